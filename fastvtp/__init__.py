@@ -1,0 +1,26 @@
+"""fastvtp: masked video-text pretraining as fast as the hardware allows.
+
+`create_model`, `list_models` and `load_pretrained` are resolved on first use, so that importing the package (which
+every data-loading worker does) loads neither torch nor any optional dependency.
+"""
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from fastvtp.version import __version__
+
+if importlib.util.find_spec("fastvtp_kernels") is None:
+    raise ImportError("fastvtp needs its kernel package fastvtp_kernels: run `pip install -e .` in the checkout")
+
+if TYPE_CHECKING:
+    from fastvtp.models.registry import create_model, list_models, load_pretrained
+
+__all__ = ["__version__", "create_model", "list_models", "load_pretrained"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("create_model", "list_models", "load_pretrained"):
+        from fastvtp.models import registry
+
+        return getattr(registry, name)
+    raise AttributeError(f"module 'fastvtp' has no attribute {name!r}")
