@@ -1,0 +1,175 @@
+"""Losses that pull matching pairs together, and the sampling of negatives that are hard to tell from them."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..dispatch import implementation, register
+from ..precision import follow_autocast, without_autocast
+from ..validation import INDEX_DTYPES, check_devices, check_floating, check_seed, check_shape
+from . import reference
+
+register("contrastive_loss", reference=reference.contrastive_loss)
+register("sigmoid_loss", reference=reference.sigmoid_loss)
+register("hard_negatives", reference=reference.hard_negatives)
+
+
+class HardNegatives(NamedTuple):
+    """Row of b chosen for each a, row of a chosen for each b; int64 [B], -1 where there is no candidate."""
+
+    b_for_a: Tensor
+    a_for_b: Tensor
+
+
+def contrastive_loss(
+    a: Tensor,
+    b: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    group: Any = None,
+    label_smoothing: float = 0.0,
+    positives: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Symmetric InfoNCE (CLIP, Radford et al. 2021): mean of the two directions' cross-entropies.
+
+    logits = logit_scale * a @ b.T; row i of `a` belongs to row i of `b`. Gradients flow to a, b and logit_scale.
+    The reference implementation holds the B x B logits.
+
+    Args:
+        a: [B, D], used as given (normalise first).
+        b: [B, D].
+        logit_scale: number or scalar tensor (1 / temperature, not its logarithm).
+        group: a torch.distributed group for global negatives; not in this version.
+        label_smoothing: this share of the target is spread evenly over all B columns.
+        positives: int [B]; rows with equal ids are positives of one another, each with equal share of the target.
+            Default: only i with i.
+        backend: see `fastvtp_kernels.dispatch`.
+
+    Returns:
+        Scalar, float32 (float64 for float64 features). Under torch.autocast the features are rounded to its dtype.
+
+    Raises:
+        ValueError: a shape does not fit, the batch is empty or label_smoothing is outside [0, 1].
+        TypeError: features are not of one floating-point dtype, or positives is not int32 or int64.
+        NotImplementedError: a group is given.
+    """
+    op = "contrastive_loss"
+    _check_pair(op, a, b, logit_scale=logit_scale)
+    _check_group(op, group)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"{op}: label_smoothing is {label_smoothing}, expected 0 <= label_smoothing <= 1")
+    _check_ids(op, "positives", positives, a.shape[0])
+    run = implementation(op, backend, a.device)
+    a, b = follow_autocast(a, b)
+    with without_autocast(a.device):
+        return run(a, b, logit_scale, positives, label_smoothing)
+
+
+def sigmoid_loss(
+    a: Tensor,
+    b: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float,
+    *,
+    group: Any = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Pairwise sigmoid loss (SigLIP, Zhai et al. 2023): -sum over all pairs of log sigmoid(±logit) / B.
+
+    logits = logit_scale * a @ b.T + logit_bias; plus for i = j, minus elsewhere. Gradients flow to all four inputs.
+    The reference implementation holds the B x B logits.
+
+    Args:
+        a: [B, D], used as given (normalise first).
+        b: [B, D].
+        logit_scale: number or scalar tensor.
+        logit_bias: number or scalar tensor.
+        group: a torch.distributed group for global negatives; not in this version.
+        backend: see `fastvtp_kernels.dispatch`.
+
+    Returns:
+        Scalar, float32 (float64 for float64 features). Under torch.autocast the features are rounded to its dtype.
+
+    Raises:
+        ValueError: a shape does not fit or the batch is empty.
+        TypeError: features are not of one floating-point dtype.
+        NotImplementedError: a group is given.
+    """
+    op = "sigmoid_loss"
+    _check_pair(op, a, b, logit_scale=logit_scale, logit_bias=logit_bias)
+    _check_group(op, group)
+    run = implementation(op, backend, a.device)
+    a, b = follow_autocast(a, b)
+    with without_autocast(a.device):
+        return run(a, b, logit_scale, logit_bias)
+
+
+@torch.no_grad()
+def hard_negatives(
+    a: Tensor,
+    b: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    seed: int,
+    step: int = 0,
+    groups: Tensor | None = None,
+    backend: str | None = None,
+) -> HardNegatives:
+    """One negative per row and direction, drawn in proportion to the softmax of its similarity (ALBEF, Li et al. 2021).
+
+    b_for_a[i] ~ softmax over j != i of logit_scale * a[i] . b[j]; a_for_b[j] ~ softmax over i != j of the same logits.
+    The draw is an exact inverse CDF of a random number keyed by (seed, step, row); nothing waits for the device.
+    The reference implementation holds the B x B logits.
+
+    Args:
+        a: [B, D], used as given (normalise first). No gradient flows.
+        b: [B, D].
+        logit_scale: number or scalar tensor.
+        seed: 0 <= seed < 2^64.
+        step: training step, 0 <= step < 2^32.
+        groups: int [B]; rows with equal ids are never negatives of one another. Default: arange(B).
+        backend: see `fastvtp_kernels.dispatch`.
+
+    Returns:
+        HardNegatives(b_for_a, a_for_b), int64 [B] each; -1 in a row without any candidate.
+
+    Raises:
+        ValueError: a shape does not fit, the batch is empty, or the seed or the step is out of range.
+        TypeError: features are not of one floating-point dtype, or groups is not int32 or int64.
+    """
+    op = "hard_negatives"
+    _check_pair(op, a, b, logit_scale=logit_scale)
+    check_seed(op, seed, step)
+    _check_ids(op, "groups", groups, a.shape[0])
+    run = implementation(op, backend, a.device)
+    with without_autocast(a.device):
+        return HardNegatives(*run(a, b, logit_scale, seed, step, groups))
+
+
+def _check_pair(op: str, a: Tensor, b: Tensor, **scalars: Tensor | float) -> None:
+    check_shape(op, "a", a, "B", "D")
+    check_shape(op, "b", b, *a.shape)
+    check_floating(op, a=a)
+    if a.dtype != b.dtype:
+        raise TypeError(f"{op}: a is {a.dtype} and b is {b.dtype}, expected one dtype")
+    check_devices(op, a=a, b=b)
+    if a.shape[0] == 0:
+        raise ValueError(f"{op}: a has shape {list(a.shape)}, expected at least one row")
+    for name, scalar in scalars.items():
+        if isinstance(scalar, Tensor) and scalar.numel() != 1:
+            raise ValueError(f"{op}: {name} has shape {list(scalar.shape)}, expected a scalar")
+
+
+def _check_group(op: str, group: Any) -> None:
+    if group is not None:
+        raise NotImplementedError(f"{op}: group is given, but global negatives are not in this version; use group=None")
+
+
+def _check_ids(op: str, name: str, ids: Tensor | None, rows: int) -> None:
+    if ids is None:
+        return
+    check_shape(op, name, ids, rows)
+    if ids.dtype not in INDEX_DTYPES:
+        raise TypeError(f"{op}: {name} is {ids.dtype}, expected int32 or int64")

@@ -1,0 +1,63 @@
+"""Contrastive losses and hard negatives in plain PyTorch: the specification.
+
+These hold the B x B logits in memory, which a fused kernel need not.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import philox
+from ..precision import compute_dtype
+
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b.T, accumulated and returned in float32 (float64 for float64)."""
+    dtype = compute_dtype(a.dtype)
+    return a.to(dtype) @ b.to(dtype).T
+
+
+def contrastive_loss(
+    a: Tensor, b: Tensor, logit_scale: Tensor | float, positives: Tensor | None, label_smoothing: float
+) -> Tensor:
+    logits = logit_scale * similarity(a, b)
+    if positives is None:
+        target = torch.arange(len(a), device=a.device)
+    else:
+        target = (positives[:, None] == positives).to(logits.dtype)
+        target = target / target.sum(dim=1, keepdim=True)
+    return (
+        F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+        + F.cross_entropy(logits.T, target, label_smoothing=label_smoothing)
+    ) / 2
+
+
+def sigmoid_loss(a: Tensor, b: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float) -> Tensor:
+    logits = logit_scale * similarity(a, b) + logit_bias
+    sign = 2 * torch.eye(len(a), dtype=logits.dtype, device=a.device) - 1
+    return -F.logsigmoid(sign * logits).sum() / len(a)
+
+
+def sample_rows(logits: Tensor, excluded: Tensor, uniform: Tensor) -> Tensor:
+    """For each row j ~ softmax(logits[row]) among the columns not excluded, by inverse CDF; -1 without any."""
+    logits = logits.double().masked_fill(excluded, float("-inf"))
+    largest = logits.amax(dim=1, keepdim=True)
+    has_candidate = largest > float("-inf")
+    weights = torch.exp(logits - largest.masked_fill(~has_candidate, 0))
+    cumulative = weights.cumsum(dim=1)
+    # right=True takes the first column whose sum exceeds the threshold: never one of weight zero.
+    chosen = torch.searchsorted(cumulative, uniform.double()[:, None] * cumulative[:, -1:], right=True)
+    return chosen.masked_fill(~has_candidate, -1).squeeze(1)
+
+
+def hard_negatives(
+    a: Tensor, b: Tensor, logit_scale: Tensor | float, seed: int, step: int, groups: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    logits = logit_scale * similarity(a, b)
+    row = torch.arange(len(a), device=a.device)
+    identity = row if groups is None else groups
+    excluded = identity[:, None] == identity
+    word_a, word_b, _, _ = philox.random_words(philox.HARD_NEGATIVES, seed, (row, step, 0, 0))
+    b_for_a = sample_rows(logits, excluded, philox.uniform(word_a))
+    a_for_b = sample_rows(logits.T.contiguous(), excluded, philox.uniform(word_b))
+    return b_for_a, a_for_b

@@ -1,0 +1,67 @@
+"""Philox4x32-10: random numbers as a pure function of (stream, seed, counter), the same bits on every device.
+
+Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Random123). Words are int64 tensors, or Python
+ints, that hold values in [0, 2^32). Nothing is drawn from, or changes, torch's own generators.
+"""
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Word: TypeAlias = Tensor | int
+
+# One 64-bit constant per use, mixed into the key, so that two uses of one seed never share numbers.
+TUBE_MASK = 0x9C6E1F4A2B7D3851
+TEXT_MASK = 0x5A17C3E98D40F62B
+HARD_NEGATIVES = 0xE3B0957C46D1A82F
+ATTENTION_DROPOUT = 0x27D8F4B1906CE35A
+
+_LOW_32 = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+
+
+def split_words(value: Word) -> tuple[Word, Word]:
+    """The (low, high) 32-bit words of a 64-bit integer."""
+    return value & _LOW_32, (value >> 32) & _LOW_32
+
+
+def _multiply(word: Word, multiplier: int) -> tuple[Word, Word]:
+    """The (high, low) words of the 64-bit product, for a multiplier of at least 2^31."""
+    # word * multiplier overflows int64; word * (multiplier - 2^32) does not and is smaller by exactly word * 2^32.
+    reduced = word * (multiplier - 2**32)
+    return (reduced >> 32) + word, reduced & _LOW_32
+
+
+def philox(counter: tuple[Word, Word, Word, Word], key: tuple[Word, Word]) -> tuple[Word, Word, Word, Word]:
+    """Ten Philox rounds over broadcastable words; returns four words in [0, 2^32) of the broadcast shape."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _KEY_INCREMENTS[0]) & _LOW_32, (k1 + _KEY_INCREMENTS[1]) & _LOW_32
+    return c0, c1, c2, c3
+
+
+def random_words(stream: int, seed: int, counter: tuple[Word, Word, Word, Word]) -> tuple[Tensor, ...]:
+    """Four independent words of 32 random bits, int64, each of the shape the counter broadcasts to.
+
+    `stream` is one of the constants above, `seed` a 64-bit integer; at least one counter word is a tensor.
+    """
+    low, high = split_words(seed)
+    stream_low, stream_high = split_words(stream)
+    words = philox(counter, (low ^ stream_low, high ^ stream_high))
+    return tuple(torch.as_tensor(word) for word in words)
+
+
+def uniform(word: Tensor) -> Tensor:
+    """float32 in [0, 1), a multiple of 2^-24, from the upper 24 bits of a random word."""
+    return (word >> 8).to(torch.float32) * 2.0**-24
+
+
+def bernoulli(word: Tensor, probability: float) -> Tensor:
+    """True with the given probability, decided by an integer comparison: exact, hence the same on every device."""
+    return word < round(probability * 2**32)

@@ -1,0 +1,88 @@
+"""What every kernel test uses: the tolerance law and poisoned memory."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+
+def tiny(dtype: torch.dtype, magnitude: float) -> float:
+    """Two rounding steps of `dtype` at the given magnitude: what chance decides when few values are compared."""
+    info = torch.finfo(dtype)
+    return 2 * info.eps * max(magnitude, info.tiny)
+
+
+def assert_within_tolerance(name: str, actual: Tensor, reference_same_dtype: Tensor, reference_float64: Tensor) -> None:
+    """The tolerance law: max|actual - ref64| <= 2 * max|ref_same_dtype - ref64| + tiny(dtype, max|ref64|).
+
+    A kernel may be at most twice as wrong as the reference run in the kernel's own dtype, whatever the inputs: there is
+    no tolerance to choose.
+
+    Args:
+        name: of the tensor, for the message ("output", "grad of weight").
+        actual: the result under test.
+        reference_same_dtype: the reference's result in the dtype of `actual`, on the same inputs.
+        reference_float64: the reference's result in float64 on the same inputs, converted exactly.
+
+    Raises:
+        AssertionError: shape or dtype differ, a value is not finite, or the law is broken (naming the worst element).
+        ValueError: reference_float64 is not float64, or a reference is not finite.
+    """
+    if reference_float64.dtype != torch.float64:
+        raise ValueError(f"{name}: reference_float64 is {reference_float64.dtype}, expected torch.float64")
+    for kind, tensor in (("actual", actual), ("reference_same_dtype", reference_same_dtype)):
+        if tensor.shape != reference_float64.shape:
+            raise AssertionError(f"{name}: {kind} has shape {list(tensor.shape)}, not {list(reference_float64.shape)}")
+        if tensor.dtype != actual.dtype:
+            raise AssertionError(f"{name}: {kind} is {tensor.dtype}, not {actual.dtype}")
+    exact = reference_float64.detach().cpu()
+    if exact.numel() == 0:
+        return
+    error, reference_error = (
+        (tensor.detach().cpu().double() - exact).abs() for tensor in (actual, reference_same_dtype)
+    )
+    if not reference_error.isfinite().all():
+        raise ValueError(f"{name}: a reference holds values that are not finite; the law cannot be applied")
+    # A value that is not finite is worse than any error.
+    error = error.nan_to_num(nan=float("inf"))
+    allowed = 2 * reference_error.max().item() + tiny(actual.dtype, exact.abs().max().item())
+    worst = int(error.argmax())
+    if error.flatten()[worst] > allowed:
+        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), exact.shape))
+        raise AssertionError(
+            f"{name}: {actual.flatten()[worst].item():.9g} at {index}, expected {exact.flatten()[worst].item():.9g}: "
+            f"error {error.flatten()[worst].item():.3g}, allowed {allowed:.3g} in {actual.dtype} "
+            f"(the reference's own error is {reference_error.max().item():.3g})"
+        )
+
+
+@contextmanager
+def poisoned_empty() -> Iterator[None]:
+    """Within the context torch.empty, empty_like, empty_strided and Tensor.new_empty return filled memory.
+
+    Floating-point memory is NaN, integers are their largest value, booleans True: an output element that a kernel
+    forgot to write cannot pass for a right one.
+    """
+
+    def poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def wrapper(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = allocate(*args, **kwargs)
+            if tensor.is_floating_point() or tensor.is_complex():
+                fill: float | int = float("nan")
+            else:
+                fill = 1 if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max
+            with torch.no_grad():
+                return tensor.fill_(fill)
+
+        return wrapper
+
+    with (
+        patch.object(torch, "empty", poisoned(torch.empty)),
+        patch.object(torch, "empty_like", poisoned(torch.empty_like)),
+        patch.object(torch, "empty_strided", poisoned(torch.empty_strided)),
+        patch.object(Tensor, "new_empty", poisoned(Tensor.new_empty)),
+    ):
+        yield

@@ -1,0 +1,5 @@
+"""Decoder input of masked autoencoders."""
+
+from .op import assemble_tokens
+
+__all__ = ["assemble_tokens"]

@@ -1,0 +1,91 @@
+"""Checks shared by the ops. Each failure is one line: the op, the argument, what it was and what was expected.
+
+Shapes and dtypes are always checked. Values are only read where that costs no synchronisation: in eager tensors on
+the CPU, never on an accelerator, under torch.compile or in fake tensors.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+def values_readable(tensor: Tensor) -> bool:
+    """Whether looking at the tensor's values is free of synchronisation and of graph breaks."""
+    return not torch.compiler.is_compiling() and tensor.device.type == "cpu" and type(tensor) is Tensor
+
+
+def check_devices(op: str, **tensors: Tensor | None) -> None:
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        found = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"{op}: {found}, expected one device")
+
+
+def check_seed(op: str, seed: int, step: int = 0) -> None:
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"{op}: seed is {seed}, expected 0 <= seed < 2**64")
+    if not 0 <= step < 2**32:
+        raise ValueError(f"{op}: step is {step}, expected 0 <= step < 2**32")
+
+
+def check_floating(op: str, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise TypeError(f"{op}: {name} is {tensor.dtype}, expected a floating-point dtype")
+
+
+def check_shape(op: str, name: str, tensor: Tensor, *expected: int | str) -> None:
+    """Numbers must match; letters stand for any size."""
+    shape = tuple(tensor.shape)
+    fits = len(shape) == len(expected) and all(
+        isinstance(want, str) or size == want for size, want in zip(shape, expected, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{op}: {name} has shape {list(shape)}, expected [{', '.join(map(str, expected))}]")
+
+
+def check_video(op: str, video: Tensor, tubelet: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The tubelet grid (t, h, w) of a video [B, T, H, W, C]."""
+    check_shape(op, "video", video, "B", "T", "H", "W", "C")
+    if video.dtype != torch.uint8 and not video.is_floating_point():
+        raise TypeError(f"{op}: video is {video.dtype}, expected uint8, or floating point in [0, 1]")
+    size = tuple(video.shape[1:4])
+    if len(tubelet) != 3 or any(side < 1 or pixels % side for pixels, side in zip(size, tubelet, strict=True)):
+        raise ValueError(f"{op}: tubelet {tuple(tubelet)} does not divide the video's (T, H, W) = {size}")
+    return size[0] // tubelet[0], size[1] // tubelet[1], size[2] // tubelet[2]
+
+
+def check_channels(op: str, name: str, values: Sequence[float], channels: int) -> None:
+    if len(values) != channels:
+        raise ValueError(f"{op}: {name} has {len(values)} values, expected one per channel ({channels})")
+
+
+def check_index(op: str, name: str, index: Tensor, tokens: int, *shape: int | str) -> None:
+    """Token indices of the given shape (as for `check_shape`), each in [0, tokens)."""
+    check_shape(op, name, index, *shape)
+    if index.dtype not in INDEX_DTYPES:
+        raise TypeError(f"{op}: {name} is {index.dtype}, expected int32 or int64")
+    if values_readable(index) and index.numel():
+        smallest, largest = (int(value) for value in index.aminmax())
+        if smallest < 0 or largest >= tokens:
+            raise ValueError(f"{op}: {name} holds {smallest}..{largest}, expected token indices in [0, {tokens})")
+
+
+def check_cu_seqlens(op: str, name: str, cu_seqlens: Tensor, rows: int, max_seqlen: int | None = None) -> None:
+    """Offsets int32 [S+1] from 0, never falling, at most `rows`; no sequence longer than max_seqlen."""
+    check_shape(op, name, cu_seqlens, "S+1")
+    if cu_seqlens.dtype != torch.int32 or cu_seqlens.shape[0] == 0:
+        raise TypeError(f"{op}: {name} is {cu_seqlens.dtype} {list(cu_seqlens.shape)}, expected int32 [S+1]")
+    if not values_readable(cu_seqlens):
+        return
+    offsets = cu_seqlens.tolist()
+    lengths = [end - start for start, end in pairwise(offsets)]
+    if offsets[0] != 0 or offsets[-1] > rows or any(length < 0 for length in lengths):
+        raise ValueError(f"{op}: {name} must start at 0, never fall and end at or below the {rows} rows given")
+    longest = max(lengths, default=0)
+    if max_seqlen is not None and longest > max_seqlen:
+        raise ValueError(f"{op}: max_seqlen is {max_seqlen}, but the longest sequence of {name} has {longest} rows")
