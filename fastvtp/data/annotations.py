@@ -1,0 +1,108 @@
+"""Lists of captioned videos: reading them from disk, and the one fact about captions that augmentation must know."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastvtp.errors import UserError
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"})
+FOLDER_LISTS = ("captions.jsonl", "train.jsonl")
+
+_DIRECTION = re.compile(
+    r"\b(?:(?:left|right)(?:wards?|most|handed)?|lefty|(?:anti|counter)?clockwise)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class VideoRecord:
+    """One video and its captions; `video` is an absolute path, `captions` holds at least one."""
+
+    id: str
+    video: str
+    captions: tuple[str, ...]
+
+
+def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
+    """Read the captioned videos that `path` lists.
+
+    Args:
+        path: either a `.jsonl` file with one object a line, `{"video": path, "caption": str | [str], "id": str}`, where
+            a relative video path starts from the folder of the file, `id` may be missing (then: the video path as
+            written) and other fields are ignored; or a folder that holds such a list named `captions.jsonl` or
+            `train.jsonl`, or else video files each beside a `.txt` file of the same name with one caption a line.
+
+    Returns:
+        The records in the order of the file, or of the sorted paths in a folder. Videos are not opened.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        UserError: a malformed list, with file, line number and field.
+    """
+    path = Path(path).absolute()
+    if path.is_dir():
+        listed = [path / name for name in FOLDER_LISTS if (path / name).is_file()]
+        records = _read_jsonl(listed[0]) if listed else _read_folder(path)
+    elif path.is_file():
+        if path.suffix != ".jsonl":
+            raise UserError(f"{path}: expected a .jsonl file or a folder of videos")
+        records = _read_jsonl(path)
+    else:
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    if not records:
+        raise UserError(f"{path}: lists no videos")
+    return records
+
+
+def mentions_direction(caption: str) -> bool:
+    """Whether `caption` names a direction (left, rightwards, clockwise, ...) that mirroring the video makes untrue."""
+    return _DIRECTION.search(caption) is not None
+
+
+def _read_jsonl(path: Path) -> list[VideoRecord]:
+    with path.open("rb") as file:
+        return [_parse_line(line, path, number) for number, line in enumerate(file, start=1) if line.strip()]
+
+
+def _parse_line(line: bytes, path: Path, number: int) -> VideoRecord:
+    place = f"{path}, line {number}"
+    try:
+        fields = json.loads(line)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
+        raise UserError(f"{place}: not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{place}: expected an object, got {type(fields).__name__}")
+    video = _text(fields.get("video"), f"{place}: field 'video'")
+    caption = fields.get("caption")
+    captions = caption if isinstance(caption, list) and caption else [caption]
+    return VideoRecord(
+        id=_text(fields.get("id", video), f"{place}: field 'id'"),
+        video=os.path.join(path.parent, video),
+        captions=tuple(_text(text, f"{place}: field 'caption'") for text in captions),
+    )
+
+
+def _read_folder(folder: Path) -> list[VideoRecord]:
+    records = []
+    for video in sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
+        sidecar = video.with_suffix(".txt")
+        if not sidecar.is_file():
+            raise UserError(f"{video}: no captions beside it, expected {sidecar.name}")
+        captions = tuple(line.strip() for line in sidecar.read_text(encoding="utf-8").splitlines() if line.strip())
+        if not captions:
+            raise UserError(f"{sidecar}: holds no caption")
+        name = video.relative_to(folder).with_suffix("").as_posix()
+        records.append(VideoRecord(id=name, video=str(video), captions=captions))
+    return records
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{place}: expected non-empty text, got {value!r}")
+    return value.strip()

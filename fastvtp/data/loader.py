@@ -1,0 +1,307 @@
+"""Captioned clips in packed batches, from a list of records to tensors on the device.
+
+B = clips, T = frames, N = caption tokens of the whole batch. What step s holds is a function of (records, seed, batch
+size, ranks, s) alone, so a run resumes exactly at any step, with any number of workers; see `fastvtp.data.sampling`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.decoding import VideoDecodeError
+from fastvtp.data.pipeline import build_pipeline, dali_formats
+from fastvtp.data.sampling import CropSampling, FrameSampling
+from fastvtp.data.source import ClipSource, SampleStream
+from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VideoTextBatch:
+    """Captioned clips of one step.
+
+    Attributes:
+        video: uint8 `[B, T, H, W, 3]` RGB.
+        input_ids: int64 `[N]`, the captions one after the other, each `[CLS] ... [SEP]`.
+        cu_seqlens: int32 `[B + 1]`, where each caption begins and the last ends.
+        text_lengths: tokens per caption, on the host.
+        max_text_length: the largest of them.
+        sample_ids: int64 `[B]`, index of each clip's record: the key of its mask.
+        captions: the captions as text.
+        step: the step of the run.
+    """
+
+    video: torch.Tensor
+    input_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    text_lengths: tuple[int, ...]
+    max_text_length: int
+    sample_ids: torch.Tensor
+    captions: list[str]
+    step: int
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> VideoTextBatch:
+        """The batch with its tensors on `device`."""
+        names = ("video", "input_ids", "cu_seqlens", "sample_ids")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names})
+
+
+class VideoTextLoader:
+    """Iterates over `VideoTextBatch`es; a context manager that stops its worker processes.
+
+    In training the stream of shuffled epochs has no end: a batch may cross from one epoch into the next, and a clip
+    that cannot be decoded is replaced by another, the same one in any repetition of the run. In evaluation every record
+    comes once, in order, with its first caption, fixed frames and the centre of the picture; the last batch is smaller,
+    a clip that cannot be decoded is left out, a batch of which nothing is left too, and each iteration starts over.
+
+    Args:
+        records: the captioned videos.
+        tokenizer: turns captions into ids.
+        batch_size: clips per step on this rank.
+        num_frames: T.
+        sampling: how frames are chosen, see `FrameSampling`.
+        frame_stride: distance of the frames in "strided" sampling.
+        image_size: height and width of the output, or one number for both; None keeps whole pictures, unmirrored and at
+            the size of the video, which must be the same within a batch.
+        max_text_length: tokens kept of a caption, [CLS] and [SEP] included.
+        seed: of everything random.
+        train: training or evaluation, see above.
+        start_step: the first step; a run resumes at the step it had reached.
+        num_steps: number of steps to make; None: without end in training, as many as all records need in evaluation.
+        num_workers: worker processes; 0 prepares clips in this process.
+        rank, world_size: this process among those that share a step's samples.
+        device: where `video` and the other tensors are made.
+        crop_scale: smallest and largest share of the picture's area in the window of a training clip.
+        flip: whether training clips are mirrored at random; one whose captions name a direction never is.
+        decoder: "pyav" decodes in the workers, "dali" in the pipeline, "auto" is "dali" on a GPU and "pyav" on a CPU.
+        prefetch: batches prepared ahead.
+
+    Attributes:
+        bad_files: path and reason of each file found undecodable so far, by path.
+        wait_seconds: time spent waiting for data.
+
+    Raises:
+        UserError: no records, or a setting out of range.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[VideoRecord],
+        tokenizer: CaptionTokenizer,
+        *,
+        batch_size: int,
+        num_frames: int,
+        max_text_length: int,
+        train: bool,
+        seed: int = 0,
+        sampling: str = "uniform",
+        frame_stride: int = 1,
+        image_size: int | tuple[int, int] | None = 224,
+        start_step: int = 0,
+        num_steps: int | None = None,
+        num_workers: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+        crop_scale: tuple[float, float] = (0.5, 1.0),
+        flip: bool = True,
+        decoder: str = "auto",
+        prefetch: int = 2,
+    ):
+        _require(len(records) > 0, "records: no videos")
+        _require(batch_size > 0, f"batch_size must be positive, got {batch_size}")
+        _require(0 <= rank < world_size, f"rank {rank} is outside [0, world_size {world_size})")
+        _require(num_workers >= 0, f"num_workers must not be negative, got {num_workers}")
+        _require(max_text_length >= 3, f"max_text_length must be at least 3, got {max_text_length}")
+        _require(prefetch > 0, f"prefetch must be positive, got {prefetch}")
+        _require(seed >= 0 and start_step >= 0, f"seed {seed} and start_step {start_step} must not be negative")
+        if not train and num_steps is None:
+            num_steps = max(0, -(-len(records) // (batch_size * world_size)) - start_step)
+
+        self.wait_seconds = 0.0
+        self._bad_files: dict[str, str] = {}
+        self._records = records
+        self._tokenizer = tokenizer
+        self._max_text_length = max_text_length
+        self._device = torch.device(device)
+        if self._device.type == "cuda" and self._device.index is None:
+            self._device = torch.device("cuda", torch.cuda.current_device())
+        self._size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        _require(self._size is None or min(self._size) > 0, f"image_size must be positive, got {image_size}")
+        self._num_workers = num_workers
+        self._prefetch = prefetch
+        self._stream = SampleStream(
+            len(records),
+            seed,
+            batch_size,
+            train,
+            start_step=start_step,
+            num_steps=num_steps,
+            rank=rank,
+            world_size=world_size,
+        )
+        crop = None
+        if self._size is not None:
+            crop = CropSampling(aspect=self._size[1] / self._size[0], scale=crop_scale, flip=flip)
+        self._source = ClipSource(
+            records,
+            self._stream,
+            sampling=FrameSampling(sampling, num_frames, frame_stride),
+            crop=crop,
+            dali_formats=dali_formats(decoder, self._device),
+        )
+        self._step = start_step
+        self._pipeline: Any = None
+
+    @property
+    def bad_files(self) -> dict[str, str]:
+        return dict(sorted(self._bad_files.items()))
+
+    def __len__(self) -> int:
+        """Number of steps from the start; TypeError where there is no end."""
+        if self._stream.num_steps is None:
+            raise TypeError("an endless loader has no length: set num_steps")
+        return self._stream.num_steps
+
+    def __enter__(self) -> VideoTextLoader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers; batches handed out stay valid. A later iteration starts workers again."""
+        self._pipeline = None
+
+    def __iter__(self) -> Iterator[VideoTextBatch]:
+        """Go on with the stream in training, start over in evaluation.
+
+        Raises:
+            NoDecodableClipError: a long row of clips, drawn one to replace the other, cannot be decoded.
+        """
+        if not self._stream.train and self._step != self._stream.start_step:
+            self.close()
+            self._step = self._stream.start_step
+        while (outputs := self._run()) is not None:
+            batch = self._assemble(*outputs)
+            self._step += 1
+            if batch is not None:
+                yield batch
+        if not self._stream.train:
+            self._step = self._stream.start_step
+
+    def _run(self) -> tuple[Any, Any] | None:
+        """The pipeline's outputs for the current step, or None after the last."""
+        started = time.perf_counter()
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        try:
+            while True:
+                pipeline = self._pipeline or self._start_pipeline()
+                try:
+                    return pipeline.run(stream)
+                except StopIteration:
+                    break
+                except Exception as error:  # DALI and its worker pool raise nothing more specific
+                    self._exclude_damaged_files(error)
+            if self._stream.train or self._source.stream != self._stream:
+                self.close()
+            else:
+                pipeline.reset()  # spares the next pass the start of new workers
+            return None
+        finally:
+            self.wait_seconds += time.perf_counter() - started
+
+    def _start_pipeline(self) -> Any:
+        done = self._step - self._stream.start_step
+        left = None if self._stream.num_steps is None else self._stream.num_steps - done
+        self._source.stream = replace(self._stream, start_step=self._step, num_steps=left)
+        self._pipeline = build_pipeline(
+            self._source,
+            size=self._size,
+            device_id=self._device.index,
+            num_workers=self._num_workers,
+            prefetch=self._prefetch,
+        )
+        return self._pipeline
+
+    def _exclude_damaged_files(self, error: Exception) -> None:
+        """After the pipeline failed with `error`: find the files to blame and stop it, to restart without them.
+
+        Raises:
+            NoDecodableClipError: the source ran out of replacements.
+            Exception: `error` itself, where no file is to blame.
+        """
+        numbers = [self._stream.number(self._step, place) for place in range(self._stream.batch_size)]
+        damaged = [number for number in numbers if self._source.find_damage(number)]
+        if not damaged:
+            raise error
+        self.close()
+
+    def _assemble(self, meta: Any, video: Any) -> VideoTextBatch | None:
+        """The batch of the current step, without padding and, in evaluation, without what could not be decoded."""
+        kept, indices, captions = [], [], []
+        for place, (index, failures, caption) in enumerate(meta.as_array().tolist()):
+            number = self._stream.number(self._step, place)
+            for attempt in range(failures):
+                self._note_bad_file(number, attempt)
+            if self._stream.train or (failures == 0 and number < len(self._records)):
+                kept.append(place)
+                indices.append(index)
+                captions.append(self._records[index].captions[caption])
+        if not kept:
+            return None
+        text = self._tokenizer.encode_packed(captions, self._max_text_length)
+        return VideoTextBatch(
+            video=self._to_torch(video, kept),
+            input_ids=self._on_device(text.input_ids),
+            cu_seqlens=self._on_device(np.cumsum((0, *text.lengths), dtype=np.int32)),
+            text_lengths=text.lengths,
+            max_text_length=max(text.lengths),
+            sample_ids=self._on_device(np.array(indices, np.int64)),
+            captions=captions,
+            step=self._step,
+        )
+
+    def _to_torch(self, video: Any, kept: list[int]) -> torch.Tensor:
+        """uint8 `[B, T, H, W, 3]` of the kept clips, without a copy where all are kept."""
+        shapes = {tuple(video[place].shape()) for place in kept}
+        if len(shapes) > 1:
+            raise UserError(f"image_size=None needs videos of one size, step {self._step} holds {sorted(shapes)}")
+        if len(kept) == self._stream.batch_size:
+            return torch.from_dlpack(video.as_tensor())
+        return torch.stack([torch.from_dlpack(video[place]) for place in kept])
+
+    def _on_device(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self._device.type == "cuda":
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor
+
+    def _note_bad_file(self, number: int, attempt: int) -> None:
+        """Name the file that failed at an attempt for a sample, by repeating the attempt here."""
+        index, _ = self._stream.draw(number, attempt)
+        path = self._records[index].video
+        if path in self._bad_files:
+            return
+        try:
+            self._source.attempt(number, attempt)
+            reason = "failed in a worker and was readable afterwards"
+        except VideoDecodeError as error:
+            reason = error.reason
+        self._bad_files[path] = reason
+        logger.warning("%s: %s; %s", path, reason, "replaced" if self._stream.train else "left out")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)

@@ -1,0 +1,131 @@
+"""What is drawn for a clip: its place in the sample stream, its frames, its window. Numpy only; no state.
+
+The sample stream is endless: sample number g is record `epoch_order(seed, g // n, n)[g % n]` of the n records, and step
+s on rank r of W with local batch b covers the b numbers from (s W + r) b on. Batches run across the ends of epochs,
+nothing is dropped, and what a step holds depends neither on workers nor, for a fixed global batch b W, on the ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from fastvtp.errors import UserError
+
+_ORDER_STREAM, _SAMPLE_STREAM = 0, 1
+_CROP_ATTEMPTS = 10
+
+
+def sample_rng(seed: int, epoch: int, index: int, attempt: int = 0) -> np.random.Generator:
+    """The generator behind every random choice for one sample; `attempt` > 0 for its replacements."""
+    key = np.random.SeedSequence(seed, spawn_key=(_SAMPLE_STREAM, epoch, index, attempt))
+    return np.random.default_rng(key)
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, num_records: int) -> np.ndarray:
+    """The order of the records in an epoch: a read-only permutation, int64 `[num_records]`."""
+    key = np.random.SeedSequence(seed, spawn_key=(_ORDER_STREAM, epoch))
+    order = np.random.default_rng(key).permutation(num_records)
+    order.setflags(write=False)
+    return order
+
+
+def sample_number(step: int, place: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> int:
+    """The global number of the sample at `place` in the local batch of a step."""
+    return (step * world_size + rank) * batch_size + place
+
+
+@dataclass(frozen=True)
+class FrameSampling:
+    """Which frames of a video make a clip.
+
+    - `"strided"`: every `stride`-th frame from a random start (SimVTP and VideoMAE pretrain so). A video shorter than
+      that span is covered end to end by evenly spaced frames.
+    - `"uniform"`: one random frame from each of `num_frames` equal parts (TSN, arXiv 1608.00859).
+    - `"random_sorted"`: random frames without repetition, in order (ALPRO).
+
+    Without a generator (evaluation) the choice is fixed: the middle span, the middle of every part.
+    A video of fewer frames than `num_frames` repeats them, as evenly as it can.
+    """
+
+    kind: str = "uniform"
+    num_frames: int = 16
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("strided", "uniform", "random_sorted"):
+            raise UserError(f"frame sampling kind: expected strided, uniform or random_sorted, got {self.kind!r}")
+        if self.num_frames < 1 or self.stride < 1:
+            raise UserError(f"frame sampling: num_frames {self.num_frames} and stride {self.stride} must be positive")
+
+    def indices(self, total_frames: int, rng: np.random.Generator | None) -> np.ndarray:
+        """Frame indices in a video of `total_frames` frames: int32 `[num_frames]`, ascending."""
+        if total_frames < 1:
+            raise UserError(f"total_frames must be positive, got {total_frames}")
+        span = (self.num_frames - 1) * self.stride + 1
+        if self.kind == "strided" and span <= total_frames:
+            slack = total_frames - span
+            start = slack // 2 if rng is None else rng.integers(slack + 1)
+            picked = start + self.stride * np.arange(self.num_frames)
+        elif self.kind == "random_sorted" and rng is not None:
+            repeats, extra = divmod(self.num_frames, total_frames)
+            every = np.repeat(np.arange(total_frames), repeats)
+            picked = np.sort(np.concatenate([every, rng.choice(total_frames, extra, replace=False)]))
+        else:
+            jitter = 0.5 if rng is None or self.kind == "strided" else rng.random(self.num_frames)
+            picked = np.floor((np.arange(self.num_frames) + jitter) * total_frames / self.num_frames)
+        return np.minimum(picked, total_frames - 1).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class CropWindow:
+    """The part of the picture that is kept, as fractions of its height and width, and whether it is mirrored."""
+
+    y0: float
+    x0: float
+    y1: float
+    x1: float
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class CropSampling:
+    """One window for all frames of a clip.
+
+    In training the window covers a random share of the area within `scale`, its shape (width / height, relative to
+    `aspect`, the shape of the output) log-uniform within `ratio`, at a random place: "inception" cropping, arXiv
+    1409.4842. In evaluation, and where no such window fits, it is the largest centred one of the output's shape.
+    """
+
+    aspect: float = 1.0
+    scale: tuple[float, float] = (0.5, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise UserError(f"crop {name}: expected 0 < low <= high, got {(low, high)}")
+        if self.scale[1] > 1:
+            raise UserError(f"crop scale: an area share above 1 in {self.scale}")
+
+    def window(self, height: int, width: int, rng: np.random.Generator | None) -> CropWindow:
+        """The window for a picture of `height` x `width` pixels."""
+        flip = False
+        if rng is not None:
+            flip = self.flip and bool(rng.random() < 0.5)
+            for _ in range(_CROP_ATTEMPTS):
+                area = height * width * rng.uniform(*self.scale)
+                shape = self.aspect * math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+                crop_height, crop_width = math.sqrt(area / shape) / height, math.sqrt(area * shape) / width
+                if crop_height <= 1 and crop_width <= 1:
+                    y0, x0 = (float(share) for share in rng.random(2) * (1 - crop_height, 1 - crop_width))
+                    return CropWindow(y0, x0, y0 + crop_height, x0 + crop_width, flip)
+        relative = self.aspect * height / width
+        crop_height, crop_width = min(1.0, 1 / relative), min(1.0, relative)
+        y0, x0 = (1 - crop_height) / 2, (1 - crop_width) / 2
+        return CropWindow(y0, x0, y0 + crop_height, x0 + crop_width, flip)

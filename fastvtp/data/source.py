@@ -1,0 +1,230 @@
+"""The stateless clip source that DALI calls, in worker processes or in the main one; imports neither torch nor DALI.
+
+(seed, epoch, index) decide everything about a sample: caption, frames, window, flip, and which clip stands in for one
+that cannot be decoded. The main process can therefore retrace what a worker did from the number of the sample alone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastvtp.data.annotations import VideoRecord, mentions_direction
+from fastvtp.data.decoding import Video, VideoDecodeError, VideoInfo
+from fastvtp.data.sampling import CropSampling, FrameSampling, epoch_order, sample_number, sample_rng
+from fastvtp.errors import UserError
+
+MAX_ATTEMPTS = 20
+
+
+class NoDecodableClipError(UserError):
+    """`MAX_ATTEMPTS` videos, drawn one to replace the other, could not be decoded."""
+
+
+@dataclass(frozen=True)
+class SampleStream:
+    """Which samples a rank sees, in the terms of `fastvtp.data.sampling`.
+
+    In training the stream is shuffled and endless; otherwise it is the records in order. Steps `start_step` to
+    `start_step + num_steps - 1` are made (`num_steps` None: without end).
+    """
+
+    num_records: int
+    seed: int
+    batch_size: int
+    train: bool
+    start_step: int = 0
+    num_steps: int | None = None
+    rank: int = 0
+    world_size: int = 1
+
+    def number(self, step: int, place: int) -> int:
+        """Global number of the sample at `place` in this rank's batch of a step."""
+        return sample_number(step, place, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
+
+    def draw(self, number: int, attempt: int) -> tuple[int, np.random.Generator]:
+        """The record tried at `attempt` for a sample, and the generator of the choices about it."""
+        epoch, index = divmod(number, self.num_records)
+        if self.train:
+            index = int(epoch_order(self.seed, epoch, self.num_records)[index])
+        rng = sample_rng(self.seed, epoch, index, attempt)
+        if attempt > 0:
+            index = int(rng.integers(self.num_records))
+        return index, rng
+
+
+def _exit_with_parent() -> None:
+    """In a worker process: end as soon as the parent has. DALI's workers would outlive a killed one for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class ClipSource:
+    """Makes the samples of one rank; picklable. Its only state is a memory of files already opened.
+
+    Args:
+        records: the data set.
+        stream: which of them, in which order.
+        sampling: which frames.
+        crop: which window; None keeps the whole picture.
+        dali_formats: None to decode here, with PyAV. Otherwise encoded bytes are handed on, of videos whose (codec,
+            pixel format) is listed; others count as undecodable.
+
+    Attributes:
+        bad: reason by index, for records known to be undecodable.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[VideoRecord],
+        stream: SampleStream,
+        *,
+        sampling: FrameSampling,
+        crop: CropSampling | None,
+        dali_formats: frozenset[tuple[str, str]] | None = None,
+    ):
+        self.stream = stream
+        self.bad: dict[int, str] = {}
+        self._good: dict[int, VideoInfo] = {}
+        self._paths = [record.video for record in records]
+        self._num_captions = [len(record.captions) for record in records]
+        self._mirrorable = [not any(map(mentions_direction, record.captions)) for record in records]
+        self._sampling = sampling
+        self._crop = crop
+        self._dali_formats = dali_formats
+
+    def __call__(self, info: Any) -> tuple[np.ndarray, ...]:
+        """The arrays of one sample, `info` being DALI's `SampleInfo`; see `load`.
+
+        Raises:
+            StopIteration: the stream has ended.
+            NoDecodableClipError: no replacement could be decoded either.
+        """
+        if self.stream.num_steps is not None and info.iteration >= self.stream.num_steps:
+            raise StopIteration
+        return self.load(self.stream.number(self.stream.start_step + info.iteration, info.idx_in_batch))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _exit_with_parent()
+
+    @property
+    def decodes(self) -> bool:
+        """Whether samples hold frames; otherwise encoded bytes."""
+        return self._dali_formats is None
+
+    def load(self, number: int) -> tuple[np.ndarray, ...]:
+        """The arrays of a sample, from the first attempt that can be decoded.
+
+        Returns:
+            meta: int64 `[3]`: record used, failed attempts before it, caption used.
+            video: uint8 `[T, H, W, 3]`, upright. Or, for DALI to decode, three arrays: the file's bytes uint8 `[N]`,
+            frame indices int32 `[T]` and counterclockwise rotation float32 `[]` in degrees.
+            window: three arrays, absent where the whole picture is kept: top left and bottom right corner, float32
+            `[2]` each (y, x), fractions of the upright picture; and int32 `[]`, 1 to mirror.
+
+        Raises:
+            NoDecodableClipError: `MAX_ATTEMPTS` attempts failed.
+        """
+        errors = []
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                return self.attempt(number, attempt)
+            except VideoDecodeError as error:
+                errors.append(str(error))
+        last = "; ".join(dict.fromkeys(errors[-3:]))
+        raise NoDecodableClipError(f"{MAX_ATTEMPTS} videos in a row cannot be decoded, the last: {last}")
+
+    def attempt(self, number: int, attempt: int) -> tuple[np.ndarray, ...]:
+        """One attempt of `load`.
+
+        Raises:
+            VideoDecodeError: the record of this attempt cannot be decoded.
+        """
+        index, generator = self.stream.draw(number, attempt)
+        rng = generator if self.stream.train else None
+        caption = 0 if rng is None else int(rng.integers(self._num_captions[index]))
+        if self.decodes:
+            video = (self._decoded(index, rng),)
+            height, width = video[0].shape[1:3]
+        else:
+            encoded, info = self._encoded(index)
+            video = (encoded, self._sampling.indices(info.frames, rng), np.array(info.rotation, np.float32))
+            height, width = info.height, info.width
+        meta = np.array([index, attempt, caption], np.int64)
+        if self._crop is None:
+            return meta, *video
+        window = self._crop.window(height, width, rng)
+        corners = np.array([[window.y0, window.x0], [window.y1, window.x1]], np.float32)
+        return meta, *video, *corners, np.array(window.flip and self._mirrorable[index], np.int32)
+
+    def find_damage(self, number: int) -> bool:
+        """Whether DALI was handed a damaged file for a sample: one that opens but has frames that cannot be decoded.
+
+        Such a file counts as bad from then on.
+
+        Raises:
+            NoDecodableClipError: there was no file to hand out.
+        """
+        index = int(self.load(number)[0][0])
+        if self.decodes:
+            return False
+        try:
+            with self._opened(index) as video:
+                video.decode_all()
+        except VideoDecodeError as error:
+            self.bad[index] = error.reason
+            return True
+        return False
+
+    def _decoded(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
+        # Damage found here is not remembered: whether it shows depends on the frames drawn, and content must not depend
+        # on what a worker happened to see before.
+        with self._opened(index) as video:
+            return video.read(self._sampling.indices(video.num_frames, rng))
+
+    def _encoded(self, index: int) -> tuple[np.ndarray, VideoInfo]:
+        """The bytes of a file, once its first frame has been decoded: a bad file would cost DALI the whole batch."""
+        path = self._paths[index]
+        if index in self.bad:
+            raise VideoDecodeError(path, self.bad[index])
+        if index not in self._good:
+            self._good[index] = self._proven(index)
+        try:
+            return np.fromfile(path, np.uint8), self._good[index]
+        except OSError as error:
+            raise VideoDecodeError(path, error.strerror or str(error)) from None
+
+    def _proven(self, index: int) -> VideoInfo:
+        try:
+            with self._opened(index) as video:
+                info = video.info()
+            if (info.codec, info.pix_fmt) not in (self._dali_formats or ()):
+                reason = f"DALI cannot decode {info.codec} ({info.pix_fmt}) on this device, decoder='pyav' can"
+                raise VideoDecodeError(self._paths[index], reason)
+            return info
+        except VideoDecodeError as error:
+            self.bad[index] = error.reason
+            raise
+
+    def _opened(self, index: int) -> Video:
+        if index in self.bad:
+            raise VideoDecodeError(self._paths[index], self.bad[index])
+        try:
+            return Video(self._paths[index])
+        except VideoDecodeError as error:
+            self.bad[index] = error.reason
+            raise

@@ -1,0 +1,156 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.loader import VideoTextLoader
+from fastvtp.data.source import ClipSource, NoDecodableClipError
+from fastvtp.data.tokenization import CaptionTokenizer
+from tests.data.clips import frame_numbers, truncate, write_audio, write_clip
+
+NUM_GOOD = 20
+SPACING = 8  # clip i carries the numbers from SPACING * i on
+NUM_FRAMES = 8
+
+REASONS = {
+    "moov_at_end.mp4": "truncated: the index (moov) of the mp4 is missing",
+    "faststart.mp4": "truncated: the last",
+    "audio_only.mp4": "no video stream",
+    "zero_bytes.mp4": "zero bytes",
+    "text.mp4": "not a video",
+}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    paths = [write_clip(folder / f"{i:02}.mp4", NUM_FRAMES, first=SPACING * i) for i in range(NUM_GOOD)]
+    return [VideoRecord(path.stem, str(path), (f"clip {path.stem}",)) for path in paths]
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad")
+    truncate(write_clip(folder / "whole.mp4"), folder / "moov_at_end.mp4", 0.6)
+    moov_first = write_clip(folder / "moov_first.mp4", container_options={"movflags": "faststart"})
+    truncate(moov_first, folder / "faststart.mp4", 0.8)
+    write_audio(folder / "audio_only.mp4")
+    (folder / "zero_bytes.mp4").touch()
+    (folder / "text.mp4").write_text("not a film, a letter\n" * 100)
+    return [VideoRecord(name, str(folder / name), (f"bad {name}",)) for name in REASONS]
+
+
+@pytest.fixture(scope="module")
+def mixed(good, bad):
+    """Bad files spread among the good ones; the first and the last record are bad."""
+    records = list(good)
+    for place, record in zip((0, 5, 6, 13, len(good) + 4), bad, strict=True):
+        records.insert(place, record)
+    return records
+
+
+@pytest.fixture(scope="module")
+def tokenizer(mixed):
+    return CaptionTokenizer.train([caption for record in mixed for caption in record.captions], 200)
+
+
+def run(records, tokenizer, **settings):
+    defaults = {"batch_size": 5, "num_frames": 4, "max_text_length": 16, "image_size": None, "train": True, "seed": 1}
+    with VideoTextLoader(records, tokenizer, **{**defaults, **settings}) as loader:
+        return list(loader), loader.bad_files
+
+
+def shown(batches):
+    """By the frames themselves: which good clip each row of the batches shows."""
+    return [frame_numbers(clip)[0] // SPACING for batch in batches for clip in batch.video.numpy()]
+
+
+@pytest.fixture(scope="module")
+def epoch(mixed, tokenizer):
+    """One epoch of training, 25 records in 5 steps, made in this process."""
+    return run(mixed, tokenizer, num_steps=5, num_workers=0)
+
+
+def test_exactly_the_bad_files_are_named_each_with_its_reason(epoch, bad):
+    _, bad_files = epoch
+    assert list(bad_files) == sorted(record.video for record in bad)
+    for record in bad:
+        assert bad_files[record.video].startswith(REASONS[record.id])
+
+
+def test_an_epoch_runs_through_and_every_good_clip_is_shown(epoch, mixed):
+    batches, _ = epoch
+    assert [len(batch.captions) for batch in batches] == [5] * 5
+    used = [mixed[index] for batch in batches for index in batch.sample_ids.tolist()]
+    assert [f"{clip:02}" for clip in shown(batches)] == [record.id for record in used]
+    assert [caption for batch in batches for caption in batch.captions] == [record.captions[0] for record in used]
+    assert {record.id for record in used} == {f"{i:02}" for i in range(NUM_GOOD)}
+
+
+def test_good_samples_are_what_they_are_without_bad_files(epoch, mixed, good, bad, tokenizer):
+    repaired = [good[0] if record in bad else record for record in mixed]
+    batches, _ = epoch
+    others, none_bad = run(repaired, tokenizer, num_steps=5, num_workers=0)
+    assert none_bad == {}
+    unchanged = 0
+    for batch, other in zip(batches, others, strict=True):
+        rows = (batch.sample_ids == other.sample_ids).nonzero().flatten()
+        unchanged += len(rows)
+        torch.testing.assert_close(batch.video[rows], other.video[rows], rtol=0, atol=0)
+    assert unchanged == NUM_GOOD
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_replacements_do_not_depend_on_workers(epoch, mixed, tokenizer, num_workers):
+    batches, bad_files = run(mixed, tokenizer, num_steps=5, num_workers=num_workers)
+    assert bad_files == epoch[1]
+    for batch, reference in zip(batches, epoch[0], strict=True):
+        assert batch.sample_ids.tolist() == reference.sample_ids.tolist()
+        np.testing.assert_array_equal(batch.video, reference.video)
+
+
+def test_replacements_survive_a_resume(epoch, mixed, tokenizer):
+    batches, _ = run(mixed, tokenizer, start_step=2, num_steps=3, num_workers=0)
+    for batch, reference in zip(batches, epoch[0][2:], strict=True):
+        np.testing.assert_array_equal(batch.video, reference.video)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_evaluation_leaves_bad_files_out(mixed, bad, tokenizer, num_workers):
+    batches, bad_files = run(mixed, tokenizer, train=False, num_workers=num_workers)
+    assert shown(batches) == list(range(NUM_GOOD))
+    kept = [i for i, record in enumerate(mixed) if record not in bad]
+    assert [index for batch in batches for index in batch.sample_ids.tolist()] == kept
+    assert list(bad_files) == sorted(record.video for record in bad)
+    for batch in batches:
+        assert len(batch.captions) == len(batch.text_lengths) == len(batch.cu_seqlens) - 1 == len(batch.video)
+
+
+def test_a_batch_of_bad_files_alone_is_skipped_in_evaluation(good, bad, tokenizer):
+    batches, _ = run([*bad, *good[:3]], tokenizer, train=False, num_workers=0)
+    assert [(batch.step, len(batch.captions)) for batch in batches] == [(1, 3)]
+
+
+def test_each_bad_file_is_warned_of_once(mixed, bad, tokenizer, caplog):
+    with caplog.at_level(logging.WARNING, logger="fastvtp.data.loader"):
+        run(mixed, tokenizer, num_steps=15, num_workers=0)
+    warned = sorted(record.getMessage().split(": ")[0] for record in caplog.records)
+    assert warned == sorted(record.video for record in bad)
+
+
+def test_a_failure_that_passed_is_reported_as_such(mixed, bad, tokenizer, monkeypatch):
+    monkeypatch.setattr(ClipSource, "attempt", lambda *_: ())  # in this process alone, where the reason is looked for
+    _, bad_files = run(mixed, tokenizer, num_steps=5, num_workers=1)
+    assert bad_files == {record.video: "failed in a worker and was readable afterwards" for record in bad}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_nothing_but_bad_files_ends_in_one_clear_line(bad, tokenizer, num_workers):
+    with pytest.raises(NoDecodableClipError) as caught:
+        run(bad, tokenizer, num_steps=5, num_workers=num_workers)
+    message = str(caught.value)
+    assert message.startswith("20 videos in a row cannot be decoded, the last: ")
+    assert any(record.video in message for record in bad)
+    assert "\n" not in message

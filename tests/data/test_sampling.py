@@ -1,0 +1,135 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastvtp.data.sampling import CropSampling, CropWindow, FrameSampling, epoch_order, sample_number, sample_rng
+from fastvtp.errors import UserError
+
+KINDS = ("strided", "uniform", "random_sorted")
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    num_frames=st.integers(1, 40),
+    stride=st.integers(1, 6),
+    total=st.integers(1, 200),
+    seed=st.none() | st.integers(0, 1000),
+)
+def test_indices_ascend_within_the_video_and_repeat_no_more_than_they_must(kind, num_frames, stride, total, seed):
+    generator = None if seed is None else rng(seed)
+    indices = FrameSampling(kind, num_frames, stride).indices(total, generator)
+    assert indices.dtype == np.int32
+    assert indices.shape == (num_frames,)
+    assert (np.diff(indices) >= 0).all()
+    assert indices[0] >= 0
+    assert indices[-1] < total
+    if kind != "uniform" or seed is None:  # a random frame per part can meet that of the next part
+        counts = np.bincount(indices, minlength=total)
+        assert counts.max() == math.ceil(num_frames / total)
+        assert counts.min() >= num_frames // total
+
+
+def test_strided_keeps_its_stride_and_reaches_every_start():
+    sampling = FrameSampling("strided", num_frames=4, stride=3)
+    starts = set()
+    for seed in range(100):
+        indices = sampling.indices(14, rng(seed))
+        assert (np.diff(indices) == 3).all()
+        starts.add(int(indices[0]))
+    assert starts == {0, 1, 2, 3, 4}
+    assert sampling.indices(14, None).tolist() == [2, 5, 8, 11]
+
+
+def test_strided_covers_a_video_shorter_than_its_span():
+    assert FrameSampling("strided", 4, 8).indices(16, rng()).tolist() == [2, 6, 10, 14]
+    assert FrameSampling("strided", 6, 8).indices(3, rng()).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_uniform_takes_one_frame_of_each_part():
+    sampling = FrameSampling("uniform", 4)
+    drawn = np.stack([sampling.indices(20, rng(seed)) for seed in range(200)])
+    assert (drawn // 5 == np.arange(4)).all()
+    assert [len(set(column)) for column in drawn.T] == [5, 5, 5, 5]
+    assert sampling.indices(20, None).tolist() == [2, 7, 12, 17]
+
+
+def test_random_sorted_draws_without_repetition_and_is_centred_without_a_generator():
+    drawn = [FrameSampling("random_sorted", 5).indices(8, rng(seed)).tolist() for seed in range(50)]
+    assert all(len(set(indices)) == 5 for indices in drawn)
+    assert len(set(map(tuple, drawn))) > 20
+    assert FrameSampling("random_sorted", 4).indices(20, None).tolist() == [2, 7, 12, 17]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [(("stridden", 4), "got 'stridden'"), (("uniform", 0), "num_frames 0"), (("strided", 4, 0), "stride 0")],
+)
+def test_bad_frame_sampling_is_refused(arguments, complaint):
+    with pytest.raises(UserError, match=complaint):
+        FrameSampling(*arguments)
+
+
+@given(
+    height=st.integers(16, 2000),
+    width=st.integers(16, 2000),
+    aspect=st.floats(0.5, 2),
+    low=st.floats(0.05, 1),
+    seed=st.integers(0, 1000),
+)
+def test_random_windows_lie_inside_and_respect_scale_and_ratio(height, width, aspect, low, seed):
+    crop = CropSampling(aspect, scale=(low, 1.0), ratio=(3 / 4, 4 / 3))
+    window = crop.window(height, width, rng(seed))
+    assert 0 <= window.y0 < window.y1 <= 1 + 1e-9
+    assert 0 <= window.x0 < window.x1 <= 1 + 1e-9
+    crop_height, crop_width = (window.y1 - window.y0) * height, (window.x1 - window.x0) * width
+    shape = crop_width / crop_height / aspect
+    assert 3 / 4 - 1e-6 < shape < 4 / 3 + 1e-6
+    centred = math.isclose(shape, 1.0)  # the window where none of the wanted area fits
+    assert centred or crop_height * crop_width >= low * height * width * (1 - 1e-6)
+
+
+def test_random_windows_move_and_mirror_half_the_time():
+    windows = [CropSampling().window(100, 150, rng(seed)) for seed in range(400)]
+    assert len({window.y0 for window in windows}) > 300
+    assert 150 < sum(window.flip for window in windows) < 250
+    assert not any(CropSampling(flip=False).window(100, 150, rng(seed)).flip for seed in range(50))
+
+
+def test_without_a_generator_the_window_is_centred_and_never_mirrored():
+    assert CropSampling().window(100, 200, None) == CropWindow(0.0, 0.25, 1.0, 0.75)
+    assert CropSampling(aspect=2.0).window(100, 100, None) == CropWindow(0.25, 0.0, 0.75, 1.0)
+
+
+@pytest.mark.parametrize("bad", [{"scale": (0.0, 1.0)}, {"scale": (0.5, 1.5)}, {"ratio": (2.0, 1.0)}])
+def test_bad_crops_are_refused(bad):
+    with pytest.raises(UserError, match=f"crop {next(iter(bad))}"):
+        CropSampling(**bad)
+
+
+def test_every_part_of_the_key_changes_the_draws_and_nothing_else_does():
+    # trailing zeros too: numpy pads a seed with zeros, so that (1, 2) and (1, 2, 0) would be one stream
+    keys = [(1, 2, 0), (1, 2, 1), (1, 0, 2), (2, 1, 0), (1, 2, 0, 1), (0, 0, 0), (0, 0, 0, 1)]
+    draws = {sample_rng(*key).random() for key in keys}
+    assert len(draws) == len(keys)
+    assert sample_rng(1, 2, 3).random(4).tolist() == sample_rng(1, 2, 3, 0).random(4).tolist()
+
+
+def test_epoch_order_is_a_permutation_that_differs_by_seed_and_epoch():
+    orders = [epoch_order(seed, epoch, 50) for seed in (0, 1) for epoch in (0, 1)]
+    assert all(sorted(order.tolist()) == list(range(50)) for order in orders)
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+    assert epoch_order(0, 0, 50).tolist() == orders[0].tolist()
+    assert sample_rng(0, 0, 1).permutation(50).tolist() not in [order.tolist() for order in orders]
+
+
+def test_ranks_share_out_the_samples_of_a_step_in_order():
+    places = [(rank, place) for rank in range(4) for place in range(2)]
+    numbers = [sample_number(3, place, batch_size=2, rank=rank, world_size=4) for rank, place in places]
+    assert numbers == [sample_number(3, place, batch_size=8) for place in range(8)] == list(range(24, 32))
