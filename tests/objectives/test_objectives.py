@@ -1,0 +1,43 @@
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, normalize
+
+from fastvtp.objectives.contrastive import video_text_contrast
+from fastvtp.objectives.matching import matching_accuracy, matching_loss
+from fastvtp.objectives.reconstruction import masked_word_loss
+
+
+def test_contrast_is_clips_formula():
+    torch.manual_seed(0)
+    text, video, scale = torch.randn(5, 8), 3 * torch.randn(5, 8), torch.tensor(20.0)
+    logits = 20 * normalize(text, dim=-1) @ normalize(video, dim=-1).T
+    both = cross_entropy(logits, torch.arange(5)) + cross_entropy(logits.T, torch.arange(5))
+    torch.testing.assert_close(video_text_contrast(text, video, scale), both / 2)
+    torch.testing.assert_close(video_text_contrast(text, video, scale, directions="sum"), both)
+    with pytest.raises(ValueError, match="directions"):
+        video_text_contrast(text, video, scale, directions="both")
+
+
+def test_contrast_is_computed_in_float32_under_autocast():
+    torch.manual_seed(0)
+    text, video, scale = torch.randn(5, 8), torch.randn(5, 8), torch.tensor(20.0)
+    exact = video_text_contrast(text, video, scale)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(video_text_contrast(text, video, scale), exact)
+
+
+def test_matching_loss_counts_both_halves():
+    matched, mismatched = torch.tensor([[0.0, 2.0], [1.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 0.5]])
+    expected = cross_entropy(torch.cat([matched, mismatched]), torch.tensor([1, 1, 0, 0]))
+    torch.testing.assert_close(matching_loss(matched, mismatched), expected)
+    assert matching_accuracy(matched, mismatched) == 0.5
+
+
+def test_word_loss_of_no_masked_word_is_zero_and_differentiable():
+    logits = torch.randn(0, 7, requires_grad=True)
+    loss = masked_word_loss(logits, torch.empty(0, dtype=torch.long))
+    loss.backward()
+    assert loss == 0
+    some = torch.randn(3, 7)
+    labels = torch.tensor([1, 2, 6])
+    torch.testing.assert_close(masked_word_loss(some, labels), cross_entropy(some, labels))
