@@ -1,0 +1,129 @@
+"""Retrieval results as one static HTML page: no script, no server, every thumbnail embedded once."""
+
+import base64
+import logging
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+from torch import Tensor
+
+from fastvtp.evaluation.retrieval import retrieval_ranks
+from fastvtp.visualization.reconstruction import encode_animation
+
+MAX_PAGE_BYTES = 10_000_000
+SIGNATURES = {b"RIFF": "image/webp", b"GIF8": "image/gif", b"\x89PNG": "image/png"}
+
+logger = logging.getLogger(__name__)
+
+
+def animated_thumbnail(frames: np.ndarray, *, size: int = 96, fps: float = 8.0) -> bytes:
+    """A clip, uint8 [T, H, W, 3], as a looping WebP whose longer side is `size` pixels.
+
+    Raises ValueError for another shape or dtype, RuntimeError where Pillow is built without WebP.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise ValueError(f"frames must be uint8 [T, H, W, 3], got {frames.dtype} {frames.shape}")
+    height, width = frames.shape[1:3]
+    shape = (max(1, round(width * size / max(height, width))), max(1, round(height * size / max(height, width))))
+    images = [Image.fromarray(frame).resize(shape, Image.Resampling.LANCZOS) for frame in frames]
+    return encode_animation(images, ".webp", fps=fps, quality=60)
+
+
+def save_retrieval_gallery(
+    path: Path | str,
+    *,
+    similarity: Tensor,
+    captions: Sequence[str],
+    thumbnails: Sequence[bytes],
+    ids: Sequence[Any],
+    metrics: Mapping[str, Mapping[str, float]],
+    title: str = "Retrieval gallery",
+    top_k: int = 5,
+    num_queries: int = 40,
+    video_of_text: Tensor | None = None,
+) -> None:
+    """Write a page with the metrics and, in both directions, queries with their best `top_k` answers.
+
+    similarity: float [N texts, M videos]. captions: one a text. thumbnails: WebP, GIF or PNG bytes, one a video.
+    ids: the name shown for each video. metrics: a row of the table by name, e.g. all of `retrieval_metrics`, plus
+    "chance". video_of_text: int64 [N], the column of each text's video; None = text i describes video i.
+
+    The `num_queries` of a direction are evenly spaced in the order of their ranks, worst first: failures lead, and the
+    page still shows the run as it is. The right answer is framed green and appended where it missed the top `top_k`.
+
+    Raises ValueError for lengths or images that do not fit; warns when the page passes 10 MB.
+    """
+    num_texts, num_videos = similarity.shape
+    for name, values, expected in (
+        ("captions", captions, num_texts),
+        ("thumbnails", thumbnails, num_videos),
+        ("ids", ids, num_videos),
+    ):
+        if len(values) != expected:
+            raise ValueError(
+                f"{name} must have {expected} entries for similarity {num_texts} x {num_videos}, got {len(values)}"
+            )
+    if top_k < 1 or num_queries < 1:
+        raise ValueError(f"top_k and num_queries must be positive, got {top_k} and {num_queries}")
+    ranks = retrieval_ranks(similarity, video_of_text=video_of_text)
+    if video_of_text is None:
+        video_of_text = torch.arange(num_texts)
+    is_right = video_of_text.cpu()[:, None] == torch.arange(num_videos)
+    scores = similarity.detach().float().cpu()
+    t2v = _queries(scores, is_right, ranks.t2v.cpu(), top_k, num_queries)
+    v2t = _queries(scores.T, is_right.T, ranks.v2t.cpu(), top_k, num_queries)
+    shown = {answer["index"] for query in t2v for answer in query["answers"]} | {query["index"] for query in v2t}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(files("fastvtp.visualization").joinpath("gallery.html").read_text("utf-8")).render(
+        title=title,
+        metrics=metrics,
+        columns=list(dict.fromkeys(name for row in metrics.values() for name in row)),
+        captions=captions,
+        ids=ids,
+        images={video: _data_uri(thumbnails[video], f"thumbnails[{video}]") for video in sorted(shown)},
+        directions={"t2v": (t2v, num_texts), "v2t": (v2t, int(is_right.any(dim=0).sum()))},
+        num_texts=num_texts,
+        num_videos=num_videos,
+        top_k=top_k,
+    )
+    Path(path).write_text(page, "utf-8")
+    if len(page) > MAX_PAGE_BYTES:
+        logger.warning("%s is %.1f MB: lower num_queries, top_k or the size of the thumbnails", path, len(page) / 1e6)
+
+
+def _queries(scores_QC: Tensor, is_right_QC: Tensor, ranks_Q: Tensor, top_k: int, num_queries: int) -> list[dict]:
+    """The queries to show, worst first, each with its answers in order and its best right answer in any case."""
+    asked = (~ranks_Q.isnan()).nonzero()[:, 0]
+    asked = asked[ranks_Q[asked].argsort(descending=True, stable=True)]
+    picked = asked[torch.linspace(0, len(asked) - 1, min(num_queries, len(asked))).round().long()]
+    queries = []
+    for query in picked.tolist():
+        order = scores_QC[query].argsort(descending=True, stable=True)
+        places = list(range(min(top_k, len(order))))
+        right = is_right_QC[query, order]
+        if not right[: len(places)].any():
+            places.append(int(right.nonzero()[0]))
+        answers = [
+            {
+                "index": int(order[place]),
+                "score": float(scores_QC[query, order[place]]),
+                "place": place + 1,
+                "right": bool(right[place]),
+            }
+            for place in places
+        ]
+        queries.append({"index": query, "rank": float(ranks_Q[query]), "answers": answers})
+    return queries
+
+
+def _data_uri(image: bytes, name: str) -> str:
+    for signature, mime in SIGNATURES.items():
+        if image.startswith(signature):
+            return f"data:{mime};base64,{base64.b64encode(image).decode('ascii')}"
+    raise ValueError(f"{name} must be the bytes of a WebP, GIF or PNG, got {bytes(image[:4])!r}")
