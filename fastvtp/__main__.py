@@ -1,0 +1,5 @@
+"""`python -m fastvtp` is the `fastvtp` command."""
+
+from fastvtp.cli import main
+
+main()

@@ -1,0 +1,64 @@
+"""What this machine offers and which backend each op will use here, with the reason."""
+
+import ctypes.util
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from fastvtp.version import __version__
+from fastvtp_kernels import dispatch
+
+PACKAGES = (
+    "torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av", "tokenizers", "flash-attn", "xformers",
+    "tensorboard", "numpy",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    subject: str
+    value: str
+    reason: str = ""
+
+
+def package_findings() -> list[Finding]:
+    """Versions of the packages that matter; absent ones say so."""
+    findings = [Finding("fastvtp", __version__), Finding("python", platform.python_version())]
+    for name in PACKAGES:
+        try:
+            findings.append(Finding(name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            findings.append(Finding(name, "not installed"))
+    return findings
+
+
+def device_findings() -> list[Finding]:
+    """Processors, and whether videos are decoded by NVDEC or by PyAV."""
+    findings = [Finding("cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        architecture = f"sm_{properties.major}{properties.minor}"
+        findings.append(
+            Finding(f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB", architecture)
+        )
+    if not torch.cuda.is_available():
+        findings.append(Finding("cuda", "none", f"torch {torch.__version__} sees no CUDA device"))
+        findings.append(Finding("video decoding", "pyav", "no CUDA device; PyAV decodes in DALI's workers"))
+    elif ctypes.util.find_library("nvcuvid") is None:
+        findings.append(Finding("video decoding", "pyav", "the driver has no libnvcuvid: set data.decoder=pyav"))
+    else:
+        findings.append(Finding("video decoding", "dali", "NVDEC through libnvcuvid"))
+    return findings
+
+
+def backend_findings() -> list[Finding]:
+    """The backend that each op takes by default on this machine's device, and why."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    findings = []
+    for op in dispatch.ops():
+        choice = dispatch.resolve_backend(op, None, device)
+        missing = [f"{other.backend}: {other.reason}" for other in dispatch.backends(op) if not other.available]
+        findings.append(Finding(op, choice.name, "; ".join([choice.reason, *missing])))
+    return findings

@@ -1,0 +1,174 @@
+"""Run configuration: plain dataclasses, and `key=value` overrides checked against them."""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+from fastvtp.errors import UserError
+from fastvtp.models.simvtp import SimVTPConfig
+
+
+class ConfigError(UserError):
+    """A setting that does not exist or cannot take the value given; the message is one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    train: str
+    """A .jsonl of {"video": path, "caption": text}, or a folder of videos with captions."""
+    test: str | None = None
+    """The same for retrieval scores at the end; None: no evaluation."""
+    tokenizer: str | None = None
+    """tokenizer.json, BERT's vocab.txt, or a folder with either; None: WordPiece trained on the training captions."""
+    vocab_size: int = 1000
+    """Most entries of a tokenizer trained here."""
+    max_text_length: int = 64
+    """Tokens kept of a caption, [CLS] and [SEP] included."""
+    sampling: str = "strided"
+    """Training frames: "strided" segment, "uniform", or "random_sorted"."""
+    frame_stride: int = 4
+    crop_scale: tuple[float, float] = (0.6, 1.0)
+    """Share of the frame's area that a training crop keeps."""
+    flip: bool = True
+    """Mirror half of the training clips, except where a caption names a direction."""
+    num_workers: int = 1
+    """Decoding processes; 0 decodes in the training process."""
+    decoder: str = "auto"
+    """"auto": NVDEC on a GPU, PyAV on the CPU; or "pyav", "dali"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    learning_rate: float = 1.5e-4
+    """Peak, for the batch size as it is (no hidden scaling)."""
+    final_learning_rate: float = 1e-6
+    warmup_steps: int = 100
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    clip_norm: float | None = None
+    """Bound on the global gradient norm; None: no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    model: SimVTPConfig
+    data: DataConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    output_dir: str = "runs/pretrain"
+    steps: int = 1000
+    batch_size: int = 64
+    """Clips a step."""
+    seed: int = 0
+    device: str = "auto"
+    """"auto": cuda where there is one, else cpu."""
+    precision: str = "float32"
+    """"float32" or "bfloat16" (autocast; weights and optimizer stay float32)."""
+    compile: bool = False
+    """torch.compile the model."""
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    tensorboard: bool = True
+    """Write TensorBoard events where it is installed."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("float32", "bfloat16"):
+            raise ConfigError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.data.max_text_length > self.model.max_text_length:
+            raise ConfigError(
+                f"data.max_text_length {self.data.max_text_length} exceeds "
+                f"model.max_text_length {self.model.max_text_length}"
+            )
+
+
+def setting_names(config: Any, prefix: str = "") -> list[str]:
+    """Dotted names of all leaf settings."""
+    names = []
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        name = prefix + entry.name
+        names += setting_names(value, name + ".") if dataclasses.is_dataclass(value) else [name]
+    return names
+
+
+def parse_value(text: str, annotation: Any, name: str) -> Any:
+    """`text` as a value of type `annotation`: JSON, a bare word, or comma-separated numbers. Raises ConfigError."""
+    from pydantic import TypeAdapter, ValidationError
+
+    candidates: list[Any] = [text]
+    try:
+        candidates.insert(0, json.loads(text))
+    except json.JSONDecodeError:
+        if text.lower() == "none":
+            candidates.insert(0, None)
+        elif text.lower() in ("true", "false"):
+            candidates.insert(0, text.lower() == "true")
+    if get_origin(annotation) is tuple:
+        candidates.append(text.split(","))
+    for candidate in candidates:
+        try:
+            return TypeAdapter(annotation).validate_python(candidate)
+        except ValidationError:
+            continue
+    expected = annotation.__name__ if isinstance(annotation, type) and get_origin(annotation) is None else annotation
+    raise ConfigError(f"{name} expects {expected}, got {text!r}")
+
+
+def _replace(config: Any, path: list[str], text: str, name: str) -> Any:
+    head, rest = path[0], path[1:]
+    if rest:
+        value = _replace(getattr(config, head), rest, text, name)
+    else:
+        value = parse_value(text, get_type_hints(type(config))[head], name)
+    try:
+        return dataclasses.replace(config, **{head: value})
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{name}={text}: {error}") from None
+
+
+def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
+    """A copy with `key=value` strings applied; keys are dotted ("data.flip=false").
+
+    Raises ConfigError with the nearest right key for a wrong one, or with the expected type for a wrong value.
+    """
+    known = setting_names(config)
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"expected key=value, got {override!r}")
+        if name not in known:
+            by_leaf = [key for key in known if key.rsplit(".", 1)[-1] == name]
+            near = by_leaf or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            if not near:
+                near = [key for leaf in difflib.get_close_matches(name, [k.rsplit(".", 1)[-1] for k in known], n=1)
+                        for key in known if key.rsplit(".", 1)[-1] == leaf]  # fmt: skip
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            raise ConfigError(f"no setting {name!r}{hint}")
+        config = _replace(config, name.split("."), text, name)
+    return config
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def differing_settings(config: TrainConfig, path: Path) -> list[str]:
+    """Dotted names whose values differ between `config` and the one saved at `path`."""
+    saved = json.loads(path.read_text())
+
+    def leaf(values: Any, name: str) -> Any:
+        for part in name.split("."):
+            values = values.get(part) if isinstance(values, dict) else None
+        return values
+
+    current = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as in the file
+    return [name for name in setting_names(config) if leaf(current, name) != leaf(saved, name)]

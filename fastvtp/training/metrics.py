@@ -1,0 +1,61 @@
+"""What a run writes down: metrics.jsonl (bit-reproducible), speed.jsonl (clocks), TensorBoard where it is installed."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+METRICS_NAME, SPEED_NAME = "metrics.jsonl", "speed.jsonl"
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drop the records after `step`, which a resumed run will write again, and a line cut short by a kill."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+    path.write_text("".join(kept))
+
+
+def last_record(run_dir: Path) -> dict[str, float]:
+    """The newest record of metrics.jsonl; empty where there is none."""
+    lines = (run_dir / METRICS_NAME).read_text().splitlines()
+    return json.loads(lines[-1]) if lines else {}
+
+
+class MetricsWriter:
+    """Appends one record a logged step. Values that depend on the clock go to a file of their own, so that
+    metrics.jsonl of a resumed run equals that of an uninterrupted one byte for byte."""
+
+    def __init__(self, run_dir: Path, *, resume_step: int, tensorboard: bool):
+        for name in (METRICS_NAME, SPEED_NAME):
+            _keep_until(run_dir / name, resume_step)
+        self._files: dict[str, TextIO] = {name: (run_dir / name).open("a") for name in (METRICS_NAME, SPEED_NAME)}
+        self._events = None
+        if tensorboard and importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, metrics: dict[str, float], speed: dict[str, float]) -> None:
+        for name, record in ((METRICS_NAME, metrics), (SPEED_NAME, speed)):
+            self._files[name].write(json.dumps({"step": step, **record}) + "\n")
+            self._files[name].flush()
+        if self._events is not None:
+            for name, value in (metrics | speed).items():
+                self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

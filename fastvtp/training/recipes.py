@@ -1,0 +1,78 @@
+"""Recipes: functions that return a complete run configuration. `fastvtp pretrain NAME key=value ...` starts one."""
+
+import difflib
+from collections.abc import Callable
+
+from fastvtp.models.registry import model_config
+from fastvtp.training.config import ConfigError, DataConfig, OptimizerConfig, TrainConfig
+
+
+def simvtp_demo(preset: str = "fastvtp") -> TrainConfig:
+    """Minutes on two CPU cores: the synthetic captioned videos of `fastvtp demo`."""
+    return TrainConfig(
+        model=model_config("simvtp_tiny", preset=preset, video_mask_ratio=0.75, text_mask_ratio=0.5),
+        data=DataConfig(
+            train="runs/demo/data/train.jsonl",
+            test="runs/demo/data/test.jsonl",
+            sampling="random_sorted",
+            crop_scale=(0.8, 1.0),
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, betas=(0.9, 0.98), clip_norm=5.0),
+        output_dir="runs/demo",
+        steps=500,
+        batch_size=64,
+        checkpoint_every=250,
+    )
+
+
+def simvtp_tiny(preset: str = "fastvtp") -> TrainConfig:
+    """A model for trying things: 8 frames of 96 pixels, any captioned videos."""
+    return TrainConfig(
+        model=model_config("simvtp_tiny", preset=preset),
+        data=DataConfig(train="data/train.jsonl"),
+        optimizer=OptimizerConfig(learning_rate=5e-4, clip_norm=5.0),
+        output_dir="runs/simvtp_tiny",
+    )
+
+
+def simvtp_small(preset: str = "fastvtp") -> TrainConfig:
+    """ViT-S width, 16 frames of 224 pixels; one GPU."""
+    return TrainConfig(
+        model=model_config("simvtp_small", preset=preset),
+        data=DataConfig(train="data/train.jsonl", num_workers=8),
+        optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=2000),
+        output_dir="runs/simvtp_small",
+        steps=100_000,
+        precision="bfloat16",
+    )
+
+
+def simvtp_base(preset: str = "fastvtp") -> TrainConfig:
+    """The paper's model with its rate rule: 1.5e-4 for 256 clips, here scaled to the batch of one GPU."""
+    batch_size = 64
+    return TrainConfig(
+        model=model_config("simvtp_base", preset=preset),
+        data=DataConfig(train="data/train.jsonl", num_workers=12, flip=False),
+        optimizer=OptimizerConfig(
+            learning_rate=1.5e-4 * batch_size / 256, final_learning_rate=1e-5 * batch_size / 256, warmup_steps=20_000
+        ),
+        output_dir="runs/simvtp_base",
+        steps=400_000,
+        batch_size=batch_size,
+        precision="bfloat16",
+        checkpoint_every=2000,
+    )
+
+
+RECIPES: dict[str, Callable[[str], TrainConfig]] = {
+    recipe.__name__: recipe for recipe in (simvtp_demo, simvtp_tiny, simvtp_small, simvtp_base)
+}
+
+
+def get_recipe(name: str, preset: str = "fastvtp") -> TrainConfig:
+    """The configuration of a recipe. Raises ConfigError with the nearest known name."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(RECIPES)}"
+        raise ConfigError(f"no recipe {name!r}; {hint}")
+    return RECIPES[name](preset)

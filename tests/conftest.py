@@ -1,0 +1,37 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+# Two test processes share two cores: torch's own threads would only fight each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def captioned_videos(tmp_path_factory) -> Path:
+    """A folder with train.jsonl (20 clips) and test.jsonl (8 clips) of 64 pixels and 8 frames."""
+    from fastvtp.data.synthetic import SyntheticConfig, generate_dataset
+
+    root = tmp_path_factory.mktemp("captioned")
+    config = SyntheticConfig(num_train=20, num_test=8, num_frames=8, height=64, width=64)
+    generate_dataset(root, config, workers=1, progress=False)
+    return root
+
+
+@pytest.fixture
+def tiny_settings(captioned_videos, tmp_path) -> list[str]:
+    """Overrides that shrink a recipe to a second's work."""
+    return [
+        f"data.train={captioned_videos / 'train.jsonl'}",
+        f"data.test={captioned_videos / 'test.jsonl'}",
+        f"output_dir={tmp_path / 'run'}",
+        "data.num_workers=0", "data.max_text_length=64", "data.vocab_size=300", "tensorboard=false",
+        "model.width=48", "model.depth=1", "model.num_heads=2", "model.decoder_width=24", "model.decoder_num_heads=2",
+        "model.image_size=32", "model.num_frames=4", "model.tubelet=2,8,8",
+        "batch_size=4", "steps=6", "log_every=1", "checkpoint_every=2",
+    ]  # fmt: skip
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,87 @@
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastvtp import cli
+from fastvtp.data.synthetic import SyntheticConfig
+
+
+def run(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of `fastvtp ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["fastvtp", *arguments])
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    captured = capsys.readouterr()
+    return int(stopped.value.code or 0), captured.out, captured.err
+
+
+def test_doctor_names_every_op_and_its_backend(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    status, out, err = run(capsys, monkeypatch, "doctor")
+    assert status == 0, err
+    import fastvtp_kernels
+
+    for op in ("varlen_attention", "tubelet_embed", "contrastive_loss", "tube_mask"):
+        assert op in out
+        assert hasattr(fastvtp_kernels, op)
+    assert "reference" in out
+    assert "torch" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pretrain", "simvtp_demo", "data.flipp=1"), "did you mean 'data.flip'"),
+        (("pretrain", "simvtp_dem"), "did you mean 'simvtp_demo'"),
+        (("pretrain", "simvtp_tiny", "data.train=absent.jsonl"), "data.train=absent.jsonl does not exist"),
+        (("evaluate", "absent/run/model", "x.jsonl"), "absent/run/model is no folder"),
+        (("demo", "--preset", "oficial"), "did you mean 'official'"),
+    ],
+)
+def test_user_errors_are_one_line(capsys, monkeypatch, arguments, message):
+    status, _, err = run(capsys, monkeypatch, *arguments)
+    assert status == 2
+    assert message in err
+    assert err.startswith("fastvtp: ")
+    assert err.count("\n") == 1
+
+
+def test_pretrain_evaluate_visualize(capsys, monkeypatch, tiny_settings, captioned_videos, tmp_path):
+    run_dir, test = tmp_path / "run", str(captioned_videos / "test.jsonl")
+    status, out, err = run(capsys, monkeypatch, "pretrain", "simvtp_demo", "--quiet", *tiny_settings)
+    assert status == 0, err
+    assert "6 steps, 0 undecodable files" in out
+
+    status, out, err = run(
+        capsys, monkeypatch, "evaluate", str(run_dir), test, "--output", str(tmp_path / "eval"), "--quiet"
+    )
+    assert status == 0, err
+    report = json.loads((tmp_path / "eval/report.json").read_text())
+    assert report["retrieval"] == json.loads((run_dir / "report.json").read_text())["retrieval"]
+    assert json.loads(out) == report
+
+    newest = sorted((run_dir / "checkpoints").iterdir())[-1]
+    status, out, err = run(
+        capsys, monkeypatch, "visualize", str(newest), test, "--output", str(tmp_path / "pictures"), "--clips", "2"
+    )
+    assert status == 0, err
+    for line in out.split():
+        assert Path(line).stat().st_size > 1000
+
+
+def test_demo_end_to_end(capsys, monkeypatch, tiny_settings, tmp_path):
+    monkeypatch.setattr(
+        "fastvtp.data.synthetic.SyntheticConfig",
+        lambda seed: SyntheticConfig(num_train=12, num_test=6, num_frames=8, height=64, width=64, seed=seed),
+    )
+    settings = [s for s in tiny_settings if not s.startswith(("data.train", "data.test"))]
+    for _ in range(2):  # the second time everything is there, and the result the same
+        status, out, err = run(capsys, monkeypatch, "demo", "--quiet", *settings)
+        assert status == 0, err
+        assert "t2v: R1" in out
+    for name in ("report.json", "reconstruction.png", "reconstruction.gif", "gallery.html", "curves.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 0

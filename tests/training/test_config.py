@@ -1,0 +1,80 @@
+import dataclasses
+
+import pytest
+
+from fastvtp.training.config import ConfigError, apply_overrides, differing_settings, save_config, setting_names
+from fastvtp.training.recipes import RECIPES, get_recipe
+
+
+@pytest.fixture
+def config():
+    return get_recipe("simvtp_tiny")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("preset", ["official", "fastvtp"])
+def test_recipes_build(name, preset):
+    config = get_recipe(name, preset)
+    assert (config.model.contrastive_text == "masked") == (preset == "official")
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("data.flip=false", False),
+        ("batch_size=32", 32),
+        ("optimizer.learning_rate=3e-4", 3e-4),
+        ("data.crop_scale=0.5,1", (0.5, 1.0)),
+        ("data.crop_scale=[0.5, 1.0]", (0.5, 1.0)),
+        ("model.tubelet=2,8,8", (2, 8, 8)),
+        ("data.test=none", None),
+        ("optimizer.clip_norm=1", 1.0),
+        ("output_dir=7", "7"),
+        ("data.train=a=b.jsonl", "a=b.jsonl"),
+    ],
+)
+def test_overrides(config, override, value):
+    changed = apply_overrides(config, [override])
+    for part in override.partition("=")[0].split("."):
+        changed = getattr(changed, part)
+    assert changed == value
+    assert type(changed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.flipp=false", "no setting 'data.flipp'; did you mean 'data.flip'"),
+        ("flip=false", "no setting 'flip'; did you mean 'data.flip'"),
+        ("learning_rat=1", "did you mean 'optimizer.learning_rate'"),
+        ("batch_size=many", "batch_size expects int, got 'many'"),
+        ("batch_size=0", "batch_size must be at least 1"),
+        ("batch_size", "expected key=value, got 'batch_size'"),
+        ("data.crop_scale=1", "data.crop_scale expects"),
+        ("model.image_size=33", "image_size 33 is not a multiple"),
+        ("precision=fp8", "precision must be"),
+    ],
+)
+def test_wrong_overrides_get_one_line(config, override, message):
+    with pytest.raises(ConfigError) as raised:
+        apply_overrides(config, [override])
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'simvtp_base'"):
+        get_recipe("simvtp_bas")
+
+
+def test_saved_config_shows_what_differs(config, tmp_path):
+    save_config(config, tmp_path / "c.json")
+    assert differing_settings(config, tmp_path / "c.json") == []
+    changed = apply_overrides(config, ["optimizer.betas=0.9,0.99", "model.depth=2"])
+    assert differing_settings(changed, tmp_path / "c.json") == ["model.depth", "optimizer.betas"]
+
+
+def test_every_setting_is_reachable(config):
+    names = setting_names(config)
+    assert {"steps", "data.train", "model.width", "optimizer.clip_norm"} <= set(names)
+    assert not any(dataclasses.is_dataclass(name) for name in names)
