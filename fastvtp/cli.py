@@ -84,7 +84,7 @@ def visualize(
     model: Annotated[str, typer.Argument(help="Run, checkpoint or model folder.")],
     data: Annotated[str, typer.Argument(help="Captioned videos: .jsonl or folder.")],
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("runs/pictures"),
-    clips: Annotated[int, typer.Option(help="How many clips to show.")] = 4,
+    clips: Annotated[int, typer.Option(min=2, help="How many clips to show.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
     device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda".')] = "auto",
 ) -> None:

@@ -80,7 +80,7 @@ class VideoTextLoader:
         num_steps: number of steps to make; None: without end in training, as many as all records need in evaluation.
         num_workers: worker processes; 0 prepares clips in this process.
         rank, world_size: this process among those that share a step's samples.
-        device: where `video` and the other tensors are made.
+        device: where `video` is made. Captions stay on the host, where masking and packing are planned.
         crop_scale: smallest and largest share of the picture's area in the window of a training clip.
         flip: whether training clips are mirrored at random; one whose captions name a direction never is.
         decoder: "pyav" decodes in the workers, "dali" in the pipeline, "auto" is "dali" on a GPU and "pyav" on a CPU.
@@ -263,11 +263,11 @@ class VideoTextLoader:
         text = self._tokenizer.encode_packed(captions, self._max_text_length)
         return VideoTextBatch(
             video=self._to_torch(video, kept),
-            input_ids=self._on_device(text.input_ids),
-            cu_seqlens=self._on_device(np.cumsum((0, *text.lengths), dtype=np.int32)),
+            input_ids=torch.from_numpy(text.input_ids),
+            cu_seqlens=torch.from_numpy(np.cumsum((0, *text.lengths), dtype=np.int32)),
             text_lengths=text.lengths,
             max_text_length=max(text.lengths),
-            sample_ids=self._on_device(np.array(indices, np.int64)),
+            sample_ids=torch.tensor(indices, dtype=torch.int64),
             captions=captions,
             step=self._step,
         )
@@ -280,12 +280,6 @@ class VideoTextLoader:
         if len(kept) == self._stream.batch_size:
             return torch.from_dlpack(video.as_tensor())
         return torch.stack([torch.from_dlpack(video[place]) for place in kept])
-
-    def _on_device(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor
 
     def _note_bad_file(self, number: int, attempt: int) -> None:
         """Name the file that failed at an attempt for a sample, by repeating the attempt here."""

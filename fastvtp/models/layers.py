@@ -28,9 +28,6 @@ class Packing:
         """`num_sequences` sequences of `length` rows each."""
         return Packing(torch.arange(num_sequences + 1, dtype=torch.int32, device=device) * length, length)
 
-    def to(self, device: torch.device | str) -> "Packing":
-        return Packing(self.cu_seqlens.to(device, non_blocking=True), self.max_seqlen)
-
 
 class Attention(nn.Module):
     """Multi-head self-attention inside each packed sequence.

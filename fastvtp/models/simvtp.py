@@ -14,7 +14,7 @@ Notable choices:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -123,11 +123,17 @@ class SimVTPPlan:
     word_labels: Tensor
 
     def to(self, device: torch.device | str) -> "SimVTPPlan":
-        moved = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            moved[field.name] = value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
-        return replace(self, **moved)
+        device = torch.device(device)
+
+        def move(tensor: Tensor) -> Tensor:
+            # only a copy from pinned memory leaves the host free to run ahead
+            if device.type == "cuda" and tensor.device.type == "cpu":
+                tensor = tensor.pin_memory()
+            return tensor.to(device, non_blocking=True)
+
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        packing = Packing(move(self.packing.cu_seqlens), self.packing.max_seqlen)
+        return SimVTPPlan(**{k: move(v) for k, v in moved.items() if isinstance(v, Tensor)}, packing=packing)
 
 
 @dataclass(frozen=True)

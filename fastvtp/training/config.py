@@ -81,6 +81,10 @@ class TrainConfig:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size == 1:
+            raise ConfigError(
+                "batch_size must be at least 2: the matching loss shows each text another clip of the batch"
+            )
         if self.data.max_text_length > self.model.max_text_length:
             raise ConfigError(
                 f"data.max_text_length {self.data.max_text_length} exceeds "

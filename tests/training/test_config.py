@@ -49,6 +49,7 @@ def test_overrides(config, override, value):
         ("learning_rat=1", "did you mean 'optimizer.learning_rate'"),
         ("batch_size=many", "batch_size expects int, got 'many'"),
         ("batch_size=0", "batch_size must be at least 1"),
+        ("batch_size=1", "batch_size must be at least 2"),
         ("batch_size", "expected key=value, got 'batch_size'"),
         ("data.crop_scale=1", "data.crop_scale expects"),
         ("model.image_size=33", "image_size 33 is not a multiple"),
