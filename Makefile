@@ -50,6 +50,6 @@ lint: setup  ## ruff, formatting, types
 format: setup  ## rewrite the sources in the house format
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-clean:  ## remove the environment, runs and caches
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage*
+clean:  ## remove the environment, the demo's run and caches
+	rm -rf $(VENV) runs/demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -125,6 +125,13 @@ def main() -> None:
     except (UserError, FloatingPointError, FileNotFoundError) as error:
         print(f"fastvtp: {error}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        from fastvtp_kernels import BackendUnavailableError
+
+        if not isinstance(error, BackendUnavailableError):
+            raise
+        print(f"fastvtp: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("fastvtp: interrupted; checkpoints written so far are kept", file=sys.stderr)
         sys.exit(130)

@@ -1,12 +1,12 @@
 """What this machine offers and which backend each op will use here, with the reason."""
 
-import ctypes.util
 import importlib.metadata
 import platform
 from dataclasses import dataclass
 
 import torch
 
+from fastvtp.data.pipeline import has_nvdec
 from fastvtp.version import __version__
 from fastvtp_kernels import dispatch
 
@@ -46,8 +46,8 @@ def device_findings() -> list[Finding]:
     if not torch.cuda.is_available():
         findings.append(Finding("cuda", "none", f"torch {torch.__version__} sees no CUDA device"))
         findings.append(Finding("video decoding", "pyav", "no CUDA device; PyAV decodes in DALI's workers"))
-    elif ctypes.util.find_library("nvcuvid") is None:
-        findings.append(Finding("video decoding", "pyav", "the driver has no libnvcuvid: set data.decoder=pyav"))
+    elif not has_nvdec():
+        findings.append(Finding("video decoding", "pyav", "the driver has no libnvcuvid"))
     else:
         findings.append(Finding("video decoding", "dali", "NVDEC through libnvcuvid"))
     return findings
@@ -58,7 +58,11 @@ def backend_findings() -> list[Finding]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     findings = []
     for op in dispatch.ops():
-        choice = dispatch.resolve_backend(op, None, device)
+        try:
+            choice = dispatch.resolve_backend(op, None, device)
+        except (ValueError, RuntimeError) as error:  # FASTVTP_BACKEND asks for what cannot run
+            findings.append(Finding(op, "none", str(error)))
+            continue
         missing = [f"{other.backend}: {other.reason}" for other in dispatch.backends(op) if not other.available]
         findings.append(Finding(op, choice.name, "; ".join([choice.reason, *missing])))
     return findings

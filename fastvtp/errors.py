@@ -1,6 +1,24 @@
 """The one kind of error that is the user's to mend."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Bad input: a file, field, shape or setting. The message is one line that names it and says what was expected; the
     CLI prints it without a traceback."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that does not exist, with the nearest one that does.
+
+    A last part that is right ("flip" for "data.flip") or nearly so is recognised too.
+    """
+    names = list(known)
+    by_last_part = {known_name.rsplit(".", 1)[-1]: known_name for known_name in reversed(names)}
+    near = difflib.get_close_matches(name, names, n=1)
+    near_part = difflib.get_close_matches(name, by_last_part, n=1)
+    if name in by_last_part or (not near and near_part):
+        near = [by_last_part[name if name in by_last_part else near_part[0]]]
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    return UserError(f"no {kind} {name!r}; {hint}")

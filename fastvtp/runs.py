@@ -64,7 +64,6 @@ def evaluation_loader(
     *,
     batch_size: int = 32,
     num_workers: int = 1,
-    max_text_length: int = 64,
 ) -> VideoTextLoader:
     """Every clip of `data` once, in order, uniform frames and centre crop."""
     records = load_annotations(data)
@@ -72,7 +71,7 @@ def evaluation_loader(
         records, tokenizer,
         batch_size=min(batch_size, len(records)),
         num_frames=model.config.num_frames, image_size=model.config.image_size,
-        sampling="uniform", max_text_length=min(max_text_length, model.config.max_text_length), seed=0, train=False,
+        sampling="uniform", max_text_length=model.config.max_text_length, seed=0, train=False,
         num_workers=num_workers, device=model.device,
     )  # fmt: skip
 
@@ -84,7 +83,6 @@ def evaluate(
     *,
     gallery: Path | None = None,
     num_workers: int = 1,
-    max_text_length: int = 64,
     progress_bar: bool = True,
 ) -> dict[str, Any]:
     """Zero-shot retrieval of every clip of `data`, both ways, in percent; optionally with the gallery page.
@@ -98,7 +96,7 @@ def evaluate(
             thumbnails.extend(animated_thumbnail(frames) for frames in batch.video.cpu().numpy())
             yield batch
 
-    with evaluation_loader(model, tokenizer, data, num_workers=num_workers, max_text_length=max_text_length) as loader:
+    with evaluation_loader(model, tokenizer, data, num_workers=num_workers) as loader:
         batches = loader if gallery is None else with_thumbnails(loader)
         embeddings = encode_retrieval(model, batches, device=model.device, progress=progress_bar)
         bad_files = loader.bad_files
@@ -156,8 +154,7 @@ def pretrain(config: TrainConfig, *, resume: bool = False, progress_bar: bool = 
     if config.data.test is not None:
         scores = evaluate(
             result.model, result.tokenizer, config.data.test,
-            gallery=run_dir / "gallery.html", num_workers=config.data.num_workers,
-            max_text_length=config.data.max_text_length, progress_bar=progress_bar,
+            gallery=run_dir / "gallery.html", num_workers=config.data.num_workers, progress_bar=progress_bar,
         )  # fmt: skip
         bad_files = result.bad_files | scores.pop("bad_files")["files"]
         report = {**scores, **report, "bad_files": _bad_file_report(bad_files)}

@@ -1,4 +1,3 @@
-import json
 import os
 from pathlib import Path
 
@@ -19,19 +18,19 @@ def captioned_videos(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture
-def tiny_settings(captioned_videos, tmp_path) -> list[str]:
+def tiny_overrides(captioned_videos: Path, output_dir: Path) -> list[str]:
     """Overrides that shrink a recipe to a second's work."""
     return [
         f"data.train={captioned_videos / 'train.jsonl'}",
         f"data.test={captioned_videos / 'test.jsonl'}",
-        f"output_dir={tmp_path / 'run'}",
-        "data.num_workers=0", "data.max_text_length=64", "data.vocab_size=300", "tensorboard=false",
+        f"output_dir={output_dir}",
+        "device=cpu", "data.num_workers=0", "data.vocab_size=300", "tensorboard=false",
         "model.width=48", "model.depth=1", "model.num_heads=2", "model.decoder_width=24", "model.decoder_num_heads=2",
         "model.image_size=32", "model.num_frames=4", "model.tubelet=2,8,8",
         "batch_size=4", "steps=6", "log_every=1", "checkpoint_every=2",
     ]  # fmt: skip
 
 
-def read_jsonl(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+@pytest.fixture
+def tiny_settings(captioned_videos, tmp_path) -> list[str]:
+    return tiny_overrides(captioned_videos, tmp_path / "run")

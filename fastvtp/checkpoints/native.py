@@ -46,7 +46,10 @@ def build_config(config_class: type, values: dict[str, Any], source: Path) -> An
     known = {field.name for field in fields(config_class)}
     if unknown := sorted(set(values) - known):
         raise CheckpointError(f"{source} has unknown {config_class.__name__} fields: {', '.join(unknown)}")
-    return config_class(**values)
+    try:
+        return config_class(**values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: {error}") from None
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastvtp.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"})
 FOLDER_LISTS = ("captions.jsonl", "train.jsonl")
+
+_NAMED_IN_WARNING = 5
 
 _DIRECTION = re.compile(
     r"\b(?:(?:left|right)(?:wards?|most|handed)?|lefty|(?:anti|counter)?clockwise)\b",
@@ -22,7 +29,10 @@ _DIRECTION = re.compile(
 
 @dataclass(frozen=True)
 class VideoRecord:
-    """One video and its captions; `video` is an absolute path, `captions` holds at least one."""
+    """One video and its captions; `video` is an absolute path, `captions` holds at least one.
+
+    Training draws among the captions; evaluation scores a video by its first one alone.
+    """
 
     id: str
     video: str
@@ -35,15 +45,17 @@ def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
     Args:
         path: either a `.jsonl` file with one object a line, `{"video": path, "caption": str | [str], "id": str}`, where
             a relative video path starts from the folder of the file, `id` may be missing (then: the video path as
-            written) and other fields are ignored; or a folder that holds such a list named `captions.jsonl` or
-            `train.jsonl`, or else video files each beside a `.txt` file of the same name with one caption a line.
+            written) and other fields are ignored. Lines that name the same video make one record, with the id of the
+            first line and all captions in their order, equal ones once. Or a folder that holds such a list named
+            `captions.jsonl` or `train.jsonl`, or else video files each beside a `.txt` file of the same name with one
+            caption a line; videos without a caption are left out, with one warning.
 
     Returns:
         The records in the order of the file, or of the sorted paths in a folder. Videos are not opened.
 
     Raises:
         FileNotFoundError: nothing there.
-        UserError: a malformed list, with file, line number and field.
+        UserError: a malformed list, with file, line number and field; no videos, or none with a caption.
     """
     path = Path(path).absolute()
     if path.is_dir():
@@ -60,6 +72,19 @@ def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
     return records
 
 
+def annotations_digest(records: Sequence[VideoRecord]) -> str:
+    """Fingerprint of the records in their order, 16 hexadecimal digits of SHA-256.
+
+    It changes with any id, caption or video path, but not when the folder that holds all the videos moves.
+    """
+    videos = [os.path.normpath(record.video) for record in records]
+    folder = os.path.commonpath([os.path.dirname(video) for video in videos]) if videos else ""
+    digest = hashlib.sha256()
+    for record, video in zip(records, videos, strict=True):
+        digest.update(json.dumps([record.id, video[len(folder) :].lstrip(os.sep), record.captions]).encode())
+    return digest.hexdigest()[:16]
+
+
 def mentions_direction(caption: str) -> bool:
     """Whether `caption` names a direction (left, rightwards, clockwise, ...) that mirroring the video makes untrue."""
     return _DIRECTION.search(caption) is not None
@@ -67,7 +92,14 @@ def mentions_direction(caption: str) -> bool:
 
 def _read_jsonl(path: Path) -> list[VideoRecord]:
     with path.open("rb") as file:
-        return [_parse_line(line, path, number) for number, line in enumerate(file, start=1) if line.strip()]
+        lines = [_parse_line(line, path, number) for number, line in enumerate(file, start=1) if line.strip()]
+    by_video: dict[str, list[VideoRecord]] = {}
+    for line in lines:
+        by_video.setdefault(os.path.normpath(line.video), []).append(line)
+    return [
+        replace(same[0], captions=tuple(dict.fromkeys(caption for line in same for caption in line.captions)))
+        for same in by_video.values()
+    ]
 
 
 def _parse_line(line: bytes, path: Path, number: int) -> VideoRecord:
@@ -89,16 +121,21 @@ def _parse_line(line: bytes, path: Path, number: int) -> VideoRecord:
 
 
 def _read_folder(folder: Path) -> list[VideoRecord]:
-    records = []
+    records, skipped = [], []
     for video in sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
-        sidecar = video.with_suffix(".txt")
-        if not sidecar.is_file():
-            raise UserError(f"{video}: no captions beside it, expected {sidecar.name}")
-        captions = tuple(line.strip() for line in sidecar.read_text(encoding="utf-8").splitlines() if line.strip())
-        if not captions:
-            raise UserError(f"{sidecar}: holds no caption")
-        name = video.relative_to(folder).with_suffix("").as_posix()
-        records.append(VideoRecord(id=name, video=str(video), captions=captions))
+        sidecar, name = video.with_suffix(".txt"), video.relative_to(folder)
+        text = sidecar.read_text(encoding="utf-8") if sidecar.is_file() else ""
+        captions = tuple(line.strip() for line in text.splitlines() if line.strip())
+        if captions:
+            records.append(VideoRecord(id=name.with_suffix("").as_posix(), video=str(video), captions=captions))
+        else:
+            skipped.append(name.as_posix())
+    if skipped:
+        named = ", ".join(skipped[:_NAMED_IN_WARNING]) + (", ..." if len(skipped) > _NAMED_IN_WARNING else "")
+        without = f"without a caption (no .txt file of the same name beside them, or an empty one): {named}"
+        if not records:
+            raise UserError(f"{folder}: all {len(skipped)} videos are {without}")
+        logger.warning("%s: skipped %d of %d videos %s", folder, len(skipped), len(skipped) + len(records), without)
     return records
 
 

@@ -2,13 +2,14 @@
 
 B = clips, T = frames, N = caption tokens of the whole batch. What step s holds is a function of (records, seed, batch
 size, ranks, s) alone, so a run resumes exactly at any step, with any number of workers; see `fastvtp.data.sampling`.
+The one exception: which files failed inside DALI, a resumed run must be told (`known_bad`).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,13 +31,17 @@ logger = logging.getLogger(__name__)
 class VideoTextBatch:
     """Captioned clips of one step.
 
+    A training batch may hold a record more than once, each time as another clip of it: where it crosses from one epoch
+    into the next, where a replacement is already there, where it is larger than the data set. Its `sample_ids` then
+    repeat, and losses must treat equal ids as one sample, never as each other's negatives.
+
     Attributes:
         video: uint8 `[B, T, H, W, 3]` RGB.
         input_ids: int64 `[N]`, the captions one after the other, each `[CLS] ... [SEP]`.
         cu_seqlens: int32 `[B + 1]`, where each caption begins and the last ends.
         text_lengths: tokens per caption, on the host.
         max_text_length: the largest of them.
-        sample_ids: int64 `[B]`, index of each clip's record: the key of its mask.
+        sample_ids: int64 `[B]`, index of each clip's record: the key of its mask. May repeat, see above.
         captions: the captions as text.
         step: the step of the run.
     """
@@ -85,9 +90,12 @@ class VideoTextLoader:
         flip: whether training clips are mirrored at random; one whose captions name a direction never is.
         decoder: "pyav" decodes in the workers, "dali" in the pipeline, "auto" is "dali" on a GPU and "pyav" on a CPU.
         prefetch: batches prepared ahead.
+        known_bad: path and reason of files found undecodable before. A resumed run passes the `bad_files` that the
+            same rank had at `start_step`, so that a file which failed inside DALI is not used again. Where PyAV
+            decodes, attempts fail by themselves, and this changes nothing but `bad_files`.
 
     Attributes:
-        bad_files: path and reason of each file found undecodable so far, by path.
+        bad_files: path and reason of each file found undecodable so far, by path; those of `known_bad` included.
         wait_seconds: time spent waiting for data.
 
     Raises:
@@ -117,6 +125,7 @@ class VideoTextLoader:
         flip: bool = True,
         decoder: str = "auto",
         prefetch: int = 2,
+        known_bad: Mapping[str, str] = {},
     ):
         _require(len(records) > 0, "records: no videos")
         _require(batch_size > 0, f"batch_size must be positive, got {batch_size}")
@@ -129,7 +138,7 @@ class VideoTextLoader:
             num_steps = max(0, -(-len(records) // (batch_size * world_size)) - start_step)
 
         self.wait_seconds = 0.0
-        self._bad_files: dict[str, str] = {}
+        self._bad_files = dict(known_bad)
         self._records = records
         self._tokenizer = tokenizer
         self._max_text_length = max_text_length
@@ -159,6 +168,7 @@ class VideoTextLoader:
             sampling=FrameSampling(sampling, num_frames, frame_stride),
             crop=crop,
             dali_formats=dali_formats(decoder, self._device),
+            known_bad=known_bad,
         )
         self._step = start_step
         self._pipeline: Any = None

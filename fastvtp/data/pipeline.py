@@ -7,6 +7,8 @@ the same frames but not the same colours to the last bit: DALI interpolates chro
 
 from __future__ import annotations
 
+import ctypes.util
+import logging
 import sys
 import types
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ from fastvtp.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
 _CPU_FORMATS = frozenset(
     product(("mjpeg", "vp8", "vp9"), ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"))
 )
@@ -27,10 +31,15 @@ _GPU_FORMATS = frozenset(product(("h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"
 _GPU_DECODER_THREADS = 8  # one thread feeds one NVDEC engine, and an H100 has seven of them
 
 
+def has_nvdec() -> bool:
+    """Whether the driver's video decoding library is there; compute-only installations leave it out."""
+    return ctypes.util.find_library("nvcuvid") is not None
+
+
 def dali_formats(decoder: str, device: torch.device) -> frozenset[tuple[str, str]] | None:
     """The (codec, pixel format) pairs DALI decodes on `device`, or None where PyAV is to decode in the workers.
 
-    "auto" leaves decoding to DALI on a GPU and to PyAV on a CPU.
+    "auto" leaves decoding to DALI on a GPU with NVDEC and to PyAV elsewhere.
 
     Raises:
         UserError: an unknown decoder.
@@ -41,6 +50,11 @@ def dali_formats(decoder: str, device: torch.device) -> frozenset[tuple[str, str
         return None
     if device.type == "cpu":
         return _CPU_FORMATS
+    if not has_nvdec():
+        if decoder == "dali":
+            raise UserError("decoder='dali' needs NVDEC, but the driver has no libnvcuvid; use decoder='pyav'")
+        logger.warning("PyAV decodes on the CPU: the driver has no libnvcuvid")
+        return None
 
     import torch
 

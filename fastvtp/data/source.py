@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,9 +82,11 @@ class ClipSource:
         crop: which window; None keeps the whole picture.
         dali_formats: None to decode here, with PyAV. Otherwise encoded bytes are handed on, of videos whose (codec,
             pixel format) is listed; others count as undecodable.
+        known_bad: reason by path, for files that an earlier run found undecodable. They begin as `bad` where DALI
+            decodes, and are ignored where decoding is done here.
 
     Attributes:
-        bad: reason by index, for records known to be undecodable.
+        bad: reason by path, for files known to be undecodable.
     """
 
     def __init__(
@@ -95,9 +97,13 @@ class ClipSource:
         sampling: FrameSampling,
         crop: CropSampling | None,
         dali_formats: frozenset[tuple[str, str]] | None = None,
+        known_bad: Mapping[str, str] = {},
     ):
         self.stream = stream
-        self.bad: dict[int, str] = {}
+        # What PyAV cannot decode fails again by itself, and a file damaged in places only where a draw touches the
+        # damage: remembering it would change the stream. What failed inside DALI has to be remembered, see
+        # `find_damage`.
+        self.bad: dict[str, str] = {} if dali_formats is None else dict(known_bad)
         self._good: dict[int, VideoInfo] = {}
         self._paths = [record.video for record in records]
         self._num_captions = [len(record.captions) for record in records]
@@ -186,7 +192,7 @@ class ClipSource:
             with self._opened(index) as video:
                 video.decode_all()
         except VideoDecodeError as error:
-            self.bad[index] = error.reason
+            self.bad[error.path] = error.reason
             return True
         return False
 
@@ -199,8 +205,8 @@ class ClipSource:
     def _encoded(self, index: int) -> tuple[np.ndarray, VideoInfo]:
         """The bytes of a file, once its first frame has been decoded: a bad file would cost DALI the whole batch."""
         path = self._paths[index]
-        if index in self.bad:
-            raise VideoDecodeError(path, self.bad[index])
+        if path in self.bad:
+            raise VideoDecodeError(path, self.bad[path])
         if index not in self._good:
             self._good[index] = self._proven(index)
         try:
@@ -217,14 +223,15 @@ class ClipSource:
                 raise VideoDecodeError(self._paths[index], reason)
             return info
         except VideoDecodeError as error:
-            self.bad[index] = error.reason
+            self.bad[error.path] = error.reason
             raise
 
     def _opened(self, index: int) -> Video:
-        if index in self.bad:
-            raise VideoDecodeError(self._paths[index], self.bad[index])
+        path = self._paths[index]
+        if path in self.bad:
+            raise VideoDecodeError(path, self.bad[path])
         try:
-            return Video(self._paths[index])
+            return Video(path)
         except VideoDecodeError as error:
-            self.bad[index] = error.reason
+            self.bad[path] = error.reason
             raise

@@ -3,20 +3,22 @@
 Shape legend: N = texts, M = videos, Q = queries, C = candidates, E = pairs of a query and a right candidate, D = width.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
+
+from fastvtp.evaluation.inference import Module, inference
 
 RECALL_AT = (1, 5, 10)
 BLOCK_VALUES = 1 << 20  # similarities compared at a time: a few MiB, which stay in cache
 UNIT_NORM_TOLERANCE = 0.02  # bf16 embeddings miss a norm of 1 by up to 0.4 %
 
 
-class RetrievalModel(Protocol):
+class RetrievalModel(Module, Protocol):
     """What `encode_retrieval` asks of a model, an `nn.Module`. Both results are L2-normalised, float [B, D]."""
 
     def encode_video(self, video: Tensor) -> Tensor:
@@ -26,10 +28,6 @@ class RetrievalModel(Protocol):
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """input_ids: int64 [tokens of all texts], cu_seqlens: int32 [B+1], max_seqlen: a bound on the longest text."""
         ...
-
-    def modules(self) -> Iterator[nn.Module]: ...
-
-    def eval(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -70,31 +68,25 @@ def encode_retrieval(
 
     Raises ValueError for an empty loader, shapes that do not fit and rows that are not of unit length (NaN included).
     """
-    training = [module for module in model.modules() if module.training]
     texts, videos, captions, ids = [], [], [], []
-    try:
-        model.eval()
-        with torch.inference_mode():
-            for batch in tqdm(loader, desc="encoding", unit="batch", disable=not progress):
-                video = model.encode_video(batch.video.to(device, non_blocking=True))
-                text = model.encode_text(
-                    batch.input_ids.to(device, non_blocking=True),
-                    batch.cu_seqlens.to(device, non_blocking=True),
-                    batch.max_text_length,
+    with inference(model):
+        for batch in tqdm(loader, desc="encoding", unit="batch", disable=not progress):
+            video = model.encode_video(batch.video.to(device, non_blocking=True))
+            text = model.encode_text(
+                batch.input_ids.to(device, non_blocking=True),
+                batch.cu_seqlens.to(device, non_blocking=True),
+                batch.max_text_length,
+            )
+            expected = (len(batch.captions), video.shape[-1])
+            if video.shape != expected or text.shape != expected:
+                raise ValueError(
+                    f"encode_video and encode_text must both give [{expected[0]}, D], got {list(video.shape)} and "
+                    f"{list(text.shape)}"
                 )
-                expected = (len(batch.captions), video.shape[-1])
-                if video.shape != expected or text.shape != expected:
-                    raise ValueError(
-                        f"encode_video and encode_text must both give [{expected[0]}, D], got {list(video.shape)} and "
-                        f"{list(text.shape)}"
-                    )
-                texts.append(text.float())
-                videos.append(video.float())
-                captions.extend(batch.captions)
-                ids.extend(batch.sample_ids.tolist())
-    finally:
-        for module in training:
-            module.training = True
+            texts.append(text.float())
+            videos.append(video.float())
+            captions.extend(batch.captions)
+            ids.extend(batch.sample_ids.tolist())
     if not captions:
         raise ValueError("the retrieval loader gave no batch")
     # Outside inference mode, so that the results are ordinary tensors which a probe may still train on.

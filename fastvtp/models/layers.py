@@ -108,6 +108,14 @@ def sincos_positions(num_positions: int, width: int) -> Tensor:
     return table.float()
 
 
+def take_rows(x_ND: Tensor, rows: Tensor) -> Tensor:
+    """`x_ND[rows]` with a deterministic backward: [N, D], int64 [M] -> [M, D]; a row may be taken several times.
+
+    Indexing adds such a row's gradients up in whatever order threads reach it; an embedding look-up sorts them first.
+    """
+    return nn.functional.embedding(rows, x_ND)
+
+
 def segment_mean(x_ND: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Mean of the rows of each sequence: [N, D] -> float32 [S, D], zero for an empty sequence."""
     lengths = cu_seqlens.diff().long()

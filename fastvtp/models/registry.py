@@ -1,16 +1,15 @@
 """Models by name: creation, listing, loading."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastvtp.checkpoints.native import CheckpointError, build_config, load_weights, read_description, read_weights
-from fastvtp.errors import UserError
+from fastvtp.errors import unknown_name
 from fastvtp.models.simvtp import SimVTP, SimVTPConfig
 
-ARCHITECTURES: dict[str, tuple[type, type]] = {"simvtp": (SimVTP, SimVTPConfig)}
+ARCHITECTURES: dict[str, type] = {"simvtp": SimVTPConfig}
 
 SIZES: dict[str, dict[str, Any]] = {
     "simvtp_tiny": {
@@ -37,40 +36,42 @@ def list_models() -> list[str]:
     return sorted(SIZES)
 
 
-def _one_of(kind: str, name: str, known: list[str]) -> str:
-    if name in known:
-        return name
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    raise UserError(f"unknown {kind} {name!r}; {hint}")
-
-
 def model_config(name: str, *, preset: str = "fastvtp", **overrides: Any) -> SimVTPConfig:
-    """The configuration behind a name: size, then preset, then overrides."""
-    size = SIZES[_one_of("model", name, list_models())]
-    values = {**size, **PRESETS[_one_of("preset", preset, sorted(PRESETS))]}
+    """The configuration behind a name: size, then preset, then overrides. Raises UserError with the nearest name."""
+    if name not in SIZES:
+        raise unknown_name("model", name, list_models())
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    values = {**SIZES[name], **PRESETS[preset]}
     if preset == "fastvtp" and name == "simvtp_tiny":
         values["projection_dim"] = 128
-    known = list(SimVTPConfig.__dataclass_fields__)
     for key in overrides:
-        _one_of(f"{name} option", key, known)
+        if key not in SimVTPConfig.__dataclass_fields__:
+            raise unknown_name(f"{name} option", key, SimVTPConfig.__dataclass_fields__)
     return SimVTPConfig(**{**values, **overrides})
+
+
+def build_model(config: SimVTPConfig, device: torch.device | str = "cpu") -> SimVTP:
+    """A freshly initialised model, from torch's global generator.
+
+    It is built on the meta device first: torch's constructors would initialise everything once more, for nothing. The
+    numbers are drawn on the CPU, so that a seed gives the same weights for every device.
+    """
+    with torch.device("meta"):
+        model = SimVTP(config)
+    model.to_empty(device="cpu")
+    model.init_weights()
+    return model.to(device)
 
 
 def create_model(name: str, *, preset: str = "fastvtp", device: torch.device | str = "cpu", **overrides: Any) -> SimVTP:
     """A freshly initialised model.
 
     name: one of `list_models()`. preset: "official" (the released objectives) or "fastvtp" (recommended; the
-    differences are tabled in the config's docstring). overrides: fields of the config. Raises ValueError with the
+    differences are tabled in the config's docstring). overrides: fields of the config. Raises UserError with the
     nearest known name.
     """
-    config = model_config(name, preset=preset, **overrides)
-    # built on the meta device first: torch's constructors would initialise everything a first time, for nothing
-    with torch.device("meta"):
-        model = SimVTP(config)
-    model.to_empty(device=device)
-    model.init_weights()
-    return model
+    return build_model(model_config(name, preset=preset, **overrides), device)
 
 
 def load_pretrained(source: str | Path, *, device: torch.device | str = "cpu") -> SimVTP:
@@ -88,14 +89,12 @@ def load_pretrained(source: str | Path, *, device: torch.device | str = "cpu") -
         try:
             folder = Path(snapshot_download(str(source), allow_patterns=["model.safetensors", "config.json"]))
         except Exception as error:
-            raise CheckpointError(f"{source} is neither a local folder nor a reachable repository: {error}") from None
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{source} is neither a local folder nor a reachable repository: {reason}") from None
     description = read_description(folder)
-    model_class, config_class = ARCHITECTURES[
-        _one_of("architecture", description["architecture"], sorted(ARCHITECTURES))
-    ]
-    with torch.device("meta"):
-        model = model_class(build_config(config_class, description["config"], folder))
-    model.to_empty(device=device)
-    model.init_weights()  # fills the position tables, which checkpoints leave out
+    if description["architecture"] not in ARCHITECTURES:
+        raise unknown_name("architecture", description["architecture"], ARCHITECTURES)
+    config = build_config(ARCHITECTURES[description["architecture"]], description["config"], folder)
+    model = build_model(config, device)  # initialised, since checkpoints leave the position tables out
     load_weights(model, read_weights(folder), folder)
     return model.eval()

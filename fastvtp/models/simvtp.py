@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from fastvtp.models.bert import TextEmbeddings
-from fastvtp.models.layers import Packing, Transformer, init_linear_xavier, segment_mean
+from fastvtp.models.layers import Packing, Transformer, init_linear_xavier, segment_mean, take_rows
 from fastvtp.models.packing import SequenceBuilder, exclusive_cumsum, span_rows
 from fastvtp.models.videomae import IMAGENET_MEAN, IMAGENET_STD, VideoDecoder, VideoEmbeddings
 from fastvtp.objectives.contrastive import video_text_contrast
@@ -51,6 +51,7 @@ class SimVTPConfig:
     # text; the ids are bert-base-uncased's
     vocab_size: int = 30522
     max_text_length: int = 512
+    """Tokens kept of a caption, [CLS] and [SEP] included."""
     pad_token_id: int = 0
     mask_token_id: int = 103
     special_token_ids: tuple[int, ...] = (0, 100, 101, 102, 103)
@@ -88,6 +89,12 @@ class SimVTPConfig:
         for name in ("video_mask_ratio", "text_mask_ratio"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for name, width, heads in (
+            ("num_heads", self.width, self.num_heads),
+            ("decoder_num_heads", self.decoder_width, self.decoder_num_heads),
+        ):
+            if width % heads:
+                raise ValueError(f"{name} {heads} does not divide the width {width}")
         if self.contrastive_text not in ("masked", "clean"):
             raise ValueError(f"contrastive_text must be 'masked' or 'clean', got {self.contrastive_text!r}")
         if self.contrastive_directions not in ("mean", "sum"):
@@ -104,7 +111,7 @@ class SimVTPConfig:
 class SimVTPPlan:
     """The integers of one step: masks, masked words, and the packing of all encoder passes.
 
-    visible, masked: int32 [B, Kv], [B, Km] tubelet indices.
+    visible, masked: int32 [B, Kv], [B, Km] tubelet indices. sample_ids: int64 [B].
     text_ids, text_positions: int64 [Nt] masked words, followed by the clean ones where the contrast uses them.
     gather: int64 [N] pool row of each packed row; packing: the sequences joint, video-only, text-only, mismatched (B
     each).
@@ -112,6 +119,7 @@ class SimVTPPlan:
     word_rows, word_labels: int64 [M] packed rows of the masked words and what stood there.
     """
 
+    sample_ids: Tensor
     visible: Tensor
     masked: Tensor
     text_ids: Tensor
@@ -183,7 +191,8 @@ class SimVTP(nn.Module):
 
     def init_weights(self) -> None:
         """VideoMAE's initialisation; uses torch's global generator."""
-        self.apply(init_linear_xavier)
+        for module in (self.encoder, self.word_head, self.match_head, self.video_projection, self.text_projection):
+            module.apply(init_linear_xavier)
         self.video_embeddings.init_weights()
         self.text_embeddings.init_weights()
         self.decoder.init_weights()
@@ -217,19 +226,25 @@ class SimVTP(nn.Module):
             special_ids=config.special_token_ids, seed=seed, step=step, sample_ids=sample_ids,
         )  # fmt: skip
         tube = tube_mask(
-            batch_size, config.grid, config.video_mask_ratio,
-            seed=seed, step=step, sample_ids=sample_ids.to(self.device), device=self.device,
+            batch_size, config.grid, config.video_mask_ratio, seed=seed, step=step, sample_ids=sample_ids,
         )  # fmt: skip
-        mismatch = random_mismatch(batch_size, seed=seed, step=step)
-        return self.assemble_plan(tube, input_ids, hidden, lengths, mismatch)
+        mismatch = random_mismatch(sample_ids.numpy(), seed=seed, step=step)
+        return self.assemble_plan(tube, input_ids, hidden, lengths, mismatch, sample_ids)
 
     def assemble_plan(
-        self, tube: TubeMask, input_ids: Tensor, hidden: Tensor, lengths: np.ndarray, mismatch: np.ndarray
+        self,
+        tube: TubeMask,
+        input_ids: Tensor,
+        hidden: Tensor,
+        lengths: np.ndarray,
+        mismatch: np.ndarray,
+        sample_ids: Tensor,
     ) -> SimVTPPlan:
-        """The plan for given masks and negatives.
+        """The plan for given masks and negatives; everything is given on the host.
 
         tube: visible and masked tubelets; input_ids: int64 [Nt]; hidden: bool [Nt], True for a masked word;
-        lengths: int64 [B] tokens of each caption; mismatch: int64 [B], the wrong video shown with each text.
+        lengths: int64 [B] tokens of each caption; mismatch: int64 [B], the wrong video shown with each text;
+        sample_ids: int64 [B], equal where a clip stands in the batch twice.
         """
         batch_size, num_text, num_visible = len(lengths), len(input_ids), tube.visible.shape[1]
         masked_ids = input_ids.masked_fill(hidden, self.config.mask_token_id)
@@ -247,6 +262,7 @@ class SimVTP(nn.Module):
 
         joint_text_rows = torch.from_numpy(span_rows(joint_rows + num_visible, lengths))
         return SimVTPPlan(
+            sample_ids=sample_ids,
             visible=tube.visible,
             masked=tube.masked,
             text_ids=torch.cat([masked_ids, input_ids]) if clean else masked_ids,
@@ -265,24 +281,27 @@ class SimVTP(nn.Module):
             self.video_embeddings(video, plan.visible).flatten(0, 1),
             self.text_embeddings(plan.text_ids, plan.text_positions),
         ])  # fmt: skip
-        x_ND = self.encoder(pool[plan.gather], plan.packing)
+        x_ND = self.encoder(take_rows(pool, plan.gather), plan.packing)
 
-        visible = x_ND[plan.joint_video_rows].view(batch_size, num_visible, -1)
+        visible = take_rows(x_ND, plan.joint_video_rows).view(batch_size, num_visible, -1)
         pixel_prediction = self.decoder(visible, plan.visible, plan.masked)
         pixel_loss = masked_pixel_loss(
             pixel_prediction, video, plan.masked,
             tubelet=config.tubelet, mean=IMAGENET_MEAN, std=IMAGENET_STD, normalize="patch_channel",
         )  # fmt: skip
-        word_logits = self.word_head(x_ND[plan.word_rows])
+        word_logits = self.word_head(take_rows(x_ND, plan.word_rows))
         word_loss = masked_word_loss(word_logits, plan.word_labels)
 
-        joint, video_only, text_only, mismatched = segment_mean(x_ND, plan.packing.cu_seqlens).split(batch_size)
-        contrastive = video_text_contrast(
-            self.text_projection(text_only), self.video_projection(video_only), self.logit_scale_value(),
-            directions=config.contrastive_directions,
-        )  # fmt: skip
-        matched_logits, mismatched_logits = self.match_head(joint), self.match_head(mismatched)
-        matching = matching_loss(matched_logits, mismatched_logits)
+        # features and heads in float32: at an inverse temperature of 100 a bfloat16 feature is off by whole logits
+        with torch.autocast(x_ND.device.type, enabled=False):
+            features = segment_mean(x_ND, plan.packing.cu_seqlens)
+            joint, video_only, text_only, mismatched = features.split(batch_size)
+            contrastive = video_text_contrast(
+                self.text_projection(text_only), self.video_projection(video_only), self.logit_scale_value(),
+                sample_ids=plan.sample_ids, directions=config.contrastive_directions,
+            )  # fmt: skip
+            matched_logits, mismatched_logits = self.match_head(joint), self.match_head(mismatched)
+            matching = matching_loss(matched_logits, mismatched_logits)
 
         loss = (
             config.pixel_weight * pixel_loss
@@ -291,10 +310,10 @@ class SimVTP(nn.Module):
             + config.matching_weight * matching
         )
         terms = {
-            "pixel": pixel_loss,
-            "word": word_loss,
-            "contrastive": contrastive,
-            "matching": matching,
+            "loss/pixel": pixel_loss,
+            "loss/word": word_loss,
+            "loss/contrastive": contrastive,
+            "loss/matching": matching,
             "word_accuracy": (word_logits.argmax(-1) == plan.word_labels).sum() / max(len(plan.word_labels), 1),
             "matching_accuracy": matching_accuracy(matched_logits, mismatched_logits),
         }

@@ -68,7 +68,8 @@ class VideoDecoder(nn.Module):
 
     def forward(self, visible: Tensor, visible_index: Tensor, masked_index: Tensor) -> Tensor:
         """visible: [B, Kv, D_encoder], indices: int32 [B, Kv], [B, Km] -> prediction [B, Km, P]."""
-        x = self.project(visible)
+        # under autocast the residual stream stays float32, as in the encoder
+        x = self.project(visible).to(self.mask_token.dtype)
         x = assemble_tokens(x, self.mask_token, self.positions, visible_index, masked_index)
         batch, tokens, width = x.shape
         x_ND = self.transformer(x.reshape(-1, width), Packing.uniform(batch, tokens, x.device))

@@ -5,18 +5,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from fastvtp.errors import UserError
 
-def random_mismatch(batch_size: int, *, seed: int, step: int) -> np.ndarray:
-    """For each sample another one of the batch, uniformly: int64 [B] with result[i] != i (SimVTP).
+_STREAM = 0x56544D  # keeps these numbers apart from the loader's, which are keyed by (seed, epoch, index)
 
-    Made on the host from (seed, step) alone, so that the packing that depends on it costs no device read.
+
+def random_mismatch(sample_ids: np.ndarray, *, seed: int, step: int) -> np.ndarray:
+    """For each sample another one of the batch, uniformly: int64 [B], sample_ids[result[i]] != sample_ids[i] (SimVTP).
+
+    sample_ids: int64 [B], equal where the same clip stands in the batch twice. Made on the host from (seed, step), so
+    that the packing that depends on it costs no device read. Raises UserError where a sample has no other beside it.
     """
-    if batch_size < 2:
-        raise ValueError(f"matching needs another video in the batch: batch_size must be at least 2, got {batch_size}")
-    rng = np.random.default_rng(
-        (seed, step, 0x56544D)
-    )  # a stream of its own, apart from the loader's (seed, epoch, index)
-    return (np.arange(batch_size) + rng.integers(1, batch_size, batch_size)) % batch_size
+    different = sample_ids[:, None] != sample_ids[None, :]
+    choices = different.sum(axis=1)
+    if len(choices) == 0 or choices.min() == 0:
+        raise UserError(f"matching needs at least 2 different clips in a batch, got ids {sample_ids.tolist()}")
+    rng = np.random.default_rng((seed, step, _STREAM))
+    chosen = (rng.random(len(choices)) * choices).astype(np.int64)  # the how-many-eth of them
+    return (different.cumsum(axis=1) > chosen[:, None]).argmax(axis=1)
 
 
 def matching_loss(matched_logits: Tensor, mismatched_logits: Tensor) -> Tensor:

@@ -1,14 +1,15 @@
 """Run configuration: plain dataclasses, and `key=value` overrides checked against them."""
 
 import dataclasses
-import difflib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from fastvtp.errors import UserError
+from fastvtp.errors import UserError, unknown_name
 from fastvtp.models.simvtp import SimVTPConfig
+
+_FROM_TOKENIZER = {"model.vocab_size", "model.pad_token_id", "model.mask_token_id", "model.special_token_ids"}
 
 
 class ConfigError(UserError):
@@ -25,8 +26,6 @@ class DataConfig:
     """tokenizer.json, BERT's vocab.txt, or a folder with either; None: WordPiece trained on the training captions."""
     vocab_size: int = 1000
     """Most entries of a tokenizer trained here."""
-    max_text_length: int = 64
-    """Tokens kept of a caption, [CLS] and [SEP] included."""
     sampling: str = "strided"
     """Training frames: "strided" segment, "uniform", or "random_sorted"."""
     frame_stride: int = 4
@@ -51,6 +50,16 @@ class OptimizerConfig:
     eps: float = 1e-8
     clip_norm: float | None = None
     """Bound on the global gradient norm; None: no clipping."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("final_learning_rate", "warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive, or none for no clipping, got {self.clip_norm}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,21 +94,21 @@ class TrainConfig:
             raise ConfigError(
                 "batch_size must be at least 2: the matching loss shows each text another clip of the batch"
             )
-        if self.data.max_text_length > self.model.max_text_length:
-            raise ConfigError(
-                f"data.max_text_length {self.data.max_text_length} exceeds "
-                f"model.max_text_length {self.model.max_text_length}"
-            )
 
 
-def setting_names(config: Any, prefix: str = "") -> list[str]:
-    """Dotted names of all leaf settings."""
-    names = []
+def _annotations(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Type of each leaf setting by its dotted name."""
+    annotations = {}
+    hints = get_type_hints(type(config))
     for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
-        name = prefix + entry.name
-        names += setting_names(value, name + ".") if dataclasses.is_dataclass(value) else [name]
-    return names
+        value, name = getattr(config, entry.name), prefix + entry.name
+        annotations |= _annotations(value, name + ".") if dataclasses.is_dataclass(value) else {name: hints[entry.name]}
+    return annotations
+
+
+def setting_names(config: Any) -> list[str]:
+    """Dotted names of all leaf settings."""
+    return list(_annotations(config))
 
 
 def parse_value(text: str, annotation: Any, name: str) -> Any:
@@ -125,44 +134,46 @@ def parse_value(text: str, annotation: Any, name: str) -> Any:
     raise ConfigError(f"{name} expects {expected}, got {text!r}")
 
 
-def _replace(config: Any, path: list[str], text: str, name: str) -> Any:
-    head, rest = path[0], path[1:]
-    if rest:
-        value = _replace(getattr(config, head), rest, text, name)
-    else:
-        value = parse_value(text, get_type_hints(type(config))[head], name)
+def _rebuild(config: Any, values: dict[str, Any], prefix: str = "") -> Any:
+    """`config` with dotted `values`, every dataclass built once, so that the order of overrides does not matter."""
+    changes = {}
+    for entry in dataclasses.fields(config):
+        name, current = prefix + entry.name, getattr(config, entry.name)
+        if dataclasses.is_dataclass(current):
+            changes[entry.name] = _rebuild(current, values, name + ".")
+        elif name in values:
+            changes[entry.name] = values[name]
     try:
-        return dataclasses.replace(config, **{head: value})
+        return dataclasses.replace(config, **changes)
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"{name}={text}: {error}") from None
+        raise ConfigError(f"{prefix}{error}") from None
 
 
 def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
     """A copy with `key=value` strings applied; keys are dotted ("data.flip=false").
 
-    Raises ConfigError with the nearest right key for a wrong one, or with the expected type for a wrong value.
+    Raises UserError with the nearest right key for a wrong one, or with the expected type for a wrong value.
     """
-    known = setting_names(config)
+    known, values = _annotations(config), {}
     for override in overrides:
         name, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f"expected key=value, got {override!r}")
+        if name in _FROM_TOKENIZER:
+            raise ConfigError(f"{name} follows from the tokenizer: set data.tokenizer or data.vocab_size")
         if name not in known:
-            by_leaf = [key for key in known if key.rsplit(".", 1)[-1] == name]
-            near = by_leaf or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            if not near:
-                near = [key for leaf in difflib.get_close_matches(name, [k.rsplit(".", 1)[-1] for k in known], n=1)
-                        for key in known if key.rsplit(".", 1)[-1] == leaf]  # fmt: skip
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-            raise ConfigError(f"no setting {name!r}{hint}")
-        config = _replace(config, name.split("."), text, name)
-    return config
+            raise unknown_name("setting", name, known)
+        values[name] = parse_value(text, known[name], name)
+    return _rebuild(config, values)
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    """Write `config` as JSON, in one stroke: a run killed meanwhile keeps the old file."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    partial.replace(path)
 
 
 def differing_settings(config: TrainConfig, path: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +18,9 @@ def _keep_until(path: Path, step: int) -> None:
         if not line.endswith("\n") or json.loads(line)["step"] > step:
             break
         kept.append(line)
-    path.write_text("".join(kept))
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept))
+    partial.replace(path)  # in one stroke: a run killed right here must not lose what it had
 
 
 def last_record(run_dir: Path) -> dict[str, float]:
@@ -47,6 +50,11 @@ class MetricsWriter:
         if self._events is not None:
             for name, value in (metrics | speed).items():
                 self._events.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Bring the records to the disk; due before a checkpoint that counts on them."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         for file in self._files.values():

@@ -1,16 +1,16 @@
 """Recipes: functions that return a complete run configuration. `fastvtp pretrain NAME key=value ...` starts one."""
 
-import difflib
 from collections.abc import Callable
 
+from fastvtp.errors import unknown_name
 from fastvtp.models.registry import model_config
-from fastvtp.training.config import ConfigError, DataConfig, OptimizerConfig, TrainConfig
+from fastvtp.training.config import DataConfig, OptimizerConfig, TrainConfig
 
 
 def simvtp_demo(preset: str = "fastvtp") -> TrainConfig:
     """Minutes on two CPU cores: the synthetic captioned videos of `fastvtp demo`."""
     return TrainConfig(
-        model=model_config("simvtp_tiny", preset=preset, video_mask_ratio=0.75, text_mask_ratio=0.5),
+        model=model_config("simvtp_tiny", preset=preset, text_mask_ratio=0.5),
         data=DataConfig(
             train="runs/demo/data/train.jsonl",
             test="runs/demo/data/test.jsonl",
@@ -19,9 +19,9 @@ def simvtp_demo(preset: str = "fastvtp") -> TrainConfig:
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, betas=(0.9, 0.98), clip_norm=5.0),
         output_dir="runs/demo",
-        steps=500,
-        batch_size=64,
-        checkpoint_every=250,
+        steps=550,
+        batch_size=32,
+        checkpoint_every=100,
     )
 
 
@@ -70,9 +70,7 @@ RECIPES: dict[str, Callable[[str], TrainConfig]] = {
 
 
 def get_recipe(name: str, preset: str = "fastvtp") -> TrainConfig:
-    """The configuration of a recipe. Raises ConfigError with the nearest known name."""
+    """The configuration of a recipe. Raises UserError with the nearest known name."""
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(RECIPES)}"
-        raise ConfigError(f"no recipe {name!r}; {hint}")
+        raise unknown_name("recipe", name, RECIPES)
     return RECIPES[name](preset)

@@ -6,7 +6,9 @@ leaves only whole checkpoints. The data stream is a function of (seed, step) and
 """
 
 import os
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,10 @@ STATE_NAME, TOKENIZER_NAME = "training_state.pt", "tokenizer.json"
 class Progress:
     """What a run carries from step to step besides weights, optimizer and random state."""
 
+    annotations: str = ""
+    """Digest of the training annotations; others would give another stream of clips."""
+    device: str = "cpu"
+    """Kind of device; another one rounds differently."""
     step: int = 0
     """Steps done."""
     train_seconds: float = 0.0
@@ -31,13 +37,29 @@ class Progress:
     """Undecodable files met so far, with the reason."""
 
 
-def _fsync_tree(folder: Path) -> None:
-    for path in (*folder.iterdir(), folder):
+def publish_folder(final: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder and give it its name only when it is complete and on the disk."""
+    partial = final.with_name(f"partial_{final.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    for path in (*partial.iterdir(), partial):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    _remove(final)
+    partial.rename(final)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder under another name, so that a kill half-way leaves nothing that looks whole."""
+    if folder.exists():
+        doomed = folder.with_name(f"partial_old_{folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def write_inference_folder(folder: Path, model: SimVTP, tokenizer: CaptionTokenizer) -> None:
@@ -48,7 +70,8 @@ def write_inference_folder(folder: Path, model: SimVTP, tokenizer: CaptionTokeni
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    return sorted((run_dir / "checkpoints").glob("step_[0-9]*"))
+    folders = (run_dir / "checkpoints").glob("step_*")
+    return sorted(f for f in folders if re.fullmatch(r"step_\d{8}", f.name) and (f / STATE_NAME).is_file())
 
 
 def save_checkpoint(
@@ -61,22 +84,21 @@ def save_checkpoint(
     keep: int,
 ) -> Path:
     """Write the checkpoint of `progress.step` and delete all but the newest `keep`."""
-    final = run_dir / "checkpoints" / f"step_{progress.step:08d}"
-    partial = final.with_name(f"partial_{progress.step:08d}")
-    shutil.rmtree(partial, ignore_errors=True)
-    write_inference_folder(partial, model, tokenizer)
     state: dict[str, Any] = {
         "optimizer": optimizer.state_dict(),
         "progress": vars(progress),
         "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda_rng": torch.cuda.get_rng_state(model.device) if model.device.type == "cuda" else None,
     }
-    torch.save(state, partial / STATE_NAME)
-    _fsync_tree(partial)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+
+    def write(folder: Path) -> None:
+        write_inference_folder(folder, model, tokenizer)
+        torch.save(state, folder / STATE_NAME)
+
+    final = run_dir / "checkpoints" / f"step_{progress.step:08d}"
+    publish_folder(final, write)
     for old in list_checkpoints(run_dir)[:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
     return final
 
 
@@ -88,8 +110,8 @@ def restore_checkpoint(folder: Path, model: SimVTP, optimizer: torch.optim.Optim
         state = torch.load(path, map_location="cpu", weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        if state["cuda_rng"] is not None and model.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], model.device)
         return Progress(**state["progress"])
     except Exception as error:  # damaged bytes make torch.load raise nearly anything
         raise CheckpointError(f"{path} is not a usable training state: {error}".splitlines()[0]) from None

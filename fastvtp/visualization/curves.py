@@ -22,13 +22,14 @@ Series = dict[str, dict[int, float]]
 
 
 def plot_curves(metrics_jsonl: Path | str, output: Path | str, *, title: str) -> None:
-    """Draw a run: loss, every "loss/<name>", learning_rate, grad_norm and every "eval/<name>" that is present.
+    """Draw a run: loss, every "loss/<name>" and "<name>_accuracy", learning_rate, grad_norm and every "eval/<name>".
 
     metrics_jsonl: one JSON object a line with an integer "step" and numbers; other keys are ignored. Where a resumed
         run logged a step again, the later line counts. output: the suffix gives the format (.png, .svg, .pdf).
 
-    Losses and gradient norms are drawn raw (pale) under a centred moving average of 3 % of the points. Recalls (R1,
-    R5, R10) of one direction share a panel, and so do its median and mean rank (MdR, MnR).
+    Losses, accuracies and gradient norms are drawn raw (pale) under a centred moving average of 3 % of the points. The
+    accuracies share a panel, and so do the recalls (R1, R5, R10) of one direction and its median and mean rank (MdR,
+    MnR).
 
     Raises ValueError naming file and line for a malformed line, or the file if nothing in it can be drawn. A last line
     cut short by a killed run is ignored.
@@ -38,7 +39,7 @@ def plot_curves(metrics_jsonl: Path | str, output: Path | str, *, title: str) ->
 
     panels = _panels(_read(Path(metrics_jsonl)))
     if not panels:
-        raise ValueError(f"{metrics_jsonl}: no loss, learning_rate, grad_norm or eval/ value to draw")
+        raise ValueError(f"{metrics_jsonl}: no loss, accuracy, learning_rate, grad_norm or eval/ value to draw")
     steps = [step for series in panels.values() for points in series.values() for step in points]
     margin = 0.02 * max(max(steps) - min(steps), 1)
     columns = min(COLUMNS, len(panels))
@@ -48,7 +49,7 @@ def plot_curves(metrics_jsonl: Path | str, output: Path | str, *, title: str) ->
     grid = figure.subplots(rows, columns, squeeze=False).flat
     for (name, series), axes in zip(panels.items(), grid, strict=False):
         for color, (label, points) in zip(cycle(COLORS), series.items(), strict=False):
-            _draw(axes, points, color, label, smooth=name.startswith(("loss", "grad_norm")))
+            _draw(axes, points, color, label, smooth=name.startswith(("loss", "accuracy", "grad_norm")))
         axes.set_title(name, fontsize=10, loc="left")
         axes.set_xlim(min(steps) - margin, max(steps) + margin)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -81,17 +82,25 @@ def _read(path: Path) -> Series:
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             raise ValueError(f'{path}, line {number}: must be an object with an integer "step"')
         for key, value in row.items():
-            if key in ("loss", "learning_rate", "grad_norm") or key.startswith(("loss/", "eval/")):
+            if key in ("loss", "learning_rate", "grad_norm") or key.startswith(("loss/", "eval/")) or _task(key):
                 if isinstance(value, bool) or not isinstance(value, (int, float)):
                     raise ValueError(f"{path}, line {number}: {key!r} must be a number, got {value!r}")
                 series[key][row["step"]] = value
     return series
 
 
+def _task(key: str) -> str | None:
+    """The training task whose accuracy `key` logs: "word" for "word_accuracy"."""
+    match = re.fullmatch(r"(\w+)_accuracy", key)
+    return match and match[1]
+
+
 def _panels(series: Series) -> dict[str, Series]:
     """Series by the title of the panel that shows them, in reading order."""
     panels: dict[str, Series] = {key: {key: series[key]} for key in ("loss",) if key in series}
     panels |= {key: {key: series[key]} for key in series if key.startswith("loss/")}
+    if accuracies := {task: series[key] for key in series if (task := _task(key))}:
+        panels["accuracy"] = accuracies
     panels |= {key: {key: series[key]} for key in ("learning_rate", "grad_norm") if key in series}
     for key in series:
         if not key.startswith("eval/"):

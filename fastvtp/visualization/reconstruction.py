@@ -1,18 +1,14 @@
-"""What a masked video-text model saw and what it filled in: stills, animations, and tubelets painted into a clip.
-
-Shape legend: T, H, W, C = clip; t, h, w = tubelet grid; pt, ph, pw = tubelet; K = tokens, P = pt*ph*pw*C their values.
-"""
+"""Pictures of what a masked video-text model saw and what it filled in: stills and animations."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont, features
+
+from fastvtp.evaluation.reconstruction import ReconstructionExample
 
 MASK_TOKEN = "[MASK]"
 FONT_SIZE = 15
@@ -30,42 +26,14 @@ WORD_COLORS = {
 }
 
 
-@dataclass(frozen=True)
-class ReconstructionExample:
-    """One clip with its caption, before masking, after masking and after prediction.
-
-    frames, visible, reconstruction: uint8 [T, H, W, 3]; `hide_tubelets` and `tokens_to_video` make the last two.
-    caption, masked_caption, predicted_caption: the same number of tokens separated by blanks. masked_caption has
-        [MASK] (or a substitute) at the hidden tokens, predicted_caption the model's choice there; WordPiece
-        continuations keep their "##" and are drawn attached.
-
-    Raises ValueError naming the field whose shape, dtype or number of tokens does not fit.
-    """
-
-    frames: np.ndarray
-    visible: np.ndarray
-    reconstruction: np.ndarray
-    caption: str
-    masked_caption: str
-    predicted_caption: str
-
-    def __post_init__(self) -> None:
-        for name in ("frames", "visible", "reconstruction"):
-            video = getattr(self, name)
-            if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3 or video.shape != self.frames.shape:
-                raise ValueError(f"{name} must be uint8 [T, H, W, 3] as the others, got {video.dtype} {video.shape}")
-        for name in ("masked_caption", "predicted_caption"):
-            tokens, expected = len(getattr(self, name).split()), len(self.caption.split())
-            if tokens != expected:
-                raise ValueError(f"{name} has {tokens} tokens, caption {expected}: join all tokens by blanks")
-
-
 def reconstruction_grid(
     examples: Sequence[ReconstructionExample], *, num_frames: int = 4, scale: float = 1.5, columns: int = 2
 ) -> Image.Image:
     """RGB picture with a panel per clip: `num_frames` evenly spaced frames of input, visible part and reconstruction,
     then the three captions. Frames are enlarged `scale` times; `columns` panels stand side by side.
     """
+
+    _check_page(examples, columns)
 
     def panel(example: ReconstructionExample) -> Image.Image:
         if not 1 <= num_frames <= len(example.frames):
@@ -106,6 +74,7 @@ def save_reconstruction_animation(
 
     Raises ValueError for another suffix or clips of different lengths, RuntimeError for .webp without Pillow's WebP.
     """
+    _check_page(examples, columns)
     lengths = sorted({len(example.frames) for example in examples})
     if len(lengths) != 1:
         raise ValueError(f"an animation needs clips of one and the same number of frames, got {lengths}")
@@ -146,60 +115,6 @@ def encode_animation(images: Sequence[Image.Image], suffix: str, *, fps: float, 
     return buffer.getvalue()
 
 
-def tokens_to_video(
-    tokens: ArrayLike,
-    index: ArrayLike,
-    video: np.ndarray,
-    *,
-    tubelet: tuple[int, int, int] = (2, 16, 16),
-    normalize: Literal["patch_channel", "patch"] | None = None,
-    eps: float = 1e-6,
-) -> np.ndarray:
-    """A copy of the true clip `video` with the listed tubelets replaced by predictions.
-
-    tokens: float [K, P], numpy or a CPU tensor numpy can read; value order inside a token (pt, ph, pw, C).
-    index: int [K], token index (t*h + y)*w + x on the tubelet grid. video: uint8, or float in [0, 1], [T, H, W, C].
-    normalize: what the model was trained to predict. None: pixels in [0, 1]. "patch_channel" or "patch": values
-        normalised by a tubelet's own mean and unbiased deviation (per channel, or over all), `eps` beside the
-        deviation. A model cannot know these two numbers, so as in VideoMAE's pictures they are taken from the *true*
-        tubelets: colour and contrast of such a picture are given, its structure is predicted.
-
-    Returns the dtype of `video`; uint8 is rounded and clipped. Raises ValueError for shapes that do not fit.
-    """
-    index = np.asarray(index, dtype=np.int64)
-    sizes = (*tubelet, video.shape[-1])
-    if video.ndim != 4 or any(size % step for size, step in zip(video.shape[:3], tubelet, strict=True)):
-        raise ValueError(f"video must be [T, H, W, C] in whole tubelets {tubelet}, got {video.shape}")
-    grid = tuple(size // step for size, step in zip(video.shape[:3], tubelet, strict=True))
-    values = np.asarray(tokens, dtype=np.float64)
-    if index.ndim != 1 or values.shape != (len(index), np.prod(sizes)):
-        raise ValueError(f"tokens must be [K, {np.prod(sizes)}] and index [K], got {values.shape} and {index.shape}")
-    if len(index) and not 0 <= index.min() <= index.max() < np.prod(grid):
-        raise ValueError(f"index must lie in 0 to {np.prod(grid) - 1}, got {index.min()} to {index.max()}")
-
-    painted = video.copy()
-    split = (grid[0], tubelet[0], grid[1], tubelet[1], grid[2], tubelet[2], -1)
-    cells = painted.reshape(split).transpose(0, 2, 4, 1, 3, 5, 6)  # a view: [t, h, w, pt, ph, pw, C]
-    cell = np.unravel_index(index, grid)
-    values = values.reshape(-1, *sizes)
-    peak = 255.0 if video.dtype == np.uint8 else 1.0
-    if normalize is not None:
-        truth = cells[cell] / peak
-        axes = {"patch_channel": (1, 2, 3), "patch": (1, 2, 3, 4)}[normalize]
-        values = values * (truth.std(axes, ddof=1, keepdims=True) + eps) + truth.mean(axes, keepdims=True)
-    values = values * peak
-    cells[cell] = values.round().clip(0, 255) if video.dtype == np.uint8 else values
-    return painted
-
-
-def hide_tubelets(
-    video: np.ndarray, masked: ArrayLike, *, tubelet: tuple[int, int, int] = (2, 16, 16), grey: float = 0.5
-) -> np.ndarray:
-    """A copy of `video` [T, H, W, C] with the tubelets of `masked`, int [Km], painted `grey` (0 black to 1 white)."""
-    values = int(np.prod(tubelet)) * video.shape[-1]
-    return tokens_to_video(np.full((len(np.asarray(masked)), values), grey), masked, video, tubelet=tubelet)
-
-
 def _videos(example: ReconstructionExample) -> list[tuple[str, np.ndarray]]:
     return [("input", example.frames), ("visible", example.visible), ("reconstruction", example.reconstruction)]
 
@@ -230,9 +145,12 @@ def _stack(images: Sequence[Image.Image], *, vertical: bool = False, gap: int = 
     return canvas
 
 
+def _check_page(examples: Sequence[ReconstructionExample], columns: int) -> None:
+    if not examples or columns < 1:
+        raise ValueError(f"a picture needs at least one example and one column, got {len(examples)} and {columns}")
+
+
 def _page(panels: Sequence[Image.Image], columns: int) -> Image.Image:
-    if not panels or columns < 1:
-        raise ValueError(f"needs at least one example and one column, got {len(panels)} and {columns}")
     rows = [_stack(panels[start : start + columns], gap=2 * MARGIN) for start in range(0, len(panels), columns)]
     content = _stack(rows, vertical=True, gap=2 * MARGIN)
     page = Image.new("RGB", (content.width + 2 * MARGIN, content.height + 2 * MARGIN), PAPER)
@@ -252,7 +170,7 @@ def _captions(example: ReconstructionExample, width: int) -> Image.Image:
     truth, masked, predicted = (
         text.split() for text in (example.caption, example.masked_caption, example.predicted_caption)
     )
-    hidden = [seen != true or seen == MASK_TOKEN for seen, true in zip(masked, truth, strict=True)]
+    hidden = [seen != true for seen, true in zip(masked, truth, strict=True)]
     verdicts = ["right" if guess == true else "wrong" for guess, true in zip(predicted, truth, strict=True)]
     score = f"{sum(h and v == 'right' for h, v in zip(hidden, verdicts, strict=True))}/{sum(hidden)}"
     lines = [
@@ -268,7 +186,10 @@ def _captions(example: ReconstructionExample, width: int) -> Image.Image:
 def _words(tokens: Sequence[str], styles: Sequence[str], width: int) -> Image.Image:
     """Tokens in their styles, wrapped at `width`."""
     space = _font(False).getlength(" ")
-    texts = ["" if token == MASK_TOKEN else token.removeprefix("##") for token in tokens]
+    texts = [
+        "" if (token, style) == (MASK_TOKEN, "masked") else token.removeprefix("##")
+        for token, style in zip(tokens, styles, strict=True)
+    ]
     fonts = [_font(style in ("right", "wrong")) for style in styles]
     advances = [font.getlength(text) if text else MASK_WIDTH for font, text in zip(fonts, texts, strict=True)]
     attached = [token.startswith("##") or token in ".,;:!?" for token in tokens]

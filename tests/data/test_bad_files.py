@@ -8,7 +8,7 @@ from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.source import ClipSource, NoDecodableClipError
 from fastvtp.data.tokenization import CaptionTokenizer
-from tests.data.clips import frame_numbers, truncate, write_audio, write_clip
+from tests.data.clips import damage_packet, frame_numbers, truncate, write_audio, write_clip
 
 NUM_GOOD = 20
 SPACING = 8  # clip i carries the numbers from SPACING * i on
@@ -154,3 +154,56 @@ def test_nothing_but_bad_files_ends_in_one_clear_line(bad, tokenizer, num_worker
     assert message.startswith("20 videos in a row cannot be decoded, the last: ")
     assert any(record.video in message for record in bad)
     assert "\n" not in message
+
+
+@pytest.fixture(scope="module")
+def partly_damaged(tmp_path_factory):
+    """Five clips that DALI decodes on a CPU; number 2 opens, but its last frames cannot be decoded."""
+    folder, vp9 = tmp_path_factory.mktemp("damaged"), {"deadline": "realtime", "cpu-used": "8"}
+    paths = [write_clip(folder / f"{i}.webm", codec="libvpx-vp9", options=vp9, first=20 * i) for i in range(5)]
+    damage_packet(paths[2], 12)
+    return [VideoRecord(path.name, str(path), ("x",)) for path in paths]
+
+
+# 20 samples of one frame each: chance decides whether a sample of the damaged file meets the damage.
+SAMPLES = {"batch_size": 1, "num_frames": 1, "seed": 0, "num_steps": 20}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_resumed_run_that_knows_what_failed_inside_dali_goes_on_the_same(partly_damaged, tokenizer, num_workers):
+    settings = {**SAMPLES, "decoder": "dali", "num_workers": num_workers}
+    whole, bad_files = run(partly_damaged, tokenizer, **settings)
+    assert list(bad_files) == [partly_damaged[2].video]
+    start = 3  # the damage shows at step 2
+    assert run(partly_damaged, tokenizer, **{**settings, "num_steps": start - 1})[1] == {}
+    _, known_bad = run(partly_damaged, tokenizer, **{**settings, "num_steps": start})
+
+    settings |= {"start_step": start, "num_steps": 20 - start}
+    resumed, bad_files_after = run(partly_damaged, tokenizer, known_bad=known_bad, **settings)
+    assert bad_files_after == bad_files
+    for batch, reference in zip(resumed, whole[start:], strict=True):
+        assert batch.sample_ids.tolist() == reference.sample_ids.tolist()
+        np.testing.assert_array_equal(batch.video, reference.video)
+    unaware, _ = run(partly_damaged, tokenizer, **settings)
+    assert [batch.sample_ids for batch in unaware] != [batch.sample_ids for batch in whole[start:]]
+
+
+def test_known_bad_files_leave_the_stream_of_pyav_as_it_is(partly_damaged, tokenizer):
+    settings = {**SAMPLES, "decoder": "pyav", "num_workers": 0}
+    whole, bad_files = run(partly_damaged, tokenizer, **settings)
+    assert list(bad_files) == [partly_damaged[2].video]
+    assert 2 in [batch.sample_ids.item() for batch in whole]  # where a sample misses the damage, the file is used
+    known_bad = {**bad_files, "elsewhere.mp4": "zero bytes"}
+    again, bad_files_after = run(partly_damaged, tokenizer, known_bad=known_bad, **settings)
+    assert bad_files_after == known_bad
+    for batch, reference in zip(again, whole, strict=True):
+        assert batch.sample_ids.tolist() == reference.sample_ids.tolist()
+        np.testing.assert_array_equal(batch.video, reference.video)
+
+
+def test_known_bad_files_are_left_out_from_the_start_where_dali_decodes(partly_damaged, tokenizer):
+    known_bad = {partly_damaged[1].video: "damaged (earlier)", partly_damaged[2].video: "damaged"}
+    settings = {"decoder": "dali", "train": False, "num_workers": 0, "known_bad": known_bad}
+    batches, bad_files = run(partly_damaged, tokenizer, **settings)
+    assert [batch.sample_ids.tolist() for batch in batches] == [[0, 3, 4]]
+    assert bad_files == known_bad

@@ -330,6 +330,14 @@ def test_damage_that_only_dali_meets_does_not_end_the_run(load, tmp_path, num_wo
         assert torch.cat([batch.sample_ids for batch in passes]).tolist() == [0, 1, 3, 4]
 
 
+def test_a_batch_may_hold_a_record_several_times(load):
+    batch = next(iter(load(batch_size=15)))
+    ids = batch.sample_ids.tolist()
+    assert len(set(ids)) == NUM_CLIPS < len(ids)
+    first, again = ids.index(ids[-1]), len(ids) - 1
+    assert not torch.equal(batch.video[first], batch.video[again])
+
+
 SCRIPT = """
 import sys
 from fastvtp.data.annotations import VideoRecord

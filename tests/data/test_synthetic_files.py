@@ -13,6 +13,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from fastvtp.data.synthetic import SyntheticConfig, generate_dataset, writer
 from fastvtp.data.synthetic.render import render_scene
 from fastvtp.data.synthetic.scene import Background, Scene, SceneObject
+from fastvtp.errors import UserError
 from tests.data.clips import decode_sequentially
 
 SMALL = SyntheticConfig(num_train=20, num_test=12, seed=3)
@@ -105,7 +106,7 @@ def test_finished_set_is_found_and_interrupted_one_completed(dataset, tmp_path, 
     assert len(kept) == 5
 
     monkeypatch.setattr(writer, "encode_h264", encode)
-    with pytest.raises(ValueError, match="num_frames 16 instead of 12"):
+    with pytest.raises(UserError, match="num_frames 16 instead of 12"):
         generate_dataset(tmp_path, replace(config, num_frames=12), workers=1, progress=False)
     made = generate_dataset(tmp_path, config, workers=1, progress=False)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
@@ -119,16 +120,20 @@ def test_finished_set_is_found_and_interrupted_one_completed(dataset, tmp_path, 
 
 
 def test_bad_input_is_named(dataset, tmp_path):
-    with pytest.raises(ValueError, match=r"another configuration: num_train 20 instead of 31, seed 3 instead of 9$"):
+    with pytest.raises(UserError) as caught:
         generate_dataset(dataset.root, replace(SMALL, num_train=31, seed=9))
+    assert str(caught.value) == (
+        f"{dataset.root}: holds a synthetic data set made with other settings "
+        "(num_train 20 instead of 31, seed 3 instead of 9): delete it or choose another folder"
+    )
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="expected an empty folder"):
+    with pytest.raises(UserError, match="expected an empty folder"):
         generate_dataset(tmp_path, SMALL)
-    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+    with pytest.raises(UserError, match="workers must be at least 1, got 0"):
         generate_dataset(tmp_path / "new", SMALL, workers=0)
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "dataset.json").write_text("[]")
-    with pytest.raises(ValueError, match="expected the description of a synthetic data set"):
+    with pytest.raises(UserError, match="expected the description of a synthetic data set"):
         generate_dataset(tmp_path / "odd", SMALL)
     wrong: dict[str, Any]
     for wrong, message in (
@@ -137,7 +142,7 @@ def test_bad_input_is_named(dataset, tmp_path):
         ({"fps": 7.5}, "fps must be a whole number, got 7.5"),
         ({"twin_fraction": 1.5}, "twin_fraction must be from 0 to 1, got 1.5"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             SyntheticConfig(**wrong)
 
 

@@ -58,6 +58,7 @@ def run():
         hidden[real],
         real.sum(1).numpy(),
         inputs["vtm_neg_idx"].numpy(),
+        torch.arange(batch),
     )
     output = model(video, plan)
     return model, plan, output, expected, hidden
@@ -83,7 +84,7 @@ def test_gradients_of_the_reconstruction_heads(run):
         assert relative_error(gradient.flatten(), expected[name].flatten()) < 1e-5, name
 
 
-@pytest.mark.parametrize(("term", "name"), [("pixel", "loss_video"), ("word", "loss_text")])
+@pytest.mark.parametrize(("term", "name"), [("loss/pixel", "loss_video"), ("loss/word", "loss_text")])
 def test_losses(run, term, name):
     _, _, output, expected, _ = run
     assert output.terms[term].item() == pytest.approx(expected[name].item(), rel=1e-5)

@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from fastvtp.training.config import ConfigError, apply_overrides, differing_settings, save_config, setting_names
+from fastvtp.errors import UserError
+from fastvtp.training.config import apply_overrides, differing_settings, save_config, setting_names
 from fastvtp.training.recipes import RECIPES, get_recipe
 
 
@@ -53,18 +54,27 @@ def test_overrides(config, override, value):
         ("batch_size", "expected key=value, got 'batch_size'"),
         ("data.crop_scale=1", "data.crop_scale expects"),
         ("model.image_size=33", "image_size 33 is not a multiple"),
+        ("model.num_heads=5", "model.num_heads 5 does not divide the width 192"),
+        ("model.vocab_size=9", "follows from the tokenizer"),
+        ("optimizer.clip_norm=0", "optimizer.clip_norm must be positive"),
+        ("optimizer.learning_rate=-1", "optimizer.learning_rate must be positive"),
         ("precision=fp8", "precision must be"),
     ],
 )
 def test_wrong_overrides_get_one_line(config, override, message):
-    with pytest.raises(ConfigError) as raised:
+    with pytest.raises(UserError) as raised:
         apply_overrides(config, [override])
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
+def test_overrides_may_come_in_any_order(config):
+    pair = ["model.image_size=60", "model.tubelet=2,12,12"]  # each of them alone does not fit the other's default
+    assert apply_overrides(config, pair) == apply_overrides(config, pair[::-1])
+
+
 def test_unknown_recipe_names_the_nearest():
-    with pytest.raises(ConfigError, match="did you mean 'simvtp_base'"):
+    with pytest.raises(UserError, match="did you mean 'simvtp_base'"):
         get_recipe("simvtp_bas")
 
 

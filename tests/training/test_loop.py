@@ -9,6 +9,7 @@ from fastvtp import runs
 from fastvtp.training.config import ConfigError, apply_overrides
 from fastvtp.training.loop import choose_device, train
 from fastvtp.training.recipes import get_recipe
+from tests.data.clips import write_audio
 
 
 def configure(settings: list[str], *more: str):
@@ -78,18 +79,6 @@ def test_bad_files_are_counted_and_named_and_the_run_finishes(captioned_videos, 
     assert all(reason for reason in report["bad_files"]["files"].values())
 
 
-def write_audio(path: Path) -> None:
-    import av
-    import numpy as np
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=16000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 16000
-        for packet in (*stream.encode(frame), *stream.encode(None)):
-            container.mux(packet)
-
-
 def test_a_run_is_never_overwritten(tiny_settings):
     config = configure(tiny_settings, "data.test=none")
     train(config, progress_bar=False)
@@ -110,10 +99,30 @@ def test_resuming_a_finished_run_changes_nothing(tiny_settings):
     assert (Path(config.output_dir) / "model/model.safetensors").read_bytes() == weights
 
 
-def test_divergence_stops_the_run(tiny_settings):
-    config = configure(tiny_settings, "optimizer.learning_rate=1e30", "optimizer.warmup_steps=1")
-    with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) at step"):
+def test_divergence_stops_the_run_and_is_never_saved(tiny_settings):
+    settings = [*tiny_settings, "optimizer.learning_rate=1e30", "optimizer.warmup_steps=1", "log_every=100"]
+    config = configure(settings, "checkpoint_every=3")
+    with pytest.raises(FloatingPointError, match=r"grad_norm nan at step 3 of"):
         train(config, progress_bar=False)
+    assert not list(Path(config.output_dir).glob("checkpoints/*"))
+
+
+def test_changed_annotations_are_not_resumed(tiny_settings, captioned_videos, tmp_path):
+    annotations = captioned_videos / "edited.jsonl"  # beside the clips, to which its paths are relative
+    annotations.write_text((captioned_videos / "train.jsonl").read_text())
+    config = configure(tiny_settings, f"data.train={annotations}", "data.test=none")
+    train(config, progress_bar=False)
+    annotations.write_text("".join(annotations.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ConfigError, match=r"the content of data.train changed"):
+        train(config, resume=True, progress_bar=False)
+
+
+def test_what_fails_before_the_first_step_claims_no_folder(tiny_settings, tmp_path):
+    config = configure(tiny_settings, f"data.tokenizer={tmp_path / 'absent'}")
+    with pytest.raises(FileNotFoundError):
+        train(config, progress_bar=False)
+    assert not Path(config.output_dir).exists()
+    train(configure(tiny_settings), progress_bar=False)
 
 
 def test_devices():

@@ -39,6 +39,7 @@ def panels(monkeypatch):
 def test_panels_of_a_whole_run(tmp_path, panels):
     rows = [
         {"step": step, "loss": 5.0 - step, "loss/video": 1.0, "loss/text": 4.0 - step, "learning_rate": 1e-4 * step}
+        | {"word_accuracy": 0.1 * step, "matching_accuracy": 0.5}
         | {"grad_norm": 1.5, "clips_per_second": 3.0, "note": "ignored"}
         for step in range(4)
     ]
@@ -52,9 +53,14 @@ def test_panels_of_a_whole_run(tmp_path, panels):
     source = write(tmp_path / "metrics.jsonl", [*rows, {"step": 3} | evaluation])
     drawn = panels(source, tmp_path / "curves.png")
     assert list(drawn) == [
-        "loss", "loss/video", "loss/text", "learning_rate", "grad_norm", "t2v recall (%)", "t2v rank", "eval/accuracy",
+        "loss", "loss/video", "loss/text", "accuracy", "learning_rate", "grad_norm", "t2v recall (%)", "t2v rank",
+        "eval/accuracy",
     ]  # fmt: skip
     assert drawn["loss"] == {"loss": ([0, 1, 2, 3], [5.0, 4.0, 3.0, 2.0])}
+    assert drawn["accuracy"] == {
+        "word": ([0, 1, 2, 3], [0.1 * step for step in range(4)]),
+        "matching": ([0, 1, 2, 3], [0.5] * 4),
+    }
     assert drawn["t2v recall (%)"] == {"R1": ([3], [10.0]), "R5": ([3], [30.0])}
     assert drawn["t2v rank"] == {"MdR": ([3], [7.0]), "MnR": ([3], [9.0])}
     with Image.open(tmp_path / "curves.png") as image:
@@ -103,7 +109,7 @@ def test_whole_last_line_without_newline_counts(tmp_path, panels):
         ('{"step": 0, "loss": "low"}\n', "line 1: 'loss' must be a number, got 'low'"),
         ("", r"metrics\.jsonl: no loss"),
         ('{"st', r"metrics\.jsonl: no loss"),
-        ('{"step": 3, "clips_per_second": 1}\n', "no loss, learning_rate, grad_norm or eval/ value"),
+        ('{"step": 3, "clips_per_second": 1}\n', "no loss, accuracy, learning_rate, grad_norm or eval/ value"),
     ],
 )
 def test_bad_file_gets_one_clear_line(tmp_path, text, message):

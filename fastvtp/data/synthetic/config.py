@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastvtp.errors import UserError
+
 # Raise it with every change that alters what a given configuration generates.
 GENERATOR_VERSION = 1
 
@@ -25,7 +27,7 @@ class SyntheticConfig:
             (left or right, grows or shrinks, which event first), so that a bag of frames cannot tell them apart.
 
     Raises:
-        ValueError: a value is out of its range; the message names the field and the range.
+        UserError: a value is out of its range; the message names the field and the range.
     """
 
     num_train: int = 3000
@@ -53,12 +55,12 @@ class SyntheticConfig:
         ):
             value = getattr(self, name)
             if name != "twin_fraction" and not isinstance(value, int):
-                raise ValueError(f"SyntheticConfig.{name} must be a whole number, got {value!r}")
+                raise UserError(f"SyntheticConfig.{name} must be a whole number, got {value!r}")
             if not low <= value <= high:
-                raise ValueError(f"SyntheticConfig.{name} must be from {low} to {high}, got {value}")
+                raise UserError(f"SyntheticConfig.{name} must be from {low} to {high}, got {value}")
         for name in ("height", "width"):
             if getattr(self, name) % 2:
-                raise ValueError(f"SyntheticConfig.{name} must be even for H.264, got {getattr(self, name)}")
+                raise UserError(f"SyntheticConfig.{name} must be even for H.264, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

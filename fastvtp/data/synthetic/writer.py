@@ -25,6 +25,7 @@ from fastvtp.data.synthetic.config import GENERATOR_VERSION, SyntheticConfig, Sy
 from fastvtp.data.synthetic.language import ask, describe
 from fastvtp.data.synthetic.render import render_scene
 from fastvtp.data.synthetic.scene import Scene, sample_scenes
+from fastvtp.errors import UserError
 
 _CLIPS_PER_CHUNK = 16
 
@@ -54,11 +55,11 @@ def generate_dataset(
         progress: show a progress bar (needs tqdm).
 
     Raises:
-        ValueError: `root` holds something else or a data set of another configuration, or `workers` < 1.
+        UserError: `root` holds something else or a data set made with other settings, or `workers` < 1.
     """
     root, config = Path(root), config or SyntheticConfig()
     if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+        raise UserError(f"workers must be at least 1, got {workers}")
     dataset = SyntheticDataset(root)
     finished, begun = root / "dataset.json", root / "dataset.incomplete.json"
     description = {"generator_version": GENERATOR_VERSION, **asdict(config)}
@@ -69,7 +70,7 @@ def generate_dataset(
     if finished.exists():
         return dataset
     if not begun.exists() and root.exists() and any(root.iterdir()):
-        raise ValueError(f"{root}: expected an empty folder or a synthetic data set, found other files")
+        raise UserError(f"{root}: expected an empty folder or a synthetic data set, found other files")
 
     root.mkdir(parents=True, exist_ok=True)
     _write_atomically(begun, description_json)
@@ -207,7 +208,10 @@ def _check_same(marker: Path, wanted: dict) -> None:
         found = json.loads(marker.read_text())
         differing = [name for name in wanted if found.get(name) != wanted[name]]
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{marker}: expected the description of a synthetic data set, found another file") from error
+        raise UserError(f"{marker}: expected the description of a synthetic data set, found another file") from error
     if differing:
         listed = ", ".join(f"{name} {found.get(name)!r} instead of {wanted[name]!r}" for name in differing)
-        raise ValueError(f"{marker.parent}: holds a synthetic data set of another configuration: {listed}")
+        raise UserError(
+            f"{marker.parent}: holds a synthetic data set made with other settings ({listed}): "
+            "delete it or choose another folder"
+        )

@@ -4,11 +4,13 @@ S sequences, H heads, Lq and Lk padded lengths, Dh head width. Sequences are pad
 N x N.
 """
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import philox
 from ..packing import pad_rows, padded_slots, unpad_rows
@@ -30,7 +32,9 @@ def attend(
 ) -> Tensor:
     """softmax(c * tanh(scale * q.k / c)) @ v over [S, H, L, Dh]; mask and keep are True where a weight is used."""
     if options.softcap == 0 and keep is None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=options.scale)
+        # of the kernels that CUDA could choose for a masked call, only the plain one has a deterministic backward
+        with sdpa_kernel(SDPBackend.MATH) if query.is_cuda else nullcontext():
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=options.scale)
     dtype = compute_dtype(query.dtype)
     logits = query.to(dtype) @ key.to(dtype).transpose(-1, -2) * options.scale
     if options.softcap:
