@@ -14,6 +14,7 @@ from fastvtp.data.annotations import load_annotations
 from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
 from fastvtp.data.synthetic import SyntheticConfig, generate_dataset
 from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.errors import UserError
 from fastvtp.evaluation.reconstruction import reconstruct
 from fastvtp.evaluation.retrieval import chance_recall, encode_retrieval, retrieval_metrics, shuffled_control
 from fastvtp.models.registry import load_pretrained
@@ -124,7 +125,10 @@ def visualize(
     """Reconstruction pictures of the first clips of `data`: reconstruction.png and reconstruction.gif in `output`."""
     output.mkdir(parents=True, exist_ok=True)
     with evaluation_loader(model, tokenizer, data, batch_size=num_clips, num_workers=0) as loader:
-        examples = reconstruct(model, tokenizer, next(iter(loader)), seed=seed)
+        batch = next(iter(loader), None)
+        if batch is None:
+            raise UserError(f"{data}: no clip of it can be decoded")
+        examples = reconstruct(model, tokenizer, batch, seed=seed)
     paths = [output / "reconstruction.png", output / "reconstruction.gif"]
     save_reconstruction_grid(paths[0], examples)
     save_reconstruction_animation(paths[1], examples)
