@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from fastvtp.errors import UserError
+
+try:
+    import typer
+except ImportError:
+    sys.exit("fastvtp: the command needs its extras: pip install 'fastvtp[train,dali]'")
 
 app = typer.Typer(
     help="Masked video-text pretraining.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -34,6 +37,8 @@ def demo(overrides: Overrides = None, preset: Preset = "fastvtp", quiet: Quiet =
     from fastvtp.training.config import apply_overrides
     from fastvtp.training.recipes import get_recipe
 
+    if any(override.startswith(("data.train=", "data.test=")) for override in overrides or []):
+        raise UserError("the demo makes its own videos; for yours: fastvtp pretrain RECIPE data.train=...")
     config = apply_overrides(get_recipe("simvtp_demo", preset), overrides or [])
     report = run_demo(config, SyntheticConfig(seed=config.seed), progress_bar=not quiet)
     _print_scores(report)
@@ -71,7 +76,7 @@ def evaluate(
     from fastvtp import runs
     from fastvtp.training.loop import choose_device
 
-    network, tokenizer, _ = runs.open_model(model, choose_device(device))
+    network, tokenizer = runs.open_model(model, choose_device(device))
     gallery = None if output is None else output / "gallery.html"
     report = runs.evaluate(network, tokenizer, data, gallery=gallery, progress_bar=not quiet)
     if output is not None:
@@ -84,7 +89,7 @@ def visualize(
     model: Annotated[str, typer.Argument(help="Run, checkpoint or model folder.")],
     data: Annotated[str, typer.Argument(help="Captioned videos: .jsonl or folder.")],
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("runs/pictures"),
-    clips: Annotated[int, typer.Option(min=2, help="How many clips to show.")] = 4,
+    clips: Annotated[int, typer.Option(min=1, help="How many clips to show.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
     device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda".')] = "auto",
 ) -> None:
@@ -92,7 +97,7 @@ def visualize(
     from fastvtp import runs
     from fastvtp.training.loop import choose_device
 
-    network, tokenizer, _ = runs.open_model(model, choose_device(device))
+    network, tokenizer = runs.open_model(model, choose_device(device))
     for path in runs.visualize(network, tokenizer, data, output, num_clips=clips, seed=seed):
         typer.echo(path)
 
@@ -122,13 +127,14 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         app()
-    except (UserError, FloatingPointError, FileNotFoundError) as error:
+    except (UserError, FloatingPointError, OSError) as error:
         print(f"fastvtp: {error}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:
-        from fastvtp_kernels import BackendUnavailableError
+    except (RuntimeError, ValueError) as error:
+        # not imported above: `fastvtp --help` should not wait for torch
+        from fastvtp_kernels.dispatch import BackendUnavailableError, UnknownBackendError
 
-        if not isinstance(error, BackendUnavailableError):
+        if not isinstance(error, (BackendUnavailableError, UnknownBackendError)):
             raise
         print(f"fastvtp: {error}", file=sys.stderr)
         sys.exit(2)

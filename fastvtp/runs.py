@@ -42,9 +42,11 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
     path.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def open_model(source: str, device: torch.device) -> tuple[SimVTP, CaptionTokenizer, Path]:
-    """Model, tokenizer and folder of a model folder, a checkpoint, or a run folder (its final or newest weights)."""
+def open_model(source: str, device: torch.device) -> tuple[SimVTP, CaptionTokenizer]:
+    """Model and tokenizer of a model folder, a checkpoint, or a run folder (its final or newest weights)."""
     folder = Path(source)
+    if not folder.is_dir():
+        raise CheckpointError(f"{source} is no folder: expected a run, checkpoint or model folder")
     if (folder / CONFIG_NAME).is_file():
         candidates = [folder / "model"] if (folder / "model").is_dir() else list_checkpoints(folder)[-1:]
         if not candidates:
@@ -55,7 +57,7 @@ def open_model(source: str, device: torch.device) -> tuple[SimVTP, CaptionTokeni
         raise CheckpointError(
             f"{folder} has no {TOKENIZER_NAME}: captions cannot be read the way the model learned them"
         )
-    return model, CaptionTokenizer.load(folder / TOKENIZER_NAME), folder
+    return model, CaptionTokenizer.load(folder / TOKENIZER_NAME)
 
 
 def evaluation_loader(
@@ -172,7 +174,7 @@ def demo(config: TrainConfig, synthetic: SyntheticConfig, *, progress_bar: bool 
     dataset = generate_dataset(run_dir / "data", synthetic, progress=progress_bar)
     data = dataclasses.replace(config.data, train=str(dataset.train), test=str(dataset.test))
     report = pretrain(dataclasses.replace(config, data=data), resume=True, progress_bar=progress_bar)
-    model, tokenizer, _ = open_model(str(run_dir), choose_device(config.device))
+    model, tokenizer = open_model(str(run_dir), choose_device(config.device))
     visualize(model, tokenizer, str(dataset.test), run_dir)
     return report
 

@@ -39,6 +39,7 @@ def test_doctor_names_every_op_and_its_backend(capsys, monkeypatch):
         (("pretrain", "simvtp_dem"), "did you mean 'simvtp_demo'"),
         (("pretrain", "simvtp_tiny", "data.train=absent.jsonl"), "data.train=absent.jsonl does not exist"),
         (("evaluate", "absent/run/model", "x.jsonl"), "absent/run/model is no folder"),
+        (("demo", "data.train=mine.jsonl"), "the demo makes its own videos"),
         (("demo", "--preset", "oficial"), "did you mean 'official'"),
     ],
 )
@@ -85,3 +86,13 @@ def test_demo_end_to_end(capsys, monkeypatch, tiny_settings, tmp_path):
         assert "t2v: R1" in out
     for name in ("report.json", "reconstruction.png", "reconstruction.gif", "gallery.html", "curves.png"):
         assert (tmp_path / "run" / name).stat().st_size > 0
+
+
+def test_unknown_backend_in_the_environment_is_one_line(capsys, monkeypatch, tiny_settings):
+    monkeypatch.setenv("FASTVTP_BACKEND", "tritn")
+    status, _, err = run(capsys, monkeypatch, "pretrain", "simvtp_demo", "--quiet", *tiny_settings)
+    assert status == 2
+    assert "unknown backend 'tritn' (FASTVTP_BACKEND=tritn)" in err
+    status, out, _ = run(capsys, monkeypatch, "doctor")
+    assert status == 0
+    assert "tritn" in out

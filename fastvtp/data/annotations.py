@@ -124,7 +124,10 @@ def _read_folder(folder: Path) -> list[VideoRecord]:
     records, skipped = [], []
     for video in sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
         sidecar, name = video.with_suffix(".txt"), video.relative_to(folder)
-        text = sidecar.read_text(encoding="utf-8") if sidecar.is_file() else ""
+        try:
+            text = sidecar.read_text(encoding="utf-8") if sidecar.is_file() else ""
+        except UnicodeDecodeError as error:
+            raise UserError(f"{sidecar}: expected UTF-8 text: {error}") from None
         captions = tuple(line.strip() for line in text.splitlines() if line.strip())
         if captions:
             records.append(VideoRecord(id=name.with_suffix("").as_posix(), video=str(video), captions=captions))

@@ -88,7 +88,8 @@ class VideoTextLoader:
         device: where `video` is made. Captions stay on the host, where masking and packing are planned.
         crop_scale: smallest and largest share of the picture's area in the window of a training clip.
         flip: whether training clips are mirrored at random; one whose captions name a direction never is.
-        decoder: "pyav" decodes in the workers, "dali" in the pipeline, "auto" is "dali" on a GPU and "pyav" on a CPU.
+        decoder: "pyav" decodes in the workers, "dali" in the pipeline; "auto" is "dali" on a GPU with NVDEC, else
+            "pyav".
         prefetch: batches prepared ahead.
         known_bad: path and reason of files found undecodable before. A resumed run passes the `bad_files` that the
             same rank had at `start_step`, so that a file which failed inside DALI is not used again. Where PyAV

@@ -55,7 +55,8 @@ class SampleStream:
             index = int(epoch_order(self.seed, epoch, self.num_records)[index])
         rng = sample_rng(self.seed, epoch, index, attempt)
         if attempt > 0:
-            index = int(rng.integers(self.num_records))
+            # what stands in during evaluation is thrown away: the next record that opens is as good as any
+            index = int(rng.integers(self.num_records)) if self.train else (index + attempt) % self.num_records
         return index, rng
 
 
@@ -143,16 +144,17 @@ class ClipSource:
             `[2]` each (y, x), fractions of the upright picture; and int32 `[]`, 1 to mirror.
 
         Raises:
-            NoDecodableClipError: `MAX_ATTEMPTS` attempts failed.
+            NoDecodableClipError: `MAX_ATTEMPTS` attempts failed, or all records in evaluation.
         """
         errors = []
-        for attempt in range(MAX_ATTEMPTS):
+        attempts = MAX_ATTEMPTS if self.stream.train else self.stream.num_records
+        for attempt in range(attempts):
             try:
                 return self.attempt(number, attempt)
             except VideoDecodeError as error:
                 errors.append(str(error))
         last = "; ".join(dict.fromkeys(errors[-3:]))
-        raise NoDecodableClipError(f"{MAX_ATTEMPTS} videos in a row cannot be decoded, the last: {last}")
+        raise NoDecodableClipError(f"{attempts} videos in a row cannot be decoded, the last: {last}")
 
     def attempt(self, number: int, attempt: int) -> tuple[np.ndarray, ...]:
         """One attempt of `load`.

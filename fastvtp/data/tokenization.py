@@ -99,7 +99,10 @@ class CaptionTokenizer:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such tokenizer file")
         if path.suffix == ".txt":
-            tokens = path.read_text(encoding="utf-8").splitlines()
+            try:
+                tokens = path.read_text(encoding="utf-8").splitlines()
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}: expected UTF-8 text: {error}") from None
             return cls(_word_piece({token: number for number, token in enumerate(tokens)}), str(path))
 
         from tokenizers import Tokenizer

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastvtp.errors import UserError
 from fastvtp.evaluation.inference import inference
 from fastvtp.evaluation.tubelets import hide_tubelets, tokens_to_video
 
@@ -53,10 +52,8 @@ def reconstruct(
     """Mask every clip and caption of `batch` as in training and let `model` fill them in.
 
     seed: of the masks. The model is run in evaluation mode and left as it was; [CLS] and [SEP] are left out of the
-    captions. Raises UserError for fewer than 2 clips: the model's matching pass shows each caption with another clip.
+    captions.
     """
-    if len(batch.video) < 2:
-        raise UserError(f"reconstruct needs at least 2 clips, got {len(batch.video)}")
     input_ids = batch.input_ids.cpu()
     with inference(model):
         plan = model.plan(input_ids, batch.text_lengths, batch.sample_ids.cpu(), seed=seed, step=0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastvtp.errors import UserError
 from fastvtp.evaluation.inference import Module, inference
 
 RECALL_AT = (1, 5, 10)
@@ -88,13 +89,13 @@ def encode_retrieval(
             captions.extend(batch.captions)
             ids.extend(batch.sample_ids.tolist())
     if not captions:
-        raise ValueError("the retrieval loader gave no batch")
+        raise UserError("no clip could be decoded: retrieval has nothing to score")
     # Outside inference mode, so that the results are ordinary tensors which a probe may still train on.
     text, video = torch.cat(texts), torch.cat(videos)
     for name, embedding in (("encode_text", text), ("encode_video", video)):
         norms = embedding.norm(dim=1)
         if not (norms - 1).abs().le(UNIT_NORM_TOLERANCE).all():
-            raise ValueError(f"{name} must give rows of unit length, got norms {norms.min():.3g} to {norms.max():.3g}")
+            raise UserError(f"{name} must give rows of unit length, got norms {norms.min():.3g} to {norms.max():.3g}")
     return RetrievalEmbeddings(text, video, captions, ids)
 
 

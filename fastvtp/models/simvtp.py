@@ -26,7 +26,7 @@ from fastvtp.models.layers import Packing, Transformer, init_linear_xavier, segm
 from fastvtp.models.packing import SequenceBuilder, exclusive_cumsum, span_rows
 from fastvtp.models.videomae import IMAGENET_MEAN, IMAGENET_STD, VideoDecoder, VideoEmbeddings
 from fastvtp.objectives.contrastive import video_text_contrast
-from fastvtp.objectives.matching import matching_accuracy, matching_loss, random_mismatch
+from fastvtp.objectives.matching import matching_accuracy, matching_labels, matching_loss, random_mismatch
 from fastvtp.objectives.reconstruction import masked_word_loss
 from fastvtp_kernels import TubeMask, masked_pixel_loss, text_mask, tube_mask
 
@@ -79,6 +79,27 @@ class SimVTPConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tubelet", tuple(self.tubelet))  # JSON gives lists
         object.__setattr__(self, "special_token_ids", tuple(self.special_token_ids))
+        for name in (
+            "width",
+            "num_heads",
+            "decoder_width",
+            "decoder_num_heads",
+            "vocab_size",
+            "mlp_ratio",
+            "temperature",
+        ):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.projection_dim is not None and self.projection_dim < 1:
+            raise ValueError(f"projection_dim must be positive, or none, got {self.projection_dim}")
+        if len(self.tubelet) != 3 or min(self.tubelet) < 1:
+            raise ValueError(f"tubelet must be three positive sizes (time, height, width), got {self.tubelet}")
+        for name in ("depth", "decoder_depth"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("pixel_weight", "word_weight", "contrastive_weight", "matching_weight"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
         for name, size, tile in (
             ("num_frames", self.num_frames, self.tubelet[0]),
             ("image_size", self.image_size, self.tubelet[1]),
@@ -86,9 +107,14 @@ class SimVTPConfig:
         ):
             if size % tile:
                 raise ValueError(f"{name} {size} is not a multiple of the tubelet's {tile}")
-        for name in ("video_mask_ratio", "text_mask_ratio"):
+        for name in ("video_mask_ratio", "text_mask_ratio", "text_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if int(self.video_mask_ratio * self.grid[1] * self.grid[2]) < 1:
+            raise ValueError(
+                f"video_mask_ratio {self.video_mask_ratio} hides none of the {self.grid[1]} x {self.grid[2]} cells of "
+                "a frame, which leaves nothing to reconstruct"
+            )
         for name, width, heads in (
             ("num_heads", self.width, self.num_heads),
             ("decoder_num_heads", self.decoder_width, self.decoder_num_heads),
@@ -116,6 +142,7 @@ class SimVTPPlan:
     gather: int64 [N] pool row of each packed row; packing: the sequences joint, video-only, text-only, mismatched (B
     each).
     joint_video_rows: int64 [B*Kv] packed rows of the joint pass's video tokens.
+    match_labels: int64 [2B] of the matched and mismatched pairs.
     word_rows, word_labels: int64 [M] packed rows of the masked words and what stood there.
     """
 
@@ -127,6 +154,7 @@ class SimVTPPlan:
     gather: Tensor
     packing: Packing
     joint_video_rows: Tensor
+    match_labels: Tensor
     word_rows: Tensor
     word_labels: Tensor
 
@@ -270,6 +298,7 @@ class SimVTP(nn.Module):
             gather=sequences.gather(),
             packing=sequences.packing(),
             joint_video_rows=torch.from_numpy(span_rows(joint_rows, video[1])),
+            match_labels=matching_labels(sample_ids[torch.from_numpy(mismatch)] != sample_ids),
             word_rows=joint_text_rows[hidden],
             word_labels=input_ids[hidden],
         ).to(self.device)
@@ -300,8 +329,8 @@ class SimVTP(nn.Module):
                 self.text_projection(text_only), self.video_projection(video_only), self.logit_scale_value(),
                 sample_ids=plan.sample_ids, directions=config.contrastive_directions,
             )  # fmt: skip
-            matched_logits, mismatched_logits = self.match_head(joint), self.match_head(mismatched)
-            matching = matching_loss(matched_logits, mismatched_logits)
+            match_logits = self.match_head(torch.cat([joint, mismatched]))
+            matching = matching_loss(match_logits, plan.match_labels)
 
         loss = (
             config.pixel_weight * pixel_loss
@@ -315,7 +344,7 @@ class SimVTP(nn.Module):
             "loss/contrastive": contrastive,
             "loss/matching": matching,
             "word_accuracy": (word_logits.argmax(-1) == plan.word_labels).sum() / max(len(plan.word_labels), 1),
-            "matching_accuracy": matching_accuracy(matched_logits, mismatched_logits),
+            "matching_accuracy": matching_accuracy(match_logits, plan.match_labels),
         }
         return SimVTPOutput(loss, {k: v.detach() for k, v in terms.items()}, pixel_prediction, word_logits)
 

@@ -36,7 +36,7 @@ class DataConfig:
     num_workers: int = 1
     """Decoding processes; 0 decodes in the training process."""
     decoder: str = "auto"
-    """"auto": NVDEC on a GPU, PyAV on the CPU; or "pyav", "dali"."""
+    """"auto": NVDEC where there is one, else PyAV on the CPU; or "pyav", "dali"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,13 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "eps"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("final_learning_rate", "warmup_steps", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be in [0, 1), got {self.betas}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, or none for no clipping, got {self.clip_norm}")
 
@@ -90,6 +92,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
         if self.batch_size == 1:
             raise ConfigError(
                 "batch_size must be at least 2: the matching loss shows each text another clip of the batch"
@@ -178,7 +182,10 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 def differing_settings(config: TrainConfig, path: Path) -> list[str]:
     """Dotted names whose values differ between `config` and the one saved at `path`."""
-    saved = json.loads(path.read_text())
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is not a readable run configuration: {error}") from None
 
     def leaf(values: Any, name: str) -> Any:
         for part in name.split("."):

@@ -22,6 +22,7 @@ from fastvtp.training.metrics import MetricsWriter, last_record
 from fastvtp.training.optimizer import build_optimizer, learning_rate_at, set_learning_rate
 from fastvtp.training.state import (
     Progress,
+    clear_partial_folders,
     list_checkpoints,
     publish_folder,
     restore_checkpoint,
@@ -61,8 +62,11 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device={name}: {str(error).splitlines()[0]}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={name}: torch {torch.__version__} sees no CUDA device; use device=cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={name}: expected auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count() or "no"
+        raise ConfigError(f"device={name}: torch {torch.__version__} sees {found} CUDA device(s)")
     return device
 
 
@@ -172,6 +176,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
     # only now, with everything valid, the folder becomes this run's
     run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, run_dir / CONFIG_NAME)
+    clear_partial_folders(run_dir)
     seconds_before = progress.train_seconds
     with (
         MetricsWriter(run_dir, resume_step=progress.step, tensorboard=config.tensorboard) as writer,

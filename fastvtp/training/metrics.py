@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
+from fastvtp.errors import UserError
+
 METRICS_NAME, SPEED_NAME = "metrics.jsonl", "speed.jsonl"
 
 
@@ -15,8 +17,11 @@ def _keep_until(path: Path, step: int) -> None:
         return
     kept = []
     for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
-            break
+        try:
+            if not line.endswith("\n") or json.loads(line)["step"] > step:
+                break
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}, line {len(kept) + 1}: expected a record with a step, got {line[:60]!r}") from None
         kept.append(line)
     partial = path.with_suffix(".partial")
     partial.write_text("".join(kept))

@@ -44,13 +44,24 @@ def publish_folder(final: Path, write: Callable[[Path], None]) -> None:
     partial.mkdir(parents=True)
     write(partial)
     for path in (*partial.iterdir(), partial):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(path)
     _remove(final)
     partial.rename(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def clear_partial_folders(run_dir: Path) -> None:
+    """Delete what a killed run left half-written or half-deleted."""
+    for folder in (*run_dir.glob("partial_*"), *(run_dir / "checkpoints").glob("partial_*")):
+        shutil.rmtree(folder)
 
 
 def _remove(folder: Path) -> None:

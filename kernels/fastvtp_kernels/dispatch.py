@@ -25,6 +25,10 @@ class BackendUnavailableError(RuntimeError):
     """The requested backend exists but cannot run this op here."""
 
 
+class UnknownBackendError(ValueError):
+    """The requested name is no backend at all."""
+
+
 class Choice(NamedTuple):
     """A backend and why it was taken."""
 
@@ -85,12 +89,15 @@ def _requested(op: str, requested: str | None) -> Choice | None:
 def resolve_backend(op: str, requested: str | None, device: torch.device) -> Choice:
     """The backend `op` runs with on `device`, and why.
 
-    Raises ValueError for a name that is no backend at all and BackendUnavailableError for one that cannot run here.
+    Raises UnknownBackendError (a ValueError) for a name that is no backend at all and BackendUnavailableError for one
+    that cannot run here.
     """
     choice = _requested(op, requested)
     if choice is not None:
         if choice.name not in BACKENDS:
-            raise ValueError(f"{op}: unknown backend {choice.name!r} ({choice.reason}); expected one of {BACKENDS}")
+            raise UnknownBackendError(
+                f"{op}: unknown backend {choice.name!r} ({choice.reason}); expected one of {BACKENDS}"
+            )
         missing = _missing(op, choice.name)
         if missing is not None:
             raise BackendUnavailableError(

@@ -207,3 +207,17 @@ def test_known_bad_files_are_left_out_from_the_start_where_dali_decodes(partly_d
     batches, bad_files = run(partly_damaged, tokenizer, **settings)
     assert [batch.sample_ids.tolist() for batch in batches] == [[0, 3, 4]]
     assert bad_files == known_bad
+
+
+def test_evaluation_survives_a_set_that_is_mostly_bad(good, bad, tokenizer, tmp_path):
+    """Thirty files that cannot be read and one that can: it is scored, they are named."""
+    records = []
+    for i in range(30):
+        (tmp_path / f"{i:02}.mp4").touch()
+        records.append(VideoRecord(f"{i:02}", str(tmp_path / f"{i:02}.mp4"), ("nothing",)))
+    records.insert(17, good[3])
+    settings = {"num_frames": 4, "max_text_length": 16, "image_size": None, "train": False, "num_workers": 0}
+    with VideoTextLoader(records, tokenizer, batch_size=8, **settings) as loader:
+        (batch,) = list(loader)
+        assert batch.captions == ["clip 03"]
+        assert len(loader.bad_files) == 30

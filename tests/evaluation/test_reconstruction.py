@@ -10,7 +10,6 @@ import torch
 import fastvtp
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.tokenization import CaptionTokenizer
-from fastvtp.errors import UserError
 from fastvtp.evaluation.reconstruction import ReconstructionExample, reconstruct
 from fastvtp.models.simvtp import SimVTP
 from fastvtp_kernels import masked_pixel_loss
@@ -163,10 +162,9 @@ def test_the_seed_alone_decides(tokenizer):
     assert [e.masked_caption for e in first] != [e.masked_caption for e in other]
 
 
-@pytest.mark.parametrize("clips", [0, 1])
-def test_too_few_clips_get_one_clear_line(tokenizer, clips):
-    with pytest.raises(UserError, match=f"^reconstruct needs at least 2 clips, got {clips}$"):
-        reconstruct(make_model(tokenizer), tokenizer, make_batch(tokenizer, clips), seed=7)
+def test_a_single_clip_is_enough(tokenizer):
+    (example,) = reconstruct(make_model(tokenizer), tokenizer, make_batch(tokenizer, 1), seed=7)
+    assert not np.array_equal(example.reconstruction, example.visible)
 
 
 def test_example_fields_must_fit_each_other(tokenizer):

@@ -236,7 +236,7 @@ def test_encode_retrieval_names_the_fault_and_still_restores_modes(monkeypatch):
     assert model.dropout.training
     with pytest.raises(ValueError, match="encode_text must give rows of unit length, got norms nan"):
         encode_retrieval(MeanModel(scale=torch.nan), batches([[1, 2]]), device="cpu", progress=False)
-    with pytest.raises(ValueError, match="gave no batch"):
+    with pytest.raises(ValueError, match="no clip could be decoded"):
         encode_retrieval(model, [], device="cpu", progress=False)
     monkeypatch.setattr(model, "encode_text", lambda *arguments: torch.ones(1, 2))
     with pytest.raises(ValueError, match=r"must both give \[2, D\]"):

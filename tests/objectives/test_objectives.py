@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from fastvtp.objectives.contrastive import video_text_contrast
-from fastvtp.objectives.matching import matching_accuracy, matching_loss
+from fastvtp.objectives.matching import matching_accuracy, matching_labels, matching_loss
 from fastvtp.objectives.reconstruction import masked_word_loss
 
 
@@ -27,10 +27,18 @@ def test_contrast_is_computed_in_float32_under_autocast():
 
 
 def test_matching_loss_counts_both_halves():
-    matched, mismatched = torch.tensor([[0.0, 2.0], [1.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 0.5]])
-    expected = cross_entropy(torch.cat([matched, mismatched]), torch.tensor([1, 1, 0, 0]))
-    torch.testing.assert_close(matching_loss(matched, mismatched), expected)
-    assert matching_accuracy(matched, mismatched) == 0.5
+    logits = torch.tensor([[0.0, 2.0], [1.0, 0.0], [3.0, 0.0], [0.0, 0.5]])
+    labels = matching_labels(torch.tensor([True, True]))
+    assert labels.tolist() == [1, 1, 0, 0]
+    torch.testing.assert_close(matching_loss(logits, labels), cross_entropy(logits, labels))
+    assert matching_accuracy(logits, labels) == 0.5
+
+
+def test_matching_leaves_out_rows_without_a_mismatch():
+    logits = torch.randn(4, 2)
+    labels = matching_labels(torch.tensor([True, False]))
+    torch.testing.assert_close(matching_loss(logits, labels), cross_entropy(logits[:3], labels[:3]))
+    assert matching_accuracy(torch.tensor([[0.0, 1], [0, 1], [1, 0], [0, 1]]), labels) == 1
 
 
 def test_word_loss_of_no_masked_word_is_zero_and_differentiable():

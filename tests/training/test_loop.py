@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -125,13 +126,21 @@ def test_what_fails_before_the_first_step_claims_no_folder(tiny_settings, tmp_pa
     train(configure(tiny_settings), progress_bar=False)
 
 
+def test_data_sets_hardly_larger_than_a_batch_train(tiny_settings, captioned_videos):
+    """Three clips in batches of two: across the seam of two epochs a batch holds the same clip twice."""
+    annotations = captioned_videos / "three.jsonl"
+    lines = (captioned_videos / "train.jsonl").read_text().splitlines(keepends=True)
+    annotations.write_text("".join(lines[:3]))
+    settings = [*tiny_settings, f"data.train={annotations}", "data.test=none", "batch_size=2", "steps=30"]
+    result = train(configure(settings, "checkpoint_every=30"), progress_bar=False)
+    assert all(math.isfinite(record["loss"]) for record in metrics_of(result.model_dir.parent))
+
+
 def test_devices():
     assert choose_device("cpu").type == "cpu"
-    with pytest.raises(ConfigError, match="device=gpu"):
-        choose_device("gpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="sees no CUDA device"):
-            choose_device("cuda")
+    for name, message in (("gpu", "device=gpu"), ("meta", "expected auto, cpu or cuda"), ("cuda:99", "CUDA device")):
+        with pytest.raises(ConfigError, match=message):
+            choose_device(name)
 
 
 def test_torchrun_is_refused_clearly(tiny_settings, monkeypatch):

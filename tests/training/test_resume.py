@@ -14,7 +14,7 @@ import torch
 from tests.conftest import tiny_overrides
 
 ROOT = Path(__file__).parents[2]
-STEPS = 8
+STEPS = 14
 
 
 def start(settings: list[str], run_dir: Path, *flags: str) -> subprocess.Popen:
