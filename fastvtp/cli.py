@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 from fastvtp.errors import UserError
 
@@ -122,25 +122,27 @@ def doctor() -> None:
         console.print(table)
 
 
+def _stop(message: object, status: int) -> NoReturn:
+    print(f"fastvtp: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
 def main() -> None:
     """Entry point: user errors become one line on stderr and exit status 2."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         app()
     except (UserError, FloatingPointError, OSError) as error:
-        print(f"fastvtp: {error}", file=sys.stderr)
-        sys.exit(2)
+        _stop(error, 2)
     except (RuntimeError, ValueError) as error:
         # not imported above: `fastvtp --help` should not wait for torch
         from fastvtp_kernels.dispatch import BackendUnavailableError, UnknownBackendError
 
         if not isinstance(error, (BackendUnavailableError, UnknownBackendError)):
             raise
-        print(f"fastvtp: {error}", file=sys.stderr)
-        sys.exit(2)
+        _stop(error, 2)
     except KeyboardInterrupt:
-        print("fastvtp: interrupted; checkpoints written so far are kept", file=sys.stderr)
-        sys.exit(130)
+        _stop("interrupted; checkpoints written so far are kept", 130)
 
 
 if __name__ == "__main__":

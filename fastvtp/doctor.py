@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastvtp.data.pipeline import has_nvdec
+from fastvtp.data.pipeline import automatic_decoder
 from fastvtp.version import __version__
 from fastvtp_kernels import dispatch
 
@@ -45,17 +45,17 @@ def device_findings() -> list[Finding]:
         )
     if not torch.cuda.is_available():
         findings.append(Finding("cuda", "none", f"torch {torch.__version__} sees no CUDA device"))
-        findings.append(Finding("video decoding", "pyav", "no CUDA device; PyAV decodes in DALI's workers"))
-    elif not has_nvdec():
-        findings.append(Finding("video decoding", "pyav", "the driver has no libnvcuvid"))
-    else:
-        findings.append(Finding("video decoding", "dali", "NVDEC through libnvcuvid"))
+    findings.append(Finding("video decoding", *automatic_decoder(_default_device())))
     return findings
+
+
+def _default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def backend_findings() -> list[Finding]:
     """The backend that each op takes by default on this machine's device, and why."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _default_device()
     findings = []
     for op in dispatch.ops():
         try:

@@ -36,6 +36,15 @@ def has_nvdec() -> bool:
     return ctypes.util.find_library("nvcuvid") is not None
 
 
+def automatic_decoder(device: torch.device) -> tuple[str, str]:
+    """What decoder="auto" means on `device`, "dali" or "pyav", and why."""
+    if device.type == "cpu":
+        return "pyav", "no CUDA device; PyAV decodes in DALI's workers"
+    if not has_nvdec():
+        return "pyav", "the driver has no libnvcuvid"
+    return "dali", "NVDEC through libnvcuvid"
+
+
 def dali_formats(decoder: str, device: torch.device) -> frozenset[tuple[str, str]] | None:
     """The (codec, pixel format) pairs DALI decodes on `device`, or None where PyAV is to decode in the workers.
 
@@ -46,15 +55,16 @@ def dali_formats(decoder: str, device: torch.device) -> frozenset[tuple[str, str
     """
     if decoder not in ("auto", "pyav", "dali"):
         raise UserError(f"decoder: expected 'auto', 'pyav' or 'dali', got {decoder!r}")
-    if decoder == "pyav" or (decoder == "auto" and device.type == "cpu"):
+    if decoder == "auto":
+        decoder, reason = automatic_decoder(device)
+        if decoder == "pyav" and device.type == "cuda":
+            logger.warning("PyAV decodes on the CPU: %s", reason)
+    if decoder == "pyav":
         return None
     if device.type == "cpu":
         return _CPU_FORMATS
     if not has_nvdec():
-        if decoder == "dali":
-            raise UserError("decoder='dali' needs NVDEC, but the driver has no libnvcuvid; use decoder='pyav'")
-        logger.warning("PyAV decodes on the CPU: the driver has no libnvcuvid")
-        return None
+        raise UserError("decoder='dali' needs NVDEC, but the driver has no libnvcuvid; use decoder='pyav'")
 
     import torch
 

@@ -24,7 +24,7 @@ MAX_ATTEMPTS = 20
 
 
 class NoDecodableClipError(UserError):
-    """`MAX_ATTEMPTS` videos, drawn one to replace the other, could not be decoded."""
+    """`MAX_ATTEMPTS` videos, drawn one to replace the other, or in evaluation all of them, could not be decoded."""
 
 
 @dataclass(frozen=True)

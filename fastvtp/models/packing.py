@@ -9,8 +9,7 @@ from fastvtp.models.layers import Packing
 
 def span_rows(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The row numbers of consecutive spans, laid end to end: int64 [sum of lengths]."""
-    offsets = np.cumsum(lengths) - lengths
-    return np.repeat(starts - offsets, lengths) + np.arange(lengths.sum())
+    return np.repeat(starts - exclusive_cumsum(lengths), lengths) + np.arange(lengths.sum())
 
 
 def exclusive_cumsum(lengths: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ Notable choices:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from fastvtp.objectives.contrastive import video_text_contrast
 from fastvtp.objectives.matching import matching_accuracy, matching_labels, matching_loss, random_mismatch
 from fastvtp.objectives.reconstruction import masked_word_loss
 from fastvtp_kernels import TubeMask, masked_pixel_loss, text_mask, tube_mask
+from fastvtp_kernels.packing import locate_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +168,8 @@ class SimVTPPlan:
                 tensor = tensor.pin_memory()
             return tensor.to(device, non_blocking=True)
 
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        packing = Packing(move(self.packing.cu_seqlens), self.packing.max_seqlen)
-        return SimVTPPlan(**{k: move(v) for k, v in moved.items() if isinstance(v, Tensor)}, packing=packing)
+        tensors = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return SimVTPPlan(**tensors, packing=Packing(move(self.packing.cu_seqlens), self.packing.max_seqlen))
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class SimVTP(nn.Module):
     Construction leaves parameters as torch's own constructors do; call `init_weights`, or load a checkpoint.
     """
 
-    logit_scale: Tensor
+    log_logit_scale: Tensor
 
     def __init__(self, config: SimVTPConfig):
         super().__init__()
@@ -363,8 +363,6 @@ class SimVTP(nn.Module):
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """Unit-length retrieval features of captions: int64 [N], int32 [B+1] -> float32 [B, D or projection_dim]."""
-        row = torch.arange(len(input_ids), device=input_ids.device)
-        sequence = torch.bucketize(row, cu_seqlens.long(), right=True) - 1
-        positions = row - cu_seqlens.long()[sequence]
+        _, positions = locate_rows(cu_seqlens, len(input_ids))
         x_ND = self.encoder(self.text_embeddings(input_ids, positions), Packing(cu_seqlens, max_seqlen))
         return normalize(self.text_projection(segment_mean(x_ND, cu_seqlens)), dim=-1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from fastvtp.errors import UserError, unknown_name
+from fastvtp.files import write_atomically
 from fastvtp.models.simvtp import SimVTPConfig
 
 _FROM_TOKENIZER = {"model.vocab_size", "model.pad_token_id", "model.mask_token_id", "model.special_token_ids"}
@@ -175,9 +176,7 @@ def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write `config` as JSON, in one stroke: a run killed meanwhile keeps the old file."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    partial.replace(path)
+    write_atomically(path, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
 
 
 def differing_settings(config: TrainConfig, path: Path) -> list[str]:

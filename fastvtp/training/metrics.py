@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fastvtp.errors import UserError
+from fastvtp.files import write_atomically
 
 METRICS_NAME, SPEED_NAME = "metrics.jsonl", "speed.jsonl"
 
@@ -23,9 +24,7 @@ def _keep_until(path: Path, step: int) -> None:
         except (ValueError, TypeError, KeyError):
             raise UserError(f"{path}, line {len(kept) + 1}: expected a record with a step, got {line[:60]!r}") from None
         kept.append(line)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    partial.replace(path)  # in one stroke: a run killed right here must not lose what it had
+    write_atomically(path, "".join(kept).encode())  # a run killed right here must not lose what it had
 
 
 def last_record(run_dir: Path) -> dict[str, float]:

@@ -26,6 +26,7 @@ from fastvtp.data.synthetic.language import ask, describe
 from fastvtp.data.synthetic.render import render_scene
 from fastvtp.data.synthetic.scene import Scene, sample_scenes
 from fastvtp.errors import UserError
+from fastvtp.files import write_atomically
 
 _CLIPS_PER_CHUNK = 16
 
@@ -73,18 +74,18 @@ def generate_dataset(
         raise UserError(f"{root}: expected an empty folder or a synthetic data set, found other files")
 
     root.mkdir(parents=True, exist_ok=True)
-    _write_atomically(begun, description_json)
+    write_atomically(begun, description_json)
     for split in ("train", "test"):
         (root / "videos" / split).mkdir(parents=True, exist_ok=True)
     clips = plan_clips(config)
     missing = [clip for split in clips.values() for clip in split if not (root / clip.video).exists()]
     _write_videos(root, missing, config, workers or _available_cores(), progress)
     for split, path in (("train", dataset.train), ("test", dataset.test)):
-        _write_atomically(path, _json_lines(_caption_rows(clips[split], config.seed)))
+        write_atomically(path, _json_lines(_caption_rows(clips[split], config.seed)))
     for split, path in (("train", dataset.train_questions), ("test", dataset.test_questions)):
-        _write_atomically(path, _json_lines(_question_rows(clips[split], config.seed)))
+        write_atomically(path, _json_lines(_question_rows(clips[split], config.seed)))
     # Not a rename of `begun`: a second process generating the same set may have finished first.
-    _write_atomically(finished, description_json)
+    write_atomically(finished, description_json)
     begun.unlink(missing_ok=True)
     return dataset
 
@@ -138,7 +139,7 @@ def _write_chunk(root: Path, config: SyntheticConfig, clips: list[Clip]) -> int:
     for clip in clips:
         frames = render_scene(clip.scene, config.num_frames, config.height, config.width)
         video = encode_h264(frames, fps=config.fps, keyframe_interval=config.keyframe_interval, crf=config.crf)
-        _write_atomically(root / clip.video, video)
+        write_atomically(root / clip.video, video)
     return len(clips)
 
 
@@ -194,13 +195,6 @@ def _question_rows(clips: list[Clip], seed: int) -> Iterator[dict]:
 
 def _json_lines(rows: Iterable[dict]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """A file under its final name is complete: an interrupted run leaves only a temporary name behind."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _check_same(marker: Path, wanted: dict) -> None:
