@@ -3,8 +3,14 @@ from pathlib import Path
 
 import pytest
 
-# Two test processes share two cores: torch's own threads would only fight each other.
+# Two test processes share two cores: torch's own threads would only fight each other. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+# Without a GPU the kernels run in Triton's interpreter. Read when the first kernel is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

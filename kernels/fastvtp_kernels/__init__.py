@@ -7,7 +7,7 @@ B clips, K listed tokens, N packed rows, S sequences, H heads. Video is uint8 [B
 from .attention import axial_attention, varlen_attention
 from .contrastive import HardNegatives, contrastive_loss, hard_negatives, sigmoid_loss
 from .dispatch import BackendUnavailableError
-from .masking import TubeMask, text_mask, tube_mask
+from .masking import TubeMask, block_tube_mask, replace_masked_tokens, running_cell_mask, text_mask, tube_mask
 from .pixel_loss import masked_pixel_loss
 from .token_assembly import assemble_tokens
 from .tubelets import gather_tubelets, tubelet_embed
@@ -18,10 +18,13 @@ __all__ = [
     "TubeMask",
     "assemble_tokens",
     "axial_attention",
+    "block_tube_mask",
     "contrastive_loss",
     "gather_tubelets",
     "hard_negatives",
     "masked_pixel_loss",
+    "replace_masked_tokens",
+    "running_cell_mask",
     "sigmoid_loss",
     "text_mask",
     "tube_mask",

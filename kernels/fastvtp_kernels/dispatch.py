@@ -4,16 +4,22 @@ An explicit `backend=` argument wins over the environment variable FASTVTP_BACKE
 choice. What cannot run raises and says why; the automatic choice on an accelerator is logged once.
 """
 
+import functools
+import importlib.util
 import logging
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+from .interpreter import interpreting
 
 BACKENDS = ("reference", "triton", "flash_attn", "xformers", "sdpa")
 ATTENTION_BACKENDS = ("flash_attn", "xformers", "sdpa")
 ENVIRONMENT_VARIABLE = "FASTVTP_BACKEND"
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _logger = logging.getLogger("fastvtp_kernels")
 _implementations: dict[str, dict[str, Callable[..., Any]]] = {}
@@ -44,9 +50,15 @@ class Availability(NamedTuple):
     reason: str
 
 
-def register(op: str, *, reference: Callable[..., Any], known: tuple[str, ...] = ("reference", "triton")) -> None:
-    """Enter an op into the table with its reference implementation and the backend names it understands."""
-    _implementations[op] = {"reference": reference}
+def register(
+    op: str,
+    *,
+    reference: Callable[..., Any],
+    triton: Callable[..., Any] | None = None,
+    known: tuple[str, ...] = ("reference", "triton"),
+) -> None:
+    """Enter an op into the table with its implementations and the backend names it understands."""
+    _implementations[op] = {"reference": reference} | ({} if triton is None else {"triton": triton})
     _known[op] = known
 
 
@@ -55,22 +67,50 @@ def ops() -> tuple[str, ...]:
     return tuple(_implementations)
 
 
-def backends(op: str) -> list[Availability]:
-    """Every backend the op understands, whether it can run, and why (not)."""
+def backends(op: str, device: torch.device | None = None) -> list[Availability]:
+    """Every backend the op understands, whether it can run on `device` (default: CUDA, else the CPU), and why (not)."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    available = {"reference": "plain PyTorch, any device", "triton": "Triton kernels"}
     return [
-        Availability(name, (missing := _missing(op, name)) is None, missing or "plain PyTorch, any device")
+        Availability(name, (missing := _missing(op, name, device, None)) is None, missing or available[name])
         for name in _known[op]
     ]
 
 
-def _missing(op: str, name: str) -> str | None:
-    if name in _implementations[op]:
-        return None
+def _missing(op: str, name: str, device: torch.device, dtype: torch.dtype | None) -> str | None:
     if name not in _known[op]:
         return f"{op} has no such backend; it knows {', '.join(_known[op])}"
+    if name not in _implementations[op]:
+        return f"no {'Triton kernel' if name == 'triton' else f'{name} path'} for this op in this version"
     if name == "triton":
-        return "no Triton kernel for this op in this version"
-    return f"no {name} path for this op in this version"
+        if dtype is not None and dtype not in TRITON_DTYPES:
+            return f"the Triton kernel computes in float16, bfloat16 and float32, not in {dtype}"
+        return _triton_cannot_run_on(device)
+    return None
+
+
+@functools.cache
+def _triton_is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _triton_cannot_run_on(device: torch.device) -> str | None:
+    if not _triton_is_installed():
+        return "the package triton is not installed (pip install 'fastvtp[gpu]')"
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return f"torch {torch.__version__} sees no CUDA device"
+        if not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0):
+            return "the kernels need compute capability 8.0 or newer"
+        return None
+    if device.type == "cpu" and interpreting():
+        return None
+    return f"Triton kernels need a CUDA device, not {device.type} (TRITON_INTERPRET=1 runs them, slowly, on the CPU)"
+
+
+def runs_triton(tensor: Tensor) -> bool:
+    """Whether kernels can be launched on the tensor, wherever it comes from."""
+    return tensor.dtype in TRITON_DTYPES and _triton_cannot_run_on(tensor.device) is None
 
 
 def _requested(op: str, requested: str | None) -> Choice | None:
@@ -86,8 +126,8 @@ def _requested(op: str, requested: str | None) -> Choice | None:
 
 
 @torch.compiler.assume_constant_result
-def resolve_backend(op: str, requested: str | None, device: torch.device) -> Choice:
-    """The backend `op` runs with on `device`, and why.
+def resolve_backend(op: str, requested: str | None, device: torch.device, dtype: torch.dtype | None = None) -> Choice:
+    """The backend `op` runs with on `device`, computing in `dtype` (None: no matter), and why.
 
     Raises UnknownBackendError (a ValueError) for a name that is no backend at all and BackendUnavailableError for one
     that cannot run here.
@@ -98,7 +138,7 @@ def resolve_backend(op: str, requested: str | None, device: torch.device) -> Cho
             raise UnknownBackendError(
                 f"{op}: unknown backend {choice.name!r} ({choice.reason}); expected one of {BACKENDS}"
             )
-        missing = _missing(op, choice.name)
+        missing = _missing(op, choice.name, device, dtype)
         if missing is not None:
             raise BackendUnavailableError(
                 f"{op}: backend {choice.name!r} ({choice.reason}) cannot run: {missing}; use backend='reference'"
@@ -106,13 +146,18 @@ def resolve_backend(op: str, requested: str | None, device: torch.device) -> Cho
         return choice
     if device.type in ("cpu", "meta"):
         return Choice("reference", f"{device.type} tensors")
-    choice = Choice("reference", f"{device.type} tensors, but {_missing(op, 'triton')}")
-    if (op, device.type) not in _logged:
-        _logged.add((op, device.type))
+    missing = _missing(op, "triton", device, dtype)
+    if missing is None:
+        return Choice("triton", f"{device.type} tensors")
+    choice = Choice("reference", f"{device.type} tensors, but {missing}")
+    if (op, choice.reason) not in _logged:
+        _logged.add((op, choice.reason))
         _logger.warning("%s runs the %s backend: %s", op, choice.name, choice.reason)
     return choice
 
 
-def implementation(op: str, requested: str | None, device: torch.device) -> Callable[..., Any]:
+def implementation(
+    op: str, requested: str | None, device: torch.device, dtype: torch.dtype | None = None
+) -> Callable[..., Any]:
     """The function that `resolve_backend` chooses."""
-    return _implementations[op][resolve_backend(op, requested, device).name]
+    return _implementations[op][resolve_backend(op, requested, device, dtype).name]

@@ -16,6 +16,9 @@ TUBE_MASK = 0x9C6E1F4A2B7D3851
 TEXT_MASK = 0x5A17C3E98D40F62B
 HARD_NEGATIVES = 0xE3B0957C46D1A82F
 ATTENTION_DROPOUT = 0x27D8F4B1906CE35A
+BLOCK_MASK = 0x6B41D90F3CE7A285
+RUNNING_CELL_MASK = 0xC8352E7B91F4064D
+TOKEN_REPLACEMENT = 0x1FA96C50E8D3724B
 
 _LOW_32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -60,6 +63,14 @@ def random_words(stream: int, seed: int, counter: tuple[Word, Word, Word, Word])
 def uniform(word: Tensor) -> Tensor:
     """float32 in [0, 1), a multiple of 2^-24, from the upper 24 bits of a random word."""
     return (word >> 8).to(torch.float32) * 2.0**-24
+
+
+def below(word: Tensor, bound: Word) -> Tensor:
+    """Integer in [0, bound), for bound < 2^31, from 32 random bits: the upper word of their product.
+
+    The probability of each value is within 2^-32 of 1 / bound.
+    """
+    return (word * bound) >> 32
 
 
 def bernoulli(word: Tensor, probability: float) -> Tensor:

@@ -12,13 +12,17 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype that torch.autocast gives to an operand of a matmul; the tensor's own outside an autocast region."""
+    device_type = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device_type):
+        return tensor.dtype
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else tensor.dtype
+
+
 def follow_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors cast as torch.autocast casts the operands of a matmul; unchanged outside an autocast region."""
-    device_type = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
-        return tensors
-    dtype = torch.get_autocast_dtype(device_type)
-    return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
+    return tuple(tensor.to(autocast_dtype(tensor)) for tensor in tensors)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""What every kernel test uses: the tolerance law and poisoned memory."""
+"""What every kernel test uses: the tolerance law, poisoned memory and bfloat16 in Triton's interpreter."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +7,10 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+
+from .interpreter import fix_interpreter_bf16
+
+__all__ = ["assert_within_tolerance", "fix_interpreter_bf16", "poisoned_empty", "tiny"]
 
 
 def tiny(dtype: torch.dtype, magnitude: float) -> float:

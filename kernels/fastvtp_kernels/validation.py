@@ -1,21 +1,26 @@
 """Checks shared by the ops. Each failure is one line: the op, the argument, what it was and what was expected.
 
-Shapes and dtypes are always checked. Values are only read where that costs no synchronisation: in eager tensors on
-the CPU, never on an accelerator, under torch.compile or in fake tensors.
+Shapes and dtypes are always checked. Values are read where that costs no synchronisation: in eager tensors on the CPU,
+and with FASTVTP_DEBUG=1 on a GPU too; never under torch.compile or in fake tensors.
 """
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+DEBUG_VARIABLE = "FASTVTP_DEBUG"
 INDEX_DTYPES = (torch.int32, torch.int64)
 
 
 def values_readable(tensor: Tensor) -> bool:
-    """Whether looking at the tensor's values is free of synchronisation and of graph breaks."""
-    return not torch.compiler.is_compiling() and tensor.device.type == "cpu" and type(tensor) is Tensor
+    """Whether looking at the tensor's values is free of graph breaks and, but in debug mode, of synchronisation."""
+    if torch.compiler.is_compiling() or type(tensor) is not Tensor:
+        return False
+    debug = os.environ.get(DEBUG_VARIABLE) == "1" and tensor.device.type == "cuda"
+    return tensor.device.type == "cpu" or (debug and not torch.cuda.is_current_stream_capturing())
 
 
 def check_devices(op: str, **tensors: Tensor | None) -> None:
@@ -64,15 +69,18 @@ def check_channels(op: str, name: str, values: Sequence[float], channels: int) -
         raise ValueError(f"{op}: {name} has {len(values)} values, expected one per channel ({channels})")
 
 
-def check_index(op: str, name: str, index: Tensor, tokens: int, *shape: int | str) -> None:
-    """Token indices of the given shape (as for `check_shape`), each in [0, tokens)."""
+def check_index(op: str, name: str, index: Tensor, count: int, *shape: int | str, what: str = "token indices") -> None:
+    """Indices of the given shape (as for `check_shape`), each in [0, count).
+
+    On an accelerator the range is checked under FASTVTP_DEBUG=1 alone: it makes the host wait.
+    """
     check_shape(op, name, index, *shape)
     if index.dtype not in INDEX_DTYPES:
         raise TypeError(f"{op}: {name} is {index.dtype}, expected int32 or int64")
     if values_readable(index) and index.numel():
         smallest, largest = (int(value) for value in index.aminmax())
-        if smallest < 0 or largest >= tokens:
-            raise ValueError(f"{op}: {name} holds {smallest}..{largest}, expected token indices in [0, {tokens})")
+        if smallest < 0 or largest >= count:
+            raise ValueError(f"{op}: {name} holds {smallest}..{largest}, expected {what} in [0, {count})")
 
 
 def check_cu_seqlens(op: str, name: str, cu_seqlens: Tensor, rows: int, max_seqlen: int | None = None) -> None:

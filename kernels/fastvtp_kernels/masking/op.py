@@ -7,10 +7,20 @@ import torch
 from torch import Tensor
 
 from ..dispatch import implementation, register
+from ..registration import define_op, launcher
 from ..validation import INDEX_DTYPES, check_cu_seqlens, check_devices, check_seed, check_shape
 from . import reference
 
-register("tube_mask", reference=reference.tube_mask)
+_tube_mask = define_op(
+    "tube_mask(Tensor sample_ids, int slots, int cells, int hidden_cells, int seed, SymInt step) -> (Tensor, Tensor)",
+    launch=launcher(__name__, "tube_mask"),
+    reference=reference.tube_mask,
+    fake=lambda ids, slots, cells, hidden, seed, step: (
+        ids.new_empty(ids.shape[0], slots * (cells - hidden), dtype=torch.int32),
+        ids.new_empty(ids.shape[0], slots * hidden, dtype=torch.int32),
+    ),
+)
+register("tube_mask", reference=reference.tube_mask, triton=_tube_mask)
 register("text_mask", reference=reference.text_mask)
 
 
@@ -58,10 +68,12 @@ def tube_mask(
     if not 0 <= mask_ratio < 1:
         raise ValueError(f"tube_mask: mask_ratio is {mask_ratio}, expected 0 <= mask_ratio < 1")
     check_seed("tube_mask", seed, step)
-    sample_ids = _sample_ids("tube_mask", sample_ids, batch_size, device)
+    sample_ids = resolve_sample_ids("tube_mask", sample_ids, batch_size, device)
     hidden_cells = int(mask_ratio * (grid[1] * grid[2]))
     run = implementation("tube_mask", backend, sample_ids.device)
-    return TubeMask(*run(tuple(grid), hidden_cells, seed, step, sample_ids))
+    # The dispatcher's integers are signed.
+    signed_seed = seed - 2**64 if seed >= 2**63 else seed
+    return TubeMask(*run(sample_ids, grid[0], grid[1] * grid[2], hidden_cells, signed_seed, step))
 
 
 def text_mask(
@@ -102,12 +114,12 @@ def text_mask(
     if not 0 <= mask_ratio <= 1:
         raise ValueError(f"text_mask: mask_ratio is {mask_ratio}, expected 0 <= mask_ratio <= 1")
     check_seed("text_mask", seed, step)
-    sample_ids = _sample_ids("text_mask", sample_ids, cu_seqlens.shape[0] - 1, input_ids.device)
+    sample_ids = resolve_sample_ids("text_mask", sample_ids, cu_seqlens.shape[0] - 1, input_ids.device)
     run = implementation("text_mask", backend, input_ids.device)
     return run(input_ids, cu_seqlens, mask_ratio, tuple(special_ids), seed, step, sample_ids)
 
 
-def _sample_ids(
+def resolve_sample_ids(
     op: str, sample_ids: Tensor | Sequence[int] | None, count: int, device: torch.device | str | None
 ) -> Tensor:
     if sample_ids is None:

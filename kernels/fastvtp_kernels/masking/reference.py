@@ -10,11 +10,9 @@ from ..packing import locate_rows
 
 
 def tube_mask(
-    grid: tuple[int, int, int], hidden_cells: int, seed: int, step: int, sample_ids: Tensor
+    sample_ids: Tensor, slots: int, cells: int, hidden_cells: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
     """Cells are ranked by (32 random bits, cell index); the first `hidden_cells` are hidden in every time slot."""
-    slots, height, width = grid
-    cells = height * width
     cell = torch.arange(cells, device=sample_ids.device)
     sample = philox.split_words(sample_ids[:, None])
     bits = philox.random_words(philox.TUBE_MASK, seed, (*sample, step, cell))[0]

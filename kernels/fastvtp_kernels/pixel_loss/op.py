@@ -1,15 +1,48 @@
 """Reconstruction loss of masked video autoencoders."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ..dispatch import implementation, register
+from ..precision import compute_dtype
+from ..registration import define_gradient, define_op, launcher
 from ..validation import check_channels, check_devices, check_floating, check_index, check_shape, check_video
 from . import reference
+from .residual import gradient_from_residual
 
-register("masked_pixel_loss", reference=reference.masked_pixel_loss)
+_loss_and_residual = define_op(
+    "masked_pixel_loss(Tensor prediction, Tensor video, Tensor masked, int[] tubelet, str? normalize, float eps, "
+    "bool with_residual) -> (Tensor, Tensor)",
+    launch=launcher(__name__, "masked_pixel_loss"),
+    reference=reference.loss_and_residual,
+    fake=lambda prediction, video, masked, tubelet, normalize, eps, with_residual: (
+        prediction.new_empty((), dtype=compute_dtype(prediction.dtype)),
+        prediction.new_empty(prediction.shape if with_residual else 0),
+    ),
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+
+
+def _gradients(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    (residual,) = ctx.saved_tensors
+    return gradient_from_residual(residual, grad_loss), None, None, None, None, None, None
+
+
+define_gradient(_loss_and_residual, _save, _gradients)
+
+
+def _triton(prediction: Tensor, *inputs: Any) -> Tensor:
+    with_residual = prediction.requires_grad and torch.is_grad_enabled()
+    return _loss_and_residual(prediction, *inputs, with_residual)[0]
+
+
+register("masked_pixel_loss", reference=reference.masked_pixel_loss, triton=_triton)
 
 
 def masked_pixel_loss(
@@ -66,5 +99,5 @@ def masked_pixel_loss(
     for name, values in (("mean", mean), ("std", std)):
         if values is not None:
             check_channels(op, name, values, channels)
-    run = implementation(op, backend, prediction.device)
+    run = implementation(op, backend, prediction.device, prediction.dtype)
     return run(prediction, video, masked, tuple(tubelet), normalize, eps)

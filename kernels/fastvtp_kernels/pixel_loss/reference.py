@@ -1,6 +1,6 @@
 """Mean squared error against the pixels of the masked tubelets, in plain PyTorch: the specification."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,8 +9,9 @@ from torch.autograd.function import once_differentiable
 
 from ..precision import compute_dtype
 from ..tubelets.reference import gather_pixels, to_unit_range
+from .residual import gradient_from_residual, residual_scale
 
-# Values of the target that exist at one time (at least one clip's): 2 MiB in float32, which a cache holds.
+# Values of the target that exist at one time: 2 MiB in float32, which a cache holds.
 _CHUNK_VALUES = 1 << 19
 
 
@@ -24,57 +25,58 @@ def normalize_target(pixels: Tensor, channels: int, normalize: str | None, eps: 
     return (centered / (variance.sqrt() + eps)).flatten(-2)
 
 
-def _clip_chunks(tensor: Tensor) -> Iterator[slice]:
-    clips = max(1, _CHUNK_VALUES // tensor[0].numel())
+def _chunks(prediction: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Clips and tokens, a chunk at a time: whole clips, or parts of one."""
+    clips, tokens, width = prediction.shape
     if torch.compiler.is_compiling():
         # A compiler fuses the target away; an unrolled loop would only give it dozens of copies to compile.
-        clips = tensor.shape[0]
-    for start in range(0, tensor.shape[0], clips):
-        yield slice(start, start + clips)
+        yield slice(clips), slice(tokens)
+        return
+    clip_step = max(1, _CHUNK_VALUES // (tokens * width))
+    token_step = max(1, _CHUNK_VALUES // width) if clip_step == 1 else tokens
+    for clip in range(0, clips, clip_step):
+        for token in range(0, tokens, token_step):
+            yield slice(clip, clip + clip_step), slice(token, token + token_step)
+
+
+def loss_and_residual(
+    prediction: Tensor,
+    video: Tensor,
+    masked: Tensor,
+    tubelet: Sequence[int],
+    normalize: str | None,
+    eps: float,
+    with_residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss, and prediction - target times `residual_scale` in the prediction's dtype (empty if not asked for)."""
+    dtype = compute_dtype(prediction.dtype)
+    total = prediction.new_zeros((), dtype=dtype)
+    residual = prediction.new_empty(prediction.shape) if with_residual else prediction.new_empty(0)
+    for clips, tokens in _chunks(prediction):
+        pixels = to_unit_range(gather_pixels(video[clips], masked[clips, tokens], tubelet), dtype)
+        target = normalize_target(pixels, video.shape[-1], normalize, eps)
+        difference = prediction[clips, tokens].to(dtype) - target
+        total = total + difference.square().sum()
+        if with_residual:
+            residual[clips, tokens] = difference * residual_scale(prediction)
+    return total / prediction.numel(), residual
 
 
 class _MaskedPixelLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        prediction: Tensor,
-        video: Tensor,
-        masked: Tensor,
-        tubelet: tuple[int, int, int],
-        normalize: str | None,
-        eps: float,
-    ) -> Tensor:
-        dtype = compute_dtype(prediction.dtype)
-        total = prediction.new_zeros((), dtype=dtype)
-        residual = torch.empty_like(prediction) if ctx.needs_input_grad[0] else None
-        for clips in _clip_chunks(prediction):
-            pixels = to_unit_range(gather_pixels(video[clips], masked[clips], tubelet), dtype)
-            difference = prediction[clips].to(dtype) - normalize_target(pixels, video.shape[-1], normalize, eps)
-            total = total + difference.square().sum()
-            if residual is not None:
-                residual[clips] = difference
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        loss, residual = loss_and_residual(*inputs, with_residual=ctx.needs_input_grad[0])
         ctx.save_for_backward(residual)
-        return total / prediction.numel()
+        return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        (residual,) = ctx.saved_tensors
-        # 2 / count alone underflows in float16; a loss scaler's factor arrives with grad_loss.
-        scale = grad_loss * (2 / residual.numel())
-        gradient = torch.empty_like(residual)
-        for clips in _clip_chunks(residual):
-            gradient[clips] = residual[clips].to(scale.dtype) * scale
-        return gradient, None, None, None, None, None
+        return gradient_from_residual(ctx.saved_tensors[0], grad_loss), None, None, None, None, None
 
 
 def masked_pixel_loss(
-    prediction: Tensor,
-    video: Tensor,
-    masked: Tensor,
-    tubelet: tuple[int, int, int],
-    normalize: str | None,
-    eps: float,
+    prediction: Tensor, video: Tensor, masked: Tensor, tubelet: Sequence[int], normalize: str | None, eps: float
 ) -> Tensor:
     loss = _MaskedPixelLoss.apply(prediction, video, masked, tubelet, normalize, eps)
     assert isinstance(loss, Tensor)

@@ -1,12 +1,49 @@
 """Visible tokens and mask tokens joined into the decoder's input."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from ..dispatch import implementation, register
-from ..validation import check_devices, check_floating, check_index, check_shape
+from ..registration import define_gradient, define_op, launcher
+from ..validation import check_devices, check_floating, check_index, check_shape, values_readable
 from . import reference
 
-register("assemble_tokens", reference=reference.assemble_tokens)
+_assemble = define_op(
+    "assemble_tokens(Tensor visible, Tensor mask_token, Tensor position, Tensor visible_index, Tensor masked_index, "
+    "Tensor? permutation) -> Tensor",
+    launch=launcher(__name__, "assemble_tokens"),
+    reference=reference.assemble_tokens,
+    fake=lambda visible, token, position, visible_index, masked_index, permutation: visible.new_empty(
+        visible.shape[0], visible.shape[1] + masked_index.shape[1], visible.shape[2]
+    ),
+)
+_assemble_backward = define_op(
+    "assemble_tokens_backward(Tensor grad, Tensor mask_token, Tensor position, Tensor visible_index, "
+    "Tensor masked_index, Tensor? permutation, bool position_gradient) -> (Tensor, Tensor, Tensor)",
+    launch=launcher(__name__, "assemble_tokens_backward"),
+    reference=reference.assemble_tokens_backward,
+    fake=lambda grad, token, position, visible_index, masked_index, permutation, position_gradient: (
+        grad.new_empty(*visible_index.shape, grad.shape[2]),
+        token.new_empty(token.shape),
+        position.new_empty(position.shape if position_gradient else 0),
+    ),
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    with_position = ctx.needs_input_grad[2]
+    visible, token, position = _assemble_backward(grad.contiguous(), *ctx.saved_tensors, with_position)
+    return visible, token, position if with_position else None, None, None, None
+
+
+define_gradient(_assemble, _save, _gradients)
+register("assemble_tokens", reference=reference.assemble_tokens, triton=_assemble)
 
 
 def assemble_tokens(
@@ -58,8 +95,13 @@ def assemble_tokens(
         length = visible.shape[1] + masked_index.shape[1]
         check_shape(op, "position", position, length, width)
         batched = [batch_size] if permutation.ndim == 2 else []
-        check_index(op, "permutation", permutation, length, *batched, length)
+        check_index(op, "permutation", permutation, length, *batched, length, what="places")
+        if (
+            values_readable(permutation)
+            and (permutation.sort(dim=-1).values != torch.arange(length, device=permutation.device)).any()
+        ):
+            raise ValueError(f"{op}: permutation names a place twice, expected each of 0..{length - 1} once")
     indices = {"visible_index": visible_index, "masked_index": masked_index, "permutation": permutation}
     check_devices(op, visible=visible, mask_token=mask_token, position=position, **indices)
-    run = implementation(op, backend, visible.device)
+    run = implementation(op, backend, visible.device, visible.dtype)
     return run(visible, mask_token, position, visible_index, masked_index, permutation)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..precision import compute_dtype
 
 
-def gather_pixels(video: Tensor, index: Tensor, tubelet: tuple[int, int, int]) -> Tensor:
+def gather_pixels(video: Tensor, index: Tensor, tubelet: Sequence[int]) -> Tensor:
     """Raw values of the listed tubelets, [B, K, P] in the video's dtype, value order (pt, ph, pw, C)."""
     batch_size, frames, height, width, channels = video.shape
     pt, ph, pw = tubelet
@@ -34,7 +34,7 @@ def to_unit_range(pixels: Tensor, dtype: torch.dtype) -> Tensor:
 def gather_tubelets(
     video: Tensor,
     index: Tensor,
-    tubelet: tuple[int, int, int],
+    tubelet: Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype,
@@ -50,7 +50,7 @@ def tubelet_embed(
     weight: Tensor,
     bias: Tensor | None,
     position: Tensor | None,
-    tubelet: tuple[int, int, int],
+    tubelet: Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Tensor:
@@ -58,6 +58,28 @@ def tubelet_embed(
     matrix = weight.permute(0, 2, 3, 4, 1).flatten(1)
     embedded = F.linear(tokens, matrix, bias)
     return embedded if position is None else embedded + F.embedding(index, position).to(embedded.dtype)
+
+
+def tubelet_embed_backward(
+    grad: Tensor,
+    video: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    tubelet: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    position: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of weight, of bias (float32) and of position (empty without it), given that of the embedding."""
+    tokens = gather_tubelets(video, index, tubelet, mean, std, grad.dtype).flatten(0, 1)
+    rows = grad.flatten(0, 1)
+    matrix = rows.mT @ tokens
+    kernel = matrix.unflatten(1, (*tubelet, -1)).permute(0, 4, 1, 2, 3).to(weight.dtype)
+    bias = rows.sum(0, dtype=compute_dtype(rows.dtype))
+    if position is None:
+        return kernel.contiguous(), bias, rows.new_empty(0)
+    table = bias.new_zeros(position.shape).index_add_(0, index.flatten(), rows.to(bias.dtype))
+    return kernel.contiguous(), bias, table.to(position.dtype)
 
 
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:

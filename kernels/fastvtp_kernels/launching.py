@@ -1,0 +1,66 @@
+"""The one place where kernels are launched."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .interpreter import fix_interpreter_bf16
+from .tuning import Tile
+
+
+class Compiled(NamedTuple):
+    """A kernel that was compiled in place of a launch."""
+
+    kernel: str
+    tile: Tile
+    binary: Any
+
+
+_compiled: list[Compiled] | None = None
+
+
+def blocks(count: int, size: int) -> int:
+    """How many blocks of a size cover a count."""
+    return -(-count // size)
+
+
+def dot_precision() -> str:
+    """How float32 dots multiply: exactly, unless the user allowed TF32 (torch.set_float32_matmul_precision)."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, tile: Tile, **constants: Any) -> None:
+    """Run `kernel` on `grid`; `tile` gives its block sizes and launch options, `constants` its other constexprs.
+
+    The first argument is a tensor on the device to run on. An empty grid is no launch.
+    """
+    if 0 in grid:
+        return
+    options = {**tile.blocks, **constants, "num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    if _compiled is not None:
+        _compiled.append(Compiled(kernel.__name__, tile, kernel.warmup(*args, grid=grid, **options)))
+        return
+    if args[0].device.type == "cpu":
+        fix_interpreter_bf16()
+    with _on_device_of(args[0]):
+        kernel[grid](*args, **options)
+
+
+def _on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(tensor.device)
+
+
+@contextlib.contextmanager
+def compile_only() -> Iterator[list[Compiled]]:
+    """Within the context launches compile for Triton's active target and are listed, not run."""
+    global _compiled
+    _compiled, outer = [], _compiled
+    try:
+        yield _compiled
+    finally:
+        _compiled = outer

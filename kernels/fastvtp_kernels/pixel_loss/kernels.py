@@ -1,0 +1,150 @@
+"""Triton kernels of the masked pixel loss, and their launchers.
+
+Shape legend: M = B * Km masked tokens, P = pt * ph * pw * C values a token. The frames are read once, as uint8; the
+target lives in registers. What backward needs is written in the same pass.
+"""
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (The body of a @triton.jit function is Triton's language, which looks like Python.)
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import tuning
+from ..launching import blocks, launch
+from ..tubelets.kernels import layout, load_values, strides, token_origin, value_offset
+from .residual import residual_scale
+
+
+@triton.jit
+def _of_group(values, p, GROUPS: tl.constexpr):
+    """The entry of each value's group: a tuple of GROUPS vectors [rows] to [rows, columns]."""
+    chosen = values[0][:, None]
+    for group in tl.static_range(1, GROUPS):
+        chosen = tl.where((p % GROUPS == group)[None, :], values[group][:, None], chosen)
+    return chosen
+
+
+@triton.jit
+def _add_by_group(totals, values, p, GROUPS: tl.constexpr):
+    """Lane by lane, values [rows, columns] added to the total of their group."""
+    sums = ()
+    for group in tl.static_range(GROUPS):
+        sums = sums + (totals[group] + tl.where((p % GROUPS == group)[None, :], values, 0.0),)
+    return sums
+
+
+@triton.jit
+def _divided_sums(totals, divisor, GROUPS: tl.constexpr):
+    quotients = ()
+    for group in tl.static_range(GROUPS):
+        quotients = quotients + (tl.sum(totals[group], axis=1) / divisor,)
+    return quotients
+
+
+@triton.jit
+def _pixel_loss(
+    prediction_ptr, video_ptr, index_ptr, residual_ptr, partial_ptr, unit, eps, scale,
+    M, tokens_per_clip, clip_stride, frame_stride, line_stride, grid_height, grid_width,
+    P: tl.constexpr, GROUPS: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, SEGMENT: tl.constexpr,
+    ALIGNED: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """partial[m] = sum of squared differences of token m; GROUPS: C or 1 normalised sets of values a token, 0: none.
+
+    Three sweeps over the same bytes (mean, variance, loss), of which the first reads memory and the others the cache:
+    whole tokens in registers would leave too few programs on a multiprocessor to keep memory busy. Sums are of the
+    video's own units: exact for uint8, so that in a flat patch every deviation is exactly zero.
+    """
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    _, origin = token_origin(
+        index_ptr, m, tokens_per_clip, M,
+        clip_stride, frame_stride, line_stride, grid_height, grid_width, PT, PH, SEGMENT,
+    )  # fmt: skip
+    exists = (m < M)[:, None]
+    lane = tl.arange(0, BLOCK_P)
+    zeros = tl.zeros([BLOCK_M, BLOCK_P], tl.float32)
+    if GROUPS > 0:
+        none = ()
+        for _ in tl.static_range(GROUPS):
+            none = none + (zeros,)
+        totals = none
+        for start in tl.range(0, P, BLOCK_P):
+            p = start + lane
+            offset = value_offset(p, frame_stride, line_stride, PH, SEGMENT)
+            pixels = load_values(video_ptr, origin, offset, exists & (p < P)[None, :], ALIGNED).to(tl.float32)
+            totals = _add_by_group(totals, pixels, p, GROUPS)
+        means = _divided_sums(totals, P // GROUPS, GROUPS)
+        totals = none
+        for start in tl.range(0, P, BLOCK_P):
+            p = start + lane
+            offset = value_offset(p, frame_stride, line_stride, PH, SEGMENT)
+            mask = exists & (p < P)[None, :]
+            pixels = load_values(video_ptr, origin, offset, mask, ALIGNED).to(tl.float32)
+            deviation = tl.where(mask, pixels - _of_group(means, p, GROUPS), 0.0)
+            totals = _add_by_group(totals, deviation * deviation, p, GROUPS)
+        variances = _divided_sums(totals, P // GROUPS - 1, GROUPS)
+        factors = ()
+        for group in tl.static_range(GROUPS):
+            factors = factors + (1.0 / (tl.sqrt(variances[group]) + eps * unit),)
+    squares = zeros
+    for start in tl.range(0, P, BLOCK_P):
+        p = start + lane
+        mask = exists & (p < P)[None, :]
+        address = m.to(tl.int64)[:, None] * P + p[None, :]
+        prediction = tl.load(prediction_ptr + address, mask=mask, other=0.0).to(tl.float32)
+        offset = value_offset(p, frame_stride, line_stride, PH, SEGMENT)
+        pixels = load_values(video_ptr, origin, offset, mask, ALIGNED).to(tl.float32)
+        if GROUPS > 0:
+            target = (pixels - _of_group(means, p, GROUPS)) * _of_group(factors, p, GROUPS)
+        else:
+            target = pixels / unit
+        difference = tl.where(mask, prediction - target, 0.0)
+        squares += difference * difference
+        if RESIDUAL:
+            tl.store(residual_ptr + address, (difference * scale).to(residual_ptr.dtype.element_ty), mask=mask)
+    tl.store(partial_ptr + m, tl.sum(squares, axis=1), mask=m < M)
+
+
+@triton.jit
+def _scale(values_ptr, factor_ptr, count, BLOCK: tl.constexpr):
+    factor = tl.load(factor_ptr)
+    # Alone in the loss, or with weight 1, nothing is left to do, and the host need not know.
+    if factor == 1.0:
+        return
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    values = tl.load(values_ptr + place, mask=place < count, other=0.0)
+    tl.store(values_ptr + place, (values.to(tl.float32) * factor).to(values.dtype), mask=place < count)
+
+
+def masked_pixel_loss(
+    prediction: Tensor,
+    video: Tensor,
+    masked: Tensor,
+    tubelet: Sequence[int],
+    normalize: str | None,
+    eps: float,
+    with_residual: bool,
+) -> tuple[Tensor, Tensor]:
+    prediction, video, masked = prediction.contiguous(), video.contiguous(), masked.contiguous()
+    residual = torch.empty_like(prediction) if with_residual else prediction.new_empty(0)
+    partial = prediction.new_empty(masked.numel(), dtype=torch.float32)
+    tile = tuning.tile("pixel_loss", torch.float32, prediction.device)
+    constants = layout(video, tubelet)
+    launch(
+        _pixel_loss, (blocks(masked.numel(), tile.blocks["BLOCK_M"]),),
+        prediction, video, masked, residual, partial, 255.0 if video.dtype == torch.uint8 else 1.0, eps,
+        residual_scale(prediction), masked.numel(), *strides(video, masked, tubelet),
+        GROUPS={"patch_channel": video.shape[-1], "patch": 1, None: 0}[normalize], RESIDUAL=with_residual,
+        tile=tile, **constants,
+    )  # fmt: skip
+    return partial.sum() / prediction.numel(), residual
+
+
+def scale_in_place(values: Tensor, factor: Tensor) -> None:
+    """values *= factor for a float32 scalar on the device; free of memory traffic where the factor is 1."""
+    tile = tuning.tile("scale", torch.float32, values.device)
+    grid = (blocks(values.numel(), tile.blocks["BLOCK"]),)
+    launch(_scale, grid, values, factor, values.numel(), tile=tile)

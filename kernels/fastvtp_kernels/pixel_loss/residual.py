@@ -1,0 +1,38 @@
+"""What the forward pass leaves for backward: the gradient itself, up to the factor that arrives with backward."""
+
+import torch
+from torch import Tensor
+from torch._C import _autograd
+
+from ..dispatch import runs_triton
+from ..registration import launcher
+
+_CHUNK_VALUES = 1 << 19
+
+
+def residual_scale(prediction: Tensor) -> float:
+    """The factor by which prediction - target is stored.
+
+    2 / count makes it the gradient of the mean, so that backward has nothing to do when the loss has weight 1. In
+    float16 that factor underflows; there the gradient scaler's factor has to be multiplied in first.
+    """
+    return 1.0 if prediction.dtype == torch.float16 else 2 / prediction.numel()
+
+
+def gradient_from_residual(residual: Tensor, grad_loss: Tensor) -> Tensor:
+    """The gradient of the prediction, in the residual's own memory where nobody needs it again."""
+    factor = grad_loss * (2 / residual.numel() / residual_scale(residual))
+    if torch.compiler.is_compiling() or type(residual) is not Tensor or _kept_for_another_backward():
+        return (residual.to(factor.dtype) * factor).to(residual.dtype)
+    residual = residual.detach()
+    if runs_triton(residual):
+        launcher(__name__, "scale_in_place")(residual, factor)
+    elif factor != 1:
+        for chunk in residual.view(-1).split(_CHUNK_VALUES):
+            chunk.copy_(chunk.to(factor.dtype) * factor)
+    return residual
+
+
+def _kept_for_another_backward() -> bool:
+    """Whether the running backward was called with retain_graph=True."""
+    return _autograd._get_current_graph_task_keep_graph()
