@@ -1,0 +1,1 @@
+"""Benchmarks of fastvtp's ops beside the code they replace: `python -m benchmarks.tubelets` and its neighbours."""

@@ -1,0 +1,42 @@
+"""pytest-benchmark entry points: every variant of every case in smoke shapes.
+
+`pytest benchmarks/ --benchmark-only` times them, on CUDA where there is one; for figures to keep use the files' own
+command line.
+"""
+
+import pytest
+import torch
+
+from benchmarks import masking, pixel_loss, token_assembly, tubelets
+from benchmarks.harness import DTYPES, Case, Missing, Options
+
+pytest.importorskip("pytest_benchmark")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+OPTIONS = Options(DEVICE, DTYPES["bfloat16" if DEVICE.type == "cuda" else "float32"], smoke=True)
+CASES = [factory() for module in (masking, pixel_loss, token_assembly, tubelets) for factory in module.cases(OPTIONS)]
+
+
+@pytest.mark.parametrize(
+    ("case", "variant"),
+    [
+        pytest.param(case, variant, id=f"{case.op}, {case.name}, {case.direction}, {variant}")
+        for case in CASES
+        for variant in case.variants
+    ],
+)
+def test_variant(benchmark, case: Case, variant: str):
+    function = case.variants[variant]
+    if isinstance(function, Missing):
+        pytest.skip(function.reason)
+    benchmark.group = f"{case.op}, {case.name}, {case.direction}"
+    torch.compiler.reset()
+
+    def call() -> object:
+        output = function()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        return output
+
+    assert case.error(call()) <= case.tolerance
+    benchmark(call)
