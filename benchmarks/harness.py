@@ -231,10 +231,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def main(
-    cases: Callable[[Options], Sequence[CaseFactory]], description: str | None, arguments: Sequence[str] | None = None
-) -> None:
-    """The command line of every benchmark file: the table on stdout, progress on stderr, JSON where asked for."""
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark file has; a file may add its own."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on CUDA, float32 on the CPU")
@@ -242,7 +240,13 @@ def main(
     parser.add_argument("--seconds", type=float, help="timing per case; default: 10 on the CPU, 2 on CUDA")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and environment there")
     parser.add_argument("--only", nargs="+", default=(), metavar="VARIANT", help="leave the other variants out")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def measure(
+    cases: Callable[[Options], Sequence[CaseFactory]], parser: argparse.ArgumentParser, given: argparse.Namespace
+) -> Record:
+    """Run what the command line asks for: the table on stdout, progress on stderr, JSON where asked for."""
     dtype = DTYPES[given.dtype or ("bfloat16" if given.device.type == "cuda" else "float32")]
     options = Options(given.device, dtype, given.smoke)
     record = run(cases(options), options, given.seconds, given.only)
@@ -252,3 +256,12 @@ def main(
     print(markdown_table(record.rows))
     if unknown := sorted(set(given.only) - record.offered):
         parser.error(f"--only: no variant {unknown[0]!r}; there are {', '.join(sorted(record.offered))}")
+    return record
+
+
+def main(
+    cases: Callable[[Options], Sequence[CaseFactory]], description: str | None, arguments: Sequence[str] | None = None
+) -> None:
+    """The command line of a benchmark file without options of its own."""
+    parser = command_line(description)
+    measure(cases, parser, parser.parse_args(arguments))

@@ -55,6 +55,7 @@ class Record:
 
 def write_json(path: Path, rows: Sequence[Row], environment: dict[str, Any]) -> None:
     """{"schema": 1, "environment": {...}, "rows": [...]}; complete under its name or not there at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"schema": SCHEMA, "environment": environment, "rows": [asdict(row) for row in rows]}
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode())
 

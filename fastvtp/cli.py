@@ -106,6 +106,7 @@ def visualize(
 def doctor() -> None:
     """Versions, devices, and the backend that each op will use here, with the reason."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from fastvtp import doctor as findings
@@ -118,7 +119,7 @@ def doctor() -> None:
     ):
         table = Table(*columns)
         for row in rows:
-            table.add_row(row.subject, row.value, row.reason)
+            table.add_row(row.subject, row.value, escape(row.reason))
         console.print(table)
 
 

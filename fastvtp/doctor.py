@@ -8,12 +8,16 @@ import torch
 
 from fastvtp.data.pipeline import automatic_decoder
 from fastvtp.version import __version__
-from fastvtp_kernels import dispatch
+from fastvtp_kernels import dispatch, tuning
 
 PACKAGES = (
     "torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av", "tokenizers", "flash-attn", "xformers",
     "tensorboard", "numpy",
 )  # fmt: skip
+
+
+ATTENTION_LENGTHS = {"frames": 16, "visible video": 168, "video and text": 256, "whole clip": 1568}
+"""Longest sequences that users meet, in tokens, for heads of 64."""
 
 
 @dataclass(frozen=True)
@@ -65,4 +69,32 @@ def backend_findings() -> list[Finding]:
             continue
         missing = [f"{other.backend}: {other.reason}" for other in dispatch.backends(op) if not other.available]
         findings.append(Finding(op, choice.name, "; ".join([choice.reason, *missing])))
+        if op == "varlen_attention":
+            findings += _attention_findings(choice.name, device)
     return findings
+
+
+def _attention_findings(backend: str, device: torch.device) -> list[Finding]:
+    """What attention does with the common lengths, in bfloat16."""
+    return [
+        Finding(f"  {length} tokens ({name})", backend, _regime(backend, length, device))
+        for name, length in ATTENTION_LENGTHS.items()
+    ]
+
+
+def _regime(backend: str, length: int, device: torch.device) -> str:
+    if backend == "reference" and device.type == "cpu":
+        return "padded in buckets of similar length"
+    if backend in ("reference", "sdpa"):
+        return "padded to the longest"
+    if backend != "triton":
+        return "one kernel for all lengths"
+    # Not above: it needs Triton.
+    from fastvtp_kernels.attention.kernels import TINY_ROWS
+
+    if length <= TINY_ROWS:
+        return "tiny: several sequences share a tile"
+    forward, backward = (
+        "resident" if length <= rows else "streaming" for rows in tuning.resident_rows(64, torch.bfloat16, device)
+    )
+    return f"forward {forward}, backward {backward}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastvtp_kernels import varlen_attention
+from fastvtp_kernels import varlen_attention_packed
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Attention(nn.Module):
     def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         qkv = nn.functional.linear(x_ND, self.qkv.weight, bias)
-        q_NHK, k_NHK, v_NHK = qkv.view(x_ND.shape[0], 3, self.num_heads, -1).unbind(1)
-        out_NHK = varlen_attention(q_NHK, k_NHK, v_NHK, packing.cu_seqlens, packing.max_seqlen)
+        qkv_N3HK = qkv.view(x_ND.shape[0], 3, self.num_heads, -1)
+        out_NHK = varlen_attention_packed(qkv_N3HK, packing.cu_seqlens, packing.max_seqlen)
         return self.proj(out_NHK.reshape(x_ND.shape))
 
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .attention import kernels as attention
+from .attention.reference import Options
 from .masking import kernels as masking
 from .pixel_loss import kernels as pixel_loss
 from .token_assembly import kernels as token_assembly
@@ -87,6 +89,51 @@ def _memory_bound_cases(label: str, dtype: torch.dtype) -> Iterator[Case]:
         )
 
 
+HEADS = 12
+PLAIN = Options(0.125)
+CAPPED = Options(0.125, softcap=50.0, causal=True)
+EVERY = Options(0.125, softcap=50.0, causal=True, dropout_p=0.1)
+# (head width, rows of a sequence, options): each regime plain and with what costs most registers. A length of None is a
+# grid of 16 frames, attended along time.
+ATTENTION = {
+    torch.bfloat16: [
+        (64, None, PLAIN), (64, 16, PLAIN), (64, 16, EVERY), (64, 168, PLAIN), (64, 168, CAPPED), (64, 256, PLAIN),
+        (64, 256, CAPPED), (64, 1568, PLAIN), (64, 1568, EVERY), (128, 16, PLAIN), (128, 16, EVERY), (128, 128, PLAIN),
+        (128, 128, CAPPED), (128, 1568, PLAIN), (128, 1568, EVERY), (256, 16, EVERY), (256, 1568, EVERY),
+    ],
+    torch.float32: [
+        *((width, length, EVERY) for width in (64, 128, 256) for length in (16, 1568)),
+        (64, 1568, PLAIN), (128, 1568, PLAIN),
+    ],
+}  # fmt: skip
+
+
+def _attend(length: int | None, width: int, dtype: torch.dtype, options: Options) -> None:
+    if length is None:
+        tensors = [_empty(BATCH, 16, 256, HEADS, width, dtype=dtype) for _ in range(5)]
+        problem = attention.axial_problem(tensors[0], options)
+    else:
+        qkv = _empty(BATCH * length, 3, HEADS, width, dtype=dtype)
+        tensors = [*qkv.unbind(1), *(_empty(BATCH * length, HEADS, width, dtype=dtype) for _ in range(2))]
+        offsets = _empty(BATCH + 1, dtype=torch.int32)
+        problem = attention.packed_problem(tensors[0], tensors[1], offsets, length, offsets, length, options)
+    query, key, value, output, grad = tensors
+    lse = attention.forward(query, key, value, problem)[1]
+    gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
+    attention.backward(grad, query, key, value, output, lse, problem, gradients)
+
+
+def _attention_cases() -> Iterator[Case]:
+    words = {PLAIN: "", CAPPED: " softcap causal", EVERY: " softcap causal dropout"}
+    for dtype, entries in ATTENTION.items():
+        for width, length, options in entries:
+            shape = f"{'time of a grid' if length is None else length} x {width}"
+            yield Case(
+                f"attention {shape}{words[options]} {'bf16' if dtype == torch.bfloat16 else 'fp32'}",
+                lambda length=length, width=width, dtype=dtype, options=options: _attend(length, width, dtype, options),
+            )
+
+
 def cases() -> Iterator[Case]:
     """Every case, once per dtype that changes the code; "tf32": float32 under set_float32_matmul_precision("high")."""
     ids = _empty(BATCH, dtype=torch.int64)
@@ -96,6 +143,7 @@ def cases() -> Iterator[Case]:
         yield from _memory_bound_cases(label, dtype)
     for case in _tubelet_cases("tf32", torch.float32):
         yield Case(case.name, lambda case=case: _with_tf32(case.run))
+    yield from _attention_cases()
 
 
 def _with_tf32(run: Callable[[], Any]) -> None:

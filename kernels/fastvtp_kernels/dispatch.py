@@ -8,7 +8,7 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _logger = logging.getLogger("fastvtp_kernels")
 _implementations: dict[str, dict[str, Callable[..., Any]]] = {}
-_known: dict[str, tuple[str, ...]] = {}
+_libraries: dict[str, dict[str, "Library"]] = {}
 _logged: set[tuple[str, str]] = set()
 
 
@@ -42,6 +42,18 @@ class Choice(NamedTuple):
     reason: str
 
 
+class Library(NamedTuple):
+    """A backend that is another package.
+
+    `missing` tells why it cannot run on a device in a dtype (None: no matter), or None if it can. What depends on more
+    than that, `run` refuses itself.
+    """
+
+    run: Callable[..., Any]
+    missing: Callable[[torch.device, torch.dtype | None], str | None]
+    description: str
+
+
 class Availability(NamedTuple):
     """One line of the table `fastvtp doctor` prints."""
 
@@ -55,11 +67,17 @@ def register(
     *,
     reference: Callable[..., Any],
     triton: Callable[..., Any] | None = None,
-    known: tuple[str, ...] = ("reference", "triton"),
+    libraries: Mapping[str, Library] | None = None,
 ) -> None:
-    """Enter an op into the table with its implementations and the backend names it understands."""
-    _implementations[op] = {"reference": reference} | ({} if triton is None else {"triton": triton})
-    _known[op] = known
+    """Enter an op into the table with its implementations; the names it understands are theirs and "triton"."""
+    _libraries[op] = dict(libraries or {})
+    _implementations[op] = {name: library.run for name, library in _libraries[op].items()} | {"reference": reference}
+    if triton is not None:
+        _implementations[op]["triton"] = triton
+
+
+def _known(op: str) -> tuple[str, ...]:
+    return ("reference", "triton", *_libraries[op])
 
 
 def ops() -> tuple[str, ...]:
@@ -71,17 +89,20 @@ def backends(op: str, device: torch.device | None = None) -> list[Availability]:
     """Every backend the op understands, whether it can run on `device` (default: CUDA, else the CPU), and why (not)."""
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     available = {"reference": "plain PyTorch, any device", "triton": "Triton kernels"}
+    available |= {name: library.description for name, library in _libraries[op].items()}
     return [
         Availability(name, (missing := _missing(op, name, device, None)) is None, missing or available[name])
-        for name in _known[op]
+        for name in _known(op)
     ]
 
 
 def _missing(op: str, name: str, device: torch.device, dtype: torch.dtype | None) -> str | None:
-    if name not in _known[op]:
-        return f"{op} has no such backend; it knows {', '.join(_known[op])}"
+    if name not in _known(op):
+        return f"{op} has no such backend; it knows {', '.join(_known(op))}"
     if name not in _implementations[op]:
-        return f"no {'Triton kernel' if name == 'triton' else f'{name} path'} for this op in this version"
+        return "no Triton kernel for this op in this version"
+    if name in _libraries[op]:
+        return _libraries[op][name].missing(device, dtype)
     if name == "triton":
         if dtype is not None and dtype not in TRITON_DTYPES:
             return f"the Triton kernel computes in float16, bfloat16 and float32, not in {dtype}"
@@ -120,7 +141,7 @@ def _requested(op: str, requested: str | None) -> Choice | None:
     if not from_environment:
         return None
     # An attention library named for the whole process can only be meant for the attention ops.
-    if from_environment in ATTENTION_BACKENDS and from_environment not in _known[op]:
+    if from_environment in ATTENTION_BACKENDS and from_environment not in _known(op):
         return None
     return Choice(from_environment, f"{ENVIRONMENT_VARIABLE}={from_environment}")
 

@@ -27,9 +27,11 @@ def blocks(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def dot_precision() -> str:
-    """How float32 dots multiply: exactly, unless the user allowed TF32 (torch.set_float32_matmul_precision)."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+def dot_precision(dtype: torch.dtype) -> str:
+    """How dots of `dtype` multiply: exactly, unless the user allowed TF32 by either of torch's interfaces."""
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, tile: Tile, **constants: Any) -> None:

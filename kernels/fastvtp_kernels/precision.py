@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# torch.amp.is_autocast_available cannot be traced by torch.compile before torch 2.12.
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """float32 for 16-bit inputs, otherwise the dtype itself."""
@@ -15,7 +18,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def autocast_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype that torch.autocast gives to an operand of a matmul; the tensor's own outside an autocast region."""
     device_type = tensor.device.type
-    if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device_type):
+    if tensor.dtype == torch.float64 or device_type not in _AUTOCAST_DEVICES:
         return tensor.dtype
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else tensor.dtype
 
@@ -27,6 +30,6 @@ def follow_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Within the context an op's own choice of dtypes holds."""
-    if not torch.amp.is_autocast_available(device.type):
+    if device.type not in _AUTOCAST_DEVICES:
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -28,6 +28,10 @@ class Tile:
         return f"{sizes} warps={self.num_warps} stages={self.num_stages}"
 
 
+def _rows_by_keys(rows: int, keys: int, num_warps: int, num_stages: int = 2) -> Tile:
+    return Tile({"BLOCK_M": rows, "BLOCK_N": keys}, num_warps, num_stages)
+
+
 # kernel -> precision -> architecture (ANY: all not named)
 TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
     "embed": {
@@ -45,6 +49,75 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
     "tube_mask": {"single": {ANY: Tile({"BLOCK_OTHERS": 16}, num_warps=8)}},
     "assemble": {"single": {ANY: Tile({"BLOCK_ROWS": 8, "BLOCK_D": 512}, num_warps=4)}},
     "assemble_backward": {"single": {ANY: Tile({"BLOCK_ROWS": 8, "BLOCK_D": 512, "STEPS": 8}, num_warps=4)}},
+    # Attention: by regime and head width (64: up to 64); _capped and _dropout where the option needs more registers.
+    "tiny_forward_64": {"half": {ANY: _rows_by_keys(64, 64, 4)}, "single": {ANY: _rows_by_keys(32, 32, 4, 1)}},
+    "tiny_forward_128": {"half": {ANY: _rows_by_keys(64, 64, 4)}, "single": {ANY: _rows_by_keys(32, 32, 8, 1)}},
+    "tiny_forward_256": {"half": {ANY: _rows_by_keys(64, 64, 8)}, "single": {ANY: _rows_by_keys(16, 16, 4, 1)}},
+    "tiny_backward_64": {
+        "half": {ANY: _rows_by_keys(64, 64, 4), "sm_80": _rows_by_keys(64, 64, 8)},
+        "single": {ANY: _rows_by_keys(32, 32, 8, 1)},
+    },
+    "tiny_backward_128": {
+        "half": {ANY: _rows_by_keys(64, 64, 4), "sm_80": _rows_by_keys(64, 64, 8)},
+        "single": {ANY: _rows_by_keys(16, 16, 4, 1)},
+    },
+    "tiny_backward_256": {
+        "half": {ANY: _rows_by_keys(64, 64, 8), "sm_90": _rows_by_keys(32, 32, 4, 1)},
+        "single": {ANY: _rows_by_keys(16, 16, 8, 1)},
+    },
+    "resident_forward_64": {"half": {ANY: _rows_by_keys(64, 64, 4), "sm_100": _rows_by_keys(64, 64, 8)}},
+    "resident_forward_128": {"half": {ANY: _rows_by_keys(64, 64, 4)}},
+    "resident_backward_64": {
+        "half": {ANY: Tile({"BLOCK_N": 32}, 8, 1), "sm_90": Tile({"BLOCK_N": 64}, 8, 2)},
+    },
+    "resident_backward_64_capped": {"half": {ANY: Tile({"BLOCK_N": 32}, 8, 1)}},
+    # sm_80 spills here at every tile that was tried.
+    "resident_backward_128": {"half": dict.fromkeys(("sm_90", "sm_100"), Tile({"BLOCK_N": 64}, 8, 2))},
+    "resident_backward_128_capped": {"half": dict.fromkeys(("sm_90", "sm_100"), Tile({"BLOCK_N": 32}, 8, 2))},
+    "stream_forward_64": {"half": {ANY: _rows_by_keys(128, 64, 8, 3)}, "single": {ANY: _rows_by_keys(32, 32, 4)}},
+    "stream_forward_128": {
+        "half": {ANY: _rows_by_keys(128, 64, 8), "sm_80": _rows_by_keys(128, 32, 8)},
+        "single": {ANY: _rows_by_keys(32, 16, 8, 1)},
+    },
+    "stream_forward_256": {"half": {ANY: _rows_by_keys(64, 64, 8)}, "single": {ANY: _rows_by_keys(16, 16, 8, 1)}},
+    "stream_backward_keys_64": {"half": {ANY: _rows_by_keys(64, 64, 8)}, "single": {ANY: _rows_by_keys(32, 32, 8, 1)}},
+    "stream_backward_keys_64_dropout": {
+        "half": {
+            ANY: _rows_by_keys(64, 64, 8),
+            "sm_80": _rows_by_keys(64, 32, 8),
+            "sm_90": _rows_by_keys(32, 128, 8),
+        },
+        "single": {ANY: _rows_by_keys(32, 32, 8, 1), "sm_80": _rows_by_keys(16, 32, 8, 1)},
+    },
+    "stream_backward_keys_128": {
+        "half": {ANY: _rows_by_keys(64, 64, 8)},
+        "single": {ANY: _rows_by_keys(32, 32, 8, 1), "sm_80": _rows_by_keys(16, 32, 8, 1)},
+    },
+    "stream_backward_keys_128_dropout": {
+        "half": {ANY: _rows_by_keys(64, 64, 8), "sm_90": _rows_by_keys(32, 64, 8, 1)},
+        "single": {ANY: _rows_by_keys(32, 32, 8, 1)},
+    },
+    "stream_backward_keys_256": {
+        "half": {ANY: _rows_by_keys(32, 32, 8, 1)},
+        "single": {ANY: _rows_by_keys(16, 16, 8, 1)},
+    },
+    "stream_backward_queries_64": {
+        "half": {ANY: _rows_by_keys(128, 64, 8)},
+        "single": {ANY: _rows_by_keys(32, 32, 4)},
+    },
+    "stream_backward_queries_64_dropout": {
+        "half": {ANY: _rows_by_keys(128, 64, 8), "sm_80": _rows_by_keys(64, 64, 8, 1)},
+        "single": {ANY: _rows_by_keys(32, 32, 4)},
+    },
+    "stream_backward_queries_128": {
+        "half": {ANY: _rows_by_keys(64, 64, 8)},
+        "single": {ANY: _rows_by_keys(32, 32, 8, 1)},
+    },
+    "stream_backward_queries_256": {
+        "half": {ANY: _rows_by_keys(32, 32, 8, 1)},
+        "single": {ANY: _rows_by_keys(16, 16, 4, 1)},
+    },
+    "row_dots": {"single": {ANY: Tile({"BLOCK_M": 64}, num_warps=4)}},
     "sum_segments": {"single": {ANY: Tile({"BLOCK_ROWS": 8, "BLOCK_D": 256}, num_warps=4)}},
 }
 
@@ -66,12 +139,15 @@ def architecture(device: torch.device) -> str:
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
-def tile(kernel: str, dtype: torch.dtype, device: torch.device) -> Tile:
-    """The tile that `kernel` runs with."""
+def tile(kernel: str, dtype: torch.dtype, device: torch.device, variant: str = "") -> Tile:
+    """The tile that `kernel` runs with: its entry for the variant, where there is one, or its own."""
+    if kernel + variant in TABLE:
+        kernel += variant
     if kernel in _overrides:
         return _overrides[kernel]
     by_architecture = TABLE[kernel][precision(dtype)]
-    return by_architecture.get(architecture(device), by_architecture[ANY])
+    name = architecture(device)
+    return by_architecture[name if name in by_architecture else ANY]
 
 
 def tiles(kernel: str, column: Precision) -> list[Tile]:
@@ -81,6 +157,15 @@ def tiles(kernel: str, column: Precision) -> list[Tile]:
         if entry not in found:
             found.append(entry)
     return found
+
+
+def resident_rows(block_d: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
+    """Longest sequence of keys in attention's forward pass, and of queries in its backward pass, that stays on chip."""
+    if precision(dtype) != "half" or block_d > 128:
+        return 0, 0
+    if block_d == 128:
+        return 128, 128 if architecture(device) in TABLE["resident_backward_128"]["half"] else 0
+    return 256, 256
 
 
 @contextlib.contextmanager

@@ -123,9 +123,9 @@ def test_arithmetic_is_that_of_float32_rounded_to_nearest_even(operation):
 def test_comparisons(operation):
     x, y = operands(), operands(seed=1)
     y[::3] = x[::3]
-    result = torch.empty(len(x), dtype=torch.bool)
+    result = torch.empty(len(x), dtype=torch.int32)
     launch(_combine, x, y, result, operation, COUNT=len(x))
-    assert torch.equal(result, COMPARISONS[operation](x, y))
+    assert torch.equal(result, COMPARISONS[operation](x, y).int())
 
 
 @triton.jit
@@ -173,6 +173,13 @@ def test_ties_go_to_the_even_neighbour():
     """The spacing of bfloat16 is 2^-7 above 1."""
     values = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3.4e38 * (1 + 2**-9)])
     assert cast(values, BF16).tolist() == [1.0, 1 + 2**-6, -1.0, float("inf")]
+
+
+@needs_interpreter
+def test_nan_stays_nan_whatever_its_payload():
+    """Rounding the bits of these would give infinity or zero."""
+    bits = torch.tensor([0x7F800001, 0x7FFFFFFF, -0x7FFFFF, -1], dtype=torch.int32)
+    assert cast(bits.view(torch.float32), BF16).isnan().all()
 
 
 @needs_interpreter

@@ -46,6 +46,10 @@ CASES = {
         lambda q, k, v, cu: kernels.varlen_attention(q, k, v, cu, 4, **OPTIONS),
         [*QKV, OFFSETS],
     ),
+    "varlen_attention_packed": (
+        lambda qkv, cu: kernels.varlen_attention_packed(qkv, cu, 4, **OPTIONS),
+        [leaf(9, 3, 2, 4), OFFSETS],
+    ),
     "axial_attention": (
         lambda q, k, v: kernels.axial_attention(q, k, v, causal=True),
         [leaf(2, 3, 2, 1, 4, seed=seed) for seed in (0, 1, 2)],

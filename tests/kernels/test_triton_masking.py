@@ -132,3 +132,8 @@ def test_triton_and_torch_draw_the_same_words():
         counter = (*philox.split_words(sample), step, torch.tensor(cells))
         expected = philox.random_words(philox.TUBE_MASK, key ^ philox.TUBE_MASK, counter)[0]
         assert torch.equal(draw(key, sample, step, cells), expected)
+
+
+def test_a_frame_too_large_for_one_program_is_refused():
+    with pytest.raises(ValueError, match="a frame has 16900 cells, the kernel ranks up to 16384; use backend='ref"):
+        tube_mask(1, (1, 130, 130), 0.5, seed=0, device=DEVICE, backend="triton")

@@ -50,11 +50,14 @@ def example(
     }
 
 
-@pytest.mark.parametrize("sizes", [(3, 4, 7, 10), (2, 9, 2, 72), (1, 1, 1, 1)], ids=str)
-@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize(
+    ("sizes", "index_dtype"),
+    [((3, 4, 7, 10), torch.int32), ((2, 9, 2, 72), torch.int64), ((1, 1, 1, 1), torch.int32)],
+    ids=str,
+)
 @every_order
 @every_dtype
-def test_meets_the_law(dtype, order, index_dtype, sizes):
+def test_meets_the_law(dtype, order, sizes, index_dtype):
     assert_meets_the_law(assemble_tokens, example(dtype, order, sizes, index_dtype))
 
 

@@ -187,8 +187,8 @@ def into(index_copy, backend):
             return base.index_copy(0, rows.flatten().long(), tubelet_embed(**inputs, backend=backend).flatten(0, 1))
         out = base.clone()
         written = tubelet_embed(**inputs, backend=backend, out=out, out_rows=rows)
-        assert written.data_ptr() == out.data_ptr()
-        return written
+        assert written is out
+        return out
 
     return run
 
@@ -226,6 +226,7 @@ def test_a_buffer_without_gradient_receives_one(backend, optional):
     ("change", "error", "message"),
     [
         ({"out_rows": None}, ValueError, "out is given without out_rows"),
+        ({"out": None}, ValueError, "out_rows is given without out,"),
         ({"out": torch.zeros(20, 9)}, ValueError, r"out has shape \[20, 9\], expected \[N, 10\]"),
         ({"out": torch.zeros(20, 10).half()}, TypeError, r"out is torch\.float16 with .*expected contiguous torch\.fl"),
         ({"out": torch.zeros(10, 20).T}, TypeError, r"with strides \(1, 20\), expected contiguous"),
@@ -280,3 +281,19 @@ def test_equals_released_videomae_patch_embedding(quantised):
     options: dict[str, Any] = {"tubelet": (2, 8, 8), "mean": (mean,) * 3, "std": (std,) * 3, "backend": "triton"}
     error = tubelet_embed(video, index, weight, bias, **options) - arrays["encoder_patch_embed"]
     assert (error.abs() <= allowed).all()
+
+
+def test_tf32_is_taken_from_either_of_torchs_interfaces():
+    from fastvtp_kernels.launching import dot_precision
+
+    matmul = torch.backends.cuda.matmul
+    assert dot_precision(torch.float32) == "ieee"
+    try:
+        matmul.fp32_precision = "tf32"
+        assert (dot_precision(torch.float32), dot_precision(torch.bfloat16)) == ("tf32", "ieee")
+        matmul.fp32_precision = "none"
+        torch.set_float32_matmul_precision("high")
+        assert dot_precision(torch.float32) == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert dot_precision(torch.float32) == "ieee"

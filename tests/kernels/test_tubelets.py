@@ -189,6 +189,7 @@ def test_gather_refuses(change, error, message):
         ({"bias": torch.ones(4)}, ValueError, r"bias has shape \[4\], expected \[5\]"),
         ({"position": torch.ones(1, 8, 5)}, ValueError, r"position has shape \[1, 8, 5\], expected \[8, 5\]"),
         ({"weight": torch.ones(5, 3, 2, 16, 16).int()}, TypeError, "weight is torch.int32, expected a floating-point"),
+        ({"bias": torch.ones(5).half()}, TypeError, "bias is torch.float16, weight torch.float32, expected one dtype"),
         ({"bias": torch.ones(5, device="meta")}, ValueError, "bias on meta, expected one device"),
     ],
 )

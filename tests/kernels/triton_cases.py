@@ -69,9 +69,10 @@ def strided(tensor: Tensor) -> Tensor:
 
 
 def pattern(output: Tensor) -> Tensor:
-    """Numbers in [-1, 1.25] that every dtype holds exactly; of a scalar: 1."""
-    steps = torch.arange(output.numel(), device=output.device)
-    return ((7 * steps + 32) % 37 - 16).view(output.shape).to(output.dtype) / 16
+    """Numbers of 8 significant bits in [-2, 2], which every dtype holds but not their sums; of a scalar: 1."""
+    steps = torch.arange(output.numel(), device=output.device).view(output.shape)
+    sign = 1 - 2 * (steps % 3 % 2)
+    return (sign * (128 + 37 * steps % 128) / 2 ** (7 + steps % 5)).to(output.dtype)
 
 
 def expanded(output: Tensor) -> Tensor:

@@ -2,14 +2,41 @@
 
 from torch import Tensor
 
-from ..dispatch import ATTENTION_BACKENDS, implementation, register
+from ..dispatch import implementation, register
 from ..precision import follow_autocast, without_autocast
 from ..validation import check_cu_seqlens, check_devices, check_floating, check_seed, check_shape, values_readable
-from . import reference
+from . import reference, registered
+from .libraries import along_axis, libraries, packed
 
-_KNOWN = ("reference", "triton", *ATTENTION_BACKENDS)
-register("varlen_attention", reference=reference.varlen_attention, known=_KNOWN)
-register("axial_attention", reference=reference.axial_attention, known=_KNOWN)
+
+def _triton(
+    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int,
+    options: reference.Options, _dense: bool,
+) -> Tensor:  # fmt: skip
+    return registered.attention(query, key, value, offsets, longest, offsets_k, longest_k, *_numbers(options))[0]
+
+
+def _triton_packed(qkv: Tensor, offsets: Tensor, longest: int, options: reference.Options, _dense: bool) -> Tensor:
+    return registered.attention_packed(qkv, offsets, longest, *_numbers(options))[0]
+
+
+def _triton_axial(query: Tensor, key: Tensor, value: Tensor, options: reference.Options) -> Tensor:
+    return registered.axial_attention(query, key, value, *_numbers(options)[:3])[0]
+
+
+def _numbers(options: reference.Options) -> tuple[float, float, bool, float, int]:
+    # The dispatcher's integers are signed.
+    return *options[:4], options.seed - 2**64 if options.seed >= 2**63 else options.seed
+
+
+register("varlen_attention", reference=reference.varlen_attention, triton=_triton, libraries=libraries())
+register(
+    "varlen_attention_packed",
+    reference=reference.varlen_attention_packed,
+    triton=_triton_packed,
+    libraries=libraries(packed),
+)
+register("axial_attention", reference=reference.axial_attention, triton=_triton_axial, libraries=libraries(along_axis))
 
 
 def varlen_attention(
@@ -70,16 +97,12 @@ def varlen_attention(
         check_cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, key.shape[0], max_seqlen_k)
         check_shape(op, "cu_seqlens_k", cu_seqlens_k, cu_seqlens.shape[0])
     check_devices(op, query=query, key=key, value=value, cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k)
-    _check_softcap(op, softcap)
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"{op}: dropout_p is {dropout_p}, expected 0 <= dropout_p < 1")
-    check_seed(op, seed)
-
-    run = implementation(op, backend, query.device)
+    options = _options(op, query, softmax_scale, softcap, causal, dropout_p, seed)
+    query, key, value = follow_autocast(query, key, value)
+    run = implementation(op, backend, query.device, query.dtype)
     if cu_seqlens.shape[0] == 1:
         # No sequence is one empty sequence: the implementations need not think of S = 0.
         cu_seqlens, cu_seqlens_k = cu_seqlens.repeat(2), cu_seqlens_k.repeat(2)
-    query, key, value = follow_autocast(query, key, value)
     with without_autocast(query.device):
         return run(
             query,
@@ -89,9 +112,56 @@ def varlen_attention(
             max(max_seqlen, 1),
             cu_seqlens_k,
             max(max_seqlen_k, 1),
-            reference.Options(_scale(query, softmax_scale), softcap, causal, dropout_p, seed),
+            options,
             _is_dense(cu_seqlens, query.shape[0], max_seqlen) and _is_dense(cu_seqlens_k, key.shape[0], max_seqlen_k),
         )
+
+
+def varlen_attention_packed(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    softmax_scale: float | None = None,
+    softcap: float = 0.0,
+    causal: bool = False,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    backend: str | None = None,
+) -> Tensor:
+    """`varlen_attention` of query, key and value that stand side by side, as one linear layer makes them.
+
+    The gradient comes back in the same form: nothing is stacked or copied on the way to that layer.
+
+    Args:
+        qkv: [N, 3, H, Dh], last axis contiguous.
+        cu_seqlens: int32 [S + 1], as for `varlen_attention`; so are all others.
+        max_seqlen: at least the longest sequence.
+        softmax_scale: default Dh ** -0.5.
+        softcap: c > 0 replaces logits by c * tanh(logits / c), before masking.
+        causal: position i looks at positions j <= i.
+        dropout_p: probability of dropping a softmax weight.
+        seed: of the dropout.
+        backend: see `fastvtp_kernels.dispatch`. Libraries get views of qkv and return gradients that are then stacked.
+
+    Returns:
+        [N, H, Dh], zero for rows from cu_seqlens[-1] on.
+
+    Raises:
+        ValueError, TypeError: as `varlen_attention`.
+    """
+    op = "varlen_attention_packed"
+    check_shape(op, "qkv", qkv, "N", 3, "H", "Dh")
+    check_floating(op, qkv=qkv)
+    check_cu_seqlens(op, "cu_seqlens", cu_seqlens, qkv.shape[0], max_seqlen)
+    check_devices(op, qkv=qkv, cu_seqlens=cu_seqlens)
+    options = _options(op, qkv, softmax_scale, softcap, causal, dropout_p, seed)
+    (qkv,) = follow_autocast(qkv)
+    run = implementation(op, backend, qkv.device, qkv.dtype)
+    if cu_seqlens.shape[0] == 1:
+        cu_seqlens = cu_seqlens.repeat(2)
+    with without_autocast(qkv.device):
+        return run(qkv, cu_seqlens, max(max_seqlen, 1), options, _is_dense(cu_seqlens, qkv.shape[0], max_seqlen))
 
 
 def axial_attention(
@@ -116,7 +186,7 @@ def axial_attention(
         softmax_scale: default Dh ** -0.5.
         softcap: c > 0 replaces logits by c * tanh(logits / c), before masking; 0 is off.
         causal: position i looks at positions j <= i.
-        backend: see `fastvtp_kernels.dispatch`.
+        backend: see `fastvtp_kernels.dispatch`. flash_attn, xformers and sdpa work on transposed copies.
 
     Returns:
         [A, L, C, H, Dh] in the dtype of query; under torch.autocast in its dtype.
@@ -131,11 +201,11 @@ def axial_attention(
     check_shape(op, "value", value, *query.shape)
     _check_dtypes(op, query, key, value)
     check_devices(op, query=query, key=key, value=value)
-    _check_softcap(op, softcap)
-    run = implementation(op, backend, query.device)
+    options = _options(op, query, softmax_scale, softcap, causal)
     query, key, value = follow_autocast(query, key, value)
+    run = implementation(op, backend, query.device, query.dtype)
     with without_autocast(query.device):
-        return run(query, key, value, reference.Options(_scale(query, softmax_scale), softcap, causal))
+        return run(query, key, value, options)
 
 
 def _check_dtypes(op: str, query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -144,13 +214,22 @@ def _check_dtypes(op: str, query: Tensor, key: Tensor, value: Tensor) -> None:
         raise TypeError(f"{op}: query, key, value are {query.dtype}, {key.dtype}, {value.dtype}, expected one dtype")
 
 
-def _check_softcap(op: str, softcap: float) -> None:
+def _options(
+    op: str,
+    query: Tensor,
+    softmax_scale: float | None,
+    softcap: float,
+    causal: bool,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+) -> reference.Options:
     if softcap < 0:
         raise ValueError(f"{op}: softcap is {softcap}, expected 0 (off) or a positive cap")
-
-
-def _scale(query: Tensor, softmax_scale: float | None) -> float:
-    return query.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"{op}: dropout_p is {dropout_p}, expected 0 <= dropout_p < 1")
+    check_seed(op, seed)
+    scale = query.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    return reference.Options(float(scale), float(softcap), causal, float(dropout_p), seed)
 
 
 def _is_dense(cu_seqlens: Tensor, rows: int, max_seqlen: int) -> bool:

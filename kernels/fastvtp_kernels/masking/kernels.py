@@ -2,6 +2,8 @@
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 # (The body of a @triton.jit function is Triton's language, which looks like Python.)
 
+import dataclasses
+
 import torch
 import triton
 import triton.language as tl
@@ -9,6 +11,9 @@ from torch import Tensor
 
 from .. import philox, tuning
 from ..launching import launch
+
+LARGEST_FRAME = 16384
+"""Cells of a frame that one program ranks."""
 
 
 @triton.jit
@@ -56,8 +61,14 @@ def tube_mask(
     """`seed` in two's complement; sample_ids int64 [B]."""
     visible = sample_ids.new_empty(sample_ids.shape[0], slots * (cells - hidden_cells), dtype=torch.int32)
     masked = sample_ids.new_empty(sample_ids.shape[0], slots * hidden_cells, dtype=torch.int32)
+    if cells > LARGEST_FRAME:
+        raise ValueError(
+            f"tube_mask: a frame has {cells} cells, the kernel ranks up to {LARGEST_FRAME}; use backend='reference'"
+        )
     block_cells = triton.next_power_of_2(cells)
     tile = tuning.tile("tube_mask", torch.float32, sample_ids.device)
+    others = min(tile.blocks["BLOCK_OTHERS"], max(1, 16384 // block_cells))
+    tile = dataclasses.replace(tile, blocks={"BLOCK_OTHERS": others})
     key = (seed ^ philox.TUBE_MASK) & 0xFFFFFFFFFFFFFFFF
     launch(
         _tube_mask, (sample_ids.shape[0],), sample_ids.contiguous(), visible, masked,

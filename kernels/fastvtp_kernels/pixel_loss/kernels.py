@@ -41,7 +41,8 @@ def _add_by_group(totals, values, p, GROUPS: tl.constexpr):
 def _divided_sums(totals, divisor, GROUPS: tl.constexpr):
     quotients = ()
     for group in tl.static_range(GROUPS):
-        quotients = quotients + (tl.sum(totals[group], axis=1) / divisor,)
+        # Correctly rounded: `/` may miss the mean of a flat patch by one unit in the last place, and eps is tiny.
+        quotients = quotients + (tl.div_rn(tl.sum(totals[group], axis=1), 1.0 * divisor),)
     return quotients
 
 

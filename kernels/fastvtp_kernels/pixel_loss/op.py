@@ -6,12 +6,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..dispatch import implementation, register
+from ..dispatch import implementation, register, runs_triton
 from ..precision import compute_dtype
 from ..registration import define_gradient, define_op, launcher
 from ..validation import check_channels, check_devices, check_floating, check_index, check_shape, check_video
 from . import reference
-from .residual import gradient_from_residual
+from .residual import gradient_from_residual, scale_by_chunks
 
 _loss_and_residual = define_op(
     "masked_pixel_loss(Tensor prediction, Tensor video, Tensor masked, int[] tubelet, str? normalize, float eps, "
@@ -27,11 +27,15 @@ _loss_and_residual = define_op(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1])
+    # The residual is nobody's to differentiate; a gradient of zeros for it would be as large as the prediction.
+    ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
     (residual,) = ctx.saved_tensors
-    return gradient_from_residual(residual, grad_loss), None, None, None, None, None, None
+    # Registered on the CPU too, where without Triton's interpreter the op runs its reference.
+    scale = launcher(__name__, "scale_in_place") if runs_triton(residual) else scale_by_chunks
+    return gradient_from_residual(residual, grad_loss, scale), None, None, None, None, None, None
 
 
 define_gradient(_loss_and_residual, _save, _gradients)

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from ..precision import compute_dtype
 from ..tubelets.reference import gather_pixels, to_unit_range
-from .residual import gradient_from_residual, residual_scale
+from .residual import gradient_from_residual, residual_scale, scale_by_chunks
 
 # Values of the target that exist at one time: 2 MiB in float32, which a cache holds.
 _CHUNK_VALUES = 1 << 19
@@ -72,7 +72,8 @@ class _MaskedPixelLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return gradient_from_residual(ctx.saved_tensors[0], grad_loss), None, None, None, None, None
+        gradient = gradient_from_residual(ctx.saved_tensors[0], grad_loss, scale_by_chunks)
+        return gradient, None, None, None, None, None
 
 
 def masked_pixel_loss(

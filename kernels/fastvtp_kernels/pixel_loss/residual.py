@@ -1,11 +1,12 @@
 """What the forward pass leaves for backward: the gradient itself, up to the factor that arrives with backward."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch._C import _autograd
 
-from ..dispatch import runs_triton
-from ..registration import launcher
+from ..validation import values_readable
 
 _CHUNK_VALUES = 1 << 19
 
@@ -19,18 +20,24 @@ def residual_scale(prediction: Tensor) -> float:
     return 1.0 if prediction.dtype == torch.float16 else 2 / prediction.numel()
 
 
-def gradient_from_residual(residual: Tensor, grad_loss: Tensor) -> Tensor:
-    """The gradient of the prediction, in the residual's own memory where nobody needs it again."""
+def gradient_from_residual(
+    residual: Tensor, grad_loss: Tensor, scale_in_place: Callable[[Tensor, Tensor], None]
+) -> Tensor:
+    """The gradient of the prediction, by `scale_in_place` in the residual's own memory if nobody needs that again."""
     factor = grad_loss * (2 / residual.numel() / residual_scale(residual))
     if torch.compiler.is_compiling() or type(residual) is not Tensor or _kept_for_another_backward():
         return (residual.to(factor.dtype) * factor).to(residual.dtype)
     residual = residual.detach()
-    if runs_triton(residual):
-        launcher(__name__, "scale_in_place")(residual, factor)
-    elif factor != 1:
-        for chunk in residual.view(-1).split(_CHUNK_VALUES):
-            chunk.copy_(chunk.to(factor.dtype) * factor)
+    scale_in_place(residual, factor)
     return residual
+
+
+def scale_by_chunks(residual: Tensor, factor: Tensor) -> None:
+    """residual *= factor in plain PyTorch; nothing to do for a factor of 1, where looking at it is free."""
+    if values_readable(factor) and factor == 1:
+        return
+    for chunk in residual.view(-1).split(_CHUNK_VALUES):
+        chunk.copy_(chunk.to(factor.dtype) * factor)
 
 
 def _kept_for_another_backward() -> bool:

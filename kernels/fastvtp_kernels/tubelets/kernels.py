@@ -34,7 +34,7 @@ def token_origin(
     slot = index // (grid_height * grid_width)
     y = (index // grid_width) % grid_height
     x = index % grid_width
-    in_clip = slot * PT * frame_stride + y * PH * line_stride + x * SEGMENT
+    in_clip = slot.to(tl.int64) * (PT * frame_stride) + y * PH * line_stride + x * SEGMENT
     return index, (m // tokens_per_clip).to(tl.int64) * clip_stride + in_clip
 
 
@@ -262,7 +262,7 @@ def tubelet_embed(
     launch(
         _embed, grid, video, index, folded, shift, None if position is None else position.contiguous(), output, rows,
         index.numel(), width, *strides(video, index, tubelet), **constants, POSITION=position is not None,
-        ROWS=rows is not None, PRECISION=dot_precision(), tile=tile,
+        ROWS=rows is not None, PRECISION=dot_precision(dtype), tile=tile,
     )  # fmt: skip
     return output
 
@@ -292,7 +292,7 @@ def tubelet_embed_backward(
     partial = grad.new_empty(splits, width, constants["P"], dtype=torch.float32)
     launch(
         _weight_gradient, (tiles, splits), grad, video, index, partial, count, width, split_steps * sizes["BLOCK_M"],
-        *strides(video, index, tubelet), **constants, PRECISION=dot_precision(), tile=tile,
+        *strides(video, index, tubelet), **constants, PRECISION=dot_precision(grad.dtype), tile=tile,
     )  # fmt: skip
     weight_grad = torch.empty_like(weight, memory_format=torch.contiguous_format)
     launch(

@@ -105,7 +105,11 @@ def _embed_triton(video: Tensor, index: Tensor, weight: Tensor, *rest: Any) -> T
     return _embed(video, index, weight, *rest, autocast_dtype(weight))
 
 
-register("gather_tubelets", reference=reference.gather_tubelets, triton=_gather)
+register(
+    "gather_tubelets",
+    reference=reference.gather_tubelets,
+    triton=lambda video, *rest: _gather(video.detach(), *rest),
+)
 register("tubelet_embed", reference=reference.tubelet_embed, triton=_embed_triton)
 
 
@@ -188,12 +192,16 @@ def tubelet_embed(
     check_shape("tubelet_embed", "weight", weight, "D", video.shape[-1], *tubelet)
     if bias is not None:
         check_shape("tubelet_embed", "bias", bias, weight.shape[0])
+        if bias.dtype != weight.dtype:
+            raise TypeError(f"tubelet_embed: bias is {bias.dtype}, weight {weight.dtype}, expected one dtype")
     if position is not None:
         check_shape("tubelet_embed", "position", position, tokens, weight.shape[0])
     check_devices("tubelet_embed", video=video, weight=weight, bias=bias, position=position)
     run = implementation("tubelet_embed", backend, video.device, weight.dtype)
     inputs = (video, index, weight, bias, position, tuple(tubelet), mean, std)
     if out is None:
+        if out_rows is not None:
+            raise ValueError("tubelet_embed: out_rows is given without out, the buffer that they are rows of")
         return run(*inputs)
     rows = _check_rows(out, out_rows, index, weight)
     if run is _embed_triton and type(out) is Tensor and not torch.compiler.is_compiling():

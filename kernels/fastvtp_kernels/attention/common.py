@@ -1,0 +1,163 @@
+"""What the attention kernels of every regime share: where a sequence lies, which logits count, and how they change.
+
+Shape legend: M query rows and N key rows of a tile, D head width. `strides` of a tensor are those of (outer, row,
+inner, head); packed sequences use row and head, the sequences of a grid [outer, length, inner] all four. Logits are
+kept in units of log 2.
+"""
+
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def extent(offsets_ptr, sequence, length, AXIAL: tl.constexpr):
+    """(number of the sequence's first row among all rows, number of its rows)."""
+    if AXIAL:
+        return sequence * length, length
+    else:
+        start = tl.load(offsets_ptr + sequence)
+        return start, tl.load(offsets_ptr + sequence + 1) - start
+
+
+@triton.jit
+def first_of(pointer, start, sequence, inner, head, strides, AXIAL: tl.constexpr):
+    """Pointer to the first value of a sequence and head. The way there is 64-bit; within a sequence 32 bits will do."""
+    if AXIAL:
+        offset = (sequence // inner).to(tl.int64) * strides[0] + (sequence % inner).to(tl.int64) * strides[2]
+    else:
+        offset = start.to(tl.int64) * strides[1]
+    return pointer + offset + head * strides[3]
+
+
+@triton.jit
+def load_rows(first_ptr, row, stride_row, length, d, D):
+    """[rows, BLOCK_D], zero beyond the sequence and the head's width."""
+    mask = (row < length)[:, None] & (d < D)[None, :]
+    return tl.load(first_ptr + row[:, None] * stride_row + d[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_rows(first_ptr, row, stride_row, length, d, D, values):
+    mask = (row < length)[:, None] & (d < D)[None, :]
+    tl.store(first_ptr + row[:, None] * stride_row + d[None, :], values.to(first_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def zero_tail(pointer, offsets_ptr, part, parts, sequences, rows, stride_row, d, D, BLOCK: tl.constexpr):
+    """This program's share of the rows that belong to no sequence; in most batches there are none."""
+    end = tl.load(offsets_ptr + sequences)
+    for start in tl.range(end + part * BLOCK, rows, parts * BLOCK):
+        row = (start + tl.arange(0, BLOCK)).to(tl.int64)
+        mask = (row < rows)[:, None] & (d < D)[None, :]
+        zeros = tl.zeros([BLOCK, d.shape[0]], pointer.dtype.element_ty)
+        tl.store(pointer + row[:, None] * stride_row + d[None, :], zeros, mask=mask)
+
+
+@triton.jit
+def zero_tail_sums(lse_ptr, offsets_ptr, part, parts, sequences, rows, BLOCK: tl.constexpr):
+    """The same for the log-sum-exp [rows] of one head."""
+    for start in tl.range(tl.load(offsets_ptr + sequences) + part * BLOCK, rows, parts * BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        tl.store(lse_ptr + row, tl.zeros([BLOCK], tl.float32), mask=row < rows)
+
+
+@triton.jit
+def tanh(x):
+    """To float32's precision at every magnitude; the polynomial is that of the Cephes library."""
+    z = x * x
+    series = -5.70498872745e-3 * z + 2.06390887954e-2
+    series = series * z - 5.37397155531e-2
+    series = series * z + 1.33314422036e-1
+    series = series * z - 3.33332819422e-1
+    return tl.where(z < 0.390625, x + x * z * series, 1.0 - 2.0 / (tl.exp2(x * (2.0 * LOG2E)) + 1.0))
+
+
+@triton.jit
+def capped(products, scale, softcap, SOFTCAP: tl.constexpr):
+    """Logits in units of log 2, and tanh(logit / cap) for their derivative (without a cap the logits again)."""
+    if SOFTCAP:
+        ratio = tanh(products * (scale / softcap))
+        return ratio * (softcap * LOG2E), ratio
+    else:
+        logits = products * (scale * LOG2E)
+        return logits, logits
+
+
+@triton.jit
+def kept(dropout, row, position, head):
+    """bool [M, N]: dropout's decision for each query row and position of the key, as the reference draws it."""
+    zero = row[:, None] * 0 + position[None, :] * 0
+    group = (head // 4).to(tl.int32)
+    words = tl.philox(dropout[0], zero + row[:, None], zero + position[None, :], zero + group, zero)
+    word = tl.where(head % 4 == 0, words[0], tl.where(head % 4 == 1, words[1], words[2]))
+    return tl.where(head % 4 == 3, words[3], word).to(tl.int64) < dropout[1]
+
+
+@triton.jit
+def visible(row, position, length, length_k, CAUSAL: tl.constexpr):
+    """bool [M, N]: keys of the sequence; with CAUSAL the last query is aligned with the last key."""
+    mask = (position < length_k)[None, :] & (row < length)[:, None]
+    if CAUSAL:
+        mask = mask & (position[None, :] <= row[:, None] + (length_k - length))
+    return mask
+
+
+@triton.jit
+def forward_tile(
+    state, query, key, value, mask, row, position, head, scale, softcap, dropout,
+    SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys in the running softmax; state is (largest logit, sum of weights, weighted values)."""
+    largest, total, output = state
+    logits = capped(tl.dot(query, tl.trans(key), input_precision=PRECISION), scale, softcap, SOFTCAP)[0]
+    logits = tl.where(mask, logits, float("-inf"))
+    new_largest = tl.maximum(largest, tl.max(logits, axis=1))
+    # Rows that have seen no key yet stay at -inf; the stand-in avoids -inf - (-inf).
+    finite = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+    weights = tl.exp2(logits - finite[:, None])
+    decay = tl.exp2(largest - finite)
+    total = total * decay + tl.sum(weights, axis=1)
+    if DROPOUT:
+        weights = tl.where(kept(dropout, row, position, head), weights, 0.0)
+    output = tl.dot(weights.to(query.dtype), value, output * decay[:, None], input_precision=PRECISION)
+    return new_largest, total, output
+
+
+@triton.jit
+def empty_state(BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    return largest, tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+
+
+@triton.jit
+def finish(state, dropout, DROPOUT: tl.constexpr):
+    """(output, log-sum-exp in units of log 2). A row without a key: zero, and +inf, which silences it in backward."""
+    largest, total, output = state
+    divisor = tl.where(total == 0.0, 1.0, total)
+    factor = 1.0 / divisor
+    if DROPOUT:
+        factor = factor * dropout[2]
+    return output * factor[:, None], tl.where(total == 0.0, float("inf"), largest + tl.log2(divisor))
+
+
+@triton.jit
+def backward_tile(
+    query, key, value, grad, lse, delta, mask, row, position, head, scale, softcap, dropout,
+    SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """[M, N] each, as operands of the next products: the weights that met the values, the gradient of the logits."""
+    logits, ratio = capped(tl.dot(query, tl.trans(key), input_precision=PRECISION), scale, softcap, SOFTCAP)
+    weights = tl.where(mask, tl.exp2(logits - lse[:, None]), 0.0)
+    weight_grad = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
+    used = weights
+    if DROPOUT:
+        keep = kept(dropout, row, position, head)
+        used = tl.where(keep, weights * dropout[2], 0.0)
+        weight_grad = tl.where(keep, weight_grad * dropout[2], 0.0)
+    logit_grad = weights * (weight_grad - delta[:, None])
+    if SOFTCAP:
+        logit_grad = logit_grad * (1.0 - ratio * ratio)
+    return used.to(grad.dtype), logit_grad.to(key.dtype)

@@ -1,0 +1,97 @@
+"""The forward and backward passes of the registered attention ops in plain PyTorch, with the log-sum-exp between them.
+
+Padded [S, H, L, Dh] as in `reference`. The formulas are those of FlashAttention (Dao et al. 2022, §3 and appendix B)
+with softcap and dropout.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..packing import pad_rows, padded_slots, unpad_rows
+from ..precision import compute_dtype
+from .reference import Options, attention_mask, dropout_keep
+
+
+def _logits(query: Tensor, key: Tensor, options: Options) -> Tensor:
+    logits = query @ key.transpose(-1, -2) * options.scale
+    return options.softcap * torch.tanh(logits / options.softcap) if options.softcap else logits
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    cu_seqlens_k: Tensor,
+    max_seqlen_k: int,
+    options: Options,
+) -> tuple[Tensor, Tensor]:
+    """Output [N, H, Dh], and log-sum-exp [H, N] in units of log 2: +inf for a query without a key."""
+    packed = _Padded(query, key, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, options)
+    q, k, v = packed.queries(query), packed.keys(key), packed.keys(value)
+    logits = _logits(q, k, options).masked_fill(~packed.mask, float("-inf"))
+    lse = logits.logsumexp(dim=-1, keepdim=True)
+    weights = (logits - lse).exp().nan_to_num(0.0)
+    output = packed.rows((weights * packed.keep) @ v).to(query.dtype)
+    lse = lse.masked_fill(lse == float("-inf"), float("inf")) / math.log(2)
+    return output, packed.rows(lse)[..., 0].mT.contiguous().to(compute_dtype(query.dtype))
+
+
+def backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    cu_seqlens_k: Tensor,
+    max_seqlen_k: int,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, given that of the output."""
+    packed = _Padded(query, key, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, options)
+    q, k, v = packed.queries(query), packed.keys(key), packed.keys(value)
+    g, o = packed.queries(grad), packed.queries(output)
+    logits = _logits(q, k, options)
+    weights = (logits - packed.queries(lse.mT[..., None]) * math.log(2)).exp().masked_fill(~packed.mask, 0.0)
+    delta = (g * o).sum(dim=-1, keepdim=True)
+    logit_grad = weights * (g @ v.mT * packed.keep - delta) * options.scale
+    if options.softcap:
+        logit_grad = logit_grad * (1 - (logits / options.softcap).square())
+    dq, dk = packed.rows(logit_grad @ k), packed.key_rows(logit_grad.mT @ q)
+    dv = packed.key_rows((weights * packed.keep).mT @ g)
+    return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype)
+
+
+class _Padded:
+    """Between packed rows and [S, H, L, Dh], with the masks that belong to the padded form."""
+
+    def __init__(
+        self, query: Tensor, key: Tensor, cu: Tensor, length: int, cu_k: Tensor, length_k: int, options: Options
+    ) -> None:
+        self.sequences, self.length, self.length_k = cu.shape[0] - 1, length, length_k
+        self.slot, self.slot_k = padded_slots(cu, query.shape[0], length), padded_slots(cu_k, key.shape[0], length_k)
+        self.dtype = compute_dtype(query.dtype)
+        self.exists = torch.arange(length, device=cu.device) < cu.diff()[:, None]
+        self.exists_k = torch.arange(length_k, device=cu.device) < cu_k.diff()[:, None]
+        self.mask = attention_mask(cu, cu_k, length, length_k, options.causal) & self.exists[:, None, :, None]
+        self.keep: Tensor | float = 1.0
+        if options.dropout_p:
+            self.keep = dropout_keep(cu, query.shape[1], length, length_k, options) / (1 - options.dropout_p)
+
+    def queries(self, rows: Tensor) -> Tensor:
+        return pad_rows(rows.to(self.dtype), self.slot, self.sequences, self.length).transpose(1, 2)
+
+    def keys(self, rows: Tensor) -> Tensor:
+        return pad_rows(rows.to(self.dtype), self.slot_k, self.sequences, self.length_k).transpose(1, 2)
+
+    def rows(self, padded: Tensor) -> Tensor:
+        return unpad_rows(padded.transpose(1, 2), self.slot, self.exists)
+
+    def key_rows(self, padded: Tensor) -> Tensor:
+        return unpad_rows(padded.transpose(1, 2), self.slot_k, self.exists_k)

@@ -1,0 +1,227 @@
+"""Attention by other packages, with the signature of the reference: torch's own kernels, flash-attn and xformers.
+
+None of them can drop weights by our random numbers, so all refuse dropout. Only flash-attn is asked for, and promises,
+a backward pass that repeats bit for bit; on a GPU the other two add with atomics unless torch's deterministic
+algorithms are switched on. Along an axis all of them need a transposed copy of query, key, value and output, which
+the Triton kernels do without.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..dispatch import BackendUnavailableError, Library
+from . import reference
+from .reference import Options
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _refuse(backend: str, what: str, instead: str = "triton") -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"attention: backend {backend!r} cannot run: {what}; use backend={instead!r} or backend='reference'"
+    )
+
+
+def _check_options(backend: str, options: Options, softcap: bool) -> None:
+    if options.dropout_p:
+        raise _refuse(backend, f"dropout_p={options.dropout_p} would drop other weights than seed asks for")
+    if options.softcap and not softcap:
+        raise _refuse(backend, f"it has no softcap (softcap={options.softcap})")
+
+
+def _import(module: str, extra: str) -> tuple[Any, str | None]:
+    """The module, or why there is none."""
+    try:
+        return importlib.import_module(module), None
+    except ModuleNotFoundError:
+        return None, f"the package {module.split('.')[0]} is not installed (pip install 'fastvtp[{extra}]')"
+    except (ImportError, OSError) as error:
+        return None, f"import {module} failed: {str(error).partition(chr(10))[0]}"
+
+
+def _needs_cuda(backend: str, device: torch.device, dtype: torch.dtype | None, dtypes: tuple[torch.dtype, ...]) -> (
+    str | None
+):  # fmt: skip
+    if device.type != "cuda":
+        return f"{backend} needs a CUDA device, not {device.type}"
+    if dtype is not None and dtype not in dtypes:
+        names = ", ".join(str(known).removeprefix("torch.") for known in dtypes)
+        return f"{backend} computes in {names}, not in {dtype}"
+    return None
+
+
+# --- sdpa
+
+
+def _sdpa(
+    query: Tensor, key: Tensor, value: Tensor, options: Options, mask: Tensor | None, _keep: Tensor | None
+) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=options.scale)
+
+
+def sdpa(
+    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int,
+    options: Options, dense: bool,
+) -> Tensor:  # fmt: skip
+    """All sequences padded to the longest, and whichever of its kernels torch prefers."""
+    _check_options("sdpa", options, softcap=False)
+    return reference.varlen_attention(
+        query, key, value, offsets, longest, offsets_k, longest_k, options, dense, attend=_sdpa, bucketed=False
+    )
+
+
+# --- flash_attn
+
+
+class _WithoutTail(torch.autograd.Function):
+    """The tensor itself; the gradient of the rows in `tail` is zero, whatever comes back for them."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, tail: Tensor) -> Tensor:
+        ctx.save_for_backward(tail)
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].masked_fill(ctx.saved_tensors[0], 0), None
+
+
+def _tail(rows: Tensor, offsets: Tensor) -> Tensor:
+    """[N, 1, 1], True for the rows of no sequence."""
+    return (torch.arange(rows.shape[0], device=rows.device) >= offsets[-1])[:, None, None]
+
+
+def flash_attn(
+    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int,
+    options: Options, _dense: bool,
+) -> Tensor:  # fmt: skip
+    """flash_attn_varlen_func with its deterministic backward. It leaves the rows after the last sequence unwritten."""
+    _check_options("flash_attn", options, softcap=True)
+    if query.shape[-1] > 256:
+        raise _refuse("flash_attn", f"heads are {query.shape[-1]} wide, it takes up to 256", "sdpa")
+    package = importlib.import_module("flash_attn")
+    tail, tail_k = _tail(query, offsets), _tail(key, offsets_k)
+    output = package.flash_attn_varlen_func(
+        _WithoutTail.apply(query, tail),
+        _WithoutTail.apply(key, tail_k),
+        _WithoutTail.apply(value, tail_k),
+        offsets,
+        offsets_k,
+        longest,
+        longest_k,
+        softmax_scale=options.scale,
+        softcap=options.softcap,
+        causal=options.causal,
+        deterministic=True,
+    )
+    return output.masked_fill(tail, 0)
+
+
+def _flash_attn_missing(device: torch.device, dtype: torch.dtype | None) -> str | None:
+    package, missing = _import("flash_attn", "flash")
+    if missing is not None:
+        return missing
+    if "softcap" not in inspect.signature(package.flash_attn_varlen_func).parameters:
+        return "flash_attn is older than 2.6, which brought softcap"
+    return _needs_cuda("flash_attn", device, dtype, _HALF)
+
+
+# --- xformers
+
+_LENGTHS = "_fastvtp_lengths"
+
+
+def _host_lengths(offsets: Tensor) -> list[int]:
+    """Lengths as Python integers. The first call waits for the device; the layers after it find them kept."""
+    version = None if offsets.is_inference() else offsets._version
+    kept = getattr(offsets, _LENGTHS, None)
+    if kept is not None and version is not None and kept[0] == version:
+        return kept[1]
+    lengths = offsets.diff().tolist()
+    setattr(offsets, _LENGTHS, (version, lengths))
+    return lengths
+
+
+def _live_rows(lengths: list[int], live: list[bool], device: torch.device) -> Tensor | slice:
+    """The rows of live sequences: a view, if all sequences with rows are live."""
+    if all(alive or not length for alive, length in zip(live, lengths, strict=True)):
+        return slice(sum(lengths))
+    counts = torch.tensor(lengths, device=device)
+    return torch.tensor(live, device=device).repeat_interleave(counts).nonzero()[:, 0]
+
+
+def xformers(
+    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int,
+    options: Options, _dense: bool,
+) -> Tensor:  # fmt: skip
+    """memory_efficient_attention under a BlockDiagonalMask, which wants the lengths on the host."""
+    _check_options("xformers", options, softcap=False)
+    multiple = 8 if query.dtype in _HALF else 4
+    if query.shape[-1] % multiple:
+        raise _refuse("xformers", f"heads are {query.shape[-1]} wide, it takes multiples of {multiple}")
+    if torch.compiler.is_compiling():
+        raise _refuse("xformers", "under torch.compile the lengths cannot be read")
+    lengths, lengths_k = _host_lengths(offsets), _host_lengths(offsets_k)
+    if options.causal and any(queries > keys > 0 for queries, keys in zip(lengths, lengths_k, strict=True)):
+        raise _refuse("xformers", "causal with more queries than keys in a sequence")
+    live = [queries > 0 < keys for queries, keys in zip(lengths, lengths_k, strict=True)]
+    if not any(live):
+        return sdpa(query, key, value, offsets, longest, offsets_k, longest_k, options, False)
+    ops = importlib.import_module("xformers.ops")
+    counts, counts_k = ([n for n, alive in zip(all_, live, strict=True) if alive] for all_ in (lengths, lengths_k))
+    bias = ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens(counts, counts_k, device=query.device)
+    if options.causal:
+        bias = bias.make_causal() if counts == counts_k else bias.make_causal_from_bottomright()
+    rows, rows_k = (_live_rows(all_, live, query.device) for all_ in (lengths, lengths_k))
+    output = ops.memory_efficient_attention(
+        query[rows][None], key[rows_k][None], value[rows_k][None], attn_bias=bias, p=0.0, scale=options.scale
+    )[0]
+    if output.shape[0] == query.shape[0]:
+        return output
+    if isinstance(rows, slice):
+        rows = torch.arange(output.shape[0], device=query.device)
+    return query.new_zeros(query.shape).index_copy(0, rows, output)
+
+
+def _xformers_missing(device: torch.device, dtype: torch.dtype | None) -> str | None:
+    missing = _import("xformers.ops", "xformers")[1]
+    return missing or _needs_cuda("xformers", device, dtype, (*_HALF, torch.float32))
+
+
+# --- the three ops
+
+
+def packed(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def attend(qkv: Tensor, offsets: Tensor, longest: int, options: Options, dense: bool) -> Tensor:
+        query, key, value = qkv.unbind(1)
+        return run(query, key, value, offsets, longest, offsets, longest, options, dense)
+
+    return attend
+
+
+def along_axis(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def attend(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
+        if query.numel() == 0:
+            return query.clone()
+        outer, length, inner = query.shape[:3]
+        rows = [x.transpose(1, 2).flatten(0, 2) for x in (query, key, value)]
+        offsets = torch.arange(outer * inner + 1, device=query.device, dtype=torch.int32) * length
+        output = run(*rows, offsets, length, offsets, length, options, True)
+        return output.unflatten(0, (outer, inner, length)).transpose(1, 2).contiguous()
+
+    return attend
+
+
+def libraries(form: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda run: run) -> dict[str, Library]:
+    """What `dispatch.register` takes; `form` turns the implementations into those of another op."""
+    return {
+        "flash_attn": Library(form(flash_attn), _flash_attn_missing, "flash-attn's kernels, deterministic"),
+        "xformers": Library(form(xformers), _xformers_missing, "xformers' memory-efficient attention"),
+        "sdpa": Library(form(sdpa), lambda device, dtype: None, "torch's own kernels on padded sequences"),
+    }
