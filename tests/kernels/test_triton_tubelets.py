@@ -256,16 +256,6 @@ def test_autocast_decides_the_outputs_dtype_and_leaves_the_gradients():
     assert {x.dtype for x in actual.values()} == {torch.float32}
 
 
-def test_float32_products_are_exact_unless_the_user_says_otherwise():
-    before = torch.get_float32_matmul_precision()
-    try:
-        for setting, precision in (("highest", "ieee"), ("high", "tf32")):
-            torch.set_float32_matmul_precision(setting)
-            assert kernels.dot_precision() == precision
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 @pytest.mark.parametrize("quantised", [False, True], ids=["float", "uint8"])
 def test_equals_released_videomae_patch_embedding(quantised):
     arrays = {name: x.to(DEVICE) for name, x in load_file(VIDEOMAE).items()}
