@@ -30,6 +30,11 @@ def split_words(value: Word) -> tuple[Word, Word]:
     return value & _LOW_32, (value >> 32) & _LOW_32
 
 
+def signed(value: int, bits: int = 64) -> int:
+    """The integer whose two's complement has the bits of `value` in [0, 2^bits)."""
+    return value - 2**bits if value >= 2 ** (bits - 1) else value
+
+
 def _multiply(word: Word, multiplier: int) -> tuple[Word, Word]:
     """The (high, low) words of the 64-bit product, for a multiplier of at least 2^31."""
     # word * multiplier overflows int64; word * (multiplier - 2^32) does not and is smaller by exactly word * 2^32.

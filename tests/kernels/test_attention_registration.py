@@ -3,31 +3,18 @@
 Run as a script, this file applies opcheck to every op on the CPU: in a process that does not interpret, the reference.
 """
 
-import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("triton")
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-import fastvtp_kernels
-from fastvtp_kernels import (
-    BackendUnavailableError,
-    axial_attention,
-    dispatch,
-    varlen_attention,
-    varlen_attention_packed,
-)
+from fastvtp_kernels import axial_attention, varlen_attention, varlen_attention_packed
+from tests.kernels import registration_checks
 from tests.kernels.attention_cases import OPTIONS, grid, packed, side_by_side
 from tests.kernels.triton_cases import DEVICE, pattern, results
 
-ROOT = Path(__file__).parents[2]
 PLAIN = (0.25, 0.0, False, 0.0, 0)
 EVERYTHING = (0.7, 1.5, True, 0.3, -5)
 
@@ -57,12 +44,6 @@ def op_cases(device: torch.device) -> dict[str, list[tuple[Any, ...]]]:
     return forward | backward
 
 
-def check_every_op(device: torch.device) -> None:
-    for name, cases in op_cases(device).items():
-        for case in cases:
-            torch.library.opcheck(getattr(torch.ops.fastvtp, name).default, case)
-
-
 # The public ops with arguments for every regime that the lengths and float32 give.
 PUBLIC: dict[str, tuple[Any, dict[str, Any]]] = {
     "varlen_attention": (varlen_attention, packed([3, 0, 2], [4, 1, 0], **OPTIONS["everything"])),
@@ -87,60 +68,30 @@ def test_every_op_has_cases():
 
 
 def test_opcheck_where_kernels_run():
-    check_every_op(DEVICE)
+    registration_checks.check_schemas(op_cases(DEVICE))
 
 
 def test_opcheck_on_a_cpu_without_interpreter():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(Path(fastvtp_kernels.__file__).parents[1])))
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    registration_checks.check_without_interpreter(__file__)
 
 
 @public_ops
 def test_one_graph_with_the_bits_of_eager(function, inputs):
-    torch._dynamo.reset()
-    inputs = in_dtype(inputs, torch.float32)
-    compiled = results(torch.compile(function, fullgraph=True, backend="aot_eager"), inputs)
-    eager = results(function, inputs)
-    assert compiled.keys() == eager.keys()
-    for name, value in compiled.items():
-        assert torch.equal(value, eager[name]), name
-
-
-def described(values):
-    return {name: (x.shape, x.dtype, x.device, x.stride()) for name, x in values.items()}
+    registration_checks.check_one_graph(function, in_dtype(inputs, torch.float32))
 
 
 @public_ops
 def test_fake_tensors_have_the_form_of_real_ones(function, inputs):
-    inputs = in_dtype(inputs, torch.bfloat16)
-    real = described(results(function, inputs))
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fakes = {name: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
-        assert described(results(function, fakes)) == real
+    registration_checks.check_fake_tensors(function, in_dtype(inputs, torch.bfloat16))
 
 
 def test_meta_tensors_have_the_form_of_real_ones():
-    real, meta = op_cases(DEVICE), op_cases(torch.device("meta"))
-    for name, cases in real.items():
-        op = getattr(torch.ops.fastvtp, name).default
-        for case, shapes in zip(cases, meta[name], strict=True):
-            outputs = [x if isinstance(x, tuple) else (x,) for x in (op(*case), op(*shapes))]
-            for one, other in zip(*outputs, strict=True):
-                assert other.device.type == "meta"
-                assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride()), name
+    registration_checks.check_meta_tensors(op_cases(DEVICE), op_cases(torch.device("meta")))
 
 
 @public_ops
 def test_there_is_no_second_derivative(function, inputs):
-    inputs = in_dtype(inputs, torch.float32)
-    leaves = [x for x in inputs.values() if isinstance(x, torch.Tensor) and x.requires_grad]
-    output = function(**inputs)
-    gradients = torch.autograd.grad(output, leaves, pattern(output).requires_grad_(), create_graph=True)
-    for gradient in gradients:
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            gradient.sum().backward(retain_graph=True)
+    registration_checks.check_no_second_derivative(function, in_dtype(inputs, torch.float32))
 
 
 @public_ops
@@ -156,25 +107,12 @@ def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_inputs(func
 
 @public_ops
 def test_float64_is_refused_by_name(function, inputs):
-    said = (
-        r"cannot run: the Triton kernel computes in float16, bfloat16 and float32, not in torch\.float64; use backend="
-    )
-    with pytest.raises(BackendUnavailableError, match=said):
-        function(**in_dtype(inputs, torch.float64))
+    registration_checks.check_float64_is_refused(function, in_dtype(inputs, torch.float64))
 
 
 @pytest.mark.parametrize("op", ["varlen_attention", "varlen_attention_packed", "axial_attention"])
 def test_float64_on_a_gpu_falls_back_with_one_line(op, caplog, monkeypatch):
-    """What the automatic choice would be on a GPU that runs Triton; the device itself is not touched."""
-    monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
-    monkeypatch.setattr(dispatch, "_logged", set())
-    monkeypatch.setattr(dispatch, "_triton_cannot_run_on", lambda device: None)
-    gpu = torch.device("cuda")
-    with caplog.at_level(logging.WARNING, logger="fastvtp_kernels"):
-        names = [dispatch.resolve_backend(op, None, gpu, dtype).name for dtype in (torch.float32, *[torch.float64] * 2)]
-    assert names == ["triton", "reference", "reference"]
-    (record,) = caplog.records
-    assert record.getMessage().startswith(f"{op} runs the reference backend: cuda tensors, but the Triton kernel")
+    registration_checks.check_float64_falls_back(op, caplog, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -191,4 +129,4 @@ def test_wider_heads_are_refused_in_one_line(function, inputs):
 
 
 if __name__ == "__main__":
-    check_every_op(torch.device("cpu"))
+    registration_checks.check_schemas(op_cases(torch.device("cpu")))

@@ -55,8 +55,7 @@ class Problem(NamedTuple):
         """Scale, cap and dropout (Philox key, threshold of the kept words, factor of the kept weights)."""
         scale, softcap, _, dropout_p, seed = self.options
         key = (seed ^ philox.ATTENTION_DROPOUT) & 0xFFFFFFFFFFFFFFFF
-        signed = key - (key >> 63 << 64)
-        return scale, softcap, (signed, round((1 - dropout_p) * 2**32), 1 / (1 - dropout_p))
+        return scale, softcap, (philox.signed(key), round((1 - dropout_p) * 2**32), 1 / (1 - dropout_p))
 
 
 LARGEST_HEAD = 256

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from .. import philox
 from ..dispatch import implementation, register
 from ..precision import follow_autocast, without_autocast
 from ..validation import check_cu_seqlens, check_devices, check_floating, check_seed, check_shape, values_readable
@@ -26,7 +27,7 @@ def _triton_axial(query: Tensor, key: Tensor, value: Tensor, options: reference.
 
 def _numbers(options: reference.Options) -> tuple[float, float, bool, float, int]:
     # The dispatcher's integers are signed.
-    return *options[:4], options.seed - 2**64 if options.seed >= 2**63 else options.seed
+    return *options[:4], philox.signed(options.seed)
 
 
 register("varlen_attention", reference=reference.varlen_attention, triton=_triton, libraries=libraries())

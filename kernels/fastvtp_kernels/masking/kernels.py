@@ -72,7 +72,7 @@ def tube_mask(
     key = (seed ^ philox.TUBE_MASK) & 0xFFFFFFFFFFFFFFFF
     launch(
         _tube_mask, (sample_ids.shape[0],), sample_ids.contiguous(), visible, masked,
-        key - (key >> 63 << 64), step - (step >> 31 << 32), slots, cells, hidden_cells,
+        philox.signed(key), philox.signed(step, 32), slots, cells, hidden_cells,
         BLOCK_CELLS=block_cells, tile=tile,
     )  # fmt: skip
     return visible, masked

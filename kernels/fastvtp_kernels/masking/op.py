@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import philox
 from ..dispatch import implementation, register
 from ..registration import define_op, launcher
 from ..validation import INDEX_DTYPES, check_cu_seqlens, check_devices, check_seed, check_shape
@@ -63,17 +64,13 @@ def tube_mask(
         ValueError: a size, the ratio, the seed or the step is out of range, or `sample_ids` is not [B].
         TypeError: `sample_ids` is neither int32 nor int64.
     """
-    if batch_size < 0 or len(grid) != 3 or min(grid) < 1:
-        raise ValueError(f"tube_mask: batch_size {batch_size}, grid {tuple(grid)}: expected B >= 0, three sizes >= 1")
-    if not 0 <= mask_ratio < 1:
-        raise ValueError(f"tube_mask: mask_ratio is {mask_ratio}, expected 0 <= mask_ratio < 1")
+    check_grid("tube_mask", batch_size, grid, mask_ratio)
     check_seed("tube_mask", seed, step)
     sample_ids = resolve_sample_ids("tube_mask", sample_ids, batch_size, device)
     hidden_cells = int(mask_ratio * (grid[1] * grid[2]))
     run = implementation("tube_mask", backend, sample_ids.device)
     # The dispatcher's integers are signed.
-    signed_seed = seed - 2**64 if seed >= 2**63 else seed
-    return TubeMask(*run(sample_ids, grid[0], grid[1] * grid[2], hidden_cells, signed_seed, step))
+    return TubeMask(*run(sample_ids, grid[0], grid[1] * grid[2], hidden_cells, philox.signed(seed), step))
 
 
 def text_mask(
@@ -117,6 +114,13 @@ def text_mask(
     sample_ids = resolve_sample_ids("text_mask", sample_ids, cu_seqlens.shape[0] - 1, input_ids.device)
     run = implementation("text_mask", backend, input_ids.device)
     return run(input_ids, cu_seqlens, mask_ratio, tuple(special_ids), seed, step, sample_ids)
+
+
+def check_grid(op: str, batch_size: int, grid: tuple[int, int, int], mask_ratio: float) -> None:
+    if batch_size < 0 or len(grid) != 3 or min(grid) < 1:
+        raise ValueError(f"{op}: batch_size {batch_size}, grid {tuple(grid)}: expected B >= 0, three sizes >= 1")
+    if not 0 <= mask_ratio < 1:
+        raise ValueError(f"{op}: mask_ratio is {mask_ratio}, expected 0 <= mask_ratio < 1")
 
 
 def resolve_sample_ids(

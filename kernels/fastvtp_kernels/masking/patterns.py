@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import philox
 from ..validation import check_index, check_seed
-from .op import TubeMask, resolve_sample_ids
+from .op import TubeMask, check_grid, resolve_sample_ids
 
 # One bit of an int64 per block; the bit after them stands for "no block".
 MAX_BLOCKS = 62
@@ -75,7 +75,7 @@ def block_tube_mask(
         TypeError: `sample_ids` is neither int32 nor int64.
     """
     op = "block_tube_mask"
-    _check_grid(op, batch_size, grid, mask_ratio)
+    check_grid(op, batch_size, grid, mask_ratio)
     check_seed(op, seed, step)
     if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1]:
         raise ValueError(f"{op}: aspect is {tuple(aspect)}, expected 0 < least <= greatest")
@@ -140,7 +140,7 @@ def running_cell_mask(
         TypeError: `sample_ids` or `among` is neither int32 nor int64.
     """
     op = "running_cell_mask"
-    _check_grid(op, batch_size, grid, mask_ratio)
+    check_grid(op, batch_size, grid, mask_ratio)
     check_seed(op, seed, step)
     if len(cell) != 2 or min(cell) < 1:
         raise ValueError(f"{op}: cell is {tuple(cell)}, expected two sizes >= 1")
@@ -247,10 +247,3 @@ def _covering(size: int, start: Tensor, length: Tensor) -> Tensor:
 def _divide(tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Ordered tokens [B, K] -> the visible rest and the first `count`, masked; int32, ascending."""
     return tokens[:, count:].sort(dim=1).values.int(), tokens[:, :count].sort(dim=1).values.int()
-
-
-def _check_grid(op: str, batch_size: int, grid: tuple[int, int, int], mask_ratio: float) -> None:
-    if batch_size < 0 or len(grid) != 3 or min(grid) < 1:
-        raise ValueError(f"{op}: batch_size {batch_size}, grid {tuple(grid)}: expected B >= 0, three sizes >= 1")
-    if not 0 <= mask_ratio < 1:
-        raise ValueError(f"{op}: mask_ratio is {mask_ratio}, expected 0 <= mask_ratio < 1")

@@ -23,6 +23,7 @@ _loss_and_residual = define_op(
         prediction.new_empty(prediction.shape if with_residual else 0),
     ),
 )
+_scale_in_place = launcher(__name__, "scale_in_place")
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -34,7 +35,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _gradients(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
     (residual,) = ctx.saved_tensors
     # Registered on the CPU too, where without Triton's interpreter the op runs its reference.
-    scale = launcher(__name__, "scale_in_place") if runs_triton(residual) else scale_by_chunks
+    scale = _scale_in_place if runs_triton(residual) else scale_by_chunks
     return gradient_from_residual(residual, grad_loss, scale), None, None, None, None, None, None
 
 

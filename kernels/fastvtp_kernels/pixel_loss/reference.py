@@ -9,10 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from ..precision import compute_dtype
 from ..tubelets.reference import gather_pixels, to_unit_range
-from .residual import gradient_from_residual, residual_scale, scale_by_chunks
-
-# Values of the target that exist at one time: 2 MiB in float32, which a cache holds.
-_CHUNK_VALUES = 1 << 19
+from .residual import _CHUNK_VALUES, gradient_from_residual, residual_scale, scale_by_chunks
 
 
 def normalize_target(pixels: Tensor, channels: int, normalize: str | None, eps: float) -> Tensor:

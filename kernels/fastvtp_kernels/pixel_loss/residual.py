@@ -8,6 +8,7 @@ from torch._C import _autograd
 
 from ..validation import values_readable
 
+# Values of the target, and of the residual, in work at one time: 2 MiB in float32, which a cache holds.
 _CHUNK_VALUES = 1 << 19
 
 

@@ -39,10 +39,11 @@ _gather = define_op(
         *index.shape, math.prod(tubelet) * video.shape[-1], dtype=dtype
     ),
 )
+_launch_embed = launcher(__name__, "tubelet_embed")
 _embed = define_op(
     "tubelet_embed(Tensor video, Tensor index, Tensor weight, Tensor? bias, Tensor? position, "
     "int[] tubelet, float[] mean, float[] std, ScalarType dtype) -> Tensor",
-    launch=launcher(__name__, "tubelet_embed"),
+    launch=_launch_embed,
     reference=_reference_in_dtype,
     fake=lambda video, index, weight, bias, position, tubelet, mean, std, dtype: video.new_empty(
         *index.shape, weight.shape[0], dtype=dtype
@@ -88,7 +89,7 @@ class _EmbedInto(torch.autograd.Function):
     def forward(ctx: Any, out: Tensor, rows: Tensor, *inputs: Any) -> Tensor:
         _save(ctx, inputs, out)
         ctx.rows = rows
-        launcher(__name__, "tubelet_embed")(*inputs, out, rows)
+        _launch_embed(*inputs, out, rows)
         ctx.mark_dirty(out)
         return out
 
