@@ -3,12 +3,16 @@
 import importlib.metadata
 import platform
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from fastvtp.data.pipeline import automatic_decoder
 from fastvtp.version import __version__
 from fastvtp_kernels import dispatch, tuning
+from fastvtp_kernels.attention import choice, libraries
+from fastvtp_kernels.attention.reference import Options
 
 PACKAGES = (
     "torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av", "tokenizers", "flash-attn", "xformers",
@@ -16,8 +20,26 @@ PACKAGES = (
 )  # fmt: skip
 
 
-ATTENTION_LENGTHS = {"frames": 16, "visible video": 168, "video and text": 256, "whole clip": 1568}
-"""Longest sequences that users meet, in tokens, for heads of 64."""
+class AttentionShape(NamedTuple):
+    """Self-attention that users meet: longest sequence in tokens, width of a head, softcap."""
+
+    what: str
+    length: int
+    width: int = 64
+    softcap: float = 0.0
+
+
+ATTENTION_SHAPES = (
+    AttentionShape("tubelets in time", 8),
+    AttentionShape("frames in time", 16),
+    AttentionShape("visible video and text", 168),
+    AttentionShape("the same, heads of ViT-H", 168, 80),
+    AttentionShape("an image of ViT-B", 197),
+    AttentionShape("video and long text", 400),
+    AttentionShape("whole clip", 1568),
+    AttentionShape("whole clip of VideoPrism", 4096, softcap=50.0),
+)
+ATTENTION_DTYPES = (torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -70,31 +92,52 @@ def backend_findings() -> list[Finding]:
         missing = [f"{other.backend}: {other.reason}" for other in dispatch.backends(op) if not other.available]
         findings.append(Finding(op, choice.name, "; ".join([choice.reason, *missing])))
         if op == "varlen_attention":
-            findings += _attention_findings(choice.name, device)
+            findings += [_attention_finding(shape, device) for shape in ATTENTION_SHAPES]
     return findings
 
 
-def _attention_findings(backend: str, device: torch.device) -> list[Finding]:
-    """What attention does with the common lengths, in bfloat16."""
-    return [
-        Finding(f"  {length} tokens ({name})", backend, _regime(backend, length, device))
-        for name, length in ATTENTION_LENGTHS.items()
-    ]
+def _attention_finding(shape: AttentionShape, device: torch.device) -> Finding:
+    """Backend and regime of one training step's attention, per dtype."""
+    subject = f"  {shape.length} x {shape.width}{' softcap' if shape.softcap else ''} ({shape.what})"
+    found = {str(dtype).removeprefix("torch."): _attention(shape, dtype, device) for dtype in ATTENTION_DTYPES}
+    backends = list(dict.fromkeys(backend for backend, _ in found.values()))
+    reasons = list(dict.fromkeys(reason for _, reason in found.values()))
+    reason = reasons[0] if len(reasons) == 1 else "; ".join(f"{name}: {reason}" for name, (_, reason) in found.items())
+    return Finding(subject, ", ".join(backends), reason)
 
 
-def _regime(backend: str, length: int, device: torch.device) -> str:
+def _attention(shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> tuple[str, str]:
+    options = Options(shape.width**-0.5, shape.softcap)
+    # Nothing runs: a tensor without memory that takes the tiles of the device.
+    with tuning.targeting(tuning.architecture(device)):
+        query = torch.empty(shape.length, 1, shape.width, dtype=dtype, device="meta", requires_grad=True)
+        ranked = choice.ranked(query, query, query, shape.length, options, True)
+        try:
+            backend = dispatch.resolve_backend("varlen_attention", None, device, dtype, ranked).name
+        except (ValueError, RuntimeError) as error:  # FASTVTP_BACKEND asks for what cannot run
+            return "none", str(error)
+        return backend, _regime(backend, query, options, device)
+
+
+def _regime(backend: str, query: Tensor, options: Options, device: torch.device) -> str:
     if backend == "reference" and device.type == "cpu":
         return "padded in buckets of similar length"
-    if backend in ("reference", "sdpa"):
+    if backend == "reference":
         return "padded to the longest"
+    length, _, width = query.shape
     if backend != "triton":
-        return "one kernel for all lengths"
+        refused = libraries.refusal(backend, width, query.dtype, options)
+        return f"refuses: {refused}" if refused else "padded to the longest" if backend == "sdpa" else "packed rows"
     # Not above: it needs Triton.
-    from fastvtp_kernels.attention.kernels import TINY_ROWS
+    from fastvtp_kernels.attention.kernels import is_tiny
+    from fastvtp_kernels.attention.problem import of_packed
 
-    if length <= TINY_ROWS:
+    offsets = torch.empty(2, dtype=torch.int32, device="meta")
+    problem = of_packed(query, query, offsets, length, offsets, length, options, None)
+    if is_tiny(problem, query):
         return "tiny: several sequences share a tile"
     forward, backward = (
-        "resident" if length <= rows else "streaming" for rows in tuning.resident_rows(64, torch.bfloat16, device)
+        "resident" if length <= rows else "streaming"
+        for rows in tuning.resident_rows(problem.width, query.dtype, query.device)
     )
     return f"forward {forward}, backward {backward}"

@@ -4,7 +4,7 @@ B clips, K listed tokens, N packed rows, S sequences, H heads. Video is uint8 [B
 (t * h + y) * w + x on the tubelet grid (t, h, w). Which implementation runs is decided in `dispatch`.
 """
 
-from .attention import axial_attention, varlen_attention, varlen_attention_packed
+from .attention import axial_attention, axial_attention_packed, varlen_attention, varlen_attention_packed
 from .contrastive import HardNegatives, contrastive_loss, hard_negatives, sigmoid_loss
 from .dispatch import BackendUnavailableError
 from .masking import TubeMask, block_tube_mask, replace_masked_tokens, running_cell_mask, text_mask, tube_mask
@@ -18,6 +18,7 @@ __all__ = [
     "TubeMask",
     "assemble_tokens",
     "axial_attention",
+    "axial_attention_packed",
     "block_tube_mask",
     "contrastive_loss",
     "gather_tubelets",

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .attention import kernels as attention
 from .attention.reference import Options
+from .contrastive import kernels as contrastive
+from .contrastive.targets import Shifts, Targets
 from .masking import kernels as masking
 from .pixel_loss import kernels as pixel_loss
 from .token_assembly import kernels as token_assembly
@@ -26,6 +28,8 @@ class Case(NamedTuple):
 
     name: str
     run: Callable[[], Any]
+    everywhere: bool = True
+    """False: compiled for the report's first architectures alone, because other launches of the same tiles are not."""
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -89,34 +93,67 @@ def _memory_bound_cases(label: str, dtype: torch.dtype) -> Iterator[Case]:
         )
 
 
+PAIRS, FEATURES = 32768, 512
 HEADS = 12
 PLAIN = Options(0.125)
+CAUSAL, SOFTCAP = Options(0.125, causal=True), Options(0.125, softcap=50.0)
 CAPPED = Options(0.125, softcap=50.0, causal=True)
 EVERY = Options(0.125, softcap=50.0, causal=True, dropout_p=0.1)
-# (head width, rows of a sequence, options): each regime plain and with what costs most registers. A length of None is a
-# grid of 16 frames, attended along time.
-ATTENTION = {
-    torch.bfloat16: [
-        (64, None, PLAIN), (64, 16, PLAIN), (64, 16, EVERY), (64, 168, PLAIN), (64, 168, CAPPED), (64, 256, PLAIN),
-        (64, 256, CAPPED), (64, 1568, PLAIN), (64, 1568, EVERY), (128, 16, PLAIN), (128, 16, EVERY), (128, 128, PLAIN),
-        (128, 128, CAPPED), (128, 1568, PLAIN), (128, 1568, EVERY), (256, 16, EVERY), (256, 1568, EVERY),
-    ],
-    torch.float32: [
-        *((width, length, EVERY) for width in (64, 128, 256) for length in (16, 1568)),
-        (64, 1568, PLAIN), (128, 1568, PLAIN),
-    ],
-}  # fmt: skip
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
-def _attend(length: int | None, width: int, dtype: torch.dtype, options: Options) -> None:
-    if length is None:
-        tensors = [_empty(BATCH, 16, 256, HEADS, width, dtype=dtype) for _ in range(5)]
-        problem = attention.axial_problem(tensors[0], options)
+class Attend(NamedTuple):
+    """Self-attention in sequences of `length` rows, or of so many queries on `length_k` keys, or along such an axis."""
+
+    width: int
+    length: int
+    options: Options = PLAIN
+    dtype: torch.dtype = BF16
+    length_k: int | None = None
+    axial: bool = False
+
+    def __str__(self) -> str:
+        shape = f"{self.length} x {self.width}"
+        if self.length_k is not None:
+            shape = f"{self.length} on {self.length_k} x {self.width}"
+        elif self.axial:
+            shape = f"axis of {shape}"
+        words = (name for name in ("softcap", "causal", "dropout_p") if getattr(self.options, name))
+        return " ".join((shape, *words, str(self.dtype).removeprefix("torch."))).replace("dropout_p", "dropout")
+
+
+# Every line of the table: each regime plain and with what costs most registers.
+ATTENTION = [
+    Attend(64, 16, axial=True), Attend(64, 16), Attend(64, 16, EVERY), Attend(64, 168), Attend(64, 168, CAPPED),
+    Attend(64, 256), Attend(64, 256, CAPPED), Attend(64, 1568), Attend(64, 1568, CAPPED), Attend(64, 1568, EVERY),
+    Attend(128, 16), Attend(128, 16, EVERY), Attend(128, 128), Attend(128, 128, CAPPED), Attend(128, 1568),
+    Attend(128, 1568, CAPPED), Attend(128, 1568, EVERY), Attend(88, 128),
+    Attend(256, 16, EVERY), Attend(256, 1568), Attend(256, 1568, CAPPED), Attend(256, 1568, EVERY),
+    *(Attend(width, length, EVERY, FP32) for width in (64, 128, 256) for length in (16, 1568)),
+    Attend(64, 1568, dtype=FP32), Attend(128, 1568, dtype=FP32),
+]  # fmt: skip
+# The same tiles under other options, dtypes, widths and forms: VideoPrism's softcap alone and its causal text, a pooler
+# with one query, the widths of InternVideo and of small models, all sizes of the block of queries that stays on chip.
+ATTENTION_VARIED = [
+    Attend(64, 168, CAUSAL), Attend(64, 168, SOFTCAP), Attend(64, 1568, CAUSAL), Attend(64, 1568, SOFTCAP),
+    Attend(64, 168, axial=True), Attend(64, 512, axial=True), Attend(64, 168, dtype=FP16), Attend(64, 1568, dtype=FP16),
+    Attend(64, 1, length_k=168), Attend(64, 64), Attend(64, 100), Attend(16, 168), Attend(32, 168), Attend(80, 168),
+    Attend(96, 168),
+]  # fmt: skip
+
+
+def _attend(case: Attend) -> None:
+    if case.axial:
+        tensors = [_empty(BATCH, case.length, 256, HEADS, case.width, dtype=case.dtype) for _ in range(5)]
+        problem = attention.axial_problem(tensors[0], case.options)
     else:
-        qkv = _empty(BATCH * length, 3, HEADS, width, dtype=dtype)
-        tensors = [*qkv.unbind(1), *(_empty(BATCH * length, HEADS, width, dtype=dtype) for _ in range(2))]
-        offsets = _empty(BATCH + 1, dtype=torch.int32)
-        problem = attention.packed_problem(tensors[0], tensors[1], offsets, length, offsets, length, options)
+        rows, offsets = BATCH * case.length, _empty(BATCH + 1, dtype=torch.int32)
+        longest_k = case.length if case.length_k is None else case.length_k
+        # As a linear layer makes them: views of one packed tensor.
+        query = _empty(rows, 1 if case.length_k else 3, HEADS, case.width, dtype=case.dtype)[:, 0]
+        _, key, value = _empty(BATCH * longest_k, 3, HEADS, case.width, dtype=case.dtype).unbind(1)
+        tensors = [query, key, value, *(torch.empty_like(query.contiguous()) for _ in range(2))]
+        problem = attention.packed_problem(query, key, offsets, case.length, offsets, longest_k, case.options)
     query, key, value, output, grad = tensors
     lse = attention.forward(query, key, value, problem)[1]
     gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
@@ -124,14 +161,34 @@ def _attend(length: int | None, width: int, dtype: torch.dtype, options: Options
 
 
 def _attention_cases() -> Iterator[Case]:
-    words = {PLAIN: "", CAPPED: " softcap causal", EVERY: " softcap causal dropout"}
-    for dtype, entries in ATTENTION.items():
-        for width, length, options in entries:
-            shape = f"{'time of a grid' if length is None else length} x {width}"
-            yield Case(
-                f"attention {shape}{words[options]} {'bf16' if dtype == torch.bfloat16 else 'fp32'}",
-                lambda length=length, width=width, dtype=dtype, options=options: _attend(length, width, dtype, options),
-            )
+    for entries, everywhere in ((ATTENTION, True), (ATTENTION_VARIED, False)):
+        for entry in entries:
+            yield Case(f"attention {entry}", lambda entry=entry: _attend(entry), everywhere)
+
+
+def _contrastive_cases(label: str, dtype: torch.dtype) -> Iterator[Case]:
+    scale, ids, weights = _empty(), _empty(PAIRS, dtype=torch.int64), _empty(PAIRS)
+    a, b = (_empty(PAIRS, FEATURES, dtype=dtype) for _ in range(2))
+    shifts = Shifts(weights, weights)
+    yield Case(f"contrastive_loss own pairs {label}", lambda: contrastive.shift(a, b, scale))
+    for kind, targets in (("", Targets()), (" ids", Targets(0, 0.9, 0.1, ids, ids, weights))):
+        yield Case(
+            f"contrastive_loss{kind} {label}",
+            lambda targets=targets: contrastive.statistics(a, b, scale, targets, shifts),
+        )
+        yield Case(
+            f"contrastive_loss gradient{kind} {label}",
+            lambda targets=targets: contrastive.logit_gradient(a, b, scale, weights, weights, targets, shifts),
+        )
+        yield Case(
+            f"hard_negatives{kind} {label}",
+            lambda targets=targets: contrastive.hard_negatives(a, b, scale, 0, 0, targets.row_ids),
+        )
+    for kind, with_gradient in ((" loss alone", False), ("", True)):
+        yield Case(
+            f"sigmoid_loss{kind} {label}",
+            lambda with_gradient=with_gradient: contrastive.sigmoid(a, b, scale, scale, 0, with_gradient),
+        )
 
 
 def cases() -> Iterator[Case]:
@@ -141,6 +198,7 @@ def cases() -> Iterator[Case]:
     for label, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         yield from _tubelet_cases(label, dtype)
         yield from _memory_bound_cases(label, dtype)
+        yield from _contrastive_cases(label, dtype)
     for case in _tubelet_cases("tf32", torch.float32):
         yield Case(case.name, lambda case=case: _with_tf32(case.run))
     yield from _attention_cases()

@@ -1,6 +1,6 @@
 """What the compiler makes of every shipped kernel: registers, spills, shared memory, tensor cores, width of the loads.
 
-    python -m fastvtp_kernels.compile_report [--arch sm_80 sm_90 sm_100 gfx942] [--json FILE] [--readme FILE]
+    python -m fastvtp_kernels.compile_report [--arch sm_80 sm_90 gfx942] [--json FILE] [--readme FILE] [--jobs N]
 
 Needs Triton, but neither a GPU nor a driver: the real launchers run on the meta device for each architecture in turn,
 and what they would launch is compiled and disassembled. Ends with status 1 if a kernel spills registers, needs more
@@ -9,25 +9,30 @@ and must: no tensor core can do that.
 """
 
 import argparse
+import hashlib
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import tokenize
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .tuning import targeting
+from .tuning import ANY, TABLE, targeting
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+# 99 KiB of shared memory: every line of the table is compiled for them too, but not every option, dtype and width.
+SMALLER_ARCHITECTURES = ("sm_89", "sm_120")
 # Bytes that one block may have (CUDA C++ Programming Guide, table of compute capabilities; CDNA3 ISA).
 SHARED_LIMIT = {
-    "sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448, "sm_120": 101376,
-    "gfx942": 65536,
+    "sm_80": 166912, "sm_86": 101376, "sm_87": 166912, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448,
+    "sm_103": 232448, "sm_110": 232448, "sm_120": 101376, "sm_121": 101376, "gfx942": 65536,
 }  # fmt: skip
 README_MARKERS = ("<!-- compile report -->", "<!-- end of compile report -->")
 _TENSOR_CORE = re.compile(r"\b(U?TC\w*MMA|HGMMA|HMMA|IGMMA|IMMA|v_mfma\w*|v_wmma\w*)")
@@ -54,6 +59,8 @@ class Row:
     """Width of a global load to number of instructions."""
     exact_fp32_dot: bool
     has_dot: bool
+    entry: str = ""
+    """Line and column of the table of tiles that this kernel ran with."""
 
     def faults(self) -> list[str]:
         """What must not be shipped, one line each."""
@@ -124,7 +131,7 @@ def _inspect(case: str, arch: str, kernel: str, tile: Any, binary: Any) -> Row:
     exact = [line for line in dots if "tf32" not in line and re.search(r"xf32> \* tensor<\w+xf32>", line)]
     return Row(
         case, kernel.lstrip("_"), arch, str(tile), *resources, binary.metadata.shared, tensor_core,
-        dict(sorted(load_bits.items())), exact_fp32_dot=bool(exact), has_dot=bool(dots),
+        dict(sorted(load_bits.items())), exact_fp32_dot=bool(exact), has_dot=bool(dots), entry=tile.entry,
     )  # fmt: skip
 
 
@@ -164,11 +171,18 @@ def _disassemble_amd(binary: Any) -> tuple[tuple[int, int], str]:
     return (count("vgpr_count"), spilled), assembly
 
 
-def report(architectures: tuple[str, ...] = ARCHITECTURES, jobs: int | None = None) -> list[Row]:
+def report(
+    architectures: tuple[str, ...] = (*ARCHITECTURES, *SMALLER_ARCHITECTURES), jobs: int | None = None
+) -> list[Row]:
     """Compile every case for every architecture, in `jobs` processes (default: one per processor)."""
     from .compile_cases import cases
 
-    work = [(number, arch) for arch in architectures for number in range(len(list(cases())))]
+    work = [
+        (number, arch)
+        for arch in architectures
+        for number, case in enumerate(cases())
+        if case.everywhere or arch not in SMALLER_ARCHITECTURES
+    ]
     with ProcessPoolExecutor(jobs or os.cpu_count()) as pool:
         rows: list[Row] = []
         for done, found in enumerate(pool.map(compile_case, *zip(*work, strict=True)), start=1):
@@ -185,7 +199,8 @@ def table(rows: list[Row]) -> str:
     for row in rows:
         together.setdefault((row.case, row.kernel), []).append(row)
     lines = [
-        f"Side by side: {', '.join(architectures)}. Loads: widest global load in bits.",
+        f"Side by side: {', '.join(architectures)} (-: not launched or not compiled there). "
+        "Loads: widest global load in bits.",
         "",
         "| launch | kernel | tile | registers | spilled bytes | shared KiB | tensor-core instructions | loads |",
         "|---|---|---|---|---|---|---|---|",
@@ -197,20 +212,52 @@ def table(rows: list[Row]) -> str:
             or ("none: exact fp32" if row.exact_fp32_dot else "-")
             for row in group
         ]
+        by_architecture = [[row for row in group if row.arch == arch] for arch in architectures]
+
+        def side_by_side(number: Callable[[Row], float], groups: list[list[Row]] = by_architecture) -> str:
+            return " / ".join(", ".join(f"{number(row):.0f}" for row in rows) or "-" for rows in groups)
+
         columns = [
             case, f"`{kernel}`", "; ".join(tiles),
-            " / ".join(str(row.registers) for row in group),
-            " / ".join(str(row.spilled_bytes) for row in group),
-            " / ".join(f"{row.shared_bytes / 1024:.0f}" for row in group),
+            side_by_side(lambda row: row.registers),
+            side_by_side(lambda row: row.spilled_bytes),
+            side_by_side(lambda row: row.shared_bytes / 1024),
             " / ".join(dict.fromkeys(tensor_cores)),
-            " / ".join(str(max(row.load_bits, default=0)) for row in group),
+            side_by_side(lambda row: max(row.load_bits, default=0)),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
 
 
+def sources() -> str:
+    """Digest of everything that the machine code depends on, comments and layout aside."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        text = path.read_text()
+        if "import triton" in text or path.name in ("tuning.py", "compile_cases.py", "problem.py"):
+            digest.update(path.relative_to(folder).as_posix().encode())
+            for token in tokenize.generate_tokens(io.StringIO(text).readline):
+                if token.type not in (tokenize.COMMENT, tokenize.NL):
+                    digest.update(token.string.encode())
+    return digest.hexdigest()[:16]
+
+
+def not_compiled(rows: list[Row]) -> list[str]:
+    """Entries of the table of tiles that no case launched on an architecture of the report: nobody looked at them."""
+    compiled = {(row.entry, row.arch, row.tile) for row in rows}
+    return [
+        f"{arch} {kernel} {column}: no case launches {tile}"
+        for arch in dict.fromkeys(row.arch for row in rows)
+        for kernel, columns in TABLE.items()
+        for column, entries in columns.items()
+        if (tile := entries.get(arch, entries.get(ANY))) is not None
+        and (f"{kernel} {column}", arch, str(tile)) not in compiled
+    ]
+
+
 def with_table(readme: str, rows: list[Row]) -> str:
-    """The README with the table between its markers.
+    """The README with the table between its markers, and the digest of the sources that it is of.
 
     Raises:
         ValueError: a marker is missing.
@@ -221,24 +268,26 @@ def with_table(readme: str, rows: list[Row]) -> str:
     if start not in readme or end not in readme:
         raise ValueError(f"the README has no lines {start} and {end} to put the table between")
     before, after = readme.split(start)[0], readme.split(end)[1]
-    return f"{before}{start}\nTriton {triton.__version__}. {table(rows)}\n{end}{after}"
+    return f"{before}{start}\nTriton {triton.__version__}, sources {sources()}. {table(rows)}\n{end}{after}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fastvtp_kernels.compile_report", description="What the compiler makes of the kernels."
     )
-    parser.add_argument("--arch", nargs="+", default=list(ARCHITECTURES), choices=sorted(SHARED_LIMIT), metavar="ARCH")
+    everything = (*ARCHITECTURES, *SMALLER_ARCHITECTURES)
+    parser.add_argument("--arch", nargs="+", default=list(everything), choices=sorted(SHARED_LIMIT), metavar="ARCH")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per processor)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row, with counts of all load widths")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="replace the table between the README's markers")
     options = parser.parse_args(arguments)
-    rows = report(tuple(options.arch))
+    rows = report(tuple(options.arch), options.jobs)
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     if options.readme is not None:
         options.readme.write_text(with_table(options.readme.read_text(), rows))
     print(table(rows))
-    faults = [fault for row in rows for fault in row.faults()]
+    faults = [fault for row in rows for fault in row.faults()] + not_compiled(rows)
     print(
         "\n".join(faults) if faults else f"\n{len(rows)} kernels: no spills, shared memory fits, dots on tensor cores"
     )

@@ -1,11 +1,13 @@
 """Which implementation of an op runs: the one place where a backend is chosen.
 
 An explicit `backend=` argument wins over the environment variable FASTVTP_BACKEND, which wins over the automatic
-choice. What cannot run raises and says why; the automatic choice on an accelerator is logged once.
+choice: the Triton kernels, or a library where it was measured to be faster (attention/choice.py). What cannot run
+raises and says why; an automatic choice other than the Triton kernels on an accelerator is logged once.
 """
 
 import functools
 import importlib.util
+import itertools
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -16,15 +18,15 @@ from torch import Tensor
 
 from .interpreter import interpreting
 
-BACKENDS = ("reference", "triton", "flash_attn", "xformers", "sdpa")
-ATTENTION_BACKENDS = ("flash_attn", "xformers", "sdpa")
+ATTENTION_BACKENDS = ("flash_attn", "torch_varlen", "xformers", "sdpa")
+BACKENDS = ("reference", "triton", *ATTENTION_BACKENDS)
 ENVIRONMENT_VARIABLE = "FASTVTP_BACKEND"
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _logger = logging.getLogger("fastvtp_kernels")
 _implementations: dict[str, dict[str, Callable[..., Any]]] = {}
 _libraries: dict[str, dict[str, "Library"]] = {}
-_logged: set[tuple[str, str]] = set()
+_logged: set[tuple[str, "Choice"]] = set()
 
 
 class BackendUnavailableError(RuntimeError):
@@ -147,8 +149,17 @@ def _requested(op: str, requested: str | None) -> Choice | None:
 
 
 @torch.compiler.assume_constant_result
-def resolve_backend(op: str, requested: str | None, device: torch.device, dtype: torch.dtype | None = None) -> Choice:
+def resolve_backend(
+    op: str,
+    requested: str | None,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    ranked: tuple[str, ...] = (),
+) -> Choice:
     """The backend `op` runs with on `device`, computing in `dtype` (None: no matter), and why.
+
+    `ranked` are the backends that were measured for this call, fastest first: the automatic choice on an accelerator
+    takes the first that is there, and the Triton kernels without any.
 
     Raises UnknownBackendError (a ValueError) for a name that is no backend at all and BackendUnavailableError for one
     that cannot run here.
@@ -167,18 +178,28 @@ def resolve_backend(op: str, requested: str | None, device: torch.device, dtype:
         return choice
     if device.type in ("cpu", "meta"):
         return Choice("reference", f"{device.type} tensors")
+    for name in itertools.takewhile(lambda name: name != "triton", ranked):
+        if _missing(op, name, device, dtype) is None:
+            return _logged_once(op, Choice(name, f"{device.type} tensors, measured faster than triton"), logging.INFO)
     missing = _missing(op, "triton", device, dtype)
     if missing is None:
         return Choice("triton", f"{device.type} tensors")
-    choice = Choice("reference", f"{device.type} tensors, but {missing}")
-    if (op, choice.reason) not in _logged:
-        _logged.add((op, choice.reason))
-        _logger.warning("%s runs the %s backend: %s", op, choice.name, choice.reason)
+    return _logged_once(op, Choice("reference", f"{device.type} tensors, but {missing}"), logging.WARNING)
+
+
+def _logged_once(op: str, choice: Choice, level: int) -> Choice:
+    if (op, choice) not in _logged:
+        _logged.add((op, choice))
+        _logger.log(level, "%s runs the %s backend: %s", op, choice.name, choice.reason)
     return choice
 
 
 def implementation(
-    op: str, requested: str | None, device: torch.device, dtype: torch.dtype | None = None
+    op: str,
+    requested: str | None,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    ranked: tuple[str, ...] = (),
 ) -> Callable[..., Any]:
     """The function that `resolve_backend` chooses."""
-    return _implementations[op][resolve_backend(op, requested, device, dtype).name]
+    return _implementations[op][resolve_backend(op, requested, device, dtype, ranked).name]

@@ -54,10 +54,11 @@ def philox(counter: tuple[Word, Word, Word, Word], key: tuple[Word, Word]) -> tu
     return c0, c1, c2, c3
 
 
-def random_words(stream: int, seed: int, counter: tuple[Word, Word, Word, Word]) -> tuple[Tensor, ...]:
+def random_words(stream: int, seed: Word, counter: tuple[Word, Word, Word, Word]) -> tuple[Tensor, ...]:
     """Four independent words of 32 random bits, int64, each of the shape the counter broadcasts to.
 
-    `stream` is one of the constants above, `seed` a 64-bit integer; at least one counter word is a tensor.
+    `stream` is one of the constants above, `seed` a 64-bit integer or an int64 tensor that broadcasts with the counter;
+    at least one counter word is a tensor.
     """
     low, high = split_words(seed)
     stream_low, stream_high = split_words(stream)

@@ -23,13 +23,30 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else tensor.dtype
 
 
+def _autocasting(device: torch.device) -> bool:
+    return device.type in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device.type)
+
+
 def follow_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors cast as torch.autocast casts the operands of a matmul; unchanged outside an autocast region."""
+    if not _autocasting(tensors[0].device):
+        return tensors
     return tuple(tensor.to(autocast_dtype(tensor)) for tensor in tensors)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Within the context an op's own choice of dtypes holds."""
-    if device.type not in _AUTOCAST_DEVICES:
+    if not _autocasting(device):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def accumulate_product(total: Tensor, x: Tensor, y: Tensor) -> None:
+    """total += x @ y in the dtype of `total`, which may be wider than that of the factors."""
+    if x.dtype == total.dtype:
+        total.addmm_(x, y)
+    elif x.is_cuda:
+        torch.addmm(total, x, y, out_dtype=total.dtype, out=total)
+    else:
+        # On the CPU addmm has no out_dtype.
+        total.addmm_(x.to(total.dtype), y.to(total.dtype))

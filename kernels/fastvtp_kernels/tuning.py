@@ -5,8 +5,9 @@ from the compile report (no spills, tensor cores used) and, where a benchmark re
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -22,6 +23,8 @@ class Tile:
     blocks: dict[str, int]
     num_warps: int = 4
     num_stages: int = 2
+    entry: str = field(default="", compare=False)
+    """Line and column of the table that it stands in: "embed half"."""
 
     def __str__(self) -> str:
         sizes = " ".join(f"{name}={size}" for name, size in self.blocks.items())
@@ -30,6 +33,20 @@ class Tile:
 
 def _rows_by_keys(rows: int, keys: int, num_warps: int, num_stages: int = 2) -> Tile:
     return Tile({"BLOCK_M": rows, "BLOCK_N": keys}, num_warps, num_stages)
+
+
+def _smaller(tile: Tile) -> dict[str, Tile]:
+    """For the architectures with 99 KiB of shared memory."""
+    return dict.fromkeys(("sm_89", "sm_120"), tile)
+
+
+def _warps(tile: Tile) -> dict[str, Tile]:
+    """For all architectures whose products keep their sums in the registers of a warp."""
+    return dict.fromkeys(("sm_80", "sm_89", "sm_120"), tile)
+
+
+def _logits(rows: int, columns: int, depth: int, num_warps: int, num_stages: int = 2) -> Tile:
+    return Tile({"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_D": depth, "GROUP": 8}, num_warps, num_stages)
 
 
 # kernel -> precision -> architecture (ANY: all not named)
@@ -50,76 +67,146 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
     "assemble": {"single": {ANY: Tile({"BLOCK_ROWS": 8, "BLOCK_D": 512}, num_warps=4)}},
     "assemble_backward": {"single": {ANY: Tile({"BLOCK_ROWS": 8, "BLOCK_D": 512, "STEPS": 8}, num_warps=4)}},
     # Attention: by regime and head width (64: up to 64); _capped and _dropout where the option needs more registers.
-    "tiny_forward_64": {"half": {ANY: _rows_by_keys(64, 64, 4)}, "single": {ANY: _rows_by_keys(32, 32, 4, 1)}},
-    "tiny_forward_128": {"half": {ANY: _rows_by_keys(64, 64, 4)}, "single": {ANY: _rows_by_keys(32, 32, 8, 1)}},
-    "tiny_forward_256": {"half": {ANY: _rows_by_keys(64, 64, 8)}, "single": {ANY: _rows_by_keys(16, 16, 4, 1)}},
-    "tiny_backward_64": {
-        "half": {ANY: _rows_by_keys(64, 64, 4), "sm_80": _rows_by_keys(64, 64, 8)},
-        "single": {ANY: _rows_by_keys(32, 32, 8, 1)},
-    },
-    "tiny_backward_128": {
-        "half": {ANY: _rows_by_keys(64, 64, 4), "sm_80": _rows_by_keys(64, 64, 8)},
-        "single": {ANY: _rows_by_keys(16, 16, 4, 1)},
-    },
+    "tiny_forward_64": {"half": {ANY: _rows_by_keys(64, 64, 8)}, "single": {ANY: _rows_by_keys(32, 32, 4, 1)}},
+    "tiny_forward_128": {"half": {ANY: _rows_by_keys(64, 64, 8)}, "single": {ANY: _rows_by_keys(16, 16, 4, 1)}},
+    "tiny_forward_256": {"half": {ANY: _rows_by_keys(32, 32, 8, 1)}, "single": {ANY: _rows_by_keys(16, 16, 8, 1)}},
+    "tiny_backward_64": {"half": {ANY: _rows_by_keys(64, 64, 8)}, "single": {ANY: _rows_by_keys(32, 32, 8, 1)}},
+    "tiny_backward_128": {"half": {ANY: _rows_by_keys(64, 64, 8)}, "single": {ANY: _rows_by_keys(16, 16, 4, 1)}},
     "tiny_backward_256": {
-        "half": {ANY: _rows_by_keys(64, 64, 8), "sm_90": _rows_by_keys(32, 32, 4, 1)},
-        "single": {ANY: _rows_by_keys(16, 16, 8, 1)},
+        "half": {ANY: _rows_by_keys(32, 32, 8, 1)},
+        "single": {ANY: _rows_by_keys(16, 16, 8, 1), **_smaller(_rows_by_keys(16, 16, 16, 1))},
     },
     "resident_forward_64": {"half": {ANY: _rows_by_keys(64, 64, 4), "sm_100": _rows_by_keys(64, 64, 8)}},
-    "resident_forward_128": {"half": {ANY: _rows_by_keys(64, 64, 4)}},
-    "resident_backward_64": {
-        "half": {ANY: Tile({"BLOCK_N": 32}, 8, 1), "sm_90": Tile({"BLOCK_N": 64}, 8, 2)},
+    "resident_forward_64_capped": {
+        "half": {
+            ANY: _rows_by_keys(64, 64, 4),
+            "sm_100": _rows_by_keys(64, 64, 8),
+            **_smaller(_rows_by_keys(32, 64, 4)),
+        },
     },
-    "resident_backward_64_capped": {"half": {ANY: Tile({"BLOCK_N": 32}, 8, 1)}},
+    "resident_forward_128": {
+        "half": {
+            ANY: _rows_by_keys(64, 64, 4),
+            "sm_90": _rows_by_keys(64, 64, 8),
+            **_smaller(_rows_by_keys(64, 64, 8)),
+        },
+    },
+    "resident_backward_64": {
+        "half": {
+            ANY: Tile({"BLOCK_N": 32}, 8, 1),
+            "sm_90": Tile({"BLOCK_N": 64}, 8, 2),
+            **_warps(Tile({"BLOCK_N": 16}, 8, 1)),
+        },
+    },
+    "resident_backward_64_capped": {
+        "half": {ANY: Tile({"BLOCK_N": 32}, 8, 1), **_warps(Tile({"BLOCK_N": 16}, 8, 1))},
+    },
     # sm_80 spills here at every tile that was tried.
     "resident_backward_128": {"half": dict.fromkeys(("sm_90", "sm_100"), Tile({"BLOCK_N": 64}, 8, 2))},
     "resident_backward_128_capped": {"half": dict.fromkeys(("sm_90", "sm_100"), Tile({"BLOCK_N": 32}, 8, 2))},
-    "stream_forward_64": {"half": {ANY: _rows_by_keys(128, 64, 8, 3)}, "single": {ANY: _rows_by_keys(32, 32, 4)}},
+    "stream_forward_64": {
+        "half": {ANY: _rows_by_keys(128, 64, 8, 3)},
+        "single": {ANY: _rows_by_keys(32, 32, 4), "sm_80": _rows_by_keys(32, 16, 4, 1)},
+    },
     "stream_forward_128": {
-        "half": {ANY: _rows_by_keys(128, 64, 8), "sm_80": _rows_by_keys(128, 32, 8)},
+        "half": {
+            ANY: _rows_by_keys(128, 64, 8),
+            "sm_80": _rows_by_keys(128, 32, 8),
+            **_smaller(_rows_by_keys(128, 32, 8)),
+        },
         "single": {ANY: _rows_by_keys(32, 16, 8, 1)},
     },
-    "stream_forward_256": {"half": {ANY: _rows_by_keys(64, 64, 8)}, "single": {ANY: _rows_by_keys(16, 16, 8, 1)}},
-    "stream_backward_keys_64": {"half": {ANY: _rows_by_keys(64, 64, 8)}, "single": {ANY: _rows_by_keys(32, 32, 8, 1)}},
+    "stream_forward_256": {
+        "half": {
+            ANY: _rows_by_keys(64, 64, 8),
+            "sm_90": _rows_by_keys(64, 32, 8),
+            **_smaller(_rows_by_keys(64, 64, 8, 1)),
+        },
+        "single": {ANY: _rows_by_keys(16, 16, 8, 1)},
+    },
+    "stream_backward_keys_64": {
+        "half": {
+            ANY: _rows_by_keys(64, 64, 8),
+            **_warps(_rows_by_keys(128, 32, 8)),
+            **_smaller(_rows_by_keys(128, 32, 8, 1)),
+        },
+        "single": {ANY: _rows_by_keys(32, 32, 8, 1)},
+    },
     "stream_backward_keys_64_dropout": {
         "half": {
             ANY: _rows_by_keys(64, 64, 8),
-            "sm_80": _rows_by_keys(64, 32, 8),
             "sm_90": _rows_by_keys(32, 128, 8),
+            **_warps(_rows_by_keys(64, 32, 8)),
         },
-        "single": {ANY: _rows_by_keys(32, 32, 8, 1), "sm_80": _rows_by_keys(16, 32, 8, 1)},
+        "single": {
+            ANY: _rows_by_keys(32, 32, 8, 1),
+            **dict.fromkeys(("sm_80", "sm_100", "sm_120"), _rows_by_keys(16, 32, 8, 1)),
+        },
     },
     "stream_backward_keys_128": {
         "half": {ANY: _rows_by_keys(64, 64, 8)},
         "single": {ANY: _rows_by_keys(32, 32, 8, 1), "sm_80": _rows_by_keys(16, 32, 8, 1)},
     },
+    "stream_backward_keys_128_masked": {
+        "half": {
+            ANY: _rows_by_keys(64, 64, 8),
+            "sm_90": _rows_by_keys(32, 64, 8),
+            **_smaller(_rows_by_keys(64, 32, 8)),
+        },
+    },
+    "stream_backward_keys_128_capped": {
+        "half": {ANY: _rows_by_keys(64, 64, 8), **dict.fromkeys(("sm_90", "sm_100"), _rows_by_keys(64, 64, 8, 1))},
+    },
     "stream_backward_keys_128_dropout": {
-        "half": {ANY: _rows_by_keys(64, 64, 8), "sm_90": _rows_by_keys(32, 64, 8, 1)},
+        "half": {
+            ANY: _rows_by_keys(64, 64, 8),
+            "sm_90": _rows_by_keys(32, 64, 8, 1),
+            **_warps(_rows_by_keys(64, 32, 8)),
+        },
         "single": {ANY: _rows_by_keys(32, 32, 8, 1)},
     },
     "stream_backward_keys_256": {
-        "half": {ANY: _rows_by_keys(32, 32, 8, 1)},
+        "half": {ANY: _rows_by_keys(32, 32, 8, 1), "sm_90": _rows_by_keys(32, 32, 4, 1)},
         "single": {ANY: _rows_by_keys(16, 16, 8, 1)},
     },
     "stream_backward_queries_64": {
-        "half": {ANY: _rows_by_keys(128, 64, 8)},
+        "half": {ANY: _rows_by_keys(128, 64, 8), "sm_100": _rows_by_keys(128, 64, 8, 1)},
         "single": {ANY: _rows_by_keys(32, 32, 4)},
     },
     "stream_backward_queries_64_dropout": {
-        "half": {ANY: _rows_by_keys(128, 64, 8), "sm_80": _rows_by_keys(64, 64, 8, 1)},
+        "half": {
+            ANY: _rows_by_keys(128, 64, 8),
+            "sm_80": _rows_by_keys(64, 64, 8, 1),
+            **_smaller(_rows_by_keys(64, 64, 8, 1)),
+        },
         "single": {ANY: _rows_by_keys(32, 32, 4)},
     },
     "stream_backward_queries_128": {
-        "half": {ANY: _rows_by_keys(64, 64, 8)},
-        "single": {ANY: _rows_by_keys(32, 32, 8, 1)},
+        "half": {ANY: _rows_by_keys(64, 64, 8), "sm_100": _rows_by_keys(64, 64, 8, 1)},
+        "single": {ANY: _rows_by_keys(32, 32, 8, 1), **dict.fromkeys(("sm_80", "sm_89"), _rows_by_keys(16, 32, 8, 1))},
     },
     "stream_backward_queries_256": {
-        "half": {ANY: _rows_by_keys(32, 32, 8, 1)},
+        "half": {ANY: _rows_by_keys(32, 32, 4, 1)},
         "single": {ANY: _rows_by_keys(16, 16, 4, 1)},
     },
+    "contrastive_statistics": {"half": {ANY: _logits(128, 128, 64, 8, 3)}, "single": {ANY: _logits(64, 64, 32, 4)}},
+    "contrastive_gradient": {"half": {ANY: _logits(128, 128, 64, 8, 3)}, "single": {ANY: _logits(64, 64, 32, 4)}},
+    "contrastive_sigmoid": {"half": {ANY: _logits(128, 64, 64, 8, 3)}, "single": {ANY: _logits(64, 64, 32, 4)}},
+    "contrastive_own_products": {"single": {ANY: Tile({"BLOCK_M": 16, "BLOCK_D": 256}, num_warps=4)}},
+    "contrastive_join": {"single": {ANY: Tile({"BLOCK_PARTS": 16, "BLOCK": 128}, num_warps=4)}},
+    "contrastive_sample": {"single": {ANY: Tile({"BLOCK_D": 32}, num_warps=8)}},
     "row_dots": {"single": {ANY: Tile({"BLOCK_M": 64}, num_warps=4)}},
     "sum_segments": {"single": {ANY: Tile({"BLOCK_ROWS": 8, "BLOCK_D": 256}, num_warps=4)}},
 }
+for _kernel, _columns in TABLE.items():
+    for _column, _entries in _columns.items():
+        for _name, _tile in _entries.items():
+            _entries[_name] = replace(_tile, entry=f"{_kernel} {_column}")
+
+# Architectures without tiles of their own take those of one with the same instructions and no more shared memory.
+# An NVIDIA architecture that nobody has heard of takes those that need least.
+ALIKE = {"sm_86": "sm_89", "sm_87": "sm_80", "sm_103": "sm_100", "sm_110": "sm_100", "sm_121": "sm_120"}
+KNOWN = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
 
 _target = "sm_90"
 _overrides: dict[str, Tile] = {}
@@ -134,18 +221,31 @@ def architecture(device: torch.device) -> str:
     """The table's name for a device ("sm_90", "gfx942"); on the CPU and the meta device that of `targeting`."""
     if device.type != "cuda":
         return _target
+    return _architecture_of(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _architecture_of(index: int) -> str:
     if torch.version.hip:
-        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+        return torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
+    return known_architecture("sm_{}{}".format(*torch.cuda.get_device_capability(index)))
+
+
+def known_architecture(name: str) -> str:
+    """The architecture whose tiles `name` takes: "sm_86" takes those of "sm_89"."""
+    if name in KNOWN or not name.startswith("sm_"):
+        return name
+    return ALIKE.get(name, "sm_120")
 
 
 def tile(kernel: str, dtype: torch.dtype, device: torch.device, variant: str = "") -> Tile:
     """The tile that `kernel` runs with: its entry for the variant, where there is one, or its own."""
-    if kernel + variant in TABLE:
+    column = precision(dtype)
+    if column in TABLE.get(kernel + variant, ()):
         kernel += variant
     if kernel in _overrides:
         return _overrides[kernel]
-    by_architecture = TABLE[kernel][precision(dtype)]
+    by_architecture = TABLE[kernel][column]
     name = architecture(device)
     return by_architecture[name if name in by_architecture else ANY]
 
@@ -159,12 +259,16 @@ def tiles(kernel: str, column: Precision) -> list[Tile]:
     return found
 
 
-def resident_rows(block_d: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
-    """Longest sequence of keys in attention's forward pass, and of queries in its backward pass, that stays on chip."""
-    if precision(dtype) != "half" or block_d > 128:
+def resident_rows(width: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
+    """Longest sequence of keys in attention's forward pass, and of queries in its backward pass, that stays on chip.
+
+    width: of a head. Between 64 and 128 the masks of the backward pass leave too few registers.
+    """
+    if precision(dtype) != "half" or width > 128:
         return 0, 0
-    if block_d == 128:
-        return 128, 128 if architecture(device) in TABLE["resident_backward_128"]["half"] else 0
+    if width > 64:
+        fits = width == 128 and architecture(device) in TABLE["resident_backward_128"]["half"]
+        return 128, 128 if fits else 0
     return 256, 256
 
 
@@ -185,7 +289,7 @@ def override(kernel: str, entry: Tile) -> Iterator[None]:
 def targeting(name: str) -> Iterator[None]:
     """Within the context tensors of the CPU and of the meta device take the tiles of this architecture."""
     global _target
-    before, _target = _target, name
+    before, _target = _target, known_architecture(name)
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastvtp_kernels import tuning, varlen_attention
-from fastvtp_kernels.attention import kernels
+from fastvtp_kernels.attention import kernels, ordering
 from fastvtp_kernels.tuning import Tile
 from tests.kernels.triton_cases import DEVICE, random_values
 
@@ -80,6 +80,11 @@ def side_by_side(lengths: Sequence[int], width: int = 16, dtype: torch.dtype = t
     return {"qkv": qkv, "cu_seqlens": offsets(lengths), "max_seqlen": max(lengths)}
 
 
+def grid_side_by_side(*shape: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Arguments of axial_attention_packed on [A, L, C, 3, H, Dh]."""
+    return {"qkv": random_values(*shape, dtype=dtype)}
+
+
 def of_views(qkv: Tensor, **options: Any) -> Tensor:
     """varlen_attention of the three views of one tensor [N, 3, H, Dh]."""
     query, key, value = qkv.unbind(1)
@@ -107,6 +112,7 @@ def only(regime: str) -> Iterator[None]:
     with (
         patch.object(kernels, "TINY_ROWS", 32 if regime == "tiny" else 0),
         patch.object(tuning, "resident_rows", lambda *_: (limit, limit)),
+        patch.object(ordering, "ONE_WAVE", 0),
     ):
         yield
 

@@ -96,6 +96,29 @@ def flash_attn_calls(monkeypatch, on_any_device):
     return calls
 
 
+@pytest.fixture
+def torch_varlen_calls(monkeypatch, on_any_device):
+    calls = []
+
+    def varlen_attn(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
+    ):
+        assert return_aux is None
+        assert all(x.stride(-1) == 1 for x in (query, key, value))
+        calls.append((max_q, max_k, scale, window_size))
+        q, k, v = Unwritten.apply(query, cu_seq_q), Unwritten.apply(key, cu_seq_k), Unwritten.apply(value, cu_seq_k)
+        output = varlen_attention(
+            q, k, v, cu_seq_q, max_q, cu_seqlens_k=cu_seq_k, max_seqlen_k=max_k, softmax_scale=scale,
+            causal=window_size == (-1, 0), backend="reference",
+        )  # fmt: skip
+        return Unwritten.apply(output, cu_seq_q)
+
+    module = ModuleType("torch.nn.attention.varlen")
+    module.varlen_attn = varlen_attn  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", module)
+    return calls
+
+
 class BlockDiagonalMask:
     def __init__(self, lengths, lengths_k, causal=""):
         self.lengths, self.lengths_k, self.causal = lengths, lengths_k, causal
@@ -137,13 +160,15 @@ def xformers_calls(monkeypatch, on_any_device):
 
 
 EVERYTHING = {"softmax_scale": 0.3, "causal": True}
-each_library = pytest.mark.parametrize("backend", ["flash_attn", "xformers", "sdpa"])
+each_library = pytest.mark.parametrize("backend", ["flash_attn", "torch_varlen", "xformers", "sdpa"])
 
 
 @each_library
 @pytest.mark.parametrize("options", [{}, {"softmax_scale": 0.3}, {"causal": True}])
 @pytest.mark.parametrize("lengths_k", [None, [4, 0, 5, 6], [3, 2, 0, 1], [7, 2, 5, 1]])
-def test_rows_options_and_gradients_arrive(backend, options, lengths_k, flash_attn_calls, xformers_calls):
+def test_rows_options_and_gradients_arrive(
+    backend, options, lengths_k, flash_attn_calls, torch_varlen_calls, xformers_calls
+):
     """Tail rows, sequences without queries, without keys and without both."""
     keys = {"cu_seqlens_k": offsets(lengths_k), "max_seqlen_k": 7} if lengths_k else {}
     rows_k = sum(lengths_k or LENGTHS) + TAIL
@@ -153,7 +178,7 @@ def test_rows_options_and_gradients_arrive(backend, options, lengths_k, flash_at
 
 
 @each_library
-def test_packed_and_axial_forms(backend, flash_attn_calls, xformers_calls):
+def test_packed_and_axial_forms(backend, flash_attn_calls, torch_varlen_calls, xformers_calls):
     packed = torch.randn(sum(LENGTHS) + TAIL, 3, 2, 8, dtype=torch.float64, requires_grad=True)
     assert_equals_reference(varlen_attention_packed, [packed], CU, 6, backend=backend, **EVERYTHING)
     grid = torch.randn(2, 4, 3, 3, 2, 8, dtype=torch.float64, requires_grad=True)
@@ -167,7 +192,7 @@ def test_packed_and_axial_forms(backend, flash_attn_calls, xformers_calls):
 
 @each_library
 @pytest.mark.parametrize("lengths", [[], [0, 0]])
-def test_nothing_to_attend_to(backend, lengths, flash_attn_calls, xformers_calls):
+def test_nothing_to_attend_to(backend, lengths, flash_attn_calls, torch_varlen_calls, xformers_calls):
     assert_equals_reference(varlen_attention, leaves(2, 2, 2), offsets(lengths), 0, backend=backend)
     empty = torch.zeros(2, 0, 3, 2, 8, dtype=torch.float64)
     assert axial_attention(empty, empty, empty, backend=backend).shape == empty.shape
@@ -179,6 +204,32 @@ def test_flash_attn_is_called_for_its_deterministic_form(flash_attn_calls):
     assert flash_attn_calls == [
         {"max_seqlen_q": 6, "max_seqlen_k": 6, "softcap": 2.0, "deterministic": True, "dropout_p": 0.0, **EVERYTHING}
     ]
+
+
+def test_torch_varlen_is_called_with_scale_and_the_window_of_causal(torch_varlen_calls):
+    qkv = leaves(9, 9, 9)
+    assert_equals_reference(varlen_attention, qkv, CU, 6, backend="torch_varlen", **EVERYTHING)
+    attention([x.mT.contiguous().mT for x in qkv], CU, 6, softmax_scale=0.5, backend="torch_varlen")
+    assert torch_varlen_calls == [(6, 6, 0.3, (-1, 0)), (6, 6, 0.5, (-1, -1))]
+
+
+def test_a_torch_without_varlen_attention_or_with_an_older_one(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    with pytest.raises(BackendUnavailableError, match=r"torch .* has no torch\.nn\.attention\.varlen; use"):
+        dispatch.resolve_backend("varlen_attention", "torch_varlen", CUDA)
+    module = ModuleType("torch.nn.attention.varlen")
+    module.varlen_attn = lambda query, is_causal=False, scale=None: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", module)
+    with pytest.raises(BackendUnavailableError, match="does not take scale and window_size yet"):
+        dispatch.resolve_backend("varlen_attention", "torch_varlen", CUDA)
+
+
+def test_the_installed_torch_has_the_varlen_attention_that_is_called():
+    pytest.importorskip("torch.nn.attention.varlen")
+    reason = libraries._torch_varlen_missing(CPU, torch.bfloat16)
+    assert reason == "torch_varlen needs a CUDA device, not cpu"
+    reason = libraries._torch_varlen_missing(CUDA, torch.float32)
+    assert reason == "torch_varlen computes in float16, bfloat16, not in torch.float32"
 
 
 def test_xformers_gets_live_sequences_and_the_right_corner(xformers_calls):
@@ -213,13 +264,20 @@ def test_xformers_reads_the_lengths_once_and_again_when_they_changed(xformers_ca
     [
         ("sdpa", {"softcap": 5.0}, 8, r"no softcap \(softcap=5\.0\); use backend='triton' or backend='reference'"),
         ("xformers", {"softcap": 5.0}, 8, r"no softcap"),
-        *((name, {"dropout_p": 0.1}, 8, r"dropout_p=0\.1") for name in ("sdpa", "xformers", "flash_attn")),
+        ("torch_varlen", {"softcap": 5.0}, 8, r"no softcap"),
+        *(
+            (name, {"dropout_p": 0.1}, 8, r"dropout_p=0\.1")
+            for name in ("sdpa", "xformers", "flash_attn", "torch_varlen")
+        ),
+        ("torch_varlen", {}, 264, "264 wide, it takes up to 256; use backend='sdpa'"),
         ("flash_attn", {}, 264, "264 wide, it takes up to 256; use backend='sdpa'"),
         ("xformers", {}, 6, "6 wide, it takes multiples of 4"),
         ("xformers", {"causal": True, "cu_seqlens_k": offsets([3, 0, 4, 1]), "max_seqlen_k": 4}, 8, "more queries"),
     ],
 )
-def test_what_a_library_cannot_do_is_named(backend, options, width, message, flash_attn_calls, xformers_calls):
+def test_what_a_library_cannot_do_is_named(
+    backend, options, width, message, flash_attn_calls, torch_varlen_calls, xformers_calls
+):
     with pytest.raises(BackendUnavailableError, match=message) as error:
         attention(leaves(9, 9, 9, width=width), CU, 5, backend=backend, **options)
     assert "\n" not in str(error.value)

@@ -10,13 +10,13 @@ import pytest
 pytest.importorskip("triton")
 import torch
 
-from fastvtp_kernels import axial_attention, varlen_attention, varlen_attention_packed
+from fastvtp_kernels import axial_attention, axial_attention_packed, varlen_attention, varlen_attention_packed
 from tests.kernels import registration_checks
-from tests.kernels.attention_cases import OPTIONS, grid, packed, side_by_side
+from tests.kernels.attention_cases import OPTIONS, grid, grid_side_by_side, packed, side_by_side
 from tests.kernels.triton_cases import DEVICE, pattern, results
 
-PLAIN = (0.25, 0.0, False, 0.0, 0)
-EVERYTHING = (0.7, 1.5, True, 0.3, -5)
+PLAIN = (0.25, 0.0, False)
+CAPPED = (0.7, 1.5, True)
 
 
 def op_cases(device: torch.device) -> dict[str, list[tuple[Any, ...]]]:
@@ -27,21 +27,25 @@ def op_cases(device: torch.device) -> dict[str, list[tuple[Any, ...]]]:
     qkv, cu = long["qkv"].detach().to(device).requires_grad_(), long["cu_seqlens"].to(device)
     views = qkv.detach().unbind(1)
     axis = [x.detach().to(device).requires_grad_() for x in grid(1, 3, 2, 2, 16).values()]
+    sides = torch.stack([x.detach() for x in axis], dim=3).requires_grad_()
+    seed, order = torch.tensor([-5], device=device), torch.tensor([1, 0], dtype=torch.int32, device=device)
+    everything = *CAPPED, 0.3, seed, order
     forward = {
-        "attention": [(*crossed, *PLAIN), (*views, cu, 33, cu, 33, *EVERYTHING)],
-        "attention_packed": [(qkv, cu, 33, *EVERYTHING)],
-        "axial_attention": [(*axis, *PLAIN[:3]), (*axis, *EVERYTHING[:3])],
+        "attention": [(*crossed, *PLAIN, 0.0, None, None), (*views, cu, 33, cu, 33, *everything)],
+        "attention_packed": [(qkv, cu, 33, *everything)],
+        "axial_attention": [(*axis, *PLAIN), (*axis, *CAPPED)],
+        "axial_attention_packed": [(sides, *CAPPED)],
     }
     backward = {}
     for name, cases in forward.items():
-        tensors = 1 if name == "attention_packed" else 3
+        tensors = 1 if name.endswith("packed") else 3
         backward[f"{name}_backward"] = []
         for case in cases:
             inputs = [x.detach() if isinstance(x, torch.Tensor) else x for x in case]
             output, lse = getattr(ops, name).default(*inputs)
             saved = (pattern(output), *inputs[:tensors], output, lse)
             backward[f"{name}_backward"].append((*saved, *inputs[tensors:]))
-    return forward | backward
+    return forward | backward | {"attention_order": [(cu,)]}
 
 
 # The public ops with arguments for every regime that the lengths and float32 give.
@@ -50,6 +54,7 @@ PUBLIC: dict[str, tuple[Any, dict[str, Any]]] = {
     "varlen_attention, longer": (varlen_attention, packed([33, 1], heads=1)),
     "varlen_attention_packed": (varlen_attention_packed, side_by_side([3, 0, 2]) | OPTIONS["softcap"]),
     "axial_attention": (axial_attention, grid(1, 3, 2, 2, 16, causal=True)),
+    "axial_attention_packed": (axial_attention_packed, grid_side_by_side(1, 3, 2, 3, 2, 16) | {"softcap": 1.5}),
 }
 public_ops = pytest.mark.parametrize(("function", "inputs"), PUBLIC.values(), ids=PUBLIC)
 
@@ -110,7 +115,9 @@ def test_float64_is_refused_by_name(function, inputs):
     registration_checks.check_float64_is_refused(function, in_dtype(inputs, torch.float64))
 
 
-@pytest.mark.parametrize("op", ["varlen_attention", "varlen_attention_packed", "axial_attention"])
+@pytest.mark.parametrize(
+    "op", ["varlen_attention", "varlen_attention_packed", "axial_attention", "axial_attention_packed"]
+)
 def test_float64_on_a_gpu_falls_back_with_one_line(op, caplog, monkeypatch):
     registration_checks.check_float64_falls_back(op, caplog, monkeypatch)
 
@@ -121,6 +128,7 @@ def test_float64_on_a_gpu_falls_back_with_one_line(op, caplog, monkeypatch):
         (varlen_attention, packed([2, 1], width=264)),
         (varlen_attention_packed, side_by_side([2, 1], width=264)),
         (axial_attention, grid(1, 2, 1, 1, 264)),
+        (axial_attention_packed, grid_side_by_side(1, 2, 1, 3, 1, 264)),
     ],
 )
 def test_wider_heads_are_refused_in_one_line(function, inputs):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastvtp_kernels import axial_attention, varlen_attention
+from fastvtp_kernels import axial_attention, axial_attention_packed, varlen_attention
 
 OPTIONS = {"plain": {}, "softcap": {"softcap": 2.0}, "causal": {"causal": True}, "scale": {"softmax_scale": 0.3}}
 
@@ -37,6 +37,20 @@ def test_any_strides_will_do():
     torch.testing.assert_close(axial_attention(*views), axial_attention(*(x.contiguous() for x in views)))
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+def test_the_packed_form_is_that_of_its_views(options, backend):
+    if backend == "sdpa" and "softcap" in options:
+        pytest.skip("sdpa has no softcap")
+    projection = torch.randn(2, 5, 3, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+    packed = axial_attention_packed(projection, backend=backend, **options)
+    views = axial_attention(*projection.unbind(3), backend=backend, **options)
+    weights = torch.randn_like(packed)
+    assert torch.equal(packed, views)
+    for one, other in zip(*(torch.autograd.grad(x, projection, weights) for x in (packed, views)), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_gradcheck():
     qkv = [torch.randn(1, 3, 2, 1, 2, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     for options in OPTIONS.values():
@@ -65,3 +79,15 @@ def test_degenerate_axes(shape, options):
 def test_refuses(change, error, message):
     with pytest.raises(error, match=message):
         axial_attention(**({name: torch.ones(2, 3, 2, 1, 4) for name in ("query", "key", "value")} | change))
+
+
+@pytest.mark.parametrize(
+    ("qkv", "error", "message"),
+    [
+        (torch.ones(2, 3, 2, 2, 1, 4), ValueError, r"qkv has shape .*expected \[A, L, C, 3, H, Dh\]"),
+        (torch.ones(2, 3, 2, 3, 1, 4, dtype=torch.int32), TypeError, "expected a floating-point dtype"),
+    ],
+)
+def test_packed_refuses(qkv, error, message):
+    with pytest.raises(error, match=message):
+        axial_attention_packed(qkv)

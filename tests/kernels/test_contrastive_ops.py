@@ -54,18 +54,21 @@ CASES = {
 
 
 def check(function, pairwise, dtype, *scalars):
-    leaves = [*features(dtype=dtype), *(torch.tensor(x, dtype=torch.float32, requires_grad=True) for x in scalars)]
-    exact_leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    actual, exact = function(*leaves), pairwise(*exact_leaves)
-    rounded = pairwise(*(leaf.float() for leaf in leaves))
-    assert actual.dtype == torch.float32
-    assert_within_tolerance("loss", actual, rounded, exact)
-    names = ("a", "b", "logit_scale", "logit_bias")
-    gradients = (
-        torch.autograd.grad(loss, x) for loss, x in ((actual, leaves), (rounded, leaves), (exact, exact_leaves))
-    )
-    for name, *three in zip(names, *gradients, strict=False):
-        assert_within_tolerance(f"grad of {name}", *three)
+    """Of four batches together: chance would decide the comparison of one number."""
+
+    def found(loss, x):
+        return [loss.detach(), *torch.autograd.grad(loss, x)]
+
+    batches = []
+    for seed in range(4):
+        leaves = [*features(dtype=dtype, seed=seed), *(torch.tensor(x, requires_grad=True) for x in scalars)]
+        doubles = [leaf.detach().double().requires_grad_() for leaf in leaves]
+        rounded = pairwise(*(leaf.float() for leaf in leaves))
+        batches.append([found(function(*leaves), leaves), found(rounded, leaves), found(pairwise(*doubles), doubles)])
+        assert batches[-1][0][0].dtype == torch.float32
+    names = ("loss", "grad of a", "grad of b", "grad of logit_scale", "grad of logit_bias")
+    for place, name in enumerate(names[: 3 + len(scalars)]):
+        assert_within_tolerance(name, *(torch.stack([x[kind][place] for x in batches]) for kind in range(3)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -186,8 +189,20 @@ def test_equal_rows_are_drawn_evenly():
         (lambda a, b: contrastive_loss(a, b, torch.ones(2)), ValueError, r"logit_scale has shape \[2\], expected a sc"),
         (lambda a, b: contrastive_loss(a, b, 1.0, label_smoothing=2.0), ValueError, r"label_smoothing is 2\.0"),
         (lambda a, b: contrastive_loss(a, b, 1.0, positives=torch.ones(5)), TypeError, "positives is torch"),
-        (lambda a, b: contrastive_loss(a, b, 1.0, group=object()), NotImplementedError, "use group=None"),
-        (lambda a, b: sigmoid_loss(a, b, 1.0, 0.0, group=object()), NotImplementedError, "use group=None"),
+        (
+            lambda a, b: contrastive_loss(a, b, 1.0, group=object()),
+            TypeError,
+            "_loss: group is object, expected a torch",
+        ),
+        (lambda a, b: sigmoid_loss(a, b, 1.0, 0.0, group="world"), TypeError, "_loss: group is str, expected a torch"),
+        (lambda a, b: contrastive_loss(a, b, torch.ones(0)), ValueError, r"logit_scale has shape \[0\], expected a sc"),
+        (lambda a, b: contrastive_loss(a, b, 1.0, label_smoothing=float("nan")), ValueError, "label_smoothing is nan"),
+        (
+            lambda a, b: contrastive_loss(a, b, 1.0, positives=torch.ones(4).int()),
+            ValueError,
+            r"positives has shape \[4\], expected \[5\]",
+        ),
+        (lambda a, b: sigmoid_loss(a[:0], b[:0], 1.0, 0.0), ValueError, r"a has shape \[0, 7\], expected at least one"),
         (lambda a, b: sigmoid_loss(a, b, 1.0, torch.ones(2)), ValueError, r"logit_bias has shape \[2\]"),
         (lambda a, b: hard_negatives(a, b, 1.0, seed=0, groups=torch.ones(4).int()), ValueError, "groups has shape"),
         (lambda a, b: hard_negatives(a, b, 1.0, seed=2**64), ValueError, "seed is 18446744073709551616"),

@@ -31,41 +31,60 @@ def offsets(*lengths: int) -> torch.Tensor:
     return torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32).cuda()
 
 
-def cases() -> dict[str, tuple[Callable[..., torch.Tensor], list[torch.Tensor]]]:
-    """Calls of tensors that receive gradients."""
-    if not torch.cuda.is_available():
-        return {}
+Case = tuple[Callable[..., torch.Tensor], list[torch.Tensor]]
+LENGTHS = {"tiny": (8, 0, 16, 1, 9), "short": (168, 0, 192, 1, 176), "long": (900, 0, 1568, 1, 700)}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "": {},
+    " dropout": {"dropout_p": 0.1, "seed": 3},
+    " capped": {"softcap": 50.0},
+    " causal": {"causal": True},
+}
+
+
+def attention_case(lengths: tuple[int, ...], options: dict[str, Any]) -> Case:
+    layout = {"cu_seqlens": offsets(*lengths), "max_seqlen": max(lengths)}
+    call = partial(kernels.varlen_attention_packed, **layout, **options)
+    return call, [values(sum(lengths) + 5, 3, 12, 64)]
+
+
+def tubelet_embed_case() -> Case:
     video, mask = inputs()
-    lengths = {"tiny": (8, 0, 16, 1, 9), "short": (168, 0, 192, 1, 176), "long": (900, 0, 1568, 1, 700)}
-    found: dict[str, tuple[Callable[..., torch.Tensor], list[torch.Tensor]]] = {
-        "tubelet_embed": (
-            lambda w, b, p: kernels.tubelet_embed(video, mask.visible, w, b, p, **IMAGENET),
-            [values(768, 3, 2, 16, 16), values(768), values(1568, 768)],
-        ),
-        "masked_pixel_loss": (lambda p: kernels.masked_pixel_loss(p, video, mask.masked), [values(4, 1408, 1536)]),
-        "assemble_tokens": (
-            lambda v, m, p: kernels.assemble_tokens(v, m, p, mask.visible, mask.masked),
-            [values(4, 160, 384), values(384), values(1568, 384)],
-        ),
-        "axial_attention": (
-            lambda x: kernels.axial_attention(*x.unbind(3), causal=True),
-            [values(2, 16, 49, 3, 12, 64)],
-        ),
-    }
-    options: dict[str, dict[str, Any]] = {
-        "": {},
-        " dropout": {"dropout_p": 0.1, "seed": 3},
-        " capped": {"softcap": 50.0},
-    }
-    for name, given in lengths.items():
-        layout = {"cu_seqlens": offsets(*given), "max_seqlen": max(given)}
-        for option, arguments in options.items():
-            call = partial(kernels.varlen_attention_packed, **layout, **arguments)
-            found[f"attention {name}{option}"] = call, [values(sum(given) + 5, 3, 12, 64)]
-    return found
+    return (
+        lambda w, b, p: kernels.tubelet_embed(video, mask.visible, w, b, p, **IMAGENET),
+        [values(768, 3, 2, 16, 16), values(768), values(1568, 768)],
+    )
 
 
-every_case = pytest.mark.parametrize("name", cases())
+def pixel_loss_case() -> Case:
+    video, mask = inputs()
+    return lambda p: kernels.masked_pixel_loss(p, video, mask.masked), [values(4, 1408, 1536)]
+
+
+def assembly_case() -> Case:
+    _, mask = inputs()
+    return (
+        lambda v, m, p: kernels.assemble_tokens(v, m, p, mask.visible, mask.masked),
+        [values(4, 160, 384), values(384), values(1568, 384)],
+    )
+
+
+def axial_case() -> Case:
+    return partial(kernels.axial_attention_packed, causal=True), [values(2, 16, 49, 3, 12, 64)]
+
+
+# Calls of tensors that receive gradients; made when a test asks, for collecting tests must not touch the GPU.
+CASES: dict[str, Callable[[], Case]] = {
+    "tubelet_embed": tubelet_embed_case,
+    "masked_pixel_loss": pixel_loss_case,
+    "assemble_tokens": assembly_case,
+    "axial_attention": axial_case,
+    **{
+        f"attention {name}{option}": partial(attention_case, lengths, arguments)
+        for name, lengths in LENGTHS.items()
+        for option, arguments in OPTIONS.items()
+    },
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def step(function: Callable[..., torch.Tensor], leaves: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -73,18 +92,35 @@ def step(function: Callable[..., torch.Tensor], leaves: list[torch.Tensor]) -> l
     return [output.detach(), *torch.autograd.grad(output.float().square().sum(), leaves)]
 
 
+def assert_same_bits(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def captured(run: Callable[[], list[torch.Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]:
+    """A graph of the call, after a first one on another stream that compiles its kernels."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = run()
+    return graph, outputs
+
+
 @every_case
-def test_repeats_bit_for_bit(name):
-    function, leaves = cases()[name]
+def test_repeats_bit_for_bit(case):
+    function, leaves = case()
     first = step(function, leaves)
     for _ in range(REPEATS):
-        for one, other in zip(step(function, leaves), first, strict=True):
-            assert torch.equal(one, other)
+        assert_same_bits(step(function, leaves), first)
 
 
 @every_case
-def test_the_host_never_waits(name):
-    function, leaves = cases()[name]
+def test_the_host_never_waits(case):
+    function, leaves = case()
     step(function, leaves)  # compiles and fills caches
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -94,18 +130,79 @@ def test_the_host_never_waits(name):
 
 
 @every_case
-def test_captures_into_a_graph(name):
-    function, leaves = cases()[name]
+def test_captures_into_a_graph(case):
+    function, leaves = case()
+    expected = step(function, leaves)
+    graph, found = captured(lambda: step(function, leaves))
+    for tensor in found:
+        tensor.zero_()
+    graph.replay()
+    assert_same_bits(found, expected)
+
+
+# Other lengths of as many sequences: longest first, none, and an end that repeats before the rows do.
+REPLAYED = {"tiny": (16, 3, 5, 0, 0), "short": (0, 192, 20, 168, 0), "long": (1568, 33, 0, 900, 0)}
+GIVEN = {
+    "half": {"dtype": torch.float16},
+    "causal": {"causal": True},
+    "single, causal": {"dtype": torch.float32, "causal": True},
+    "crossed": {"crossed": True},
+    "crossed, causal": {"crossed": True, "causal": True, "softcap": 20.0},
+    "dropout": {"dropout_p": 0.2},
+}
+
+
+@pytest.mark.parametrize("regime", LENGTHS)
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+def test_a_graph_follows_its_static_buffers(regime, given):
+    """Offsets that come up in the capture itself; then other lengths, tokens and seeds are copied into its inputs."""
+    options = {name: value for name, value in given.items() if name not in ("dtype", "crossed")}
+    lengths, longest, dtype = LENGTHS[regime], max(LENGTHS[regime]), given.get("dtype", torch.bfloat16)
+    counts, seed = torch.tensor(lengths).cuda(), torch.tensor([3]).cuda()
+    counts_k = counts.flip(0) if given.get("crossed") else counts
+    rows = sum(lengths) + 5
+    query, key, value = (values(rows, 4, 64).detach().to(dtype).requires_grad_() for _ in range(3))
+
+    def attend() -> list[torch.Tensor]:
+        cu, cu_k = (torch.nn.functional.pad(x.cumsum(0), (1, 0)).int() for x in (counts, counts_k))
+        keys = {"cu_seqlens_k": cu_k, "max_seqlen_k": longest} if given.get("crossed") else {}
+        call = partial(kernels.varlen_attention, cu_seqlens=cu, max_seqlen=longest, seed=seed, **keys, **options)
+        return step(call, [query, key, value])
+
+    graph, found = captured(attend)
+    for new, new_k in ((lengths, lengths[::-1]), (REPLAYED[regime], REPLAYED[regime][::-1])):
+        counts.copy_(torch.tensor(new))
+        if given.get("crossed"):
+            counts_k.copy_(torch.tensor(new_k))
+        seed += 1
+        with torch.no_grad():
+            for tensor in (query, key, value):
+                tensor.copy_(tensor.roll(1, 0) * 0.9)
+        graph.replay()
+        replayed = [tensor.clone() for tensor in found]
+        assert_same_bits(replayed, attend())
+
+
+def test_each_stream_has_an_order_of_its_own():
+    """A stream that took the order of another could read it before it is there."""
+    from fastvtp_kernels.attention.ordering import longest_first
+
+    cu = offsets(*[168] * 20)
+    here = longest_first(cu, 12, 168)
+    assert longest_first(cu, 12, 168) is here
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        expected = step(function, leaves)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step(function, leaves)
-    for tensor in captured:
-        tensor.zero_()
-    graph.replay()
-    for one, other in zip(captured, expected, strict=True):
-        assert torch.equal(one, other)
+        assert longest_first(cu, 12, 168) is not here
+
+
+def test_new_seeds_and_probabilities_compile_nothing():
+    """Triton compiles anew for integers that are 1 or multiples of 16, unless told not to."""
+    from fastvtp_kernels.attention import tiny
+
+    qkv, cu = values(40, 3, 2, 64), offsets(16, 8, 16)
+    counts = []
+    for seed, dropout_p in ((3, 0.1), (16, 0.1), (1, 0.2), (2**40, 0.25), (2**64 - 1, 0.3)):
+        kernels.varlen_attention_packed(qkv, cu, 16, dropout_p=dropout_p, seed=seed)
+        counts.append(sum(len(caches[0]) for caches in tiny.tiny_forward.device_caches.values()))
+    assert len(set(counts)) == 1, counts

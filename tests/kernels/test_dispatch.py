@@ -20,6 +20,7 @@ def test_every_public_op_is_registered_and_has_a_reference():
     assert set(dispatch.ops()) == {
         "assemble_tokens",
         "axial_attention",
+        "axial_attention_packed",
         "contrastive_loss",
         "gather_tubelets",
         "hard_negatives",
@@ -80,7 +81,7 @@ def test_automatic_choice_on_an_accelerator_is_logged_once_per_op(caplog, monkey
 
 def test_doctor_table_says_what_runs_and_why_not():
     table = {row.backend: row for row in dispatch.backends("varlen_attention", CPU)}
-    assert list(table) == ["reference", "triton", "flash_attn", "xformers", "sdpa"]
+    assert list(table) == ["reference", "triton", "flash_attn", "torch_varlen", "xformers", "sdpa"]
     assert table["reference"].available
     assert not table["triton"].available
     assert "need a CUDA device, not cpu" in table["triton"].reason

@@ -54,12 +54,17 @@ CASES = {
         lambda q, k, v: kernels.axial_attention(q, k, v, causal=True),
         [leaf(2, 3, 2, 1, 4, seed=seed) for seed in (0, 1, 2)],
     ),
+    "axial_attention_packed": (
+        lambda qkv: kernels.axial_attention_packed(qkv, causal=True),
+        [leaf(2, 3, 2, 3, 1, 4)],
+    ),
     "contrastive_loss": (kernels.contrastive_loss, PAIR),
-    "contrastive_loss, positives": (
-        lambda a, b, scale, ids: kernels.contrastive_loss(a, b, scale, positives=ids),
+    "contrastive_loss, positives and smoothing": (
+        lambda a, b, scale, ids: kernels.contrastive_loss(a, b, scale, positives=ids, label_smoothing=0.1),
         [*PAIR, torch.tensor([1, 0, 1, 2, 3])],
     ),
     "sigmoid_loss": (lambda a, b, scale: kernels.sigmoid_loss(a, b, scale, -1.0), PAIR),
+    "sigmoid_loss, bias": (kernels.sigmoid_loss, [*PAIR, torch.tensor(-1.0, requires_grad=True)]),
     "hard_negatives": (lambda a, b, scale: kernels.hard_negatives(a, b, scale, seed=3), PAIR),
 }
 every_case = pytest.mark.parametrize(("function", "inputs"), CASES.values(), ids=CASES)

@@ -126,6 +126,45 @@ def test_regimes_agree_where_both_can_run(regimes, length, options):
     assert_law_between(found[1], found[0], exact)
 
 
+@pytest.mark.parametrize(("length", "backward"), [(512, False), (256, True)])
+def test_short_and_long_agree_at_the_longest_of_the_short(length, backward):
+    """In the table's own tiles, forward as far as key tiles fit on chip anywhere."""
+    inputs = packed([length], heads=1, width=64, dtype=torch.bfloat16, tail=0)
+    if not backward:
+        inputs = {name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
+    found = []
+    for regime in ("resident", "streaming"):
+        with only(regime):
+            found.append(results(varlen_attention, inputs | {"backend": "triton"}))
+    doubles = {
+        name: x.detach().double().requires_grad_(backward) if name in ("query", "key", "value") else x
+        for name, x in inputs.items()
+    }
+    exact = results(varlen_attention, doubles | {"backend": "reference"})
+    assert ("grad of key" in exact) == backward
+    assert_law_between(found[0], found[1], exact)
+    assert_law_between(found[1], found[0], exact)
+
+
+def test_tiny_and_long_drop_the_same_weights():
+    """Equal logits and one-hot values: the output shows which weights were kept."""
+    lengths, heads = [16, 7, 12], 6
+    rows = sum(lengths)
+    zeros = torch.zeros(rows, heads, 16, device=DEVICE)
+    position = torch.cat([torch.arange(length) for length in lengths]).to(DEVICE)
+    value = torch.eye(16, device=DEVICE)[position][:, None].expand(rows, heads, 16)
+    kept = []
+    for regime in ("tiny", "streaming"):
+        with only(regime):
+            output = varlen_attention(
+                zeros, zeros, value, offsets(lengths), 16, dropout_p=0.4, seed=11, backend="triton"
+            )
+        kept.append(output != 0)
+    assert torch.equal(*kept)
+    of_sequence = torch.repeat_interleave(torch.tensor(lengths), torch.tensor(lengths)).to(DEVICE)
+    assert 0.5 < kept[0].sum().item() / (of_sequence.sum().item() * heads) < 0.7
+
+
 @every_regime
 def test_an_axis_is_a_batch_of_sequences(regime):
     length = 8 if regime == "tiny" else 20

@@ -32,6 +32,12 @@ SMALL_TILES = {
     "assemble": Tile({"BLOCK_ROWS": 2, "BLOCK_D": 4}),
     "assemble_backward": Tile({"BLOCK_ROWS": 2, "BLOCK_D": 4, "STEPS": 2}),
     "sum_segments": Tile({"BLOCK_ROWS": 2, "BLOCK_D": 4}),
+    "contrastive_statistics": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),
+    "contrastive_gradient": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),
+    "contrastive_sigmoid": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),
+    "contrastive_own_products": Tile({"BLOCK_M": 2, "BLOCK_D": 16}),
+    "contrastive_join": Tile({"BLOCK_PARTS": 2, "BLOCK": 16}),
+    "contrastive_sample": Tile({"BLOCK_D": 16}),
 }
 
 

@@ -9,14 +9,17 @@ kept in units of log 2.
 import triton
 import triton.language as tl
 
+from .. import philox
+
 LOG2E = tl.constexpr(1.4426950408889634)
+STREAM = tl.constexpr(philox.ATTENTION_DROPOUT)
 
 
 @triton.jit
 def extent(offsets_ptr, sequence, length, AXIAL: tl.constexpr):
     """(number of the sequence's first row among all rows, number of its rows)."""
     if AXIAL:
-        return sequence * length, length
+        return sequence.to(tl.int64) * length, length
     else:
         start = tl.load(offsets_ptr + sequence)
         return start, tl.load(offsets_ptr + sequence + 1) - start
@@ -24,12 +27,18 @@ def extent(offsets_ptr, sequence, length, AXIAL: tl.constexpr):
 
 @triton.jit
 def first_of(pointer, start, sequence, inner, head, strides, AXIAL: tl.constexpr):
-    """Pointer to the first value of a sequence and head. The way there is 64-bit; within a sequence 32 bits will do."""
+    """Pointer to the first value of a sequence and head."""
     if AXIAL:
         offset = (sequence // inner).to(tl.int64) * strides[0] + (sequence % inner).to(tl.int64) * strides[2]
     else:
         offset = start.to(tl.int64) * strides[1]
     return pointer + offset + head * strides[3]
+
+
+@triton.jit
+def numbered(row, WIDE: tl.constexpr):
+    """Row numbers for `load_rows`: in 64 bits, for registers, only where the rows of a sequence lie so far apart."""
+    return row.to(tl.int64) if WIDE else row
 
 
 @triton.jit
@@ -46,22 +55,36 @@ def store_rows(first_ptr, row, stride_row, length, d, D, values):
 
 
 @triton.jit
-def zero_tail(pointer, offsets_ptr, part, parts, sequences, rows, stride_row, d, D, BLOCK: tl.constexpr):
+def zero_tail(pointer, offsets_ptr, head, part, parts, sequences, rows, strides, d, D, BLOCK: tl.constexpr):
     """This program's share of the rows that belong to no sequence; in most batches there are none."""
     end = tl.load(offsets_ptr + sequences)
-    for start in tl.range(end + part * BLOCK, rows, parts * BLOCK):
-        row = (start + tl.arange(0, BLOCK)).to(tl.int64)
-        mask = (row < rows)[:, None] & (d < D)[None, :]
+    for start in tl.range(end + part.to(tl.int64) * BLOCK, rows, parts.to(tl.int64) * BLOCK):
+        row = start + tl.arange(0, BLOCK)
         zeros = tl.zeros([BLOCK, d.shape[0]], pointer.dtype.element_ty)
-        tl.store(pointer + row[:, None] * stride_row + d[None, :], zeros, mask=mask)
+        store_rows(pointer + head * strides[3], row, strides[1], rows, d, D, zeros)
 
 
 @triton.jit
-def zero_tail_sums(lse_ptr, offsets_ptr, part, parts, sequences, rows, BLOCK: tl.constexpr):
-    """The same for the log-sum-exp [rows] of one head."""
-    for start in tl.range(tl.load(offsets_ptr + sequences) + part * BLOCK, rows, parts * BLOCK):
+def zero_forward_tail(
+    output_ptr, lse_ptr, offsets_ptr, head, part, parts, sequences, rows, strides, d, D, BLOCK: tl.constexpr
+):
+    """The same for the output and the log-sum-exp [heads, rows]."""
+    zero_tail(output_ptr, offsets_ptr, head, part, parts, sequences, rows, strides, d, D, BLOCK)
+    end = tl.load(offsets_ptr + sequences)
+    for start in tl.range(end + part.to(tl.int64) * BLOCK, rows, parts.to(tl.int64) * BLOCK):
         row = start + tl.arange(0, BLOCK)
-        tl.store(lse_ptr + row, tl.zeros([BLOCK], tl.float32), mask=row < rows)
+        tl.store(lse_ptr + head * rows + row, tl.zeros([BLOCK], tl.float32), mask=row < rows)
+
+
+@triton.jit
+def zero_backward_tails(
+    dq_ptr, dk_ptr, dv_ptr, offsets_ptr, offsets_k_ptr, head, part, parts, sequences, rows, rows_k,
+    dq_strides, dk_strides, d, D, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The same for all three gradients."""
+    zero_tail(dq_ptr, offsets_ptr, head, part, parts, sequences, rows, dq_strides, d, D, BLOCK)
+    zero_tail(dk_ptr, offsets_k_ptr, head, part, parts, sequences, rows_k, dk_strides, d, D, BLOCK)
+    zero_tail(dv_ptr, offsets_k_ptr, head, part, parts, sequences, rows_k, dk_strides, d, D, BLOCK)
 
 
 @triton.jit
@@ -87,8 +110,20 @@ def capped(products, scale, softcap, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
+def philox_key(seed_ptr, DROPOUT: tl.constexpr):
+    """Read on the device: a captured graph and compiled code draw anew when the seed has changed."""
+    if DROPOUT:
+        return tl.load(seed_ptr) ^ STREAM
+    else:
+        return 0
+
+
+@triton.jit
 def kept(dropout, row, position, head):
-    """bool [M, N]: dropout's decision for each query row and position of the key, as the reference draws it."""
+    """bool [M, N]: dropout's decision for each query row and position of the key, as the reference draws it.
+
+    `dropout` is (Philox key, threshold of the kept words, factor of the kept weights).
+    """
     zero = row[:, None] * 0 + position[None, :] * 0
     group = (head // 4).to(tl.int32)
     words = tl.philox(dropout[0], zero + row[:, None], zero + position[None, :], zero + group, zero)
@@ -103,6 +138,25 @@ def visible(row, position, length, length_k, CAUSAL: tl.constexpr):
     if CAUSAL:
         mask = mask & (position[None, :] <= row[:, None] + (length_k - length))
     return mask
+
+
+@triton.jit
+def seen(row, position, length, length_k, CAUSAL: tl.constexpr):
+    """`visible`, without a look at queries that do not exist: they are zero, with a log-sum-exp of +inf. It saves the
+    registers by which plain and softcapped backward passes fit."""
+    mask = (position < length_k)[None, :]
+    if CAUSAL:
+        mask = mask & (position[None, :] <= row[:, None] + (length_k - length))
+    return mask
+
+
+@triton.jit
+def keyless(row, length, length_k, CAUSAL: tl.constexpr):
+    """bool [M]: the query sees no key, or does not exist."""
+    keys = row * 0 + length_k
+    if CAUSAL:
+        keys = row + 1 + (length_k - length)
+    return (keys <= 0) | (row >= length)
 
 
 @triton.jit
@@ -133,14 +187,14 @@ def empty_state(BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def finish(state, dropout, DROPOUT: tl.constexpr):
+def finish(state, keyless, dropout, DROPOUT: tl.constexpr):
     """(output, log-sum-exp in units of log 2). A row without a key: zero, and +inf, which silences it in backward."""
     largest, total, output = state
-    divisor = tl.where(total == 0.0, 1.0, total)
+    divisor = tl.where(keyless, 1.0, total)
     factor = 1.0 / divisor
     if DROPOUT:
         factor = factor * dropout[2]
-    return output * factor[:, None], tl.where(total == 0.0, float("inf"), largest + tl.log2(divisor))
+    return output * factor[:, None], tl.where(keyless, float("inf"), largest + tl.log2(divisor))
 
 
 @triton.jit
@@ -148,16 +202,20 @@ def backward_tile(
     query, key, value, grad, lse, delta, mask, row, position, head, scale, softcap, dropout,
     SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """[M, N] each, as operands of the next products: the weights that met the values, the gradient of the logits."""
+    """[M, N] each, as operands of the next products: the weights that met the values, the gradient of the logits.
+
+    The mask comes last: whatever stands outside it, NaN included, becomes zero.
+    """
     logits, ratio = capped(tl.dot(query, tl.trans(key), input_precision=PRECISION), scale, softcap, SOFTCAP)
-    weights = tl.where(mask, tl.exp2(logits - lse[:, None]), 0.0)
+    weights = tl.exp2(logits - lse[:, None])
     weight_grad = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
     used = weights
     if DROPOUT:
-        keep = kept(dropout, row, position, head)
-        used = tl.where(keep, weights * dropout[2], 0.0)
-        weight_grad = tl.where(keep, weight_grad * dropout[2], 0.0)
+        # Products, so that a dropped NaN stays one as in the reference.
+        factor = tl.where(kept(dropout, row, position, head), dropout[2], 0.0)
+        used = weights * factor
+        weight_grad = weight_grad * factor
     logit_grad = weights * (weight_grad - delta[:, None])
     if SOFTCAP:
         logit_grad = logit_grad * (1.0 - ratio * ratio)
-    return used.to(grad.dtype), logit_grad.to(key.dtype)
+    return tl.where(mask, used, 0.0).to(grad.dtype), tl.where(mask, logit_grad, 0.0).to(key.dtype)

@@ -1,15 +1,15 @@
 """Attention by other packages, with the signature of the reference: torch's own kernels, flash-attn and xformers.
 
 None of them can drop weights by our random numbers, so all refuse dropout. Only flash-attn is asked for, and promises,
-a backward pass that repeats bit for bit; on a GPU the other two add with atomics unless torch's deterministic
-algorithms are switched on. Along an axis all of them need a transposed copy of query, key, value and output, which
+a backward pass that repeats bit for bit; on a GPU the others add with atomics unless torch's deterministic algorithms
+are switched on. Along an axis all of them need a transposed copy of query, key, value and output, which
 the Triton kernels do without.
 """
 
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +28,45 @@ def _refuse(backend: str, what: str, instead: str = "triton") -> BackendUnavaila
     )
 
 
-def _check_options(backend: str, options: Options, softcap: bool) -> None:
+class _Limits(NamedTuple):
+    """Whether a library knows softcap, its widest heads, of what their width is a multiple (by size of the dtype)."""
+
+    softcap: bool = False
+    widest: int | None = None
+    multiple: dict[int, int] | None = None
+
+
+_LIMITS = {
+    "sdpa": _Limits(),
+    "flash_attn": _Limits(softcap=True, widest=256),
+    "torch_varlen": _Limits(widest=256, multiple={2: 8}),
+    "xformers": _Limits(multiple={2: 8, 4: 4, 8: 4}),
+}
+
+
+def refusal(backend: str, width: int, dtype: torch.dtype, options: Options, same: bool = True) -> str:
+    """What of a call the library cannot do, or "". same: queries and keys have the same lengths."""
+    limits = _LIMITS[backend]
+    multiple = (limits.multiple or {}).get(dtype.itemsize, 1)
     if options.dropout_p:
-        raise _refuse(backend, f"dropout_p={options.dropout_p} would drop other weights than seed asks for")
-    if options.softcap and not softcap:
-        raise _refuse(backend, f"it has no softcap (softcap={options.softcap})")
+        return f"dropout_p={options.dropout_p} would drop other weights than seed asks for"
+    if options.softcap and not limits.softcap:
+        return f"it has no softcap (softcap={options.softcap})"
+    if limits.widest is not None and width > limits.widest:
+        return f"heads are {width} wide, it takes up to {limits.widest}"
+    if width % multiple:
+        return f"heads are {width} wide, it takes multiples of {multiple}"
+    if backend == "xformers" and torch.compiler.is_compiling():
+        return "under torch.compile the lengths cannot be read"
+    if backend == "xformers" and options.causal and not same:
+        return "causal with more queries than keys in a sequence"
+    return ""
+
+
+def _check(backend: str, query: Tensor, options: Options) -> None:
+    what = refusal(backend, query.shape[-1], query.dtype, options)
+    if what:
+        raise _refuse(backend, what, "sdpa" if query.shape[-1] > 256 and not options.softcap else "triton")
 
 
 def _import(module: str, extra: str) -> tuple[Any, str | None]:
@@ -70,7 +104,7 @@ def sdpa(
     options: Options, dense: bool,
 ) -> Tensor:  # fmt: skip
     """All sequences padded to the longest, and whichever of its kernels torch prefers."""
-    _check_options("sdpa", options, softcap=False)
+    _check("sdpa", query, options)
     return reference.varlen_attention(
         query, key, value, offsets, longest, offsets_k, longest_k, options, dense, attend=_sdpa, bucketed=False
     )
@@ -102,9 +136,7 @@ def flash_attn(
     options: Options, _dense: bool,
 ) -> Tensor:  # fmt: skip
     """flash_attn_varlen_func with its deterministic backward. It leaves the rows after the last sequence unwritten."""
-    _check_options("flash_attn", options, softcap=True)
-    if query.shape[-1] > 256:
-        raise _refuse("flash_attn", f"heads are {query.shape[-1]} wide, it takes up to 256", "sdpa")
+    _check("flash_attn", query, options)
     package = importlib.import_module("flash_attn")
     tail, tail_k = _tail(query, offsets), _tail(key, offsets_k)
     output = package.flash_attn_varlen_func(
@@ -130,6 +162,40 @@ def _flash_attn_missing(device: torch.device, dtype: torch.dtype | None) -> str 
     if "softcap" not in inspect.signature(package.flash_attn_varlen_func).parameters:
         return "flash_attn is older than 2.6, which brought softcap"
     return _needs_cuda("flash_attn", device, dtype, _HALF)
+
+
+# --- torch_varlen
+
+
+def torch_varlen(
+    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int,
+    options: Options, _dense: bool,
+) -> Tensor:  # fmt: skip
+    """torch.nn.attention.varlen: the flash kernels that torch brings along. Rows after the end as in flash-attn."""
+    _check("torch_varlen", query, options)
+    varlen_attn = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    tail, tail_k = _tail(query, offsets), _tail(key, offsets_k)
+    rows = (_WithoutTail.apply(x, its) for x, its in ((query, tail), (key, tail_k), (value, tail_k)))
+    output = varlen_attn(
+        *(x if x.stride(-1) == 1 else x.contiguous() for x in rows),
+        offsets,
+        offsets_k,
+        longest,
+        longest_k,
+        scale=options.scale,
+        window_size=(-1, 0) if options.causal else (-1, -1),
+    )
+    return output.masked_fill(tail, 0)
+
+
+def _torch_varlen_missing(device: torch.device, dtype: torch.dtype | None) -> str | None:
+    try:
+        varlen_attn = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    except (ImportError, AttributeError):
+        return f"torch {torch.__version__} has no torch.nn.attention.varlen"
+    if not {"scale", "window_size"} <= inspect.signature(varlen_attn).parameters.keys():
+        return f"varlen_attn of torch {torch.__version__} does not take scale and window_size yet"
+    return _needs_cuda("torch_varlen", device, dtype, _HALF)
 
 
 # --- xformers
@@ -161,12 +227,7 @@ def xformers(
     options: Options, _dense: bool,
 ) -> Tensor:  # fmt: skip
     """memory_efficient_attention under a BlockDiagonalMask, which wants the lengths on the host."""
-    _check_options("xformers", options, softcap=False)
-    multiple = 8 if query.dtype in _HALF else 4
-    if query.shape[-1] % multiple:
-        raise _refuse("xformers", f"heads are {query.shape[-1]} wide, it takes multiples of {multiple}")
-    if torch.compiler.is_compiling():
-        raise _refuse("xformers", "under torch.compile the lengths cannot be read")
+    _check("xformers", query, options)
     lengths, lengths_k = _host_lengths(offsets), _host_lengths(offsets_k)
     if options.causal and any(queries > keys > 0 for queries, keys in zip(lengths, lengths_k, strict=True)):
         raise _refuse("xformers", "causal with more queries than keys in a sequence")
@@ -222,6 +283,7 @@ def libraries(form: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = l
     """What `dispatch.register` takes; `form` turns the implementations into those of another op."""
     return {
         "flash_attn": Library(form(flash_attn), _flash_attn_missing, "flash-attn's kernels, deterministic"),
+        "torch_varlen": Library(form(torch_varlen), _torch_varlen_missing, "torch's flash kernels on packed rows"),
         "xformers": Library(form(xformers), _xformers_missing, "xformers' memory-efficient attention"),
         "sdpa": Library(form(sdpa), lambda device, dtype: None, "torch's own kernels on padded sequences"),
     }

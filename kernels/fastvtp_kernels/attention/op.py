@@ -1,33 +1,52 @@
 """Attention over packed sequences of different lengths, and along one axis of a grid of tokens."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
-from .. import philox
 from ..dispatch import implementation, register
 from ..precision import follow_autocast, without_autocast
 from ..validation import check_cu_seqlens, check_devices, check_floating, check_seed, check_shape, values_readable
-from . import reference, registered
+from . import choice, reference, registered
 from .libraries import along_axis, libraries, packed
+from .ordering import longest_first
 
 
 def _triton(
     query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int,
-    options: reference.Options, _dense: bool,
+    options: reference.Options, dense: bool,
 ) -> Tensor:  # fmt: skip
-    return registered.attention(query, key, value, offsets, longest, offsets_k, longest_k, *_numbers(options))[0]
+    last = _seed_and_order(query, offsets, max(longest, longest_k), options, dense)
+    return registered.attention(query, key, value, offsets, longest, offsets_k, longest_k, *options[:4], *last)[0]
 
 
-def _triton_packed(qkv: Tensor, offsets: Tensor, longest: int, options: reference.Options, _dense: bool) -> Tensor:
-    return registered.attention_packed(qkv, offsets, longest, *_numbers(options))[0]
+def _triton_packed(qkv: Tensor, offsets: Tensor, longest: int, options: reference.Options, dense: bool) -> Tensor:
+    last = _seed_and_order(qkv, offsets, longest, options, dense)
+    return registered.attention_packed(qkv, offsets, longest, *options[:4], *last)[0]
+
+
+def _seed_and_order(
+    query: Tensor, offsets: Tensor, longest: int, options: reference.Options, dense: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    seed = reference.seed_tensor(options.seed, query.device) if options.dropout_p else None
+    return seed, None if dense else longest_first(offsets, query.shape[-2], longest)
 
 
 def _triton_axial(query: Tensor, key: Tensor, value: Tensor, options: reference.Options) -> Tensor:
-    return registered.axial_attention(query, key, value, *_numbers(options)[:3])[0]
+    return registered.axial_attention(query, key, value, *options[:3])[0]
 
 
-def _numbers(options: reference.Options) -> tuple[float, float, bool, float, int]:
-    # The dispatcher's integers are signed.
-    return *options[:4], philox.signed(options.seed)
+def _triton_axial_packed(qkv: Tensor, options: reference.Options) -> Tensor:
+    return registered.axial_attention_packed(qkv, *options[:3])[0]
+
+
+def _axial_views(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def attend(qkv: Tensor, options: reference.Options) -> Tensor:
+        query, key, value = qkv.unbind(3)
+        return run(query, key, value, options)
+
+    return attend
 
 
 register("varlen_attention", reference=reference.varlen_attention, triton=_triton, libraries=libraries())
@@ -38,6 +57,12 @@ register(
     libraries=libraries(packed),
 )
 register("axial_attention", reference=reference.axial_attention, triton=_triton_axial, libraries=libraries(along_axis))
+register(
+    "axial_attention_packed",
+    reference=_axial_views(reference.axial_attention),
+    triton=_triton_axial_packed,
+    libraries=libraries(lambda run: _axial_views(along_axis(run))),
+)
 
 
 def varlen_attention(
@@ -53,7 +78,7 @@ def varlen_attention(
     softcap: float = 0.0,
     causal: bool = False,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | Tensor = 0,
     backend: str | None = None,
 ) -> Tensor:
     """Softmax attention within each of S packed sequences (the layout of flash_attn_varlen_func).
@@ -64,7 +89,9 @@ def varlen_attention(
         key: [Nk, H, Dh].
         value: [Nk, H, Dh].
         cu_seqlens: int32 [S + 1] offsets from 0, not falling; equal neighbours are an empty sequence.
-        max_seqlen: at least the longest query sequence. A host integer, so that nothing waits for the device.
+        max_seqlen: at least the longest query sequence. A host integer, so that nothing waits for the device; on a GPU
+            it is not compared with cu_seqlens, but under FASTVTP_DEBUG=1: if a sequence is longer, results are wrong
+            without a word (keys left out, rows of output and gradients unwritten).
         cu_seqlens_k: int32 [S + 1] offsets of the keys; default cu_seqlens (self-attention, Nk = N).
         max_seqlen_k: at least the longest key sequence; required with cu_seqlens_k.
         softmax_scale: default Dh ** -0.5.
@@ -72,7 +99,9 @@ def varlen_attention(
         causal: query i of n looks at keys j <= i + (nk - n): the last query is aligned with the last key.
         dropout_p: probability of dropping a softmax weight; the others are divided by 1 - dropout_p.
         seed: of the dropout, 0 <= seed < 2^64. Weights are dropped by (seed, head, query row, position of the key), so
-            equal seeds drop equal weights: pass a new seed for each layer and step.
+            equal seeds drop equal weights: pass a new seed for each layer and step. Or an int64 tensor of one element
+            with these 64 bits, on the device of query, left as it is until the backward pass: a captured CUDA graph
+            keeps an integer for ever, but reads a tensor anew at each replay.
         backend: see `fastvtp_kernels.dispatch`.
 
     Returns:
@@ -81,29 +110,28 @@ def varlen_attention(
 
     Raises:
         ValueError: a shape or a number is out of range, or (on the CPU) offsets do not fit the rows or max_seqlen.
-        TypeError: offsets are not int32, or query, key and value are not of one floating-point dtype.
+        TypeError: offsets are not int32, a tensor as seed is not int64, or query, key and value are not of one
+            floating-point dtype.
     """
     op = "varlen_attention"
     check_shape(op, "query", query, "N", "H", "Dh")
     check_shape(op, "key", key, "Nk", *query.shape[1:])
     check_shape(op, "value", value, *key.shape)
     _check_dtypes(op, query, key, value)
-    check_cu_seqlens(op, "cu_seqlens", cu_seqlens, query.shape[0], max_seqlen)
+    cu_seqlens = _offsets(op, "cu_seqlens", cu_seqlens, query.shape[0], max_seqlen)
     if cu_seqlens_k is None:
         check_shape(op, "key", key, *query.shape)
         cu_seqlens_k, max_seqlen_k = cu_seqlens, max_seqlen
     elif max_seqlen_k is None:
         raise ValueError(f"{op}: cu_seqlens_k is given without max_seqlen_k, the longest key sequence")
     else:
-        check_cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, key.shape[0], max_seqlen_k)
+        cu_seqlens_k = _offsets(op, "cu_seqlens_k", cu_seqlens_k, key.shape[0], max_seqlen_k)
         check_shape(op, "cu_seqlens_k", cu_seqlens_k, cu_seqlens.shape[0])
     check_devices(op, query=query, key=key, value=value, cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k)
     options = _options(op, query, softmax_scale, softcap, causal, dropout_p, seed)
     query, key, value = follow_autocast(query, key, value)
-    run = implementation(op, backend, query.device, query.dtype)
-    if cu_seqlens.shape[0] == 1:
-        # No sequence is one empty sequence: the implementations need not think of S = 0.
-        cu_seqlens, cu_seqlens_k = cu_seqlens.repeat(2), cu_seqlens_k.repeat(2)
+    ranked = choice.ranked(query, key, value, max(max_seqlen, max_seqlen_k), options, cu_seqlens_k is cu_seqlens)
+    run = implementation(op, backend, query.device, query.dtype, ranked)
     with without_autocast(query.device):
         return run(
             query,
@@ -127,7 +155,7 @@ def varlen_attention_packed(
     softcap: float = 0.0,
     causal: bool = False,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | Tensor = 0,
     backend: str | None = None,
 ) -> Tensor:
     """`varlen_attention` of query, key and value that stand side by side, as one linear layer makes them.
@@ -142,7 +170,7 @@ def varlen_attention_packed(
         softcap: c > 0 replaces logits by c * tanh(logits / c), before masking.
         causal: position i looks at positions j <= i.
         dropout_p: probability of dropping a softmax weight.
-        seed: of the dropout.
+        seed: of the dropout, an integer or an int64 tensor of one element.
         backend: see `fastvtp_kernels.dispatch`. Libraries get views of qkv and return gradients that are then stacked.
 
     Returns:
@@ -154,13 +182,12 @@ def varlen_attention_packed(
     op = "varlen_attention_packed"
     check_shape(op, "qkv", qkv, "N", 3, "H", "Dh")
     check_floating(op, qkv=qkv)
-    check_cu_seqlens(op, "cu_seqlens", cu_seqlens, qkv.shape[0], max_seqlen)
+    cu_seqlens = _offsets(op, "cu_seqlens", cu_seqlens, qkv.shape[0], max_seqlen)
     check_devices(op, qkv=qkv, cu_seqlens=cu_seqlens)
     options = _options(op, qkv, softmax_scale, softcap, causal, dropout_p, seed)
     (qkv,) = follow_autocast(qkv)
-    run = implementation(op, backend, qkv.device, qkv.dtype)
-    if cu_seqlens.shape[0] == 1:
-        cu_seqlens = cu_seqlens.repeat(2)
+    ranked = choice.ranked(qkv, qkv, qkv, max_seqlen, options, True)
+    run = implementation(op, backend, qkv.device, qkv.dtype, ranked)
     with without_autocast(qkv.device):
         return run(qkv, cu_seqlens, max(max_seqlen, 1), options, _is_dense(cu_seqlens, qkv.shape[0], max_seqlen))
 
@@ -209,6 +236,47 @@ def axial_attention(
         return run(query, key, value, options)
 
 
+def axial_attention_packed(
+    qkv: Tensor,
+    *,
+    softmax_scale: float | None = None,
+    softcap: float = 0.0,
+    causal: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """`axial_attention` of query, key and value that stand side by side, as one linear layer makes them.
+
+    The gradient comes back in the same form: nothing is stacked or copied on the way to that layer.
+
+    Args:
+        qkv: [A, L, C, 3, H, Dh], any strides.
+        softmax_scale: default Dh ** -0.5.
+        softcap: c > 0 replaces logits by c * tanh(logits / c), before masking; 0 is off.
+        causal: position i looks at positions j <= i.
+        backend: see `fastvtp_kernels.dispatch`. Libraries get views of qkv and return gradients that are then stacked.
+
+    Returns:
+        [A, L, C, H, Dh].
+
+    Raises:
+        ValueError, TypeError: as `axial_attention`.
+    """
+    op = "axial_attention_packed"
+    check_shape(op, "qkv", qkv, "A", "L", "C", 3, "H", "Dh")
+    check_floating(op, qkv=qkv)
+    options = _options(op, qkv, softmax_scale, softcap, causal)
+    (qkv,) = follow_autocast(qkv)
+    run = implementation(op, backend, qkv.device, qkv.dtype)
+    with without_autocast(qkv.device):
+        return run(qkv, options)
+
+
+def _offsets(op: str, name: str, cu_seqlens: Tensor, rows: int, max_seqlen: int) -> Tensor:
+    """As the implementations want them: side by side, and of no sequence one empty sequence."""
+    check_cu_seqlens(op, name, cu_seqlens, rows, max_seqlen)
+    return cu_seqlens.repeat(2) if cu_seqlens.shape[0] == 1 else cu_seqlens.contiguous()
+
+
 def _check_dtypes(op: str, query: Tensor, key: Tensor, value: Tensor) -> None:
     check_floating(op, query=query)
     if not query.dtype == key.dtype == value.dtype:
@@ -222,15 +290,24 @@ def _options(
     softcap: float,
     causal: bool,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | Tensor = 0,
 ) -> reference.Options:
     if softcap < 0:
         raise ValueError(f"{op}: softcap is {softcap}, expected 0 (off) or a positive cap")
     if not 0 <= dropout_p < 1:
         raise ValueError(f"{op}: dropout_p is {dropout_p}, expected 0 <= dropout_p < 1")
-    check_seed(op, seed)
+    _check_seed(op, seed, query)
     scale = query.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     return reference.Options(float(scale), float(softcap), causal, float(dropout_p), seed)
+
+
+def _check_seed(op: str, seed: int | Tensor, query: Tensor) -> None:
+    if not isinstance(seed, Tensor):
+        check_seed(op, seed)
+        return
+    if seed.dtype != torch.int64 or seed.numel() != 1:
+        raise TypeError(f"{op}: seed is {seed.dtype} {list(seed.shape)}, expected an integer or one int64 in a tensor")
+    check_devices(op, query=query, seed=seed)
 
 
 def _is_dense(cu_seqlens: Tensor, rows: int, max_seqlen: int) -> bool:

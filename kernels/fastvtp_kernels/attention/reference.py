@@ -27,7 +27,14 @@ class Options(NamedTuple):
     softcap: float = 0.0
     causal: bool = False
     dropout_p: float = 0.0
-    seed: int = 0
+    seed: int | Tensor = 0
+
+
+def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
+    """The 64 bits of a seed as int64 [1] on the device: there it is data, on which neither a graph nor code depends."""
+    if isinstance(seed, Tensor):
+        return seed.reshape(1)
+    return torch.full((1,), philox.signed(seed), dtype=torch.int64, device=device)
 
 
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor, Options, Tensor | None, Tensor | None], Tensor]

@@ -1,7 +1,8 @@
 """The short regime: keys and values, or in backward queries, of one sequence and head stay on chip. No dropout: its
 random numbers would take the registers.
 
-Forward keeps tiles of BLOCK_N keys as a tuple, so that 168 rows cost three tiles of 64 and not 256 rows.
+Forward keeps tiles of BLOCK_N keys as a tuple, so that 168 rows cost three tiles of 64 and not 256 rows. Addresses
+within a sequence are 32-bit.
 """
 
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
@@ -15,15 +16,17 @@ from .common import (
     finish,
     first_of,
     forward_tile,
+    keyless,
     load_rows,
+    seen,
     store_rows,
     visible,
-    zero_tail,
-    zero_tail_sums,
+    zero_backward_tails,
+    zero_forward_tail,
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences", "rows"])
 def resident_forward(
     query_ptr, key_ptr, value_ptr, output_ptr, lse_ptr, offsets_ptr, offsets_k_ptr, order_ptr,
     q_strides, k_strides, v_strides, o_strides, sequences, heads, rows, D, length, inner,
@@ -34,13 +37,11 @@ def resident_forward(
     slot = tl.program_id(0) // heads
     head = (tl.program_id(0) % heads).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
-    if AXIAL:
-        sequence = slot
-    else:
-        sequence = tl.load(order_ptr + slot)
-        tail_ptr = output_ptr + head * o_strides[3]
-        zero_tail(tail_ptr, offsets_ptr, slot, sequences, sequences, rows, o_strides[1], d, D, BLOCK_M)
-        zero_tail_sums(lse_ptr + head * rows, offsets_ptr, slot, sequences, sequences, rows, BLOCK_M)
+    sequence = slot if order_ptr is None else tl.load(order_ptr + slot)
+    if not AXIAL:
+        zero_forward_tail(
+            output_ptr, lse_ptr, offsets_ptr, head, slot, sequences, sequences, rows, o_strides, d, D, BLOCK_M
+        )
     start, len_q = extent(offsets_ptr, sequence, length, AXIAL)
     start_k, len_k = extent(offsets_k_ptr, sequence, length, AXIAL)
     key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL)
@@ -63,12 +64,12 @@ def resident_forward(
                 state, query, keys[tile], values[tile], mask, start + row, position, head, scale, softcap, 0,
                 SOFTCAP, False, PRECISION,
             )  # fmt: skip
-        output, lse = finish(state, 0, False)
+        output, lse = finish(state, keyless(row, len_q, len_k, CAUSAL), 0, False)
         store_rows(output_ptr, row, o_strides[1], len_q, d, D, output)
         tl.store(lse_ptr + head * rows + start + row, lse, mask=row < len_q)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences", "rows", "rows_k"])
 def resident_backward(
     query_ptr, key_ptr, value_ptr, output_ptr, grad_ptr, lse_ptr, dq_ptr, dk_ptr, dv_ptr,
     offsets_ptr, offsets_k_ptr, order_ptr,
@@ -82,16 +83,12 @@ def resident_backward(
     slot = tl.program_id(0) // heads
     head = (tl.program_id(0) % heads).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
-    if AXIAL:
-        sequence = slot
-    else:
-        sequence = tl.load(order_ptr + slot)
-        dq_tail, dk_tail, dv_tail = (
-            dq_ptr + head * dq_strides[3], dk_ptr + head * dk_strides[3], dv_ptr + head * dk_strides[3]
+    sequence = slot if order_ptr is None else tl.load(order_ptr + slot)
+    if not AXIAL:
+        zero_backward_tails(
+            dq_ptr, dk_ptr, dv_ptr, offsets_ptr, offsets_k_ptr, head, slot, sequences, sequences, rows, rows_k,
+            dq_strides, dk_strides, d, D, BLOCK_N,
         )  # fmt: skip
-        zero_tail(dq_tail, offsets_ptr, slot, sequences, sequences, rows, dq_strides[1], d, D, BLOCK_N)
-        zero_tail(dk_tail, offsets_k_ptr, slot, sequences, sequences, rows_k, dk_strides[1], d, D, BLOCK_N)
-        zero_tail(dv_tail, offsets_k_ptr, slot, sequences, sequences, rows_k, dk_strides[1], d, D, BLOCK_N)
     start, len_q = extent(offsets_ptr, sequence, length, AXIAL)
     start_k, len_k = extent(offsets_k_ptr, sequence, length, AXIAL)
     key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL)
@@ -113,7 +110,7 @@ def resident_backward(
         key = load_rows(key_ptr, position, k_strides[1], len_k, d, D)
         value = load_rows(value_ptr, position, v_strides[1], len_k, d, D)
         used, logit_grad = backward_tile(
-            query, key, value, grad, lse, delta, visible(row, position, len_q, len_k, CAUSAL), start + row, position,
+            query, key, value, grad, lse, delta, seen(row, position, len_q, len_k, CAUSAL), start + row, position,
             head, scale, softcap, 0, SOFTCAP, False, PRECISION,
         )  # fmt: skip
         dv = tl.dot(tl.trans(used), grad, input_precision=PRECISION)

@@ -1,10 +1,22 @@
-"""The tiny regime: several sequences of one head share a tile under a block-diagonal mask."""
+"""The tiny regime: several sequences of one head share a tile under a block-diagonal mask.
+
+Products run over the whole tile, and zero times NaN is NaN. So that what is not finite stays in its own sequence, rows
+with it enter them as zeros; queries who see one have a log-sum-exp of NaN, which makes their output and gradients NaN.
+"""
 
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 import triton
 import triton.language as tl
 
-from .common import backward_tile, empty_state, finish, forward_tile, zero_tail, zero_tail_sums
+from .common import (
+    backward_tile,
+    empty_state,
+    finish,
+    forward_tile,
+    philox_key,
+    zero_backward_tails,
+    zero_forward_tail,
+)
 
 
 @triton.jit
@@ -17,7 +29,7 @@ def _rows(
     if AXIAL:
         sequence = first + lane // length
         exists = (lane // length < group) & (sequence < sequences)
-        return first * length + lane, sequence, lane % length, length - lane % length, exists
+        return first.to(tl.int64) * length + lane, sequence, lane % length, length - lane % length, exists
     else:
         row = tl.load(offsets_ptr + first) + lane
         after = tl.minimum(first + group, sequences)
@@ -32,17 +44,34 @@ def _rows(
 
 
 @triton.jit
-def _addresses(row, sequence, position, inner, head, strides, AXIAL: tl.constexpr):
+def _places(pointer, rows, strides, inner, head, d, D, AXIAL: tl.constexpr):
+    """(pointers, mask) [rows, BLOCK_D] of the rows that `_rows` describes."""
+    row, sequence, position, _, exists = rows
     if AXIAL:
-        in_grid = (sequence // inner).to(tl.int64) * strides[0] + (sequence % inner).to(tl.int64) * strides[2]
-        return in_grid + position.to(tl.int64) * strides[1] + head * strides[3]
+        address = (sequence // inner).to(tl.int64) * strides[0] + (sequence % inner).to(tl.int64) * strides[2]
+        address += position.to(tl.int64) * strides[1]
     else:
-        return row.to(tl.int64) * strides[1] + head * strides[3]
+        address = row.to(tl.int64) * strides[1]
+    return pointer + (address + head * strides[3])[:, None] + d[None, :], exists[:, None] & (d < D)[None, :]
 
 
 @triton.jit
-def _block_diagonal(sequence, left, exists, sequence_k, left_k, exists_k, CAUSAL: tl.constexpr):
+def _load(pointer, rows, strides, inner, head, d, D, AXIAL: tl.constexpr):
+    pointers, mask = _places(pointer, rows, strides, inner, head, d, D, AXIAL)
+    return tl.load(pointers, mask=mask, other=0.0)
+
+
+@triton.jit
+def _store(pointer, rows, strides, inner, head, d, D, values, AXIAL: tl.constexpr):
+    pointers, mask = _places(pointer, rows, strides, inner, head, d, D, AXIAL)
+    tl.store(pointers, values.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _block_diagonal(rows, rows_k, CAUSAL: tl.constexpr):
     """bool [M, N]; with CAUSAL the last query of a sequence is aligned with its last key."""
+    _, sequence, _, left, exists = rows
+    _, sequence_k, _, left_k, exists_k = rows_k
     mask = (sequence[:, None] == sequence_k[None, :]) & exists[:, None] & exists_k[None, :]
     if CAUSAL:
         mask = mask & (left_k[None, :] >= left[:, None])
@@ -50,103 +79,105 @@ def _block_diagonal(sequence, left, exists, sequence_k, left_k, exists_k, CAUSAL
 
 
 @triton.jit
-def _load(pointer, address, d, mask):
-    return tl.load(pointer + address[:, None] + d[None, :], mask=mask, other=0.0)
+def _is_finite(values):
+    return tl.abs(values.to(tl.float32)) < float("inf")
 
 
 @triton.jit
-def _store(pointer, address, d, mask, values):
-    tl.store(pointer + address[:, None] + d[None, :], values.to(pointer.dtype.element_ty), mask=mask)
+def _whole(values):
+    """bool [rows]: every value of the row is finite."""
+    return tl.min(_is_finite(values).to(tl.int32), axis=1) > 0
 
 
-@triton.jit(do_not_specialize=["dropout"])
+@triton.jit
+def _only(rows, mask):
+    """Of the rows those of the mask. Loading them again is cheaper than clearing the others in registers."""
+    row, sequence, position, left, exists = rows
+    return row, sequence, position, left, exists & mask
+
+
+@triton.jit(do_not_specialize=["sequences", "group", "rows", "threshold", "factor"])
 def tiny_forward(
     query_ptr, key_ptr, value_ptr, output_ptr, lse_ptr, offsets_ptr, offsets_k_ptr,
     q_strides, k_strides, v_strides, o_strides, sequences, heads, group, rows, D, length, inner,
-    scale, softcap, dropout,
+    scale, softcap, seed_ptr, threshold, factor,
     AXIAL: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
     GROUP_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0) // heads
     first = part * group
     head = (tl.program_id(0) % heads).to(tl.int64)
+    dropout = philox_key(seed_ptr, DROPOUT), threshold, factor
     d = tl.arange(0, BLOCK_D)
     if not AXIAL:
         parts = tl.cdiv(sequences, group)
-        tail_ptr = output_ptr + head * o_strides[3]
-        zero_tail(tail_ptr, offsets_ptr, part, parts, sequences, rows, o_strides[1], d, D, BLOCK_M)
-        zero_tail_sums(lse_ptr + head * rows, offsets_ptr, part, parts, sequences, rows, BLOCK_M)
-    row, sequence, position, left, exists = _rows(
-        offsets_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_M
-    )
-    row_k, sequence_k, position_k, left_k, exists_k = _rows(
-        offsets_k_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_N
-    )
-    at_q = _addresses(row, sequence, position, inner, head, q_strides, AXIAL)
-    at_k = _addresses(row_k, sequence_k, position_k, inner, head, k_strides, AXIAL)
-    at_v = _addresses(row_k, sequence_k, position_k, inner, head, v_strides, AXIAL)
-    at_o = _addresses(row, sequence, position, inner, head, o_strides, AXIAL)
-    used, used_k = exists[:, None] & (d < D)[None, :], exists_k[:, None] & (d < D)[None, :]
-    query = _load(query_ptr, at_q, d, used)
-    key = _load(key_ptr, at_k, d, used_k)
-    value = _load(value_ptr, at_v, d, used_k)
-    mask = _block_diagonal(sequence, left, exists, sequence_k, left_k, exists_k, CAUSAL)
+        zero_forward_tail(
+            output_ptr, lse_ptr, offsets_ptr, head, part, parts, sequences, rows, o_strides, d, D, BLOCK_M
+        )
+    queries = _rows(offsets_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_M)
+    keys = _rows(offsets_k_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_N)
+    whole_query = _whole(_load(query_ptr, queries, q_strides, inner, head, d, D, AXIAL))
+    whole = _whole(_load(key_ptr, keys, k_strides, inner, head, d, D, AXIAL))
+    whole = whole & _whole(_load(value_ptr, keys, v_strides, inner, head, d, D, AXIAL))
+    # Without it the compiler holds what it has loaded in registers.
+    tl.debug_barrier()
+    query = _load(query_ptr, _only(queries, whole_query), q_strides, inner, head, d, D, AXIAL)
+    key = _load(key_ptr, _only(keys, whole), k_strides, inner, head, d, D, AXIAL)
+    value = _load(value_ptr, _only(keys, whole), v_strides, inner, head, d, D, AXIAL)
+    # What a key has in its place reaches whoever sees it. The interpreter has no constants of bfloat16.
+    key += tl.where(whole, 0.0, float("nan")).to(key.dtype)[:, None]
     # Rows stand for positions of several sequences: each pair's key position is that of its column.
-    state = forward_tile(
-        empty_state(BLOCK_M, BLOCK_D), query, key, value, mask, row, position_k, head, scale, softcap, dropout,
-        SOFTCAP, DROPOUT, PRECISION,
+    largest, total, weighted = forward_tile(
+        empty_state(BLOCK_M, BLOCK_D), query, key, value, _block_diagonal(queries, keys, CAUSAL), queries[0], keys[2],
+        head, scale, softcap, dropout, SOFTCAP, DROPOUT, PRECISION,
     )  # fmt: skip
-    output, lse = finish(state, dropout, DROPOUT)
-    _store(output_ptr, at_o, d, used, output)
-    tl.store(lse_ptr + head * rows + row, lse, mask=exists)
+    keyless = total == 0.0
+    total = tl.where(whole_query, total, float("nan"))
+    output, lse = finish((largest, total, weighted), keyless, dropout, DROPOUT)
+    _store(output_ptr, queries, o_strides, inner, head, d, D, output, AXIAL)
+    tl.store(lse_ptr + head * rows + queries[0], lse, mask=queries[4])
 
 
-@triton.jit(do_not_specialize=["dropout"])
+@triton.jit(do_not_specialize=["sequences", "group", "rows", "rows_k", "threshold", "factor"])
 def tiny_backward(
     query_ptr, key_ptr, value_ptr, output_ptr, grad_ptr, lse_ptr, dq_ptr, dk_ptr, dv_ptr, offsets_ptr, offsets_k_ptr,
     q_strides, k_strides, v_strides, o_strides, dq_strides, dk_strides,
     sequences, heads, group, rows, rows_k, D, length, inner,
-    scale, softcap, dropout,
+    scale, softcap, seed_ptr, threshold, factor,
     AXIAL: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
     GROUP_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0) // heads
     first = part * group
     head = (tl.program_id(0) % heads).to(tl.int64)
+    dropout = philox_key(seed_ptr, DROPOUT), threshold, factor
     d = tl.arange(0, BLOCK_D)
     if not AXIAL:
         parts = tl.cdiv(sequences, group)
-        dq_tail, dk_tail, dv_tail = (
-            dq_ptr + head * dq_strides[3], dk_ptr + head * dk_strides[3], dv_ptr + head * dk_strides[3]
+        zero_backward_tails(
+            dq_ptr, dk_ptr, dv_ptr, offsets_ptr, offsets_k_ptr, head, part, parts, sequences, rows, rows_k,
+            dq_strides, dk_strides, d, D, BLOCK_N,
         )  # fmt: skip
-        zero_tail(dq_tail, offsets_ptr, part, parts, sequences, rows, dq_strides[1], d, D, BLOCK_M)
-        zero_tail(dk_tail, offsets_k_ptr, part, parts, sequences, rows_k, dk_strides[1], d, D, BLOCK_N)
-        zero_tail(dv_tail, offsets_k_ptr, part, parts, sequences, rows_k, dk_strides[1], d, D, BLOCK_N)
-    row, sequence, position, left, exists = _rows(
-        offsets_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_M
-    )
-    row_k, sequence_k, position_k, left_k, exists_k = _rows(
-        offsets_k_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_N
-    )
-    at_q = _addresses(row, sequence, position, inner, head, q_strides, AXIAL)
-    at_k = _addresses(row_k, sequence_k, position_k, inner, head, k_strides, AXIAL)
-    at_v = _addresses(row_k, sequence_k, position_k, inner, head, v_strides, AXIAL)
-    at_o = _addresses(row, sequence, position, inner, head, o_strides, AXIAL)
-    at_dq = _addresses(row, sequence, position, inner, head, dq_strides, AXIAL)
-    at_dk = _addresses(row_k, sequence_k, position_k, inner, head, dk_strides, AXIAL)
-    used, used_k = exists[:, None] & (d < D)[None, :], exists_k[:, None] & (d < D)[None, :]
-    query = _load(query_ptr, at_q, d, used)
-    key = _load(key_ptr, at_k, d, used_k)
-    value = _load(value_ptr, at_v, d, used_k)
-    grad = _load(grad_ptr, at_o, d, used)
-    output = _load(output_ptr, at_o, d, used)
+    queries = _rows(offsets_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_M)
+    keys = _rows(offsets_k_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_N)
+    lse = tl.load(lse_ptr + head * rows + queries[0], mask=queries[4], other=float("inf"))
+    output = _load(output_ptr, queries, o_strides, inner, head, d, D, AXIAL)
+    grad = _load(grad_ptr, queries, o_strides, inner, head, d, D, AXIAL)
     delta = tl.sum(output.to(tl.float32) * grad.to(tl.float32), axis=1)
-    lse = tl.load(lse_ptr + head * rows + row, mask=exists, other=float("inf"))
-    mask = _block_diagonal(sequence, left, exists, sequence_k, left_k, exists_k, CAUSAL)
+    # Which queries met what is not finite, lse says of the forward pass and delta of the gradient.
+    grad = _load(grad_ptr, _only(queries, _is_finite(delta)), o_strides, inner, head, d, D, AXIAL)
+    query = _load(query_ptr, _only(queries, _is_finite(lse)), q_strides, inner, head, d, D, AXIAL)
+    lse = tl.where(_is_finite(delta), lse, float("nan"))
+    whole = _whole(_load(key_ptr, keys, k_strides, inner, head, d, D, AXIAL))
+    key = _load(key_ptr, _only(keys, whole), k_strides, inner, head, d, D, AXIAL)
+    value = _load(value_ptr, keys, v_strides, inner, head, d, D, AXIAL)
     weights, logit_grad = backward_tile(
-        query, key, value, grad, lse, delta, mask, row, position_k, head, scale, softcap, dropout,
-        SOFTCAP, DROPOUT, PRECISION,
+        query, key, value, grad, lse, delta, _block_diagonal(queries, keys, CAUSAL), queries[0], keys[2], head,
+        scale, softcap, dropout, SOFTCAP, DROPOUT, PRECISION,
     )  # fmt: skip
-    _store(dv_ptr, at_dk, d, used_k, tl.dot(tl.trans(weights), grad, input_precision=PRECISION))
-    _store(dk_ptr, at_dk, d, used_k, tl.dot(tl.trans(logit_grad), query, input_precision=PRECISION) * scale)
-    _store(dq_ptr, at_dq, d, used, tl.dot(logit_grad, key, input_precision=PRECISION) * scale)
+    dv = tl.dot(tl.trans(weights), grad, input_precision=PRECISION)
+    _store(dv_ptr, keys, dk_strides, inner, head, d, D, dv, AXIAL)
+    dk = tl.dot(tl.trans(logit_grad), query, input_precision=PRECISION) * scale
+    _store(dk_ptr, keys, dk_strides, inner, head, d, D, dk, AXIAL)
+    dq = tl.dot(logit_grad, key, input_precision=PRECISION) * scale
+    _store(dq_ptr, queries, dq_strides, inner, head, d, D, dq, AXIAL)

@@ -5,14 +5,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import philox
 from ..dispatch import implementation, register
-from ..precision import follow_autocast, without_autocast
+from ..precision import compute_dtype, follow_autocast, without_autocast
 from ..validation import INDEX_DTYPES, check_devices, check_floating, check_seed, check_shape
-from . import reference
+from . import registered
+from .chunked import hard_negatives as hard_negatives_reference
+from .ranks import name_of
 
-register("contrastive_loss", reference=reference.contrastive_loss)
-register("sigmoid_loss", reference=reference.sigmoid_loss)
-register("hard_negatives", reference=reference.hard_negatives)
+register("contrastive_loss", reference=registered.contrastive_loss_reference, triton=registered.contrastive_loss)
+register("sigmoid_loss", reference=registered.sigmoid_loss_reference, triton=registered.sigmoid_loss)
+register("hard_negatives", reference=hard_negatives_reference, triton=registered.hard_negatives)
 
 
 class HardNegatives(NamedTuple):
@@ -34,14 +37,19 @@ def contrastive_loss(
 ) -> Tensor:
     """Symmetric InfoNCE (CLIP, Radford et al. 2021): mean of the two directions' cross-entropies.
 
-    logits = logit_scale * a @ b.T; row i of `a` belongs to row i of `b`. Gradients flow to a, b and logit_scale.
-    The reference implementation holds the B x B logits.
+    logits = logit_scale * a @ b.T; row i of `a` belongs to row i of `b`. Gradients flow to a, b and logit_scale, and
+    are computed with the loss: what backward needs is [B, D] twice, in float32. The B x B logits are never in memory;
+    the gradients of some rows of them are, up to 2^27 numbers at a time (on the CPU 2^22).
 
     Args:
         a: [B, D], used as given (normalise first).
         b: [B, D].
         logit_scale: number or scalar tensor (1 / temperature, not its logarithm).
-        group: a torch.distributed group for global negatives; not in this version.
+        group: a torch.distributed group whose ranks hold B rows each of one global batch. Features travel around the
+            ring of ranks while each computes on another's, so that a rank holds two blocks of them at a time.
+            Every rank returns the loss L of the global batch, and dL/d(logit_scale). Its features receive
+            ranks * dL/da: data-parallel training averages gradients, so a parameter theta of the towers ends up with
+            (1 / ranks) * sum_r (da_r/dtheta)^T (ranks * dL/da_r) = dL/dtheta, as one process with all rows has it.
         label_smoothing: this share of the target is spread evenly over all B columns.
         positives: int [B]; rows with equal ids are positives of one another, each with equal share of the target.
             Default: only i with i.
@@ -51,20 +59,23 @@ def contrastive_loss(
         Scalar, float32 (float64 for float64 features). Under torch.autocast the features are rounded to its dtype.
 
     Raises:
-        ValueError: a shape does not fit, the batch is empty or label_smoothing is outside [0, 1].
-        TypeError: features are not of one floating-point dtype, or positives is not int32 or int64.
-        NotImplementedError: a group is given.
+        ValueError: a shape does not fit, the batch is empty, label_smoothing is outside [0, 1], or (on every rank) the
+            ranks' features differ in shape. If `group` serves CPU tensors beside NCCL, as it does when
+            init_process_group is not told a backend, no host waits for a device to find that out.
+        TypeError: features are not of one floating-point dtype, positives is not int32 or int64, or group is no
+            process group.
     """
     op = "contrastive_loss"
     _check_pair(op, a, b, logit_scale=logit_scale)
-    _check_group(op, group)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"{op}: label_smoothing is {label_smoothing}, expected 0 <= label_smoothing <= 1")
     _check_ids(op, "positives", positives, a.shape[0])
-    run = implementation(op, backend, a.device)
     a, b = follow_autocast(a, b)
+    run = implementation(op, backend, a.device, a.dtype)
     with without_autocast(a.device):
-        return run(a, b, logit_scale, positives, label_smoothing)
+        scale = _scalar(logit_scale, a)
+        wanted = _wanted(a, b, scale)
+        return run(a, b, scale, positives, float(label_smoothing), *wanted, name_of(op, group))[0]
 
 
 def sigmoid_loss(
@@ -78,15 +89,16 @@ def sigmoid_loss(
 ) -> Tensor:
     """Pairwise sigmoid loss (SigLIP, Zhai et al. 2023): -sum over all pairs of log sigmoid(±logit) / B.
 
-    logits = logit_scale * a @ b.T + logit_bias; plus for i = j, minus elsewhere. Gradients flow to all four inputs.
-    The reference implementation holds the B x B logits.
+    logits = logit_scale * a @ b.T + logit_bias; plus for i = j, minus elsewhere. Gradients flow to all four inputs, and
+    are computed with the loss as in `contrastive_loss`.
 
     Args:
         a: [B, D], used as given (normalise first).
         b: [B, D].
         logit_scale: number or scalar tensor.
         logit_bias: number or scalar tensor.
-        group: a torch.distributed group for global negatives; not in this version.
+        group: a torch.distributed group whose ranks hold B rows each of one global batch; `contrastive_loss` states
+            the convention.
         backend: see `fastvtp_kernels.dispatch`.
 
     Returns:
@@ -95,15 +107,14 @@ def sigmoid_loss(
     Raises:
         ValueError: a shape does not fit or the batch is empty.
         TypeError: features are not of one floating-point dtype.
-        NotImplementedError: a group is given.
     """
     op = "sigmoid_loss"
     _check_pair(op, a, b, logit_scale=logit_scale, logit_bias=logit_bias)
-    _check_group(op, group)
-    run = implementation(op, backend, a.device)
     a, b = follow_autocast(a, b)
+    run = implementation(op, backend, a.device, a.dtype)
     with without_autocast(a.device):
-        return run(a, b, logit_scale, logit_bias)
+        scale, bias = _scalar(logit_scale, a), _scalar(logit_bias, a)
+        return run(a, b, scale, bias, *_wanted(a, b, scale, bias), name_of(op, group))[0]
 
 
 @torch.no_grad()
@@ -121,7 +132,6 @@ def hard_negatives(
 
     b_for_a[i] ~ softmax over j != i of logit_scale * a[i] . b[j]; a_for_b[j] ~ softmax over i != j of the same logits.
     The draw is an exact inverse CDF of a random number keyed by (seed, step, row); nothing waits for the device.
-    The reference implementation holds the B x B logits.
 
     Args:
         a: [B, D], used as given (normalise first). No gradient flows.
@@ -133,7 +143,8 @@ def hard_negatives(
         backend: see `fastvtp_kernels.dispatch`.
 
     Returns:
-        HardNegatives(b_for_a, a_for_b), int64 [B] each; -1 in a row without any candidate.
+        HardNegatives(b_for_a, a_for_b), int64 [B] each. A row without any candidate (all rows are of its group) gets
+        -1: index with `.clamp(min=0)` and leave rows with `b_for_a < 0` out of the loss, which needs no host wait.
 
     Raises:
         ValueError: a shape does not fit, the batch is empty, or the seed or the step is out of range.
@@ -143,9 +154,10 @@ def hard_negatives(
     _check_pair(op, a, b, logit_scale=logit_scale)
     check_seed(op, seed, step)
     _check_ids(op, "groups", groups, a.shape[0])
-    run = implementation(op, backend, a.device)
+    run = implementation(op, backend, a.device, a.dtype)
     with without_autocast(a.device):
-        return HardNegatives(*run(a, b, logit_scale, seed, step, groups))
+        # The dispatcher's integers are signed.
+        return HardNegatives(*run(a, b, _scalar(logit_scale, a), philox.signed(seed), step, groups))
 
 
 def _check_pair(op: str, a: Tensor, b: Tensor, **scalars: Tensor | float) -> None:
@@ -162,9 +174,18 @@ def _check_pair(op: str, a: Tensor, b: Tensor, **scalars: Tensor | float) -> Non
             raise ValueError(f"{op}: {name} has shape {list(scalar.shape)}, expected a scalar")
 
 
-def _check_group(op: str, group: Any) -> None:
-    if group is not None:
-        raise NotImplementedError(f"{op}: group is given, but global negatives are not in this version; use group=None")
+def _scalar(value: Tensor | float, features: Tensor) -> Tensor:
+    """[] in the dtype and on the device that the op computes on; gradients flow back through it."""
+    dtype = compute_dtype(features.dtype)
+    if isinstance(value, Tensor):
+        return value.to(features.device, dtype).reshape(())
+    return torch.full((), value, dtype=dtype, device=features.device)
+
+
+def _wanted(*inputs: Tensor) -> tuple[bool, bool, bool]:
+    """Whether a, b and any of the scalars ask for a gradient."""
+    a, b, *scalars = (x.requires_grad and torch.is_grad_enabled() for x in inputs)
+    return a, b, any(scalars)
 
 
 def _check_ids(op: str, name: str, ids: Tensor | None, rows: int) -> None:

@@ -1,0 +1,82 @@
+"""Where a library's kernels were measured to be faster than ours.
+
+A line of MEASURED says for one situation which backends to try, fastest first; what is absent or cannot do the call is
+passed over, and situations without a line run the Triton kernels. Lines are never written by hand:
+
+    python -m benchmarks.attention --device cuda --json results.json
+    python -m benchmarks.attention_choice results.json --architecture sm_90
+
+prints those that follow from a measurement, ready to be put here. It has not been run on a GPU yet: there are none.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import tuning
+from .libraries import refusal
+from .reference import Options
+
+DETERMINISTIC = ("triton", "flash_attn")
+"""Backends whose backward pass repeats bit for bit, as the op promises: no other is chosen for training."""
+
+
+class Situation(NamedTuple):
+    """What the fastest backend depends on.
+
+    architecture: of `tuning.architecture`. width: 64, 128, 256: heads up to that width and wider than the one before.
+    length: the longest sequence, of queries or keys, rounded up to a power of two. backward: a gradient is wanted.
+    """
+
+    architecture: str
+    precision: tuning.Precision
+    width: int
+    length: int
+    softcap: bool
+    causal: bool
+    backward: bool
+
+
+MEASURED: dict[Situation, tuple[str, ...]] = {}
+
+
+@torch.compiler.assume_constant_result
+def _architecture(device: torch.device) -> str:
+    return tuning.architecture(device)
+
+
+def length_bucket(longest: int) -> int:
+    """The next power of two, 16 at least."""
+    bucket = 16
+    # Comparisons, so that a symbolic length is guarded by its bucket and not by its value.
+    while bucket < longest:
+        bucket *= 2
+    return bucket
+
+
+def width_bucket(width: int) -> int:
+    return next((bucket for bucket in (64, 128, 256) if width <= bucket), width)
+
+
+def ranked(query: Tensor, key: Tensor, value: Tensor, longest: int, options: Options, same: bool) -> tuple[str, ...]:
+    """Backends for `dispatch.resolve_backend` to try, fastest first; empty where nothing was measured.
+
+    Args:
+        query: [..., H, Dh], as key and value.
+        longest: at least the longest sequence of queries or keys.
+        same: queries and keys have the same offsets.
+    """
+    if not MEASURED:
+        return ()
+    backward = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    width, dtype = query.shape[-1], query.dtype
+    situation = Situation(
+        _architecture(query.device), tuning.precision(dtype), width_bucket(width), length_bucket(longest),
+        options.softcap > 0, options.causal, backward,
+    )  # fmt: skip
+    return tuple(
+        name
+        for name in MEASURED.get(situation, ())
+        if name == "triton" or not refusal(name, width, dtype, options, same)
+    )

@@ -1,0 +1,96 @@
+"""The contrastive ops' entries in torch's dispatcher.
+
+The losses stand there twice: with kernels, and as `..._reference` with PyTorch's tiles on any device.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..precision import compute_dtype
+from ..registration import define_gradient, define_op, launcher
+from . import blockwise, chunked
+from .blockwise import Found, Wanted
+from .ranks import Ring
+
+_WANTED = "bool want_a, bool want_b, bool want_scalars, str group"
+_FOUND = "(Tensor, Tensor, Tensor, Tensor)"
+
+
+def contrastive_loss_with(
+    tiles: ModuleType, a: Tensor, b: Tensor, scale: Tensor, positives: Tensor | None, smoothing: float, *rest: Any
+) -> Found:
+    *wanted, group = rest
+    return blockwise.contrastive_loss(tiles, a, b, scale, positives, smoothing, Wanted(*wanted), Ring(group))
+
+
+def sigmoid_loss_with(tiles: ModuleType, a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, *rest: Any) -> Found:
+    *wanted, group = rest
+    return blockwise.sigmoid_loss(tiles, a, b, scale, bias, Wanted(*wanted), Ring(group))
+
+
+def _fake(scalars: int) -> Callable[..., tuple[Tensor, ...]]:
+    def fake(a: Tensor, b: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        *_, want_a, want_b, _, _ = rest
+        dtype = compute_dtype(a.dtype)
+        features = (x.new_empty(x.shape if want else (0,), dtype=dtype) for x, want in ((a, want_a), (b, want_b)))
+        return scale.new_empty(()), *features, scale.new_empty(scalars)
+
+    return fake
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    # The gradients are nobody's to differentiate.
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:])
+    ctx.dtype, ctx.wanted = inputs[0].dtype, Wanted(*inputs[-4:-1])
+
+
+def _gradients(ctx: Any, grad: Tensor | None, *_: None) -> list[Tensor | None]:
+    *features, scalars = ctx.saved_tensors
+    if grad is None:
+        return [None] * (2 + len(scalars))
+    found: list[Tensor | None] = [
+        (gradient * grad).to(ctx.dtype) if want else None
+        for gradient, want in zip(features, ctx.wanted[:2], strict=True)
+    ]
+    return [*found, *(scalars * grad if ctx.wanted.scalars else [None] * len(scalars))]
+
+
+def _contrastive_gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    return *_gradients(ctx, grad), *[None] * 6
+
+
+def _sigmoid_gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    return *_gradients(ctx, grad), *[None] * 4
+
+
+def _define(
+    name: str, arguments: str, loss: Callable[..., Found], scalars: int, backward: Callable[..., Any]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The op with kernels and the op without."""
+
+    def reference(*inputs: Any) -> Found:
+        return loss(chunked, *inputs)
+
+    ops = []
+    for suffix, launch in (("", launcher(__name__, name)), ("_reference", reference)):
+        schema = f"{name}{suffix}(Tensor a, Tensor b, Tensor scale, {arguments}, {_WANTED}) -> {_FOUND}"
+        ops.append(define_op(schema, launch=launch, reference=reference, fake=_fake(scalars)))
+        define_gradient(ops[-1], _save, backward)
+    return ops[0], ops[1]
+
+
+contrastive_loss, contrastive_loss_reference = _define(
+    "contrastive_loss", "Tensor? positives, float label_smoothing", contrastive_loss_with, 1, _contrastive_gradients
+)
+sigmoid_loss, sigmoid_loss_reference = _define("sigmoid_loss", "Tensor bias", sigmoid_loss_with, 2, _sigmoid_gradients)
+hard_negatives = define_op(
+    "hard_negatives(Tensor a, Tensor b, Tensor scale, int seed, int step, Tensor? groups) -> (Tensor, Tensor)",
+    launch=launcher(__name__, "hard_negatives"),
+    reference=chunked.hard_negatives,
+    fake=lambda a, b, *rest: tuple(x.new_empty(len(x), dtype=torch.int64) for x in (a, b)),
+)

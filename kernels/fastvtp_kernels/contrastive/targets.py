@@ -1,0 +1,57 @@
+"""What is known of a block of logits before they are: which pairs belong together, and where zero is."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Shifts(NamedTuple):
+    """What the logits of each row [M] and of each column [N] are measured from."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def of_rows(self, rows: slice) -> "Shifts":
+        return Shifts(self.rows[rows], self.columns)
+
+
+class Targets(NamedTuple):
+    """The target distribution of a block of logits [M, N].
+
+    A pair is positive if its ids are equal; without ids, if column = row + offset. Its weight in the target of its row,
+    and of its column, is `positive_weight` (without ids) or the row's entry of `weights`. Besides, every pair has the
+    weight `even` (label smoothing).
+    """
+
+    offset: int = 0
+    positive_weight: float = 1.0
+    even: float = 0.0
+    row_ids: Tensor | None = None
+    column_ids: Tensor | None = None
+    weights: Tensor | None = None
+
+    def of_rows(self, rows: slice) -> "Targets":
+        """Those of the block's rows from `rows.start` on."""
+        if self.row_ids is None:
+            return self._replace(offset=self.offset + rows.start)
+        weights = None if self.weights is None else self.weights[rows]
+        return self._replace(row_ids=self.row_ids[rows], weights=weights)
+
+    def positive(self, logits: Tensor) -> Tensor:
+        """bool [M, N]: which of these logits belong to positive pairs."""
+        if self.row_ids is None or self.column_ids is None:
+            row, column = (torch.arange(size, device=logits.device) for size in logits.shape)
+            return row[:, None] + self.offset == column
+        return self.row_ids[:, None] == self.column_ids
+
+
+def occurrences(ids: Tensor, among: Tensor) -> Tensor:
+    """int64 [M]: how often each id occurs in `among`. Sorting makes it memory of O(B) and no host wait."""
+    ordered = among.sort().values
+    return torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
+
+
+def strips(rows: int, height: int) -> list[slice]:
+    """All rows in pieces of `height`."""
+    return [slice(start, min(rows, start + height)) for start in range(0, rows, height)]

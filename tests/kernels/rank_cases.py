@@ -1,0 +1,186 @@
+"""What several processes compute with the contrastive losses, for the tests to compare with what one process does.
+
+`run` starts PROCESSES processes once; those named by a case form its group and save what each of them finds.
+"""
+
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.kernels.contrastive_cases import LOSSES, small_tiles
+
+PROCESSES = 4
+# Of the last two, one is no prefix of the world and one a process alone.
+GROUPS = {"2": (0, 1), "3": (0, 1, 2), "4": (0, 1, 2, 3), "1 and 3": (1, 3), "1": (2,)}
+ROWS, WIDTH, STEPS = 3, 5, 3
+Result = dict[str, Any]
+
+
+class Case(NamedTuple):
+    """One call of a loss on the ranks of a group."""
+
+    loss: str
+    group: str = "3"
+    positives: bool = False
+    label_smoothing: float = 0.0
+    wanted: tuple[str, ...] = ("a", "b", "logit_scale", "logit_bias")
+    dtype: torch.dtype = torch.float32
+    backend: str = "reference"
+    compiled: bool = False
+
+    def inputs(self) -> Result:
+        """The whole batch and the scalars, without gradients."""
+        rows = ROWS * len(GROUPS[self.group])
+        generator = torch.Generator().manual_seed(5)
+        a, b = (torch.randn(rows, WIDTH, generator=generator, dtype=torch.float64) for _ in range(2))
+        found: Result = {"a": a, "b": b, "logit_scale": torch.tensor(2.5, dtype=torch.float64)}
+        if self.loss == "sigmoid_loss":
+            found["logit_bias"] = torch.tensor(-1.5, dtype=torch.float64)
+        scalars = torch.float64 if self.dtype == torch.float64 else torch.float32
+        found = {name: x.to(self.dtype if x.ndim else scalars) for name, x in found.items()}
+        if self.loss == "contrastive_loss":
+            # Equal ids within a rank and across ranks.
+            found["positives"] = torch.arange(rows) * 3 % 5 if self.positives else None
+            found["label_smoothing"] = self.label_smoothing
+        return found
+
+    def run(self, inputs: Result, **options: Any) -> Result:
+        """The loss and, by name, the gradients that are wanted."""
+        leaves = {name: inputs[name].clone().requires_grad_() for name in self.wanted if name in inputs}
+
+        def call(given: Result) -> Tensor:
+            return LOSSES[self.loss](**given, **options)
+
+        if self.compiled:
+            call = torch.compile(call, fullgraph=True, backend="aot_eager")
+        loss = call(inputs | leaves)
+        if leaves:
+            loss.backward()
+        return {"loss": loss.detach()} | {name: x.grad for name, x in leaves.items()}
+
+
+CASES = {
+    f"{loss}, {group} processes{title}": Case(loss, group, **options)
+    for group in GROUPS
+    for loss, title, options in [
+        ("contrastive_loss", "", {}),
+        ("contrastive_loss", ", positives", {"positives": True}),
+        ("contrastive_loss", ", positives, smoothed", {"positives": True, "label_smoothing": 0.1}),
+        ("contrastive_loss", ", smoothed", {"label_smoothing": 0.3}),
+        ("sigmoid_loss", "", {}),
+    ]
+}
+for _loss in LOSSES:
+    CASES |= {
+        f"{_loss}, only {' and '.join(wanted) or 'the loss'}": Case(_loss, wanted=wanted)
+        for wanted in [("a",), ("b",), ("logit_scale",), ("b", "logit_scale"), ()]
+    }
+    CASES[f"{_loss}, float64"] = Case(_loss, dtype=torch.float64)
+    CASES[f"{_loss}, bfloat16"] = Case(_loss, dtype=torch.bfloat16)
+    CASES[f"{_loss}, compiled"] = Case(_loss, "2", compiled=True)
+    CASES[f"{_loss}, Triton"] = Case(_loss, "2", backend="triton")
+CASES["contrastive_loss, Triton, positives, smoothed"] = Case(
+    "contrastive_loss", "2", positives=True, label_smoothing=0.1, backend="triton"
+)
+
+
+class Towers(nn.Module):
+    """Two linear towers and a loss's scalars, the same on every call."""
+
+    def __init__(self, loss: str) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.left, self.right = nn.Linear(7, WIDTH), nn.Linear(6, WIDTH)
+        self.log_scale = nn.Parameter(torch.tensor(1.0))
+        self.bias = nn.Parameter(torch.tensor(-2.0)) if loss == "sigmoid_loss" else None
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        a, b = (nn.functional.normalize(z, dim=1) for z in (self.left(x), self.right(y)))
+        return a, b, self.log_scale.exp(), *([] if self.bias is None else [self.bias])
+
+
+def train(loss: str, model: nn.Module, rows: slice, whole: int, group: dist.ProcessGroup | None) -> Result:
+    """STEPS steps on these rows of batches of `whole` rows; the losses and the weights."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    generator = torch.Generator().manual_seed(9)
+    losses = []
+    for _ in range(STEPS):
+        x, y = (torch.randn(whole, width, generator=generator)[rows] for width in (7, 6))
+        output = LOSSES[loss](*model(x, y), group=group)
+        optimizer.zero_grad()
+        output.backward()
+        optimizer.step()
+        losses.append(output.detach())
+    weights = {name.removeprefix("module."): x.detach().clone() for name, x in model.named_parameters()}
+    return {"losses": torch.stack(losses)} | weights
+
+
+def _error(loss: str, group: dist.ProcessGroup, rows: int, width: int, wants_gradient: bool = False) -> str:
+    """What the loss says to features of a shape, or to a wish for gradients, that is not every rank's."""
+    a = torch.randn(rows, width)
+    try:
+        LOSSES[loss](a.clone().requires_grad_(wants_gradient), a, *(1.0,) * (1 + (loss == "sigmoid_loss")), group=group)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def _work(process: int, folder: Path, names: tuple[str, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=process,
+        world_size=PROCESSES,
+        timeout=timedelta(seconds=60),
+    )
+    groups: dict[str, Any] = {name: dist.new_group(list(ranks)) for name, ranks in GROUPS.items()}
+    found: dict[str, Any] = {}
+    with small_tiles():
+        for name in names:
+            case = CASES[name]
+            ranks = GROUPS[case.group]
+            if process in ranks:
+                first = ROWS * ranks.index(process)
+                inputs = {
+                    key: x[first : first + ROWS] if isinstance(x, Tensor) and x.ndim else x
+                    for key, x in case.inputs().items()
+                }
+                found[name] = case.run(inputs, group=groups[case.group], backend=case.backend)
+        for loss in LOSSES:
+            for name, ranks in GROUPS.items():
+                if process in ranks:
+                    first = ROWS * ranks.index(process)
+                    model = DistributedDataParallel(Towers(loss), process_group=groups[name])
+                    rows = slice(first, first + ROWS)
+                    found[f"train {loss} {name}"] = train(loss, model, rows, ROWS * len(ranks), groups[name])
+            found[f"uneven {loss}"] = [
+                _error(loss, groups["4"], 2 + (process == 2), WIDTH),
+                _error(loss, groups["4"], 2, WIDTH - (process == 0)),
+                _error(loss, groups["4"], 2, WIDTH, wants_gradient=process == 1),
+            ]
+    torch.save(found, folder / f"{process}.pt")
+    dist.destroy_process_group()
+
+
+def run(folder: Path, names: tuple[str, ...], seconds: float = 240) -> list[Result]:
+    """What each process found, by the names of cases, "train <loss> <group>" and "uneven <loss>"."""
+    context: Any = start_processes(_work, (folder, names), nprocs=PROCESSES, join=False, start_method="spawn")
+    deadline = time.monotonic() + seconds
+    try:
+        while not context.join(timeout=5):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the {PROCESSES} processes did not end within {seconds} seconds")
+    finally:
+        for process in context.processes:
+            if process.is_alive():
+                process.kill()
+    return [torch.load(folder / f"{process}.pt") for process in range(PROCESSES)]

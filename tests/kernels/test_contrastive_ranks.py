@@ -1,0 +1,121 @@
+"""The contrastive losses of several processes (gloo, CPU) against one process with the whole batch.
+
+Four processes are started once; groups of two, three and four of them, and of one, compute side by side.
+"""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastvtp_kernels import contrastive_loss, dispatch, sigmoid_loss
+from tests.kernels import rank_cases
+from tests.kernels.contrastive_cases import LOSSES
+from tests.kernels.rank_cases import CASES, GROUPS, ROWS, Towers, train
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch is built without torch.distributed")
+TRITON = {name for name, case in CASES.items() if case.backend == "triton"}
+every_loss = pytest.mark.parametrize("loss", LOSSES)
+
+
+def runnable() -> tuple[str, ...]:
+    """The kernels run on the CPU only where Triton interprets."""
+    triton = next(x for x in dispatch.backends("contrastive_loss", torch.device("cpu")) if x.backend == "triton")
+    return tuple(name for name in CASES if triton.available or name not in TRITON)
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory) -> list[rank_cases.Result]:
+    return rank_cases.run(tmp_path_factory.mktemp("ranks"), runnable())
+
+
+def assert_equal_to_1e6(name: str, actual: Tensor, expected: Tensor) -> None:
+    """To 1e-6 of the largest number."""
+    error = (actual.double() - expected.double()).abs().max().item()
+    largest = expected.abs().max().item()
+    assert error <= 1e-6 * max(1.0, largest), f"{name}: error {error:.3g}, the largest number is {largest:.3g}"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_one_process_with_the_whole_batch(name, processes):
+    if name not in runnable():
+        pytest.skip("Triton does not interpret here")
+    case = CASES[name]
+    ranks = GROUPS[case.group]
+    inputs = case.inputs()
+    if case.dtype == torch.bfloat16:
+        # The features are rounded, and the gradients at last; nothing between.
+        inputs = {
+            key: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for key, x in inputs.items()
+        }
+    whole = case.run(inputs, backend="reference")
+    for place, rank in enumerate(ranks):
+        found = processes[rank][name]
+        assert found.keys() == whole.keys()
+        for key, value in found.items():
+            expected = whole[key]
+            if key in ("a", "b"):
+                # Data-parallel training averages over the ranks: features receive the sum of what they are averaged to.
+                expected = len(ranks) * expected[place * ROWS : (place + 1) * ROWS]
+            if case.dtype == torch.bfloat16 and key in ("a", "b"):
+                expected = expected.bfloat16()
+            assert value.dtype == case.dtype or value.ndim == 0
+            assert_equal_to_1e6(f"{key} on process {rank}", value, expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_rank_has_the_bits_of_the_loss_and_of_the_scalars_gradients(name, processes):
+    if name not in runnable():
+        pytest.skip("Triton does not interpret here")
+    first, *others = (processes[rank][name] for rank in GROUPS[CASES[name].group])
+    for other in others:
+        for key in first.keys() - {"a", "b"}:
+            assert torch.equal(first[key], other[key]), key
+
+
+@every_loss
+def test_a_group_of_one_changes_no_bit(loss, processes):
+    case = CASES[f"{loss}, 1 processes"]
+    for key, value in case.run(case.inputs()).items():
+        assert torch.equal(value, processes[2][f"{loss}, 1 processes"][key]), key
+
+
+@every_loss
+@pytest.mark.parametrize("group", GROUPS)
+def test_training_gives_the_weights_of_one_process_with_the_whole_batch(group, loss, processes):
+    ranks = GROUPS[group]
+    rows = ROWS * len(ranks)
+    initial = dict(Towers(loss).named_parameters())
+    whole = train(loss, Towers(loss), slice(0, rows), rows, None)
+    for rank in ranks:
+        found = processes[rank][f"train {loss} {group}"]
+        assert found.keys() == whole.keys()
+        for name, value in found.items():
+            assert_equal_to_1e6(name, value, whole[name])
+    for name, weight in initial.items():
+        assert (whole[name] - weight).abs().max() > 1e-3, f"{name} was not trained"
+
+
+@every_loss
+def test_ranks_that_differ_are_refused_on_every_rank(loss, processes):
+    expected = [
+        f"{loss}: the ranks' features have shapes {shapes}, expected the same shape on each rank"
+        for shapes in ([[2, 5], [2, 5], [3, 5], [2, 5]], [[2, 4], [2, 5], [2, 5], [2, 5]])
+    ]
+    # A rank that sent gradients to one that waits for none would hang.
+    expected.append(
+        f"{loss}: gradients (of a, of b, of scalars) are asked for as [[0, 0, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]] by "
+        "the ranks, expected the same on each rank"
+    )
+    for found in processes:
+        assert found[f"uneven {loss}"] == expected
+
+
+@pytest.mark.parametrize("group", ["world", object(), 0])
+def test_only_a_process_group_is_a_group(group):
+    a = torch.randn(2, 3)
+    said = rf"_loss: group is {type(group).__name__}, expected a torch\.distributed\.ProcessGroup or None"
+    with pytest.raises(TypeError, match=said):
+        contrastive_loss(a, a, 1.0, group=group)
+    with pytest.raises(TypeError, match=said):
+        sigmoid_loss(a, a, 1.0, 0.0, group=group)
