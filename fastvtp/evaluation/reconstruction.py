@@ -58,11 +58,12 @@ def reconstruct(
     with inference(model):
         plan = model.plan(input_ids, batch.text_lengths, batch.sample_ids.cpu(), seed=seed, step=0)
         output = model(batch.video.to(model.device), plan)
+        words = model.word_head(output.word_features).argmax(-1)
 
     masked_ids = plan.text_ids[: len(input_ids)].cpu()
     # the pool that `gather` reads holds the visible tubelets of all clips, then the masked captions
     hidden_words = (plan.gather[plan.word_rows] - plan.visible.numel()).cpu()
-    predicted_ids = masked_ids.index_copy(0, hidden_words, output.word_logits.argmax(-1).cpu())
+    predicted_ids = masked_ids.index_copy(0, hidden_words, words.cpu())
     captions = [ids.split(list(batch.text_lengths)) for ids in (input_ids, masked_ids, predicted_ids)]
 
     predictions, masked, tubelet = output.pixel_prediction.float().cpu(), plan.masked.cpu(), model.config.tubelet

@@ -175,12 +175,13 @@ class SimVTPPlan:
 @dataclass(frozen=True)
 class SimVTPOutput:
     """loss: [] weighted sum. terms: unweighted detached losses and accuracies by name, each []. Predictions keep
-    their graph: pixel_prediction [B, Km, P] (normalised per patch and channel), word_logits [M, vocabulary]."""
+    their graph: pixel_prediction [B, Km, P] (normalised per patch and channel), word_features [M, D], what
+    the word head sees of the masked words."""
 
     loss: Tensor
     terms: dict[str, Tensor]
     pixel_prediction: Tensor
-    word_logits: Tensor
+    word_features: Tensor
 
 
 class SimVTP(nn.Module):
@@ -318,8 +319,8 @@ class SimVTP(nn.Module):
             pixel_prediction, video, plan.masked,
             tubelet=config.tubelet, mean=IMAGENET_MEAN, std=IMAGENET_STD, normalize="patch_channel",
         )  # fmt: skip
-        word_logits = self.word_head(take_rows(x_ND, plan.word_rows))
-        word_loss = masked_word_loss(word_logits, plan.word_labels)
+        word_features = take_rows(x_ND, plan.word_rows)
+        word_loss, words = masked_word_loss(word_features, self.word_head.weight, self.word_head.bias, plan.word_labels)
 
         # features and heads in float32: at an inverse temperature of 100 a bfloat16 feature is off by whole logits
         with torch.autocast(x_ND.device.type, enabled=False):
@@ -343,10 +344,10 @@ class SimVTP(nn.Module):
             "loss/word": word_loss,
             "loss/contrastive": contrastive,
             "loss/matching": matching,
-            "word_accuracy": (word_logits.argmax(-1) == plan.word_labels).sum() / max(len(plan.word_labels), 1),
+            "word_accuracy": (words == plan.word_labels).sum() / max(len(plan.word_labels), 1),
             "matching_accuracy": matching_accuracy(match_logits, plan.match_labels),
         }
-        return SimVTPOutput(loss, {k: v.detach() for k, v in terms.items()}, pixel_prediction, word_logits)
+        return SimVTPOutput(loss, {k: v.detach() for k, v in terms.items()}, pixel_prediction, word_features)
 
     def logit_scale_value(self) -> Tensor:
         """The inverse temperature [], at most 100 as in CLIP."""

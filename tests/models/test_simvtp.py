@@ -98,7 +98,7 @@ def test_masked_tubelets_never_reach_the_encoder():
             )
     after = model(repainted, plan)
     assert torch.equal(before.pixel_prediction, after.pixel_prediction)
-    assert torch.equal(before.word_logits, after.word_logits)
+    assert torch.equal(before.word_features, after.word_features)
     assert torch.equal(before.terms["loss/contrastive"], after.terms["loss/contrastive"])
     assert not torch.equal(before.terms["loss/pixel"], after.terms["loss/pixel"])
 

@@ -4,7 +4,6 @@ from torch.nn.functional import cross_entropy, normalize
 
 from fastvtp.objectives.contrastive import video_text_contrast
 from fastvtp.objectives.matching import matching_accuracy, matching_labels, matching_loss
-from fastvtp.objectives.reconstruction import masked_word_loss
 
 
 def test_contrast_is_clips_formula():
@@ -39,13 +38,3 @@ def test_matching_leaves_out_rows_without_a_mismatch():
     labels = matching_labels(torch.tensor([True, False]))
     torch.testing.assert_close(matching_loss(logits, labels), cross_entropy(logits[:3], labels[:3]))
     assert matching_accuracy(torch.tensor([[0.0, 1], [0, 1], [1, 0], [0, 1]]), labels) == 1
-
-
-def test_word_loss_of_no_masked_word_is_zero_and_differentiable():
-    logits = torch.randn(0, 7, requires_grad=True)
-    loss = masked_word_loss(logits, torch.empty(0, dtype=torch.long))
-    loss.backward()
-    assert loss == 0
-    some = torch.randn(3, 7)
-    labels = torch.tensor([1, 2, 6])
-    torch.testing.assert_close(masked_word_loss(some, labels), cross_entropy(some, labels))

@@ -65,9 +65,9 @@ def run():
 
 
 def test_predictions(run):
-    _, _, output, expected, hidden = run
+    model, _, output, expected, hidden = run
     assert relative_error(output.pixel_prediction, expected["decoder_pred"]) < 1e-5
-    assert relative_error(output.word_logits, expected["mlm_logits"][hidden]) < 1e-5
+    assert relative_error(model.word_head(output.word_features), expected["mlm_logits"][hidden]) < 1e-5
 
 
 def test_gradients_of_the_reconstruction_heads(run):
