@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage lint format clean
+.PHONY: help setup demo test coverage lint gpu format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -46,6 +46,10 @@ lint: setup  ## ruff, formatting, types
 	@$(BIN)/ruff format --check .
 	@echo "==> pyright"
 	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+gpu:  ## kernel tests and all benchmarks on this machine's GPU, nine minutes: make gpu OUT=folder
+	@test -n "$(OUT)" || { echo "make gpu OUT=folder: where shall the results go?"; exit 1; }
+	@PYTHONPATH=.:kernels $$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) -m benchmarks.gpu --out $(OUT)
 
 format: setup  ## rewrite the sources in the house format
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -7,6 +7,7 @@ padded sdpa, padded input given the same for a model that keeps everything padde
 sdpa flash, cudnn, efficient    padded sdpa through that kernel alone
 torch varlen, flash_attn, xformers, flex attention    kernels for packed rows, as each comes
 naive                           the formula
+backend flash_attn, ...         varlen_attention through that library, on CUDA: with what the adapter adds
 
 Cases: L tokens each, and L video tokens with 10 to 32 text tokens after them; forward, and forward and backward. The
 backward pass alone is the difference of the two, in the second table. On CUDA about as many tokens as a training step
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from fastvtp_kernels import varlen_attention
+from fastvtp_kernels.dispatch import ATTENTION_BACKENDS
 
 from .attention_peers import Batch, exact, exact_padded, padded_input_sdpa, peers
 from .harness import TOLERANCES, Case, CaseFactory, Cost, Direction, Missing, Options, bind, command_line, measure
@@ -47,6 +49,7 @@ ACCEPTED_SEQUENCES = 12
 CPU_SECONDS = 5.0
 INDEX_BYTES, LSE_BYTES = 4, 4
 DIRECTIONS = ("forward", "backward", "forward+backward")
+BACKEND = "backend "
 # By the longest sequence, as the kernels are divided.
 REGIMES = {"tiny": 32, "short": 512, "long": float("inf")}
 
@@ -117,6 +120,9 @@ def attention_case(name: str, lengths: tuple[int, ...], options: Options, direct
     functions: dict[str, Callable[..., Tensor] | Missing] = {
         **peers(batch, options, backward), **backends_of("varlen_attention", call, options)
     }  # fmt: skip
+    if device.type == "cuda":
+        # The libraries as the op calls them: what benchmarks.attention_choice compares.
+        functions |= {BACKEND + name: partial(call, backend=name) for name in ATTENTION_BACKENDS}
     variants, packed_error = bind(functions, exact(batch), rows, direction)
     given: dict[str, Callable[..., Tensor] | Missing] = {"padded sdpa, padded input given": padded_input_sdpa(batch)}
     padded_variants, padded_error = bind(given, exact_padded(batch), padded, direction)

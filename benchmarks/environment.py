@@ -6,6 +6,8 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +76,22 @@ def _output(program: str, *arguments: str) -> str | None:
         return None
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the environment and the ceilings that every floor refers to."""
+    from .harness import command_line
+    from .record import write_json
+    from .timing import measure_ceilings, timer_for
+
+    given = command_line(main.__doc__).parse_args(arguments)
+    dtype = torch.bfloat16 if given.device.type == "cuda" else torch.float32
+    ceilings = measure_ceilings(given.device, dtype, timer_for(given.device), smoke=given.smoke)
+    found = {**environment(given.device), "ceilings": asdict(ceilings), "smoke": given.smoke}
+    if given.json:
+        write_json(given.json, [], found)
+    print(f"{found['device']}: copy {ceilings.bytes_per_s / 1e12:.3f} TB/s, {ceilings.flops_per_s / 1e12:.1f} TFLOP/s")
+
+
+if __name__ == "__main__":
+    main()

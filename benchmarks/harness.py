@@ -7,7 +7,7 @@ that cannot run, fails or computes something else than the truth gets a row that
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,12 @@ def _enter(row: Row, timing: Timing, baseline: Timing | None) -> None:
 
 
 def run(
-    factories: Sequence[CaseFactory], options: Options, seconds: float | None = None, only: Sequence[str] = ()
+    factories: Sequence[CaseFactory],
+    options: Options,
+    seconds: float | None = None,
+    only: Sequence[str] = (),
+    without: Sequence[str] = (),
+    save: Callable[[Record], None] = lambda record: None,
 ) -> Record:
     """Build and run one case after the other.
 
@@ -193,6 +198,8 @@ def run(
         options: device, dtype and size of the run.
         seconds: of timing per case; by default 10 on the CPU, 2 on CUDA, none but the least number of calls in smoke.
         only: names of the variants to run; all if empty.
+        without: words; variants whose name contains one are left out.
+        save: called after each case, so that a run that is stopped leaves what it has measured.
     """
     if seconds is None:
         seconds = 0.0 if options.smoke else 2.0 if options.device.type == "cuda" else 10.0
@@ -203,7 +210,10 @@ def run(
         torch.manual_seed(0)
         case = factory()
         record.offered.update(case.variants)
+        kept = {name: v for name, v in case.variants.items() if not any(word in name for word in without)}
+        case = replace(case, variants=kept)
         record.rows += run_case(case, ceilings, timer, seconds, only)
+        save(record)
     return record
 
 
@@ -240,6 +250,7 @@ def command_line(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, help="timing per case; default: 10 on the CPU, 2 on CUDA")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and environment there")
     parser.add_argument("--only", nargs="+", default=(), metavar="VARIANT", help="leave the other variants out")
+    parser.add_argument("--without", nargs="+", default=(), metavar="WORD", help="leave out variants that contain one")
     return parser
 
 
@@ -249,9 +260,12 @@ def measure(
     """Run what the command line asks for: the table on stdout, progress on stderr, JSON where asked for."""
     dtype = DTYPES[given.dtype or ("bfloat16" if given.device.type == "cuda" else "float32")]
     options = Options(given.device, dtype, given.smoke)
-    record = run(cases(options), options, given.seconds, given.only)
-    if given.json:
-        write_json(given.json, record.rows, record.environment)
+
+    def save(record: Record) -> None:
+        if given.json:
+            write_json(given.json, record.rows, record.environment)
+
+    record = run(cases(options), options, given.seconds, given.only, given.without, save)
     print(f"{record.environment['device']}, {record.environment['date']}{', smoke' if given.smoke else ''}\n")
     print(markdown_table(record.rows))
     if unknown := sorted(set(given.only) - record.offered):

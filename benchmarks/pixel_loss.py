@@ -12,13 +12,12 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastvtp_kernels import masked_pixel_loss
 
 from .harness import TOLERANCES, Case, CaseFactory, Cost, Direction, Missing, Options, bind, compiled, main, op_variants
-from .workload import Workload, boolean_mask, channel_constants, normalized_clip, patchify, workload
+from .workload import Workload, boolean_mask, engine_loss, normalized_clip, workload
 
 INDEX_BYTES, LOSS_BYTES = 4, 4
 FORWARD_FLOPS, BACKWARD_FLOPS = 9, 1
@@ -44,19 +43,10 @@ def pixel_loss_case(work: Workload, options: Options, direction: Direction) -> C
     device, dtype = options.device, options.dtype
     video, masked = work.video(device), work.mask(device).masked
     hidden, clip = boolean_mask(masked, work.tokens), normalized_clip(video)
-    mean, std = channel_constants(device)
     prediction = torch.randn(*masked.shape, work.values, dtype=dtype, device=device)
 
     def engine(prediction: Tensor) -> Tensor:
-        # The named intermediates, and no others, stay in memory until the loss is there: as in the released loop.
-        with torch.no_grad():
-            unit_range = clip * std + mean
-            patches = patchify(unit_range, work.tubelet)
-            deviation = patches.var(dim=-2, unbiased=True, keepdim=True).sqrt() + 1e-6
-            normalized = (patches - patches.mean(dim=-2, keepdim=True)) / deviation
-            target = normalized.flatten(2)[hidden].reshape(work.batch, -1, work.values)
-        # Under torch.autocast the loss is computed in float32.
-        return F.mse_loss(prediction.float(), target)
+        return engine_loss(prediction, clip, hidden, work.tubelet)
 
     def call(prediction: Tensor, backend: str) -> Tensor:
         return masked_pixel_loss(prediction, video, masked, tubelet=work.tubelet, backend=backend)

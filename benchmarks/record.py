@@ -10,7 +10,7 @@ from fastvtp.files import write_atomically
 
 SCHEMA = 1
 COLUMNS = ("op", "case", "direction", "variant", "ms", "p20-p80", "wall ms", "peak MB", "speedup", "of floor", "note")
-Direction = Literal["forward", "forward+backward"]
+Direction = Literal["forward", "forward+backward", "step"]
 
 
 @dataclass
@@ -55,8 +55,13 @@ class Record:
 
 def write_json(path: Path, rows: Sequence[Row], environment: dict[str, Any]) -> None:
     """{"schema": 1, "environment": {...}, "rows": [...]}; complete under its name or not there at all."""
+    write_json_rows(path, [asdict(row) for row in rows], environment)
+
+
+def write_json_rows(path: Path, rows: Sequence[dict[str, Any]], environment: dict[str, Any]) -> None:
+    """The same for rows of another kind."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"schema": SCHEMA, "environment": environment, "rows": [asdict(row) for row in rows]}
+    content = {"schema": SCHEMA, "environment": environment, "rows": list(rows)}
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode())
 
 

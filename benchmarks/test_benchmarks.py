@@ -7,14 +7,14 @@ command line.
 import pytest
 import torch
 
-from benchmarks import attention, masking, pixel_loss, token_assembly, tubelets
+from benchmarks import attention, contrastive, masking, pixel_loss, token_assembly, tubelets
 from benchmarks.harness import DTYPES, Case, Missing, Options
 
 pytest.importorskip("pytest_benchmark")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OPTIONS = Options(DEVICE, DTYPES["bfloat16" if DEVICE.type == "cuda" else "float32"], smoke=True)
-MODULES = (attention, masking, pixel_loss, token_assembly, tubelets)
+MODULES = (attention, contrastive, masking, pixel_loss, token_assembly, tubelets)
 CASES = [factory() for module in MODULES for factory in module.cases(OPTIONS)]
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastvtp_kernels import TubeMask, tube_mask
@@ -84,3 +85,20 @@ def patchify(clip: Tensor, tubelet: tuple[int, int, int]) -> Tensor:
     parts = clip.reshape(batch, channels, frames // pt, pt, height // ph, ph, width // pw, pw)
     tokens = frames // pt * (height // ph) * (width // pw)
     return parts.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(batch, tokens, pt * ph * pw, channels)
+
+
+def engine_loss(prediction: Tensor, clip: Tensor, hidden: Tensor, tubelet: tuple[int, int, int]) -> Tensor:
+    """The loss of VideoMAE's pretraining loop: [B, Km, P] against the masked tubelets of a normalised clip, as [].
+
+    hidden: bool [B, tokens].
+    """
+    mean, std = channel_constants(clip.device)
+    # The named intermediates, and no others, stay in memory until the loss is there: as in the released loop.
+    with torch.no_grad():
+        unit_range = clip * std + mean
+        patches = patchify(unit_range, tubelet)
+        deviation = patches.var(dim=-2, unbiased=True, keepdim=True).sqrt() + 1e-6
+        normalized = (patches - patches.mean(dim=-2, keepdim=True)) / deviation
+        target = normalized.flatten(2)[hidden].reshape(prediction.shape)
+    # Under torch.autocast the loss is computed in float32.
+    return F.mse_loss(prediction.float(), target)
