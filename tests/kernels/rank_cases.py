@@ -34,6 +34,7 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.float32
     backend: str = "reference"
     compiled: bool = False
+    strided: bool = False
 
     def inputs(self) -> Result:
         """The whole batch and the scalars, without gradients."""
@@ -53,7 +54,11 @@ class Case(NamedTuple):
 
     def run(self, inputs: Result, **options: Any) -> Result:
         """The loss and, by name, the gradients that are wanted."""
-        leaves = {name: inputs[name].clone().requires_grad_() for name in self.wanted if name in inputs}
+        leaves = {
+            name: (x.mT.contiguous().mT if self.strided and x.ndim else x.clone()).requires_grad_()
+            for name in self.wanted
+            if (x := inputs.get(name)) is not None
+        }
 
         def call(given: Result) -> Tensor:
             return LOSSES[self.loss](**given, **options)
@@ -84,6 +89,7 @@ for _loss in LOSSES:
     }
     CASES[f"{_loss}, float64"] = Case(_loss, dtype=torch.float64)
     CASES[f"{_loss}, bfloat16"] = Case(_loss, dtype=torch.bfloat16)
+    CASES[f"{_loss}, strided"] = Case(_loss, strided=True)
     CASES[f"{_loss}, compiled"] = Case(_loss, "2", compiled=True)
     CASES[f"{_loss}, Triton"] = Case(_loss, "2", backend="triton")
 CASES["contrastive_loss, Triton, positives, smoothed"] = Case(

@@ -56,7 +56,9 @@ class _Gradients:
         return self.a.mul_(factor), self.a.new_empty(0) if total_b is None else total_b.mul_(factor)
 
 
-def _targets(ring: Ring, rows: int, positives: Tensor | None, label_smoothing: float) -> list[Targets]:
+def _targets(
+    ring: Ring, rows: int, positives: Tensor | None, label_smoothing: float, dtype: torch.dtype
+) -> list[Targets]:
     """Of the block of logits with each rank's columns."""
     even = label_smoothing / (rows * ring.size)
     if positives is None:
@@ -64,7 +66,7 @@ def _targets(ring: Ring, rows: int, positives: Tensor | None, label_smoothing: f
         offsets = (0 if owner == ring.rank else 2 * rows for owner in range(ring.size))
         return [Targets(offset, 1 - label_smoothing, even) for offset in offsets]
     everyone = ring.gather(positives)
-    weights = (1 - label_smoothing) / occurrences(positives, everyone.flatten()).float()
+    weights = (1 - label_smoothing) / occurrences(positives, everyone.flatten()).to(dtype)
     return [Targets(0, 1 - label_smoothing, even, positives, ids, weights) for ids in everyone]
 
 
@@ -80,7 +82,7 @@ def contrastive_loss(
 ) -> Found:
     """`tiles` is `kernels` or `chunked`; scale [] in the dtype of the computation."""
     ring.check_alike("contrastive_loss", a, wanted)
-    targets = _targets(ring, len(a), positives, label_smoothing)
+    targets = _targets(ring, len(a), positives, label_smoothing, scale.dtype)
     a = tiles.prepare(a)
     shift = tiles.shift(a, tiles.prepare(b), scale)
     shifts = [Shifts(shift, columns) for columns in ring.gather(shift)]
@@ -129,7 +131,7 @@ def sigmoid_loss(
 ) -> Found:
     """As `contrastive_loss`."""
     ring.check_alike("sigmoid_loss", a, wanted)
-    targets = _targets(ring, len(a), None, 0.0)
+    targets = _targets(ring, len(a), None, 0.0, scale.dtype)
     a = tiles.prepare(a)
     sums = torch.zeros(3, dtype=torch.float64, device=a.device)
 

@@ -79,6 +79,8 @@ class Ring:
         the ring), and the sum for this rank's own block is returned. A rank holds two blocks and two sums at a time.
         """
         total, sums = None, None
+        # Transfers take contiguous memory alone.
+        block = block.contiguous()
         for step in range(self.size):
             blocks = _Transfer(self, block, _BLOCK_TAG) if step + 1 < self.size else None
             own = contribute((self.rank - step) % self.size, block)
