@@ -66,9 +66,9 @@ def random_words(stream: int, seed: Word, counter: tuple[Word, Word, Word, Word]
     return tuple(torch.as_tensor(word) for word in words)
 
 
-def uniform(word: Tensor) -> Tensor:
-    """float32 in [0, 1), a multiple of 2^-24, from the upper 24 bits of a random word."""
-    return (word >> 8).to(torch.float32) * 2.0**-24
+def uniform(high: Tensor, low: Tensor) -> Tensor:
+    """float64 in [0, 1), a multiple of 2^-48, from two random words: fine enough to draw one of millions."""
+    return (high >> 8).double() * 2.0**-24 + (low >> 8).double() * 2.0**-48
 
 
 def below(word: Tensor, bound: Word) -> Tensor:

@@ -171,6 +171,8 @@ def _work(process: int, folder: Path, names: tuple[str, ...]) -> None:
             found[f"uneven {loss}"] = [
                 _error(loss, groups["4"], 2 + (process == 2), WIDTH),
                 _error(loss, groups["4"], 2, WIDTH - (process == 0)),
+                _error(loss, groups["4"], 2 * (process != 3), WIDTH),
+                _error(loss, groups["4"], 0, WIDTH),
                 _error(loss, groups["4"], 2, WIDTH, wants_gradient=process == 1),
             ]
     torch.save(found, folder / f"{process}.pt")

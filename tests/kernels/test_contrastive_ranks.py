@@ -100,8 +100,11 @@ def test_training_gives_the_weights_of_one_process_with_the_whole_batch(group, l
 def test_ranks_that_differ_are_refused_on_every_rank(loss, processes):
     expected = [
         f"{loss}: the ranks' features have shapes {shapes}, expected the same shape on each rank"
-        for shapes in ([[2, 5], [2, 5], [3, 5], [2, 5]], [[2, 4], [2, 5], [2, 5], [2, 5]])
-    ]
+        for shapes in (
+            [[2, 5], [2, 5], [3, 5], [2, 5]], [[2, 4], [2, 5], [2, 5], [2, 5]], [[2, 5], [2, 5], [2, 5], [0, 5]]
+        )
+    ]  # fmt: skip
+    expected.append(f"{loss}: the ranks' features have shapes {[[0, 5]] * 4}, expected at least one row on each")
     # A rank that sent gradients to one that waits for none would hang.
     expected.append(
         f"{loss}: gradients (of a, of b, of scalars) are asked for as [[0, 0, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]] by "

@@ -72,12 +72,23 @@ def axial_case() -> Case:
     return partial(kernels.axial_attention_packed, causal=True), [values(2, 16, 49, 3, 12, 64)]
 
 
+def contrastive_case(loss: Callable[..., torch.Tensor], *scalars: float, ids: bool = False) -> Case:
+    """Rows that fill no tile; `ids`: rows that share a positive."""
+    positives = {"positives": torch.arange(1001).cuda() // 3} if ids else {}
+    others = values(1001, 512).detach().flip(0).requires_grad_()
+    numbers = [torch.tensor(number, device="cuda", requires_grad=True) for number in scalars]
+    return partial(loss, **positives), [values(1001, 512), others, *numbers]
+
+
 # Calls of tensors that receive gradients; made when a test asks, for collecting tests must not touch the GPU.
 CASES: dict[str, Callable[[], Case]] = {
     "tubelet_embed": tubelet_embed_case,
     "masked_pixel_loss": pixel_loss_case,
     "assemble_tokens": assembly_case,
     "axial_attention": axial_case,
+    "contrastive_loss": partial(contrastive_case, kernels.contrastive_loss, 0.1),
+    "contrastive_loss positives": partial(contrastive_case, kernels.contrastive_loss, 0.1, ids=True),
+    "sigmoid_loss": partial(contrastive_case, kernels.sigmoid_loss, 0.1, -2.0),
     **{
         f"attention {name}{option}": partial(attention_case, lengths, arguments)
         for name, lengths in LENGTHS.items()
@@ -206,3 +217,24 @@ def test_new_seeds_and_probabilities_compile_nothing():
         kernels.varlen_attention_packed(qkv, cu, 16, dropout_p=dropout_p, seed=seed)
         counts.append(sum(len(caches[0]) for caches in tiny.tiny_forward.device_caches.values()))
     assert len(set(counts)) == 1, counts
+
+
+def test_hard_negatives_repeat_capture_and_never_wait():
+    a, b = (torch.nn.functional.normalize(values(1001, 512 + more).detach(), dim=1)[:, :512] for more in (0, 1))
+    groups = torch.arange(1001).cuda() // 2
+
+    def draw() -> list[torch.Tensor]:
+        return list(kernels.hard_negatives(a, b, 20.0, seed=3, step=1, groups=groups))
+
+    first = draw()
+    for chosen in first:
+        assert ((chosen >= 0) & (groups[chosen] != groups)).all()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = draw()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_same_bits(again, first)
+    graph, drawn = captured(draw)
+    graph.replay()
+    assert_same_bits(drawn, first)

@@ -65,12 +65,14 @@ def test_streams_and_seeds_do_not_share_numbers():
 
 
 def test_uniform_stays_below_one_and_is_even():
-    values = philox.uniform(torch.tensor([0, 255, 256, 2**32 - 1]))
-    assert values.tolist() == [0.0, 0.0, 2.0**-24, 1 - 2.0**-24]
-    drawn = philox.uniform(philox.random_words(philox.TEXT_MASK, 0, (torch.arange(20000), 0, 0, 0))[0])
-    counts = torch.histc(drawn, 20, 0, 1)
-    chi_square = ((counts - 1000) ** 2 / 1000).sum()
-    assert chi_square < 43.8  # 99.9 % of a chi-square with 19 degrees of freedom
+    word = torch.tensor([0, 255, 256, 2**32 - 1])
+    low, high = philox.uniform(torch.zeros_like(word), word), philox.uniform(word, word)
+    assert low.tolist() == [0, 0, 2.0**-48, 2.0**-24 - 2.0**-48]
+    assert high.tolist() == [0, 0, 2.0**-24 + 2.0**-48, 1 - 2.0**-48]
+    words = philox.random_words(philox.TEXT_MASK, 0, (torch.arange(20000), 0, 0, 0))
+    drawn = philox.uniform(words[0], words[1])
+    assert drawn.dtype == torch.float64
+    assert (torch.histc(drawn, 10, 0, 1) - 2000).abs().max() < 170  # four standard deviations
 
 
 def test_below_is_uniform_and_stays_below():

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton")
 import torch
 
-from fastvtp_kernels import contrastive_loss, sigmoid_loss, tuning
+from fastvtp_kernels import contrastive_loss, hard_negatives, sigmoid_loss, tuning
 from fastvtp_kernels.contrastive import kernels
 from tests.kernels import contrastive_cases
 from tests.kernels.contrastive_cases import (
@@ -29,6 +29,7 @@ from tests.kernels.triton_cases import (
     DTYPES,
     assert_meets_the_law,
     assert_repeats,
+    random_values,
     results,
     strided,
     tiles_of,
@@ -249,3 +250,15 @@ def test_many_strips_of_gradients(dtype, loss, monkeypatch):
 @every_loss
 def test_repeats_bit_for_bit(loss):
     assert_repeats(LOSSES[loss], single(loss, dtype=torch.bfloat16) | {"backend": "triton"})
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_ids_may_lie_anywhere_in_memory(dtype):
+    columns = torch.tensor([[1, 9], [0, 9], [1, 9], [2, 9], [2, 9]], dtype=dtype, device=DEVICE)
+    a, b = (random_values(5, 32, seed=seed).detach() for seed in (0, 1))
+    strided_ids, ids = columns[:, 0], columns[:, 0].clone()
+    losses = [contrastive_loss(a, b, 5.0, positives=found, backend="triton") for found in (strided_ids, ids)]
+    assert torch.equal(*losses)
+    drawn = [hard_negatives(a, b, 5.0, seed=1, groups=found, backend="triton") for found in (strided_ids, ids)]
+    for one, other in zip(*drawn, strict=True):
+        assert torch.equal(one, other)

@@ -81,7 +81,8 @@ def contrastive_loss(
     ring: Ring,
 ) -> Found:
     """`tiles` is `kernels` or `chunked`; scale [] in the dtype of the computation."""
-    ring.check_alike("contrastive_loss", a, wanted)
+    width_of_ids = 0 if positives is None else positives.dtype.itemsize
+    ring.check_alike("contrastive_loss", a, wanted, label_smoothing, width_of_ids)
     targets = _targets(ring, len(a), positives, label_smoothing, scale.dtype)
     a = tiles.prepare(a)
     shift = tiles.shift(a, tiles.prepare(b), scale)
@@ -119,6 +120,8 @@ def contrastive_loss(
             )
             sums[1] += product_sum
             gradients.add(strip, logit_gradient, block, total_b)
+            # Before the next strip's is there.
+            del logit_gradient
         return total_b
 
     gradients = _Gradients(a, wanted)
@@ -144,6 +147,7 @@ def sigmoid_loss(
             sums.add_(found)
             if wanted:
                 gradients.add(strip, logit_gradient, block, total_b)
+            del logit_gradient
         return total_b
 
     gradients = _Gradients(a, wanted)

@@ -104,8 +104,8 @@ def hard_negatives(
     words = philox.random_words(philox.HARD_NEGATIVES, seed, (row, step, 0, 0))
     targets = Targets(row_ids=groups, column_ids=groups)
     chosen = []
-    for x, y, word in ((a, b, words[0]), (b, a, words[1])):
-        uniform = philox.uniform(word)
+    for x, y, high, low in ((a, b, words[0], words[2]), (b, a, words[1], words[3])):
+        uniform = philox.uniform(high, low)
         found = []
         for strip in strips(len(x), strip_rows(4 * len(y))):
             logits = (x[strip] @ y.T) * scale

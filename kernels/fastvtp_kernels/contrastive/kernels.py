@@ -234,8 +234,10 @@ def _sample(
     weight = tl.exp2(lse - tl.where(has_candidate, largest, 0.0)).to(tl.float64)
     cumulative = tl.cumsum(weight, 0)
     zero = tl.full([1], 0, tl.int32)
-    bits = tl.philox(key, zero + row, zero + step, zero, zero)[WORD]
-    uniform = tl.sum((bits.to(tl.int64) & 0xFFFFFFFF) >> 8).to(tl.float64) * 5.9604644775390625e-08
+    words = tl.philox(key, zero + row, zero + step, zero, zero)
+    high, low = words[WORD].to(tl.int64) & 0xFFFFFFFF, words[WORD + 2].to(tl.int64) & 0xFFFFFFFF
+    # 48 random bits, exact in float64.
+    uniform = tl.sum(((high >> 8) << 24) | (low >> 8)).to(tl.float64) * 3.552713678800501e-15
     threshold = uniform * tl.max(cumulative)
     tile = _first_above(cumulative, threshold, part, weight)
     before = tl.max(tl.where(part < tile, cumulative, 0.0))

@@ -66,10 +66,10 @@ def contrastive_loss(
             process group.
     """
     op = "contrastive_loss"
-    _check_pair(op, a, b, logit_scale=logit_scale)
+    _check_pair(op, a, b, group, logit_scale=logit_scale)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"{op}: label_smoothing is {label_smoothing}, expected 0 <= label_smoothing <= 1")
-    _check_ids(op, "positives", positives, a.shape[0])
+    positives = _checked_ids(op, "positives", positives, a)
     a, b = follow_autocast(a, b)
     run = implementation(op, backend, a.device, a.dtype)
     with without_autocast(a.device):
@@ -109,7 +109,7 @@ def sigmoid_loss(
         TypeError: features are not of one floating-point dtype.
     """
     op = "sigmoid_loss"
-    _check_pair(op, a, b, logit_scale=logit_scale, logit_bias=logit_bias)
+    _check_pair(op, a, b, group, logit_scale=logit_scale, logit_bias=logit_bias)
     a, b = follow_autocast(a, b)
     run = implementation(op, backend, a.device, a.dtype)
     with without_autocast(a.device):
@@ -151,23 +151,24 @@ def hard_negatives(
         TypeError: features are not of one floating-point dtype, or groups is not int32 or int64.
     """
     op = "hard_negatives"
-    _check_pair(op, a, b, logit_scale=logit_scale)
+    _check_pair(op, a, b, None, logit_scale=logit_scale)
     check_seed(op, seed, step)
-    _check_ids(op, "groups", groups, a.shape[0])
+    groups = _checked_ids(op, "groups", groups, a)
     run = implementation(op, backend, a.device, a.dtype)
     with without_autocast(a.device):
         # The dispatcher's integers are signed.
         return HardNegatives(*run(a, b, _scalar(logit_scale, a), philox.signed(seed), step, groups))
 
 
-def _check_pair(op: str, a: Tensor, b: Tensor, **scalars: Tensor | float) -> None:
+def _check_pair(op: str, a: Tensor, b: Tensor, group: Any, **scalars: Tensor | float) -> None:
     check_shape(op, "a", a, "B", "D")
     check_shape(op, "b", b, *a.shape)
     check_floating(op, a=a)
     if a.dtype != b.dtype:
         raise TypeError(f"{op}: a is {a.dtype} and b is {b.dtype}, expected one dtype")
     check_devices(op, a=a, b=b)
-    if a.shape[0] == 0:
+    # In a group the ranks tell each other first: one that raised alone would leave the others waiting.
+    if a.shape[0] == 0 and group is None:
         raise ValueError(f"{op}: a has shape {list(a.shape)}, expected at least one row")
     for name, scalar in scalars.items():
         if isinstance(scalar, Tensor) and scalar.numel() != 1:
@@ -188,9 +189,11 @@ def _wanted(*inputs: Tensor) -> tuple[bool, bool, bool]:
     return a, b, any(scalars)
 
 
-def _check_ids(op: str, name: str, ids: Tensor | None, rows: int) -> None:
+def _checked_ids(op: str, name: str, ids: Tensor | None, features: Tensor) -> Tensor | None:
     if ids is None:
-        return
-    check_shape(op, name, ids, rows)
+        return None
+    check_shape(op, name, ids, features.shape[0])
+    check_devices(op, a=features, **{name: ids})
     if ids.dtype not in INDEX_DTYPES:
         raise TypeError(f"{op}: {name} is {ids.dtype}, expected int32 or int64")
+    return ids.contiguous()

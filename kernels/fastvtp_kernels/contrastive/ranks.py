@@ -52,8 +52,8 @@ class Ring:
         self.rank = dist.get_rank(self.group) if self.group else 0
         self.size = dist.get_world_size(self.group) if self.group else 1
 
-    def check_alike(self, op: str, features: Tensor, wanted: Sequence[bool]) -> None:
-        """Raise on every rank unless all hold features of one shape and ask for the same gradients.
+    def check_alike(self, op: str, features: Tensor, wanted: Sequence[bool], *more: float) -> None:
+        """Raise on every rank unless all hold features of one shape, not empty, and ask for the same otherwise too.
 
         The host must see that. If the group serves CPU tensors too (it does when init_process_group is not told a
         backend), it goes that way; otherwise the host waits for the device.
@@ -63,8 +63,18 @@ class Ring:
         device = "cpu" if "cpu:" in dist.get_backend_config(self.group) else features.device
         found = self.gather(torch.tensor([*features.shape, *wanted], device=device)).tolist()
         shapes, gradients = [rank[: features.ndim] for rank in found], [rank[features.ndim :] for rank in found]
+        others = self.gather(
+            torch.tensor([features.dtype.itemsize, *more], dtype=torch.float64, device=device)
+        ).tolist()
         if any(shape != shapes[0] for shape in shapes):
             raise ValueError(f"{op}: the ranks' features have shapes {shapes}, expected the same shape on each rank")
+        if shapes[0][0] == 0:
+            raise ValueError(f"{op}: the ranks' features have shapes {shapes}, expected at least one row on each")
+        if any(other != others[0] for other in others):
+            raise ValueError(
+                f"{op}: bytes of a feature, label smoothing and bytes of an id of positives (0: none) are {others} on "
+                "the ranks, expected the same on each"
+            )
         if any(asked != gradients[0] for asked in gradients):
             raise ValueError(
                 f"{op}: gradients (of a, of b, of scalars) are asked for as {gradients} by the ranks, "

@@ -57,7 +57,7 @@ def hard_negatives(
     row = torch.arange(len(a), device=a.device)
     identity = row if groups is None else groups
     excluded = identity[:, None] == identity
-    word_a, word_b, _, _ = philox.random_words(philox.HARD_NEGATIVES, seed, (row, step, 0, 0))
-    b_for_a = sample_rows(logits, excluded, philox.uniform(word_a))
-    a_for_b = sample_rows(logits.T.contiguous(), excluded, philox.uniform(word_b))
+    words = philox.random_words(philox.HARD_NEGATIVES, seed, (row, step, 0, 0))
+    b_for_a = sample_rows(logits, excluded, philox.uniform(words[0], words[2]))
+    a_for_b = sample_rows(logits.T.contiguous(), excluded, philox.uniform(words[1], words[3]))
     return b_for_a, a_for_b
