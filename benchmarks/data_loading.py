@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from .environment import environment
 from .harness import command_line
 from .record import Row, markdown_table, write_json
+from .timing import measure_ceilings, timer_for
 
 WARM_UP, BATCHES = 3, 20
 
@@ -108,12 +110,14 @@ def measured(folder: Path, device: torch.device, smoke: bool) -> Iterator[Row]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     given: argparse.Namespace = parser.parse_args(arguments)
-    about, rows = environment(given.device), []
+    dtype = torch.bfloat16 if given.device.type == "cuda" else torch.float32
+    ceilings = measure_ceilings(given.device, dtype, timer_for(given.device), smoke=given.smoke)
+    about, rows = {**environment(given.device), "ceilings": asdict(ceilings), "smoke": given.smoke}, []
     with tempfile.TemporaryDirectory() as folder:
         for row in measured(Path(folder), given.device, given.smoke):
             rows.append(row)
             if given.json:
-                write_json(given.json, rows, {**about, "smoke": given.smoke})
+                write_json(given.json, rows, about)
     print(markdown_table(rows))
 
 
