@@ -98,8 +98,9 @@ def test_hard_negatives_cost_is_one_product_and_its_draws():
     words = philox.random_words(philox.HARD_NEGATIVES, 3, (torch.arange(B), 0, 0, 0))
     with FlopCounterMode(display=False) as flops:
         logits = torch.cat([a[i : i + 1] @ b[:].T for i in range(B)]) * scale[0]
-    for direction, drawn, word in zip((logits, logits.T.contiguous()), chosen, words[:2], strict=True):
-        drawn[:] = sample_rows(direction, own, philox.uniform(word))
+    pairs = zip(words[:2], words[2:], strict=True)
+    for direction, drawn, pair in zip((logits, logits.T.contiguous()), chosen, pairs, strict=True):
+        drawn[:] = sample_rows(direction, own, philox.uniform(*pair))
     torch.testing.assert_close(tuple(each.tensor for each in chosen), tuple(hard_negatives(*leaves, seed=3)))
     cost = contrastive_cost("hard_negatives", B, D, 8, backward=False)
     assert (cost.bytes, cost.flops) == (total_bytes(a, b, scale, *chosen), flops.get_total_flops())
