@@ -18,7 +18,6 @@ Gradients: of query, key and value.
 """
 
 import argparse
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,19 @@ from fastvtp_kernels import varlen_attention
 from fastvtp_kernels.dispatch import ATTENTION_BACKENDS
 
 from .attention_peers import Batch, exact, exact_padded, padded_input_sdpa, peers
-from .harness import TOLERANCES, Case, CaseFactory, Cost, Direction, Missing, Options, bind, command_line, measure
+from .harness import (
+    TOLERANCES,
+    Case,
+    CaseFactory,
+    Cost,
+    Direction,
+    Missing,
+    Options,
+    bind,
+    command_line,
+    measure,
+    plot_path,
+)
 from .harness import op_variants as backends_of
 from .record import Record, Row
 from .timing import Ceilings
@@ -240,10 +251,8 @@ def _length(text: str) -> int:
 def attention_main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     parser.add_argument("--lengths", type=_length, nargs="+", metavar="L", help=f"default on CUDA: {LENGTHS}")
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="save a plot per regime there (needs matplotlib)")
+    parser.add_argument("--plot", type=plot_path, metavar="DIR", help="save a plot per regime there (needs matplotlib)")
     given = parser.parse_args(arguments)
-    if given.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot: the package matplotlib is not installed")
     if given.seconds is None and given.device.type == "cpu" and not given.smoke:
         given.seconds = CPU_SECONDS
     found = list(rates(measure(partial(cases, lengths=given.lengths), parser, given)))

@@ -17,7 +17,6 @@ Gradients: of both features, the scale and (sigmoid_loss) the bias.
 """
 
 import argparse
-import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,19 @@ from torch import Tensor
 from fastvtp_kernels import contrastive_loss, hard_negatives, sigmoid_loss
 
 from .contrastive_peers import peers
-from .harness import TOLERANCES, Case, CaseFactory, Cost, Direction, Missing, Options, bind, command_line, measure
+from .harness import (
+    TOLERANCES,
+    Case,
+    CaseFactory,
+    Cost,
+    Direction,
+    Missing,
+    Options,
+    bind,
+    command_line,
+    measure,
+    plot_path,
+)
 from .harness import op_variants as backends_of
 from .record import Row
 
@@ -198,10 +209,8 @@ def _batch(text: str) -> int:
 def contrastive_main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     parser.add_argument("--batches", type=_batch, nargs="+", metavar="B", help=f"default on CUDA: {BATCHES}")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="save a plot of all there (needs matplotlib)")
+    parser.add_argument("--plot", type=plot_path, metavar="FILE", help="save a plot of all there (needs matplotlib)")
     given = parser.parse_args(arguments)
-    if given.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot: the package matplotlib is not installed")
     record = measure(partial(cases, batches=given.batches), parser, given)
     if given.plot:
         save_plot(record.rows, given.plot)

@@ -14,16 +14,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .environment import environment
-from .harness import command_line
+from .harness import command_line, given_options, measured_environment
 from .record import Row, markdown_table, write_json
-from .timing import measure_ceilings, timer_for
+from .timing import timer_for
 
 WARM_UP, BATCHES = 3, 20
 
@@ -110,9 +108,8 @@ def measured(folder: Path, device: torch.device, smoke: bool) -> Iterator[Row]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     given: argparse.Namespace = parser.parse_args(arguments)
-    dtype = torch.bfloat16 if given.device.type == "cuda" else torch.float32
-    ceilings = measure_ceilings(given.device, dtype, timer_for(given.device), smoke=given.smoke)
-    about, rows = {**environment(given.device), "ceilings": asdict(ceilings), "smoke": given.smoke}, []
+    about, _ = measured_environment(given_options(given), timer_for(given.device))
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for row in measured(Path(folder), given.device, given.smoke):
             rows.append(row)

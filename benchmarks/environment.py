@@ -7,7 +7,6 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +79,12 @@ def _output(program: str, *arguments: str) -> str | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the environment and the ceilings that every floor refers to."""
-    from .harness import command_line
+    from .harness import command_line, given_options, measured_environment
     from .record import write_json
-    from .timing import measure_ceilings, timer_for
+    from .timing import timer_for
 
     given = command_line(main.__doc__).parse_args(arguments)
-    dtype = torch.bfloat16 if given.device.type == "cuda" else torch.float32
-    ceilings = measure_ceilings(given.device, dtype, timer_for(given.device), smoke=given.smoke)
-    found = {**environment(given.device), "ceilings": asdict(ceilings), "smoke": given.smoke}
+    found, ceilings = measured_environment(given_options(given), timer_for(given.device))
     if given.json:
         write_json(given.json, [], found)
     print(f"{found['device']}: copy {ceilings.bytes_per_s / 1e12:.3f} TB/s, {ceilings.flops_per_s / 1e12:.1f} TFLOP/s")

@@ -5,6 +5,7 @@ that cannot run, fails or computes something else than the truth gets a row that
 """
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -183,6 +184,12 @@ def _enter(row: Row, timing: Timing, baseline: Timing | None) -> None:
     row.speedup = baseline.median / timing.median if baseline else None
 
 
+def measured_environment(options: Options, timer: Timer) -> tuple[dict[str, Any], Ceilings]:
+    """The environment with the ceilings of this run, and the ceilings themselves."""
+    ceilings = measure_ceilings(options.device, options.dtype, timer, smoke=options.smoke)
+    return {**environment(options.device), "ceilings": asdict(ceilings), "smoke": options.smoke}, ceilings
+
+
 def run(
     factories: Sequence[CaseFactory],
     options: Options,
@@ -204,8 +211,8 @@ def run(
     if seconds is None:
         seconds = 0.0 if options.smoke else 2.0 if options.device.type == "cuda" else 10.0
     timer = timer_for(options.device)
-    ceilings = measure_ceilings(options.device, options.dtype, timer, smoke=options.smoke)
-    record = Record({**environment(options.device), "ceilings": asdict(ceilings), "smoke": options.smoke})
+    about, ceilings = measured_environment(options, timer)
+    record = Record(about)
     for factory in _with_progress(factories):
         torch.manual_seed(0)
         case = factory()
@@ -254,12 +261,24 @@ def command_line(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def given_options(given: argparse.Namespace) -> Options:
+    """What the options of `command_line` ask for."""
+    dtype = DTYPES[given.dtype or ("bfloat16" if given.device.type == "cuda" else "float32")]
+    return Options(given.device, dtype, given.smoke)
+
+
+def plot_path(text: str) -> Path:
+    """The type of a --plot option: asked for in vain, it says so before anything is measured."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise argparse.ArgumentTypeError("the package matplotlib is not installed")
+    return Path(text)
+
+
 def measure(
     cases: Callable[[Options], Sequence[CaseFactory]], parser: argparse.ArgumentParser, given: argparse.Namespace
 ) -> Record:
     """Run what the command line asks for: the table on stdout, progress on stderr, JSON where asked for."""
-    dtype = DTYPES[given.dtype or ("bfloat16" if given.device.type == "cuda" else "float32")]
-    options = Options(given.device, dtype, given.smoke)
+    options = given_options(given)
 
     def save(record: Record) -> None:
         if given.json:

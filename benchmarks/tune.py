@@ -27,7 +27,7 @@ from fastvtp_kernels.launching import compile_only
 from fastvtp_kernels.tuning import Tile
 
 from .environment import environment
-from .harness import Case, Missing, Options, command_line
+from .harness import Case, Missing, Options, command_line, given_options
 from .record import write_json_rows
 from .report_results import OPS
 from .timing import Function, Timer, timer_for
@@ -227,8 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if given.device.type != "cuda" and not given.smoke:
         parser.error("tiles are timed on a GPU; --offline ARCH compiles them, --smoke tries the search on the CPU")
-    dtype = getattr(torch, given.dtype or ("bfloat16" if given.device.type == "cuda" else "float32"))
-    options = Options(given.device, dtype, given.smoke)
+    options = given_options(given)
     factories = chosen(importlib.import_module(f"benchmarks.{given.op}"), options, given.case)
     if not factories:
         parser.error(f"--case: no case of {given.op} contains {given.case!r}")

@@ -32,7 +32,7 @@ def _sum(values: Tensor) -> Tensor:
     return values.sum(dim=1).sum(dtype=torch.float64)
 
 
-def _add_target(logits: Tensor, targets: Targets, factor: float) -> Tensor:
+def _add_target(logits: Tensor, targets: Targets, factor: float) -> None:
     """logits += factor * target, in place."""
     if targets.even:
         logits.add_(factor * targets.even)
@@ -41,7 +41,6 @@ def _add_target(logits: Tensor, targets: Targets, factor: float) -> Tensor:
     else:
         assert targets.weights is not None
         logits.add_(targets.positive(logits) * (factor * targets.weights)[:, None])
-    return logits
 
 
 def _target_sum(products: Tensor, targets: Targets) -> Tensor:
