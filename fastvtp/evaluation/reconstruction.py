@@ -66,19 +66,22 @@ def reconstruct(
     predicted_ids = masked_ids.index_copy(0, hidden_words, words.cpu())
     captions = [ids.split(list(batch.text_lengths)) for ids in (input_ids, masked_ids, predicted_ids)]
 
-    predictions, masked, tubelet = output.pixel_prediction.float().cpu(), plan.masked.cpu(), model.config.tubelet
+    predictions, tubelet = output.pixel_prediction.float().cpu(), model.config.tubelet
+    visible, predicted = plan.visible.cpu().numpy(), plan.predicted.cpu().numpy()
     examples = []
     for i, frames in enumerate(batch.video.cpu().numpy()):
+        masked = np.setdiff1d(np.arange(model.config.num_tokens), visible[i])
+        filled = tokens_to_video(
+            predictions[i], predicted[i], frames, tubelet=tubelet, normalize=model.config.target_normalization
+        )
         caption, masked_caption, predicted_caption = (
             " ".join(tokenizer.tokens(ids[i][1:-1].tolist())) for ids in captions
         )
         examples.append(
             ReconstructionExample(
                 frames=frames,
-                visible=hide_tubelets(frames, masked[i], tubelet=tubelet),
-                reconstruction=tokens_to_video(
-                    predictions[i], masked[i], frames, tubelet=tubelet, normalize="patch_channel"
-                ),
+                visible=hide_tubelets(frames, masked, tubelet=tubelet),
+                reconstruction=hide_tubelets(filled, np.setdiff1d(masked, predicted[i]), tubelet=tubelet),
                 caption=caption,
                 masked_caption=masked_caption,
                 predicted_caption=predicted_caption,

@@ -1,6 +1,31 @@
 """BERT's input embeddings on packed token ids."""
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
+
+from fastvtp.models.config import check_positive, check_share
+from fastvtp.models.layers import Packing
+from fastvtp.models.packing import pad_sequences
+from fastvtp_kernels.packing import locate_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Vocabulary and captions; the defaults are those of bert-base-uncased in the released SimVTP."""
+
+    vocab_size: int = 30522
+    max_text_length: int = 512
+    """Tokens kept of a caption, [CLS] and [SEP] included."""
+    pad_token_id: int = 0
+    text_dropout: float = 0.1
+    pad_text: bool = True
+    """Carry [PAD] rows up to the longest caption of the batch; nobody attends to them, but means count them."""
+
+    def check_text(self) -> None:
+        """Raises ValueError with one line."""
+        check_positive(self, "vocab_size", "max_text_length")
+        check_share(self, "text_dropout")
 
 
 class TextEmbeddings(nn.Module):
@@ -9,13 +34,14 @@ class TextEmbeddings(nn.Module):
     Keeps BERT's two-row segment table, of which captions use row 0, so that its weights load unchanged.
     """
 
-    def __init__(self, vocab_size: int, width: int, max_positions: int, dropout: float, pad_token_id: int):
+    def __init__(self, config: TextConfig, width: int):
         super().__init__()
-        self.word_embeddings = nn.Embedding(vocab_size, width, padding_idx=pad_token_id)
-        self.position_embeddings = nn.Embedding(max_positions, width)
+        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_text_length, width)
         self.token_type_embeddings = nn.Embedding(2, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(config.text_dropout)
+        self.pad_token_id = config.pad_token_id if config.pad_text else None
 
     def init_weights(self) -> None:
         for table in (self.word_embeddings, self.position_embeddings, self.token_type_embeddings):
@@ -28,3 +54,11 @@ class TextEmbeddings(nn.Module):
         x_ND = self.word_embeddings(input_ids) + self.position_embeddings(positions)
         x_ND = x_ND + self.token_type_embeddings.weight[0]
         return self.dropout(self.norm(x_ND))
+
+    def embed_texts(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Packing]:
+        """Whole texts, padded where the config says so: int64 [N], int32 [B+1] -> [N or B * max_seqlen, D], packing."""
+        if self.pad_token_id is None:
+            _, positions = locate_rows(cu_seqlens, len(input_ids))
+            return self(input_ids, positions), Packing(cu_seqlens, max_seqlen)
+        input_ids, positions, packing = pad_sequences(input_ids, cu_seqlens, max_seqlen, self.pad_token_id)
+        return self(input_ids, positions), packing

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastvtp_kernels import varlen_attention_packed
+from fastvtp_kernels import varlen_attention, varlen_attention_packed
+from fastvtp_kernels.packing import locate_rows
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,15 @@ class Packing:
 
     cu_seqlens: int32 [S+1], sequence s holds rows cu_seqlens[s] to cu_seqlens[s+1].
     max_seqlen: a bound on the longest sequence, a Python int so that no device value is ever read back.
+    key_rows: int64 [Nk], the rows that others may attend to; None: all. The rest (padding, where a released model
+        counts it in its means) only asks.
+    cu_seqlens_k: int32 [S+1] of `key_rows`; given with them.
     """
 
     cu_seqlens: Tensor
     max_seqlen: int
+    key_rows: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
 
     @staticmethod
     def uniform(num_sequences: int, length: int, device: torch.device | str | None = None) -> "Packing":
@@ -36,21 +42,52 @@ class Attention(nn.Module):
     softmax.
     """
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int, qkv_bias: bool = True):
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(width))
-        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.q_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        bias = None
+        if self.q_bias is not None and self.v_bias is not None:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         qkv = nn.functional.linear(x_ND, self.qkv.weight, bias)
         qkv_N3HK = qkv.view(x_ND.shape[0], 3, self.num_heads, -1)
-        out_NHK = varlen_attention_packed(qkv_N3HK, packing.cu_seqlens, packing.max_seqlen)
+        if packing.key_rows is None:
+            out_NHK = varlen_attention_packed(qkv_N3HK, packing.cu_seqlens, packing.max_seqlen)
+        else:
+            key_value = take_rows(qkv[:, x_ND.shape[1] :], packing.key_rows)
+            key, value = key_value.view(len(key_value), 2, self.num_heads, -1).unbind(1)
+            out_NHK = varlen_attention(
+                qkv_N3HK[:, 0], key, value, packing.cu_seqlens, packing.max_seqlen,
+                cu_seqlens_k=packing.cu_seqlens_k, max_seqlen_k=packing.max_seqlen,
+            )  # fmt: skip
+        return self.proj(out_NHK.reshape(x_ND.shape))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of packed queries to the packed memory of the same sequence (arXiv:1706.03762)."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_ND: Tensor, memory_MD: Tensor, packing: Packing, memory_packing: Packing) -> Tensor:
+        """x_ND, memory_MD: [N, D], [M, D] with as many sequences each -> [N, D]."""
+        query_NHK = self.query(x_ND).view(len(x_ND), self.num_heads, -1)
+        key, value = self.key_value(memory_MD).view(len(memory_MD), 2, self.num_heads, -1).unbind(1)
+        out_NHK = varlen_attention(
+            query_NHK, key, value, packing.cu_seqlens, packing.max_seqlen,
+            cu_seqlens_k=memory_packing.cu_seqlens, max_seqlen_k=memory_packing.max_seqlen,
+        )  # fmt: skip
         return self.proj(out_NHK.reshape(x_ND.shape))
 
 
@@ -66,28 +103,96 @@ class Mlp(nn.Module):
         return self.fc2(nn.functional.gelu(self.fc1(x_ND)))
 
 
+class Residual(nn.Module):
+    """What a branch adds to the residual stream: scaled by a learned vector, left out for whole sequences at random.
+
+    layer_scale: initial value of the vector (CaiT, arXiv:2103.17239); 0: none. drop_path: probability that a sequence
+    skips the branch in training, the others being scaled up (stochastic depth, arXiv:1603.09382).
+    """
+
+    def __init__(self, width: int, layer_scale: float = 0.0, drop_path: float = 0.0):
+        super().__init__()
+        self.drop_path, self.initial = drop_path, layer_scale
+        self.gamma = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
+
+    def forward(self, branch_ND: Tensor, packing: Packing) -> Tensor:
+        if self.gamma is not None:
+            branch_ND = branch_ND * self.gamma
+        if self.training and self.drop_path:
+            kept = torch.rand(len(packing.cu_seqlens) - 1, 1, device=branch_ND.device) >= self.drop_path
+            sequence, _ = locate_rows(packing.cu_seqlens, len(branch_ND))
+            branch_ND = branch_ND * take_rows(kept.to(branch_ND.dtype) / (1 - self.drop_path), sequence)
+        return branch_ND
+
+
 class Block(nn.Module):
     """Pre-norm transformer block (ViT, arXiv:2010.11929)."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        *,
+        qkv_bias: bool = True,
+        layer_scale: float = 0.0,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, num_heads, qkv_bias)
+        self.residual1 = Residual(width, layer_scale, drop_path)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.residual2 = Residual(width, layer_scale, drop_path)
+
+    def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
+        x_ND = x_ND + self.residual1(self.attn(self.norm1(x_ND), packing), packing)
+        return x_ND + self.residual2(self.mlp(self.norm2(x_ND)), packing)
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm block whose tokens look at a memory and not at one another (CrossMAE, arXiv:2401.14391, section 3.2)."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, num_heads)
+        self.attn = CrossAttention(width, num_heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
-    def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
-        x_ND = x_ND + self.attn(self.norm1(x_ND), packing)
+    def forward(self, x_ND: Tensor, memory_MD: Tensor, packing: Packing, memory_packing: Packing) -> Tensor:
+        x_ND = x_ND + self.attn(self.norm1(x_ND), memory_MD, packing, memory_packing)
         return x_ND + self.mlp(self.norm2(x_ND))
 
 
 class Transformer(nn.Module):
-    """`depth` blocks and a final LayerNorm on packed tokens."""
+    """`depth` blocks and, unless `final_norm` is False, a LayerNorm on packed tokens.
 
-    def __init__(self, width: int, depth: int, num_heads: int, mlp_ratio: float = 4.0):
+    drop_path: of the last block; that of the others rises linearly from 0 (as in VideoMAE).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        *,
+        qkv_bias: bool = True,
+        layer_scale: float = 0.0,
+        drop_path: float = 0.0,
+        final_norm: bool = True,
+    ):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            Block(
+                width, num_heads, mlp_ratio,
+                qkv_bias=qkv_bias, layer_scale=layer_scale, drop_path=drop_path * i / max(depth - 1, 1),
+            )
+            for i in range(depth)
+        )  # fmt: skip
+        self.norm = nn.LayerNorm(width, eps=1e-6) if final_norm else nn.Identity()
 
     def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
         for block in self.blocks:
@@ -133,6 +238,8 @@ def init_linear_xavier(module: nn.Module) -> None:
     elif isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
-    elif isinstance(module, Attention):
+    elif isinstance(module, Attention) and module.q_bias is not None and module.v_bias is not None:
         nn.init.zeros_(module.q_bias)
         nn.init.zeros_(module.v_bias)
+    elif isinstance(module, Residual) and module.gamma is not None:
+        nn.init.constant_(module.gamma, module.initial)

@@ -1,10 +1,13 @@
 """Host-side arithmetic of packed layouts: which rows of a token pool make up which sequences."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastvtp.models.layers import Packing
+from fastvtp_kernels.packing import locate_rows
 
 
 def span_rows(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -27,22 +30,30 @@ class SequenceBuilder:
     def __init__(self) -> None:
         self._starts: list[np.ndarray] = []
         self._lengths: list[np.ndarray] = []
+        self._are_keys: list[np.ndarray] = []
         self._sequence_lengths: list[np.ndarray] = []
+        self._key_lengths: list[np.ndarray] = []
         self.num_rows = 0
 
-    def add(self, *parts: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    def add(
+        self, *parts: tuple[np.ndarray, np.ndarray], padding: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> np.ndarray:
         """Append one sequence per sample; sample i is the concatenation of every part's span i.
 
-        parts: (starts int64 [B], lengths int64 [B]) in the pool. Returns the packed row at which each sequence starts,
-        int64 [B].
+        parts: (starts int64 [B], lengths int64 [B]) in the pool. padding: a last part that attends without being
+        attended to. Returns the packed row at which each sequence starts, int64 [B].
         """
-        starts = np.stack([start for start, _ in parts], axis=1)
-        lengths = np.stack([length for _, length in parts], axis=1)
+        starts, lengths = (np.stack(values, axis=1) for values in zip(*parts, *filter(None, [padding]), strict=True))
+        are_keys = np.ones(lengths.shape, dtype=bool)
+        if padding is not None:
+            are_keys[:, -1] = False
         sequence_lengths = lengths.sum(axis=1)
         first_rows = self.num_rows + exclusive_cumsum(sequence_lengths)
         self._starts.append(starts.ravel())
         self._lengths.append(lengths.ravel())
+        self._are_keys.append(are_keys.ravel())
         self._sequence_lengths.append(sequence_lengths)
+        self._key_lengths.append((lengths * are_keys).sum(axis=1))
         self.num_rows += int(sequence_lengths.sum())
         return first_rows
 
@@ -51,6 +62,61 @@ class SequenceBuilder:
         return torch.from_numpy(span_rows(np.concatenate(self._starts), np.concatenate(self._lengths)))
 
     def packing(self) -> Packing:
-        lengths = np.concatenate(self._sequence_lengths)
-        cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        return Packing(torch.from_numpy(cu_seqlens), int(lengths.max()))
+        lengths, are_keys = np.concatenate(self._sequence_lengths), np.concatenate(self._are_keys)
+        packing = Packing(_offsets(lengths), int(lengths.max()))
+        if are_keys.all():
+            return packing
+        key_rows = np.repeat(are_keys, np.concatenate(self._lengths)).nonzero()[0]
+        return replace(
+            packing, key_rows=torch.from_numpy(key_rows), cu_seqlens_k=_offsets(np.concatenate(self._key_lengths))
+        )
+
+
+def _offsets(lengths: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+
+
+def pad_sequences(
+    input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, pad_token_id: int
+) -> tuple[Tensor, Tensor, Packing]:
+    """Packed texts padded to `max_seqlen`, padding asking but never answering; nothing is read from the device.
+
+    input_ids: int64 [N], cu_seqlens: int32 [B+1] -> ids and positions int64 [B * max_seqlen], and their packing.
+    """
+    batch_size, device = len(cu_seqlens) - 1, input_ids.device
+    sequence, position = locate_rows(cu_seqlens, len(input_ids))
+    rows = sequence * max_seqlen + position
+    padded = torch.full((batch_size * max_seqlen,), pad_token_id, device=device).index_copy(0, rows, input_ids)
+    positions = torch.arange(max_seqlen, device=device).repeat(batch_size)
+    uniform = Packing.uniform(batch_size, max_seqlen, device)
+    return padded, positions, replace(uniform, key_rows=rows, cu_seqlens_k=cu_seqlens)
+
+
+def join_packings(first: Packing, second: Packing, first_rows: int) -> Packing:
+    """The packing of `first_rows` rows of one and then those of the other; on the device, nothing is read back."""
+
+    def chain(offsets: Tensor, more: Tensor) -> Tensor:
+        return torch.cat([offsets, offsets[-1] + more[1:]])
+
+    joined = Packing(chain(first.cu_seqlens, second.cu_seqlens), max(first.max_seqlen, second.max_seqlen))
+    if second.key_rows is None or second.cu_seqlens_k is None:
+        return joined
+    every = torch.arange(first_rows, device=second.key_rows.device)
+    return replace(
+        joined,
+        key_rows=torch.cat([every, first_rows + second.key_rows]),
+        cu_seqlens_k=chain(first.cu_seqlens, second.cu_seqlens_k),
+    )
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy that leaves the host free to run ahead, which only one from pinned memory does."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def packing_to(packing: Packing, device: torch.device) -> Packing:
+    """The packing on `device`, in copies that the host does not wait for."""
+    tensors = {name: to_device(value, device) for name, value in vars(packing).items() if isinstance(value, Tensor)}
+    return replace(packing, **tensors)

@@ -4,67 +4,101 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fastvtp.checkpoints.native import CheckpointError, build_config, load_weights, read_description, read_weights
 from fastvtp.errors import unknown_name
-from fastvtp.models.simvtp import SimVTP, SimVTPConfig
+from fastvtp.models.classification import VideoClassifier, VideoClassifierConfig
+from fastvtp.models.dual_encoder import DualEncoder, DualEncoderConfig
+from fastvtp.models.simvtp import SimVTP
+from fastvtp.models.simvtp_config import SimVTPConfig
+from fastvtp.models.video_qa import VideoQA, VideoQAConfig
+from fastvtp.models.videomae import VideoMAE, VideoMAEConfig
 
-ARCHITECTURES: dict[str, type] = {"simvtp": SimVTPConfig}
+# architecture -> (config, model); the name stands in config.json
+ARCHITECTURES: dict[str, tuple[type, type[nn.Module]]] = {
+    "simvtp": (SimVTPConfig, SimVTP),
+    "videomae": (VideoMAEConfig, VideoMAE),
+    "video_classifier": (VideoClassifierConfig, VideoClassifier),
+    "dual_encoder": (DualEncoderConfig, DualEncoder),
+    "video_qa": (VideoQAConfig, VideoQA),
+}
 
-SIZES: dict[str, dict[str, Any]] = {
-    "simvtp_tiny": {
-        "width": 192, "depth": 4, "num_heads": 3, "decoder_width": 96, "decoder_depth": 1, "decoder_num_heads": 3,
-        "num_frames": 8, "image_size": 96, "max_text_length": 64,
-    },
-    "simvtp_small": {"width": 384, "num_heads": 6, "decoder_width": 192, "decoder_num_heads": 3},
-    "simvtp_base": {},
+_TINY = {
+    "width": 192, "depth": 4, "num_heads": 3, "decoder_width": 96, "decoder_depth": 1, "decoder_num_heads": 3,
+    "num_frames": 8, "image_size": 96,
 }  # fmt: skip
+_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": _TINY,
+    "small": {"width": 384, "num_heads": 6, "decoder_width": 192, "decoder_num_heads": 3},
+    "base": {},
+    "large": {"width": 1024, "depth": 24, "num_heads": 16, "decoder_width": 512, "decoder_num_heads": 8},
+    "huge": {"width": 1280, "depth": 32, "num_heads": 16, "decoder_width": 640, "decoder_num_heads": 8},
+}
 
-PRESETS: dict[str, dict[str, Any]] = {
+# name -> (architecture, settings)
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    f"{system}_{size}": (system, dict(values)) for system in ("simvtp", "videomae") for size, values in _SIZES.items()
+}
+MODELS["simvtp_tiny"][1]["max_text_length"] = 64
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "official": {},
     "fastvtp": {
-        "contrastive_text": "clean",
-        "contrastive_directions": "mean",
-        "projection_dim": 256,
-        "learnable_temperature": True,
+        "simvtp": {
+            "contrastive_text": "clean",
+            "pad_text": False,
+            "contrastive_directions": "mean",
+            "projection_dim": 256,
+            "learnable_temperature": True,
+            "gather_negatives": True,
+            "matching_negatives": "hard",
+        }
     },
 }
 
 
 def list_models() -> list[str]:
     """Names that `create_model` takes."""
-    return sorted(SIZES)
+    return sorted(MODELS)
 
 
-def model_config(name: str, *, preset: str = "fastvtp", **overrides: Any) -> SimVTPConfig:
+def model_config(name: str, *, preset: str = "fastvtp", **overrides: Any) -> Any:
     """The configuration behind a name: size, then preset, then overrides. Raises UserError with the nearest name."""
-    if name not in SIZES:
+    if name not in MODELS:
         raise unknown_name("model", name, list_models())
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    values = {**SIZES[name], **PRESETS[preset]}
+    architecture, size = MODELS[name]
+    config_class = ARCHITECTURES[architecture][0]
+    values = {**PRESETS[preset].get(architecture, {}), **size}
     if preset == "fastvtp" and name == "simvtp_tiny":
         values["projection_dim"] = 128
     for key in overrides:
-        if key not in SimVTPConfig.__dataclass_fields__:
-            raise unknown_name(f"{name} option", key, SimVTPConfig.__dataclass_fields__)
-    return SimVTPConfig(**{**values, **overrides})
+        if key not in config_class.__dataclass_fields__:
+            raise unknown_name(f"{name} option", key, config_class.__dataclass_fields__)
+    return config_class(**{**values, **overrides})
 
 
-def build_model(config: SimVTPConfig, device: torch.device | str = "cpu") -> SimVTP:
+def architecture_of(config: Any) -> str:
+    """The name in `ARCHITECTURES` of a configuration or model."""
+    return next(name for name, kinds in ARCHITECTURES.items() if type(config) in kinds)
+
+
+def build_model(config: Any, device: torch.device | str = "cpu") -> Any:
     """A freshly initialised model, from torch's global generator.
 
     It is built on the meta device first: torch's constructors would initialise everything once more, for nothing. The
     numbers are drawn on the CPU, so that a seed gives the same weights for every device.
     """
     with torch.device("meta"):
-        model = SimVTP(config)
+        model: Any = ARCHITECTURES[architecture_of(config)][1](config)
     model.to_empty(device="cpu")
     model.init_weights()
     return model.to(device)
 
 
-def create_model(name: str, *, preset: str = "fastvtp", device: torch.device | str = "cpu", **overrides: Any) -> SimVTP:
+def create_model(name: str, *, preset: str = "fastvtp", device: torch.device | str = "cpu", **overrides: Any) -> Any:
     """A freshly initialised model.
 
     name: one of `list_models()`. preset: "official" (the released objectives) or "fastvtp" (recommended; the
@@ -74,7 +108,7 @@ def create_model(name: str, *, preset: str = "fastvtp", device: torch.device | s
     return build_model(model_config(name, preset=preset, **overrides), device)
 
 
-def load_pretrained(source: str | Path, *, device: torch.device | str = "cpu") -> SimVTP:
+def load_pretrained(source: str | Path, *, device: torch.device | str = "cpu") -> Any:
     """A model in evaluation mode from a folder with model.safetensors and config.json, or from the Hugging Face hub.
 
     source: a local folder, or an id such as "user/name", which is downloaded. Raises CheckpointError with one line
@@ -94,7 +128,7 @@ def load_pretrained(source: str | Path, *, device: torch.device | str = "cpu") -
     description = read_description(folder)
     if description["architecture"] not in ARCHITECTURES:
         raise unknown_name("architecture", description["architecture"], ARCHITECTURES)
-    config = build_config(ARCHITECTURES[description["architecture"]], description["config"], folder)
+    config = build_config(ARCHITECTURES[description["architecture"]][0], description["config"], folder)
     model = build_model(config, device)  # initialised, since checkpoints leave the position tables out
     load_weights(model, read_weights(folder), folder)
     return model.eval()

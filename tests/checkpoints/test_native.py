@@ -30,7 +30,7 @@ def test_round_trip_gives_the_same_features(folder):
 def test_fixed_temperature_survives_although_it_is_not_stored(tmp_path):
     model = fastvtp.create_model("simvtp_tiny", preset="official", temperature=0.2, **SIZES)
     write_model_folder(tmp_path, model, "simvtp")
-    assert fastvtp.load_pretrained(tmp_path).logit_scale_value().item() == pytest.approx(5.0)
+    assert fastvtp.load_pretrained(tmp_path).contrast.logit_scale().item() == pytest.approx(5.0)
 
 
 def break_config(folder, **changes) -> None:
@@ -51,7 +51,7 @@ def test_every_key_that_does_not_fit_is_named(folder):
     break_config(folder, depth=2, vocab_size=121, projection_dim=None)
     message = error_of(folder)
     assert "missing encoder.blocks.1.attn.proj.weight" in message
-    assert "unexpected text_projection.weight" in message
+    assert "unexpected contrast.text_projection.weight" in message
     assert "word_head.weight is [120, 48], the model has [121, 48]" in message
 
 

@@ -65,7 +65,7 @@ def test_only_hidden_tubelets_are_painted(tokenizer):
     examples = reconstruct(model, tokenizer, batch, seed=7)
     assert len(examples) == 3
     for example, video, masked, visible in zip(
-        examples, batch.video.numpy(), plan.masked.numpy(), plan.visible.numpy(), strict=True
+        examples, batch.video.numpy(), plan.predicted.numpy(), plan.visible.numpy(), strict=True
     ):
         assert len(masked) == 24
         assert np.array_equal(example.frames, video)
@@ -83,10 +83,10 @@ def test_painted_values_are_the_prediction_in_the_units_of_the_loss(tokenizer):
         plan = model.plan(batch.input_ids, batch.text_lengths, batch.sample_ids, seed=7, step=0)
         prediction = model(batch.video, plan).pixel_prediction
     loss = masked_pixel_loss(
-        prediction, batch.video, plan.masked, tubelet=TUBELET, mean=(0, 0, 0), std=(1, 1, 1), normalize="patch_channel"
+        prediction, batch.video, plan.predicted, tubelet=TUBELET, mean=(0, 0, 0), std=(1, 1, 1), normalize="patch_channel"
     )
     squares = []
-    for example, masked in zip(examples, plan.masked.numpy(), strict=True):
+    for example, masked in zip(examples, plan.predicted.numpy(), strict=True):
         true, painted = (
             cells(video)[masked].reshape(24, -1, 3) / 255 for video in (example.frames, example.reconstruction)
         )

@@ -3,12 +3,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 import fastvtp
+from fastvtp.models.layers import Packing, segment_mean
 from fastvtp.models.packing import SequenceBuilder, span_rows
 from fastvtp.models.registry import model_config
-from fastvtp.models.simvtp import SimVTP, SimVTPConfig
+from fastvtp.models.simvtp import SimVTP
+from fastvtp.models.simvtp_config import SimVTPConfig
 from fastvtp.objectives.matching import random_mismatch
+from fastvtp_kernels import hard_negatives
 
 SMALL = {
     "image_size": 32, "num_frames": 4, "tubelet": (2, 8, 8), "depth": 2, "vocab_size": 50, "mask_token_id": 4,
@@ -36,35 +40,53 @@ def make_plan(model: SimVTP, input_ids: torch.Tensor, step: int = 0):
     return model.plan(input_ids, LENGTHS, torch.arange(3), seed=1, step=step)
 
 
+def alone(model: SimVTP, *parts: torch.Tensor, padding: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean of one sequence in a call of its own; padding rows look at the others, one row at a time, and count too."""
+    x_ND = torch.cat(parts)
+    encoded = [model.encoder(x_ND, Packing.uniform(1, len(x_ND)))]
+    for row in padding if padding is not None else ():
+        # as the last of a sequence it must not be a key: keys are all rows but itself
+        keys = Packing(torch.tensor([0, len(x_ND) + 1]).int(), len(x_ND) + 1, torch.arange(len(x_ND)),
+                       torch.tensor([0, len(x_ND)]).int())  # fmt: skip
+        encoded.append(model.encoder(torch.cat([x_ND, row[None]]), keys)[-1:])
+    return torch.cat(encoded).mean(0)
+
+
+@pytest.mark.parametrize("negatives", ["random", "hard"])
 @pytest.mark.parametrize("preset", ["official", "fastvtp"])
-def test_packed_passes_equal_separate_encoder_calls(preset):
-    """The one packed call against four plain ones, written with a loop over the samples."""
-    model = make_model(preset)
+def test_packed_passes_equal_separate_encoder_calls(preset, negatives):
+    """The packed call, and the match logits, against plain calls, written with a loop over the samples."""
+    model = make_model(preset, matching_negatives=negatives)
     video, input_ids = make_batch()
     plan = make_plan(model, input_ids)
-    mismatch = random_mismatch(np.arange(3), seed=1, step=0)
-    from fastvtp.models.layers import Packing, segment_mean
-
-    pool = torch.cat([
-        model.video_embeddings(video, plan.visible).flatten(0, 1),
-        model.text_embeddings(plan.text_ids, plan.text_positions),
-    ])  # fmt: skip
-    packed = segment_mean(model.encoder(pool[plan.gather], plan.packing), plan.packing.cu_seqlens)
-
-    def alone(*parts: torch.Tensor) -> torch.Tensor:
-        x_ND = torch.cat(parts)
-        return model.encoder(x_ND, Packing.uniform(1, len(x_ND))).mean(0)
+    output = model(video, plan)
+    packed = segment_mean(output.encoded, plan.packing.cu_seqlens)
 
     clips = model.video_embeddings(video, plan.visible)
     positions = torch.cat([torch.arange(n) for n in LENGTHS])
     masked = model.text_embeddings(plan.text_ids[:19], positions).split(LENGTHS)
     clean = model.text_embeddings(input_ids, positions).split(LENGTHS)
+    padding = [None] * 3
+    if preset == "official":
+        padding = [model.text_embeddings(torch.zeros(9 - n).long(), torch.arange(n, 9)) for n in LENGTHS]
     contrast_text = clean if preset == "fastvtp" else masked
-    expected = [alone(clips[i], masked[i]) for i in range(3)]
-    expected += [alone(clips[i]) for i in range(3)]
-    expected += [alone(contrast_text[i]) for i in range(3)]
-    expected += [alone(clips[mismatch[i]], masked[i]) for i in range(3)]
+    joint = [alone(model, clips[i], masked[i], padding=padding[i]) for i in range(3)]
+    expected = joint + [alone(model, clips[i]) for i in range(3)]
+    expected += [alone(model, contrast_text[i], padding=padding[i]) for i in range(3)]
+    text, clip = expected[6:9], expected[3:6]
+    if negatives == "random":
+        mismatch = random_mismatch(np.arange(3), seed=1, step=0)
+    else:
+        features = [normalize(torch.stack(x), dim=-1) for x in (
+            [model.contrast.text_projection(t) for t in text], [model.contrast.video_projection(c) for c in clip],
+        )]  # fmt: skip
+        mismatch = hard_negatives(*features, model.contrast.logit_scale(), seed=1, step=0).b_for_a.numpy()
+    wrong = [alone(model, clips[mismatch[i]], masked[i], padding=padding[i]) for i in range(3)]
+    if negatives == "random":
+        expected += wrong
     torch.testing.assert_close(packed, torch.stack(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.match_logits, model.match_head(torch.stack(joint + wrong)), rtol=1e-4, atol=1e-5)
+    assert output.match_labels.tolist() == [1, 1, 1, 0, 0, 0]
 
 
 def test_words_predicted_are_the_masked_ones():
@@ -90,7 +112,7 @@ def test_masked_tubelets_never_reach_the_encoder():
     before = model(video, plan)
     repainted = video.clone()
     _, h, w = model.config.grid
-    for clip, masked in enumerate(plan.masked.tolist()):
+    for clip, masked in enumerate(plan.predicted.tolist()):
         for token in masked:
             ti, yi, xi = token // (h * w), token // w % h, token % w
             repainted[clip, 2 * ti : 2 * ti + 2, 8 * yi : 8 * yi + 8, 8 * xi : 8 * xi + 8] = torch.randint(
@@ -167,7 +189,8 @@ def test_registry_names_the_nearest():
         fastvtp.create_model("simvtp_tiny", image_sice=32)
     with pytest.raises(ValueError, match="no preset 'other'"):
         model_config("simvtp_tiny", preset="other")
-    assert fastvtp.list_models() == ["simvtp_base", "simvtp_small", "simvtp_tiny"]
+    sizes = ("base", "huge", "large", "small", "tiny")
+    assert fastvtp.list_models() == [f"{name}_{size}" for name in ("simvtp", "videomae") for size in sizes]
 
 
 def test_base_has_the_papers_size():
@@ -211,9 +234,12 @@ def test_a_clip_that_stands_twice_is_no_negative_of_itself():
     # nothing but one clip: no mismatch to be had, and the matching loss says so by leaving the row out
     assert random_mismatch(np.array([4, 4]), seed=0, step=0).tolist() == [0, 1]
     video, input_ids = make_batch()
-    plan = make_model().plan(input_ids[:10], LENGTHS[:2], torch.tensor([4, 4]), seed=0, step=0)
-    assert plan.match_labels.tolist() == [1, 1, -100, -100]
-    assert make_model()(video[:2], plan).loss.isfinite()
+    for negatives in ("random", "hard"):
+        model = make_model(matching_negatives=negatives)
+        plan = model.plan(input_ids[:10], LENGTHS[:2], torch.tensor([4, 4]), seed=0, step=0)
+        output = model(video[:2], plan)
+        assert output.match_labels.tolist() == [1, 1, -100, -100]
+        assert output.loss.isfinite()
 
     model = make_model()
     video, input_ids = make_batch()

@@ -1,0 +1,62 @@
+"""Video classification with a pretrained video tower (VideoMAE's fine-tuning)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastvtp.models.config import check_positive, check_share
+from fastvtp.models.layers import Packing, init_linear_xavier, segment_mean
+from fastvtp.models.videomae import VideoEmbeddings, VideoEncoderConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoClassifierConfig(VideoEncoderConfig):
+    """The video tower's sizes and the head's."""
+
+    num_classes: int = 400
+    head_dropout: float = 0.0
+    head_init_scale: float = 1e-3
+    """Factor on the head's initial weights: near-uniform predictions at first (VideoMAE)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "num_classes", "head_init_scale")
+        check_share(self, "head_dropout")
+
+
+class VideoClassifier(nn.Module):
+    """All tubelets of a clip -> encoder -> mean -> LayerNorm -> linear head, as VideoMAE is fine-tuned."""
+
+    def __init__(self, config: VideoClassifierConfig):
+        super().__init__()
+        self.config = config
+        self.video_embeddings = VideoEmbeddings(config.grid, config.tubelet, config.width)
+        self.encoder = config.transformer(final_norm=False)
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.head = nn.Linear(config.width, config.num_classes)
+
+    def init_weights(self) -> None:
+        """VideoMAE's initialisation; uses torch's global generator."""
+        for module in (self.encoder, self.norm):
+            module.apply(init_linear_xavier)
+        self.video_embeddings.init_weights()
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        with torch.no_grad():
+            self.head.weight.mul_(self.config.head_init_scale)
+
+    @property
+    def device(self) -> torch.device:
+        return self.video_embeddings.weight.device
+
+    def features(self, video: Tensor) -> Tensor:
+        """What the head sees: uint8 [B, T, H, W, 3] -> float32 [B, D]."""
+        x_BKD = self.video_embeddings(video)
+        packing = Packing.uniform(*x_BKD.shape[:2], device=video.device)
+        return self.norm(segment_mean(self.encoder(x_BKD.flatten(0, 1), packing), packing.cu_seqlens))
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Logits: uint8 [B, T, H, W, 3] -> [B, num_classes]."""
+        return self.head(self.dropout(self.features(video)))

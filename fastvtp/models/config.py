@@ -1,0 +1,26 @@
+"""Checks that several model configurations share; each raises ValueError with one line."""
+
+import math
+
+
+def check_positive(config: object, *names: str) -> None:
+    for name in names:
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+
+
+def check_share(config: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}")
+
+
+def check_heads(config: object, width: str, heads: str) -> None:
+    if getattr(config, width) % getattr(config, heads):
+        raise ValueError(f"{heads} {getattr(config, heads)} does not divide the {width} {getattr(config, width)}")
+
+
+def check_choice(config: object, name: str, choices: tuple[str, ...]) -> None:
+    if getattr(config, name) not in choices:
+        listed = " or ".join(map(repr, choices)) if len(choices) == 2 else f"one of {', '.join(map(repr, choices))}"
+        raise ValueError(f"{name} must be {listed}, got {getattr(config, name)!r}")

@@ -1,0 +1,126 @@
+"""The models that pretrained weights are fine-tuned as: classifier, dual encoder, question answering."""
+
+import pytest
+import torch
+
+from fastvtp.models.classification import VideoClassifierConfig
+from fastvtp.models.dual_encoder import DualEncoderConfig
+from fastvtp.models.registry import build_model
+from fastvtp.models.video_qa import VideoQAConfig
+
+VIDEO = {
+    "image_size": 32, "num_frames": 4, "tubelet": (2, 8, 8), "width": 64, "depth": 2, "num_heads": 2,
+}  # fmt: skip
+TEXT = {"vocab_size": 50, "max_text_length": 12, "text_dropout": 0.0}
+LENGTHS = (6, 4, 9)
+CU_SEQLENS = torch.tensor([0, 6, 10, 19], dtype=torch.int32)
+
+
+def make(config):
+    torch.manual_seed(0)
+    return build_model(config).eval()
+
+
+def make_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randint(0, 256, (3, 4, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    return video, torch.randint(5, 50, (sum(LENGTHS),), generator=generator)
+
+
+def fit(model, loss_of, steps: int = 25) -> tuple[float, float]:
+    """The loss before and after; every parameter must have had a gradient."""
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=2e-3), []
+    for _ in range(steps):
+        loss = loss_of()
+        loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses[0], losses[-1]
+
+
+def test_classifier():
+    model = make(VideoClassifierConfig(**VIDEO, num_classes=5))
+    video, _ = make_batch()
+    logits = model(video)
+    assert logits.shape == (3, 5)
+    assert logits.softmax(-1).sub(0.2).abs().max() < 0.01  # the head begins near zero
+    tokens = model.encoder(model.video_embeddings(video).flatten(0, 1), packing_of(3, 32))
+    expected = model.norm(tokens.view(3, 32, -1).mean(1))
+    torch.testing.assert_close(model.features(video), expected)
+    labels = torch.tensor([3, 0, 4])
+    first, last = fit(model, lambda: torch.nn.functional.cross_entropy(model(video), labels))
+    assert last < 0.5 * first
+    assert model(video).argmax(-1).tolist() == [3, 0, 4]
+
+
+def packing_of(sequences: int, length: int):
+    from fastvtp.models.layers import Packing
+
+    return Packing.uniform(sequences, length)
+
+
+@pytest.mark.parametrize("pad_text", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_dual_encoder(shared, pad_text):
+    model = make(
+        DualEncoderConfig(**VIDEO, **TEXT, shared_encoder=shared, pad_text=pad_text, projection_dim=16)
+    )  # fmt: skip
+    video, ids = make_batch()
+    output = model(video, ids, CU_SEQLENS, 9)
+    # one call for both modalities gives what two give
+    torch.testing.assert_close(output.text, model.embed_text(ids, CU_SEQLENS, 9), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.video, model.embed_video(video), rtol=1e-4, atol=1e-5)
+    alone = model.embed_text(ids[6:10], torch.tensor([0, 4], dtype=torch.int32), 4)
+    assert torch.allclose(alone, output.text[1:2], atol=1e-5) is not pad_text  # padding makes it depend on the batch
+    assert (model.text_encoder is None) is shared
+    first, last = fit(model, lambda: model(video, ids, CU_SEQLENS, 9, torch.arange(3)).loss)
+    assert last < 0.5 * first
+
+
+def test_padding_asks_and_is_not_asked():
+    """What [PAD] holds reaches the mean and nothing else."""
+    model = make(DualEncoderConfig(**VIDEO, **TEXT))
+    _, ids = make_batch()
+    x_ND, packing = model.text_embeddings.embed_texts(ids, CU_SEQLENS, 9)
+    before = model.text_encoder(x_ND, packing).view(3, 9, -1)
+    x_ND = x_ND.view(3, 9, -1).clone()
+    x_ND[0, 6:] += 3.0
+    after = model.text_encoder(x_ND.flatten(0, 1), packing).view(3, 9, -1)
+    assert torch.equal(before[0, :6], after[0, :6])
+    assert torch.equal(before[1:], after[1:])
+    assert not torch.allclose(before[0, 6:], after[0, 6:])
+
+
+@pytest.mark.parametrize("answers", [7, 1])
+def test_question_answering(answers):
+    """Sequences of clip and text, a clip shared by several texts, against one call per text."""
+    model = make(VideoQAConfig(**VIDEO, **TEXT, num_answers=answers))
+    video, ids = make_batch()
+    clips = [1, 0, 1]
+    logits = model(video[:2], model.plan(ids, LENGTHS, clips))
+    assert logits.shape == (3, answers)
+    for i, (clip, text) in enumerate(zip(clips, ids.split(LENGTHS), strict=True)):
+        alone = model(video[clip : clip + 1], model.plan(text, [len(text)], [0]))
+        torch.testing.assert_close(alone[0], logits[i], rtol=1e-4, atol=1e-5)
+    target = torch.tensor([2, 6, 0])
+
+    def loss():
+        found = model(video[:2], model.plan(ids, LENGTHS, clips))
+        return torch.nn.functional.cross_entropy(found if answers > 1 else found.view(1, 3), target[: len(found)] if
+                                                 answers > 1 else torch.tensor([1]))  # fmt: skip
+
+    first, last = fit(model, loss)
+    assert last < 0.5 * first
+
+
+def test_question_answering_names_bad_input():
+    model = make(VideoQAConfig(**VIDEO, **TEXT, num_answers=7))
+    _, ids = make_batch()
+    with pytest.raises(ValueError, match="each of the 3 texts needs a clip, got 2"):
+        model.plan(ids, LENGTHS, [0, 1])
+    with pytest.raises(ValueError, match="a text has 19 tokens, the model takes 12"):
+        model.plan(ids, [19], [0])
+    with pytest.raises(ValueError, match="pad_text must be false"):
+        VideoQAConfig(pad_text=True)
