@@ -3,40 +3,41 @@
 On a GPU the op's Triton variant runs with one tile changed at a time, in turns with the tiles as they stand. A
 candidate must compile without spills, meet the tolerance law (at most twice the reference's error) and be faster
 beyond the spread of both; the search goes on from the best found, until its time is over or no neighbour is better.
-What it found is printed as entries for `fastvtp_kernels.tuning.TABLE`, for review, and written as JSON: a table that
+What each case found is then tried in all the others that use the same entry of the table (`tune_table.py`): one table
+is printed and written with --table, and its entries for `fastvtp_kernels.tuning.TABLE` printed for review: a table that
 people read decides what runs, not a search in the middle of a training step.
 
 With --offline ARCH no GPU is needed: the neighbours are compiled and those without spills listed, with what bounds how
 many of them fit on a multiprocessor.
 """
 
-import contextlib
 import importlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from pprint import pformat
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from fastvtp_kernels import tuning
-from fastvtp_kernels.interpreter import interpreting
-from fastvtp_kernels.launching import compile_only
 from fastvtp_kernels.tuning import Tile
 
 from .environment import environment
-from .harness import Case, Missing, Options, command_line, given_options
+from .harness import Case, Options, command_line, given_options
 from .record import write_json_rows
 from .report_results import OPS
-from .timing import Function, Timer, timer_for
+from .timing import Timer, timer_for
+from .tune_table import Searched, Workbench, candidates, choose, retime, snippet, table, write_table
 
-# A candidate must be this much faster, and its 80 % quantile below the other's 20 % quantile.
-GAIN = 1.02
 WARPS, STAGES = (2, 4, 8, 16), (1, 2, 3, 4, 5)
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
 REGISTERS, MOST_WARPS, MOST_BLOCKS = 65536, 64, 32
+# Seconds for all cases together; the searches may take this part of them, trying their winners elsewhere has the rest.
+BUDGET, SMOKE_BUDGET, SEARCH_SHARE = 120.0, 10.0, 0.6
 
 
 @dataclass(frozen=True)
@@ -65,34 +66,13 @@ def neighbours(tile: Tile) -> Iterator[Tile]:
                 yield replace(tile, **{field: changed})
 
 
-def entries_used(function: Function) -> dict[str, Tile]:
-    """Entry of the table ("embed half") -> tile, for every tile that the call asks for."""
-    found: dict[str, Tile] = {}
-    original = tuning.tile
-
-    def spy(*arguments: Any, **named: Any) -> Tile:
-        tile = original(*arguments, **named)
-        found[tile.entry] = tile
-        return tile
-
-    with patch.object(tuning, "tile", spy):
-        function()
-    return found
-
-
 class Search:
     """Coordinate descent over the tiles that one variant uses."""
 
     def __init__(self, case: Case, timer: Timer, seconds_per_trial: float, deadline: float):
-        self.case, self._timer, self._seconds, self._deadline = case, timer, seconds_per_trial, deadline
-        variant, reference = case.variants["triton"], case.variants["reference"]
-        if isinstance(variant, Missing) or isinstance(reference, Missing):
-            raise ValueError(f"{case.op}, {case.name}: the Triton variant and the reference must both run")
-        self._function = variant
-        # The law, in the harness's measure of error: twice the reference's own, and two rounding steps.
-        rounding = torch.finfo(case.dtype).eps if case.dtype.is_floating_point else 0.0
-        self._allowed = 2 * (case.error(reference()) + rounding)
-        self.best = entries_used(variant)
+        self.case, self._deadline = case, deadline
+        self._bench = Workbench(case, timer, seconds_per_trial)
+        self.best = dict(self._bench.standing)
         self.trials: list[Trial] = []
 
     def run(self) -> dict[str, Tile]:
@@ -115,55 +95,13 @@ class Search:
         if any(trial.entry == entry and trial.tile == tile for trial in self.trials):
             return False
         trial = Trial(entry, self.case.name, self.case.direction, tile, "")
-        changed = self._with({**self.best, entry: candidate})
-        try:
-            if spilled := self._spilled(changed):
-                outcome, times = f"spills {spilled} bytes", None
-            elif not (error := self.case.error(changed())) <= self._allowed:
-                outcome, times = f"wrong: error {error:.2g}, {self._allowed:.2g} allowed", None
-            else:
-                times = self._timer.time({"now": self._with(self.best), "candidate": changed}, self._seconds)
-                outcome = ""
-        except Exception as failure:
-            # A tile that does not compile or does not fit is a result.
-            outcome, times = f"fails: {type(failure).__name__}: {str(failure).partition(chr(10))[0]}", None
-        better = False
-        if times is not None:
-            now, then = times["now"], times["candidate"]
-            better = now.median / then.median > GAIN and then.p80 < now.p20
-            trial = replace(trial, seconds=then.median, before=now.median)
-            outcome = "better" if better else "no better"
-        self.trials.append(replace(trial, outcome=outcome))
-        return better
-
-    def _with(self, tiles: dict[str, Tile]) -> Function:
-        def run() -> object:
-            with contextlib.ExitStack() as stack:
-                for entry, tile in tiles.items():
-                    stack.enter_context(tuning.override(entry.rpartition(" ")[0], tile))
-                return self._function()
-
-        return run
-
-    def _spilled(self, function: Function) -> int:
-        """Bytes, of the worst kernel; the interpreter has no registers."""
-        if interpreting():
-            return 0
-        with compile_only() as compiled:
-            function()
-        for kernel in compiled:
-            kernel.binary._init_handles()
-        return max((kernel.binary.n_spills or 0 for kernel in compiled), default=0)
-
-
-def snippet(better: dict[str, Tile], architecture: str) -> str:
-    """Entries for `tuning.TABLE`."""
-    lines = []
-    for entry, tile in better.items():
-        kernel, _, column = entry.rpartition(" ")
-        made = f"Tile({tile.blocks}, num_warps={tile.num_warps}, num_stages={tile.num_stages})"
-        lines.append(f'"{kernel}": {{"{column}": {{"{architecture}": {made}}}}}')
-    return "\n".join(lines)
+        pair = self._bench.compare(self.best, {**self.best, entry: candidate})
+        if isinstance(pair, str):
+            self.trials.append(replace(trial, outcome=pair))
+            return False
+        outcome = "better" if pair.better else "no better"
+        self.trials.append(replace(trial, outcome=outcome, seconds=pair.then.median, before=pair.now.median))
+        return pair.better
 
 
 def occupancy(registers: int, shared_bytes: int, num_warps: int, shared_limit: int) -> int:
@@ -207,11 +145,61 @@ def chosen(module: Any, options: Options, name: str | None) -> list[Callable[[],
     return [factory for factory in factories if any(name in str(part) for part in getattr(factory, "args", ()))]
 
 
+def shares(items: Sequence[Any], end: float) -> Iterator[tuple[Any, float]]:
+    """Each item and when its turn is over: what is left of the time is shared evenly by those that are left."""
+    for number, item in enumerate(items):
+        now = time.monotonic()
+        yield item, now + (end - now) / (len(items) - number)
+
+
+def tune(factories: Sequence[Callable[[], Case]], given: Any, options: Options) -> None:
+    """Search in every case, then join the cases; what was found is printed and written as the command line asks."""
+    budget = (SMOKE_BUDGET if options.smoke else BUDGET) if given.budget is None else given.budget
+    seconds = given.seconds or (0.0 if options.smoke else 0.2)
+    timer, start = timer_for(options.device), time.monotonic()
+    about = {**environment(options.device), "smoke": options.smoke}
+    searched, rows = [], []
+    for factory, deadline in shares(factories, start + SEARCH_SHARE * budget):
+        torch.manual_seed(0)
+        search = Search(factory(), timer, seconds, deadline)
+        better = search.run()
+        case, label = search.case, f"{search.case.op}, {search.case.name}, {search.case.direction}"
+        print(f"{label}: {len(search.trials)} tiles tried, {len(better)} better", flush=True)
+        # A smoke run in which nothing won tries the tiles that stand, so that what follows runs too.
+        winners = better or (search.best if options.smoke else {})
+        searched.append(Searched(label, set(search.best), winners, partial(_workbench, factory, timer, seconds)))
+        rows += [{"op": case.op, **asdict(trial)} for trial in search.trials]
+        if given.json:
+            write_json_rows(given.json, rows, about)
+    found = candidates(searched)
+    for here, deadline in shares(searched, start + budget):
+        retime(found, here, deadline)
+    # The times of a smoke run on the CPU are no architecture's.
+    architecture = tuning.architecture(options.device) if options.device.type == "cuda" else "cpu"
+    better = choose(found)
+    joint = table(better, architecture)
+    for candidate in found:
+        if candidate.refusal:
+            print(f"{candidate.entry}, {candidate.tile}: {candidate.refusal}")
+    print(pformat(joint, width=120, sort_dicts=False))
+    print(snippet({candidate.entry: candidate.tile for candidate in better}, architecture))
+    if given.table:
+        write_table(given.table, given.op, joint, found, about)
+
+
+def _workbench(factory: Callable[[], Case], timer: Timer, seconds: float) -> Workbench:
+    torch.manual_seed(0)
+    return Workbench(factory(), timer, seconds)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     parser.add_argument("op", choices=[part for part in OPS if part != "train_step"])
     parser.add_argument("--case", metavar="WORD", help="only cases whose name contains it")
-    parser.add_argument("--budget", type=float, default=120.0, metavar="SECONDS", help="for all cases (default 120)")
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS", help=f"for all cases (default {BUDGET:g}, smoke {SMOKE_BUDGET:g})"
+    )
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the joint table there, as JSON")
     parser.add_argument("--offline", metavar="ARCH", help="compile only, for sm_90 and the like; needs --kernel")
     parser.add_argument("--kernel", metavar="ENTRY", help=f"with --offline, one of {', '.join(tuning.TABLE)}")
     given = parser.parse_args(arguments)
@@ -231,19 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     factories = chosen(importlib.import_module(f"benchmarks.{given.op}"), options, given.case)
     if not factories:
         parser.error(f"--case: no case of {given.op} contains {given.case!r}")
-    timer, end, trials = timer_for(given.device), time.monotonic() + given.budget, []
-    for number, factory in enumerate(factories):
-        torch.manual_seed(0)
-        slice_end = time.monotonic() + (end - time.monotonic()) / (len(factories) - number)
-        search = Search(factory(), timer, given.seconds or (0.0 if given.smoke else 0.2), slice_end)
-        better = search.run()
-        trials += search.trials
-        print(f"{search.case.name}, {search.case.direction}: {len(search.trials)} tiles tried, {len(better)} better")
-        if better:
-            print(snippet(better, tuning.architecture(given.device)))
-        if given.json:
-            rows = [{"op": search.case.op, **asdict(trial)} for trial in trials]
-            write_json_rows(given.json, rows, environment(given.device))
+    tune(factories, given, options)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastvtp.errors import UserError
@@ -20,6 +19,8 @@ class CheckpointError(UserError):
 
 def write_model_folder(folder: Path, model: nn.Module, architecture: str) -> None:
     """Write `model` (with a dataclass `config`) to `folder`, which is created."""
+    from safetensors.torch import save_file  # here, so that models can be built without it
+
     folder.mkdir(parents=True, exist_ok=True)
     description = {"architecture": architecture, "fastvtp_version": __version__, "config": asdict(model.config)}  # pyright: ignore[reportArgumentType, reportCallIssue]
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS_NAME)
@@ -54,6 +55,8 @@ def build_config(config_class: type, values: dict[str, Any], source: Path) -> An
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of model.safetensors, on the CPU."""
+    from safetensors.torch import load_file
+
     path = folder / WEIGHTS_NAME
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS_NAME}")

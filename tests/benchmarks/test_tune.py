@@ -4,43 +4,17 @@ import json
 import time
 
 import pytest
-import torch
 
-from benchmarks import tune
-from benchmarks.harness import Case, Cost, Missing
+from benchmarks import timing, tune
+from benchmarks.harness import Missing
 from benchmarks.timing import Timing
-from benchmarks.tune import Search, entries_used, neighbours, occupancy, snippet
-from fastvtp_kernels import tuning
+from benchmarks.tune import Search, neighbours, occupancy, shares
 from fastvtp_kernels.tuning import Tile
-
-ENTRY = "gather single"
-
-
-class FakeTimer:
-    """Times by the rows of the tile that a function asks for."""
-
-    def __init__(self, seconds):
-        self._seconds = seconds
-
-    def time(self, variants, seconds):
-        found = {name: self._seconds[function()] for name, function in variants.items()}
-        return {name: Timing(value, value * 0.999, value * 1.001, value, 5) for name, value in found.items()}
+from tests.benchmarks.test_tune_table import GATHER, FakeTimer, case
 
 
 def search_over(seconds, wrong=(), failing=()):
-    """A variant whose "result" is BLOCK_M of its tile."""
-
-    def variant():
-        rows = tuning.tile("gather", torch.float32, torch.device("cpu")).blocks["BLOCK_M"]
-        if rows in failing:
-            raise RuntimeError("out of resource: shared memory\nand more")
-        return rows
-
-    case = Case(
-        "gather_tubelets", "c", "forward", {}, torch.float32, torch.device("cpu"), Cost(1, 1),
-        {"triton": variant, "reference": lambda: 0}, "reference", lambda rows: 1.0 if rows in wrong else 1e-9, 1e-4,
-    )  # fmt: skip
-    return Search(case, FakeTimer(seconds), 0.0, time.monotonic() + 60)
+    return Search(case("c", seconds, wrong, failing), FakeTimer(), 0.0, time.monotonic() + 60)
 
 
 def rows_tried(search):
@@ -57,11 +31,8 @@ def only_rows_vary(monkeypatch):
 def test_walks_on_from_every_improvement_and_stops_at_the_best():
     search = search_over({8: 4.0, 16: 3.0, 32: 2.0, 64: 2.5, 4: 9.0})
     better = search.run()
-    assert {entry: tile.blocks["BLOCK_M"] for entry, tile in better.items()} == {ENTRY: 32}
+    assert {entry: tile.blocks["BLOCK_M"] for entry, tile in better.items()} == {GATHER: 32}
     assert [trial.outcome for trial in search.trials if "BLOCK_M=64" in trial.tile] == ["no better"]
-    assert snippet(better, "sm_90") == (
-        '"gather": {"single": {"sm_90": Tile({\'BLOCK_M\': 32, \'BLOCK_P\': 512}, num_warps=4, num_stages=2)}}'
-    )
 
 
 def test_a_gain_within_the_spread_is_none():
@@ -88,18 +59,9 @@ def test_the_time_ends_the_search():
 
 def test_needs_both_variants():
     search = search_over({8: 1.0})
-    case = search.case
-    case.variants["triton"] = Missing("no GPU")
+    search.case.variants["triton"] = Missing("no GPU")
     with pytest.raises(ValueError, match="must both run"):
-        Search(case, FakeTimer({}), 0.0, 0.0)
-
-
-def test_entries_are_those_that_a_call_asks_for():
-    def call():
-        tuning.tile("embed", torch.bfloat16, torch.device("cpu"))
-        tuning.tile("scale", torch.float32, torch.device("cpu"))
-
-    assert set(entries_used(call)) == {"embed half", "scale single"}
+        Search(search.case, FakeTimer(), 0.0, 0.0)
 
 
 def test_neighbours_change_one_thing(monkeypatch):
@@ -119,13 +81,40 @@ def test_occupancy(resources, blocks):
     assert occupancy(*resources, shared_limit=232_448) == blocks
 
 
-def test_smoke_run_searches_with_the_interpreter(tmp_path, capsys, monkeypatch):
+def test_unused_time_goes_to_those_that_are_left(monkeypatch):
+    clock = iter([0.0, 10.0, 80.0])
+    monkeypatch.setattr(tune.time, "monotonic", lambda: next(clock))
+    assert list(shares("abc", 90.0)) == [("a", 30.0), ("b", 50.0), ("c", 90.0)]
+
+
+class EverySecondTimer:
+    """Calls the variants, and tells what nobody could measure: the later is twice as fast."""
+
+    def time(self, variants, seconds):
+        for function in variants.values():
+            function()
+        return {name: Timing(value, value, value, value, 5) for name, value in zip(variants, (2.0, 1.0), strict=True)}
+
+
+@pytest.mark.parametrize("truthful", [True, False], ids=["the clock's times", "each tile better than the last"])
+def test_smoke_run_goes_all_the_way_with_the_interpreter(truthful, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tune, "WARPS", (4, 8))
-    path = tmp_path / "tuning.json"
-    tune.main(["masking", "--smoke", "--device", "cpu", "--budget", "8", "--json", str(path)])
-    assert "tiles tried" in capsys.readouterr().out
-    rows = json.loads(path.read_text())["rows"]
-    assert {row["entry"] for row in rows} <= {"tube_mask single"}
+    monkeypatch.setattr(tune, "LARGEST_BLOCK", 32)
+    monkeypatch.setattr(timing, "MIN_ROUNDS", 2)
+    if not truthful:
+        monkeypatch.setattr(tune, "timer_for", lambda device: EverySecondTimer())
+    trials, table = tmp_path / "trials.json", tmp_path / "new" / "table.json"
+    tune.main(["masking", "--smoke", "--device", "cpu", "--budget", "60", "--json", str(trials), "--table", str(table)])
+    printed, written = capsys.readouterr().out, json.loads(table.read_text())
+    assert "tube_mask, smoke, forward: " in printed
+    assert {row["entry"] for row in json.loads(trials.read_text())["rows"]} == {"tube_mask single"}
+    assert written["op"] == "masking"
+    assert written["environment"]["smoke"] is True
+    # Something was timed again: it is in the table, or among those refused.
+    assert bool(written["tiles"]["cpu"]) or bool(written["refused"])
+    if not truthful:
+        assert written["tiles"]["cpu"]["tube_mask single"]["speedups"] == {"tube_mask, smoke, forward": 2.0}
+        assert '"tube_mask": {"single": {"cpu": Tile(' in printed
 
 
 @pytest.mark.parametrize(
