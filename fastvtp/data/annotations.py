@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,21 @@ _DIRECTION = re.compile(
 class VideoRecord:
     """One video and its captions; `video` is an absolute path, `captions` holds at least one.
 
-    Training draws among the captions; evaluation scores a video by its first one alone.
+    Training draws among the captions; evaluation scores a video by its first one alone. `mirrorable` says whether all
+    that is said of the video, answers included, stays true of its mirror image; None: the captions decide.
     """
 
     id: str
     video: str
     captions: tuple[str, ...]
+    mirrorable: bool | None = None
+
+    @property
+    def may_be_mirrored(self) -> bool:
+        """`mirrorable`, or where it is None whether no caption names a direction."""
+        if self.mirrorable is not None:
+            return self.mirrorable
+        return not any(map(mentions_direction, self.captions))
 
 
 def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
@@ -75,13 +84,15 @@ def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
 def annotations_digest(records: Sequence[VideoRecord]) -> str:
     """Fingerprint of the records in their order, 16 hexadecimal digits of SHA-256.
 
-    It changes with any id, caption or video path, but not when the folder that holds all the videos moves.
+    It changes with any id, caption, video path or `mirrorable` that is set, but not when the folder that holds all the
+    videos moves.
     """
     videos = [os.path.normpath(record.video) for record in records]
     folder = os.path.commonpath([os.path.dirname(video) for video in videos]) if videos else ""
     digest = hashlib.sha256()
     for record, video in zip(records, videos, strict=True):
-        digest.update(json.dumps([record.id, video[len(folder) :].lstrip(os.sep), record.captions]).encode())
+        said = record.captions if record.mirrorable is None else (*record.captions, record.mirrorable)
+        digest.update(json.dumps([record.id, video[len(folder) :].lstrip(os.sep), said]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -90,9 +101,53 @@ def mentions_direction(caption: str) -> bool:
     return _DIRECTION.search(caption) is not None
 
 
-def _read_jsonl(path: Path) -> list[VideoRecord]:
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a `.jsonl` file in order, each behind its place, "file, line number", for error messages.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        UserError: a line that is not a JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     with path.open("rb") as file:
-        lines = [_parse_line(line, path, number) for number, line in enumerate(file, start=1) if line.strip()]
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path}, line {number}"
+            try:
+                fields = json.loads(line)
+            except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
+                raise UserError(f"{place}: not JSON: {error}") from None
+            if not isinstance(fields, dict):
+                raise UserError(f"{place}: expected an object, got {type(fields).__name__}")
+            yield place, fields
+
+
+def text_of(value: Any, place: str) -> str:
+    """`value` without surrounding space; UserError at `place` where it is not text, or blank."""
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{place}: expected non-empty text, got {value!r}")
+    return value.strip()
+
+
+def video_and_id(fields: dict[str, Any], folder: Path, place: str) -> tuple[str, str]:
+    """Absolute path of the video that a line names, relative to `folder`, and the line's id (else: the path given).
+
+    Raises:
+        UserError: field 'video' or 'id' is not text.
+    """
+    video = text_of(fields.get("video"), f"{place}: field 'video'")
+    return os.path.join(folder, video), text_of(fields.get("id", video), f"{place}: field 'id'")
+
+
+def videos_under(folder: Path) -> list[Path]:
+    """Every video file in `folder` and its subfolders, by suffix, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+
+
+def _read_jsonl(path: Path) -> list[VideoRecord]:
+    lines = [_captioned(fields, path.parent, place) for place, fields in read_lines(path)]
     by_video: dict[str, list[VideoRecord]] = {}
     for line in lines:
         by_video.setdefault(os.path.normpath(line.video), []).append(line)
@@ -102,27 +157,16 @@ def _read_jsonl(path: Path) -> list[VideoRecord]:
     ]
 
 
-def _parse_line(line: bytes, path: Path, number: int) -> VideoRecord:
-    place = f"{path}, line {number}"
-    try:
-        fields = json.loads(line)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
-        raise UserError(f"{place}: not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{place}: expected an object, got {type(fields).__name__}")
-    video = _text(fields.get("video"), f"{place}: field 'video'")
+def _captioned(fields: dict[str, Any], folder: Path, place: str) -> VideoRecord:
+    video, name = video_and_id(fields, folder, place)
     caption = fields.get("caption")
     captions = caption if isinstance(caption, list) and caption else [caption]
-    return VideoRecord(
-        id=_text(fields.get("id", video), f"{place}: field 'id'"),
-        video=os.path.join(path.parent, video),
-        captions=tuple(_text(text, f"{place}: field 'caption'") for text in captions),
-    )
+    return VideoRecord(name, video, tuple(text_of(text, f"{place}: field 'caption'") for text in captions))
 
 
 def _read_folder(folder: Path) -> list[VideoRecord]:
     records, skipped = [], []
-    for video in sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
+    for video in videos_under(folder):
         sidecar, name = video.with_suffix(".txt"), video.relative_to(folder)
         try:
             text = sidecar.read_text(encoding="utf-8") if sidecar.is_file() else ""
@@ -140,9 +184,3 @@ def _read_folder(folder: Path) -> list[VideoRecord]:
             raise UserError(f"{folder}: all {len(skipped)} videos are {without}")
         logger.warning("%s: skipped %d of %d videos %s", folder, len(skipped), len(skipped) + len(records), without)
     return records
-
-
-def _text(value: Any, place: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{place}: expected non-empty text, got {value!r}")
-    return value.strip()

@@ -19,7 +19,7 @@ import torch
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import VideoDecodeError
 from fastvtp.data.pipeline import build_pipeline, dali_formats
-from fastvtp.data.sampling import CropSampling, FrameSampling
+from fastvtp.data.sampling import ClipAugmentation, CropSampling, FrameSampling
 from fastvtp.data.source import ClipSource, SampleStream
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.errors import UserError
@@ -69,6 +69,13 @@ class VideoTextLoader:
     comes once, in order, with its first caption, fixed frames and the centre of the picture; the last batch is smaller,
     a clip that cannot be decoded is left out, a batch of which nothing is left too, and each iteration starts over.
 
+    In multi-view evaluation, `views` = (segments, crops), every record comes segments x crops times in a row, view
+    segment * crops + crop of it being another span of time and another window, see `FrameSampling` and `CropSampling`.
+    Views of a record may lie in different batches and on different ranks: whoever averages goes by `sample_ids`. A
+    record is left out in all its views; only damage that DALI itself meets may show after earlier views were handed
+    out, so drop a record that is in `bad_files` at the end of the pass. PyAV keeps the frames of all segments of one
+    record in memory, so that they are decoded once.
+
     Args:
         records: the captioned videos.
         tokenizer: turns captions into ids.
@@ -87,13 +94,17 @@ class VideoTextLoader:
         rank, world_size: this process among those that share a step's samples.
         device: where `video` is made. Captions stay on the host, where masking and packing are planned.
         crop_scale: smallest and largest share of the picture's area in the window of a training clip.
-        flip: whether training clips are mirrored at random; one whose captions name a direction never is.
+        flip: whether training clips are mirrored at random; one whose captions name a direction never is, nor one whose
+            record is not `mirrorable`.
         decoder: "pyav" decodes in the workers, "dali" in the pipeline; "auto" is "dali" on a GPU with NVDEC, else
             "pyav".
         prefetch: batches prepared ahead.
         known_bad: path and reason of files found undecodable before. A resumed run passes the `bad_files` that the
             same rank had at `start_step`, so that a file which failed inside DALI is not used again. Where PyAV
             decodes, attempts fail by themselves, and this changes nothing but `bad_files`.
+        views: segments and crops of multi-view evaluation, see above; several crops need an `image_size`.
+        augmentation: what else changes training clips, after they have been cropped, resized and mirrored; needs an
+            `image_size`. None: nothing.
 
     Attributes:
         bad_files: path and reason of each file found undecodable so far, by path; those of `known_bad` included.
@@ -127,6 +138,8 @@ class VideoTextLoader:
         decoder: str = "auto",
         prefetch: int = 2,
         known_bad: Mapping[str, str] = {},
+        views: tuple[int, int] = (1, 1),
+        augmentation: ClipAugmentation | None = None,
     ):
         _require(len(records) > 0, "records: no videos")
         _require(batch_size > 0, f"batch_size must be positive, got {batch_size}")
@@ -135,8 +148,14 @@ class VideoTextLoader:
         _require(max_text_length >= 3, f"max_text_length must be at least 3, got {max_text_length}")
         _require(prefetch > 0, f"prefetch must be positive, got {prefetch}")
         _require(seed >= 0 and start_step >= 0, f"seed {seed} and start_step {start_step} must not be negative")
+        _require(min(views) > 0, f"views: expected positive (segments, crops), got {views}")
+        _require(not train or views == (1, 1), f"views {views} are for evaluation: set train=False")
+        whole_pictures = image_size is None
+        _require(not (whole_pictures and views[1] > 1), f"views: {views[1]} crops need an image_size")
+        _require(not (whole_pictures and augmentation is not None), "augmentation needs an image_size")
         if not train and num_steps is None:
-            num_steps = max(0, -(-len(records) // (batch_size * world_size)) - start_step)
+            samples = len(records) * views[0] * views[1]
+            num_steps = max(0, -(-samples // (batch_size * world_size)) - start_step)
 
         self.wait_seconds = 0.0
         self._bad_files = dict(known_bad)
@@ -159,6 +178,7 @@ class VideoTextLoader:
             num_steps=num_steps,
             rank=rank,
             world_size=world_size,
+            views=views,
         )
         crop = None
         if self._size is not None:
@@ -168,6 +188,7 @@ class VideoTextLoader:
             self._stream,
             sampling=FrameSampling(sampling, num_frames, frame_stride),
             crop=crop,
+            augmentation=augmentation,
             dali_formats=dali_formats(decoder, self._device),
             known_bad=known_bad,
         )
@@ -265,7 +286,7 @@ class VideoTextLoader:
             number = self._stream.number(self._step, place)
             for attempt in range(failures):
                 self._note_bad_file(number, attempt)
-            if self._stream.train or (failures == 0 and number < len(self._records)):
+            if self._stream.train or (failures == 0 and number < self._stream.num_samples):
                 kept.append(place)
                 indices.append(index)
                 captions.append(self._records[index].captions[caption])

@@ -1,4 +1,4 @@
-"""The DALI graph: clips from worker processes, decoded there or here, then cropped, resized and mirrored.
+"""The DALI graph: clips from worker processes, decoded there or here, then cropped, resized, mirrored and augmented.
 
 DALI's wheels decode VP8, VP9 and MJPEG on the CPU and nearly everything on the GPU, so H.264 clips are decoded by PyAV
 in the workers on a CPU machine and by NVDEC on a GPU; the graph after the decoder is the same. The two decoders give
@@ -11,11 +11,13 @@ import ctypes.util
 import logging
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from fastvtp.data.sampling import RAND_AUGMENT_BINS, RAND_AUGMENT_OPERATIONS, ClipAugmentation
 from fastvtp.data.source import ClipSource
 from fastvtp.errors import UserError
 
@@ -28,6 +30,7 @@ _CPU_FORMATS = frozenset(
     product(("mjpeg", "vp8", "vp9"), ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"))
 )
 _GPU_FORMATS = frozenset(product(("h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"), ("yuv420p", "yuvj420p")))
+_MID_GREY = 128
 _GPU_DECODER_THREADS = 8  # one thread feeds one NVDEC engine, and an H100 has seven of them
 
 
@@ -110,10 +113,15 @@ def build_pipeline(
     if not source.decodes:
         video_inputs = [(dtypes.UINT8, 1, ""), (dtypes.INT32, 1, ""), (dtypes.FLOAT, 0, "")]
     window_inputs = [(dtypes.FLOAT, 1, ""), (dtypes.FLOAT, 1, ""), (dtypes.INT32, 0, "")]
-    inputs = [(dtypes.INT64, 1, ""), *video_inputs, *(window_inputs if size is not None else [])]
+    augmentation = source.augmentation or ClipAugmentation()
+    operation_inputs = [(dtypes.INT32, 1, "")] * (2 if augmentation.rand_augment else 0)
+    box_inputs = [(dtypes.FLOAT, 1, "")] * (2 if augmentation.erasing else 0)
+    inputs = [(dtypes.INT64, 1, ""), *video_inputs]
+    if size is not None:
+        inputs += [*window_inputs, *operation_inputs, *box_inputs]
     kinds, ndims, layouts = (list(column) for column in zip(*inputs, strict=True))
 
-    @pipeline_def(enable_conditionals=not source.decodes)
+    @pipeline_def(enable_conditionals=not source.decodes or bool(operation_inputs))
     def clips():
         meta, *arrays = fn.external_source(
             source,
@@ -136,7 +144,7 @@ def build_pipeline(
                 video = fn.rotate(video, angle=rotation, interp_type=DALIInterpType.INTERP_NN)
         if size is None:
             return meta, video
-        start, end, flip = arrays[-3:]
+        start, end, flip, *drawn = arrays[len(video_inputs) :]
         video = fn.resize(
             video,
             size=size,
@@ -146,7 +154,14 @@ def build_pipeline(
             interp_type=DALIInterpType.INTERP_LINEAR,
             antialias=True,
         )
-        return meta, fn.flip(video, horizontal=flip)
+        video = fn.flip(video, horizontal=flip)
+        if augmentation.rand_augment:
+            video = _rand_augmented(video, drawn[0], drawn[1], augmentation.rand_augment, size)
+        if augmentation.erasing:
+            anchor, shape = drawn[-2:]
+            box = {"anchor": anchor, "shape": shape, "normalized": True, "axis_names": "HW"}
+            video = fn.erase(video, **box, fill_value=_MID_GREY)
+        return meta, video
 
     pipeline = clips(
         batch_size=source.stream.batch_size,
@@ -160,6 +175,29 @@ def build_pipeline(
     with _main_module_hidden():
         pipeline.build()
     return pipeline
+
+
+def _rand_augmented(video: Any, drawn: Any, signs: Any, strength: tuple[int, int], size: tuple[int, int]) -> Any:
+    """The clips after the operations drawn for each, in DALI's implementation.
+
+    Args:
+        video: uint8 clips, layout FHWC, of height and width `size`.
+        drawn: int32 `[operations]` a clip, places in `RAND_AUGMENT_OPERATIONS`.
+        signs: int32 `[operations]` a clip, 1 for a negative magnitude.
+        strength: number of operations and their magnitude.
+    """
+    from nvidia.dali.auto_aug.core import select, signed_bin
+    from nvidia.dali.auto_aug.rand_augment import get_rand_augment_suite
+
+    by_name = {operation.name: operation for operation in get_rand_augment_suite(use_shape=True)}
+    suite = [by_name[name] for name in RAND_AUGMENT_OPERATIONS]
+    operations, magnitude = strength
+    signed = signed_bin(magnitude, random_sign=signs)
+    settings = {"num_magnitude_bins": RAND_AUGMENT_BINS, "shape": size, "fill_value": _MID_GREY}
+    with warnings.catch_warnings(record=True):  # DALI's suite calls DALI's operators by names that DALI deprecates
+        for place in range(operations):
+            video = select(suite, drawn[place], data=video, magnitude_bin=signed[place], **settings)
+    return video
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What is drawn for a clip: its place in the sample stream, its frames, its window. Numpy only; no state.
+"""What is drawn for a clip: its place in the sample stream, frames, window, augmentation. Numpy only; no state.
 
 The sample stream is endless: sample number g is record `epoch_order(seed, g // n, n)[g % n]` of the n records, and step
 s on rank r of W with local batch b covers the b numbers from (s W + r) b on. Batches run across the ends of epochs,
@@ -15,14 +15,26 @@ import numpy as np
 
 from fastvtp.errors import UserError
 
-_ORDER_STREAM, _SAMPLE_STREAM = 0, 1
+_ORDER_STREAM, _SAMPLE_STREAM, _STEP_STREAM = 0, 1, 2
 _CROP_ATTEMPTS = 10
+_ERASED_AREA, _ERASED_LOG_SHAPE = (0.02, 1 / 3), (math.log(0.3), math.log(3.3))
+
+RAND_AUGMENT_BINS = 31
+RAND_AUGMENT_OPERATIONS = (
+    "translate_x", "translate_y", "shear_x", "shear_y", "rotate", "brightness", "contrast", "color", "sharpness",
+    "posterize", "solarize", "equalize", "auto_contrast", "identity",
+)  # fmt: skip
 
 
 def sample_rng(seed: int, epoch: int, index: int, attempt: int = 0) -> np.random.Generator:
     """The generator behind every random choice for one sample; `attempt` > 0 for its replacements."""
     key = np.random.SeedSequence(seed, spawn_key=(_SAMPLE_STREAM, epoch, index, attempt))
     return np.random.default_rng(key)
+
+
+def step_rng(seed: int, step: int) -> np.random.Generator:
+    """The generator behind the random choices about a whole batch, those of step `step`."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STEP_STREAM, step)))
 
 
 @lru_cache(maxsize=2)
@@ -48,7 +60,9 @@ class FrameSampling:
     - `"uniform"`: one random frame from each of `num_frames` equal parts (TSN, arXiv 1608.00859).
     - `"random_sorted"`: random frames without repetition, in order (ALPRO).
 
-    Without a generator (evaluation) the choice is fixed: the middle span, the middle of every part.
+    Without a generator (evaluation) the choice is fixed: the middle span, the middle of every part. Of several segments
+    (multi-view evaluation, arXiv 2203.12602), "strided" ones start at even distances from the first span to the last;
+    in the others segment j of s takes the frame at (j + 0.5) / s of every part.
     A video of fewer frames than `num_frames` repeats them, as evenly as it can.
     """
 
@@ -62,21 +76,32 @@ class FrameSampling:
         if self.num_frames < 1 or self.stride < 1:
             raise UserError(f"frame sampling: num_frames {self.num_frames} and stride {self.stride} must be positive")
 
-    def indices(self, total_frames: int, rng: np.random.Generator | None) -> np.ndarray:
-        """Frame indices in a video of `total_frames` frames: int32 `[num_frames]`, ascending."""
+    def indices(
+        self, total_frames: int, rng: np.random.Generator | None, segment: int = 0, segments: int = 1
+    ) -> np.ndarray:
+        """Frame indices in a video of `total_frames` frames: int32 `[num_frames]`, ascending.
+
+        `segment` of `segments` is the one wanted in evaluation.
+        """
         if total_frames < 1:
             raise UserError(f"total_frames must be positive, got {total_frames}")
         span = (self.num_frames - 1) * self.stride + 1
         if self.kind == "strided" and span <= total_frames:
             slack = total_frames - span
-            start = slack // 2 if rng is None else rng.integers(slack + 1)
+            if rng is not None:
+                start = rng.integers(slack + 1)
+            else:
+                start = slack // 2 if segments == 1 else segment * slack // (segments - 1)
             picked = start + self.stride * np.arange(self.num_frames)
         elif self.kind == "random_sorted" and rng is not None:
             repeats, extra = divmod(self.num_frames, total_frames)
             every = np.repeat(np.arange(total_frames), repeats)
             picked = np.sort(np.concatenate([every, rng.choice(total_frames, extra, replace=False)]))
         else:
-            jitter = 0.5 if rng is None or self.kind == "strided" else rng.random(self.num_frames)
+            if self.kind == "strided":
+                jitter = 0.5
+            else:
+                jitter = (segment + 0.5) / segments if rng is None else rng.random(self.num_frames)
             picked = np.floor((np.arange(self.num_frames) + jitter) * total_frames / self.num_frames)
         return np.minimum(picked, total_frames - 1).astype(np.int32)
 
@@ -98,7 +123,9 @@ class CropSampling:
 
     In training the window covers a random share of the area within `scale`, its shape (width / height, relative to
     `aspect`, the shape of the output) log-uniform within `ratio`, at a random place: "inception" cropping, arXiv
-    1409.4842. In evaluation, and where no such window fits, it is the largest centred one of the output's shape.
+    1409.4842. In evaluation, and where no such window fits, it is the largest centred one of the output's shape. Of
+    several crops (multi-view evaluation) the first and the last touch the two ends of the side along which such a
+    window can move, the others lie between them at even distances.
     """
 
     aspect: float = 1.0
@@ -113,8 +140,10 @@ class CropSampling:
         if self.scale[1] > 1:
             raise UserError(f"crop scale: an area share above 1 in {self.scale}")
 
-    def window(self, height: int, width: int, rng: np.random.Generator | None) -> CropWindow:
-        """The window for a picture of `height` x `width` pixels."""
+    def window(
+        self, height: int, width: int, rng: np.random.Generator | None, crop: int = 0, crops: int = 1
+    ) -> CropWindow:
+        """The window for a picture of `height` x `width` pixels; `crop` of `crops` is the one wanted in evaluation."""
         flip = False
         if rng is not None:
             flip = self.flip and bool(rng.random() < 0.5)
@@ -127,5 +156,60 @@ class CropSampling:
                     return CropWindow(y0, x0, y0 + crop_height, x0 + crop_width, flip)
         relative = self.aspect * height / width
         crop_height, crop_width = min(1.0, 1 / relative), min(1.0, relative)
-        y0, x0 = (1 - crop_height) / 2, (1 - crop_width) / 2
+        place = 0.5 if crops == 1 else crop / (crops - 1)
+        y0, x0 = place * (1 - crop_height), place * (1 - crop_width)
         return CropWindow(y0, x0, y0 + crop_height, x0 + crop_width, flip)
+
+
+@dataclass(frozen=True)
+class ClipAugmentation:
+    """What else changes a training clip, the same way in all its frames, after it has been cropped and mirrored.
+
+    - `rand_augment`: (operations, magnitude): so many of `RAND_AUGMENT_OPERATIONS`, drawn with repetition, each at
+      the magnitude, a whole number from 0 to 30, with a random sign (RandAugment, arXiv 1909.13719). timm's
+      "rand-m7-n4" counts magnitudes to 10: it is (4, 21) here. None: no such operations.
+    - `erasing`: how often a box turns mid-grey (random erasing, arXiv 1708.04896): 2 % to 33 % of the area, its height
+      over its width log-uniform within 0.3 to 3.3, as in timm.
+
+    None of the operations mirrors. Some change colours: mind questions about them.
+
+    Raises:
+        UserError: a setting out of range.
+    """
+
+    rand_augment: tuple[int, int] | None = None
+    erasing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rand_augment is not None:
+            operations, magnitude = self.rand_augment
+            if operations < 1 or not 0 <= magnitude < RAND_AUGMENT_BINS:
+                expected = f"(operations > 0, magnitude 0 to {RAND_AUGMENT_BINS - 1})"
+                raise UserError(f"rand_augment: expected {expected}, got {self.rand_augment}")
+        if not 0 <= self.erasing <= 1:
+            raise UserError(f"erasing: expected a share from 0 to 1, got {self.erasing}")
+
+    def draw(self, aspect: float, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """The random choices for a clip of pictures of shape `aspect` (width / height).
+
+        Returns:
+            With `rand_augment`, int32 `[operations]` each: places in `RAND_AUGMENT_OPERATIONS`; signs, 1 for minus.
+            With `erasing`, float32 `[2]` each: top left corner and size of the box (y, x), as fractions of the picture;
+            a size of zero leaves the clip alone.
+        """
+        arrays = []
+        if self.rand_augment is not None:
+            drawn = rng.integers((len(RAND_AUGMENT_OPERATIONS), 2), size=(self.rand_augment[0], 2), dtype=np.int32)
+            arrays += [np.ascontiguousarray(column) for column in drawn.T]
+        if self.erasing > 0:
+            arrays += [np.array(pair, np.float32) for pair in self._box(aspect, rng)]
+        return tuple(arrays)
+
+    def _box(self, aspect: float, rng: np.random.Generator) -> tuple[tuple[float, float], tuple[float, float]]:
+        if rng.random() < self.erasing:
+            for _ in range(_CROP_ATTEMPTS):
+                area, shape = rng.uniform(*_ERASED_AREA), math.exp(rng.uniform(*_ERASED_LOG_SHAPE))
+                height, width = math.sqrt(area * shape * aspect), math.sqrt(area / shape / aspect)
+                if height < 1 and width < 1:
+                    return (rng.random() * (1 - height), rng.random() * (1 - width)), (height, width)
+        return (0.0, 0.0), (0.0, 0.0)

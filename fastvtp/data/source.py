@@ -1,7 +1,8 @@
 """The stateless clip source that DALI calls, in worker processes or in the main one; imports neither torch nor DALI.
 
-(seed, epoch, index) decide everything about a sample: caption, frames, window, flip, and which clip stands in for one
-that cannot be decoded. The main process can therefore retrace what a worker did from the number of the sample alone.
+(seed, epoch, index) decide everything about a sample: caption, frames, window, flip, augmentation, and which clip
+stands in for one that cannot be decoded. The main process can therefore retrace what a worker did from the number of
+the sample alone.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from fastvtp.data.annotations import VideoRecord, mentions_direction
+from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import Video, VideoDecodeError, VideoInfo
-from fastvtp.data.sampling import CropSampling, FrameSampling, epoch_order, sample_number, sample_rng
+from fastvtp.data.sampling import ClipAugmentation, CropSampling, FrameSampling, epoch_order, sample_number, sample_rng
 from fastvtp.errors import UserError
 
 MAX_ATTEMPTS = 20
@@ -31,8 +32,9 @@ class NoDecodableClipError(UserError):
 class SampleStream:
     """Which samples a rank sees, in the terms of `fastvtp.data.sampling`.
 
-    In training the stream is shuffled and endless; otherwise it is the records in order. Steps `start_step` to
-    `start_step + num_steps - 1` are made (`num_steps` None: without end).
+    In training the stream is shuffled and endless; otherwise it is the records in order, each once for every view:
+    `views` = (segments, crops), crops running faster. Steps `start_step` to `start_step + num_steps - 1` are made
+    (`num_steps` None: without end).
     """
 
     num_records: int
@@ -43,6 +45,17 @@ class SampleStream:
     num_steps: int | None = None
     rank: int = 0
     world_size: int = 1
+    views: tuple[int, int] = (1, 1)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of one epoch: every view of every record."""
+        return self.num_records * self.views[0] * self.views[1]
+
+    def view(self, number: int) -> tuple[int, int]:
+        """Which segment and which crop of its record a sample is."""
+        segments, crops = self.views
+        return divmod(number % (segments * crops), crops)
 
     def number(self, step: int, place: int) -> int:
         """Global number of the sample at `place` in this rank's batch of a step."""
@@ -50,7 +63,8 @@ class SampleStream:
 
     def draw(self, number: int, attempt: int) -> tuple[int, np.random.Generator]:
         """The record tried at `attempt` for a sample, and the generator of the choices about it."""
-        epoch, index = divmod(number, self.num_records)
+        segments, crops = self.views
+        epoch, index = divmod(number // (segments * crops), self.num_records)
         if self.train:
             index = int(epoch_order(self.seed, epoch, self.num_records)[index])
         rng = sample_rng(self.seed, epoch, index, attempt)
@@ -81,6 +95,7 @@ class ClipSource:
         stream: which of them, in which order.
         sampling: which frames.
         crop: which window; None keeps the whole picture.
+        augmentation: what else changes training clips.
         dali_formats: None to decode here, with PyAV. Otherwise encoded bytes are handed on, of videos whose (codec,
             pixel format) is listed; others count as undecodable.
         known_bad: reason by path, for files that an earlier run found undecodable. They begin as `bad` where DALI
@@ -88,6 +103,7 @@ class ClipSource:
 
     Attributes:
         bad: reason by path, for files known to be undecodable.
+        augmentation: as given; None in evaluation and for whole pictures.
     """
 
     def __init__(
@@ -97,10 +113,12 @@ class ClipSource:
         *,
         sampling: FrameSampling,
         crop: CropSampling | None,
+        augmentation: ClipAugmentation | None = None,
         dali_formats: frozenset[tuple[str, str]] | None = None,
         known_bad: Mapping[str, str] = {},
     ):
         self.stream = stream
+        self.augmentation = augmentation if stream.train and crop is not None else None
         # What PyAV cannot decode fails again by itself, and a file damaged in places only where a draw touches the
         # damage: remembering it would change the stream. What failed inside DALI has to be remembered, see
         # `find_damage`.
@@ -108,10 +126,11 @@ class ClipSource:
         self._good: dict[int, VideoInfo] = {}
         self._paths = [record.video for record in records]
         self._num_captions = [len(record.captions) for record in records]
-        self._mirrorable = [not any(map(mentions_direction, record.captions)) for record in records]
+        self._mirrorable = [record.may_be_mirrored for record in records]
         self._sampling = sampling
         self._crop = crop
         self._dali_formats = dali_formats
+        self._last_read: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def __call__(self, info: Any) -> tuple[np.ndarray, ...]:
         """The arrays of one sample, `info` being DALI's `SampleInfo`; see `load`.
@@ -142,6 +161,7 @@ class ClipSource:
             frame indices int32 `[T]` and counterclockwise rotation float32 `[]` in degrees.
             window: three arrays, absent where the whole picture is kept: top left and bottom right corner, float32
             `[2]` each (y, x), fractions of the upright picture; and int32 `[]`, 1 to mirror.
+            augmentation: the arrays of `ClipAugmentation.draw`, where there is one.
 
         Raises:
             NoDecodableClipError: `MAX_ATTEMPTS` attempts failed, or all records in evaluation.
@@ -164,20 +184,25 @@ class ClipSource:
         """
         index, generator = self.stream.draw(number, attempt)
         rng = generator if self.stream.train else None
+        segment, crop = self.stream.view(number)
+        segments, crops = self.stream.views
         caption = 0 if rng is None else int(rng.integers(self._num_captions[index]))
         if self.decodes:
-            video = (self._decoded(index, rng),)
+            video = (self._segment(index, segment) if rng is None else self._decoded(index, rng),)
             height, width = video[0].shape[1:3]
         else:
             encoded, info = self._encoded(index)
-            video = (encoded, self._sampling.indices(info.frames, rng), np.array(info.rotation, np.float32))
+            frames = self._sampling.indices(info.frames, rng, segment, segments)
+            video = (encoded, frames, np.array(info.rotation, np.float32))
             height, width = info.height, info.width
         meta = np.array([index, attempt, caption], np.int64)
         if self._crop is None:
             return meta, *video
-        window = self._crop.window(height, width, rng)
+        window = self._crop.window(height, width, rng, crop, crops)
         corners = np.array([[window.y0, window.x0], [window.y1, window.x1]], np.float32)
-        return meta, *video, *corners, np.array(window.flip and self._mirrorable[index], np.int32)
+        # Drawn last: all else about a clip is the same with and without augmentation.
+        drawn = () if self.augmentation is None else self.augmentation.draw(self._crop.aspect, generator)
+        return meta, *video, *corners, np.array(window.flip and self._mirrorable[index], np.int32), *drawn
 
     def find_damage(self, number: int) -> bool:
         """Whether DALI was handed a damaged file for a sample: one that opens but has frames that cannot be decoded.
@@ -198,11 +223,25 @@ class ClipSource:
             return True
         return False
 
-    def _decoded(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
+    def _decoded(self, index: int, rng: np.random.Generator) -> np.ndarray:
         # Damage found here is not remembered: whether it shows depends on the frames drawn, and content must not depend
         # on what a worker happened to see before.
         with self._opened(index) as video:
             return video.read(self._sampling.indices(video.num_frames, rng))
+
+    def _segment(self, index: int, segment: int) -> np.ndarray:
+        """The frames of one segment in evaluation.
+
+        All segments are read at once and kept for the views that follow: a clip is damaged in every view or in none.
+        """
+        if self._last_read is None or self._last_read[0] != index:
+            segments = self.stream.views[0]
+            with self._opened(index) as video:
+                every = [self._sampling.indices(video.num_frames, None, j, segments) for j in range(segments)]
+                indices = np.unique(every)
+                self._last_read = index, np.searchsorted(indices, every), video.read(indices)
+        _, places, frames = self._last_read
+        return frames[places[segment]]
 
     def _encoded(self, index: int) -> tuple[np.ndarray, VideoInfo]:
         """The bytes of a file, once its first frame has been decoded: a bad file would cost DALI the whole batch."""

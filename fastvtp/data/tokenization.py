@@ -27,7 +27,7 @@ class PackedText:
 
 
 class CaptionTokenizer:
-    """A WordPiece tokenizer that writes `[CLS] caption [SEP]`.
+    """A WordPiece tokenizer that writes `[CLS] caption [SEP]`, or `[CLS] question [SEP] option [SEP]`.
 
     Attributes:
         vocab_size: number of token ids.
@@ -126,15 +126,31 @@ class CaptionTokenizer:
         """
         if max_length < 3:
             raise UserError(f"max_length must be at least 3 ([CLS], one token, [SEP]), got {max_length}")
-        encodings = self._tokenizer.encode_batch_fast(list(captions), add_special_tokens=False)
-        bodies = (encoding.ids[: max_length - 2] for encoding in encodings)
-        return [np.array([self.cls_id, *body, self.sep_id], np.int64) for body in bodies]
+        bodies = self._bodies(captions)
+        return [np.array([self.cls_id, *body[: max_length - 2], self.sep_id], np.int64) for body in bodies]
 
     def encode_packed(self, captions: Sequence[str], max_length: int) -> PackedText:
         """As `encode`, all captions in one array without padding."""
-        ids = self.encode(captions, max_length)
-        packed = np.concatenate(ids) if ids else np.empty(0, np.int64)
-        return PackedText(packed, tuple(len(caption) for caption in ids))
+        return _pack(self.encode(captions, max_length))
+
+    def encode_pairs(self, firsts: Sequence[str], seconds: Sequence[str], max_length: int) -> PackedText:
+        """BERT's form for two texts, `[CLS] first [SEP] second [SEP]`, each pair at most `max_length` tokens long.
+
+        A pair that is too long loses the end of its first text, down to one token, before the end of its second: the
+        options of one question must not become equal.
+
+        Raises:
+            UserError: `max_length` leaves no room for one token of each.
+        """
+        if max_length < 5:
+            raise UserError(f"max_length must be at least 5 (a token of each text, [CLS], 2 [SEP]), got {max_length}")
+        room, bodies = max_length - 3, (self._bodies(texts) for texts in (firsts, seconds))
+        pairs = []
+        for first, second in zip(*bodies, strict=True):
+            kept = first[: max(room - len(second), 1)]
+            second = second[: room - len(kept)]
+            pairs.append(np.array([self.cls_id, *kept, self.sep_id, *second, self.sep_id], np.int64))
+        return _pack(pairs)
 
     def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """The vocabulary entry of each id; word continuations keep their "##"."""
@@ -143,6 +159,14 @@ class CaptionTokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = True) -> str:
         """The text of token ids, word pieces joined."""
         return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=skip_special)
+
+    def _bodies(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of whole texts, without [CLS] and [SEP]."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def _pack(ids: list[np.ndarray]) -> PackedText:
+    return PackedText(np.concatenate(ids) if ids else np.empty(0, np.int64), tuple(len(text) for text in ids))
 
 
 def _word_piece(vocabulary: dict[str, int]) -> Tokenizer:
