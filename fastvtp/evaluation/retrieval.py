@@ -3,16 +3,19 @@
 Shape legend: N = texts, M = videos, Q = queries, C = candidates, E = pairs of a query and a right candidate, D = width.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from fastvtp.errors import UserError
 from fastvtp.evaluation.inference import Module, inference
+from fastvtp.evaluation.views import ViewMean
 
 RECALL_AT = (1, 5, 10)
 BLOCK_VALUES = 1 << 20  # similarities compared at a time: a few MiB, which stay in cache
@@ -20,14 +23,15 @@ UNIT_NORM_TOLERANCE = 0.02  # bf16 embeddings miss a norm of 1 by up to 0.4 %
 
 
 class RetrievalModel(Module, Protocol):
-    """What `encode_retrieval` asks of a model, an `nn.Module`. Both results are L2-normalised, float [B, D]."""
+    """What `encode_retrieval` asks of a model, an `nn.Module`. Both results are float [B, D]."""
 
-    def encode_video(self, video: Tensor) -> Tensor:
-        """video: uint8 [B, T, H, W, C]."""
+    def embed_video(self, video: Tensor) -> Tensor:
+        """video: uint8 [B, T, H, W, C]; the result is not normalised yet."""
         ...
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """input_ids: int64 [tokens of all texts], cu_seqlens: int32 [B+1], max_seqlen: a bound on the longest text."""
+        """input_ids: int64 [tokens of all texts], cu_seqlens: int32 [B+1], max_seqlen: a bound on the longest text.
+        The result is of unit length."""
         ...
 
 
@@ -67,36 +71,51 @@ def encode_retrieval(
     A batch has `video` uint8 [B, T, H, W, C], `input_ids` int64 [tokens], `cu_seqlens` int32 [B+1],
     `max_text_length` int, `captions` list[str] and `sample_ids` int64 [B]. Autocast, if wanted, is the caller's.
 
+    Where `sample_ids` repeat, in whatever batches, they are views of one clip: its embedding is the mean over them of
+    what `embed_video` gives, normalised only then (SimVTP), and its caption is embedded once.
+
     Raises ValueError for an empty loader, shapes that do not fit and rows that are not of unit length (NaN included).
     """
-    texts, videos, captions, ids = [], [], [], []
+    videos, texts, captions = ViewMean(), dict[int, Tensor](), dict[int, str]()
     with inference(model):
         for batch in tqdm(loader, desc="encoding", unit="batch", disable=not progress):
-            video = model.encode_video(batch.video.to(device, non_blocking=True))
+            ids = batch.sample_ids.tolist()
+            video = model.embed_video(batch.video.to(device, non_blocking=True)).float()
+            if video.ndim != 2 or len(video) != len(ids):
+                raise ValueError(f"embed_video must give [{len(ids)}, D], got {list(video.shape)}")
+            new = videos.add(ids, video)
+            if not new:
+                continue
+            input_ids, cu_seqlens, max_seqlen = _captions_at(batch, new)
             text = model.encode_text(
-                batch.input_ids.to(device, non_blocking=True),
-                batch.cu_seqlens.to(device, non_blocking=True),
-                batch.max_text_length,
+                input_ids.to(device, non_blocking=True), cu_seqlens.to(device, non_blocking=True), max_seqlen
             )
-            expected = (len(batch.captions), video.shape[-1])
-            if video.shape != expected or text.shape != expected:
-                raise ValueError(
-                    f"encode_video and encode_text must both give [{expected[0]}, D], got {list(video.shape)} and "
-                    f"{list(text.shape)}"
-                )
-            texts.append(text.float())
-            videos.append(video.float())
-            captions.extend(batch.captions)
-            ids.extend(batch.sample_ids.tolist())
-    if not captions:
+            if text.shape != (len(new), video.shape[1]):
+                raise ValueError(f"encode_text must give [{len(new)}, {video.shape[1]}], got {list(text.shape)}")
+            texts.update(zip([ids[place] for place in new], text.float(), strict=True))
+            captions.update((ids[place], batch.captions[place]) for place in new)
+    means = videos.means()
+    if not means:
         raise UserError("no clip could be decoded: retrieval has nothing to score")
     # Outside inference mode, so that the results are ordinary tensors which a probe may still train on.
-    text, video = torch.cat(texts), torch.cat(videos)
-    for name, embedding in (("encode_text", text), ("encode_video", video)):
+    text = torch.stack([texts[index] for index in means])
+    video = normalize(torch.stack(list(means.values())), dim=1)
+    for name, embedding in (("encode_text", text), ("normalised, embed_video", video)):
         norms = embedding.norm(dim=1)
         if not (norms - 1).abs().le(UNIT_NORM_TOLERANCE).all():
             raise UserError(f"{name} must give rows of unit length, got norms {norms.min():.3g} to {norms.max():.3g}")
-    return RetrievalEmbeddings(text, video, captions, ids)
+    return RetrievalEmbeddings(text, video, [captions[index] for index in means], list(means))
+
+
+def _captions_at(batch: Any, places: Sequence[int]) -> tuple[Tensor, Tensor, int]:
+    """input_ids, cu_seqlens and max_seqlen of some of the captions of a batch."""
+    if len(places) == len(batch.captions):
+        return batch.input_ids, batch.cu_seqlens, batch.max_text_length
+    parts = batch.input_ids.split(batch.cu_seqlens.diff().tolist())
+    kept = [parts[place] for place in places]
+    lengths = [len(part) for part in kept]
+    cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return torch.cat(kept), cu_seqlens, max(lengths)
 
 
 def retrieval_ranks(

@@ -1,11 +1,15 @@
-"""BERT's input embeddings on packed token ids."""
+"""BERT on packed tokens (arXiv:1810.04805): input embeddings, post-norm layers, the word head's transform.
+
+Shape legend: N = packed tokens of all sequences, D = width.
+"""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from fastvtp.models.config import check_positive, check_share
-from fastvtp.models.layers import Packing
+from fastvtp.models.layers import Attention, Mlp, Packing, init_linear_normal
 from fastvtp.models.packing import pad_sequences
 from fastvtp_kernels.packing import locate_rows
 
@@ -62,3 +66,53 @@ class TextEmbeddings(nn.Module):
             return self(input_ids, positions), Packing(cu_seqlens, max_seqlen)
         input_ids, positions, packing = pad_sequences(input_ids, cu_seqlens, max_seqlen, self.pad_token_id)
         return self(input_ids, positions), packing
+
+
+class BertLayer(nn.Module):
+    """Post-norm transformer layer: LayerNorm after each residual sum."""
+
+    def __init__(self, width: int, num_heads: int, hidden: int, dropout: float):
+        super().__init__()
+        self.attn = Attention(width, num_heads, dropout=dropout)
+        self.norm1 = nn.LayerNorm(width, eps=1e-12)
+        self.mlp = Mlp(width, hidden)
+        self.norm2 = nn.LayerNorm(width, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
+        x_ND = self.norm1(x_ND + self.dropout(self.attn(x_ND, packing)))
+        return self.norm2(x_ND + self.dropout(self.mlp(x_ND)))
+
+
+class BertEncoder(nn.Module):
+    """`depth` layers, on packed tokens; a BERT may be cut into several of these (ALPRO: 6 for text, 6 to fuse)."""
+
+    def __init__(self, width: int, depth: int, num_heads: int, hidden: int, dropout: float):
+        super().__init__()
+        self.layers = nn.ModuleList(BertLayer(width, num_heads, hidden, dropout) for _ in range(depth))
+
+    def init_weights(self) -> None:
+        self.apply(init_linear_normal)
+
+    def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
+        for layer in self.layers:
+            x_ND = layer(x_ND, packing)
+        return x_ND
+
+
+class WordTransform(nn.Module):
+    """What BERT does to a token before it is compared with the word embeddings, and the bias of that comparison."""
+
+    def __init__(self, width: int, vocab_size: int):
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.bias = nn.Parameter(torch.empty(vocab_size))
+
+    def init_weights(self) -> None:
+        self.apply(init_linear_normal)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """[N, D] -> [N, D]; logits are its product with the word embeddings, plus `bias`."""
+        return self.norm(nn.functional.gelu(self.dense(x_ND)))

@@ -66,8 +66,12 @@ class Contrast(nn.Module):
 
         sample_ids: int64 [B]; rows with equal ids are the same clip and no negatives of each other.
         """
-        distributed = self.config.gather_negatives and dist.is_available() and dist.is_initialized()
         return video_text_contrast(
             text, video, self.logit_scale(), sample_ids=sample_ids, directions=self.config.contrastive_directions,
-            group=dist.group.WORLD if distributed else None,
+            group=world_group(self.config.gather_negatives),
         )  # fmt: skip
+
+
+def world_group(gather: bool) -> dist.ProcessGroup | None:
+    """All ranks, where there are several and `gather` says so."""
+    return dist.group.WORLD if gather and dist.is_available() and dist.is_initialized() else None

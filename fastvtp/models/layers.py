@@ -5,6 +5,7 @@ Every module takes `x_ND` with a `Packing` and knows nothing of batches or paddi
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,30 +43,39 @@ class Attention(nn.Module):
     softmax.
     """
 
-    def __init__(self, width: int, num_heads: int, qkv_bias: bool = True):
+    def __init__(self, width: int, num_heads: int, qkv_bias: bool = True, dropout: float = 0.0):
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
-        self.num_heads = num_heads
+        self.num_heads, self.dropout = num_heads, dropout
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
+    def project_qkv(self, x: Tensor) -> Tensor:
+        """Queries, keys and values side by side: [..., D] -> [..., 3D]."""
         bias = None
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = nn.functional.linear(x_ND, self.qkv.weight, bias)
+        return nn.functional.linear(x, self.qkv.weight, bias)
+
+    def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
+        qkv = self.project_qkv(x_ND)
         qkv_N3HK = qkv.view(x_ND.shape[0], 3, self.num_heads, -1)
+        options: dict[str, Any] = {}
+        if self.training and self.dropout:
+            # drawn on the device: a seed of the host's would be frozen in a CUDA graph
+            seed = torch.randint(2**62, (1,), device=x_ND.device)
+            options = {"dropout_p": self.dropout, "seed": seed}
         if packing.key_rows is None:
-            out_NHK = varlen_attention_packed(qkv_N3HK, packing.cu_seqlens, packing.max_seqlen)
+            out_NHK = varlen_attention_packed(qkv_N3HK, packing.cu_seqlens, packing.max_seqlen, **options)
         else:
             key_value = take_rows(qkv[:, x_ND.shape[1] :], packing.key_rows)
             key, value = key_value.view(len(key_value), 2, self.num_heads, -1).unbind(1)
             out_NHK = varlen_attention(
                 qkv_N3HK[:, 0], key, value, packing.cu_seqlens, packing.max_seqlen,
-                cu_seqlens_k=packing.cu_seqlens_k, max_seqlen_k=packing.max_seqlen,
+                cu_seqlens_k=packing.cu_seqlens_k, max_seqlen_k=packing.max_seqlen, **options,
             )  # fmt: skip
         return self.proj(out_NHK.reshape(x_ND.shape))
 
@@ -243,3 +253,13 @@ def init_linear_xavier(module: nn.Module) -> None:
         nn.init.zeros_(module.v_bias)
     elif isinstance(module, Residual) and module.gamma is not None:
         nn.init.constant_(module.gamma, module.initial)
+
+
+def init_linear_normal(module: nn.Module) -> None:
+    """The initialisation of ViT and BERT, for `nn.Module.apply`: normal matrices of deviation 0.02, zero biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    else:
+        init_linear_xavier(module)  # norms, attention biases, layer scale: the same

@@ -63,13 +63,18 @@ class SequenceBuilder:
 
     def packing(self) -> Packing:
         lengths, are_keys = np.concatenate(self._sequence_lengths), np.concatenate(self._are_keys)
-        packing = Packing(_offsets(lengths), int(lengths.max()))
+        packing = pack_lengths(lengths)
         if are_keys.all():
             return packing
         key_rows = np.repeat(are_keys, np.concatenate(self._lengths)).nonzero()[0]
         return replace(
             packing, key_rows=torch.from_numpy(key_rows), cu_seqlens_k=_offsets(np.concatenate(self._key_lengths))
         )
+
+
+def pack_lengths(lengths: np.ndarray) -> Packing:
+    """Sequences of these lengths, int64 [S], on the host."""
+    return Packing(_offsets(lengths), int(lengths.max()))
 
 
 def _offsets(lengths: np.ndarray) -> Tensor:
@@ -107,6 +112,27 @@ def join_packings(first: Packing, second: Packing, first_rows: int) -> Packing:
         key_rows=torch.cat([every, first_rows + second.key_rows]),
         cu_seqlens_k=chain(first.cu_seqlens, second.cu_seqlens_k),
     )
+
+
+def pair_sequences(
+    text_cu_seqlens: Tensor, text_index: Tensor, video_index: Tensor, video_rows: int, *, num_rows: int
+) -> tuple[Tensor, Tensor]:
+    """Sequences [text ; clip] for pairs that only the device knows.
+
+    The pool holds the texts of text_cu_seqlens, int32 [T+1], then `video_rows` rows for each clip.
+    text_index, video_index: int64 [Q], the pairs. num_rows: at least the rows of all pairs, a host integer.
+    Returns (pool row of every packed row int64 [num_rows], cu_seqlens int32 [Q+1]); rows past the end repeat row 0.
+    """
+    starts, lengths = text_cu_seqlens[:-1].long()[text_index], text_cu_seqlens.diff().long()[text_index]
+    ends = (lengths + video_rows).cumsum(0)
+    cu_seqlens = torch.cat([ends.new_zeros(1), ends]).int()
+    sequence, position = locate_rows(cu_seqlens, num_rows)
+    within = sequence < len(text_index)
+    sequence = sequence.clamp(max=len(text_index) - 1)
+    of_text = position < lengths[sequence]
+    clip_rows = text_cu_seqlens[-1] + video_index[sequence] * video_rows + position - lengths[sequence]
+    rows = torch.where(of_text, starts[sequence] + position, clip_rows)
+    return torch.where(within, rows, 0), cu_seqlens
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

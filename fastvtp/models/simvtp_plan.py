@@ -88,6 +88,7 @@ def lay_out(
     lengths: np.ndarray,
     mismatch: np.ndarray | None,
     sample_ids: Tensor,
+    padded_length: int | None = None,
     seed: int = 0,
     step: int = 0,
 ) -> SimVTPPlan:
@@ -96,6 +97,7 @@ def lay_out(
     visible, predicted: int32 [B, Kv], [B, Kp]. input_ids: int64 [Nt]. hidden: bool [Nt], True for a masked word.
     lengths: int64 [B] tokens of each caption. mismatch: int64 [B], the wrong video shown with each text; None: hard
     negatives, to be drawn by similarity. sample_ids: int64 [B], equal where a clip stands in the batch twice.
+    padded_length: rows of each caption where the config pads them; None: as many as the longest has.
     """
     batch_size, num_text, num_visible = len(lengths), len(input_ids), visible.shape[1]
     ids = [input_ids.masked_fill(hidden, config.mask_token_id)]
@@ -108,7 +110,10 @@ def lay_out(
         positions.append(positions[0])
         contrast = (text[0] + num_text, lengths)
     if config.pad_text:
-        missing = lengths.max(initial=0) - lengths
+        longest = lengths.max(initial=0)
+        if padded_length is not None and padded_length < longest:
+            raise ValueError(f"padded_length {padded_length} is less than the longest caption's {longest} tokens")
+        missing = (longest if padded_length is None else padded_length) - lengths
         padding = (batch_size * num_visible + num_text * len(ids) + exclusive_cumsum(missing), missing)
         ids.append(torch.full((int(missing.sum()),), config.pad_token_id))
         positions.append(torch.from_numpy(span_rows(lengths, missing)))

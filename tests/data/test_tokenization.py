@@ -46,6 +46,39 @@ def test_packed_captions_lie_one_after_the_other(tokenizer):
     assert tokenizer.encode_packed([], 10).lengths == ()
 
 
+def test_pairs_have_berts_form_and_lose_the_end_of_the_first_text(tokenizer):
+    first, second = (ids[1:-1].tolist() for ids in tokenizer.encode(["a red ball moves left", "striped floor"], 64))
+    assert len(first) > 4 > len(second) > 1
+
+    def pair(max_length):
+        packed = tokenizer.encode_pairs(["a red ball moves left"], ["striped floor"], max_length)
+        assert packed.lengths == (len(packed.input_ids),)
+        return packed.input_ids.tolist()
+
+    def framed(first, second):
+        return [tokenizer.cls_id, *first, tokenizer.sep_id, *second, tokenizer.sep_id]
+
+    whole = len(first) + len(second) + 3
+    assert pair(64) == pair(whole) == framed(first, second)
+    assert pair(whole - 2) == framed(first[:-2], second)
+    assert pair(len(second) + 4) == framed(first[:1], second)
+    assert pair(5) == framed(first[:1], second[:1])
+    with pytest.raises(UserError, match="max_length must be at least 5"):
+        pair(4)
+
+
+def test_pairs_are_packed_one_after_the_other(tokenizer):
+    pairs = [("a ball", "red"), ("the cube", "blue cube")]
+    packed = tokenizer.encode_pairs(*zip(*pairs, strict=True), 16)
+    separate = [tokenizer.encode_pairs([first], [second], 16) for first, second in pairs]
+    assert packed.lengths == tuple(one.lengths[0] for one in separate)
+    assert packed.input_ids.dtype == np.int64
+    np.testing.assert_array_equal(packed.input_ids, np.concatenate([one.input_ids for one in separate]))
+    assert tokenizer.encode_pairs([], [], 16).lengths == ()
+    with pytest.raises(ValueError, match="zip"):
+        tokenizer.encode_pairs(["a ball"], [], 16)
+
+
 def test_unknown_characters_become_the_unknown_token_and_masks_are_understood(tokenizer):
     assert tokenizer.encode(["a 猫 ball"], 10)[0].tolist().count(tokenizer.unk_id) == 1
     assert tokenizer.mask_id in tokenizer.encode(["a [MASK] ball"], 10)[0]

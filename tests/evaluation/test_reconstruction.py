@@ -83,7 +83,13 @@ def test_painted_values_are_the_prediction_in_the_units_of_the_loss(tokenizer):
         plan = model.plan(batch.input_ids, batch.text_lengths, batch.sample_ids, seed=7, step=0)
         prediction = model(batch.video, plan).pixel_prediction
     loss = masked_pixel_loss(
-        prediction, batch.video, plan.predicted, tubelet=TUBELET, mean=(0, 0, 0), std=(1, 1, 1), normalize="patch_channel"
+        prediction,
+        batch.video,
+        plan.predicted,
+        tubelet=TUBELET,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        normalize="patch_channel",
     )
     squares = []
     for example, masked in zip(examples, plan.predicted.numpy(), strict=True):

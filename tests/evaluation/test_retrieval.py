@@ -2,19 +2,16 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from torch import nn
 
 from fastvtp.evaluation import retrieval
 from fastvtp.evaluation.retrieval import (
     chance_recall,
-    encode_retrieval,
     retrieval_metrics,
     retrieval_ranks,
     shuffled_control,
@@ -176,68 +173,3 @@ def test_bad_input_gets_one_clear_line(arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         retrieval_metrics(**arguments)
     assert "\n" not in str(error.value)
-
-
-class MeanModel(nn.Module):
-    """Embeds a clip by its mean pixel and a caption by its mean token, on the unit circle."""
-
-    def __init__(self, scale: float = 1.0):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(scale))
-        self.frozen, self.dropout = nn.Identity(), nn.Dropout(0.5)
-
-    def embed(self, angle):
-        angle = self.dropout(angle)
-        return self.scale * torch.stack([angle.cos(), angle.sin()], dim=1)
-
-    def encode_video(self, video):
-        return self.embed(video.float().mean(dim=(1, 2, 3, 4)) / 100)
-
-    def encode_text(self, input_ids, cu_seqlens, max_seqlen):
-        assert max_seqlen >= cu_seqlens.diff().max()
-        sums = torch.tensor([part.sum() for part in input_ids.tensor_split(cu_seqlens[1:-1].long())])
-        return self.embed(sums / cu_seqlens.diff() / 100)
-
-
-def batches(values: list[list[int]]):
-    for start, group in enumerate(values):
-        lengths = torch.arange(len(group)) + 1
-        yield SimpleNamespace(
-            video=torch.stack([torch.full((2, 4, 4, 3), value, dtype=torch.uint8) for value in group]),
-            input_ids=torch.repeat_interleave(torch.tensor(group), lengths),
-            cu_seqlens=torch.cat([torch.zeros(1), lengths.cumsum(0)]).int(),
-            max_text_length=len(group),
-            captions=[f"clip of {value}" for value in group],
-            sample_ids=torch.arange(len(group)) + 10 * start,
-        )
-
-
-def test_encode_retrieval_keeps_order_and_restores_modes():
-    model = MeanModel().train()
-    model.frozen.eval()
-    embeddings = encode_retrieval(model, batches([[5, 90, 40], [150, 220]]), device="cpu", progress=False)
-    assert model.training
-    assert model.dropout.training
-    assert not model.frozen.training
-    assert embeddings.captions == [f"clip of {value}" for value in (5, 90, 40, 150, 220)]
-    assert embeddings.ids == [0, 1, 2, 10, 11]
-    angles = torch.tensor([5, 90, 40, 150, 220]) / 100
-    torch.testing.assert_close(embeddings.video, torch.stack([angles.cos(), angles.sin()], dim=1))
-    torch.testing.assert_close(embeddings.text, embeddings.video)
-    assert retrieval_metrics(embeddings.similarity())["t2v"]["R1"] == 100
-    assert not embeddings.video.is_inference()
-    assert not embeddings.video.requires_grad
-
-
-def test_encode_retrieval_names_the_fault_and_still_restores_modes(monkeypatch):
-    model = MeanModel(scale=3.0).train()
-    with pytest.raises(ValueError, match="encode_text must give rows of unit length, got norms 3 to 3"):
-        encode_retrieval(model, batches([[1, 2]]), device="cpu", progress=False)
-    assert model.dropout.training
-    with pytest.raises(ValueError, match="encode_text must give rows of unit length, got norms nan"):
-        encode_retrieval(MeanModel(scale=torch.nan), batches([[1, 2]]), device="cpu", progress=False)
-    with pytest.raises(ValueError, match="no clip could be decoded"):
-        encode_retrieval(model, [], device="cpu", progress=False)
-    monkeypatch.setattr(model, "encode_text", lambda *arguments: torch.ones(1, 2))
-    with pytest.raises(ValueError, match=r"must both give \[2, D\]"):
-        encode_retrieval(model, batches([[1, 2]]), device="cpu", progress=False)

@@ -1,0 +1,75 @@
+"""Multi-view evaluation: what a model makes of the views of a clip, averaged over them."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from fastvtp.data.annotations import VideoRecord
+from fastvtp.errors import UserError
+
+
+class ViewMean:
+    """Running means over the views of each clip; the views may come in any batches.
+
+    Rows are added up one by one, so that the means do not depend on where batches end, bit for bit.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[int, Tensor] = {}
+        self._counts: Counter[int] = Counter()
+
+    def add(self, ids: Sequence[int], rows: Iterable[Tensor]) -> list[int]:
+        """Take in one row a view, of the clips `ids`. Returns the places in `ids` of clips that are new."""
+        new = []
+        for place, (index, row) in enumerate(zip(ids, rows, strict=True)):
+            if index not in self._sums:
+                new.append(place)
+                self._sums[index] = row
+            else:
+                self._sums[index] = self._sums[index] + row
+            self._counts[index] += 1
+        return new
+
+    def means(self) -> dict[int, Tensor]:
+        """The mean of each clip that came in as many views as any, in the order of the first views.
+
+        A clip with fewer is one whose file turned out damaged in the midst: it is left out, like one that never opened.
+        """
+        views = max(self._counts.values(), default=0)
+        return {index: total / views for index, total in self._sums.items() if self._counts[index] == views}
+
+
+def average_over_views(
+    loader: Iterable[Any],
+    records: Sequence[VideoRecord],
+    score: Callable[[Any], Iterable[Tensor]],
+    *,
+    description: str,
+    progress: bool,
+) -> dict[int, Tensor]:
+    """Mean over its views of what `score` gives for each clip of a batch, one tensor a clip, by index in `records`.
+
+    Raises:
+        UserError: the loader gave no clip.
+        ValueError: a clip of the loader is not the record with its `sample_ids`.
+    """
+    means = ViewMean()
+    for batch in tqdm(loader, desc=description, unit="batch", disable=not progress):
+        ids = batch.sample_ids.tolist()
+        for index, caption in zip(ids, batch.captions, strict=True):
+            if not 0 <= index < len(records) or caption != records[index].captions[0]:
+                raise ValueError(f"the loader reads another list: its clip {index} says {caption!r}")
+        means.add(ids, score(batch))
+    scores = means.means()
+    if not scores:
+        raise UserError(f"no clip could be decoded: {description} has nothing to score")
+    return scores
+
+
+def left_out(records: Sequence[VideoRecord], scored: Iterable[int]) -> list[str]:
+    """The videos of records that were not scored, sorted, each once."""
+    scored = set(scored)
+    return sorted({record.video for index, record in enumerate(records) if index not in scored})

@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+import torch
+
+from fastvtp.models.alpro import Alpro, AlproQA
+from fastvtp.models.alpro_towers import AlproConfig
+from fastvtp.models.layers import Packing
+from fastvtp.models.packing import pair_sequences
+
+LENGTHS = (6, 4, 9)
+SIZES = {
+    "num_frames": 2, "image_size": 32, "patch_size": 8, "width": 32, "depth": 1, "num_heads": 2, "drop_path": 0.0,
+    "text_depth": 1, "fusion_depth": 1, "text_num_heads": 2, "text_hidden": 64, "projection_dim": 16,
+    "vocab_size": 50, "max_text_length": 12, "text_dropout": 0.0, "num_entities": 5, "word_mask_ratio": 0.5,
+    "mask_token_id": 4, "special_token_ids": (0, 1, 2, 3, 4),
+}  # fmt: skip
+
+
+def make(cls=Alpro, *arguments, **overrides):
+    torch.manual_seed(0)
+    model = cls(AlproConfig(**{**SIZES, **overrides}), *arguments)
+    model.init_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        if cls is Alpro:
+            model.video_prompts.normal_()
+            model.image_prompts.normal_()
+    return model.eval()
+
+
+def make_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randint(0, 256, (3, 2, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    return video, torch.randint(5, 50, (sum(LENGTHS),), generator=generator)
+
+
+def test_one_fusion_call_equals_one_call_per_pair():
+    model = make()
+    video, ids = make_batch()
+    plan = model.plan(ids, LENGTHS, torch.arange(3), seed=1, step=2)
+    negatives = torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1])
+    output = model(video, plan, negatives=negatives)
+
+    clips = model.video_tokens(video)
+    texts = [
+        model.text_tokens(text, torch.arange(len(text)), Packing.uniform(1, len(text)))
+        for text in plan.text_ids.split([*LENGTHS, *LENGTHS])
+    ]
+
+    def fused(text: int, clip: int) -> torch.Tensor:
+        pair = torch.cat([texts[text], clips[clip]])
+        return model.fusion_encoder(pair, Packing.uniform(1, len(pair)))
+
+    pairs = [(i, i) for i in range(3)] + [(i, (i + 1) % 3) for i in range(3)] + [((j + 2) % 3, j) for j in range(3)]
+    expected = torch.stack([model.match_head(fused(*pair)[0]) for pair in pairs])
+    torch.testing.assert_close(output.match_logits, expected, rtol=1e-4, atol=1e-5)
+    assert output.match_labels.tolist() == [1] * 3 + [0] * 6
+
+    words = [fused(3 + c, c)[p] for c, p in zip(plan.word_caption, plan.word_position, strict=True)]
+    logits = model.word_transform(torch.stack(words)) @ model.text_embeddings.word_embeddings.weight.T
+    loss = torch.nn.functional.cross_entropy(logits + model.word_transform.bias, plan.word_labels)
+    assert output.terms["loss/word"].item() == pytest.approx(loss.item(), rel=1e-4)
+
+    inside = [fused(i, i)[LENGTHS[i] + 1 :][plan.crop[i]].mean(0) for i in range(3)]
+    torch.testing.assert_close(output.entity_logits, model.entity_head(torch.stack(inside)), rtol=1e-4, atol=1e-5)
+
+
+def test_every_parameter_learns_but_the_prompters():
+    model = make().train()
+    video, ids = make_batch()
+    before = {name: value.clone() for name, value in model.prompter.state_dict().items()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    first = None
+    for step in range(20):
+        output = model(video, model.plan(ids, LENGTHS, torch.arange(3), seed=1, step=0))
+        first = first or output.loss.item()
+        output.loss.backward()
+        if step == 0:
+            missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+            assert missing == ["text_embeddings.token_type_embeddings.weight"][:0]
+            assert all(p.grad is None for p in model.prompter.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert output.loss.item() < 0.7 * first
+    assert not model.prompter.training
+    for name, value in model.prompter.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_stages_that_are_switched_off_cost_nothing():
+    model = make(word_weight=0.0, entity_weight=0.0)
+    video, ids = make_batch()
+    plan = model.plan(ids, LENGTHS, torch.arange(3), seed=1, step=2)
+    assert len(plan.text_ids) == len(ids)
+    output = model(video, plan)
+    assert set(output.terms) == {"loss/contrastive", "loss/matching", "matching_accuracy"}
+    assert output.entity_logits is None
+
+
+def test_hard_negatives_are_never_the_clip_itself():
+    model = make()
+    video, ids = make_batch()
+    for sample_ids, expected in ((torch.arange(3), 0), (torch.tensor([7, 7, 7]), 6)):
+        plan = model.plan(ids, LENGTHS, sample_ids, seed=1, step=2)
+        output = model(video, plan)
+        assert (output.match_labels == -100).sum() == expected
+        assert output.loss.isfinite()
+
+
+def test_the_temperature_is_bounded_and_its_gradient_is_not():
+    model = make()
+    with torch.no_grad():
+        model.temperature.fill_(0.9)
+    scale = model.logit_scale()
+    assert scale.item() == pytest.approx(2.0)
+    scale.backward()
+    assert model.temperature.grad.item() == pytest.approx(-4.0)
+
+
+def test_question_answering():
+    model = make(AlproQA, 7)
+    video, ids = make_batch()
+    logits = model(video, ids, torch.tensor([0, 6, 10, 19], dtype=torch.int32), 9)
+    alone = model(video[1:2], ids[6:10], torch.tensor([0, 4], dtype=torch.int32), 4)
+    torch.testing.assert_close(logits[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_pair_sequences():
+    cu_seqlens = torch.tensor([0, 2, 2, 5], dtype=torch.int32)
+    rows, ends = pair_sequences(cu_seqlens, torch.tensor([2, 1, 0]), torch.tensor([1, 0, 1]), 2, num_rows=14)
+    assert ends.tolist() == [0, 5, 7, 11]
+    # texts are rows 0-4 of the pool, clip 0 rows 5-6, clip 1 rows 7-8
+    assert rows.tolist() == [2, 3, 4, 7, 8, 5, 6, 0, 1, 7, 8, 0, 0, 0]
+
+
+def test_crops_follow_the_sample():
+    model = make(image_size=64)
+    first = model.plan(torch.tensor([5, 6]), (1, 1), torch.tensor([3, 9]), seed=1, step=2).crop
+    second = model.plan(torch.tensor([5]), (1,), torch.tensor([9]), seed=1, step=2).crop
+    assert torch.equal(first[1:], second)
+    other = model.plan(torch.tensor([5]), (1,), torch.tensor([9]), seed=1, step=3).crop
+    assert not torch.equal(other, second)
+    assert np.isfinite(first.float().numpy()).all()
