@@ -109,6 +109,38 @@ class AlproFusion(AlproTowers):
         with torch.autocast(fused.device.type, enabled=False):
             return self.match_head(take_rows(fused, cu_seqlens[:-1].long()).float())
 
+    def encode_texts(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
+        """Packed captions -> tokens [N, D] and features of unit length float32 [B, projection_dim]."""
+        x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
+        x_ND = self.text_encoder(x_ND, packing)
+        return x_ND, self.text_features(x_ND, cu_seqlens[:-1].long())
+
+    def encode_clips(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [B, T, H, W, 3] -> tokens [B, V, D] and features of unit length float32 [B, projection_dim]."""
+        tokens_BVD = self.video_tokens(video)
+        return tokens_BVD, self.video_features(tokens_BVD)
+
+    def score_pairs(
+        self,
+        text_tokens: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        clip_tokens: Tensor,
+        text_index: Tensor,
+        clip_index: Tensor,
+    ) -> Tensor:
+        """Log-odds that encoded texts and clips belong together, for pairs int64 [Q], int64 [Q] -> float32 [Q].
+
+        Clips that no pair names are not copied. For evaluation: which clips those are is read back from the device.
+        """
+        clips, place = clip_index.unique(return_inverse=True)
+        fused, ends = self.fuse(
+            text_tokens, Packing(cu_seqlens, max_seqlen), clip_tokens[clips], text_index, place,
+            num_text_rows=len(text_index) * max_seqlen,
+        )  # fmt: skip
+        no, yes = self.match_logits(fused, ends).unbind(dim=1)
+        return yes - no
+
     def draw_negatives(self, text: Tensor, video: Tensor, plan: "AlproPlan") -> tuple[Tensor, Tensor]:
         """A wrong clip for every text and a wrong text for every clip, int64 [B] each; -1 where there is none."""
         with torch.no_grad():

@@ -1,0 +1,104 @@
+import types
+
+import pytest
+import torch
+
+from fastvtp.evaluation.matching import encode_set, match_scores, matching_ranks
+from fastvtp.models.alpro import AlproFusion
+from fastvtp.models.alpro_towers import AlproConfig
+
+CONFIG = AlproConfig(
+    num_frames=2, image_size=16, patch_size=8, width=32, depth=1, num_heads=2, text_depth=1, fusion_depth=1,
+    text_num_heads=2, text_hidden=64, projection_dim=16, vocab_size=50, max_text_length=12,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> AlproFusion:
+    torch.manual_seed(0)
+    model = AlproFusion(CONFIG)
+    model.init_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def make_loader(records: int = 7, batch_size: int = 3):
+    generator = torch.Generator().manual_seed(0)
+    lengths = [3 + (5 * i) % 7 for i in range(records)]
+    texts = [torch.randint(5, 50, (n,), generator=generator) for n in lengths]
+    video = torch.randint(0, 256, (records, 2, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    for start in range(0, records, batch_size):
+        part = slice(start, min(start + batch_size, records))
+        yield types.SimpleNamespace(
+            video=video[part], input_ids=torch.cat(texts[part]), text_lengths=tuple(lengths[part]),
+            cu_seqlens=torch.tensor([0, *lengths[part]]).cumsum(0).int(), max_text_length=max(lengths[part]),
+            captions=[str(i) for i in range(records)][part], sample_ids=torch.arange(records)[part],
+        )  # fmt: skip
+
+
+def released_way(model: AlproFusion) -> torch.Tensor:
+    """Every text encoded anew for every clip, one pair at a time: log-odds [texts, clips]."""
+    scores = torch.empty(7, 7)
+    batches = list(make_loader(batch_size=1))
+    with torch.no_grad():
+        for i, text in enumerate(batches):
+            for j, clip in enumerate(batches):
+                tokens, _ = model.encode_texts(text.input_ids, text.cu_seqlens, text.max_text_length)
+                clips, _ = model.encode_clips(clip.video)
+                pair = torch.zeros(1, dtype=torch.int64)
+                scores[i, j] = model.score_pairs(tokens, text.cu_seqlens, text.max_text_length, clips, pair, pair)
+    return scores
+
+
+def test_all_pairs_equal_the_released_way_with_fewer_calls(model, monkeypatch):
+    calls = []
+    original = type(model.text_encoder).forward
+
+    def counting(self, *arguments):
+        calls.append(self)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(type(model.text_encoder), "forward", counting)
+    expected = released_way(model)
+    released_calls = sum(layer is model.text_encoder for layer in calls)
+    calls.clear()
+    encoded = encode_set(model, make_loader(), device="cpu", progress=False)
+    to_video, to_text = match_scores(model, encoded, pairs_per_call=10, progress=False)
+    torch.testing.assert_close(to_video, expected, rtol=1e-4, atol=1e-5)
+    assert to_text is to_video
+    assert sum(layer is model.text_encoder for layer in calls) == 3
+    assert released_calls == 49
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 7, 50])
+def test_top_k_scores_the_first_and_keeps_the_order_of_the_rest(model, top_k):
+    encoded = encode_set(model, make_loader(), device="cpu", progress=False)
+    every, _ = match_scores(model, encoded, progress=False)
+    for scores, direction in zip(match_scores(model, encoded, top_k=top_k, progress=False), (0, 1), strict=True):
+        scores, truth, contrast = (
+            matrix if direction == 0 else matrix.T for matrix in (scores, every, encoded.similarity)
+        )
+        for row, right, similar in zip(scores, truth, contrast, strict=True):
+            first = similar.argsort(descending=True)
+            k = min(top_k, 7)
+            torch.testing.assert_close(row[first[:k]], right[first[:k]], rtol=1e-4, atol=1e-5)
+            if k < 7:
+                assert row[first[:k]].min() > row[first[k:]].max()
+            assert torch.equal(row[first[k:]].argsort(descending=True), torch.arange(7 - k))
+
+
+def test_ranks_take_each_direction_from_its_own_scores():
+    to_video, to_text = torch.eye(3), torch.eye(3).roll(1, dims=0)
+    ranks = matching_ranks(to_video, to_text)
+    assert ranks.t2v.tolist() == [1, 1, 1]
+    assert (ranks.v2t > 1).all()
+
+
+def test_bad_input(model):
+    encoded = encode_set(model, make_loader(), device="cpu", progress=False)
+    with pytest.raises(ValueError, match="top_k must be at least 1, or none for all pairs, got 0"):
+        match_scores(model, encoded, top_k=0, progress=False)
+    with pytest.raises(ValueError, match="no clip could be decoded"):
+        encode_set(model, [], device="cpu", progress=False)
