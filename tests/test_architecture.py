@@ -30,10 +30,18 @@ MAY_IMPORT = {
     "models": BASE | {"objectives"},
     **dict.fromkeys(("training", "evaluation"), LIBRARY),
     "visualization": LIBRARY | {"evaluation"},
+    # An ablation is made of whole runs, their scores and a picture.
+    "ablation": LIBRARY | {"training", "evaluation", "visualization", "runs"},
     **dict.fromkeys(("cli", "__main__", "runs", "doctor"), None),
 }
-# One file that may do what its room may not: `load_pretrained` reads weights.
-MAY_ALSO = {"fastvtp.models.registry": {"checkpoints"}}
+# Files that may do what their room may not: `load_pretrained` reads weights; weights are read into models; and a
+# conversion takes settings from the command line and a tokenizer along.
+MAY_ALSO = {
+    "fastvtp.models.registry": {"checkpoints"},
+    "fastvtp.checkpoints.released": {"models"},
+    "fastvtp.checkpoints.sizes": {"models"},
+    "fastvtp.checkpoints.conversion": {"models", "data", "training"},
+}
 KERNELS_MAY_IMPORT = {"torch", "triton"}
 # Triton's interpreter computes with numpy arrays, which the repair of its bfloat16 has to handle.
 KERNELS_MAY_ALSO = {"fastvtp_kernels.interpreter": {"numpy"}}

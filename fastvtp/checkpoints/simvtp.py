@@ -1,30 +1,24 @@
 """Names of the released SimVTP checkpoints -> fastvtp's."""
 
-import re
+from fastvtp.checkpoints import videomae
+from fastvtp.checkpoints.names import NameMap
 
-from torch import Tensor
-
-_RENAMES = (
-    (r"^encoder\.patch_embed\.proj\.", "video_embeddings."),
-    (r"^text_embeddings\.LayerNorm\.", "text_embeddings.norm."),
-    (r"^decoder\.(blocks|norm)\.", r"decoder.transformer.\1."),
-    (r"^encoder_to_decoder\.", "decoder.project."),
-    (r"^mask_token$", "decoder.mask_token"),
-    (r"^text_cls\.", "word_head."),
-    (r"^vtm_head\.", "match_head."),
+PRETRAINING = NameMap(
+    (
+        *videomae.PRETRAINING.stems,
+        (r"text_embeddings\.LayerNorm\.", "text_embeddings.norm."),
+        (r"text_cls\.", "word_head."),
+        (r"vtm_head\.", "match_head."),
+    ),
+    videomae.LAYER_SCALE,
 )
-
-
-def rename_simvtp(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a released pretraining checkpoint under fastvtp's names.
-
-    Drops the `position_ids` buffer that old versions of transformers saved.
-    """
-    renamed = {}
-    for name, tensor in weights.items():
-        if name == "text_embeddings.position_ids":
-            continue
-        for pattern, replacement in _RENAMES:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor.reshape(-1) if name == "decoder.mask_token" else tensor
-    return renamed
+# each tower was saved as a whole model: the text's with a patch embedding, the video's with word embeddings
+DUAL_ENCODER = NameMap(
+    (
+        (r"video_encoder\.patch_embed\.proj\.", "video_embeddings."),
+        (r"text_encoder\.text_embeddings\.LayerNorm\.", "text_embeddings.norm."),
+        (r"text_encoder\.text_embeddings\.", "text_embeddings."),
+        (r"(video|text)_encoder\.fc_norm\.", r"\1_norm."),
+    ),
+    videomae.LAYER_SCALE,
+)

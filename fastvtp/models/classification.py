@@ -33,7 +33,7 @@ class VideoClassifier(nn.Module):
         self.config = config
         self.video_embeddings = VideoEmbeddings(config.grid, config.tubelet, config.width)
         self.encoder = config.transformer(final_norm=False)
-        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm = nn.LayerNorm(config.width, eps=config.head_norm_eps)
         self.dropout = nn.Dropout(config.head_dropout)
         self.head = nn.Linear(config.width, config.num_classes)
 

@@ -49,8 +49,8 @@ class DualEncoder(nn.Module):
         self.text_embeddings = TextEmbeddings(config, config.width)
         self.video_encoder = config.transformer(final_norm=False)
         self.text_encoder = None if config.shared_encoder else config.transformer(final_norm=False)
-        self.video_norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.text_norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.video_norm = nn.LayerNorm(config.width, eps=config.head_norm_eps)
+        self.text_norm = nn.LayerNorm(config.width, eps=config.head_norm_eps)
         self.contrast = Contrast(config, config.width)
 
     def init_weights(self) -> None:

@@ -223,6 +223,13 @@ def sincos_positions(num_positions: int, width: int) -> Tensor:
     return table.float()
 
 
+def set_norm_eps(module: nn.Module, eps: float) -> None:
+    """Compute every LayerNorm inside `module` with `eps`."""
+    for norm in module.modules():
+        if isinstance(norm, nn.LayerNorm):
+            norm.eps = eps
+
+
 def take_rows(x_ND: Tensor, rows: Tensor) -> Tensor:
     """`x_ND[rows]` with a deterministic backward: [N, D], int64 [M] -> [M, D]; a row may be taken several times.
 

@@ -62,7 +62,7 @@ class SimVTP(nn.Module):
         self.config = config
         self.video_embeddings = VideoEmbeddings(config.grid, config.tubelet, config.width)
         self.text_embeddings = TextEmbeddings(config, config.width)
-        self.encoder = config.transformer()
+        self.encoder = config.transformer(final_norm=config.encoder_norm)
         self.decoder = config.video_decoder()
         self.word_head = nn.Linear(config.width, config.vocab_size)
         self.match_head = nn.Linear(config.width, 2)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvtp.models.config import check_choice, check_heads, check_positive, check_share
-from fastvtp.models.layers import Packing, Transformer, init_linear_xavier, sincos_positions
+from fastvtp.models.layers import Packing, Transformer, init_linear_xavier, set_norm_eps, sincos_positions
 from fastvtp.models.packing import to_device
 from fastvtp.models.video_decoder import DECODERS, VideoDecoder
 from fastvtp_kernels import TubeMask, masked_pixel_loss, running_cell_mask, tube_mask, tubelet_embed
@@ -39,10 +39,14 @@ class VideoEncoderConfig:
     """Initial value of the learned scale of each residual branch; 0: none."""
     drop_path: float = 0.0
     """Probability that a sequence skips a branch of the last block; it rises linearly from 0 at the first."""
+    norm_eps: float = 1e-6
+    """Of the transformers' LayerNorms; transformers (the library) has 1e-12."""
+    head_norm_eps: float = 1e-6
+    """Of the LayerNorms right before heads; transformers has 1e-5."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tubelet", tuple(self.tubelet))  # JSON gives lists
-        check_positive(self, "width", "num_heads", "mlp_ratio")
+        check_positive(self, "width", "num_heads", "mlp_ratio", "norm_eps", "head_norm_eps")
         check_heads(self, "width", "num_heads")
         if len(self.tubelet) != 3 or min(self.tubelet) < 1:
             raise ValueError(f"tubelet must be three positive sizes (time, height, width), got {self.tubelet}")
@@ -72,10 +76,12 @@ class VideoEncoderConfig:
 
     def transformer(self, *, final_norm: bool = True) -> Transformer:
         """The encoder's blocks, uninitialised."""
-        return Transformer(
+        encoder = Transformer(
             self.width, self.depth, self.num_heads, self.mlp_ratio,
             qkv_bias=self.qkv_bias, layer_scale=self.layer_scale, drop_path=self.drop_path, final_norm=final_norm,
         )  # fmt: skip
+        set_norm_eps(encoder, self.norm_eps)
+        return encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +94,8 @@ class VideoMAEConfig(VideoEncoderConfig):
     """
 
     video_mask_ratio: float = 0.9
+    encoder_norm: bool = True
+    """LayerNorm after the encoder's last block."""
     decoder: str = "joint"
     """"joint": self-attention over visible and predicted tokens; "cross": predicted tokens look at visible ones."""
     decoder_width: int = 384
@@ -137,11 +145,14 @@ class VideoMAEConfig(VideoEncoderConfig):
 
     def video_decoder(self) -> VideoDecoder:
         """The decoder, uninitialised."""
-        return VideoDecoder(
+        decoder = VideoDecoder(
             self.width, self.num_tokens, self.decoder_width, self.decoder_depth, self.decoder_num_heads,
             self.mlp_ratio, values=3 * math.prod(self.tubelet), kind=self.decoder, qkv_bias=self.qkv_bias,
             layer_scale=self.layer_scale,
         )  # fmt: skip
+        set_norm_eps(decoder, self.norm_eps)
+        set_norm_eps(decoder.transformer.norm, self.head_norm_eps)
+        return decoder
 
 
 @dataclass(frozen=True)
@@ -201,7 +212,7 @@ class VideoMAE(nn.Module):
         super().__init__()
         self.config = config
         self.video_embeddings = VideoEmbeddings(config.grid, config.tubelet, config.width)
-        self.encoder = config.transformer()
+        self.encoder = config.transformer(final_norm=config.encoder_norm)
         self.decoder = config.video_decoder()
 
     def init_weights(self) -> None:

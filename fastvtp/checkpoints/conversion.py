@@ -1,0 +1,97 @@
+"""Checkpoints of any origin -> fastvtp's own folders."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+
+from fastvtp.checkpoints.native import CONFIG_NAME, CheckpointError, write_model_folder
+from fastvtp.checkpoints.origins import recognise
+from fastvtp.checkpoints.reading import read_checkpoint
+from fastvtp.checkpoints.released import LoadReport, absent_parts, load_released
+from fastvtp.checkpoints.sizes import config_of_released
+from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.errors import UserError, unknown_name
+from fastvtp.models.registry import ARCHITECTURES, build_model
+from fastvtp.training.config import parse_value
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """architecture: of the folder written. report: of its weights. tokenizer: what became of the vocabulary, in words;
+    None where the model reads no text."""
+
+    architecture: str
+    report: LoadReport
+    tokenizer: str | None
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    *,
+    architecture: str | None = None,
+    origin: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Conversion:
+    """Write the model in `source` to the folder `output`, with the tokenizer.json or vocab.txt that lies beside it.
+
+    architecture, origin: as in `config_of_released`. overrides: "key=value" strings, fields of the config. Parts that
+    the checkpoint cannot have are initialised, always with the same numbers. Raises UserError with one line.
+    """
+    source, output = Path(source), Path(output)
+    if output.is_file() or (output / CONFIG_NAME).exists():
+        raise CheckpointError(f"{output} exists already: give a folder that does not, or remove it")
+    checkpoint = read_checkpoint(source)
+    architecture = architecture or recognise(checkpoint, origin).architecture
+    values = _parse(overrides, architecture)
+    config = config_of_released(checkpoint, origin, architecture=architecture, **values)
+    tokenizer, note = None, None
+    if hasattr(config, "vocab_size"):
+        tokenizer, note = _tokenizer_beside(source, config.vocab_size)
+    if tokenizer is not None:
+        ids = {
+            "pad_token_id": tokenizer.pad_id,
+            "mask_token_id": tokenizer.mask_id,
+            "special_token_ids": tuple(sorted(tokenizer.special_ids)),
+        }
+        config = replace(config, **{name: ids[name] for name in ids if hasattr(config, name) and name not in values})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_model(config)
+    report = load_released(model, checkpoint, origin=origin, fresh=absent_parts(model, checkpoint, origin=origin))
+    write_model_folder(output, model, architecture)
+    if tokenizer is not None:
+        tokenizer.save(output)
+    return Conversion(architecture, report, note)
+
+
+def _parse(overrides: Sequence[str], architecture: str) -> dict[str, Any]:
+    if architecture not in ARCHITECTURES:
+        return {}  # which config_of_released says
+    hints = get_type_hints(ARCHITECTURES[architecture][0])
+    values = {}
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        if not separator:
+            raise UserError(f"expected key=value, got {override!r}")
+        if name not in hints:
+            raise unknown_name(f"{architecture} option", name, hints)
+        values[name] = parse_value(text, hints[name], name)
+    return values
+
+
+def _tokenizer_beside(source: Path, vocab_size: int) -> tuple[CaptionTokenizer | None, str]:
+    """The tokenizer of the folder that `source` is or lies in, where it is the model's; and what to say about it."""
+    folder = source if source.is_dir() else source.parent
+    try:
+        tokenizer = CaptionTokenizer.load(folder)
+    except FileNotFoundError:
+        return None, f"none beside {source}: put the tokenizer.json or vocab.txt of its captions into the folder"
+    except UserError as error:
+        return None, f"not copied: {error}"
+    if tokenizer.vocab_size != vocab_size:
+        return None, f"not copied: {folder} has one of {tokenizer.vocab_size} entries, the model has {vocab_size}"
+    return tokenizer, f"copied from {folder}"

@@ -1,0 +1,92 @@
+"""Where a checkpoint comes from, and which of fastvtp's architectures it is one of."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fastvtp.checkpoints import bert, huggingface, simvtp, videomae
+from fastvtp.checkpoints.native import CheckpointError
+from fastvtp.checkpoints.reading import Checkpoint
+from fastvtp.errors import unknown_name
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of checkpoint.
+
+    origin: whose names it bears. architecture: fastvtp's, or "bert". marks: prefixes of which it has all. names: its
+    names -> fastvtp's. unused: expressions for entries that no model here has a use for. prepare: done to the tensors
+    first.
+    """
+
+    origin: str
+    architecture: str
+    marks: tuple[str, ...]
+    names: Callable[[str], str] = str
+    unused: tuple[str, ...] = ()
+    prepare: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
+
+    def leaves(self, name: str) -> bool:
+        """Whether no model here has a use for an entry."""
+        return any(re.search(pattern, name) for pattern in self.unused)
+
+    def settings(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """What its config.json, if it has one, says about fastvtp's settings."""
+        config = checkpoint.config or {}
+        if self.origin == "hf_videomae":
+            return huggingface.settings(config, checkpoint.name)
+        own = config.get("config")
+        return own if self.origin == "fastvtp" and isinstance(own, dict) else {}
+
+
+_POSITION_IDS = r"embeddings\.position_ids$"  # a buffer of old versions of transformers
+
+# of two whose marks are all there, the first is meant
+KINDS = (
+    Kind("fastvtp", "simvtp", ("video_embeddings.weight", "word_head.")),
+    Kind("fastvtp", "dual_encoder", ("video_embeddings.weight", "video_encoder.")),
+    Kind("fastvtp", "videomae", ("video_embeddings.weight", "decoder.project.")),
+    Kind("fastvtp", "video_qa", ("video_embeddings.weight", "head.1.")),
+    Kind("fastvtp", "video_classifier", ("video_embeddings.weight",)),
+    Kind(
+        "simvtp", "dual_encoder", ("video_encoder.patch_embed.", "text_encoder."), simvtp.DUAL_ENCODER,
+        (r"^video_encoder\.text_embeddings\.", r"^text_encoder\.patch_embed\.", _POSITION_IDS),
+    ),
+    Kind("simvtp", "simvtp", ("encoder.patch_embed.", "text_embeddings."), simvtp.PRETRAINING, (_POSITION_IDS,)),
+    Kind("videomae", "videomae", ("encoder.patch_embed.",), videomae.PRETRAINING),
+    Kind("videomae", "video_classifier", ("patch_embed.",), videomae.CLASSIFIER),
+    *(
+        Kind(
+            "hf_videomae", architecture, (f"{model}embeddings.patch_embeddings.", *marks), names,
+            # equal for all keys, so that the softmax cancels it
+            (r"\.attention\.attention\.(k_|key\.)bias$",), huggingface.join_attention,
+        )
+        for model in ("videomae.", "")
+        for architecture, marks, names in (
+            ("video_classifier", ("classifier.",), huggingface.CLASSIFIER), ("videomae", (), huggingface.PRETRAINING)
+        )
+    ),
+    *(
+        Kind("bert", "bert", (f"{model}embeddings.word_embeddings.",), bert.EMBEDDINGS, ("",))
+        for model in ("bert.", "")
+    ),
+)  # fmt: skip
+ORIGINS = tuple(dict.fromkeys(kind.origin for kind in KINDS))
+
+
+def recognise(checkpoint: Checkpoint, origin: str | None = None) -> Kind:
+    """The kind of `checkpoint`, among those of `origin` where that is given. Raises UserError with one line."""
+    if origin is not None and origin not in ORIGINS:
+        raise unknown_name("origin", origin, ORIGINS)
+    for kind in KINDS:
+        if origin in (None, kind.origin) and all(
+            any(name.startswith(mark) for name in checkpoint.weights) for mark in kind.marks
+        ):
+            return kind
+    raise CheckpointError(
+        f"{checkpoint.name} is no checkpoint of {origin or ', '.join(ORIGINS)}: "
+        f"its {len(checkpoint.weights)} tensors begin with {', '.join(sorted(checkpoint.weights)[:3])}"
+    )

@@ -1,0 +1,109 @@
+"""Checkpoints of any origin as named tensors: .pth, .safetensors, folders, or tensors in memory."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fastvtp.checkpoints.native import CONFIG_NAME, WEIGHTS_NAME, CheckpointError
+
+_WRAPPERS = ("model", "module", "state_dict")
+_INDEX_NAME, _PICKLE_NAME = "model.safetensors.index.json", "pytorch_model.bin"
+_PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors under the names they were saved with. name: how messages call it; config: a folder's config.json."""
+
+    name: str
+    weights: dict[str, Tensor]
+    config: dict[str, Any] | None = None
+
+
+def read_checkpoint(source: str | Path | Mapping[str, Tensor] | Checkpoint) -> Checkpoint:
+    """Read `source`: a .pth, .pt or .bin file (never running code from it), a .safetensors file, a folder with
+    model.safetensors (also in shards) or pytorch_model.bin, or tensors by name. Tensors are on the CPU unless given.
+
+    Raises CheckpointError with one line.
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, Mapping):
+        return Checkpoint("the state dict", _unwrap(source, "the state dict"))
+    path = Path(source)
+    if path.is_dir():
+        return Checkpoint(str(path), _unwrap(_read_folder(path), str(path)), _read_json(path / CONFIG_NAME))
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file or folder")
+    return Checkpoint(str(path), _unwrap(_read_file(path), str(path)))
+
+
+def _read_folder(folder: Path) -> dict[str, Any]:
+    if (folder / WEIGHTS_NAME).is_file():
+        return _read_file(folder / WEIGHTS_NAME)
+    if index := _read_json(folder / _INDEX_NAME):
+        if not isinstance(index.get("weight_map"), dict):
+            raise CheckpointError(f"{folder / _INDEX_NAME} has no weight_map")
+        weights: dict[str, Any] = {}
+        for shard in sorted(set(index["weight_map"].values())):
+            if Path(shard).name != shard or not (folder / shard).is_file():
+                raise CheckpointError(f"{folder} lacks {shard}, which {_INDEX_NAME} names")
+            weights |= _read_file(folder / shard)
+        return weights
+    if (folder / _PICKLE_NAME).is_file():
+        return _read_file(folder / _PICKLE_NAME)
+    raise CheckpointError(f"{folder} holds neither {WEIGHTS_NAME}, {_INDEX_NAME} nor {_PICKLE_NAME}")
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except Exception as error:  # safetensors raises its own unexported type on malformed files
+            raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
+    if path.suffix not in _PICKLE_SUFFIXES:
+        raise CheckpointError(f"{path} must end in .safetensors, {', '.join(_PICKLE_SUFFIXES)}, or be a folder")
+    try:
+        # the released checkpoints keep their command line as a Namespace, which runs nothing
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever damaged bytes make the unpickler raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read as plain tensors ({reason}); if you trust it, save its state dict alone with "
+            "torch.save, or as .safetensors"
+        ) from None
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected tensors by name")
+    return dict(content)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected an object")
+    return content
+
+
+def _unwrap(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    """The tensors inside what training loops put around them."""
+    while wrapper := next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None):
+        content = content[wrapper]
+    weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise CheckpointError(f"{name} holds no tensors by name")
+    if all(key.startswith("module.") for key in weights):  # DistributedDataParallel
+        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    return weights

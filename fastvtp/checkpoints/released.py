@@ -1,0 +1,170 @@
+"""Released checkpoints, and fastvtp's own of another architecture, into a model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastvtp.checkpoints.native import CheckpointError
+from fastvtp.checkpoints.origins import Kind, recognise
+from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
+from fastvtp.checkpoints.transfers import TRANSFERS, Transfer
+from fastvtp.errors import UserError
+from fastvtp.models.registry import ARCHITECTURES, architecture_of
+
+_HEAD_NORMS = ("norm", "decoder.transformer.norm", "video_norm", "text_norm")
+_POSITION_TABLE = "text_embeddings.position_embeddings.weight"
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a checkpoint. loaded, fresh: the model's names that were filled, and that kept what they held.
+    ignored: the checkpoint's names that were left. resized: what was cut, in words."""
+
+    loaded: tuple[str, ...]
+    fresh: tuple[str, ...]
+    ignored: tuple[str, ...]
+    resized: tuple[str, ...]
+
+
+def load_released(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Tensor] | Checkpoint,
+    *,
+    origin: str | None = None,
+    fresh: Sequence[str] = (),
+) -> LoadReport:
+    """Copy a checkpoint of VideoMAE, SimVTP, transformers' VideoMAE, BERT or fastvtp into `model`, all or nothing.
+
+    model: one of fastvtp's, initialised. source: a .pth, .pt, .bin or .safetensors file, a folder, or tensors by name.
+    origin: "videomae", "simvtp", "hf_videomae", "bert" or "fastvtp"; None: told by the names. fresh: parts of the
+    model that keep their initialisation, such as ("norm", "head") where a classifier starts from pretraining.
+
+    Of BERT only the embeddings of captions are read; the rest of the model stays as it is. Position tables of captions
+    that are longer than the model's are cut; those of tubelets are fixed and not part of checkpoints. What comes from
+    transformers brings the eps of its LayerNorms along, into `model.config` too.
+
+    Raises CheckpointError with one line that lists every missing, unexpected and wrongly shaped entry, and UserError
+    where `origin` or `fresh` name nothing.
+    """
+    checkpoint = read_checkpoint(source)
+    kind = recognise(checkpoint, origin)
+    transfer = _transfer(checkpoint, kind, model)
+    own = model.state_dict()
+    _check_fresh(fresh, model, own)
+    loaded: dict[str, Tensor] = {}
+    ignored: list[str] = []
+    resized: list[str] = []
+    problems = _different_settings(checkpoint, kind, model)
+    for original, tensor in kind.prepare(checkpoint.weights).items():
+        name = kind.names(original)
+        targets = [target for target in transfer.targets(name) if not _under(target, fresh)]
+        used = [target for target in targets if target in own]
+        if not used:
+            known = not targets or kind.leaves(original) or name.startswith(transfer.unused)
+            (ignored if known else problems).append(original if known else f"unexpected {original}")
+        for target in used:
+            fitted, change = _fit(target, tensor, own[target])
+            if fitted.shape != own[target].shape:
+                problems.append(f"{original} is {list(tensor.shape)}, the model's {target} {list(own[target].shape)}")
+            if target in loaded:
+                problems.append(f"{original} and another entry are both {target}")
+            loaded[target] = fitted
+            resized += [change] if change else []
+    needed = [name for name in own if kind.architecture != "bert" or name.startswith("text_embeddings.")]
+    missing = [name for name in needed if name not in loaded and not _under(name, fresh)]
+    problems += [f"missing {name}" for name in missing]
+    if problems:
+        absent = [part for part in transfer.fresh if any(_under(name, (part,)) for name in missing)]
+        hint = f" (to start these parts afresh: fresh={(*fresh, *absent)})" if absent else ""
+        listed = "; ".join(sorted(problems))
+        raise CheckpointError(f"{checkpoint.name} does not fit {type(model).__name__}: {listed}{hint}")
+    model.load_state_dict(loaded, strict=False)
+    _take_norm_eps(kind.settings(checkpoint), model)
+    return LoadReport(tuple(loaded), tuple(name for name in own if name not in loaded), tuple(ignored), tuple(resized))
+
+
+def absent_parts(
+    model: nn.Module, source: str | Path | Mapping[str, Tensor] | Checkpoint, *, origin: str | None = None
+) -> tuple[str, ...]:
+    """The parts of `model` that a checkpoint of another architecture cannot fill, for `fresh` of `load_released`."""
+    checkpoint = read_checkpoint(source)
+    kind = recognise(checkpoint, origin)
+    transfer = _transfer(checkpoint, kind, model)
+    filled = {target for name in checkpoint.weights for target in transfer.targets(kind.names(name))}
+    return tuple(
+        part
+        for part in transfer.fresh
+        if (names := [name for name in model.state_dict() if _under(name, (part,))]) and filled.isdisjoint(names)
+    )
+
+
+def _transfer(checkpoint: Checkpoint, kind: Kind, model: nn.Module) -> Transfer:
+    if type(model) not in {model_class for _, model_class in ARCHITECTURES.values()}:
+        raise UserError(f"model must be one of fastvtp's ({', '.join(ARCHITECTURES)}), got {type(model).__name__}")
+    architecture = architecture_of(model)
+    if kind.architecture == "bert":
+        if not hasattr(model, "text_embeddings"):
+            raise CheckpointError(f"{checkpoint.name} is a BERT, {type(model).__name__} reads no text")
+        return Transfer()
+    if (transfer := TRANSFERS.get((kind.architecture, architecture))) is None:
+        known = [target for origin, target in TRANSFERS if origin == kind.architecture]
+        raise CheckpointError(
+            f"{checkpoint.name} is a {kind.architecture}, from which no {architecture} can start (but "
+            f"{', '.join(known)})"
+        )
+    names = {kind.names(name) for name in checkpoint.weights}
+    if kind.architecture == "video_classifier" and "encoder.norm.weight" in names and "norm.weight" not in names:
+        raise CheckpointError(
+            f"{checkpoint.name} classifies its first token (use_mean_pooling=false), {type(model).__name__} the mean "
+            "of all"
+        )
+    return transfer
+
+
+def _different_settings(checkpoint: Checkpoint, kind: Kind, model: nn.Module) -> list[str]:
+    """What a folder's config.json states otherwise and no shape shows."""
+    if kind.architecture == "bert":
+        return []
+    stated, own = kind.settings(checkpoint), asdict(model.config)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return [
+        f"{name} is {stated[name]}, the model has {own[name]}"
+        for name in ("num_heads", "decoder_num_heads")
+        if name in stated and name in own and stated[name] != own[name]
+    ]
+
+
+def _take_norm_eps(stated: Mapping[str, Any], model: Any) -> None:
+    """Compute the LayerNorms of tubelets as the checkpoint states."""
+    eps = {name: stated[name] for name in ("norm_eps", "head_norm_eps") if name in stated}
+    if not eps:
+        return
+    model.config = replace(model.config, **eps)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm) and not name.startswith("text_embeddings"):
+            module.eps = model.config.head_norm_eps if name in _HEAD_NORMS else model.config.norm_eps
+
+
+def _check_fresh(fresh: Sequence[str], model: nn.Module, own: Mapping[str, Tensor]) -> None:
+    if isinstance(fresh, str):
+        raise UserError(f'fresh must be a sequence of names, such as ("{fresh}",), got {fresh!r}')
+    known = {name for name, _ in model.named_modules()} | set(own)
+    for part in fresh:
+        if part.rstrip(".") not in known:
+            parts = ", ".join(name for name, _ in model.named_children())
+            raise UserError(f"fresh names {part!r}, which {type(model).__name__} does not have (its parts: {parts})")
+
+
+def _under(name: str, parts: Sequence[str]) -> bool:
+    return any(name == part or name.startswith(part.rstrip(".") + ".") for part in parts)
+
+
+def _fit(name: str, tensor: Tensor, own: Tensor) -> tuple[Tensor, str | None]:
+    """`tensor` in the form of `own` where only its form differs, or as it is; and what was cut."""
+    if name == "decoder.mask_token" and tensor.numel() == own.numel():
+        return tensor.reshape(own.shape), None
+    if name == _POSITION_TABLE and tensor.shape[1:] == own.shape[1:] and len(tensor) > len(own):
+        return tensor[: len(own)], f"{name}: the first {len(own)} of {len(tensor)} rows"
+    return tensor, None

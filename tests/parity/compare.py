@@ -1,0 +1,62 @@
+"""Expected arrays beside computed ones: errors, a table, a verdict."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One expected array. error: relative, or None where nothing was compared; note: why not."""
+
+    name: str
+    shape: tuple[int, ...]
+    error: float | None
+    note: str = ""
+    excused: bool = False
+
+    def ok(self, tolerance: float) -> bool:
+        return self.excused if self.error is None else self.error <= tolerance  # a NaN is not
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """||actual - expected|| / ||expected|| in float64; the plain norm where zeros are expected."""
+    actual, expected = actual.detach().double(), expected.double()
+    error, scale = (actual - expected).norm().item(), expected.norm().item()
+    return error / scale if scale else error
+
+
+def compare(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], excused: Mapping[str, str]) -> list[Row]:
+    """A row for each expected array. excused: arrays that have no counterpart, with the reason."""
+    rows = []
+    for name, array in sorted(expected.items()):
+        shape = tuple(array.shape)
+        if name in actual and actual[name].shape == array.shape:
+            rows.append(Row(name, shape, relative_error(actual[name], array)))
+        elif name in actual:
+            rows.append(Row(name, shape, None, f"computed as {list(actual[name].shape)}"))
+        else:
+            rows.append(Row(name, shape, None, excused.get(name, "not compared"), name in excused))
+    return rows
+
+
+def table(rows: list[Row], tolerance: float) -> str:
+    """The rows as text, one line each, and a last line with the verdict."""
+    width, shape_width = (max(map(len, column), default=0) for column in _columns(rows))
+    lines = [f"{'array':{width}}  {'shape':{shape_width}}  error    ok"]
+    for row, name, shape in zip(rows, *_columns(rows), strict=True):
+        error = " " * 7 if row.error is None else f"{row.error:7.1e}"
+        verdict = "yes" if row.ok(tolerance) else "NO"
+        lines.append(f"{name:{width}}  {shape:{shape_width}}  {error}  {verdict:3}  {row.note}".rstrip())
+    compared = [row for row in rows if row.error is not None]
+    failed = [row.name for row in rows if not row.ok(tolerance)]
+    worst = max(compared, key=lambda row: (row.error != row.error, row.error), default=None)
+    largest = f", largest error {worst.error:.1e} ({worst.name})" if worst else ""
+    verdict = f"failed: {', '.join(failed)}" if failed else "all within tolerance"
+    lines.append(f"{len(compared)} of {len(rows)} arrays compared, tolerance {tolerance:g}{largest}; {verdict}")
+    return "\n".join(lines)
+
+
+def _columns(rows: list[Row]) -> tuple[list[str], list[str]]:
+    return [row.name for row in rows], [str(list(row.shape)) for row in rows]

@@ -1,0 +1,78 @@
+"""A folder of parity arrays: what a released system was given and what it gave."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fastvtp.errors import UserError
+
+
+@dataclass(frozen=True)
+class ParityFolder:
+    """config: config.json. weights: by official name. inputs, outputs: the arrays; outputs also hold the retrieval
+    metrics of config.json, as "retrieval_metrics.<direction>.<metric>". fine_tuned: weights that the fine-tuned model
+    has instead of the pretrained ones; None: there is no such file.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    fine_tuned: dict[str, Tensor] | None
+
+    def setting(self, name: str) -> Any:
+        """A setting that config.json must have."""
+        if name not in self.config:
+            raise UserError(f"{self.path / 'config.json'} has no {name!r}")
+        return self.config[name]
+
+    def input(self, name: str) -> Tensor:
+        """An array that inputs.safetensors must have."""
+        if name not in self.inputs:
+            raise UserError(f"{self.path / 'inputs.safetensors'} has no {name!r}")
+        return self.inputs[name]
+
+    def cases(self) -> list[str]:
+        """Prefixes of the clips in the inputs: "" for `video`, "long/" for `long/video`."""
+        prefixes = [name.removesuffix("video") for name in sorted(self.inputs) if name.endswith("video")]
+        return [prefix for prefix in prefixes if not prefix or prefix.endswith(("/", "."))] or [""]
+
+    def check_fixed(self, **fixed: float) -> None:
+        """Refuse what a model does not let one choose, where config.json states it otherwise."""
+        for name, value in fixed.items():
+            if self.config.get(name, value) != value:
+                raise UserError(f"{self.path / 'config.json'}: {name} is {self.config[name]}, the model has {value:g}")
+
+
+def read_folder(path: Path) -> ParityFolder:
+    """Read a folder; raises UserError with one line where a needed file is absent or unreadable."""
+    config_path = path / "config.json"
+    if not config_path.is_file():
+        raise UserError(f"{path} is no folder of parity arrays: it has no config.json")
+    try:
+        config = json.loads(config_path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{config_path} is not valid JSON: {error}") from None
+    outputs = _read_arrays(path / "outputs.safetensors")
+    for direction, metrics in config.get("retrieval_metrics", {}).items():
+        for name, value in metrics.items():
+            outputs[f"retrieval_metrics.{direction}.{name}"] = torch.tensor(value, dtype=torch.float64)
+    weights, inputs = _read_arrays(path / "state_dict.safetensors"), _read_arrays(path / "inputs.safetensors")
+    extra = path / "finetune_extra.safetensors"
+    return ParityFolder(path, config, weights, inputs, outputs, _read_arrays(extra) if extra.is_file() else None)
+
+
+def _read_arrays(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"{path.parent} has no {path.name}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a readable safetensors file: {error}") from None

@@ -1,0 +1,157 @@
+"""What the parity runner must not let pass, and what it says of folders that it cannot run."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.parity.__main__ import main
+from tests.parity.compare import compare, relative_error, table
+
+
+def verdict(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def the_line(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("system", "name"),
+    [
+        ("simvtp", "decoder_pred"), ("simvtp", "text_only_encoder_out"), ("simvtp", "loss_vtm"),
+        ("simvtp", "grad.text_embeddings.position_embeddings.weight"), ("simvtp", "lr_schedule"),
+        ("simvtp", "grad.finetune.video_encoder.patch_embed.proj.bias"), ("simvtp", "finetune_loss"),
+        ("videomae", "target_raw"), ("videomae", "grad.mask_token"), ("videomae", "finetune_features"),
+        ("videomae", "encoder_pos_embed"),
+    ],
+)  # fmt: skip
+def test_perturbed_output_is_named(system, name, change, capsys):
+    folder = change(system, "outputs.safetensors", lambda outputs: {**outputs, name: outputs[name] * (1 + 1e-4)})
+    assert main([system, str(folder)]) == 1
+    assert verdict(capsys).endswith(f"failed: {name}")
+    assert main([system, str(folder), "--tolerance", "1e-3"]) == 0
+
+
+@pytest.mark.parametrize("metric", ["R1", "R50", "MedR", "MeanR", "geometric_mean_R1-R5-R10"])
+def test_perturbed_retrieval_metric_is_named(metric, change, capsys):
+    def edit(config: dict[str, Any]) -> dict[str, Any]:
+        config["retrieval_metrics"]["v2t"][metric] += 0.01
+        return config
+
+    assert main(["simvtp", str(change("simvtp", "config.json", edit))]) == 1
+    assert verdict(capsys).endswith(f"failed: retrieval_metrics.v2t.{metric}")
+
+
+def test_unknown_retrieval_metrics_are_not_passed_over(change, capsys):
+    def edit(config: dict[str, Any]) -> dict[str, Any]:
+        config["retrieval_metrics"]["t2v"]["nDCG"] = 1.0
+        config["retrieval_metrics"]["t2t"] = {"R1": 1.0}
+        return config
+
+    assert main(["simvtp", str(change("simvtp", "config.json", edit))]) == 1
+    assert verdict(capsys).endswith("failed: retrieval_metrics.t2t.R1, retrieval_metrics.t2v.nDCG")
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "note"),
+    [
+        ("mystery", torch.ones(2), "not compared"),
+        ("grad.decoder.nothing", torch.ones(2), "not compared"),
+        ("loss_norm_target", torch.ones(3), "computed as []"),
+    ],
+)
+def test_array_that_cannot_be_compared(name, array, note, change, capsys):
+    folder = change("videomae", "outputs.safetensors", lambda outputs: {**outputs, name: array})
+    assert main(["videomae", str(folder)]) == 1
+    *rows, last = capsys.readouterr().out.splitlines()
+    assert last.endswith(f"failed: {name}")
+    assert next(row for row in rows if row.startswith(name)).endswith(f"NO   {note}")
+
+
+@pytest.mark.parametrize("name", ["decoder.norm.bias", "encoder.blocks.0.attn.v_bias", "encoder.norm.bias"])
+def test_other_weight_is_noticed(name, change, capsys):
+    """The weights come from the file."""
+    folder = change("videomae", "state_dict.safetensors", lambda weights: {**weights, name: weights[name] + 0.01})
+    assert main(["videomae", str(folder)]) == 1
+    assert "decoder_pred" in verdict(capsys)
+
+
+@pytest.mark.parametrize(
+    ("system", "file", "name", "told"),
+    [
+        ("videomae", "state_dict.safetensors", "decoder.head.bias", "missing decoder.head.bias"),
+        ("videomae", "finetune_extra.safetensors", "head.weight", "missing head.weight"),
+        ("videomae", "inputs.safetensors", "video", "has no 'video'"),
+        ("videomae", "config.json", "classes", "has no 'classes'"),
+        ("simvtp", "state_dict.safetensors", "encoder.blocks.1.attn.q_bias", "missing encoder.blocks.1.attn.q_bias"),
+        ("simvtp", "finetune_extra.safetensors", "text_encoder.fc_norm.bias", "missing text_norm.bias"),
+        ("simvtp", "inputs.safetensors", "vtm_neg_idx", "has no 'vtm_neg_idx'"),
+        ("simvtp", "config.json", "maxpos", "has no 'maxpos'"),
+    ],
+)
+def test_missing_entry_is_one_line(system, file, name, told, change, capsys):
+    def edit(entries: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in entries.items() if key != name}
+
+    assert main([system, str(change(system, file, edit))]) == 2
+    assert told in the_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("system", "file", "edit", "message"),
+    [
+        ("videomae", "config.json", {"norm_eps": 1e-5}, "norm_eps is 1e-05, the model has 1e-06"),
+        ("simvtp", "config.json", {"bert_embedding_ln_eps": 1e-6}, "bert_embedding_ln_eps is 1e-06"),
+        ("simvtp", "config.json", {"heads": 5}, "num_heads 5 does not divide the width 24"),
+        ("videomae", "inputs.safetensors", {"video": torch.zeros(3, 3, 4, 8, 16)}, "video must be [B, 4, 16, 16, 3]"),
+        ("videomae", "inputs.safetensors", {"video_mask": torch.arange(24).view(3, 8) > 9}, "as many tubelets"),
+        ("simvtp", "inputs.safetensors", {"attention_mask": torch.tensor([[0] + [1] * 7] * 3)}, "before its padding"),
+        ("simvtp", "inputs.safetensors", {"mlm_labels": torch.full((3, 8), -100)}, "[MASK] where mlm_labels"),
+    ],
+)
+def test_folder_that_cannot_be_run(system, file, edit, message, change, capsys):
+    assert main([system, str(change(system, file, lambda entries: {**entries, **edit}))]) == 2
+    assert message in the_line(capsys)
+
+
+def test_not_a_parity_folder(tmp_path, capsys):
+    for file, content, message in (
+        (None, "", "has no config.json"),
+        ("config.json", "{", "not valid JSON"),
+        ("config.json", "{}", "has no outputs.safetensors"),
+        ("outputs.safetensors", "nothing", "not a readable safetensors file"),
+    ):
+        if file is not None:
+            (tmp_path / file).write_text(content)
+        assert main(["simvtp", str(tmp_path)]) == 2
+        assert message in the_line(capsys)
+
+
+@pytest.mark.parametrize("system", ["alpro", "videoprism"])
+def test_systems_to_come(system, capsys, tmp_path):
+    assert main([system, str(tmp_path)]) == 2
+    assert the_line(capsys) == f"{system}: not there yet\n"
+
+
+def test_relative_error():
+    assert relative_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0])) == pytest.approx(0.1)
+    assert relative_error(torch.tensor([3.0, 4.0]), torch.zeros(2)) == 5.0
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_fails(value):
+    for actual, expected in ((value, 1.0), (1.0, value), (value, value)):
+        rows = compare({"a": torch.tensor(actual)}, {"a": torch.tensor(expected)}, {})
+        assert not rows[0].ok(1e-5)
+        assert table(rows, 1e-5).endswith("failed: a")
+
+
+def test_excuse_holds_only_for_what_is_not_computed():
+    expected, excused = {"a": torch.ones(1)}, {"a": "random"}
+    assert compare({}, expected, excused)[0].ok(1e-5)
+    assert not compare({"a": torch.zeros(1)}, expected, excused)[0].ok(1e-5)

@@ -1,0 +1,131 @@
+"""Parity with the released systems: on their arrays, and on made folders of other sizes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastvtp.models.simvtp_config import SimVTPConfig
+from fastvtp.models.simvtp_plan import lay_out
+from tests.parity.__main__ import main
+from tests.parity.compare import relative_error
+from tests.parity.made_folders import make_folder
+from tests.parity.replica import replicate
+from tests.parity.systems import simvtp, videomae
+
+ARRAYS = Path(__file__).parent / "arrays"
+SYSTEMS = ("simvtp", "videomae")
+
+OTHER_SIZES: list[tuple[str, dict[str, Any]]] = [
+    ("videomae", {}),
+    ("videomae", {"init_values": 0.1, "dim": 40, "heads": 5, "mlp": 2.5, "depth": 3, "tubelet": 1, "lens": [1]}),
+    ("videomae", {"qkv_bias": False, "ddepth": 2, "patch": 4, "frames": 2, "warmup_epochs": 0, "niter_per_ep": 3}),
+    ("simvtp", {}),
+    ("simvtp", {"lens": [4, 6], "L": 9, "maxpos": 9, "vtc_temperature": 0.1, "mlp": 3.0}),
+    ("simvtp", {"lens": [7, 7, 7, 7, 2], "L": 7, "init_values": 0.2, "img": 24, "dim": 32, "heads": 2, "vocab": 90}),
+    ("simvtp", {"special_ids": {"PAD": 0, "UNK": 5, "CLS": 6, "SEP": 7, "MASK": 8}, "ddim": 24, "dheads": 3}),
+]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_released_arrays(system, capsys):
+    assert main([system, str(ARRAYS / system)]) == 0
+    rows = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert rows >= load_file(ARRAYS / system / "outputs.safetensors").keys()
+
+
+def test_hardly_an_array_is_excused():
+    assert (set(simvtp.EXCUSED), set(videomae.EXCUSED)) == ({"retrieval_sims"}, set())
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_replica_on_released_arrays(system):
+    """The made folders are worth what the replica is."""
+    folder = ARRAYS / system
+    given = [load_file(folder / f"{name}.safetensors") for name in ("state_dict", "inputs", "finetune_extra")]
+    outputs = replicate(system, json.loads((folder / "config.json").read_text()), *given)
+    expected = load_file(folder / "outputs.safetensors")
+    assert expected.keys() - outputs.keys() == {"lr_schedule"} | ({"retrieval_sims"} if system == "simvtp" else set())
+    for name in expected.keys() & outputs.keys():
+        assert relative_error(outputs[name], expected[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize(("system", "sizes"), OTHER_SIZES)
+def test_other_sizes(system, sizes, tmp_path, capsys):
+    make_folder(system, tmp_path / "made", seed=len(str(sizes)), **sizes)
+    assert main([system, str(tmp_path / "made")]) == 0, capsys.readouterr().out
+
+
+def test_schedule_of_its_own(change, capsys):
+    """Its settings may stand together in config.json."""
+    names = ("base_value", "final_value", "epochs", "niter_per_ep", "warmup_epochs")
+    folder = change("videomae", "config.json", lambda config: {
+        **{name: value for name, value in config.items() if name not in names},
+        "lr_schedule": {name: config[name] for name in names},
+    })  # fmt: skip
+    assert main(["videomae", str(folder)]) == 0, capsys.readouterr().out
+
+
+def test_runs_as_a_command(pristine):
+    command = [sys.executable, "-m", "tests.parity", "videomae", str(pristine["videomae"])]
+    root = Path(__file__).parents[2]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0].split() == ["array", "shape", "error", "ok"]
+
+
+def test_cases_are_discovered(pristine, change, capsys):
+    """Two cases, told apart by the prefixes of their clips; the second has the first one's in another order."""
+    outputs = load_file(pristine["videomae"] / "outputs.safetensors")
+    schedule, prediction = outputs.pop("lr_schedule"), outputs["decoder_pred"].flip(0).contiguous()
+    outputs = {f"one/{name}": array for name, array in outputs.items()}
+    outputs |= {"lr_schedule": schedule, "two.decoder_pred": prediction}
+
+    def edit(inputs: dict[str, Any]) -> dict[str, Any]:
+        other = {f"two.{name}": array.flip(0).contiguous() for name, array in inputs.items()}
+        return {**{f"one/{name}": array for name, array in inputs.items()}, **other}
+
+    folder = change("videomae", "inputs.safetensors", edit)
+    save_file(outputs, folder / "outputs.safetensors")
+    assert main(["videomae", str(folder)]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_without_fine_tuned_weights(system, change, capsys):
+    def pretraining(outputs: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in outputs.items() if "finetune" not in name}
+
+    folder = change(system, "outputs.safetensors", pretraining)
+    (folder / "finetune_extra.safetensors").unlink()
+    assert main([system, str(folder)]) == 0, capsys.readouterr().out
+
+
+def test_fine_tuning_from_pretrained_weights_alone(pristine, change, capsys):
+    """The released towers then start with norms as they are initialised."""
+    config = json.loads((pristine["simvtp"] / "config.json").read_text())
+    weights, inputs = (load_file(pristine["simvtp"] / f"{name}.safetensors") for name in ("state_dict", "inputs"))
+    fresh = {"weight": torch.ones(config["dim"]), "bias": torch.zeros(config["dim"])}
+    norms = {f"{side}_encoder.fc_norm.{name}": value for side in ("video", "text") for name, value in fresh.items()}
+
+    def edit(outputs: dict[str, Any]) -> dict[str, Any]:
+        return {**outputs, **replicate("simvtp", config, weights, inputs, norms)}
+
+    folder = change("simvtp", "outputs.safetensors", edit)
+    (folder / "finetune_extra.safetensors").unlink()
+    assert main(["simvtp", str(folder)]) == 0, capsys.readouterr().out
+
+
+def test_padding_shorter_than_a_caption():
+    index = torch.zeros(1, 1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="padded_length 2 is less than the longest caption's 3 tokens"):
+        lay_out(
+            SimVTPConfig(), visible=index, predicted=index, input_ids=torch.ones(3, dtype=torch.int64),
+            hidden=torch.zeros(3, dtype=torch.bool), lengths=np.array([3]), mismatch=np.array([0]),
+            sample_ids=torch.zeros(1, dtype=torch.int64), padded_length=2,
+        )  # fmt: skip
