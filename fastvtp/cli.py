@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -14,7 +15,10 @@ except ImportError:
     sys.exit("fastvtp: the command needs its extras: pip install 'fastvtp[train,dali]'")
 
 app = typer.Typer(
-    help="Masked video-text pretraining.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    help="Masked video-text pretraining, and fine-tuning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 
 Overrides = Annotated[
@@ -27,10 +31,22 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 def _print_scores(report: dict) -> None:
     for way, scores in report.get("retrieval", {}).items():
         typer.echo(f"{way}: " + "  ".join(f"{name} {value:.1f}" for name, value in scores.items()))
+    for section in ("question_answering", "classification"):
+        scores = {**report.get(section, {}), **report.get(section, {}).get("top", {})}
+        names = ("accuracy", "top1", "top5", "majority", "majority_by_kind", "chance")
+        if shown := [f"{name} {scores[name]:.1f}" for name in names if scores.get(name) is not None]:
+            typer.echo("  ".join(shown))
 
 
 @app.command()
-def demo(overrides: Overrides = None, preset: Preset = "fastvtp", quiet: Quiet = False) -> None:
+def demo(
+    overrides: Overrides = None,
+    preset: Preset = "fastvtp",
+    compare_presets: Annotated[
+        bool, typer.Option("--compare-presets", help="Then train the other preset for as long, on the same clips.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
     """Make captioned videos, pretrain SimVTP on them, score and draw: minutes on two CPU cores."""
     from fastvtp.data.synthetic import SyntheticConfig
     from fastvtp.runs import demo as run_demo
@@ -43,42 +59,73 @@ def demo(overrides: Overrides = None, preset: Preset = "fastvtp", quiet: Quiet =
     report = run_demo(config, SyntheticConfig(seed=config.seed), progress_bar=not quiet)
     _print_scores(report)
     typer.echo(f"chance R1 {report['chance_R1']:.2f}; report, pictures and gallery are in {config.output_dir}")
+    if compare_presets:
+        from fastvtp.ablation import presets
+        from fastvtp.models.registry import PRESETS
+
+        other = next(name for name in PRESETS if name != preset)
+        other_config = apply_overrides(get_recipe("simvtp_demo", other), overrides or [])
+        found = presets.compare_presets(config, other_config, names=(preset, other), progress_bar=not quiet)
+        for line in presets.preset_table(found):
+            typer.echo(line)
 
 
-@app.command()
-def pretrain(
-    recipe: Annotated[str, typer.Argument(help="simvtp_demo, simvtp_tiny, simvtp_small or simvtp_base.")],
-    overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in output_dir.")] = False,
-    preset: Preset = "fastvtp",
-    quiet: Quiet = False,
-) -> None:
-    """Pretrain by a recipe; scores on data.test where it is given."""
-    from fastvtp.runs import pretrain as run_pretrain
-    from fastvtp.runs import recipe_config
+def _train(recipe: str, overrides: list[str] | None, resume: bool, preset: str, quiet: bool) -> None:
+    from fastvtp import runs
 
-    config = recipe_config(recipe, preset, overrides or [])
-    report = run_pretrain(config, resume=resume, progress_bar=not quiet)
+    config = runs.recipe_config(recipe, preset, overrides or [])
+    report = runs.pretrain(config, resume=resume, progress_bar=not quiet)
     _print_scores(report)
     bad_files = report["bad_files"]["count"]
     typer.echo(f"{report['steps']} steps, {bad_files} undecodable files; see {config.output_dir}/report.json")
 
 
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in output_dir.")]
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="simvtp_{demo,tiny,small,base} or videomae_pretrain_{tiny,base}.")],
+    overrides: Overrides = None,
+    resume: Resume = False,
+    preset: Preset = "fastvtp",
+    quiet: Quiet = False,
+) -> None:
+    """Pretrain by a recipe; scores on data.test where it is given."""
+    _train(recipe, overrides, resume, preset, quiet)
+
+
+@app.command()
+def finetune(
+    recipe: Annotated[str, typer.Argument(help="{retrieval,qa,classification}_finetune, or with _tiny behind.")],
+    overrides: Overrides = None,
+    resume: Resume = False,
+    preset: Preset = "fastvtp",
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune by a recipe, from init=PATH: a run, a model folder or a released checkpoint; scores on data.test."""
+    _train(recipe, overrides, resume, preset, quiet)
+
+
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Run, checkpoint or model folder.")],
-    data: Annotated[str, typer.Argument(help="Captioned videos: .jsonl or folder.")],
-    output: Annotated[Path | None, typer.Option(help="Write report.json and gallery.html here.")] = None,
+    data: Annotated[str, typer.Argument(help="What the model is for: captioned videos, questions, or classes.")],
+    output: Annotated[Path | None, typer.Option(help="Write report.json, and gallery or answers, here.")] = None,
+    views: Annotated[str, typer.Option(metavar="S,C", help="Segments and crops of each clip to average.")] = "1,1",
+    sampling: Annotated[str, typer.Option(help='Frames: "uniform", or "strided" segments.')] = "uniform",
+    frame_stride: Annotated[int, typer.Option(min=1, help="Distance of the frames of a strided segment.")] = 4,
     device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda".')] = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Zero-shot text-video retrieval, both ways."""
+    """Score a model: text-video retrieval both ways, question answering, or classification."""
     from fastvtp import runs
+    from fastvtp.training.config import parse_value
     from fastvtp.training.loop import choose_device
 
-    network, tokenizer = runs.open_model(model, choose_device(device))
-    gallery = None if output is None else output / "gallery.html"
-    report = runs.evaluate(network, tokenizer, data, gallery=gallery, progress_bar=not quiet)
+    protocol = runs.EvaluationProtocol(parse_value(views, tuple[int, int], "--views"), sampling, frame_stride)
+    opened = runs.open_model(model, choose_device(device))
+    report = runs.evaluate(opened, data, protocol=protocol, output=output, progress_bar=not quiet)
     if output is not None:
         runs.write_report(output / runs.REPORT_NAME, report)
     typer.echo(json.dumps(report, indent=2))
@@ -97,9 +144,69 @@ def visualize(
     from fastvtp import runs
     from fastvtp.training.loop import choose_device
 
-    network, tokenizer = runs.open_model(model, choose_device(device))
-    for path in runs.visualize(network, tokenizer, data, output, num_clips=clips, seed=seed):
+    opened = runs.open_model(model, choose_device(device))
+    for path in runs.visualize(opened, data, output, num_clips=clips, seed=seed):
         typer.echo(path)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Checkpoint: .pth, .safetensors, or a folder.")],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write.")],
+    overrides: Overrides = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(help="simvtp, videomae, video_classifier, dual_encoder or video_qa; else the checkpoint's own."),
+    ] = None,
+    origin: Annotated[
+        str | None, typer.Option(help="videomae, simvtp, hf_videomae or fastvtp; else told by the names in IN.")
+    ] = None,
+) -> None:
+    """Write a released or a Hugging Face checkpoint as a fastvtp model folder."""
+    from fastvtp.checkpoints.conversion import convert as run_conversion
+
+    done = run_conversion(source, output, architecture=architecture, origin=origin, overrides=overrides or [])
+    for name in ("loaded", "fresh", "ignored", "resized"):
+        entries = getattr(done.report, name)
+        listed = ": " + ", ".join(entries) if entries and name != "loaded" else ""
+        typer.echo(f"{name} {len(entries)}{listed}")
+    if done.tokenizer is not None:
+        typer.echo(f"tokenizer {done.tokenizer}")
+    typer.echo(f"{done.architecture} is in {output}")
+
+
+@app.command()
+def ablate(
+    system: Annotated[str, typer.Argument(help="simvtp.")],
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Default runs/ablation, with --quick runs/ablation_quick.")
+    ] = None,
+    study: Annotated[str, typer.Option(help="masks, objectives, modalities, data, or all.")] = "all",
+    quick: Annotated[bool, typer.Option("--quick", help="A minute's smoke: its figures mean nothing.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the weights of all runs.")] = False,
+    preset: Preset = "fastvtp",
+    quiet: Quiet = False,
+) -> None:
+    """Which settings matter, on synthetic clips: tables, a plot, the paper's claims. Continues what is begun."""
+    from fastvtp.ablation.report import summary
+    from fastvtp.ablation.runner import ablate as run_ablation
+    from fastvtp.ablation.studies import QUICK, Scale, base_config
+    from fastvtp.errors import unknown_name
+
+    if system != "simvtp":
+        raise unknown_name("ablation of", system, ["simvtp"])
+    if taken := [text for text in overrides or [] if text.startswith(("data.t", "output_dir=", "init=", "text_init="))]:
+        raise UserError(f"{taken[0]}: the ablation makes its own videos and tokenizer; choose its folder by --output")
+    folder = output or Path("runs/ablation_quick" if quick else "runs/ablation")
+    config = base_config(preset, [*(overrides or []), f"output_dir={folder}"], quick=quick)
+    report = run_ablation(
+        config, QUICK if quick else Scale(), study=study, keep=keep, progress_bar=not quiet,
+        command=shlex.join(["fastvtp", *sys.argv[1:]]),
+    )  # fmt: skip
+    for line in summary(report.claims()):
+        typer.echo(line)
+    typer.echo(f"tables, plot and scores are in {folder}")
 
 
 @app.command()

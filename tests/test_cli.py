@@ -7,6 +7,7 @@ import pytest
 
 from fastvtp import cli
 from fastvtp.data.synthetic import SyntheticConfig
+from tests.training.labelled import settings
 
 
 def run(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
@@ -41,6 +42,10 @@ def test_doctor_names_every_op_and_its_backend(capsys, monkeypatch):
         (("evaluate", "absent/run/model", "x.jsonl"), "absent/run/model is no folder"),
         (("demo", "data.train=mine.jsonl"), "the demo makes its own videos"),
         (("demo", "--preset", "oficial"), "did you mean 'official'"),
+        (("finetune", "qa_finetun"), "did you mean 'qa_finetune'"),
+        (("finetune", "qa_finetune_tiny", "data.train=tests", "init=absent"), "init=absent does not exist"),
+        (("finetune", "qa_finetune_tiny", "data.train=tests", "init=none"), "expected a .jsonl file of questions"),
+        (("evaluate", "absent", "x.jsonl", "--views", "3"), "--views expects tuple[int, int], got '3'"),
     ],
 )
 def test_user_errors_are_one_line(capsys, monkeypatch, arguments, message):
@@ -72,6 +77,43 @@ def test_pretrain_evaluate_visualize(capsys, monkeypatch, tiny_settings, caption
     assert status == 0, err
     for line in out.split():
         assert Path(line).stat().st_size > 1000
+
+
+def test_finetune_and_evaluate(capsys, monkeypatch, captioned_videos, tmp_path):
+    run_dir, test = tmp_path / "run", captioned_videos / "test_questions.jsonl"
+    overrides = settings(captioned_videos / "train_questions.jsonl", run_dir)
+    status, out, err = run(capsys, monkeypatch, "finetune", "qa_finetune_tiny", "--quiet", *overrides)
+    assert status == 0, err
+    assert "6 steps, 0 undecodable files" in out
+
+    options = ("--views", "2,1", "--sampling", "strided", "--output", str(tmp_path / "eval"), "--quiet")
+    status, out, err = run(capsys, monkeypatch, "evaluate", str(run_dir), str(test), *options)
+    assert status == 0, err
+    report = json.loads(out)
+    assert report["num_test"] == 24
+    assert report["question_answering"]["accuracy"] >= 0
+    assert len((tmp_path / "eval/predictions.jsonl").read_text().splitlines()) == 24
+
+    for command in (
+        ("evaluate", str(run_dir), str(captioned_videos / "test.jsonl")),
+        ("visualize", str(run_dir), test),
+    ):
+        status, _, err = run(capsys, monkeypatch, *map(str, command))
+        assert status == 2
+        assert "field 'question'" in err or "reconstructions are of a simvtp, this model is a video_qa" in err
+        assert err.count("\n") == 1
+
+
+def test_finetune_prints_the_scores(capsys, monkeypatch, captioned_videos, tmp_path):
+    for recipe, data, shown in (
+        ("qa_finetune_tiny", "train_questions.jsonl", "majority_by_kind"),
+        ("retrieval_finetune_tiny", "train.jsonl", "t2v: R1"),
+    ):
+        path = captioned_videos / data
+        overrides = [*settings(path, tmp_path / recipe, "steps=1"), f"data.test={path}"]
+        status, out, err = run(capsys, monkeypatch, "finetune", recipe, "--quiet", *overrides)
+        assert status == 0, err
+        assert shown in out
 
 
 def test_demo_end_to_end(capsys, monkeypatch, tiny_settings, tmp_path):

@@ -71,6 +71,11 @@ class AlproConfig(TimeSformerConfig, TextConfig):
             raise ValueError(f"text_depth must be at least 1, got {self.text_depth}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class AlproPrompterConfig(AlproConfig):
+    """ALPRO's sizes, for its towers trained alone."""
+
+
 class AlproTowers(nn.Module):
     """Clips and captions to tokens and to features of unit length; `forward` is the prompter's whole objective."""
 

@@ -8,6 +8,9 @@ from torch import nn
 
 from fastvtp.checkpoints.native import CheckpointError, build_config, load_weights, read_description, read_weights
 from fastvtp.errors import unknown_name
+from fastvtp.models.alpro import Alpro
+from fastvtp.models.alpro_finetuning import AlproQA, AlproQAConfig, AlproRetrieval, AlproRetrievalConfig
+from fastvtp.models.alpro_towers import AlproConfig, AlproPrompterConfig, AlproTowers
 from fastvtp.models.classification import VideoClassifier, VideoClassifierConfig
 from fastvtp.models.dual_encoder import DualEncoder, DualEncoderConfig
 from fastvtp.models.simvtp import SimVTP
@@ -22,6 +25,10 @@ ARCHITECTURES: dict[str, tuple[type, type[nn.Module]]] = {
     "video_classifier": (VideoClassifierConfig, VideoClassifier),
     "dual_encoder": (DualEncoderConfig, DualEncoder),
     "video_qa": (VideoQAConfig, VideoQA),
+    "alpro": (AlproConfig, Alpro),
+    "alpro_prompter": (AlproPrompterConfig, AlproTowers),
+    "alpro_retrieval": (AlproRetrievalConfig, AlproRetrieval),
+    "alpro_qa": (AlproQAConfig, AlproQA),
 }
 
 _TINY = {
@@ -36,11 +43,21 @@ _SIZES: dict[str, dict[str, Any]] = {
     "huge": {"width": 1280, "depth": 32, "num_heads": 16, "decoder_width": 640, "decoder_num_heads": 8},
 }
 
+_ALPRO_TINY = {
+    "width": 192, "depth": 4, "num_heads": 3, "image_size": 96, "text_depth": 2, "fusion_depth": 2,
+    "text_num_heads": 3, "text_hidden": 768, "max_text_length": 64,
+}  # fmt: skip
+
 # name -> (architecture, settings)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     f"{system}_{size}": (system, dict(values)) for system in ("simvtp", "videomae") for size, values in _SIZES.items()
 }
 MODELS["simvtp_tiny"][1]["max_text_length"] = 64
+MODELS |= {
+    f"{architecture}_{size}": (architecture, dict(values))
+    for architecture in ("alpro", "alpro_prompter")
+    for size, values in (("base", {}), ("tiny", _ALPRO_TINY))
+}
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "official": {},
@@ -53,7 +70,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "learnable_temperature": True,
             "gather_negatives": True,
             "matching_negatives": "hard",
-        }
+        },
+        "alpro": {"ignore_rule": "paper"},
     },
 }
 

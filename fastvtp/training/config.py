@@ -4,13 +4,28 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
+from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.errors import UserError, unknown_name
 from fastvtp.files import write_atomically
-from fastvtp.models.simvtp import SimVTPConfig
+from fastvtp.models.classification import VideoClassifierConfig
+from fastvtp.models.dual_encoder import DualEncoderConfig
+from fastvtp.models.simvtp_config import SimVTPConfig
+from fastvtp.models.video_qa import VideoQAConfig
+from fastvtp.models.videomae import VideoMAEConfig
+
+# task -> configuration of the model that it trains
+TASK_MODELS: dict[str, type] = {
+    "pretrain_simvtp": SimVTPConfig,
+    "pretrain_videomae": VideoMAEConfig,
+    "finetune_retrieval": DualEncoderConfig,
+    "finetune_qa": VideoQAConfig,
+    "finetune_classification": VideoClassifierConfig,
+}
 
 _FROM_TOKENIZER = {"model.vocab_size", "model.pad_token_id", "model.mask_token_id", "model.special_token_ids"}
+_FROM_LABELS = {"model.num_answers", "model.num_classes"}
 
 
 class ConfigError(UserError):
@@ -20,11 +35,18 @@ class ConfigError(UserError):
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     train: str
-    """A .jsonl of {"video": path, "caption": text}, or a folder of videos with captions."""
+    """What the task learns from. Captions: a .jsonl of {"video": path, "caption": text}, or a folder of videos with
+    captions. Videos alone (pretrain_videomae): the same without captions. Questions: see `load_questions`. Classes: see
+    `load_classes`."""
     test: str | None = None
-    """The same for retrieval scores at the end; None: no evaluation."""
+    """The same for scores at the end; None: no evaluation."""
+    test_views: tuple[int, int] = (1, 1)
+    """Segments and crops of each test clip, whose results are averaged."""
+    test_sampling: str = "uniform"
+    """Test frames: "uniform", or "strided" segments `frame_stride` apart."""
     tokenizer: str | None = None
-    """tokenizer.json, BERT's vocab.txt, or a folder with either; None: WordPiece trained on the training captions."""
+    """tokenizer.json, BERT's vocab.txt, or a folder with either; None: that of `init`, or else WordPiece trained on the
+    training texts."""
     vocab_size: int = 1000
     """Most entries of a tokenizer trained here."""
     sampling: str = "strided"
@@ -33,7 +55,10 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.6, 1.0)
     """Share of the frame's area that a training crop keeps."""
     flip: bool = True
-    """Mirror half of the training clips, except where a caption names a direction."""
+    """Mirror half of the training clips, except where a caption, question, answer or class names a direction."""
+    augmentation: ClipAugmentation = field(default_factory=ClipAugmentation)
+    max_answers: int = 1500
+    """Most answers that an open-ended question may have: the most frequent ones of the training set."""
     num_workers: int = 1
     """Decoding processes; 0 decodes in the training process."""
     decoder: str = "auto"
@@ -44,6 +69,8 @@ class DataConfig:
 class OptimizerConfig:
     learning_rate: float = 1.5e-4
     """Peak, for the batch size as it is (no hidden scaling)."""
+    layer_decay: float = 1.0
+    """Factor on the rate from each encoder block to the one below it; 1: one rate for all."""
     final_learning_rate: float = 1e-6
     warmup_steps: int = 100
     weight_decay: float = 0.05
@@ -61,19 +88,36 @@ class OptimizerConfig:
                 raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be in [0, 1), got {self.betas}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, or none for no clipping, got {self.clip_norm}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    model: SimVTPConfig
+    task: str
+    """One of `TASK_MODELS`."""
+    model: Any
+    """The configuration of a model, of the class that belongs to the task."""
     data: DataConfig
+    init: str | None = None
+    """Weights to start from: a released checkpoint, a Hugging Face folder, a model folder or a run; None: at random."""
+    text_init: str | None = None
+    """A BERT folder whose input embeddings replace those of `init`."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     output_dir: str = "runs/pretrain"
     steps: int = 1000
     batch_size: int = 64
-    """Clips a step."""
+    """Clips at a time; contrast and matching know no others."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged for one step."""
+    ema_decay: float | None = None
+    """Average the weights over the steps with this decay; the average is what is evaluated and kept. None: no."""
+    label_smoothing: float = 0.0
+    """finetune_classification: share of the target that is spread over all classes."""
+    mixup: float = 0.0
+    """finetune_classification: alpha of the Beta distribution that weighs two mixed clips; 0: none are mixed."""
     seed: int = 0
     device: str = "auto"
     """"auto": cuda where there is one, else cpu."""
@@ -88,17 +132,29 @@ class TrainConfig:
     """Write TensorBoard events where it is installed."""
 
     def __post_init__(self) -> None:
+        if self.task not in TASK_MODELS:
+            raise unknown_name("task", self.task, TASK_MODELS)
+        if type(self.model) is not TASK_MODELS[self.task]:
+            raise ConfigError(
+                f"task {self.task} trains a model of {TASK_MODELS[self.task].__name__}, got {type(self.model).__name__}"
+            )
         if self.precision not in ("float32", "bfloat16"):
             raise ConfigError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
-        if self.batch_size == 1:
-            raise ConfigError(
-                "batch_size must be at least 2: the matching loss shows each text another clip of the batch"
-            )
+        if self.batch_size == 1 and self.task in ("pretrain_simvtp", "finetune_retrieval"):
+            raise ConfigError("batch_size must be at least 2: each text is told apart from another clip of the batch")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must be in (0, 1), or none, got {self.ema_decay}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if not 0 <= self.mixup < float("inf"):
+            raise ConfigError(f"mixup must be finite and not negative, got {self.mixup}")
+        if (self.label_smoothing or self.mixup) and self.task != "finetune_classification":
+            raise ConfigError(f"label_smoothing and mixup are for finetune_classification, the task is {self.task}")
 
 
 def _annotations(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -128,7 +184,7 @@ def parse_value(text: str, annotation: Any, name: str) -> Any:
             candidates.insert(0, None)
         elif text.lower() in ("true", "false"):
             candidates.insert(0, text.lower() == "true")
-    if get_origin(annotation) is tuple:
+    if any(get_origin(kind) is tuple for kind in (annotation, *get_args(annotation))):
         candidates.append(text.split(","))
     for candidate in candidates:
         try:
@@ -168,6 +224,8 @@ def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
             raise ConfigError(f"expected key=value, got {override!r}")
         if name in _FROM_TOKENIZER:
             raise ConfigError(f"{name} follows from the tokenizer: set data.tokenizer or data.vocab_size")
+        if name in _FROM_LABELS:
+            raise ConfigError(f"{name} follows from the labels of data.train")
         if name not in known:
             raise unknown_name("setting", name, known)
         values[name] = parse_value(text, known[name], name)

@@ -1,50 +1,56 @@
-"""The pretraining loop, to be read from top to bottom."""
+"""The training loop of all tasks, to be read from top to bottom."""
 
-import dataclasses
 import logging
 import math
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from fastvtp.data.annotations import VideoRecord, annotations_digest, load_annotations
 from fastvtp.data.loader import VideoTextLoader
+from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.models.registry import build_model
-from fastvtp.models.simvtp import SimVTP, SimVTPConfig, SimVTPOutput
 from fastvtp.training.config import ConfigError, TrainConfig, differing_settings, save_config
+from fastvtp.training.initialization import load_initial_weights, prepare_tokenizer
 from fastvtp.training.metrics import MetricsWriter, last_record
 from fastvtp.training.optimizer import build_optimizer, learning_rate_at, set_learning_rate
 from fastvtp.training.state import (
+    CONFIG_NAME,
+    TOKENIZER_NAME,
     Progress,
     clear_partial_folders,
     list_checkpoints,
     publish_folder,
+    read_state,
     restore_checkpoint,
     save_checkpoint,
     write_inference_folder,
 )
+from fastvtp.training.tasks import Task, build_task
 
 logger = logging.getLogger(__name__)
 
-CONFIG_NAME = "train_config.json"
 # what may differ when a run is resumed: nothing here changes a number that the run computes
 _FREE_ON_RESUME = {
-    "output_dir", "data.num_workers", "checkpoint_every", "keep_checkpoints", "tensorboard", "data.test", "log_every",
+    "output_dir", "data.num_workers", "checkpoint_every", "keep_checkpoints", "tensorboard", "log_every", "data.test",
+    "data.test_views", "data.test_sampling",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    model: SimVTP
+    model: Any
+    """The final weights; their average over the steps where `ema_decay` asks for it."""
     tokenizer: CaptionTokenizer
     model_dir: Path
-    """Folder with the final weights, config and tokenizer."""
+    """Folder with these weights, config, tokenizer and labels."""
     steps: int
     train_seconds: float
     """Time in the loop, over all resumed parts."""
@@ -70,44 +76,18 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def prepare_tokenizer(config: TrainConfig, records: list[VideoRecord], saved: Path | None) -> CaptionTokenizer:
-    """The tokenizer of the checkpoint folder `saved`, else the configured one, else one trained on the captions."""
-    if saved is not None:
-        return CaptionTokenizer.load(saved)
-    if config.data.tokenizer is not None:
-        return CaptionTokenizer.load(config.data.tokenizer)
-    captions = [caption for record in records for caption in record.captions]
-    tokenizer = CaptionTokenizer.train(captions, vocab_size=config.data.vocab_size)
-    logger.info("trained a tokenizer of %d entries on %d captions", tokenizer.vocab_size, len(captions))
-    return tokenizer
-
-
-def with_tokenizer(model: SimVTPConfig, tokenizer: CaptionTokenizer) -> SimVTPConfig:
-    """The model's config with the tokenizer's vocabulary size and special ids."""
-    return dataclasses.replace(
-        model,
-        vocab_size=tokenizer.vocab_size,
-        pad_token_id=tokenizer.pad_id,
-        mask_token_id=tokenizer.mask_id,
-        special_token_ids=tuple(sorted(tokenizer.special_ids)),
-    )
-
-
 def training_loader(
-    config: TrainConfig,
-    records: list[VideoRecord],
-    tokenizer: CaptionTokenizer,
-    device: torch.device,
-    progress: Progress,
+    config: TrainConfig, task: Task, tokenizer: CaptionTokenizer, device: torch.device, progress: Progress
 ) -> VideoTextLoader:
-    """The loader of the steps still to be made."""
-    data = config.data
+    """The loader of the batches still to be seen; a step takes `config.accumulate` of them."""
+    data, augmented = config.data, config.data.augmentation != ClipAugmentation()
     return VideoTextLoader(
-        records, tokenizer,
+        task.records, tokenizer,
         batch_size=config.batch_size, num_frames=config.model.num_frames, image_size=config.model.image_size,
-        sampling=data.sampling, frame_stride=data.frame_stride, max_text_length=config.model.max_text_length,
-        crop_scale=data.crop_scale, flip=data.flip, seed=config.seed, train=True,
-        start_step=progress.step, num_steps=config.steps - progress.step, known_bad=progress.bad_files,
+        sampling=data.sampling, frame_stride=data.frame_stride, max_text_length=task.max_text_length,
+        crop_scale=data.crop_scale, flip=data.flip, augmentation=data.augmentation if augmented else None,
+        seed=config.seed, train=True, start_step=progress.step * config.accumulate,
+        num_steps=(config.steps - progress.step) * config.accumulate, known_bad=progress.bad_files,
         num_workers=data.num_workers, decoder=data.decoder, device=device,
     )  # fmt: skip
 
@@ -134,25 +114,32 @@ def find_checkpoint(config: TrainConfig, *, resume: bool) -> Path | None:
 
 
 def resume_progress(
-    checkpoint: Path | None, model: SimVTP, optimizer: torch.optim.Optimizer, fresh: Progress, run_dir: Path
+    checkpoint: Path | None,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    averaged: AveragedModel | None,
+    fresh: Progress,
+    run_dir: Path,
 ) -> Progress:
-    """The progress of `checkpoint`, restored into model and optimizer, or `fresh`.
+    """The progress of `checkpoint`, restored into model, optimizer and average, or `fresh`.
 
     Raises ConfigError where the annotations or the kind of device are not those that the run began with.
     """
     if checkpoint is None:
         return fresh
-    progress = restore_checkpoint(checkpoint, model, optimizer)
+    state = read_state(checkpoint)
+    progress = state["progress"]
     for name, setting in (("annotations", "the content of data.train"), ("device", "the device")):
         before, now = getattr(progress, name), getattr(fresh, name)
         if before != now:
             raise ConfigError(f"cannot resume {run_dir}: {setting} changed from {before} to {now} since the run began")
+    restore_checkpoint(checkpoint, state, model, optimizer, averaged)
     logger.info("resuming %s after step %d", run_dir, progress.step)
     return progress
 
 
 def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = True) -> TrainResult:
-    """Pretrain as `config` says; everything lands in `config.output_dir`.
+    """Train as `config` says; everything lands in `config.output_dir`.
 
     resume: continue from the newest checkpoint there (or start, if there is none yet); the result is bit-identical to
     an uninterrupted run on the same machine. Raises ConfigError, or FloatingPointError for a loss that is not finite.
@@ -161,17 +148,26 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
         raise ConfigError("this version trains on one process; WORLD_SIZE is set: start it without torchrun")
     run_dir, device = Path(config.output_dir), choose_device(config.device)
     checkpoint = find_checkpoint(config, resume=resume)
-    records = load_annotations(config.data.train)
-    tokenizer = prepare_tokenizer(config, records, checkpoint)
-    model_config = with_tokenizer(config.model, tokenizer)
+    task = build_task(config)
+    tokenizer = prepare_tokenizer(config, task, checkpoint)
 
     torch.manual_seed(config.seed)
-    model = build_model(model_config, device).train()
+    model = build_model(task.complete(tokenizer), device).train()
+    if checkpoint is None:
+        load_initial_weights(model, config, task)
     optimizer = build_optimizer(model, config.optimizer)
-    fresh = Progress(annotations=annotations_digest(records), device=device.type)
-    progress = resume_progress(checkpoint, model, optimizer, fresh, run_dir)
+    averaged = None
+    if config.ema_decay is not None:
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    fresh = Progress(annotations=task.digest(), device=device.type)
+    progress = resume_progress(checkpoint, model, optimizer, averaged, fresh, run_dir)
     compute = torch.compile(model) if config.compile else model
-    loader = training_loader(config, records, tokenizer, device, progress)
+    loader = training_loader(config, task, tokenizer, device, progress)
+
+    def write_companions(folder: Path) -> None:
+        task.write_labels(folder)
+        if task.reads_text:
+            tokenizer.save(folder / TOKENIZER_NAME)
 
     # only now, with everything valid, the folder becomes this run's
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -181,44 +177,48 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
     with (
         MetricsWriter(run_dir, resume_step=progress.step, tensorboard=config.tensorboard) as writer,
         loader,
-        tqdm(total=config.steps, initial=progress.step, unit="step", desc="pretrain", disable=not progress_bar,
-             smoothing=0.05, dynamic_ncols=True) as bar,
+        tqdm(total=config.steps, initial=progress.step, unit="step", desc=config.task.partition("_")[0],
+             disable=not progress_bar, smoothing=0.05, dynamic_ncols=True) as bar,
     ):  # fmt: skip
         started = interval_start = time.perf_counter()
         interval_wait = interval_steps = 0
+        totals: dict[str, Tensor] = {}
         for batch in loader if progress.step < config.steps else ():
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                loss, terms = task.loss(compute, model, batch)
+            (loss / config.accumulate).backward()
+            seen = {"loss": loss.detach(), **terms}
+            totals = {name: totals[name] + value for name, value in seen.items()} if totals else seen
+            if (batch.step + 1) % config.accumulate:
+                continue
+
             rate = learning_rate_at(progress.step, config.steps, config.optimizer)
             set_learning_rate(optimizer, rate)
-            plan = model.plan(
-                batch.input_ids, batch.text_lengths, batch.sample_ids, seed=config.seed, step=progress.step
-            )
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                output: SimVTPOutput = compute(batch.video, plan)
-            output.loss.backward()
             # an infinite bound leaves the gradients alone and still gives their norm
             bound = float("inf") if config.optimizer.clip_norm is None else config.optimizer.clip_norm
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), bound)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            if averaged is not None:
+                averaged.update_parameters(model)
             progress.step += 1
             interval_steps += 1
-            numbers = {"loss": output.loss.detach(), **output.terms, "grad_norm": grad_norm}
-            del output  # or its predictions would live on through the next forward pass
 
             logging_due = progress.step % config.log_every == 0 or progress.step == config.steps
             saving_due = progress.step % config.checkpoint_every == 0 or progress.step == config.steps
             if logging_due or saving_due:
-                metrics = fetch(numbers)
+                metrics = fetch(totals, config.accumulate, grad_norm)
                 if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
                     raise FloatingPointError(
                         f"loss is {metrics['loss']} and grad_norm {metrics['grad_norm']} "
                         f"at step {progress.step} of {run_dir}"
                     )
+            totals = {}
             if logging_due:
                 now = time.perf_counter()
                 elapsed, waited = now - interval_start, loader.wait_seconds - interval_wait
                 speed = {
-                    "clips_per_second": interval_steps * config.batch_size / elapsed,
+                    "clips_per_second": interval_steps * config.accumulate * config.batch_size / elapsed,
                     "data_wait_percent": 100 * waited / elapsed,
                 }
                 writer.write(progress.step, {**metrics, "learning_rate": rate}, speed)
@@ -233,12 +233,14 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
                 progress.train_seconds = seconds_before + time.perf_counter() - started
                 progress.bad_files = loader.bad_files
                 writer.sync()
-                save_checkpoint(run_dir, model, tokenizer, optimizer, progress, keep=config.keep_checkpoints)
+                save_checkpoint(
+                    run_dir, model, optimizer, averaged, progress, write_companions, keep=config.keep_checkpoints
+                )
 
-    model_dir = run_dir / "model"
-    publish_folder(model_dir, lambda folder: write_inference_folder(folder, model, tokenizer))
+    model_dir, final = run_dir / "model", model if averaged is None else averaged.module
+    publish_folder(model_dir, lambda folder: write_inference_folder(folder, final, write_companions))
     return TrainResult(
-        model.eval(),
+        final.eval(),
         tokenizer,
         model_dir,
         progress.step,
@@ -248,6 +250,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
     )
 
 
-def fetch(numbers: dict[str, Tensor]) -> dict[str, float]:
-    """Values from the device, all in one transfer."""
-    return dict(zip(numbers, torch.stack(list(numbers.values())).float().tolist(), strict=True))
+def fetch(totals: dict[str, Tensor], batches: int, grad_norm: Tensor) -> dict[str, float]:
+    """Means over the batches of a step, and the norm, from the device in one transfer."""
+    *sums, norm = torch.stack([*totals.values(), grad_norm]).float().tolist()
+    return {**{name: value / batches for name, value in zip(totals, sums, strict=True)}, "grad_norm": norm}

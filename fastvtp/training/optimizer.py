@@ -1,19 +1,58 @@
-"""AdamW with the usual parameter groups, and the warm-up + cosine schedule."""
+"""AdamW with the usual parameter groups, rates that fall with depth, and the warm-up + cosine schedule."""
 
 import math
+import re
 
 import torch
 from torch import nn
 
-from fastvtp.training.config import OptimizerConfig
+from fastvtp.training.config import ConfigError, OptimizerConfig
+
+_BLOCK = re.compile(r"(?:encoder|video_encoder|text_encoder)\.blocks\.(\d+)\.")
+_EMBEDDING = re.compile(r"(?:video|text)_embeddings\.")
+
+
+def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    """Factor on the learning rate of each parameter by name: decay^(depth + 1 - layer).
+
+    Layer 0 holds the embeddings, layer i + 1 block i of the encoder (of each, where there are two), layer depth + 1 all
+    else: final norms, decoder, heads. Layers go by the names that parameters of the whole model have. The released
+    SimVTP looks for "blocks." at the start of names that start with "video_encoder." and "text_encoder.", so that its
+    layer_decay of 0.75 gives every parameter the top rate; here a decay that finds no block is an error.
+
+    Raises ConfigError where `decay` is not 1 and the model has no encoder blocks.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    blocks = {name: int(found[1]) for name in names if (found := _BLOCK.match(name))}
+    if decay != 1 and not blocks:
+        raise ConfigError(f"layer_decay {decay}: {type(model).__name__} has no encoder blocks whose rates could differ")
+    depth = max(blocks.values(), default=-1) + 1
+
+    def layer(name: str) -> int:
+        if name in blocks:
+            return blocks[name] + 1
+        return 0 if _EMBEDDING.match(name) else depth + 1
+
+    return {name: decay ** (depth + 1 - layer(name)) for name in names}
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; vectors and scalars (biases, norms, mask token, temperature) are not decayed."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
+    """AdamW; vectors and scalars (biases, norms, mask token, temperature) are not decayed.
+
+    A group's "scale" is its factor on the rate, see `layer_scales`.
+    """
+    scales = layer_scales(model, config.layer_decay)
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((parameter.ndim > 1, scales[name]), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": groups[key], "weight_decay": config.weight_decay if key[0] else 0.0, "scale": key[1]}
+            for key in sorted(groups, reverse=True)
+        ],
+        lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True,
+    )  # fmt: skip
 
 
 def learning_rate_at(step: int, total_steps: int, config: OptimizerConfig) -> float:
@@ -30,5 +69,6 @@ def learning_rate_at(step: int, total_steps: int, config: OptimizerConfig) -> fl
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group `rate` times its scale."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["scale"]

@@ -1,10 +1,22 @@
-"""Recipes: functions that return a complete run configuration. `fastvtp pretrain NAME key=value ...` starts one."""
+"""Recipes: functions that return a complete run configuration.
+
+`fastvtp pretrain NAME key=value ...` and `fastvtp finetune NAME key=value ...` start one. A preset is SimVTP's affair:
+what the others do without it is the same for both.
+"""
 
 from collections.abc import Callable
 
 from fastvtp.errors import unknown_name
-from fastvtp.models.registry import model_config
+from fastvtp.models.registry import PRESETS, model_config
 from fastvtp.training.config import DataConfig, OptimizerConfig, TrainConfig
+from fastvtp.training.finetuning_recipes import (
+    classification_finetune,
+    classification_finetune_tiny,
+    qa_finetune,
+    qa_finetune_tiny,
+    retrieval_finetune,
+    retrieval_finetune_tiny,
+)
 
 
 def simvtp_demo(preset: str = "fastvtp") -> TrainConfig:
@@ -13,6 +25,7 @@ def simvtp_demo(preset: str = "fastvtp") -> TrainConfig:
     Of a frame of only 6 x 6 tubelets, a mask of 0.9 would leave 4 to learn from.
     """
     return TrainConfig(
+        task="pretrain_simvtp",
         model=model_config(
             "simvtp_tiny", preset=preset, width=128, num_heads=2, video_mask_ratio=0.75, text_mask_ratio=0.5
         ),
@@ -33,6 +46,7 @@ def simvtp_demo(preset: str = "fastvtp") -> TrainConfig:
 def simvtp_tiny(preset: str = "fastvtp") -> TrainConfig:
     """A model for trying things: 8 frames of 96 pixels, any captioned videos."""
     return TrainConfig(
+        task="pretrain_simvtp",
         model=model_config("simvtp_tiny", preset=preset),
         data=DataConfig(train="data/train.jsonl"),
         optimizer=OptimizerConfig(learning_rate=5e-4, clip_norm=5.0),
@@ -43,6 +57,7 @@ def simvtp_tiny(preset: str = "fastvtp") -> TrainConfig:
 def simvtp_small(preset: str = "fastvtp") -> TrainConfig:
     """ViT-S width, 16 frames of 224 pixels; one GPU."""
     return TrainConfig(
+        task="pretrain_simvtp",
         model=model_config("simvtp_small", preset=preset),
         data=DataConfig(train="data/train.jsonl", num_workers=8),
         optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=2000),
@@ -56,6 +71,7 @@ def simvtp_base(preset: str = "fastvtp") -> TrainConfig:
     """The paper's model with its rate rule: 1.5e-4 for 256 clips, here scaled to the batch of one GPU."""
     batch_size = 64
     return TrainConfig(
+        task="pretrain_simvtp",
         model=model_config("simvtp_base", preset=preset),
         data=DataConfig(train="data/train.jsonl", num_workers=12, flip=False),
         optimizer=OptimizerConfig(
@@ -69,13 +85,54 @@ def simvtp_base(preset: str = "fastvtp") -> TrainConfig:
     )
 
 
+def videomae_pretrain_tiny(preset: str = "fastvtp") -> TrainConfig:
+    """Minutes on two CPU cores: the videos of `fastvtp demo`, or any; captions are not read."""
+    return TrainConfig(
+        task="pretrain_videomae",
+        model=model_config("videomae_tiny", width=128, num_heads=2, video_mask_ratio=0.75),
+        data=DataConfig(train="runs/demo/data/train.jsonl", sampling="random_sorted", crop_scale=(0.8, 1.0)),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, clip_norm=5.0),
+        output_dir="runs/videomae_tiny",
+        steps=600,
+        batch_size=32,
+        checkpoint_every=100,
+    )
+
+
+def videomae_pretrain_base(preset: str = "fastvtp") -> TrainConfig:
+    """VideoMAE's on Kinetics-400: 1.5e-4 for 256 clips, here scaled to the batch of one GPU."""
+    batch_size = 64
+    return TrainConfig(
+        task="pretrain_videomae",
+        model=model_config("videomae_base"),
+        data=DataConfig(train="data/train", num_workers=12, flip=False, crop_scale=(0.44, 1.0)),
+        optimizer=OptimizerConfig(
+            learning_rate=1.5e-4 * batch_size / 256, final_learning_rate=1e-5 * batch_size / 256, warmup_steps=20_000
+        ),
+        output_dir="runs/videomae_base",
+        steps=400_000,
+        batch_size=batch_size,
+        precision="bfloat16",
+        checkpoint_every=2000,
+    )
+
+
 RECIPES: dict[str, Callable[[str], TrainConfig]] = {
-    recipe.__name__: recipe for recipe in (simvtp_demo, simvtp_tiny, simvtp_small, simvtp_base)
-}
+    recipe.__name__: recipe
+    for recipe in (
+        simvtp_demo, simvtp_tiny, simvtp_small, simvtp_base,
+        videomae_pretrain_tiny, videomae_pretrain_base,
+        retrieval_finetune_tiny, retrieval_finetune,
+        qa_finetune_tiny, qa_finetune,
+        classification_finetune_tiny, classification_finetune,
+    )
+}  # fmt: skip
 
 
 def get_recipe(name: str, preset: str = "fastvtp") -> TrainConfig:
     """The configuration of a recipe. Raises UserError with the nearest known name."""
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
     return RECIPES[name](preset)

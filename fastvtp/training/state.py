@@ -1,25 +1,27 @@
 """Saving and resuming a run.
 
-A checkpoint is a folder `checkpoints/step_00000500` with the model (model.safetensors, config.json), the tokenizer, and
-training_state.pt. It is written under another name and renamed when complete, so that a run killed at any moment
-leaves only whole checkpoints. The data stream is a function of (seed, step) and needs no state.
+A checkpoint is a folder `checkpoints/step_00000500` with the model (model.safetensors, config.json), its tokenizer and
+labels, and training_state.pt, which also holds averaged weights. It is written under another name and renamed when
+complete, so that a run killed at any moment leaves only whole checkpoints. The data stream is a function of
+(seed, step) and needs no state.
 """
 
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from fastvtp.checkpoints.native import CheckpointError, load_weights, read_weights, write_model_folder
-from fastvtp.data.tokenization import CaptionTokenizer
-from fastvtp.models.simvtp import SimVTP
+from fastvtp.models.registry import architecture_of
 
-STATE_NAME, TOKENIZER_NAME = "training_state.pt", "tokenizer.json"
+CONFIG_NAME, STATE_NAME, TOKENIZER_NAME = "train_config.json", "training_state.pt", "tokenizer.json"
 
 
 @dataclass
@@ -27,7 +29,7 @@ class Progress:
     """What a run carries from step to step besides weights, optimizer and random state."""
 
     annotations: str = ""
-    """Digest of the training annotations; others would give another stream of clips."""
+    """Digest of the training data, labels included; others would give another stream of clips."""
     device: str = "cpu"
     """Kind of device; another one rounds differently."""
     step: int = 0
@@ -73,37 +75,55 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def write_inference_folder(folder: Path, model: SimVTP, tokenizer: CaptionTokenizer) -> None:
-    """All that evaluation needs: weights, config and tokenizer."""
-    write_model_folder(folder, model, "simvtp")
-    tokenizer.save(folder / TOKENIZER_NAME)
-
-
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     folders = (run_dir / "checkpoints").glob("step_*")
     return sorted(f for f in folders if re.fullmatch(r"step_\d{8}", f.name) and (f / STATE_NAME).is_file())
 
 
+def model_folder(source: str | Path) -> Path:
+    """Where the weights are: `source` itself, or of a run folder its final model, else its newest checkpoint.
+
+    Raises CheckpointError for what is no folder and for a run without a checkpoint.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise CheckpointError(f"{source} is no folder: expected a run, checkpoint or model folder")
+    if not (folder / CONFIG_NAME).is_file():
+        return folder
+    candidates = [folder / "model"] if (folder / "model").is_dir() else list_checkpoints(folder)[-1:]
+    if not candidates:
+        raise CheckpointError(f"{folder} is a run without a checkpoint yet")
+    return candidates[0]
+
+
+def write_inference_folder(folder: Path, model: Any, write_companions: Callable[[Path], None]) -> None:
+    """All that evaluation needs: weights, config, and what `write_companions` adds (tokenizer, labels)."""
+    write_model_folder(folder, model, architecture_of(model))
+    write_companions(folder)
+
+
 def save_checkpoint(
     run_dir: Path,
-    model: SimVTP,
-    tokenizer: CaptionTokenizer,
+    model: Any,
     optimizer: torch.optim.Optimizer,
+    averaged: AveragedModel | None,
     progress: Progress,
+    write_companions: Callable[[Path], None],
     *,
     keep: int,
 ) -> Path:
     """Write the checkpoint of `progress.step` and delete all but the newest `keep`."""
     state: dict[str, Any] = {
         "optimizer": optimizer.state_dict(),
+        "averaged": None if averaged is None else averaged.state_dict(),
         "progress": vars(progress),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state(model.device) if model.device.type == "cuda" else None,
     }
 
     def write(folder: Path) -> None:
-        write_inference_folder(folder, model, tokenizer)
+        write_inference_folder(folder, model, write_companions)
         torch.save(state, folder / STATE_NAME)
 
     final = run_dir / "checkpoints" / f"step_{progress.step:08d}"
@@ -113,16 +133,38 @@ def save_checkpoint(
     return final
 
 
-def restore_checkpoint(folder: Path, model: SimVTP, optimizer: torch.optim.Optimizer) -> Progress:
-    """Load weights, optimizer and random state in place; returns the progress. Raises CheckpointError with one line."""
+def read_state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint holds besides weights, its "progress" as a `Progress`. Raises CheckpointError with one line."""
+    with _one_line(folder):
+        state = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
+        return {**state, "progress": Progress(**state["progress"])}
+
+
+def restore_checkpoint(
+    folder: Path,
+    state: dict[str, Any],
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    averaged: AveragedModel | None,
+) -> None:
+    """Load the weights of `folder` and its `state`, from `read_state`, in place, torch's generators included.
+
+    Raises CheckpointError with one line.
+    """
     load_weights(model, read_weights(folder), folder)
-    path = folder / STATE_NAME
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    with _one_line(folder):
         optimizer.load_state_dict(state["optimizer"])
+        if averaged is not None:
+            averaged.load_state_dict(state["averaged"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and model.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], model.device)
-        return Progress(**state["progress"])
+
+
+@contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # damaged bytes make torch.load raise nearly anything
+        path = folder / STATE_NAME
         raise CheckpointError(f"{path} is not a usable training state: {error}".splitlines()[0]) from None

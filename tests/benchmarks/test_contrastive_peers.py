@@ -13,7 +13,7 @@ from benchmarks import contrastive_peers
 from benchmarks.contrastive import inputs_of
 from benchmarks.contrastive_peers import MATRICES, USUAL, free_bytes, inf_cl, peers, too_large
 from benchmarks.harness import Missing, Options
-from benchmarks.timing import peak_bytes
+from benchmarks.memory import peak_bytes
 from fastvtp_kernels import contrastive_loss, sigmoid_loss
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -73,7 +73,7 @@ def test_estimate_of_memory_bounds_what_the_usual_code_takes(op, dtype):
     for peer in USUAL[op].values():
         call(peer)
         estimate, features = MATRICES * batch**2 * 4, 4 * sum(leaf.nbytes for leaf in leaves)
-        assert estimate / 2 < peak_bytes(lambda peer=peer: call(peer), CPU) <= estimate + features
+        assert estimate / 2 < (peak_bytes(lambda peer=peer: call(peer), CPU) or 0) <= estimate + features
 
 
 def reasons(op: str, width: int, options: Options = SMOKE) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What becomes of right, wrong, missing and failing variants; rows, JSON, table, environment and command line."""
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,10 +10,12 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from benchmarks import environment as environments
 from benchmarks import harness
 from benchmarks.environment import environment
-from benchmarks.harness import Case, Cost, Missing, Options, bind, relative_error, run_case
+from benchmarks.harness import Case, Cost, Missing, Options, bind, relative_error
 from benchmarks.record import Record, Row, markdown_table, write_json
+from benchmarks.running import Choice, run_case
 from benchmarks.timing import Ceilings, Timing
 from fastvtp_kernels import BackendUnavailableError
 
@@ -54,7 +57,7 @@ CASE = Case(
 
 
 def rows_of(*only: str) -> dict[str, Row]:
-    return {row.variant: row for row in run_case(CASE, CEILINGS, FixedTimer(), seconds=0, only=only)}
+    return {row.variant: row for row in run_case(Choice(only).of(CASE), CEILINGS, FixedTimer(), seconds=0)}
 
 
 def test_right_variants_are_timed():
@@ -186,12 +189,39 @@ def test_json_holds_every_field_and_no_nan(tmp_path):
 
 
 def test_environment_says_what_ran(monkeypatch):
-    answers = {("rev-parse", "HEAD"): "abc", ("status", "--porcelain", "--untracked-files=no"): " M README.md"}
-    monkeypatch.setattr("benchmarks.environment._git", lambda *arguments: answers[arguments])
+    answers = {"rev-parse": "abc", "status": " M kernels/a.py"}
+    monkeypatch.setattr("benchmarks.environment._git", lambda command, *_: answers[command])
     found = environment(CPU)
     assert (found["commit"], found["dirty"], found["device_type"], found["gpu"]) == ("abc", True, "cpu", None)
     assert torch.__version__.startswith(found["packages"]["torch"].split("+")[0])
     assert found["date"].endswith("+00:00")
+
+
+def test_dirty_is_what_the_commit_lacks_of_the_sources(tmp_path, monkeypatch):
+    """Of a repository that another user may own; results are written while it runs."""
+    asked = []
+    monkeypatch.setattr(environments, "_output", lambda *arguments: asked.append(arguments) or "")
+    assert environment(CPU)["dirty"] is False
+    assert all(command[:3] == ("git", "-c", "safe.directory=*") for command in asked)
+    monkeypatch.undo()
+
+    monkeypatch.setattr(environments, "ROOT", tmp_path)
+    files = [tmp_path / name for name in ("kernels/a.py", "fastvtp/b.py", "benchmarks/results/gpu/c.json", "README.md")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("1")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *arguments], check=True)
+    assert environment(CPU)["dirty"] is False
+    clean = environment(CPU)["sources"]
+    files[2].write_text("2")
+    files[3].write_text("2")
+    assert environment(CPU)["dirty"] is False
+    (tmp_path / "fastvtp" / "new.py").touch()
+    found = environment(CPU)
+    assert found["dirty"] is True
+    assert found["sources"] != clean
 
 
 def test_environment_of_a_gpu(monkeypatch):
@@ -208,6 +238,9 @@ def test_environment_without_git(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda program: None)
     found = environment(CPU)
     assert found["commit"] is found["dirty"] is None
+    assert len(found["sources"]) == 12
+    monkeypatch.setenv("FASTVTP_COMMIT", "c0ffee")
+    assert environment(CPU)["commit"] == "c0ffee"
 
 
 def test_table_is_aligned_and_complete():

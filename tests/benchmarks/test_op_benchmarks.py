@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import harness, masking, pixel_loss, timing, token_assembly, tubelets
+from benchmarks.gpu import PARTS
 from benchmarks.harness import Missing, Options
 from benchmarks.record import Row
 from benchmarks.workload import Workload
@@ -80,6 +81,24 @@ def test_runs_from_a_bare_checkout(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "case 3 of 3" in done.stderr
     assert len(json.loads(path.read_text())["rows"]) == 6
+
+
+BARE_IMPORTS = """
+import importlib, sys
+optional = ("typer", "tqdm", "pydantic", "einops", "transformers", "safetensors", "huggingface_hub", "matplotlib", "av",
+            "nvidia.dali", "tokenizers", "pytest", "hypothesis")
+for name in optional:
+    sys.modules[name] = None
+for name in ("gpu", *sys.argv[1:]):
+    importlib.import_module(f"benchmarks.{name}")
+"""
+
+
+def test_every_part_is_imported_without_optional_packages():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    command = [sys.executable, "-c", BARE_IMPORTS, *sorted({part.module for part in PARTS})]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 class PatchEmbeddings(nn.Module):

@@ -1,20 +1,16 @@
-"""Timers on a clock and a device of the tests' own making, and peak memory of functions whose peak is known."""
+"""Timers on a clock and a device of the tests' own making."""
 
 from collections.abc import Callable
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from benchmarks import timing
-from benchmarks.timing import Ceilings, CpuTimer, CudaTimer, Timing, measure_ceilings, peak_bytes
+from benchmarks.timing import Ceilings, CpuTimer, CudaTimer, HostSide, Timing, measure_ceilings
 
 CPU = torch.device("cpu")
-FLOATS = 250_000
-MEGABYTE = 4 * FLOATS
 
 
 class Clock:
@@ -68,10 +64,9 @@ def test_a_budget_without_end_ends():
 class Device:
     """A device that works through a queue while the host fills it; stands in for torch.cuda."""
 
-    sleep_rate = 2e9
-
     def __init__(self):
         self.host = self.free = 0.0
+        self.clock: Callable[[], float] = lambda: 2e9
 
     def launch(self, host: float, device: float) -> None:
         self.host += host
@@ -81,7 +76,7 @@ class Device:
         self.host = max(self.host, self.free)
 
     def _sleep(self, cycles: int) -> None:
-        self.launch(0, cycles / self.sleep_rate)
+        self.launch(0, cycles / self.clock())
 
     def get_device_properties(self, device: object) -> SimpleNamespace:
         return SimpleNamespace(L2_cache_size=1024)
@@ -89,6 +84,7 @@ class Device:
     def Event(self, enable_timing: bool) -> SimpleNamespace:  # noqa: N802
         event = SimpleNamespace()
         event.record = lambda: setattr(event, "at", max(self.free, self.host))
+        event.query = lambda: event.at <= self.host
         event.elapsed_time = lambda end: (end.at - event.at) * 1e3
         return event
 
@@ -115,18 +111,41 @@ def test_device_time_is_without_host_gaps_and_flushes(device):
         device.synchronize()
         device.launch(host=50e-6, device=10e-6)
 
-    times = timer.time({"waits": waits_in_between, "queues": two_launches}, seconds=0)
+    variants = {"waits": waits_in_between, "queues": two_launches, "host": HostSide(two_launches)}
+    times = timer.time(variants, seconds=0)
     # The wait empties the queue: the host's next launch is then a gap of this variant, not of its neighbour.
     assert times["waits"].median == pytest.approx(70e-6)
     assert times["queues"].median == pytest.approx(20e-6)
     assert times["queues"].wall == pytest.approx(100e-6, rel=0.02)
+    assert times["host"].median == pytest.approx(110e-6), "by the clock, until the result is there"
+    assert (times["waits"].late, times["queues"].late) == (times["waits"].calls, 0)
+
+
+def test_a_call_that_takes_longer_to_queue_than_before_is_queued_again(device):
+    """Three calls measure the host's time; later ones take ten times as long."""
+    timer, calls = CudaTimer(CPU), 0
+
+    def growing() -> None:
+        nonlocal calls
+        calls += 1
+        for _ in range(2):
+            device.launch(host=50e-6 if calls <= 4 else 500e-6, device=10e-6)
+
+    found = timer.time({"growing": growing}, seconds=0)["growing"]
+    assert (found.median, found.p80, found.late) == (pytest.approx(20e-6), pytest.approx(20e-6), 0)
+
+
+def test_the_rate_of_sleeping_is_that_of_a_clock_that_has_woken(device):
+    """Half as fast in its first 50 ms."""
+    device.clock = lambda: 1e9 if device.host < 0.05 else 2e9
+    assert CudaTimer(CPU)._cycles_per_second == pytest.approx(2e9)
 
 
 @pytest.mark.parametrize(("name", "chosen"), [("cuda:1", ["cuda:1"]), ("cuda", [])])
 def test_a_numbered_device_becomes_the_current_one(name, chosen, monkeypatch):
     made = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: made.append(str(device)))
-    monkeypatch.setattr(timing, "CudaTimer", lambda device: str(device))
+    monkeypatch.setattr(timing, "CudaTimer", lambda device, rounds: str(device))
     assert timing.timer_for(torch.device(name)) == name
     assert made == chosen
 
@@ -141,55 +160,3 @@ def test_floor_is_the_larger_of_both():
     ceilings = Ceilings(bytes_per_s=100.0, flops_per_s=1000.0)
     assert ceilings.floor_s(300, 2000) == 3.0
     assert ceilings.floor_s(100, 2000) == 2.0
-
-
-def floats() -> torch.Tensor:
-    return torch.empty(FLOATS)
-
-
-def three_then_two() -> torch.Tensor:
-    one, two = floats(), floats()
-    del one
-    three, four = floats(), floats()
-    del three, four
-    return two
-
-
-def hands_back_what_was_there_before(held: list[torch.Tensor]) -> torch.Tensor:
-    held.clear()
-    return floats()
-
-
-ONES = torch.ones(FLOATS)
-
-
-@pytest.mark.parametrize(
-    ("function", "megabytes"),
-    [
-        (three_then_two, 3),
-        (floats, 1),
-        (lambda: ONES.zero_(), 0),
-        (partial(hands_back_what_was_there_before, [torch.ones(3 * FLOATS)]), 1),
-    ],
-    ids=["three of four at a time", "the output counts", "in place", "earlier memory"],
-)
-def test_peak_memory_on_the_cpu(function, megabytes):
-    assert peak_bytes(function, CPU) == megabytes * MEGABYTE
-
-
-def test_peak_memory_sees_temporaries_inside_an_operator():
-    """The loss is one operator with a scalar result; its squares live inside it."""
-    assert peak_bytes(lambda: F.mse_loss(ONES, ONES), CPU) >= MEGABYTE
-
-
-def test_peak_memory_on_cuda_is_above_what_is_held(monkeypatch):
-    state = {"held": 5, "peak": 90}
-    stand_in = {
-        "synchronize": lambda device: None,
-        "reset_peak_memory_stats": lambda device: state.update(peak=state["held"]),
-        "memory_allocated": lambda device: state["held"],
-        "max_memory_allocated": lambda device: state["peak"],
-    }
-    for name, function in stand_in.items():
-        monkeypatch.setattr(torch.cuda, name, function)
-    assert peak_bytes(lambda: state.update(peak=max(state["peak"], 12)), torch.device("cuda")) == 7

@@ -8,17 +8,30 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import timing, train_step
 from benchmarks.harness import Options
-from benchmarks.plain_models import PlainTransformer
-from benchmarks.train_step import config_of, make_batch, step_flops, transformer_flops
+from benchmarks.plain_models import PlainSimVTP, PlainTransformer, PlainVideoMAE
+from benchmarks.train_step import CASES, config_of, make_batch, step_flops, train_step_main, transformer_flops
+from fastvtp.models import videomae
 from fastvtp.models.registry import build_model
+from fastvtp.models.simvtp_config import SimVTPConfig
 
 OPTIONS = Options(torch.device("cpu"), torch.float32, smoke=True)
+SMOKE = ("--smoke", "--device", "cpu")
+
+
+def model_and_batch(name):
+    torch.manual_seed(0)
+    model = build_model(config_of(name, OPTIONS))
+    return model, make_batch(model, OPTIONS)
 
 
 @pytest.fixture(scope="module")
-def batch():
-    torch.manual_seed(0)
-    return make_batch(build_model(config_of(OPTIONS)), OPTIONS)
+def simvtp():
+    return model_and_batch("simvtp_base")
+
+
+@pytest.fixture(scope="module")
+def batch(simvtp):
+    return simvtp[1]
 
 
 def test_transformer_flops_are_those_of_one_sequence_after_the_other():
@@ -31,34 +44,61 @@ def test_transformer_flops_are_those_of_one_sequence_after_the_other():
     assert counter.get_total_flops() == expected
 
 
-def test_step_flops_count_every_product_of_the_step(batch):
-    config = config_of(OPTIONS)
+def test_step_flops_count_every_product_of_the_step(simvtp):
     values, tokens = 3 * 2 * 8 * 8, 2 * 4 * 4
+    model, batch = model_and_batch("videomae_base")
     clips, visible = batch.plan.visible.shape
     decoder = transformer_flops(clips * tokens, clips * tokens**2, 16, 1, 4.0)
     encoder = transformer_flops(clips * visible, clips * visible**2, 32, 1, 4.0)
     heads = 2 * clips * visible * 32 * 16 + 2 * clips * (tokens - visible) * 16 * values
     embedding = 2 * clips * visible * values * 32
-    assert step_flops(config, batch, text=False) == 3 * (decoder + encoder + heads) + 2 * embedding
-    lengths = batch.plan.packing.cu_seqlens.diff().tolist()
-    assert len(lengths) == 4 * clips
-    text = transformer_flops(sum(lengths), sum(length**2 for length in lengths), 32, 1, 4.0)
-    words = 2 * len(batch.plan.word_labels) * 32 * config.vocab_size
-    assert step_flops(config, batch, text=True) == 3 * (decoder + text + heads + words) + 2 * embedding
+    assert step_flops(model.config, batch) == 3 * (decoder + encoder + heads) + 2 * embedding
+
+    model, batch = simvtp
+    ids = batch.captions[0]
+    padded, real = ids.shape[1], (ids != model.config.pad_token_id).sum(dim=1).tolist()
+    assert min(real) < padded, "a batch without padding would not tell whether it is counted"
+    # joint and mismatched pairs, clips alone, captions alone: rows that ask and rows that are looked at
+    asking = [visible + padded] * 2 * clips + [visible] * clips + [padded] * clips
+    seen = [visible + length for length in real] * 2 + [visible] * clips + real
+    pairs = sum(q * k for q, k in zip(asking, seen, strict=True))
+    encoder = transformer_flops(sum(asking), pairs, 32, 1, 4.0)
+    words = 2 * len(batch.plan.word_labels) * 32 * model.config.vocab_size
+    assert step_flops(model.config, batch) == 3 * (decoder + encoder + heads + words) + 2 * embedding
 
 
 def test_both_sides_are_given_the_same_batch(batch):
-    assert (batch.labels >= 0).sum() == len(batch.plan.word_labels)
-    assert torch.equal(batch.labels[batch.labels >= 0], batch.plan.word_labels)
-    assert not (batch.other == torch.arange(len(batch.other))).any()
-    assert torch.equal(batch.hidden.nonzero()[:, 1].view(len(batch.video), -1), batch.plan.masked.long())
+    _, labels, other = batch.captions
+    assert (labels >= 0).sum() == len(batch.plan.word_labels)
+    assert torch.equal(labels[labels >= 0], batch.plan.word_labels)
+    assert not (other == torch.arange(len(other))).any()
+    assert torch.equal(batch.hidden.nonzero()[:, 1].view(len(batch.video), -1), batch.plan.predicted.long())
 
 
-def test_smoke_run_gives_one_loss_everywhere(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["videomae_base", "simvtp_base"])
+@pytest.mark.parametrize("kernel", ["manual", "sdpa"])
+def test_plain_models_have_loss_and_gradients_of_ours(name, kernel):
+    model, batch = model_and_batch(name)
+    plain = {"videomae_base": PlainVideoMAE, "simvtp_base": PlainSimVTP}[name](model.config, kernel)
+    plain.load_state_dict(model.state_dict())
+    for part in ("video_embeddings", "decoder"):
+        getattr(plain, part).positions.copy_(getattr(model, part).positions)
+    ours = model(batch.video, batch.plan).loss
+    theirs = plain(batch.clip, batch.hidden, *batch.captions)
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=0)
+    ours.backward()
+    theirs.backward()
+    expected = dict(model.named_parameters())
+    for parameter, value in plain.named_parameters():
+        difference = (value.grad - expected[parameter].grad).norm() / expected[parameter].grad.norm()
+        assert difference < 1e-4, parameter
+
+
+def test_smoke_run_gives_one_loss_and_a_peak_everywhere(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "MIN_ROUNDS", 2)
     variants = ["released", "released, sdpa", "fastvtp", "fastvtp, graph"]
     path = tmp_path / "rows.json"
-    train_step.main(train_step.cases, None, ["--smoke", "--device", "cpu", "--json", str(path), "--only", *variants])
+    train_step_main([*SMOKE, "--json", str(path), "--only", *variants])
     rows = json.loads(path.read_text())["rows"]
     assert [(row["case"], row["variant"]) for row in rows] == [
         (case, variant) for case in ("videomae_base", "simvtp_base") for variant in variants
@@ -70,13 +110,41 @@ def test_smoke_run_gives_one_loss_everywhere(tmp_path, monkeypatch):
             assert row["note"] == ""
             assert row["error"] < 1e-5
             assert row["median_s"] > 0
+            assert row["peak_bytes"] > 0
+
+
+def test_cases_are_chosen_by_name():
+    def chosen(options, *words):
+        return [factory.args[0] for factory in train_step.cases(options, words)]
+
+    full = Options(OPTIONS.device, OPTIONS.dtype)
+    assert chosen(full) == list(CASES)
+    assert chosen(full, "small") == ["videomae_small", "simvtp_small"]
+    assert chosen(full, "simvtp_base", "videomae") == ["videomae_base", "simvtp_base", "videomae_small"]
+    assert chosen(OPTIONS) == ["videomae_base", "simvtp_base"]
+    assert chosen(OPTIONS, "small") == ["videomae_small", "simvtp_small"]
+
+
+def test_an_unknown_case_is_named_before_anything_runs(capsys):
+    with pytest.raises(SystemExit):
+        train_step_main([*SMOKE, "--case", "base", "vidoemae"])
+    assert "--case: no case contains 'vidoemae'; there are videomae_base, simvtp_base" in capsys.readouterr().err
+
+
+def test_the_sizes_are_those_of_the_registry():
+    full = Options(OPTIONS.device, OPTIONS.dtype)
+    widths = {name: config_of(name, full).width for name in CASES}
+    assert widths == {"videomae_base": 768, "simvtp_base": 768, "videomae_small": 384, "simvtp_small": 384}
+    config = config_of("simvtp_base", full)
+    assert isinstance(config, SimVTPConfig)
+    assert config.text_dropout == 0, "dropout would give every variant a loss of its own"
+    assert config.pad_text
 
 
 def test_a_wrong_loss_gets_no_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_step, "masked_pixel_loss", lambda prediction, *_, **__: prediction.square().mean())
+    monkeypatch.setattr(videomae, "masked_pixel_loss", lambda prediction, *_, **__: prediction.square().mean())
     path = tmp_path / "rows.json"
-    arguments = ["--smoke", "--device", "cpu", "--json", str(path), "--only", "fastvtp"]
-    train_step.main(train_step.cases, None, arguments)
-    row = json.loads(path.read_text())["rows"][0]
+    train_step_main([*SMOKE, "--case", "videomae_base", "--json", str(path), "--only", "fastvtp"])
+    (row,) = json.loads(path.read_text())["rows"]
     assert row["note"].startswith("wrong: error")
     assert row["median_s"] is None

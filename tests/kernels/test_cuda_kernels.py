@@ -31,7 +31,8 @@ def offsets(*lengths: int) -> torch.Tensor:
     return torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32).cuda()
 
 
-Case = tuple[Callable[..., torch.Tensor], list[torch.Tensor]]
+# A call, and the tensors that receive gradients; a call of none may return several results.
+Case = tuple[Callable[..., Any], list[torch.Tensor]]
 LENGTHS = {"tiny": (8, 0, 16, 1, 9), "short": (168, 0, 192, 1, 176), "long": (900, 0, 1568, 1, 700)}
 OPTIONS: dict[str, dict[str, Any]] = {
     "": {},
@@ -80,8 +81,27 @@ def contrastive_case(loss: Callable[..., torch.Tensor], *scalars: float, ids: bo
     return partial(loss, **positives), [values(1001, 512), others, *numbers]
 
 
-# Calls of tensors that receive gradients; made when a test asks, for collecting tests must not touch the GPU.
+def tube_mask_case() -> Case:
+    ids = torch.arange(64).cuda()
+    return partial(kernels.tube_mask, 64, GRID, 0.9, seed=3, step=1, sample_ids=ids), []
+
+
+def gather_case() -> Case:
+    video, mask = inputs()
+    return partial(kernels.gather_tubelets, video, mask.visible, dtype=torch.bfloat16, **IMAGENET), []
+
+
+def hard_negatives_case() -> Case:
+    a, b = (torch.nn.functional.normalize(values(1001, 512 + more).detach(), dim=1)[:, :512] for more in (0, 1))
+    groups = torch.arange(1001).cuda() // 2
+    return partial(kernels.hard_negatives, a, b, 20.0, seed=3, step=1, groups=groups), []
+
+
+# Made when a test asks, for collecting tests must not touch the GPU.
 CASES: dict[str, Callable[[], Case]] = {
+    "tube_mask": tube_mask_case,
+    "gather_tubelets": gather_case,
+    "hard_negatives": hard_negatives_case,
     "tubelet_embed": tubelet_embed_case,
     "masked_pixel_loss": pixel_loss_case,
     "assemble_tokens": assembly_case,
@@ -98,8 +118,11 @@ CASES: dict[str, Callable[[], Case]] = {
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def step(function: Callable[..., torch.Tensor], leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+def step(function: Callable[..., Any], leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The output, and the gradients of the leaves where there are any."""
     output = function(*leaves)
+    if not leaves:
+        return [output] if isinstance(output, torch.Tensor) else list(output)
     return [output.detach(), *torch.autograd.grad(output.float().square().sum(), leaves)]
 
 
@@ -217,24 +240,3 @@ def test_new_seeds_and_probabilities_compile_nothing():
         kernels.varlen_attention_packed(qkv, cu, 16, dropout_p=dropout_p, seed=seed)
         counts.append(sum(len(caches[0]) for caches in tiny.tiny_forward.device_caches.values()))
     assert len(set(counts)) == 1, counts
-
-
-def test_hard_negatives_repeat_capture_and_never_wait():
-    a, b = (torch.nn.functional.normalize(values(1001, 512 + more).detach(), dim=1)[:, :512] for more in (0, 1))
-    groups = torch.arange(1001).cuda() // 2
-
-    def draw() -> list[torch.Tensor]:
-        return list(kernels.hard_negatives(a, b, 20.0, seed=3, step=1, groups=groups))
-
-    first = draw()
-    for chosen in first:
-        assert ((chosen >= 0) & (groups[chosen] != groups)).all()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        again = draw()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert_same_bits(again, first)
-    graph, drawn = captured(draw)
-    graph.replay()
-    assert_same_bits(drawn, first)

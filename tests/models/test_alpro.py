@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastvtp.models.alpro import Alpro, AlproQA
+from fastvtp.models.alpro import Alpro
+from fastvtp.models.alpro_finetuning import AlproQA, AlproQAConfig, AlproRetrieval, AlproRetrievalConfig
 from fastvtp.models.alpro_towers import AlproConfig
 from fastvtp.models.layers import Packing
 from fastvtp.models.packing import pair_sequences
@@ -16,9 +17,9 @@ SIZES = {
 }  # fmt: skip
 
 
-def make(cls=Alpro, *arguments, **overrides):
+def make(cls=Alpro, config_class=AlproConfig, **overrides):
     torch.manual_seed(0)
-    model = cls(AlproConfig(**{**SIZES, **overrides}), *arguments)
+    model = cls(config_class(**{**SIZES, **overrides}))
     model.init_weights()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -118,8 +119,21 @@ def test_the_temperature_is_bounded_and_its_gradient_is_not():
     assert model.temperature.grad.item() == pytest.approx(-4.0)
 
 
+def test_retrieval_is_the_contrast_and_matching_of_pretraining():
+    model, pretrained = make(AlproRetrieval, AlproRetrievalConfig), make(word_weight=0.0, entity_weight=0.0)
+    model.load_state_dict(pretrained.state_dict(), strict=False)
+    video, ids = make_batch()
+    outputs = [each(video, each.plan(ids, LENGTHS, torch.arange(3), seed=1, step=2)) for each in (model, pretrained)]
+    assert torch.equal(outputs[0].loss, outputs[1].loss)
+    assert outputs[0].terms.keys() == outputs[1].terms.keys()
+    with pytest.raises(ValueError, match=r"input_ids must be a CPU tensor of 19 tokens .*, got 18 on cpu"):
+        model.plan(ids[1:], LENGTHS, torch.arange(3), seed=1, step=2)
+    with pytest.raises(ValueError, match="word_weight and entity_weight must be 0"):
+        AlproRetrievalConfig(**SIZES, word_weight=1.0)
+
+
 def test_question_answering():
-    model = make(AlproQA, 7)
+    model = make(AlproQA, AlproQAConfig, num_answers=7)
     video, ids = make_batch()
     logits = model(video, ids, torch.tensor([0, 6, 10, 19], dtype=torch.int32), 9)
     alone = model(video[1:2], ids[6:10], torch.tensor([0, 4], dtype=torch.int32), 4)

@@ -14,7 +14,10 @@ def config():
 @pytest.mark.parametrize("preset", ["official", "fastvtp"])
 def test_recipes_build(name, preset):
     config = get_recipe(name, preset)
-    assert (config.model.contrastive_text == "masked") == (preset == "official")
+    if config.task == "pretrain_simvtp":
+        assert (config.model.contrastive_text == "masked") == (preset == "official")
+    if config.task == "finetune_retrieval":
+        assert config.model.pad_text == (preset == "official")
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,11 @@ def test_recipes_build(name, preset):
         ("optimizer.clip_norm=1", 1.0),
         ("output_dir=7", "7"),
         ("data.train=a=b.jsonl", "a=b.jsonl"),
+        ("data.augmentation.rand_augment=2,15", (2, 15)),
+        ("data.augmentation.rand_augment=none", None),
+        ("data.test_views=3,3", (3, 3)),
+        ("init=none", None),
+        ("ema_decay=0.9", 0.9),
     ],
 )
 def test_overrides(config, override, value):
@@ -68,6 +76,13 @@ def test_overrides(config, override, value):
         ("optimizer.final_learning_rate=nan", "optimizer.final_learning_rate must be finite"),
         ("seed=99999999999999999999", "seed must be from 0"),
         ("precision=fp8", "precision must be"),
+        ("task=finetune_qa", "task finetune_qa trains a model of VideoQAConfig, got SimVTPConfig"),
+        ("task=finetune_qas", "no task 'finetune_qas'; did you mean 'finetune_qa'"),
+        ("mixup=0.8", "label_smoothing and mixup are for finetune_classification"),
+        ("ema_decay=1", "ema_decay must be in (0, 1)"),
+        ("accumulate=0", "accumulate must be at least 1"),
+        ("optimizer.layer_decay=0", "optimizer.layer_decay must be in (0, 1]"),
+        ("data.augmentation.erasing=2", "data.augmentation.erasing: expected a share from 0 to 1"),
     ],
 )
 def test_wrong_overrides_get_one_line(config, override, message):
@@ -75,6 +90,13 @@ def test_wrong_overrides_get_one_line(config, override, message):
         apply_overrides(config, [override])
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["qa_finetune", "classification_finetune"])
+def test_sizes_of_heads_follow_from_the_labels(name):
+    setting = {"qa_finetune": "model.num_answers", "classification_finetune": "model.num_classes"}[name]
+    with pytest.raises(UserError, match=f"{setting} follows from the labels"):
+        apply_overrides(get_recipe(name), [f"{setting}=3"])
 
 
 def test_overrides_may_come_in_any_order(config):

@@ -3,8 +3,18 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fastvtp.training.config import OptimizerConfig
-from fastvtp.training.optimizer import build_optimizer, learning_rate_at
+from fastvtp.models.classification import VideoClassifierConfig
+from fastvtp.models.dual_encoder import DualEncoderConfig
+from fastvtp.models.registry import build_model
+from fastvtp.models.simvtp_config import SimVTPConfig
+from fastvtp.models.video_qa import VideoQAConfig
+from fastvtp.models.videomae import VideoMAEConfig
+from fastvtp.training.config import ConfigError, OptimizerConfig
+from fastvtp.training.optimizer import build_optimizer, layer_scales, learning_rate_at, set_learning_rate
+
+TINY = {"width": 16, "depth": 2, "num_heads": 2, "num_frames": 2, "image_size": 32}
+TEXT = {"vocab_size": 20, "max_text_length": 8}
+DECODER = {"decoder_width": 16, "decoder_num_heads": 2, "decoder_depth": 3}
 
 
 def test_vectors_are_not_decayed():
@@ -33,3 +43,46 @@ def test_one_step_of_warmup_and_a_run_shorter_than_its_warmup():
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=1)
     assert learning_rate_at(0, 3, config) == 0
     assert learning_rate_at(1, 3, OptimizerConfig(learning_rate=1.0, warmup_steps=100)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("config", "towers", "top"),
+    [
+        (SimVTPConfig(**TINY, **TEXT, **DECODER), ["encoder"], ["decoder.transformer.blocks.0.norm1.weight"]),
+        (VideoMAEConfig(**TINY, **DECODER), ["encoder"], ["encoder.norm.weight", "decoder.mask_token"]),
+        (DualEncoderConfig(**TINY, **TEXT), ["video_encoder", "text_encoder"], ["video_norm.weight"]),
+        (DualEncoderConfig(**TINY, **TEXT, shared_encoder=True), ["video_encoder"], ["text_norm.weight"]),
+        (VideoQAConfig(**TINY, **TEXT), ["encoder"], ["encoder.norm.weight", "head.1.weight"]),
+        (VideoClassifierConfig(**TINY), ["encoder"], ["norm.weight", "head.weight"]),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, list) else "",
+)
+def test_rates_fall_with_depth(config, towers, top):
+    """In the released SimVTP every parameter gets the top rate, whatever its layer_decay."""
+    model = build_model(config)
+    scales = layer_scales(model, 0.5)
+    embeddings = [name for name in scales if name.startswith(("video_embeddings.", "text_embeddings."))]
+    assert embeddings
+    assert {scales[name] for name in embeddings} == {0.5**3}
+    for tower in towers:
+        for block, scale in enumerate((0.5**2, 0.5)):
+            values = {scales[name] for name in scales if name.startswith(f"{tower}.blocks.{block}.")}
+            assert values == {scale}
+    assert {scales[name] for name in top} == {1.0}
+
+    optimizer = build_optimizer(model, OptimizerConfig(layer_decay=0.5))
+    set_learning_rate(optimizer, 0.8)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {name: rates[id(p)] for name, p in model.named_parameters()} == {n: 0.8 * s for n, s in scales.items()}
+    assert all((group["weight_decay"] > 0) == (p.ndim > 1) for group in optimizer.param_groups for p in group["params"])
+
+
+def test_without_decay_all_rates_are_equal():
+    model = build_model(VideoClassifierConfig(**TINY))
+    assert set(layer_scales(model, 1.0).values()) == {1.0}
+    assert len(build_optimizer(model, OptimizerConfig()).param_groups) == 2
+
+
+def test_a_decay_without_effect_is_an_error():
+    with pytest.raises(ConfigError, match=r"layer_decay 0.75: Sequential has no encoder blocks"):
+        build_optimizer(torch.nn.Sequential(torch.nn.Linear(4, 4)), OptimizerConfig(layer_decay=0.75))

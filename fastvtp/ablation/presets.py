@@ -1,0 +1,81 @@
+"""The demo's two presets against each other at equal training time."""
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from fastvtp.data.synthetic import SyntheticDataset
+from fastvtp.runs import REPORT_NAME, pretrain, write_report
+from fastvtp.training.config import TrainConfig
+from fastvtp.training.loop import train
+from fastvtp.training.metrics import SPEED_NAME
+from fastvtp.training.state import CONFIG_NAME
+
+PROBE_STEPS, PROBE_ROUNDS = 12, 2
+_KEPT = ("steps", "train_seconds", "retrieval")
+
+
+def compare_presets(
+    config: TrainConfig, other: TrainConfig, *, names: tuple[str, str], progress_bar: bool = True
+) -> dict[str, dict[str, Any]]:
+    """After `fastvtp.runs.demo(config)`, train `other` on the same clips for as long, and score it the same way.
+
+    Its steps are as many as fit the first run's time by the speed of a short probe of both, and its schedule ends with
+    them. names: of the two presets. Adds presets = {name: {steps, train_seconds, retrieval}} to the demo's report.json
+    and returns it. An interrupted comparison continues where it stopped.
+    """
+    run_dir = Path(config.output_dir)
+    dataset, report_path = SyntheticDataset(run_dir / "data"), run_dir / REPORT_NAME
+    report = json.loads(report_path.read_text())
+    folder = run_dir / "presets" / names[1]
+    config, other = (
+        dataclasses.replace(each, data=dataclasses.replace(each.data, train=str(dataset.train), test=str(dataset.test)))
+        for each in (config, other)
+    )
+    begun = folder / CONFIG_NAME
+    steps = json.loads(begun.read_text())["steps"] if begun.is_file() else steps_in_equal_time(config, other)
+    second = pretrain(
+        dataclasses.replace(other, steps=steps, output_dir=str(folder)), resume=True, progress_bar=progress_bar
+    )
+    found = dict(zip(names, (report, second), strict=True))
+    presets = {name: {key: scored[key] for key in _KEPT} for name, scored in found.items()}
+    write_report(report_path, {**report, "presets": presets})
+    return presets
+
+
+def steps_in_equal_time(config: TrainConfig, other: TrainConfig) -> int:
+    """Steps of `other` in the time that `config.steps` steps of `config` take; both are timed in turns."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(PROBE_ROUNDS):
+        for each, found in zip((config, other), seconds, strict=True):
+            found += step_seconds(each)
+    return max(1, round(config.steps * median(seconds[0]) / median(seconds[1])))
+
+
+def step_seconds(config: TrainConfig) -> list[float]:
+    """Wall time of single steps of a short run, without those in which workers and caches warm up."""
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            dataclasses.replace(
+                config, steps=PROBE_STEPS, log_every=1, checkpoint_every=PROBE_STEPS, tensorboard=False,
+                output_dir=folder,
+            ),
+            progress_bar=False,
+        )  # fmt: skip
+        records = map(json.loads, (Path(folder) / SPEED_NAME).read_text().splitlines())
+        clips = config.accumulate * config.batch_size
+        return [clips / record["clips_per_second"] for record in records][PROBE_STEPS // 2 :]
+
+
+def preset_table(presets: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each preset."""
+    return [
+        f"{name:<9}{scores['steps']:>6} steps in {scores['train_seconds']:.0f} s  "
+        + "  ".join(
+            f"{way} R1 {recalls['R1']:.1f} R5 {recalls['R5']:.1f}" for way, recalls in scores["retrieval"].items()
+        )
+        for name, scores in presets.items()
+    ]

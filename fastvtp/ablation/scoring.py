@@ -1,0 +1,200 @@
+"""Scores of one ablation run on clips that no run trained on; the same clips, captions and masks for every run."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fastvtp.ablation.probe import majority, probe, scene_labels
+from fastvtp.data.annotations import load_annotations
+from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
+from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.evaluation.inference import inference
+from fastvtp.evaluation.retrieval import encode_retrieval, retrieval_metrics
+from fastvtp.models.layers import Packing
+from fastvtp.models.simvtp import SimVTP
+from fastvtp.models.simvtp_config import SimVTPConfig
+from fastvtp.models.simvtp_plan import SimVTPPlan, lay_out
+from fastvtp.models.videomae import IMAGENET_MEAN, IMAGENET_STD, VideoMAE
+from fastvtp_kernels import masked_pixel_loss, text_mask
+from fastvtp_kernels.packing import locate_rows
+
+MASK_SEED = 1000  # of the masks that all runs are scored with; no run trains with them
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Decoded clips in batches and their true attributes, bool [N, values] by name."""
+
+    batches: list[VideoTextBatch]
+    labels: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """probe_train: training clips on which the probes are fitted. test: the clips that are scored.
+
+    masks: the configuration whose mask ratios all runs are scored with.
+    """
+
+    probe_train: Clips
+    test: Clips
+    masks: SimVTPConfig
+
+
+def load_clips(
+    path: Path,
+    tokenizer: CaptionTokenizer,
+    model: SimVTPConfig,
+    *,
+    limit: int,
+    num_workers: int,
+    device: torch.device,
+    batch_size: int = 32,
+) -> Clips:
+    """The first `limit` clips of a synthetic list, uniform frames and centre crop, in memory."""
+    with path.open() as file:
+        scenes = [json.loads(line)["scene"] for line in file][:limit]
+    with VideoTextLoader(
+        load_annotations(path)[:limit], tokenizer,
+        batch_size=min(batch_size, len(scenes)), num_frames=model.num_frames, image_size=model.image_size,
+        max_text_length=model.max_text_length, train=False, num_workers=num_workers, device=device,
+    ) as loader:  # fmt: skip
+        batches = [batch.to("cpu") for batch in loader]
+    kept = [index for batch in batches for index in batch.sample_ids.tolist()]
+    return Clips(batches, scene_labels([scenes[index] for index in kept]))
+
+
+def score(model: Any, held_out: HeldOut) -> dict[str, float]:
+    """All scores of a `SimVTP` or `VideoMAE` by name, in percent where they are shares.
+
+    probe/<attribute> and their mean, transfer: linear read-out from the mean encoded token of whole clips.
+    t2v/R1 ... v2t/R5 and their mean over both directions, retrieval/R1: zero-shot; only of a model with a contrast.
+    pixel_loss/<input>, word_loss/<input>, word_accuracy/<input>: see `reconstruction_scores`.
+    """
+    with inference(model):
+        scores = probe_scores(model, held_out)
+        if isinstance(model, SimVTP) and model.config.contrastive_weight:
+            similarity = encode_retrieval(
+                model, held_out.test.batches, device=model.device, progress=False
+            ).similarity()
+            ways = retrieval_metrics(similarity)
+            scores |= {f"{way}/{name}": ways[way][name] for way in ("t2v", "v2t") for name in ("R1", "R5")}
+            scores["retrieval/R1"] = fmean(ways[way]["R1"] for way in ("t2v", "v2t"))
+        return scores | reconstruction_scores(model, held_out)
+
+
+def chance_scores(held_out: HeldOut) -> dict[str, float]:
+    """What `score` gives for a model that knows nothing: attributes by their frequency, ranks at random."""
+    train, test = held_out.probe_train.labels, held_out.test.labels
+    scores = {f"probe/{name}": majority(train[name], labels) for name, labels in test.items()}
+    scores["transfer"] = fmean(scores.values())
+    clips = sum(len(batch.captions) for batch in held_out.test.batches)
+    chance = {f"{way}/R{k}": 100.0 * min(k, clips) / clips for way in ("t2v", "v2t") for k in (1, 5)}
+    return {**scores, **chance, "retrieval/R1": 100.0 / clips}
+
+
+def probe_scores(model: Any, held_out: HeldOut) -> dict[str, float]:
+    """Accuracy of each attribute's linear probe on frozen features, and their mean."""
+    train, test = (
+        torch.cat([encode_clips(model, batch.video.to(model.device)).mean(1).float().cpu() for batch in clips.batches])
+        for clips in (held_out.probe_train, held_out.test)
+    )
+    scores = {
+        f"probe/{name}": probe(train, labels, test, held_out.test.labels[name])
+        for name, labels in held_out.probe_train.labels.items()
+    }
+    return {**scores, "transfer": fmean(scores.values())}
+
+
+def reconstruction_scores(model: Any, held_out: HeldOut) -> dict[str, float]:
+    """Losses of hidden pixels and hidden words, and the share of words found, with the masks of `held_out`.
+
+    <name>/given: the joint sequence, as in training. <name>/withheld: the sequence of the modality alone, which a model
+    trained on pairs never had to fill in. <name>/foreign: the joint sequence with another clip's caption or clip, the
+    masks of the reconstructed side unchanged. Of a `VideoMAE` only pixel_loss/withheld; nothing for a loss of weight 0.
+    """
+    sums, counts = defaultdict[str, float](float), defaultdict[str, int](int)
+
+    def add(kind: str, values: dict[str, Tensor], count: int) -> None:
+        for name, value in values.items():
+            sums[f"{name}/{kind}"] += value.item() * count
+            counts[f"{name}/{kind}"] += count
+
+    for batch, video, plan, foreign in _masked(model, held_out):
+        clips, words = len(batch.captions), len(plan.word_labels)
+        add("withheld", {"pixel_loss": _pixels_alone(model, video, plan)}, clips)
+        if not isinstance(model, SimVTP):
+            continue
+        add("withheld", _words_alone(model, batch, plan), words)
+        for kind, seen, layout in (("given", video, plan), ("foreign", video.roll(1, 0), foreign)):
+            terms = model(seen, layout).terms
+            add(kind, {"pixel_loss": terms["loss/pixel"]}, clips)
+            add(kind, {"word_loss": terms["loss/word"], "word_accuracy": 100 * terms["word_accuracy"]}, words)
+    weights = {"pixel": 1.0, "word": 1.0}
+    if isinstance(model, SimVTP):
+        weights = {"pixel": model.config.pixel_weight, "word": model.config.word_weight}
+    return {name: sums[name] / counts[name] for name in sums if weights[name.partition("_")[0]]}
+
+
+def encode_clips(model: Any, video: Tensor, index: Tensor | None = None) -> Tensor:
+    """Encoded tokens of the listed tubelets alone (None: of all), by the encoder of a `SimVTP` or `VideoMAE`.
+
+    uint8 [B, T, H, W, 3], int32 [B, K] -> [B, K, D].
+    """
+    x_BKD = model.video_embeddings(video, index)
+    packing = Packing.uniform(*x_BKD.shape[:2], device=video.device)
+    return model.encoder(x_BKD.flatten(0, 1), packing).view_as(x_BKD)
+
+
+def _masked(
+    model: SimVTP | VideoMAE, held_out: HeldOut
+) -> Iterator[tuple[VideoTextBatch, Tensor, SimVTPPlan, SimVTPPlan]]:
+    """Each test batch, its clips on the device, its plan, and the plan for its clips moved on by one place."""
+    masks = held_out.masks
+    # a VideoMAE takes its masks from the same plan as the others
+    config = model.config if isinstance(model, SimVTP) else masks
+    for batch in held_out.test.batches:
+        draw = {"seed": MASK_SEED, "step": 0, "sample_ids": batch.sample_ids}
+        hidden = text_mask(
+            batch.input_ids, batch.cu_seqlens, masks.text_mask_ratio, special_ids=masks.special_token_ids, **draw
+        )
+        visible, predicted = masks.draw_masks(batch.sample_ids, seed=MASK_SEED, step=0)
+        plans = [
+            lay_out(
+                config, visible=visible.roll(shift, 0), predicted=predicted.roll(shift, 0), input_ids=batch.input_ids,
+                hidden=hidden, lengths=np.asarray(batch.text_lengths, dtype=np.int64),
+                mismatch=np.roll(np.arange(len(batch.captions)), 1), sample_ids=batch.sample_ids,
+            ).to(model.device)
+            for shift in (0, 1)
+        ]  # fmt: skip
+        yield batch, batch.video.to(model.device), plans[0], plans[1]
+
+
+def _pixels_alone(model: Any, video: Tensor, plan: SimVTPPlan) -> Tensor:
+    """[] pixel loss where the encoder sees visible tubelets and no caption."""
+    prediction = model.decoder(encode_clips(model, video, plan.visible), plan.visible, plan.predicted)
+    return masked_pixel_loss(
+        prediction, video, plan.predicted,
+        tubelet=model.config.tubelet, mean=IMAGENET_MEAN, std=IMAGENET_STD, normalize=model.config.target_normalization,
+    )  # fmt: skip
+
+
+def _words_alone(model: SimVTP, batch: VideoTextBatch, plan: SimVTPPlan) -> dict[str, Tensor]:
+    """[] word loss and accuracy where the encoder sees the masked caption and no clip."""
+    # the plan's pool begins with the visible tubelets, its texts with the masked captions
+    hidden = plan.gather[plan.word_rows] - plan.visible.numel()
+    offsets, count = batch.cu_seqlens.to(model.device), len(batch.input_ids)
+    _, positions = locate_rows(offsets, count)
+    x_ND = model.text_embeddings(plan.text_ids[:count], positions)
+    logits = model.word_head(model.encoder(x_ND, Packing(offsets, batch.max_text_length))[hidden])
+    found = (logits.argmax(-1) == plan.word_labels).float().mean()
+    return {"word_loss": cross_entropy(logits, plan.word_labels), "word_accuracy": 100 * found}

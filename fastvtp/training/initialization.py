@@ -1,0 +1,73 @@
+"""What a run starts from: tokenizer and weights of an earlier one, of a released checkpoint, or new ones."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from fastvtp.checkpoints.origins import recognise
+from fastvtp.checkpoints.reading import read_checkpoint
+from fastvtp.checkpoints.released import load_released
+from fastvtp.checkpoints.transfers import TRANSFERS
+from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.models.registry import architecture_of
+from fastvtp.training.config import TrainConfig
+from fastvtp.training.state import model_folder
+from fastvtp.training.tasks import Task, no_text
+
+logger = logging.getLogger(__name__)
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+
+
+def prepare_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) -> CaptionTokenizer:
+    """The tokenizer of the run's `checkpoint`, else the configured one, else that of the weights to start from, else
+    one trained on the task's texts."""
+    if not task.reads_text:
+        return no_text()
+    if checkpoint is not None:
+        return CaptionTokenizer.load(checkpoint)
+    if config.data.tokenizer is not None:
+        return CaptionTokenizer.load(config.data.tokenizer)
+    for source in (config.text_init, config.init):
+        folder = None if source is None else _weights_of(source)
+        if folder is not None and any((folder / name).is_file() for name in _TOKENIZER_FILES):
+            logger.info("tokenizer of %s", folder)
+            return CaptionTokenizer.load(folder)
+    tokenizer = CaptionTokenizer.train(task.texts, vocab_size=config.data.vocab_size)
+    logger.info("trained a tokenizer of %d entries on %d texts", tokenizer.vocab_size, len(task.texts))
+    return tokenizer
+
+
+def load_initial_weights(model: nn.Module, config: TrainConfig, task: Task) -> None:
+    """Load `config.init` and `config.text_init` into a fresh model, with one log line each for what became of it.
+
+    Random are what such a checkpoint cannot have and, where it is of the model's own architecture, the task's head.
+    Raises CheckpointError with one line for what does not fit.
+    """
+    for source, origin in ((config.init, None), (config.text_init, "bert")):
+        if source is None:
+            continue
+        checkpoint, architecture = read_checkpoint(_weights_of(source)), architecture_of(model)
+        before = recognise(checkpoint, origin).architecture
+        transfer = TRANSFERS.get((before, architecture))
+        parts = () if transfer is None else transfer.fresh
+        if before == architecture:
+            parts += task.fresh
+        fresh = [part for part in parts if getattr(model, part, None) is not None]
+        report = load_released(model, checkpoint, origin=origin, fresh=fresh)
+        for verb, names in (("loaded", report.loaded), ("left fresh", report.fresh), ("ignored", report.ignored)):
+            logger.info("init from %s: %d tensors %s%s", checkpoint.name, len(names), verb, _parts(names))
+        for change in report.resized:
+            logger.info("init from %s: cut %s", checkpoint.name, change)
+
+
+def _weights_of(source: str) -> Path:
+    return model_folder(source) if Path(source).is_dir() else Path(source)
+
+
+def _parts(names: Sequence[str]) -> str:
+    """The parts of a model that `names` belong to, behind a colon."""
+    parts = sorted({name.split(".")[0] for name in names})
+    return f": {', '.join(parts)}" if parts else ""
