@@ -27,6 +27,8 @@ _TEXT_HEADS = ("word_head.", "match_head.")
 # (architecture of the checkpoint, of the model)
 TRANSFERS: dict[tuple[str, str], Transfer] = {
     **{(name, name): Transfer() for name in ("simvtp", "videomae", "video_classifier", "dual_encoder", "video_qa")},
+    # the released SimVTP has neither projections nor a temperature to learn
+    ("simvtp", "simvtp"): Transfer(fresh=("contrast",)),
     ("videomae", "video_classifier"): Transfer(unused=("decoder.", "encoder.norm."), fresh=("norm", "head")),
     ("videomae", "simvtp"): Transfer(fresh=("text_embeddings", "word_head", "match_head", "contrast")),
     ("videomae", "dual_encoder"): Transfer(

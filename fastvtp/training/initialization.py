@@ -8,8 +8,7 @@ from torch import nn
 
 from fastvtp.checkpoints.origins import recognise
 from fastvtp.checkpoints.reading import read_checkpoint
-from fastvtp.checkpoints.released import load_released
-from fastvtp.checkpoints.transfers import TRANSFERS
+from fastvtp.checkpoints.released import absent_parts, load_released
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.models.registry import architecture_of
 from fastvtp.training.config import TrainConfig
@@ -49,13 +48,10 @@ def load_initial_weights(model: nn.Module, config: TrainConfig, task: Task) -> N
     for source, origin in ((config.init, None), (config.text_init, "bert")):
         if source is None:
             continue
-        checkpoint, architecture = read_checkpoint(_weights_of(source)), architecture_of(model)
-        before = recognise(checkpoint, origin).architecture
-        transfer = TRANSFERS.get((before, architecture))
-        parts = () if transfer is None else transfer.fresh
-        if before == architecture:
-            parts += task.fresh
-        fresh = [part for part in parts if getattr(model, part, None) is not None]
+        checkpoint = read_checkpoint(_weights_of(source))
+        fresh = absent_parts(model, checkpoint, origin=origin)
+        if recognise(checkpoint, origin).architecture == architecture_of(model):
+            fresh += task.fresh
         report = load_released(model, checkpoint, origin=origin, fresh=fresh)
         for verb, names in (("loaded", report.loaded), ("left fresh", report.fresh), ("ignored", report.ignored)):
             logger.info("init from %s: %d tensors %s%s", checkpoint.name, len(names), verb, _parts(names))

@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastvtp import runs
+from fastvtp import create_model, runs
+from fastvtp.checkpoints.native import write_model_folder
+from fastvtp.checkpoints.released import absent_parts
 from fastvtp.errors import UserError
 from fastvtp.training.config import ConfigError, TrainConfig, apply_overrides
 from fastvtp.training.loop import train
@@ -223,3 +225,18 @@ def test_test_data_are_checked_before_training(captioned_videos, tmp_path):
         with pytest.raises(UserError, match=message):
             runs.pretrain(config, progress_bar=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_released_simvtp_starts_the_recommended_preset(tmp_path):
+    """It has no projections to contrast with: those alone begin fresh, and our own runs keep theirs."""
+    small = {"width": 32, "depth": 1, "num_heads": 2, "decoder_width": 16, "decoder_num_heads": 2, "image_size": 32}
+    small |= {"vocab_size": 50, "mask_token_id": 4, "special_token_ids": (0, 1, 2, 3, 4), "video_mask_ratio": 0.5}
+    source = create_model("simvtp_tiny", preset="official", **small)
+    model = create_model("simvtp_tiny", preset="fastvtp", **small)
+    assert absent_parts(model, write(tmp_path / "official", source)) == ("contrast",)
+    assert absent_parts(model, write(tmp_path / "own", model)) == ()
+
+
+def write(folder, model):
+    write_model_folder(folder, model, "simvtp")
+    return folder
