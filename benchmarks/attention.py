@@ -95,20 +95,24 @@ def lengths_between(shortest: int, longest: int, count: int) -> tuple[int, ...]:
 
 
 def cases(options: Options, lengths: Sequence[int] | None = None) -> list[CaseFactory]:
-    """Cases of the given lengths; without any, those of the device and, on the CPU, of the acceptance."""
-    shapes = {}
+    """Cases of the given lengths; without any, those of the device and, on the CPU, of the acceptance.
+
+    Of most worth first, for a run may be stopped: equal lengths before ragged ones, training before inference.
+    """
+    shapes, ragged = {}, {}
     cpu = options.device.type == "cpu"
     if not lengths and cpu:
         shapes = {name: _accepted(*ends, smoke=options.smoke) for name, ends in ACCEPTED.items()}
     for length in lengths or (SMOKE_LENGTHS if options.smoke else CPU_LENGTHS if cpu else LENGTHS):
         shapes[f"{length} tokens each"] = (length,) * sequences_of(length, options)
         least, most = (length + text for text in TEXT_TOKENS)
-        ragged = lengths_between(least, most, sequences_of(most, options))
-        shapes[f"{length} video + {TEXT_TOKENS[0]}-{TEXT_TOKENS[1]} text tokens"] = ragged
+        name = f"{length} video + {TEXT_TOKENS[0]}-{TEXT_TOKENS[1]} text tokens"
+        ragged[name] = lengths_between(least, most, sequences_of(most, options))
     return [
         partial(attention_case, name, lengths, options, direction)
-        for name, lengths in shapes.items()
-        for direction in ("forward", "forward+backward")
+        for group in (shapes, ragged)
+        for direction in ("forward+backward", "forward")
+        for name, lengths in group.items()
     ]
 
 
@@ -163,21 +167,18 @@ class Rate(NamedTuple):
 
 
 def rates(record: Record) -> Iterator[Rate]:
-    """Every timed row, and after each pair of forward and forward+backward the difference."""
+    """Every timed row, and after forward+backward its difference to forward, where that was timed too."""
     ceilings = Ceilings(**record.environment["ceilings"])
 
     def rate(row: Row, direction: str, seconds: float, num_bytes: int, flops: int) -> Rate:
         return Rate(row, direction, seconds, num_bytes, flops, ceilings.floor_s(num_bytes, flops) / seconds)
 
-    forward: dict[tuple[str, str], Row] = {}
-    for row in record.rows:
-        if row.median_s is None:
-            continue
+    timed = [row for row in record.rows if row.median_s is not None]
+    forward = {(row.case, row.variant): row for row in timed if row.direction == "forward"}
+    for row in timed:
+        assert row.median_s is not None
         yield rate(row, row.direction, row.median_s, row.model_bytes, row.model_flops)
-        if row.direction == "forward":
-            forward[row.case, row.variant] = row
-            continue
-        first = forward.get((row.case, row.variant))
+        first = None if row.direction == "forward" else forward.get((row.case, row.variant))
         # Noise can make the whole shorter than its part.
         if first is not None and first.median_s is not None and row.median_s > first.median_s:
             num_bytes, flops = row.model_bytes - first.model_bytes, row.model_flops - first.model_flops

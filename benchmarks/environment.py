@@ -1,6 +1,7 @@
 """Where and with what a benchmark ran: the record that goes beside its rows."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -14,11 +15,20 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "triton", "numpy", "transformers")
+# What decides what is measured. Results are written among the benchmarks, and are no change to them.
+SOURCES = ("kernels", "fastvtp", "benchmarks")
+NO_SOURCES = ":(exclude)benchmarks/results"
+# Names the commit of a copy without a repository.
+COMMIT_VARIABLE = "FASTVTP_COMMIT"
 GPU_FIELDS = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit", "temperature.gpu")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Device, versions, commit and UTC date; whatever cannot be found out is None."""
+    """Device, versions, commit and UTC date; whatever cannot be found out is None.
+
+    commit: as git knows it, else as $FASTVTP_COMMIT says. dirty: are there sources that the commit does not hold?
+    None if git does not know. sources: a digest of them, which tells two copies apart without git.
+    """
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": device_name(device),
@@ -31,8 +41,9 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if (changes := _git("status", "--porcelain", "--untracked-files=no")) is None else bool(changes),
+        "commit": _git("rev-parse", "HEAD") or os.environ.get(COMMIT_VARIABLE),
+        "dirty": _dirty(),
+        "sources": source_digest(ROOT),
     }
 
 
@@ -57,7 +68,22 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    return _output("git", "-C", str(ROOT), *arguments)
+    # A copy may belong to another user, which git otherwise refuses.
+    return _output("git", "-c", "safe.directory=*", "-C", str(ROOT), *arguments)
+
+
+def _dirty() -> bool | None:
+    """Do the sources, files that git does not know among them, differ from the commit?"""
+    changes = _git("status", "--porcelain", "--untracked-files=all", "--", *SOURCES, NO_SOURCES)
+    return None if changes is None else bool(changes)
+
+
+def source_digest(root: Path) -> str:
+    """The first 12 digits of SHA-256 over names and contents of the Python sources."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in SOURCES for path in (root / folder).rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def _gpu(device: torch.device) -> dict[str, str] | None:
@@ -79,12 +105,15 @@ def _output(program: str, *arguments: str) -> str | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the environment and the ceilings that every floor refers to."""
-    from .harness import command_line, given_options, measured_environment
+    from .harness import command_line, given_options
     from .record import write_json
-    from .timing import timer_for
+    from .running import measured_environment, options_timer
 
     given = command_line(main.__doc__).parse_args(arguments)
-    found, ceilings = measured_environment(given_options(given), timer_for(given.device))
+    options = given_options(given)
+    if given.json:
+        write_json(given.json, [], {**environment(given.device), "smoke": given.smoke})
+    found, ceilings = measured_environment(options, options_timer(options))
     if given.json:
         write_json(given.json, [], found)
     print(f"{found['device']}: copy {ceilings.bytes_per_s / 1e12:.3f} TB/s, {ceilings.flops_per_s / 1e12:.1f} TFLOP/s")

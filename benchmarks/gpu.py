@@ -2,75 +2,76 @@
 
 Each part runs in a process of its own, within a slice of the time that is left, and writes its JSON as it goes: a part
 that fails, hangs or runs out of time loses only what it has not measured yet. The kernel tests come first, because no
-speed is reported for an op whose tests failed in this run.
+speed is reported for an op whose tests failed, or did not run, in this run. What torch.compile takes long for comes
+last, in parts of its own (..._compiled), each beside its baseline.
 
 Works from a bare checkout (PYTHONPATH=.:kernels) with torch, triton and numpy; whatever else is missing is recorded.
 """
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import torch
 
-from . import report_tables
-from .device_tests import FAMILIES
 from .environment import ROOT, device_name, environment
+from .gpu_results import Outcome, distrusted, pack, summary, withhold, write_outcomes
 from .record import write_json_rows
-from .report_results import device_slug, load
+from .report_results import device_slug
 
 BUDGET_S, SMOKE_BUDGET_S = 520.0, 170.0
-# Between asking a part to stop and killing it.
-GRACE_S = 5.0
-# What the names of our variants contain; pyav and dali are the loader's two decoders.
-OURS = ("reference", "triton", "fastvtp", "pyav", "dali")
+# Between asking a part to stop and killing it; and what the tests keep for their counts.
+GRACE_S, TESTS_MARGIN_S = 5.0, 10.0
+SMOKE_SHARE = 60.0
+COMPILED = "_compiled"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A module of this package that takes --json and --smoke; `share`: of the time, in parts of the whole."""
+    """A module of this package that takes --json and --smoke.
+
+    share: of the time, in parts of the whole. arguments: sizes, in whose place a smoke run takes `smoke`. selection: of
+    variants, in a smoke run too.
+    """
 
     name: str
     share: float
     arguments: tuple[str, ...] = ()
+    selection: tuple[str, ...] = ()
+    smoke: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:
-        return {"tests": "device_tests", "ceilings": "environment"}.get(self.name, self.name)
+        return {"tests": "device_tests", "ceilings": "environment"}.get(self.name, self.name.removesuffix(COMPILED))
 
 
 # In order of worth.
 PARTS = (
-    Part("ceilings", 20),
-    Part("tests", 170),
-    Part("attention", 80, ("--lengths", "168", "16", "1568", "400", "--seconds", "0.5", "--without", "compiled")),
-    Part("train_step", 90, ("--seconds", "3")),
+    Part("ceilings", 15),
+    Part("tests", 165),
+    Part("train_step", 75, ("--seconds", "3"), ("--without", "compiled")),
+    Part("attention", 75, ("--lengths", "168", "16", "1568", "400", "--seconds", "0.5"),
+         ("--without", "compiled", "flex")),
     Part("tubelets", 35, ("--seconds", "1")),
     Part("pixel_loss", 25, ("--seconds", "1")),
-    Part("contrastive", 45, ("--batches", "32768", "4096", "--seconds", "1", "--without", "compiled")),
+    Part("contrastive", 35, ("--batches", "32768", "4096", "--seconds", "1"), ("--without", "compiled")),
     Part("token_assembly", 20, ("--seconds", "0.5")),
-    Part("masking", 15, ("--seconds", "0.5")),
-    Part("data_loading", 30),
-)
-
-
-@dataclass
-class Outcome:
-    """How a part ended: "done", "out of time", or "failed" with the last line that it printed."""
-
-    part: str
-    status: str
-    seconds: float
-    note: str = ""
+    Part("masking", 12, ("--seconds", "0.5")),
+    Part("data_loading", 40),
+    Part("train_step_compiled", 70, ("--case", "base", "--seconds", "2"), ("--with", "compiled", "fastvtp, graph"),
+         ("--case", "videomae_base")),
+    Part("contrastive_compiled", 30, ("--batches", "32768", "--seconds", "0.5"), ("--with", "compiled")),
+    Part("attention_compiled", 25, ("--lengths", "168", "--seconds", "0.5"), ("--with", "compiled", "flex"),
+         ("--lengths", "4")),
+)  # fmt: skip
 
 
 def run_part(part: Part, out: Path, limit: float, smoke: bool) -> Outcome:
@@ -78,13 +79,17 @@ def run_part(part: Part, out: Path, limit: float, smoke: bool) -> Outcome:
     path, log = out / f"{part.name}.json", out / "logs" / f"{part.name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", f"benchmarks.{part.module}", "--json", str(path)]
-    command += ["--smoke"] if smoke else part.arguments
+    command += [*(["--smoke", *part.smoke] if smoke else part.arguments), *part.selection]
+    if part.name == "tests":
+        command += ["--seconds", str(max(1.0, limit - TESTS_MARGIN_S))]
     search_path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # A smoke run is the CPU's also where there is a GPU, which the interpreter would not use.
+    more = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if smoke else {}
     started = time.monotonic()
     with log.open("wb") as stream:
         process = subprocess.Popen(
             command, stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": search_path, **({"TRITON_INTERPRET": "1"} if smoke else {})},
+            env={**os.environ, "PYTHONPATH": search_path, **more},
         )  # fmt: skip
         try:
             code = process.wait(limit)
@@ -111,90 +116,79 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait(patience)
 
 
-def distrusted(out: Path) -> dict[str, str]:
-    """Op -> why it gets no speed, from the counts of the kernel tests."""
-    rows = _rows(out / "tests.json")
-    failed = {row["op"]: row["failed"] for row in rows if row["failed"]}
-    reasons = {}
-    for family, ops in FAMILIES.items():
-        if count := failed.get(family, 0) + failed.get("common", 0):
-            reasons |= dict.fromkeys(ops, f"no speed: {count} of its tests failed in this run")
-    if failed:
-        reasons["train_step"] = f"no speed: tests of {', '.join(sorted(failed))} failed in this run"
-    return reasons
-
-
-def withhold(path: Path, reasons: dict[str, str]) -> None:
-    """Take the times of our variants of such ops out of a part's file."""
-    if not path.exists():
-        return
-    content = json.loads(path.read_text())
-    for row in content["rows"]:
-        ours = any(word in row.get("variant", "") for word in OURS)
-        if ours and row["op"] in reasons and row["median_s"] is not None:
-            row.update(dict.fromkeys(("median_s", "p20_s", "p80_s", "wall_s", "fraction_of_floor", "speedup")))
-            row["note"] = reasons[row["op"]]
-    path.write_text(json.dumps(content, indent=1, allow_nan=False))
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text())["rows"] if path.exists() else []
-
-
-def summary(folder: Path, outcomes: Sequence[Outcome]) -> str:
-    """How the parts ended, the tests' counts, and of each op one case beside its best peer."""
-    lines = [f"{outcome.part:15} {outcome.status:12} {outcome.seconds:6.0f} s  {outcome.note}" for outcome in outcomes]
-    for row in _rows(folder / "tests.json"):
-        lines.append(
-            f"tests of {row['op']:15} {row['passed']} passed, {row['failed']} failed, {row['skipped']} skipped"
-            f"{'' if row['finished'] else ', not finished'}"
-        )
-    devices = [device for device in load(folder.parent) if device.slug == folder.name]
-    return "\n".join([*lines, "", *report_tables.summary(devices)])
-
-
-def run_parts(parts: Sequence[Part], out: Path, budget: float, smoke: bool) -> list[Outcome]:
-    """One after the other; what a part leaves of its slice is the others'."""
-    out.mkdir(parents=True, exist_ok=True)
-    about = environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    end, outcomes = time.monotonic() + budget, []
+def run_parts(parts: Sequence[Part], out: Path, budget: float, smoke: bool) -> Iterator[Outcome]:
+    """One after the other; what a part leaves of its slice is the others'. Without the tests nothing is withheld."""
+    about = {**environment(_device(smoke)), "smoke": smoke}
+    end, outcomes, tested = time.monotonic() + budget, [], False
     for number, part in enumerate(parts):
-        (out / f"{part.name}.json").unlink(missing_ok=True)
+        # In place of an earlier run's, and there even if the part ends before it can write anything.
+        write_json_rows(out / f"{part.name}.json", [], about)
         left = end - time.monotonic()
-        limit = left * part.share / sum(other.share for other in parts[number:])
+        limit = max(0.0, left * _share(part, smoke) / sum(_share(other, smoke) for other in parts[number:]))
         print(f"{part.name}: up to {limit:.0f} s", file=sys.stderr, flush=True)
         outcomes.append(run_part(part, out, limit, smoke))
-        withhold(out / f"{part.name}.json", distrusted(out))
-        so_far = [{"op": outcome.part, **asdict(outcome)} for outcome in outcomes]
-        write_json_rows(out / "parts.json", so_far, {**about, "smoke": smoke})
+        tested = tested or part.name == "tests"
+        if tested:
+            withhold(out / f"{part.name}.json", distrusted(out))
+        write_outcomes(out / "parts.json", outcomes, [known.name for known in PARTS], about)
+        yield outcomes[-1]
+
+
+def _share(part: Part, smoke: bool) -> float:
+    """In a smoke run parts take about as long as each other."""
+    return max(part.share, SMOKE_SHARE) if smoke else part.share
+
+
+def _device(smoke: bool) -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() and not smoke else "cpu")
+
+
+def run(parts: Sequence[Part], folder: Path, budget: float, smoke: bool) -> list[Outcome]:
+    """The parts with their summary and archive, renewed after each part: whatever ends the run, they are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    outcomes: list[Outcome] = []
+    for outcome in run_parts(parts, folder, budget, smoke):
+        outcomes.append(outcome)
+        (folder / "summary.txt").write_text(summary(folder, outcomes) + "\n")
+        pack(folder)
     return outcomes
+
+
+def _interrupted(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="the JSON goes to DIR/<device>/: benchmarks/results to keep it"
-    )
+        "--out", type=Path, metavar="DIR",
+        help="the JSON goes to DIR/<device>/, and in one file to DIR/<device>.tar.gz; benchmarks/results to keep it",
+    )  # fmt: skip
     parser.add_argument("--only", nargs="+", metavar="PART", choices=[part.name for part in PARTS])
     parser.add_argument("--list", action="store_true", help="name the parts and their slices, run nothing")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help=f"default {BUDGET_S:.0f}")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, on the CPU too: does every line run?")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, always on the CPU: does every line run?")
     given = parser.parse_args(arguments)
     parts = [part for part in PARTS if not given.only or part.name in given.only]
     budget = given.budget or (SMOKE_BUDGET_S if given.smoke else BUDGET_S)
     if given.list:
         whole = sum(part.share for part in parts)
-        print("\n".join(f"{part.name:15} {budget * part.share / whole:4.0f} s" for part in parts))
+        print("\n".join(f"{part.name:20} {budget * part.share / whole:4.0f} s" for part in parts))
         return 0
     if given.out is None:
         parser.error("--out DIR is needed: where shall the JSON go?")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(given.smoke)
     folder = given.out / device_slug(device_name(device), device.type)
-    outcomes = run_parts(parts, folder, budget, given.smoke)
-    text = summary(folder, outcomes)
-    (folder / "summary.txt").write_text(text + "\n")
-    print(text)
-    return int(any(outcome.status == "failed" for outcome in outcomes))
+    signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        outcomes = run(parts, folder, budget, given.smoke)
+    except KeyboardInterrupt:
+        folder.mkdir(parents=True, exist_ok=True)
+        parser.exit(130, f"interrupted; what was measured is in {pack(folder)}\n")
+    print((folder / "summary.txt").read_text())
+    # In a smoke run nothing may be left out: every line is to run.
+    bad = ("failed", "out of time") if given.smoke else ("failed",)
+    return int(any(outcome.status in bad for outcome in outcomes))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastvtp.models.simvtp import SimVTPConfig
+from fastvtp.models.videomae import VideoMAEConfig
 
 # fastvtp's name -> transformers'. Query, key and value stand in one matrix here, in three there.
 _BLOCK = (
@@ -26,22 +26,22 @@ _NAMES = (
 )
 
 
-def hf_videomae(config: SimVTPConfig, state: Mapping[str, Tensor]) -> nn.Module:
-    """The model with SDPA and the weights of a fastvtp state dict, whose other modules are left out.
+def hf_videomae(config: VideoMAEConfig, state: Mapping[str, Tensor], attention: str) -> nn.Module:
+    """The model with `attention` "sdpa" or "eager" and the weights of a fastvtp VideoMAE.
 
     Raises ImportError without transformers, RuntimeError where names or shapes do not fit.
     """
-    from transformers import VideoMAEConfig, VideoMAEForPreTraining  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
 
-    model = VideoMAEForPreTraining(
-        VideoMAEConfig(
+    model = transformers.VideoMAEForPreTraining(
+        transformers.VideoMAEConfig(
             image_size=config.image_size, patch_size=config.tubelet[1], num_frames=config.num_frames,
             tubelet_size=config.tubelet[0], hidden_size=config.width, num_hidden_layers=config.depth,
             num_attention_heads=config.num_heads, intermediate_size=int(config.width * config.mlp_ratio),
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, layer_norm_eps=1e-6, use_mean_pooling=False,
             decoder_num_attention_heads=config.decoder_num_heads, decoder_hidden_size=config.decoder_width,
             decoder_num_hidden_layers=config.decoder_depth,
-            decoder_intermediate_size=int(config.decoder_width * config.mlp_ratio), attn_implementation="sdpa",
+            decoder_intermediate_size=int(config.decoder_width * config.mlp_ratio), attn_implementation=attention,
         )
     )  # fmt: skip
     model.load_state_dict(hf_state(state, model.state_dict()))
@@ -52,8 +52,6 @@ def hf_state(state: Mapping[str, Tensor], expected: Mapping[str, Any]) -> dict[s
     """The entries of `state` under the names, and in the shapes, of `expected`."""
     found: dict[str, Tensor] = {}
     for name, value in state.items():
-        if not name.startswith(("video_embeddings.", "encoder.", "decoder.")):
-            continue
         for pattern, replacement in (*_NAMES, *_BLOCK):
             name = re.sub(rf"(?:^|(?<=\.)){pattern}", replacement, name)
         block, _, of_attention = name.partition("attn.")
@@ -62,8 +60,10 @@ def hf_state(state: Mapping[str, Tensor], expected: Mapping[str, Any]) -> dict[s
             parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
             found |= {f"{attention}{part}.weight": rows for part, rows in parts}
         elif of_attention == "q_bias":
-            # transformers has a key bias, which changes nothing (models/layers.py says why).
-            found |= {f"{attention}query.bias": value, f"{attention}key.bias": torch.zeros_like(value)}
+            found[f"{attention}query.bias"] = value
+            if f"{attention}key.bias" in expected:
+                # Some releases of transformers have one, which changes nothing (models/layers.py says why).
+                found[f"{attention}key.bias"] = torch.zeros_like(value)
         elif of_attention == "v_bias":
             found[f"{attention}value.bias"] = value
         else:

@@ -1,8 +1,9 @@
 """VideoMAE and SimVTP in plain PyTorch, arranged as the released code is: peers of the training-step benchmark.
 
 Every token of the clip is embedded before nine of ten are dropped, captions are padded, attention is over padded rows,
-and SimVTP runs its encoder five times a step: joint, video, text, and matched and mismatched pairs together. Modules
-carry the names of fastvtp's, so that one state dict fits both and both must give the same loss.
+and SimVTP encodes five times a step: joint, video, text, and then matched and mismatched pairs, the last two as one
+batch, as released. Modules carry the names of fastvtp's, so that one state dict fits both and both must give the same
+loss.
 
 Shape legend: B clips, L tokens of a (padded) sequence, D width, Kv / Km visible / masked tubelets, P values of one.
 """
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from fastvtp.models.bert import TextEmbeddings
 from fastvtp.models.layers import Mlp
-from fastvtp.models.simvtp import SimVTPConfig
+from fastvtp.models.simvtp_config import SimVTPConfig
+from fastvtp.models.videomae import VideoMAEConfig
 
 from .workload import engine_loss
 
@@ -70,7 +72,7 @@ class PlainVideoEmbeddings(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, config: SimVTPConfig):
+    def __init__(self, config: VideoMAEConfig):
         super().__init__()
         self.tubelet, tokens = config.tubelet, config.grid[0] * config.grid[1] * config.grid[2]
         self.weight = nn.Parameter(torch.empty(config.width, 3, *config.tubelet))
@@ -87,7 +89,7 @@ class PlainVideoEmbeddings(nn.Module):
 class PlainVideoDecoder(nn.Module):
     positions: Tensor
 
-    def __init__(self, config: SimVTPConfig, kernel: str):
+    def __init__(self, config: VideoMAEConfig, kernel: str):
         super().__init__()
         width, tokens = config.decoder_width, config.grid[0] * config.grid[1] * config.grid[2]
         self.project = nn.Linear(config.width, width, bias=False)
@@ -113,16 +115,16 @@ class PlainVideoDecoder(nn.Module):
 class PlainVideoMAE(nn.Module):
     """forward(clip, hidden): the pixel loss []."""
 
-    def __init__(self, config: SimVTPConfig, kernel: str = "manual"):
+    def __init__(self, config: VideoMAEConfig, kernel: str = "manual"):
         super().__init__()
-        self.config = config
+        self.tubelet = config.tubelet
         self.video_embeddings = PlainVideoEmbeddings(config)
         self.encoder = PlainTransformer(config.width, config.depth, config.num_heads, config.mlp_ratio, kernel)
         self.decoder = PlainVideoDecoder(config, kernel)
 
     def forward(self, clip: Tensor, hidden: Tensor) -> Tensor:
         visible = self.encoder(self.video_embeddings(clip, hidden))
-        return engine_loss(self.decoder(visible, hidden), clip, hidden, self.config.tubelet)
+        return engine_loss(self.decoder(visible, hidden), clip, hidden, self.tubelet)
 
 
 class PlainSimVTP(PlainVideoMAE):
@@ -130,9 +132,8 @@ class PlainSimVTP(PlainVideoMAE):
 
     def __init__(self, config: SimVTPConfig, kernel: str = "manual"):
         super().__init__(config, kernel)
-        self.text_embeddings = TextEmbeddings(
-            config.vocab_size, config.width, config.max_text_length, config.text_dropout, config.pad_token_id
-        )
+        self.pad_token_id, self.temperature = config.pad_token_id, config.temperature
+        self.text_embeddings = TextEmbeddings(config, config.width)
         self.word_head = nn.Linear(config.width, config.vocab_size)
         self.match_head = nn.Linear(config.width, 2)
 
@@ -142,26 +143,25 @@ class PlainSimVTP(PlainVideoMAE):
         video = self.video_embeddings(clip, hidden)
         text = self.text_embeddings(ids.flatten(), torch.arange(ids.shape[1], device=ids.device).repeat(len(ids)))
         text = text.view(*ids.shape, -1)
-        real = ids != self.config.pad_token_id
+        real = ids != self.pad_token_id
         shown = torch.ones(video.shape[:2], dtype=torch.bool, device=ids.device)
         joint_mask = additive(torch.cat([shown, real], dim=1), video.dtype)
         joint = self.encoder(torch.cat([video, text], dim=1), joint_mask)
         num_visible = video.shape[1]
 
-        pixels = engine_loss(self.decoder(joint[:, :num_visible], hidden), clip, hidden, self.config.tubelet)
+        pixels = engine_loss(self.decoder(joint[:, :num_visible], hidden), clip, hidden, self.tubelet)
         word_logits = self.word_head(joint[:, num_visible:])
         words = F.cross_entropy(word_logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
 
-        everything = torch.cat([shown, real], dim=1)
-        video_feature = self.encoder(video).float().mean(dim=1)
-        text_feature = mean_of(self.encoder(text, additive(real, text.dtype)), real)
+        video_feature = mean_of(self.encoder(video))
+        text_feature = mean_of(self.encoder(text, additive(real, text.dtype)))
         pairs = torch.cat([torch.cat([video, text], dim=1), torch.cat([video[other], text], dim=1)])
         paired = self.encoder(pairs, joint_mask.repeat(2, 1, 1, 1))
         with torch.autocast(clip.device.type, enabled=False):
-            logits = F.normalize(text_feature, dim=-1) @ F.normalize(video_feature, dim=-1).T / self.config.temperature
+            logits = F.normalize(text_feature, dim=-1) @ F.normalize(video_feature, dim=-1).T / self.temperature
             index = torch.arange(len(clip), device=clip.device)
             contrast = F.cross_entropy(logits, index) + F.cross_entropy(logits.T, index)
-            match_logits = self.match_head(mean_of(paired, everything.repeat(2, 1)))
+            match_logits = self.match_head(mean_of(paired))
             matched = torch.arange(2 * len(clip), device=clip.device) < len(clip)
             matching = F.cross_entropy(match_logits, matched.long())
         return pixels + words + contrast + matching
@@ -172,8 +172,6 @@ def additive(keys: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(keys.shape, dtype=dtype, device=keys.device).masked_fill(~keys, -1e4)[:, None, None, :]
 
 
-def mean_of(x_BLD: Tensor, real: Tensor) -> Tensor:
-    """Mean over the tokens that are not padding, float32 [B, D]. (The released code counts padding in; fastvtp's packed
-    rows have none, and both sides must compute the same loss.)"""
-    weight = real[..., None].float()
-    return (x_BLD.float() * weight).sum(dim=1) / weight.sum(dim=1)
+def mean_of(x_BLD: Tensor) -> Tensor:
+    """Mean over all tokens, float32 [B, D]; padding counts, as in the released code."""
+    return x_BLD.float().mean(dim=1)

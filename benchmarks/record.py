@@ -11,6 +11,8 @@ from fastvtp.files import write_atomically
 SCHEMA = 1
 COLUMNS = ("op", "case", "direction", "variant", "ms", "p20-p80", "wall ms", "peak MB", "speedup", "of floor", "note")
 Direction = Literal["forward", "forward+backward", "step"]
+# Notes of variants that could have run: one that an option left out (after "missing: "), one whose turn did not come.
+LEFT_OUT, NOT_REACHED = "left out", "not reached: the run was stopped first"
 
 
 @dataclass
@@ -18,8 +20,9 @@ class Row:
     """One variant of one case. Times in seconds per call, None where nothing was timed; `note` then says why.
 
     On CUDA median, p20 and p80 are device time and `wall_s` includes the host; on the CPU `wall_s` is the mean.
-    peak_bytes: above what the inputs hold. error: of the output, relative to the truth. fraction_of_floor: 1 is the
-    floor itself, `floor_s` / `median_s`. speedup: over the variant `baseline` of the same case.
+    peak_bytes: above what is held before the call (inputs; a model's weights and its optimizer's state). error: of the
+    output, relative to the truth. fraction_of_floor: 1 is the floor itself, `floor_s` / `median_s`. speedup: over the
+    variant `baseline` of the same case.
     """
 
     op: str
@@ -46,11 +49,12 @@ class Row:
 
 @dataclass
 class Record:
-    """The rows of a run, its environment, and the names of all variants its cases offered."""
+    """The rows of a run, its environment, the names of all variants its cases offered, and why it was cut short."""
 
     environment: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     offered: set[str] = field(default_factory=set)
+    stopped: str = ""
 
 
 def write_json(path: Path, rows: Sequence[Row], environment: dict[str, Any]) -> None:

@@ -2,19 +2,20 @@
 
 Ours is what a call gets without asking: the Triton kernels on CUDA, the reference on the CPU; of a training step, the
 fastest variant whose name starts with "fastvtp". Every other right variant is a peer, our own reference on CUDA too.
+Variants that a part left to another one, <part>_compiled, are taken from there.
 """
 
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fastvtp.errors import UserError
 
-from .record import SCHEMA, Row
+from .record import LEFT_OUT, NOT_REACHED, SCHEMA, Row
 
 # A benchmark file, and the ops that a full report has lines for, measured or not.
 OPS = {
@@ -27,6 +28,8 @@ OPS = {
     "train_step": ("train_step",),
 }
 PARTS = (*OPS, "data_loading", "tests", "ceilings", "environment")
+# A part of its own for the variants that compile, which come last in a run: its rows belong to the part before.
+COMPILED = "_compiled"
 OURS = "fastvtp"
 
 
@@ -68,6 +71,12 @@ class Case:
             if row is not self.ours and row.median_s is not None and not row.variant.startswith(OURS)
         ]  # fmt: skip
         return min(peers, key=lambda row: row.median_s or 0.0, default=None)
+
+    @property
+    def untimed_peers(self) -> int:
+        """How many could have run but did not: left out, or the run was stopped first. The best may be among them."""
+        notes = (row.note for row in self.rows if row is not self.ours and not row.variant.startswith(OURS))
+        return sum(note.startswith((f"missing: {LEFT_OUT}", NOT_REACHED)) for note in notes)
 
     @cached_property
     def ratio(self) -> float | None:
@@ -123,25 +132,39 @@ class Device:
 
     @cached_property
     def failed(self) -> set[str]:
-        """What has failed tests: an op or a whole part."""
+        """What has failed tests: an op or a whole part. A training step uses them all."""
         tests = (entry for part in self.parts if part.name == "tests" for entry in part.others)
-        return {entry["op"] for entry in tests if entry.get("failed")}
+        failed = {entry["op"] for entry in tests if entry.get("failed")}
+        return failed | {"train_step"} if failed else failed
 
     def cases(self, part: Part) -> list[Case]:
         """In the order of the file."""
         found: dict[tuple[str, ...], list[Row]] = {}
         for row in part.rows:
             found.setdefault((row.op, row.case, row.direction, row.dtype), []).append(row)
-        return [
-            Case(tuple(rows), part.environment, bool(self.failed & {part.name, rows[0].op})) for rows in found.values()
-        ]
+        name = part.name.removesuffix(COMPILED)
+        return [Case(tuple(rows), part.environment, bool(self.failed & {name, rows[0].op})) for rows in found.values()]
 
     def by_op(self) -> dict[str, list[Case]]:
-        found: dict[str, list[Case]] = {}
+        found: dict[str, dict[tuple[Any, ...], Case]] = {}
         for part in self.parts:
             for case in self.cases(part):
-                found.setdefault(case.first.op, []).append(case)
-        return found
+                row = case.first
+                about = case.environment
+                key = row.case, row.direction, row.dtype, about.get("commit"), about.get("sources")
+                cases = found.setdefault(row.op, {})
+                cases[key] = _joined(cases[key], case, part.name) if key in cases else case
+        return {op: list(cases.values()) for op, cases in found.items()}
+
+
+def _joined(case: Case, more: Case, part: str) -> Case:
+    """The case with what it has no time for taken from another part of the same run."""
+    rows = {row.variant: row for row in case.rows}
+    for row in more.rows:
+        if row.variant not in rows or (rows[row.variant].median_s is None and row.median_s is not None):
+            note = "; ".join(filter(None, [row.note, f"timed in {part}" if row.median_s is not None else ""]))
+            rows[row.variant] = replace(row, note=note)
+    return replace(case, rows=tuple(rows.values()), tests_failed=case.tests_failed or more.tests_failed)
 
 
 def load(folder: Path) -> list[Device]:
@@ -150,15 +173,18 @@ def load(folder: Path) -> list[Device]:
     Raises:
         UserError: a file is not what `record.write_json` writes; it is named.
     """
-    devices = []
-    for place in sorted(path for path in folder.glob("*") if path.is_dir()):
-        files = sorted(place.glob("*.json"), key=lambda path: (_rank(path.stem), path.stem))
-        if files:
-            devices.append(Device(place.name, tuple(_part(path) for path in files)))
-    return sorted(devices, key=lambda device: not device.on_gpu)
+    devices = [load_device(place) for place in sorted(path for path in folder.glob("*") if path.is_dir())]
+    return sorted((device for device in devices if device.parts), key=lambda device: not device.on_gpu)
+
+
+def load_device(place: Path) -> Device:
+    """The results of one device's folder; raises as `load` does."""
+    files = sorted(place.glob("*.json"), key=lambda path: (_rank(path.stem), path.stem))
+    return Device(place.name, tuple(_part(path) for path in files))
 
 
 def _rank(part: str) -> int:
+    part = part.removesuffix(COMPILED)
     return PARTS.index(part) if part in PARTS else len(PARTS)
 
 

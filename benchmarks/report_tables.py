@@ -15,6 +15,8 @@ HEADLINES = {
 # A folded table spares the reader of a long page; a short one may stand open.
 MOST_OPEN_CASES = 4
 NOTE_LENGTH = 120
+# Said beneath an op's table.
+REMARKS = {"train_step": "Peak MB: activations and gradients; without weights and optimizer state, the same for all."}
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -66,6 +68,21 @@ def rate(case: Case, row: Row | None) -> str:
     return per_second(case.work / row.median_s, "B/s" if case.bound_by_bytes else "FLOP/s")
 
 
+def peer_of(case: Case) -> str:
+    """The best peer with its time, and how many peers were not timed though they could have been."""
+    peer = case.best_peer
+    if peer is None or case.tests_failed:
+        return ""
+    untimed = f" ({case.untimed_peers} not timed)" if case.untimed_peers else ""
+    return f"{peer.variant}: {seconds(peer.median_s)}{untimed}"
+
+
+def changes(environment: dict[str, Any]) -> str:
+    """What must be said with the commit: its sources were not all that ran, or nobody knows."""
+    dirty = environment.get("dirty")
+    return ", changes unknown" if dirty is None else " and changes" if dirty else ""
+
+
 def time_of(case: Case, row: Row | None) -> str:
     """A time, or in a word why there is none."""
     if case.tests_failed:
@@ -105,12 +122,14 @@ def _summary_lines(devices: Sequence[Device]) -> Iterator[tuple[str, ...]]:
 
 
 def _summary_line(case: Case) -> tuple[str, ...]:
-    row, peer, fine = case.first, case.best_peer, not case.tests_failed
+    row, fine = case.first, not case.tests_failed
     on = case.environment["device"] if case.on_gpu else f"CPU: {case.environment['device']}"
+    dirty = ", with uncommitted changes" if case.environment.get("dirty") else ""
     return (
         f"`{row.op}`", f"{row.case}, {row.direction}, {row.dtype}", time_of(case, case.ours),
-        f"{peer.variant}: {seconds(peer.median_s)}" if peer and fine else "", ratio(case, case.ratio) if fine else "",
-        percent(case.ours.fraction_of_floor) if case.ours and fine else "", f"{on}, {case.environment['date'][:10]}",
+        peer_of(case), ratio(case, case.ratio) if fine else "",
+        percent(case.ours.fraction_of_floor) if case.ours and fine else "",
+        f"{on}, {case.environment['date'][:10]}{dirty}",
     )  # fmt: skip
 
 
@@ -137,11 +156,13 @@ def overview(cases: Sequence[Case]) -> Iterator[str]:
         shown = None if case.tests_failed else ours
         lines.append((
             row.case, row.direction, row.dtype, time_of(case, ours),
-            f"{peer.variant}: {seconds(peer.median_s)}" if peer else "", ratio(case, case.ratio) if peer else "",
+            peer_of(case), ratio(case, case.ratio) if peer else "",
             percent(shown.fraction_of_floor) if shown else "", rate(case, shown),
             megabytes(shown.peak_bytes) if shown else "", megabytes(peer.peak_bytes) if peer else "",
         ))  # fmt: skip
     yield from table(head, lines)
+    if remark := REMARKS.get(cases[0].first.op):
+        yield f"\n{remark}"
 
 
 def variants(cases: Sequence[Case]) -> Iterator[str]:
@@ -183,7 +204,8 @@ def _provenance(part: Part) -> tuple[str, ...]:
     environment = part.environment
     packages, gpu = environment.get("packages") or {}, environment.get("gpu") or {}
     ceilings = environment.get("ceilings") or {}
-    commit = (environment.get("commit") or "unknown")[:10] + (" and changes" if environment.get("dirty") else "")
+    commit = (environment.get("commit") or f"sources {environment.get('sources', 'unknown')}")[:20]
+    commit = (commit if commit.startswith("sources") else commit[:10]) + changes(environment)
     copy, matmul = (ceilings.get(key) for key in ("bytes_per_s", "flops_per_s"))
     return (
         part.name, environment["date"], commit, packages.get("torch") or "", packages.get("triton") or "",

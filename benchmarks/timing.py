@@ -1,39 +1,57 @@
-"""How time, peak memory and the machine's ceilings are measured.
+"""How time and the machine's ceilings are measured.
 
 Variants are interleaved call by call (A B C A B C ...), so that clocks, heat and neighbours hit all of them alike.
 """
 
 import gc
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch._C._profiler import _EventType
 
 Function = Callable[[], object]
 
-MIN_ROUNDS = 5
+MIN_ROUNDS, SMOKE_ROUNDS = 5, 2
 MAX_ROUNDS = 1000
 # Calls that are timed back to back for the wall time take about this long.
 WALL_SECONDS = 0.1
-# The device sleeps for this multiple of the time the host needs to queue a call, and a little more.
-BACKLOG, BACKLOG_MARGIN_S = 2.0, 100e-6
+# The device sleeps for this multiple of the time the host needs to queue a call, and a little more. In the longest of
+# sleeps the host fills the device's queue (about a thousand launches): a longer one would not let it queue more.
+BACKLOG, BACKLOG_MARGIN_S, MOST_BACKLOG_S = 2.0, 100e-6, 0.1
+# A device that idled runs slowly for some time.
+WARM_UP_S, WARM_UP_CYCLES, RATE_CYCLES, RATES = 0.1, 10_000_000, 1_000_000, 5
+
+
+class HostSide:
+    """A variant whose work is the host's own: on CUDA its time is the clock's, from call to result.
+
+    Between two events on the device that work would not be seen.
+    """
+
+    def __init__(self, function: Function):
+        self._function = function
+
+    def __call__(self) -> object:
+        return self._function()
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call: median and 20 % and 80 % quantiles of `calls` calls, and wall time back to back."""
+    """Seconds per call: median and 20 % and 80 % quantiles of `calls` calls, and wall time back to back.
+
+    late: calls that the device began before the host had queued them whole; their times may hold gaps of the host.
+    """
 
     median: float
     p20: float
     p80: float
     wall: float
     calls: int
+    late: int = 0
 
 
 class Timer(Protocol):
@@ -42,32 +60,33 @@ class Timer(Protocol):
         ...
 
 
-def timer_for(device: torch.device) -> Timer:
+def timer_for(device: torch.device, rounds: int | None = None) -> Timer:
+    """rounds: the least number of calls of each variant, by default MIN_ROUNDS."""
     if device.type != "cuda":
-        return CpuTimer()
+        return CpuTimer(rounds=rounds)
     if device.index is not None:
         # The sleep kernel and the events go to the current device.
         torch.cuda.set_device(device)
-    return CudaTimer(device)
+    return CudaTimer(device, rounds)
 
 
-def summarize(samples: list[float], wall: float) -> Timing:
+def summarize(samples: list[float], wall: float, late: int = 0) -> Timing:
     deciles = statistics.quantiles(samples, n=10, method="inclusive")
-    return Timing(statistics.median(samples), deciles[1], deciles[7], wall, len(samples))
+    return Timing(statistics.median(samples), deciles[1], deciles[7], wall, len(samples), late)
 
 
 class CpuTimer:
     """A clock around each call. The wall time is the mean of the same calls: a CPU has no queue to hide in."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, rounds: int | None = None):
+        self._clock, self._least = clock, rounds or MIN_ROUNDS
 
     def time(self, variants: dict[str, Function], seconds: float) -> dict[str, Timing]:
         for function in variants.values():
             function()
         samples: dict[str, list[float]] = {name: [] for name in variants}
         with _no_garbage_collection():
-            for _ in _rounds(self._clock, seconds):
+            for _ in _rounds(self._clock, seconds, self._least):
                 for name, function in variants.items():
                     start = self._clock()
                     function()
@@ -75,16 +94,37 @@ class CpuTimer:
         return {name: summarize(values, statistics.fmean(values)) for name, values in samples.items()}
 
 
+@dataclass
+class Backlog:
+    """How long the device sleeps before a call. It grows where that was too short, unless growing has not helped."""
+
+    cycles: int
+    most: int
+    late: int = 0
+
+    def __post_init__(self) -> None:
+        self.cycles = self._first = min(self.cycles, self.most)
+
+    def grow(self) -> bool:
+        if self.late or self.cycles >= self.most:
+            self.late, self.cycles = self.late + 1, self._first
+            return False
+        self.cycles = min(2 * self.cycles, self.most)
+        return True
+
+
 class CudaTimer:
     """Device time between two events around each call, and wall time of back-to-back calls.
 
-    Before each call a sleep kernel, long enough for the host to queue the whole call behind it, keeps host gaps out of
-    the device time; a write of twice the L2 cache then evicts the call's inputs. A call that itself waits for the
-    device (a boolean index does) empties the queue: the gap after its wait is its own and stays in its time.
+    Before each call a sleep kernel, long enough for the host to queue the call behind it, keeps host gaps out of the
+    device time; a write of twice the L2 cache then evicts the call's inputs. Where the device wakes before the host is
+    through, the call is queued again behind a longer sleep. Two kinds of calls stay late and are counted: one that
+    itself waits for the device (a boolean index does), whose gap is its own, and one of more launches than the device's
+    queue holds, about a thousand.
     """
 
-    def __init__(self, device: torch.device):
-        self._device = device
+    def __init__(self, device: torch.device, rounds: int | None = None):
+        self._device, self._least = device, rounds or MIN_ROUNDS
         l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
         self._flush = torch.empty(2 * l2_bytes, dtype=torch.uint8, device=device)
         self._cycles_per_second = self._sleep_rate()
@@ -92,16 +132,26 @@ class CudaTimer:
     def time(self, variants: dict[str, Function], seconds: float) -> dict[str, Timing]:
         for function in variants.values():
             function()
-        backlog = {name: self._backlog_cycles(function) for name, function in variants.items()}
+        queued = {name: function for name, function in variants.items() if not isinstance(function, HostSide)}
+        backlogs = {name: self._backlog(function) for name, function in queued.items()}
         samples: dict[str, list[float]] = {name: [] for name in variants}
         with _no_garbage_collection():
-            for _ in _rounds(time.perf_counter, seconds):
-                pairs = [self._queue(function, backlog[name]) for name, function in variants.items()]
+            for _ in _rounds(time.perf_counter, seconds, self._least):
+                pairs = [self._queue_in_time(function, backlogs[name]) for name, function in queued.items()]
                 torch.cuda.synchronize(self._device)
-                for name, (start, end) in zip(variants, pairs, strict=True):
+                for name, (start, end) in zip(queued, pairs, strict=True):
                     samples[name].append(start.elapsed_time(end) / 1e3)
+                for name in variants.keys() - queued.keys():
+                    samples[name].append(self._seconds_for(variants[name], 1))
             walls = {name: self._wall_seconds(function) for name, function in variants.items()}
-        return {name: summarize(values, walls[name]) for name, values in samples.items()}
+        late = {name: backlog.late for name, backlog in backlogs.items()}
+        return {name: summarize(values, walls[name], late.get(name, 0)) for name, values in samples.items()}
+
+    def _queue_in_time(self, function: Function, backlog: Backlog) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        while True:
+            start, end = self._queue(function, backlog.cycles)
+            if not start.query() or not backlog.grow():
+                return start, end
 
     def _queue(self, function: Function, cycles: int) -> tuple[torch.cuda.Event, torch.cuda.Event]:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -113,43 +163,48 @@ class CudaTimer:
         return start, end
 
     def _sleep_rate(self) -> float:
-        cycles = 1_000_000
+        """Cycles a second of the clock at its highest: with a lower rate sleeps would come out short."""
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < WARM_UP_S:
+            torch.cuda._sleep(WARM_UP_CYCLES)
+            torch.cuda.synchronize(self._device)
         rates = []
-        for _ in range(3):
+        for _ in range(RATES):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
-            torch.cuda._sleep(cycles)
+            torch.cuda._sleep(RATE_CYCLES)
             end.record()
             torch.cuda.synchronize(self._device)
-            rates.append(cycles / (start.elapsed_time(end) / 1e3))
-        return statistics.median(rates)
+            rates.append(RATE_CYCLES / (start.elapsed_time(end) / 1e3))
+        return max(rates)
 
-    def _backlog_cycles(self, function: Function) -> int:
+    def _backlog(self, function: Function) -> Backlog:
         durations = []
         for _ in range(3):
             torch.cuda.synchronize(self._device)
             start = time.perf_counter()
             function()
             durations.append(time.perf_counter() - start)
-        return int((BACKLOG * statistics.median(durations) + BACKLOG_MARGIN_S) * self._cycles_per_second)
+        seconds = BACKLOG * statistics.median(durations) + BACKLOG_MARGIN_S
+        return Backlog(int(seconds * self._cycles_per_second), int(MOST_BACKLOG_S * self._cycles_per_second))
+
+    def _seconds_for(self, function: Function, calls: int) -> float:
+        torch.cuda.synchronize(self._device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        torch.cuda.synchronize(self._device)
+        return time.perf_counter() - start
 
     def _wall_seconds(self, function: Function) -> float:
-        def seconds_for(calls: int) -> float:
-            torch.cuda.synchronize(self._device)
-            start = time.perf_counter()
-            for _ in range(calls):
-                function()
-            torch.cuda.synchronize(self._device)
-            return time.perf_counter() - start
-
-        calls = min(MAX_ROUNDS, max(MIN_ROUNDS, int(WALL_SECONDS / seconds_for(1))))
-        return seconds_for(calls) / calls
+        calls = min(MAX_ROUNDS, max(self._least, int(WALL_SECONDS / self._seconds_for(function, 1))))
+        return self._seconds_for(function, calls) / calls
 
 
-def _rounds(clock: Callable[[], float], seconds: float) -> Iterator[int]:
+def _rounds(clock: Callable[[], float], seconds: float, least: int) -> Iterator[int]:
     start = clock()
     for index in range(MAX_ROUNDS):
-        if index >= MIN_ROUNDS and clock() - start >= seconds:
+        if index >= least and clock() - start >= seconds:
             return
         yield index
 
@@ -164,47 +219,6 @@ def _no_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-def peak_bytes(function: Function, device: torch.device) -> int:
-    """Most memory that torch's allocator hands out during one call, above what is held before it; output included.
-
-    Call the function once before: what it builds on first use would count too. On the CPU every allocation inside
-    every operator is followed through the profiler; memory that does not come from torch (numpy, MKL's and OpenMP's
-    own buffers) is not seen.
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        function()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    return _cpu_peak_bytes(function)
-
-
-def _cpu_peak_bytes(function: Function) -> int:
-    # The profiler otherwise greets on stderr each time it starts.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
-        function()
-    assert profiler.profiler is not None
-    assert profiler.profiler.kineto_results is not None
-    events = _with_descendants(profiler.profiler.kineto_results.experimental_event_tree())
-    allocations = [event for event in events if event.tag == _EventType.Allocation]
-    held = peak = 0
-    for event in sorted(allocations, key=lambda event: event.start_time_ns):
-        if event.extra_fields.device.type == "cpu":
-            held += event.extra_fields.alloc_size
-            peak = max(peak, held)
-    return peak
-
-
-def _with_descendants(events: list[Any]) -> Iterator[Any]:
-    for event in events:
-        yield event
-        yield from _with_descendants(event.children)
-
-
 @dataclass(frozen=True)
 class Ceilings:
     """What this device reached in this run: bytes read plus written by a copy, FLOP of a square matmul, per second."""
@@ -213,7 +227,7 @@ class Ceilings:
     flops_per_s: float
 
     def floor_s(self, num_bytes: int, flops: int) -> float:
-        """No implementation that moves these bytes and does these FLOP through matmul units can be faster."""
+        """The time that these bytes take at the copy's rate, or these FLOP at the matmul's, whichever is longer."""
         return max(num_bytes / self.bytes_per_s, flops / self.flops_per_s)
 
 

@@ -2,86 +2,75 @@
 
 released          the released structure in plain PyTorch (plain_models.py), from the float32 clip that its loader gives
 released, sdpa    the same with scaled_dot_product_attention; compiled: under torch.compile
-hf, sdpa          VideoMAEForPreTraining of transformers, compiled too; for videomae_base
+hf, sdpa          VideoMAEForPreTraining of transformers, compiled too; hf, eager: with its own attention; VideoMAE only
 fastvtp           the library's model, from uint8 frames; compiled: under torch.compile; graph: one CUDA graph
 
-All start from the same weights and must give the same loss; the learning rate is 0, so that they keep doing so. Masks
-and packing are those of one fixed batch: drawing them is the loader's overlap, not the step's. Speed is model FLOP of
-the packed tokens over time: what padding, repeated passes and hidden tokens cost more counts against a variant.
+Models are ViT-B and ViT-S in the official preset. All variants start from the same weights and must give the same loss;
+the learning rate is 0, so that they keep doing so. Masks and packing are those of one fixed batch: drawing them is the
+loader's overlap, not the step's. Speed is model FLOP of the packed tokens over time: what repeated passes and hidden
+tokens cost more counts against a variant. Peak memory is that of a whole step, gradients included, weights and
+optimizer state not.
 """
 
 import dataclasses
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastvtp.models.layers import Packing
 from fastvtp.models.registry import build_model, model_config
-from fastvtp.models.simvtp import SimVTP, SimVTPConfig, SimVTPPlan
-from fastvtp.models.videomae import IMAGENET_MEAN, IMAGENET_STD
-from fastvtp_kernels import masked_pixel_loss
+from fastvtp.models.simvtp import SimVTP
+from fastvtp.models.simvtp_config import SimVTPConfig
+from fastvtp.models.simvtp_plan import SimVTPPlan
+from fastvtp.models.videomae import VideoMAE, VideoMAEConfig, VideoMAEPlan
 
-from .harness import Case, CaseFactory, Cost, Missing, Options, compiled, main
+from .harness import Case, CaseFactory, Cost, Missing, Options, command_line, compiled, measure
 from .hf_videomae import hf_videomae
 from .plain_models import PlainSimVTP, PlainVideoMAE
 from .timing import Function
 from .workload import boolean_mask, normalized_clip
 
+# Of most worth first: a run may be stopped.
+CASES = ("videomae_base", "simvtp_base", "videomae_small", "simvtp_small")
 TEXT_TOKENS = (10, 32)
 # Relative difference of the loss from the float32 one.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 SMOKE: dict[str, Any] = {
     "width": 32, "depth": 1, "num_heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_num_heads": 1,
-    "num_frames": 4, "image_size": 32, "tubelet": (2, 8, 8), "vocab_size": 200,
-    "mask_token_id": 4, "special_token_ids": (0, 1, 2, 3, 4),
+    "num_frames": 4, "image_size": 32, "tubelet": (2, 8, 8),
 }  # fmt: skip
+SMOKE_TEXT: dict[str, Any] = {"vocab_size": 200, "mask_token_id": 4, "special_token_ids": (0, 1, 2, 3, 4)}
 FIRST_WORD_ID = 150
 
 
-class VideoMAE(nn.Module):
-    """Pixels alone, of the parts that SimVTP shares with VideoMAE."""
+class Loss(nn.Module):
+    """The loss [] alone of a model of the library."""
 
-    def __init__(self, model: SimVTP):
-        super().__init__()
-        self.config = model.config
-        self.video_embeddings, self.encoder, self.decoder = model.video_embeddings, model.encoder, model.decoder
-
-    def forward(self, video: Tensor, plan: SimVTPPlan) -> Tensor:
-        visible = self.video_embeddings(video, plan.visible)
-        batch, tokens, width = visible.shape
-        packing = Packing.uniform(batch, tokens, visible.device)
-        visible = self.encoder(visible.flatten(0, 1), packing).view(batch, tokens, width)
-        return masked_pixel_loss(
-            self.decoder(visible, plan.visible, plan.masked), video, plan.masked,
-            tubelet=self.config.tubelet, mean=IMAGENET_MEAN, std=IMAGENET_STD,
-        )  # fmt: skip
-
-
-class SimVTPLoss(nn.Module):
-    def __init__(self, model: SimVTP):
+    def __init__(self, model: VideoMAE | SimVTP):
         super().__init__()
         self.model = model
 
-    def forward(self, video: Tensor, plan: SimVTPPlan) -> Tensor:
+    def forward(self, video: Tensor, plan: Any) -> Tensor:
         return self.model(video, plan).loss
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The same clips and captions for both sides: uint8 and float clips, packed and padded captions."""
+    """The same clips and captions for both sides.
+
+    video, plan: what the library's model is given. clip, hidden: float32 [B, 3, T, H, W] and bool [B, tokens], what the
+    released one is given; SimVTP's also captions: (ids, labels, other) of `PlainSimVTP`.
+    """
 
     video: Tensor
-    plan: SimVTPPlan
+    plan: VideoMAEPlan | SimVTPPlan
     clip: Tensor
     hidden: Tensor
-    ids: Tensor
-    labels: Tensor
-    other: Tensor
+    captions: tuple[Tensor, ...] = ()
 
 
 def transformer_flops(tokens: int, pairs: int, width: int, depth: int, mlp_ratio: float) -> int:
@@ -89,40 +78,68 @@ def transformer_flops(tokens: int, pairs: int, width: int, depth: int, mlp_ratio
     return int(depth * (2 * tokens * (4 + 2 * mlp_ratio) * width**2 + 4 * pairs * width))
 
 
-def step_flops(config: SimVTPConfig, batch: Batch, text: bool) -> int:
-    """Model FLOP of a step on packed tokens: forward once, backward twice (embedding: once, frames get no gradient)."""
-    offsets = batch.plan.packing.cu_seqlens.cpu().long()
-    lengths = offsets.diff() if text else torch.full((len(batch.video),), batch.plan.visible.shape[1])
-    clips, masked = batch.plan.masked.shape
-    decoder_tokens = batch.hidden.shape[1]
-    values = batch.clip[0].numel() // decoder_tokens
-    visible = batch.plan.visible.numel()
-    forward = transformer_flops(
-        int(lengths.sum()), int((lengths**2).sum()), config.width, config.depth, config.mlp_ratio
-    ) + transformer_flops(
-        clips * decoder_tokens, clips * decoder_tokens**2, config.decoder_width, config.decoder_depth, config.mlp_ratio
+def step_flops(config: VideoMAEConfig, batch: Batch) -> int:
+    """Model FLOP of a step on packed tokens: forward once, backward twice (embedding: once, frames get no gradient).
+
+    Padding counts where the preset carries it: such a row asks, and no row looks at it.
+    """
+    plan, (clips, tokens) = batch.plan, batch.hidden.shape
+    lengths = keys = torch.full((clips,), plan.visible.shape[1])
+    words = 0
+    if isinstance(plan, SimVTPPlan):
+        assert isinstance(config, SimVTPConfig)
+        packing = plan.packing
+        lengths = keys = packing.cu_seqlens.cpu().long().diff()
+        if packing.cu_seqlens_k is not None:
+            keys = packing.cu_seqlens_k.cpu().long().diff()
+        words = 2 * len(plan.word_labels) * config.width * config.vocab_size
+    values = batch.clip[0].numel() // tokens
+    visible, predicted = plan.visible.numel(), plan.predicted.numel()
+    encoder = transformer_flops(
+        int(lengths.sum()), int((lengths * keys).sum()), config.width, config.depth, config.mlp_ratio
     )
-    forward += 2 * visible * config.width * config.decoder_width + 2 * clips * masked * config.decoder_width * values
-    if text:
-        forward += 2 * len(batch.plan.word_labels) * config.width * config.vocab_size
-    return 3 * forward + 2 * 2 * visible * values * config.width
+    decoder = transformer_flops(
+        clips * tokens, clips * tokens**2, config.decoder_width, config.decoder_depth, config.mlp_ratio
+    )
+    heads = 2 * visible * config.width * config.decoder_width + 2 * predicted * config.decoder_width * values
+    return 3 * (encoder + decoder + heads + words) + 2 * 2 * visible * values * config.width
 
 
-def cases(options: Options) -> list[CaseFactory]:
-    return [partial(step_case, name, options) for name in ("videomae_base", "simvtp_base")]
+def cases(options: Options, words: Sequence[str] = ()) -> list[CaseFactory]:
+    """One per model whose name contains one of `words`; without words all, or in a smoke run one per class."""
+    offered = CASES[:2] if options.smoke and not words else CASES
+    names = [name for name in offered if not words or any(word in name for word in words)]
+    return [partial(step_case, name, options) for name in names]
 
 
-def config_of(options: Options) -> SimVTPConfig:
-    config = model_config("simvtp_base", preset="official", text_dropout=0.0)
-    return dataclasses.replace(config, **SMOKE) if options.smoke else config
+def config_of(name: str, options: Options) -> VideoMAEConfig:
+    config = model_config(name, preset="official")
+    if options.smoke:
+        config = dataclasses.replace(config, **SMOKE)
+    if not isinstance(config, SimVTPConfig):
+        return config
+    return dataclasses.replace(config, text_dropout=0.0, **SMOKE_TEXT if options.smoke else {})
 
 
-def make_batch(model: SimVTP, options: Options) -> Batch:
+def make_batch(model: VideoMAE | SimVTP, options: Options) -> Batch:
     config, device = model.config, options.device
     clips = 3 if options.smoke else 64 if device.type == "cuda" else 2
     generator = torch.Generator().manual_seed(0)
     shape = clips, config.num_frames, config.image_size, config.image_size, 3
     video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+    if isinstance(model, SimVTP):
+        plan, captions = make_captions(model, clips, generator)
+    else:
+        plan, captions = model.plan(torch.arange(clips), seed=0, step=0), ()
+    hidden = ~boolean_mask(plan.visible, config.num_tokens)
+    return Batch(video, plan, normalized_clip(video), hidden, captions)
+
+
+def make_captions(
+    model: SimVTP, clips: int, generator: torch.Generator
+) -> tuple[SimVTPPlan, tuple[Tensor, Tensor, Tensor]]:
+    """A plan with captions of random words, and the same captions padded."""
+    config, device = model.config, model.device
     lengths = torch.randint(TEXT_TOKENS[0], TEXT_TOKENS[1] + 1, (clips,), generator=generator).tolist()
     ids = torch.randint(FIRST_WORD_ID, config.vocab_size, (sum(lengths),), generator=generator)
     plan = model.plan(ids, lengths, torch.arange(clips), seed=0, step=0)
@@ -136,16 +153,27 @@ def make_batch(model: SimVTP, options: Options) -> Batch:
     # The last B sequences are the mismatched pairs: their first rows say whose clip stands there.
     starts = plan.packing.cu_seqlens[3 * clips : 4 * clips].long()
     other = plan.gather[starts] // plan.visible.shape[1]
-    hidden = boolean_mask(plan.masked, int(np.prod(config.grid)))
-    return Batch(video, plan, normalized_clip(video), hidden, padded.to(device), labels.to(device), other)
+    return plan, (padded.to(device), labels.to(device), other)
 
 
-def training_step(model: nn.Module, forward: Callable[[], Tensor], options: Options, capturable: bool) -> Function:
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=0.0, fused=True, capturable=capturable
-    )
+# A model, its loss as a function of what follows: its inputs.
+Side = tuple[nn.Module, Callable[..., Tensor], tuple[Any, ...]]
+
+
+def training_step(
+    make: Callable[[], Side], options: Options, *, compile: bool = False, capturable: bool = False
+) -> Function:
+    """A step of what `make` gives; it is made on the first call, so that a variant left out costs nothing."""
+
+    @cache
+    def made() -> tuple[Callable[[], Tensor], torch.optim.Optimizer]:
+        model, function, inputs = make()
+        function = compiled(function, options) if compile else function
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return partial(function, *inputs), torch.optim.AdamW(trained, lr=0.0, fused=True, capturable=capturable)
 
     def step() -> Tensor:
+        forward, optimizer = made()
         with torch.autocast(options.device.type, options.dtype, enabled=options.dtype != torch.float32):
             loss = forward()
         loss.backward()
@@ -180,67 +208,71 @@ def graphed(step: Function, device: torch.device) -> Function | Missing:
 
 
 def step_case(name: str, options: Options) -> Case:
-    text, config = name == "simvtp_base", config_of(options)
     torch.manual_seed(0)
-    model = build_model(config, options.device).train()
-    batch = make_batch(model, options)
-    state = model.state_dict()
+    model = build_model(config_of(name, options), options.device).train()
+    config, state, batch = model.config, model.state_dict(), make_batch(model, options)
+    text = isinstance(model, SimVTP)
 
-    def released(kernel: str) -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...]]:
-        kind = PlainSimVTP if text else PlainVideoMAE
+    def released(kernel: str) -> Side:
         with torch.device(options.device):
-            plain = kind(config, kernel)
-        plain.load_state_dict({key: value for key, value in state.items() if key in plain.state_dict()})
+            plain = PlainSimVTP(config, kernel) if text else PlainVideoMAE(config, kernel)
+        plain.load_state_dict(state)
         for part in ("video_embeddings", "decoder"):
             getattr(plain, part).positions.copy_(getattr(model, part).positions)
-        inputs = (batch.clip, batch.hidden, batch.ids, batch.labels, batch.other)
-        return plain, plain, inputs if text else inputs[:2]
+        return plain, plain, (batch.clip, batch.hidden, *batch.captions)
 
-    def ours() -> tuple[nn.Module, Callable[..., Tensor], tuple[Any, ...]]:
+    def ours() -> Side:
         own = build_model(config, options.device).train()
         own.load_state_dict(state)
-        wrapped = SimVTPLoss(own) if text else VideoMAE(own)
-        return wrapped, wrapped, (batch.video, batch.plan)
+        return own, Loss(own), (batch.video, batch.plan)
 
-    def hf() -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...]]:
-        found = hf_videomae(config, state).to(options.device).train()
+    def hf(attention: str) -> Side:
+        found = hf_videomae(config, state, attention).to(options.device).train()
         pixels = batch.clip.transpose(1, 2).contiguous()
         return found, lambda pixels, hidden: found(pixels, bool_masked_pos=hidden).loss, (pixels, batch.hidden)
 
-    def variant(make: Callable[[], Any], *, compile: bool = False, graph: bool = False) -> Function | Missing:
-        try:
-            module, function, inputs = make()
-        except ImportError as error:
-            return Missing(f"transformers cannot be imported: {error}")
-        function = compiled(function, options) if compile else function
-        step = training_step(module, lambda: function(*inputs), options, capturable=graph)
-        return graphed(step, options.device) if graph else step
-
+    step = partial(training_step, options=options)
     variants: dict[str, Function | Missing] = {
-        "released": variant(partial(released, "manual")),
-        "released, sdpa": variant(partial(released, "sdpa")),
-        "released, sdpa, compiled": variant(partial(released, "sdpa"), compile=True),
+        "released": step(partial(released, "manual")),
+        "released, sdpa": step(partial(released, "sdpa")),
+        "released, sdpa, compiled": step(partial(released, "sdpa"), compile=True),
     }
     if not text:
-        variants |= {"hf, sdpa": variant(hf), "hf, sdpa, compiled": variant(hf, compile=True)}
+        found = importlib.util.find_spec("transformers")
+        peers: dict[str, Function] = {
+            "hf, eager": step(partial(hf, "eager")),
+            "hf, sdpa": step(partial(hf, "sdpa")),
+            "hf, sdpa, compiled": step(partial(hf, "sdpa"), compile=True),
+        }
+        variants |= peers if found else dict.fromkeys(peers, Missing("transformers is not installed"))
     variants |= {
-        "fastvtp": variant(ours),
-        "fastvtp, compiled": variant(ours, compile=True),
-        "fastvtp, graph": variant(ours, graph=True) if options.device.type == "cuda" else graphed(ours, options.device),
+        "fastvtp": step(ours),
+        "fastvtp, compiled": step(ours, compile=True),
+        "fastvtp, graph": graphed(step(ours, capturable=True), options.device),
     }
 
     _, truth, inputs = released("manual")
     with torch.no_grad():
         expected = truth(*inputs).item()
-    clips = len(batch.video)
     return Case(
         op="train_step", name=name, direction="step",
-        shape={"batch": clips, "tokens": batch.hidden.shape[1], "visible": batch.plan.visible.shape[1]},
+        shape={"batch": len(batch.video), "tokens": batch.hidden.shape[1], "visible": batch.plan.visible.shape[1]},
         dtype=options.dtype, device=options.device,
-        cost=Cost(0, step_flops(config, batch, text)), variants=variants, baseline="released, sdpa",
+        cost=Cost(0, step_flops(config, batch)), variants=variants, baseline="released, sdpa",
         error=lambda loss: abs(loss.item() - expected) / abs(expected), tolerance=TOLERANCES[options.dtype],
     )  # fmt: skip
 
 
+def train_step_main(arguments: Sequence[str] | None = None) -> None:
+    parser = command_line(__doc__)
+    parser.add_argument(
+        "--case", nargs="+", default=(), metavar="WORD", help=f"cases that contain one: {', '.join(CASES)}"
+    )
+    given = parser.parse_args(arguments)
+    if unknown := [word for word in given.case if not any(word in name for name in CASES)]:
+        parser.error(f"--case: no case contains {unknown[0]!r}; there are {', '.join(CASES)}")
+    measure(partial(cases, words=given.case), parser, given)
+
+
 if __name__ == "__main__":
-    main(cases, __doc__)
+    train_step_main()
