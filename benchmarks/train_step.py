@@ -245,9 +245,9 @@ def step_case(name: str, options: Options) -> Case:
 
 
 # What builds the case of each model; those of other families join here. Of most worth first: a run may be stopped.
-CASES: dict[str, Callable[[str, Options], Case]] = {
-    name: step_case for name in ("videomae_base", "simvtp_base", "videomae_small", "simvtp_small")
-}
+CASES: dict[str, Callable[[str, Options], Case]] = dict.fromkeys(
+    ("videomae_base", "simvtp_base", "videomae_small", "simvtp_small"), step_case
+)
 SMOKE_CASES = ("videomae_base", "simvtp_base")
 
 
