@@ -88,7 +88,9 @@ def base_runs(scale: Scale) -> list[Run]:
 
 
 UNTRAINED = Run("untrained", untrained=True)
-_NO_CONTRAST, _NO_MATCHING = {"contrastive_weight": 0.0}, {"matching_weight": 0.0}
+# without a contrast nothing has learned which clips are alike: hard negatives would be an untrained guess
+_NO_CONTRAST: dict[str, Any] = {"contrastive_weight": 0.0, "matching_negatives": "random"}
+_NO_MATCHING: dict[str, Any] = {"matching_weight": 0.0}
 _NO_RECONSTRUCTION = {"pixel_weight": 0.0, "word_weight": 0.0}
 RECONSTRUCTION = Run("reconstruction only", {**_NO_CONTRAST, **_NO_MATCHING})
 NO_CONTRAST, NO_MATCHING = Run("without VTC", _NO_CONTRAST), Run("without VTM", _NO_MATCHING)

@@ -1,6 +1,6 @@
 """What a pretrained ALPRO is fine-tuned as: retrieval and question answering.
 
-Shape legend: B = clips, N = packed text tokens, D = width.
+Shape legend: B = clips, Q = questions, N = packed text tokens, D = width.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fastvtp.models.alpro_fusion import AlproFusion, AlproOutput, AlproPlan, check_texts
 from fastvtp.models.alpro_towers import AlproConfig
 from fastvtp.models.config import check_positive
-from fastvtp.models.layers import init_linear_normal, take_rows
+from fastvtp.models.layers import Packing, init_linear_normal, take_rows
+from fastvtp.models.packing import pack_lengths, packing_to, span_rows, to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,16 @@ class AlproRetrieval(AlproFusion):
         return AlproOutput(aligned.loss, terms, aligned.match_logits, aligned.match_labels, None)
 
 
+@dataclass(frozen=True)
+class AlproQuestions:
+    """The integers of a batch of questions: text_ids, text_positions int64 [N]; clip int64 [Q], which each is about."""
+
+    text_ids: Tensor
+    text_positions: Tensor
+    packing: Packing
+    clip: Tensor
+
+
 class AlproQA(AlproFusion):
     """A question and a clip -> answer, from the fused [CLS] (ALPRO's fine-tuning)."""
 
@@ -72,17 +83,26 @@ class AlproQA(AlproFusion):
         super().init_weights()
         self.classifier.apply(init_linear_normal)
 
-    def forward(self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """Logits: uint8 [B, T, H, W, 3] and one packed question a clip -> float32 [B, num_answers]."""
-        x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
-        each = torch.arange(len(video), device=video.device)
-        fused, ends = self.fuse(
-            self.text_encoder(x_ND, packing),
-            packing,
-            self.video_tokens(video),
-            each,
-            each,
-            num_text_rows=len(input_ids),
+    def plan(self, input_ids: Tensor, text_lengths: Sequence[int], video_of_text: Sequence[int]) -> AlproQuestions:
+        """Lay out the questions of a batch; arguments as `VideoQA.plan`."""
+        lengths = np.asarray(text_lengths, dtype=np.int64)
+        check_texts(input_ids, lengths)
+        if len(video_of_text) != len(lengths):
+            raise ValueError(f"each of the {len(lengths)} texts needs a clip, got {len(video_of_text)}")
+        positions = torch.from_numpy(span_rows(np.zeros_like(lengths), lengths))
+        return AlproQuestions(
+            text_ids=to_device(input_ids, self.device),
+            text_positions=to_device(positions, self.device),
+            packing=packing_to(pack_lengths(lengths), self.device),
+            clip=to_device(torch.tensor(video_of_text), self.device),
         )
+
+    def forward(self, video: Tensor, plan: AlproQuestions) -> Tensor:
+        """Logits float32 [Q, num_answers]. video: uint8 [B, T, H, W, 3], every clip encoded once."""
+        text_ND = self.text_tokens(plan.text_ids, plan.text_positions, plan.packing)
+        fused, ends = self.fuse(
+            text_ND, plan.packing, self.video_tokens(video), torch.arange(len(plan.clip), device=video.device),
+            plan.clip, num_text_rows=len(plan.text_ids),
+        )  # fmt: skip
         with torch.autocast(fused.device.type, enabled=False):
             return self.classifier(take_rows(fused, ends[:-1].long()).float())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from fastvtp.models.bert import BertEncoder, TextConfig, TextEmbeddings
-from fastvtp.models.config import check_choice, check_heads, check_positive, check_share
+from fastvtp.models.config import check_choice, check_heads, check_ids, check_positive, check_share
 from fastvtp.models.contrast import world_group
 from fastvtp.models.layers import Packing, init_linear_normal, take_rows
 from fastvtp.models.timesformer import TimeSformer, TimeSformerConfig
@@ -59,6 +59,7 @@ class AlproConfig(TimeSformerConfig, TextConfig):
         super().__post_init__()
         object.__setattr__(self, "special_token_ids", tuple(self.special_token_ids))  # JSON gives lists
         self.check_text()
+        check_ids(self, "mask_token_id", "special_token_ids")
         check_positive(
             self, "text_num_heads", "text_hidden", "projection_dim", "temperature", "num_entities", "fusion_depth"
         )
@@ -134,6 +135,10 @@ class AlproTowers(nn.Module):
         """Retrieval features: int64 [N], int32 [B+1] -> float32 [B, projection_dim] of unit length."""
         x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
         return self.text_features(self.text_encoder(x_ND, packing), cu_seqlens[:-1].long())
+
+    def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """`embed_text`, under the name that retrieval knows for features of unit length."""
+        return self.embed_text(input_ids, cu_seqlens, max_seqlen)
 
     def contrast(self, text: Tensor, video: Tensor, sample_ids: Tensor | None) -> Tensor:
         """InfoNCE, mean of both directions, of unit-length features [B, projection_dim] -> []."""

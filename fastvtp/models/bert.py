@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastvtp.models.config import check_positive, check_share
+from fastvtp.models.config import check_ids, check_positive, check_share
 from fastvtp.models.layers import Attention, Mlp, Packing, init_linear_normal
 from fastvtp.models.packing import pad_sequences
 from fastvtp_kernels.packing import locate_rows
@@ -30,6 +30,7 @@ class TextConfig:
         """Raises ValueError with one line."""
         check_positive(self, "vocab_size", "max_text_length")
         check_share(self, "text_dropout")
+        check_ids(self, "pad_token_id")
 
 
 class TextEmbeddings(nn.Module):

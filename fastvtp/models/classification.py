@@ -59,4 +59,7 @@ class VideoClassifier(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         """Logits: uint8 [B, T, H, W, 3] -> [B, num_classes]."""
-        return self.head(self.dropout(self.features(video)))
+        features = self.features(video)
+        # in float32: the loss of a bfloat16 logit is off by more than a step changes it
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(self.dropout(features.float()))

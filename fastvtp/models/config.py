@@ -24,3 +24,12 @@ def check_choice(config: object, name: str, choices: tuple[str, ...]) -> None:
     if getattr(config, name) not in choices:
         listed = " or ".join(map(repr, choices)) if len(choices) == 2 else f"one of {', '.join(map(repr, choices))}"
         raise ValueError(f"{name} must be {listed}, got {getattr(config, name)!r}")
+
+
+def check_ids(config: object, *names: str) -> None:
+    vocab_size = getattr(config, "vocab_size")  # noqa: B009
+    for name in names:
+        ids = getattr(config, name)
+        for number in ids if isinstance(ids, tuple) else (ids,):
+            if not 0 <= number < vocab_size:
+                raise ValueError(f"{name} {number} is outside the vocabulary of {vocab_size}")

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from fastvtp.models.bert import TextConfig
-from fastvtp.models.config import check_choice, check_share
+from fastvtp.models.config import check_choice, check_ids, check_share
 from fastvtp.models.contrast import ContrastConfig
 from fastvtp.models.videomae import VideoMAEConfig
 
@@ -45,6 +45,7 @@ class SimVTPConfig(VideoMAEConfig, TextConfig, ContrastConfig):
         object.__setattr__(self, "special_token_ids", tuple(self.special_token_ids))  # JSON gives lists
         self.check_text()
         self.check_contrast()
+        check_ids(self, "mask_token_id", "special_token_ids")
         check_share(self, "text_mask_ratio")
         check_choice(self, "contrastive_text", ("masked", "clean"))
         check_choice(self, "matching_negatives", ("random", "hard"))

@@ -38,12 +38,14 @@ class VideoQAConfig(VideoEncoderConfig, TextConfig):
 
 @dataclass(frozen=True)
 class VideoQAPlan:
-    """The integers of a batch: text_ids, text_positions int64 [Nt]; gather int64 [N] pool row of each packed row."""
+    """The integers of a batch: text_ids, text_positions int64 [Nt]; gather int64 [N] pool row of each packed row;
+    num_videos: clips that the batch must have."""
 
     text_ids: Tensor
     text_positions: Tensor
     gather: Tensor
     packing: Packing
+    num_videos: int
 
 
 class VideoQA(nn.Module):
@@ -78,9 +80,16 @@ class VideoQA(nn.Module):
     def device(self) -> torch.device:
         return self.video_embeddings.weight.device
 
-    def plan(self, input_ids: Tensor, text_lengths: Sequence[int], video_of_text: Sequence[int]) -> VideoQAPlan:
+    def plan(
+        self,
+        input_ids: Tensor,
+        text_lengths: Sequence[int],
+        video_of_text: Sequence[int],
+        num_videos: int | None = None,
+    ) -> VideoQAPlan:
         """Lay out the sequences of a batch. input_ids: int64 [Nt] packed texts, on the CPU; text_lengths: tokens of
-        each; video_of_text: the clip that each is about, Q host integers. Returns the plan on the model's device.
+        each; video_of_text: the clip that each is about, Q host integers; num_videos: clips of the batch, None: up to
+        the last that a text is about. Returns the plan on the model's device.
         """
         lengths, clips = np.asarray(text_lengths, np.int64), np.asarray(video_of_text, np.int64)
         if len(input_ids) != lengths.sum() or len(clips) != len(lengths) or not len(lengths):
@@ -90,7 +99,10 @@ class VideoQA(nn.Module):
             )
         if lengths.max() > self.config.max_text_length:
             raise ValueError(f"a text has {lengths.max()} tokens, the model takes {self.config.max_text_length}")
-        tokens, num_videos = self.config.num_tokens, int(clips.max()) + 1
+        tokens = self.config.num_tokens
+        num_videos = int(clips.max()) + 1 if num_videos is None else num_videos
+        if clips.min() < 0 or clips.max() >= num_videos:
+            raise ValueError(f"video_of_text names clips {clips.min()} to {clips.max()} of a batch of {num_videos}")
         sequences = SequenceBuilder()
         sequences.add(
             (clips * tokens, np.full(len(clips), tokens)), (num_videos * tokens + exclusive_cumsum(lengths), lengths)
@@ -102,10 +114,13 @@ class VideoQA(nn.Module):
             text_positions=to_device(positions, device),
             gather=to_device(sequences.gather(), device),
             packing=packing_to(sequences.packing(), device),
+            num_videos=num_videos,
         )
 
     def forward(self, video: Tensor, plan: VideoQAPlan) -> Tensor:
-        """Logits float32 [Q, num_answers]. video: uint8 [B, T, H, W, 3], every clip named by a text of the plan."""
+        """Logits float32 [Q, num_answers]. video: uint8 [B, T, H, W, 3], as many clips as the plan is for."""
+        if len(video) != plan.num_videos:
+            raise ValueError(f"the plan is for {plan.num_videos} clips, video has {len(video)}")
         pool = torch.cat([
             self.video_embeddings(video).flatten(0, 1),
             self.text_embeddings(plan.text_ids, plan.text_positions),

@@ -135,9 +135,13 @@ def test_retrieval_is_the_contrast_and_matching_of_pretraining():
 def test_question_answering():
     model = make(AlproQA, AlproQAConfig, num_answers=7)
     video, ids = make_batch()
-    logits = model(video, ids, torch.tensor([0, 6, 10, 19], dtype=torch.int32), 9)
-    alone = model(video[1:2], ids[6:10], torch.tensor([0, 4], dtype=torch.int32), 4)
-    torch.testing.assert_close(logits[1:2], alone, rtol=1e-4, atol=1e-5)
+    logits = model(video, model.plan(ids, LENGTHS, [0, 2, 2]))
+    for question, clip in enumerate((0, 2, 2)):
+        text = ids.split(LENGTHS)[question]
+        alone = model(video[clip : clip + 1], model.plan(text, (len(text),), [0]))
+        torch.testing.assert_close(logits[question : question + 1], alone, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="each of the 3 texts needs a clip, got 2"):
+        model.plan(ids, LENGTHS, [0, 1])
 
 
 def test_pair_sequences():

@@ -124,3 +124,15 @@ def test_question_answering_names_bad_input():
         model.plan(ids, [19], [0])
     with pytest.raises(ValueError, match="pad_text must be false"):
         VideoQAConfig(pad_text=True)
+
+
+def test_question_answering_counts_the_clips():
+    """A clip without a text must not shift the rows of the captions behind it."""
+    model = make(VideoQAConfig(**VIDEO, **TEXT, num_answers=7))
+    video, ids = make_batch()
+    told = model(video, model.plan(ids[:10], LENGTHS[:2], [0, 1], num_videos=3))
+    torch.testing.assert_close(told, model(video[:2], model.plan(ids[:10], LENGTHS[:2], [0, 1])))
+    with pytest.raises(ValueError, match="the plan is for 2 clips, video has 3"):
+        model(video, model.plan(ids[:10], LENGTHS[:2], [0, 1]))
+    with pytest.raises(ValueError, match="video_of_text names clips 0 to 3 of a batch of 3"):
+        model.plan(ids[:10], LENGTHS[:2], [0, 3], num_videos=3)

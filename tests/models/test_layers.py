@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torch._functorch.aot_autograd import aot_module_simplified
 
-from fastvtp.models.layers import Packing, Transformer, init_linear_xavier, segment_mean, sincos_positions
+from fastvtp.models.layers import Packing, Transformer, init_linear_xavier, segment_mean, sincos_positions, take_rows
 
 
 def small_transformer() -> Transformer:
@@ -76,3 +77,26 @@ def test_sincos_positions():
     torch.testing.assert_close(table[:, 1], p.cos())
     torch.testing.assert_close(table[:, 2], (p * 0.01).sin())
     torch.testing.assert_close(table[:, 3], (p * 0.01).cos())
+
+
+def test_rows_taken_several_times_under_compilation():
+    """The sum of their gradients is one op, which no compiler takes apart."""
+    rows = torch.tensor([2, 0, 2, 1, 2])
+    graphs = []
+
+    def backend(graph, inputs):
+        return aot_module_simplified(graph, inputs, fw_compiler=lambda g, _: g.forward, bw_compiler=keep)
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    results = []
+    for function in (take_rows, torch.compile(take_rows, backend=backend, fullgraph=True)):
+        x_ND = torch.arange(8.0).view(4, 2).requires_grad_()
+        out = function(x_ND, rows)
+        (out * torch.arange(10.0).view(5, 2)).sum().backward()
+        results.append((out, x_ND.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert [node.target for node in graphs[0].graph.nodes if "sum_rows" in str(node.target)]

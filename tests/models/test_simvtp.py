@@ -190,7 +190,9 @@ def test_registry_names_the_nearest():
     with pytest.raises(ValueError, match="no preset 'other'"):
         model_config("simvtp_tiny", preset="other")
     sizes = ("base", "huge", "large", "small", "tiny")
-    assert fastvtp.list_models() == [f"{name}_{size}" for name in ("simvtp", "videomae") for size in sizes]
+    alpro = ["alpro_base", "alpro_prompter_base", "alpro_prompter_tiny", "alpro_tiny"]
+    masked = [f"{name}_{size}" for name in ("simvtp", "videomae") for size in sizes]
+    assert fastvtp.list_models() == alpro + masked
 
 
 def test_base_has_the_papers_size():
