@@ -1,7 +1,7 @@
 """Checkpoints of any origin -> fastvtp's own folders."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -9,7 +9,7 @@ import torch
 
 from fastvtp.checkpoints.native import CONFIG_NAME, CheckpointError, write_model_folder
 from fastvtp.checkpoints.origins import recognise
-from fastvtp.checkpoints.reading import read_checkpoint
+from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
 from fastvtp.checkpoints.released import LoadReport, absent_parts, load_released
 from fastvtp.checkpoints.sizes import config_of_released
 from fastvtp.data.tokenization import CaptionTokenizer
@@ -35,11 +35,13 @@ def convert(
     architecture: str | None = None,
     origin: str | None = None,
     overrides: Sequence[str] = (),
+    position_resize: str = "bicubic",
 ) -> Conversion:
     """Write the model in `source` to the folder `output`, with the tokenizer.json or vocab.txt that lies beside it.
 
-    architecture, origin: as in `config_of_released`. overrides: "key=value" strings, fields of the config. Parts that
-    the checkpoint cannot have are initialised, always with the same numbers. Raises UserError with one line.
+    architecture, origin: as in `config_of_released`. overrides: "key=value" strings, fields of the config.
+    position_resize: as in `load_released`. Parts that the checkpoint cannot have are initialised, always with the same
+    numbers. Raises UserError with one line.
     """
     source, output = Path(source), Path(output)
     if output.is_file() or (output / CONFIG_NAME).exists():
@@ -47,21 +49,24 @@ def convert(
     checkpoint = read_checkpoint(source)
     architecture = architecture or recognise(checkpoint, origin).architecture
     values = _parse(overrides, architecture)
-    config = config_of_released(checkpoint, origin, architecture=architecture, **values)
     tokenizer, note = None, None
-    if hasattr(config, "vocab_size"):
-        tokenizer, note = _tokenizer_beside(source, config.vocab_size)
+    if (vocab_size := _vocab_size(checkpoint, architecture, values)) is not None:
+        tokenizer, note = _tokenizer_beside(source, vocab_size)
     if tokenizer is not None:
         ids = {
             "pad_token_id": tokenizer.pad_id,
             "mask_token_id": tokenizer.mask_id,
             "special_token_ids": tuple(sorted(tokenizer.special_ids)),
         }
-        config = replace(config, **{name: ids[name] for name in ids if hasattr(config, name) and name not in values})
+        values = {name: ids[name] for name in ids if hasattr(ARCHITECTURES[architecture][0], name)} | values
+    config = config_of_released(checkpoint, origin, architecture=architecture, **values)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(config)
-    report = load_released(model, checkpoint, origin=origin, fresh=absent_parts(model, checkpoint, origin=origin))
+    report = load_released(
+        model, checkpoint,
+        origin=origin, fresh=absent_parts(model, checkpoint, origin=origin), position_resize=position_resize,
+    )  # fmt: skip
     write_model_folder(output, model, architecture)
     if tokenizer is not None:
         tokenizer.save(output)
@@ -81,6 +86,15 @@ def _parse(overrides: Sequence[str], architecture: str) -> dict[str, Any]:
             raise unknown_name(f"{architecture} option", name, hints)
         values[name] = parse_value(text, hints[name], name)
     return values
+
+
+def _vocab_size(checkpoint: Checkpoint, architecture: str, values: Mapping[str, Any]) -> int | None:
+    """Words of the model to be; None: it reads no text."""
+    config_class = ARCHITECTURES[architecture][0] if architecture in ARCHITECTURES else None
+    if not hasattr(config_class, "vocab_size"):
+        return None
+    tables = (len(t) for name, t in checkpoint.weights.items() if name.endswith("word_embeddings.weight"))
+    return values.get("vocab_size") or next(tables, config_class.vocab_size)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 
 
 def _tokenizer_beside(source: Path, vocab_size: int) -> tuple[CaptionTokenizer | None, str]:

@@ -53,7 +53,7 @@ def join_attention(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     joined = dict(weights)
     for name in weights:
-        if name.endswith("attention.query.weight"):
+        if name.endswith(("attention.query.weight", "self.query.weight")):
             stem = name.removesuffix("query.weight")
             parts = [f"{stem}{part}.weight" for part in ("query", "key", "value")]
             if all(part in weights for part in parts):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastvtp.checkpoints import bert, huggingface, simvtp, videomae
+from fastvtp.checkpoints import alpro, bert, huggingface, simvtp, videomae, vit
 from fastvtp.checkpoints.native import CheckpointError
 from fastvtp.checkpoints.reading import Checkpoint
 from fastvtp.errors import unknown_name
@@ -17,9 +17,9 @@ from fastvtp.errors import unknown_name
 class Kind:
     """One kind of checkpoint.
 
-    origin: whose names it bears. architecture: fastvtp's, or "bert". marks: prefixes of which it has all. names: its
-    names -> fastvtp's. unused: expressions for entries that no model here has a use for. prepare: done to the tensors
-    first.
+    origin: whose names it bears. architecture: fastvtp's, or "bert" or "vit", which fill a part of one. marks: prefixes
+    of which it has all. names: its names -> fastvtp's. unused: expressions for entries that no model here has a use
+    for. prepare: done to the tensors first.
     """
 
     origin: str
@@ -38,6 +38,10 @@ class Kind:
         config = checkpoint.config or {}
         if self.origin == "hf_videomae":
             return huggingface.settings(config, checkpoint.name)
+        if self.origin == "bert":
+            return bert.settings(config, checkpoint.name)
+        if self.origin == "vit":
+            return vit.settings(config)
         own = config.get("config")
         return own if self.origin == "fastvtp" and isinstance(own, dict) else {}
 
@@ -51,12 +55,31 @@ KINDS = (
     Kind("fastvtp", "videomae", ("video_embeddings.weight", "decoder.project.")),
     Kind("fastvtp", "video_qa", ("video_embeddings.weight", "head.1.")),
     Kind("fastvtp", "video_classifier", ("video_embeddings.weight",)),
+    Kind("fastvtp", "alpro", ("video_encoder.cls_token", "entity_head.")),
+    Kind("fastvtp", "alpro_qa", ("video_encoder.cls_token", "classifier.")),
+    Kind("fastvtp", "alpro_retrieval", ("video_encoder.cls_token", "match_head.")),
+    Kind("fastvtp", "alpro_prompter", ("video_encoder.cls_token", "text_projection.")),
+    # a prompter that was trained alone and kept no prompts has all that retrieval has
+    *(
+        Kind("alpro", architecture, ("visual_encoder.", "text_encoder.", *marks), alpro.names, alpro.UNUSED,
+             alpro.prepare)
+        for architecture, *marks in (
+            ("alpro", "mpm_head."), ("alpro_qa", "classifier."), ("alpro_prompter", "video_prompt_feat"),
+            ("alpro_retrieval",),
+        )
+    ),
     Kind(
         "simvtp", "dual_encoder", ("video_encoder.patch_embed.", "text_encoder."), simvtp.DUAL_ENCODER,
         (r"^video_encoder\.text_embeddings\.", r"^text_encoder\.patch_embed\.", _POSITION_IDS),
     ),
     Kind("simvtp", "simvtp", ("encoder.patch_embed.", "text_embeddings."), simvtp.PRETRAINING, (_POSITION_IDS,)),
     Kind("videomae", "videomae", ("encoder.patch_embed.",), videomae.PRETRAINING),
+    *(
+        Kind("vit", "vit", (f"{stem}cls_token", patches), vit.names, vit.UNUSED, vit.prepare)
+        for stem, patches in (
+            ("", "patch_embed."), ("vit.embeddings.", "vit.embeddings."), ("embeddings.", "embeddings.patch_")
+        )
+    ),
     Kind("videomae", "video_classifier", ("patch_embed.",), videomae.CLASSIFIER),
     *(
         Kind(
@@ -70,7 +93,7 @@ KINDS = (
         )
     ),
     *(
-        Kind("bert", "bert", (f"{model}embeddings.word_embeddings.",), bert.EMBEDDINGS, ("",))
+        Kind("bert", "bert", (f"{model}embeddings.word_embeddings.",), bert.NAMES, ("",), huggingface.join_attention)
         for model in ("bert.", "")
     ),
 )  # fmt: skip

@@ -7,21 +7,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastvtp.checkpoints.alpro import split_layers
 from fastvtp.checkpoints.native import CheckpointError
 from fastvtp.checkpoints.origins import Kind, recognise
+from fastvtp.checkpoints.positions import POSITION_RESIZES, fit
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
 from fastvtp.checkpoints.transfers import TRANSFERS, Transfer
-from fastvtp.errors import UserError
+from fastvtp.errors import UserError, unknown_name
+from fastvtp.models.alpro import Alpro
 from fastvtp.models.registry import ARCHITECTURES, architecture_of
 
 _HEAD_NORMS = ("norm", "decoder.transformer.norm", "video_norm", "text_norm")
-_POSITION_TABLE = "text_embeddings.position_embeddings.weight"
 
 
 @dataclass(frozen=True)
 class LoadReport:
     """What became of a checkpoint. loaded, fresh: the model's names that were filled, and that kept what they held.
-    ignored: the checkpoint's names that were left. resized: what was cut, in words."""
+    ignored: the checkpoint's names that were left; where a tensor was taken apart or joined with others, the parts' or
+    the whole's. resized: position tables that were cut or resized, in words."""
 
     loaded: tuple[str, ...]
     fresh: tuple[str, ...]
@@ -35,20 +38,28 @@ def load_released(
     *,
     origin: str | None = None,
     fresh: Sequence[str] = (),
+    position_resize: str = "bicubic",
 ) -> LoadReport:
-    """Copy a checkpoint of VideoMAE, SimVTP, transformers' VideoMAE, BERT or fastvtp into `model`, all or nothing.
+    """Copy a checkpoint of VideoMAE, SimVTP, ALPRO, transformers' VideoMAE, BERT, a ViT or fastvtp into `model`, all or
+    nothing.
 
     model: one of fastvtp's, initialised. source: a .pth, .pt, .bin or .safetensors file, a folder, or tensors by name.
-    origin: "videomae", "simvtp", "hf_videomae", "bert" or "fastvtp"; None: told by the names. fresh: parts of the
-    model that keep their initialisation, such as ("norm", "head") where a classifier starts from pretraining.
+    origin: "videomae", "simvtp", "alpro" (also LAVIS's), "hf_videomae", "bert", "vit" or "fastvtp"; None: told by the
+    names. fresh: parts of the model that keep their initialisation, such as ("norm", "head") where a classifier starts
+    from pretraining. position_resize: how patch positions are brought to another number of patches: "bicubic" on their
+    grid, or "official", nearest in the flattened index, as ALPRO's code does.
 
-    Of BERT only the embeddings of captions are read; the rest of the model stays as it is. Position tables of captions
-    that are longer than the model's are cut; those of tubelets are fixed and not part of checkpoints. What comes from
-    transformers brings the eps of its LayerNorms along, into `model.config` too.
+    BERT and ViT fill parts of a model; the rest stays as it is. SimVTP's models take a BERT's embeddings, ALPRO's all
+    its layers and its word head where there is one; a ViT becomes ALPRO's video encoder, its attention being that
+    within frames and, in a copy, that along time, which begins without effect. Position tables of captions that are
+    longer than the model's are cut, those of frames resized to the nearest; those of tubelets are fixed and not part of
+    checkpoints. What transformers' VideoMAE states as eps of its LayerNorms comes along, into `model.config` too.
 
     Raises CheckpointError with one line that lists every missing, unexpected and wrongly shaped entry, and UserError
-    where `origin` or `fresh` name nothing.
+    where `origin`, `fresh` or `position_resize` name nothing.
     """
+    if position_resize not in POSITION_RESIZES:
+        raise unknown_name("position_resize", position_resize, POSITION_RESIZES)
     checkpoint = read_checkpoint(source)
     kind = recognise(checkpoint, origin)
     transfer = _transfer(checkpoint, kind, model)
@@ -57,23 +68,24 @@ def load_released(
     loaded: dict[str, Tensor] = {}
     ignored: list[str] = []
     resized: list[str] = []
-    problems = _different_settings(checkpoint, kind, model)
+    stated = _stated_settings(checkpoint, kind, model)
+    problems = _different_settings(stated, model)
     for original, tensor in kind.prepare(checkpoint.weights).items():
-        name = kind.names(original)
+        name = _our_name(kind, original, model)
         targets = [target for target in transfer.targets(name) if not _under(target, fresh)]
         used = [target for target in targets if target in own]
         if not used:
             known = not targets or kind.leaves(original) or name.startswith(transfer.unused)
             (ignored if known else problems).append(original if known else f"unexpected {original}")
         for target in used:
-            fitted, change = _fit(target, tensor, own[target])
+            fitted, change = fit(target, tensor, own[target], position_resize)
             if fitted.shape != own[target].shape:
                 problems.append(f"{original} is {list(tensor.shape)}, the model's {target} {list(own[target].shape)}")
             if target in loaded:
                 problems.append(f"{original} and another entry are both {target}")
             loaded[target] = fitted
             resized += [change] if change else []
-    needed = [name for name in own if kind.architecture != "bert" or name.startswith("text_embeddings.")]
+    needed = [name for name in own if not transfer.needed or _under(name, transfer.needed)]
     missing = [name for name in needed if name not in loaded and not _under(name, fresh)]
     problems += [f"missing {name}" for name in missing]
     if problems:
@@ -82,7 +94,7 @@ def load_released(
         listed = "; ".join(sorted(problems))
         raise CheckpointError(f"{checkpoint.name} does not fit {type(model).__name__}: {listed}{hint}")
     model.load_state_dict(loaded, strict=False)
-    _take_norm_eps(kind.settings(checkpoint), model)
+    _take_norm_eps(stated, model)
     return LoadReport(tuple(loaded), tuple(name for name in own if name not in loaded), tuple(ignored), tuple(resized))
 
 
@@ -93,7 +105,8 @@ def absent_parts(
     checkpoint = read_checkpoint(source)
     kind = recognise(checkpoint, origin)
     transfer = _transfer(checkpoint, kind, model)
-    filled = {target for name in checkpoint.weights for target in transfer.targets(kind.names(name))}
+    names = [_our_name(kind, name, model) for name in kind.prepare(checkpoint.weights)]
+    filled = {target for name in names for target in transfer.targets(name)}
     return tuple(
         part
         for part in transfer.fresh
@@ -101,14 +114,28 @@ def absent_parts(
     )
 
 
+def load_prompter(
+    model: Alpro, source: str | Path | Mapping[str, Tensor] | Checkpoint, *, origin: str | None = None
+) -> LoadReport:
+    """Copy ALPRO's towers from `source` into `model.prompter`: from a prompter trained alone, from the prompter inside
+    a pretraining checkpoint, or from the towers of a retrieval checkpoint. The entities' prompts, `video_prompts` and
+    `image_prompts`, are left: encode them anew with these towers. Arguments and errors as `load_released`.
+    """
+    return load_released(model.prompter, source, origin=origin)
+
+
+def _our_name(kind: Kind, name: str, model: Any) -> str:
+    """The name of a prepared entry in a model of the checkpoint's architecture that splits its BERT as `model` does."""
+    ours = kind.names(name)
+    return split_layers(ours, model.config.text_depth) if hasattr(model.config, "text_depth") else ours
+
+
 def _transfer(checkpoint: Checkpoint, kind: Kind, model: nn.Module) -> Transfer:
     if type(model) not in {model_class for _, model_class in ARCHITECTURES.values()}:
         raise UserError(f"model must be one of fastvtp's ({', '.join(ARCHITECTURES)}), got {type(model).__name__}")
     architecture = architecture_of(model)
-    if kind.architecture == "bert":
-        if not hasattr(model, "text_embeddings"):
-            raise CheckpointError(f"{checkpoint.name} is a BERT, {type(model).__name__} reads no text")
-        return Transfer()
+    if kind.architecture == "bert" and not hasattr(model, "text_embeddings"):
+        raise CheckpointError(f"{checkpoint.name} is a BERT, {type(model).__name__} reads no text")
     if (transfer := TRANSFERS.get((kind.architecture, architecture))) is None:
         known = [target for origin, target in TRANSFERS if origin == kind.architecture]
         raise CheckpointError(
@@ -124,14 +151,19 @@ def _transfer(checkpoint: Checkpoint, kind: Kind, model: nn.Module) -> Transfer:
     return transfer
 
 
-def _different_settings(checkpoint: Checkpoint, kind: Kind, model: nn.Module) -> list[str]:
+def _stated_settings(checkpoint: Checkpoint, kind: Kind, model: Any) -> dict[str, Any]:
+    """What a folder's config.json says of the parts that `model` takes."""
+    if kind.architecture == "bert" and not hasattr(model.config, "text_depth"):
+        return {}  # its embeddings alone
+    return kind.settings(checkpoint)
+
+
+def _different_settings(stated: Mapping[str, Any], model: nn.Module) -> list[str]:
     """What a folder's config.json states otherwise and no shape shows."""
-    if kind.architecture == "bert":
-        return []
-    stated, own = kind.settings(checkpoint), asdict(model.config)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    own = asdict(model.config)  # pyright: ignore[reportArgumentType, reportCallIssue]
     return [
         f"{name} is {stated[name]}, the model has {own[name]}"
-        for name in ("num_heads", "decoder_num_heads")
+        for name in ("num_heads", "decoder_num_heads", "text_num_heads")
         if name in stated and name in own and stated[name] != own[name]
     ]
 
@@ -159,12 +191,3 @@ def _check_fresh(fresh: Sequence[str], model: nn.Module, own: Mapping[str, Tenso
 
 def _under(name: str, parts: Sequence[str]) -> bool:
     return any(name == part or name.startswith(part.rstrip(".") + ".") for part in parts)
-
-
-def _fit(name: str, tensor: Tensor, own: Tensor) -> tuple[Tensor, str | None]:
-    """`tensor` in the form of `own` where only its form differs, or as it is; and what was cut."""
-    if name == "decoder.mask_token" and tensor.numel() == own.numel():
-        return tensor.reshape(own.shape), None
-    if name == _POSITION_TABLE and tensor.shape[1:] == own.shape[1:] and len(tensor) > len(own):
-        return tensor[: len(own)], f"{name}: the first {len(own)} of {len(tensor)} rows"
-    return tensor, None

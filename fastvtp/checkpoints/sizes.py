@@ -10,11 +10,18 @@ from typing import Any
 from torch import Tensor
 
 from fastvtp.checkpoints.native import CheckpointError, build_config
-from fastvtp.checkpoints.origins import Kind, recognise
+from fastvtp.checkpoints.origins import recognise
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
 from fastvtp.errors import unknown_name
 from fastvtp.models.registry import ARCHITECTURES
 
+_PARTS = {"bert": "BERT: it fills the captions' embeddings", "vit": "ViT: it fills the video encoder"}
+# settings of an earlier stage that a later one has its own of
+_OF_THE_STAGE = {
+    "video_qa": ("pad_text",),
+    "alpro": ("word_weight", "entity_weight"),
+    "alpro_retrieval": ("word_weight", "entity_weight"),
+}
 _HEAD_WIDTH = 64  # of every released size
 _BLOCK = re.compile(r"(decoder\.transformer|(?:video_)?encoder)\.blocks\.(\d+)\.")
 # setting -> entry whose number of rows it is
@@ -26,6 +33,15 @@ _ROWS = {
     "num_classes": "head.weight",
     "num_answers": "head.3.weight",
 }
+_ALPRO_ROWS = {
+    "vocab_size": "text_embeddings.word_embeddings.weight",
+    "max_text_length": "text_embeddings.position_embeddings.weight",
+    "num_frames": "video_encoder.time_positions",
+    "projection_dim": "text_projection.weight",
+    "num_entities": "entity_head.2.weight",
+    "num_answers": "classifier.2.weight",
+}
+_LAYER = re.compile(r"(video_encoder\.blocks|layers|text_encoder\.layers|fusion_encoder\.layers)\.(\d+)\.")
 
 
 def config_of_released(
@@ -39,12 +55,13 @@ def config_of_released(
 
     source, origin: as in `fastvtp.checkpoints.released.load_released`. architecture: of the model; None: the
     checkpoint's own. overrides: fields of the config, for what shapes do not show: frames and image size (else 16 and
-    224), heads (else as many as make them 64 wide, as in all released sizes). Raises UserError with one line.
+    224; ALPRO's position tables show them), heads (else as many as make them 64 wide, as in all released sizes),
+    layers of ALPRO's BERT that read text alone (else half, as released). Raises UserError with one line.
     """
     checkpoint = read_checkpoint(source)
     kind = recognise(checkpoint, origin)
-    if kind.architecture == "bert":
-        raise CheckpointError(f"{checkpoint.name} is a BERT: it fills the captions' embeddings of a model, and is none")
+    if kind.architecture in _PARTS:
+        raise CheckpointError(f"{checkpoint.name} is a {_PARTS[kind.architecture]} of a model, and is none")
     architecture = architecture or kind.architecture
     if architecture not in ARCHITECTURES:
         raise unknown_name("architecture", architecture, ARCHITECTURES)
@@ -53,11 +70,21 @@ def config_of_released(
     for name in overrides:
         if name not in known:
             raise unknown_name(f"{architecture} option", name, known)
-    values = _shown_by_shapes(checkpoint, kind) | kind.settings(checkpoint)
-    if architecture == "video_qa":
-        values.pop("pad_text", None)  # which it does not know
+    shapes = {
+        kind.names(name): tuple(tensor.shape)
+        for name, tensor in kind.prepare(checkpoint.weights).items()
+        if not kind.leaves(name)
+    }
+    if architecture.startswith("alpro"):
+        values = _shown_by_alpro(shapes, checkpoint.name, overrides.get("text_depth"))
+    else:
+        values = _shown_by_shapes(shapes, checkpoint.name)
+    values |= kind.settings(checkpoint)
+    if architecture != kind.architecture:
+        for name in _OF_THE_STAGE.get(architecture, ()):
+            values.pop(name, None)
     values = {name: value for name, value in values.items() if name in known} | overrides
-    for heads, width in (("num_heads", "width"), ("decoder_num_heads", "decoder_width")):
+    for heads, width in (("num_heads", "width"), ("text_num_heads", "width"), ("decoder_num_heads", "decoder_width")):
         if heads in known and heads not in values and width in values:
             if values[width] % _HEAD_WIDTH:
                 raise CheckpointError(
@@ -67,16 +94,11 @@ def config_of_released(
     return build_config(config_class, values, Path(checkpoint.name))
 
 
-def _shown_by_shapes(checkpoint: Checkpoint, kind: Kind) -> dict[str, Any]:
-    """Settings by name; the number of heads is not among them."""
-    shapes = {
-        kind.names(name): tuple(tensor.shape)
-        for name, tensor in kind.prepare(checkpoint.weights).items()
-        if not kind.leaves(name)
-    }
+def _shown_by_shapes(shapes: Mapping[str, tuple[int, ...]], checkpoint: str) -> dict[str, Any]:
+    """Settings of VideoMAE's and SimVTP's models by name; the number of heads is not among them."""
     tubelet_weight = shapes.get("video_embeddings.weight", ())
     if len(tubelet_weight) != 5 or not all(tubelet_weight):
-        raise CheckpointError(f"{checkpoint.name} has no tubelet embedding [width, 3, frames, height, width]")
+        raise CheckpointError(f"{checkpoint} has no tubelet embedding [width, 3, frames, height, width]")
     width, _, *tubelet = tubelet_weight
     blocks = {found.groups() for name in shapes if (found := _BLOCK.match(name))}
     depths = [sum(stem == part for stem, _ in blocks) for part in ("encoder", "video_encoder", "decoder.transformer")]
@@ -89,9 +111,45 @@ def _shown_by_shapes(checkpoint: Checkpoint, kind: Kind) -> dict[str, Any]:
         "learnable_temperature": "contrast.log_logit_scale" in shapes,
     }  # fmt: skip
     values |= {setting: shapes[name][0] for setting, name in _ROWS.items() if shapes.get(name)}
+    return values | _mlp_ratio(shapes, width)
+
+
+def _shown_by_alpro(shapes: Mapping[str, tuple[int, ...]], checkpoint: str, text_depth: int | None) -> dict[str, Any]:
+    """Settings of ALPRO's models by name; the number of heads is not among them. text_depth: layers of BERT that read
+    text alone; None: half of them, as released."""
+    patch_weight, (patches, *_) = (
+        shapes.get("video_encoder.weight", ()),
+        shapes.get("video_encoder.patch_positions", (0,)),
+    )
+    side = math.isqrt(patches)
+    if len(patch_weight) != 5 or not patches or side**2 != patches:
+        raise CheckpointError(
+            f"{checkpoint} has no patch embedding [width, 3, height, width] with a square of positions"
+        )
+    width, patch = patch_weight[0], patch_weight[-1]
+    layers = {found.groups() for name in shapes if (found := _LAYER.match(name))}
+    blocks, whole, text, fusion = (
+        sum(part == stem for stem, _ in layers)
+        for part in ("video_encoder.blocks", "layers", "text_encoder.layers", "fusion_encoder.layers")
+    )
+    depths = {"text_depth": text, "fusion_depth": fusion} if text else {}
+    if whole:
+        below = whole // 2 if text_depth is None else text_depth
+        depths = {"text_depth": below, "fusion_depth": whole - below}
+    values: dict[str, Any] = {
+        "width": width, "patch_size": patch, "image_size": side * patch, "depth": blocks,
+        **{setting: depth for setting, depth in depths.items() if depth},
+    }  # fmt: skip
+    values |= {setting: shapes[name][0] for setting, name in _ALPRO_ROWS.items() if shapes.get(name)}
+    hidden = next(
+        (shape for name, shape in shapes.items() if re.search(r"(^|t_encoder\.)layers\.0\.mlp\.fc1", name)), None
+    )
+    return values | ({"text_hidden": hidden[0]} if hidden else {}) | _mlp_ratio(shapes, width)
+
+
+def _mlp_ratio(shapes: Mapping[str, tuple[int, ...]], width: int) -> dict[str, float]:
     hidden = next((shape for name, shape in shapes.items() if name.endswith("encoder.blocks.0.mlp.fc1.weight")), None)
-    if hidden:
-        values["mlp_ratio"] = hidden[0] / width
-        if int(width * values["mlp_ratio"]) < hidden[0]:  # rounded down
-            values["mlp_ratio"] = math.nextafter(values["mlp_ratio"], math.inf)
-    return values
+    if not hidden:
+        return {}
+    ratio = hidden[0] / width
+    return {"mlp_ratio": ratio if int(width * ratio) == hidden[0] else math.nextafter(ratio, math.inf)}  # rounded down

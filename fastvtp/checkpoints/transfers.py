@@ -6,11 +6,12 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Transfer:
     """moves: prefix of a checkpoint's name -> prefixes it becomes. unused: prefixes the model has no use for.
-    fresh: parts of the model that such a checkpoint cannot have."""
+    fresh: parts of the model that such a checkpoint may lack. needed: parts that it must have; empty: all others."""
 
     moves: tuple[tuple[str, tuple[str, ...]], ...] = ()
     unused: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    needed: tuple[str, ...] = ()
 
     def targets(self, name: str) -> list[str]:
         """Names in the model of a checkpoint's entry."""
@@ -23,6 +24,14 @@ class Transfer:
 _TO_BOTH_TOWERS = (("encoder.blocks.", ("video_encoder.blocks.", "text_encoder.blocks.")),)
 _TO_VIDEO_TOWER = (("encoder.blocks.", ("video_encoder.blocks.",)),)
 _TEXT_HEADS = ("word_head.", "match_head.")
+_TEXT = ("text_embeddings",)
+_PROMPTS = ("video_prompts", "image_prompts")
+_ABOVE_TOWERS = ("fusion_encoder.", "match_head.", "word_transform.")
+_IN_PROMPTER = tuple(f"prompter.{part}" for part in _ABOVE_TOWERS)
+_PRETRAINING = ("word_transform.", "entity_head.", "prompter.", *_PROMPTS)
+_FUSION = ("video_encoder", "text_embeddings", "text_encoder", "fusion_encoder")
+_IMAGE_PARTS = ("weight", "bias", "cls_token", "cls_position", "patch_positions", "blocks", "norm")
+_FROM_IMAGES = Transfer(needed=tuple(f"video_encoder.{part}" for part in _IMAGE_PARTS))
 
 # (architecture of the checkpoint, of the model)
 TRANSFERS: dict[tuple[str, str], Transfer] = {
@@ -47,4 +56,26 @@ TRANSFERS: dict[tuple[str, str], Transfer] = {
         fresh=("video_norm", "text_norm", "contrast"),
     ),
     ("simvtp", "video_qa"): Transfer(unused=("decoder.", *_TEXT_HEADS, "contrast."), fresh=("head",)),
+    ("alpro", "alpro"): Transfer(unused=_IN_PROMPTER, fresh=("prompter", *_PROMPTS)),
+    ("alpro", "alpro_prompter"): Transfer((("prompter.", ("",)), ("", ())), unused=_IN_PROMPTER),
+    ("alpro", "alpro_retrieval"): Transfer(unused=_PRETRAINING),
+    ("alpro", "alpro_qa"): Transfer(unused=_PRETRAINING, fresh=("classifier",)),
+    ("alpro_prompter", "alpro_prompter"): Transfer(unused=(*_ABOVE_TOWERS, *_PROMPTS)),
+    ("alpro_prompter", "alpro"): Transfer(
+        unused=(*_ABOVE_TOWERS, *_PROMPTS),
+        fresh=("fusion_encoder", "match_head", "word_transform", "entity_head", "prompter", *_PROMPTS),
+    ),
+    ("alpro_retrieval", "alpro_prompter"): Transfer(unused=_ABOVE_TOWERS),
+    ("alpro_retrieval", "alpro_retrieval"): Transfer(unused=("word_transform.",)),
+    ("alpro_retrieval", "alpro_qa"): Transfer(unused=("word_transform.",), fresh=("classifier",)),
+    ("alpro_retrieval", "alpro"): Transfer(fresh=("word_transform", "entity_head", "prompter", *_PROMPTS)),
+    # LAVIS keeps of a model that answers only what answers
+    ("alpro_qa", "alpro_qa"): Transfer(unused=("word_transform.",), needed=(*_FUSION, "classifier")),
+    **{("bert", name): Transfer(needed=_TEXT) for name in ("simvtp", "dual_encoder", "video_qa")},
+    ("bert", "alpro_prompter"): Transfer(needed=(*_TEXT, "text_encoder")),
+    **{
+        ("bert", name): Transfer(needed=(*_TEXT, "text_encoder", "fusion_encoder"))
+        for name in ("alpro", "alpro_retrieval", "alpro_qa")
+    },
+    **{("vit", name): _FROM_IMAGES for name in ("alpro", "alpro_prompter", "alpro_retrieval", "alpro_qa")},
 }

@@ -11,7 +11,8 @@ from fastvtp.models.registry import ARCHITECTURES, build_model
 SIZES: dict[str, Any] = {
     "num_frames": 4, "image_size": 16, "tubelet": (2, 8, 8), "width": 32, "depth": 2, "num_heads": 2,
     "layer_scale": 0.1, "video_mask_ratio": 0.75, "decoder_width": 16, "decoder_depth": 1, "decoder_num_heads": 2,
-    "vocab_size": 50, "max_text_length": 12, "num_classes": 5, "num_answers": 3,
+    "vocab_size": 50, "mask_token_id": 4, "special_token_ids": (0, 1, 2, 3, 4),
+    "max_text_length": 12, "num_classes": 5, "num_answers": 3,
 }  # fmt: skip
 
 

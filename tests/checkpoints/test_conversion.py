@@ -18,9 +18,11 @@ from tests.checkpoints.make_hf_arrays import ARRAYS
 from tests.checkpoints.names import SIZES, official, tiny_model
 
 UNSEEN = {"num_frames": 4, "image_size": 16, "num_heads": 2}
+WORDS = {"mask_token_id": 4, "special_token_ids": (0, 1, 2, 3, 4)}
 DECODER = {"decoder_num_heads": 2, "video_mask_ratio": 0.75}
 ARCHITECTURES = {
-    "simvtp": UNSEEN | DECODER, "videomae": UNSEEN | DECODER, "video_classifier": UNSEEN, "dual_encoder": UNSEEN,
+    "simvtp": UNSEEN | DECODER | WORDS, "videomae": UNSEEN | DECODER, "video_classifier": UNSEEN,
+    "dual_encoder": UNSEEN,
 }  # fmt: skip
 
 
@@ -88,6 +90,7 @@ def test_requests_that_cannot_be_met():
 
 
 SETTINGS = [f"{name}={value}" for name, value in (UNSEEN | DECODER).items()]
+WITH_WORDS = [*SETTINGS, "mask_token_id=4", "special_token_ids=0,1,2,3,4"]
 
 
 @pytest.fixture
@@ -123,14 +126,14 @@ def test_a_special_token_that_is_given_is_not_the_vocabularys(simvtp):
 
 
 def test_vocabularies_that_are_not_the_models(simvtp):
-    note = convert(simvtp / "checkpoint.pth", simvtp / "none", overrides=SETTINGS).tokenizer
+    note = convert(simvtp / "checkpoint.pth", simvtp / "none", overrides=WITH_WORDS).tokenizer
     assert note is not None
     assert note.startswith("none beside")
     write_vocabulary(simvtp, 51)
-    note = convert(simvtp / "checkpoint.pth", simvtp / "other", overrides=SETTINGS).tokenizer
+    note = convert(simvtp / "checkpoint.pth", simvtp / "other", overrides=WITH_WORDS).tokenizer
     assert note == f"not copied: {simvtp} has one of 51 entries, the model has 50"
     (simvtp / "tokenizer.json").write_text("{}")
-    note = convert(simvtp / "checkpoint.pth", simvtp / "bad", overrides=SETTINGS).tokenizer
+    note = convert(simvtp / "checkpoint.pth", simvtp / "bad", overrides=WITH_WORDS).tokenizer
     assert note is not None
     assert "not a tokenizer.json" in note
     assert not (simvtp / "other" / "tokenizer.json").exists()
@@ -178,6 +181,7 @@ def test_the_command(simvtp, monkeypatch, capsys):
         (["num_frames=many"], "num_frames expects int, got 'many'"),
         (["--architecture", "videomea"], "no architecture 'videomea'; did you mean 'videomae'?"),
         (["--origin", "bert"], "is no checkpoint of bert"),
+        (["--position-resize", "bilinear", *WITH_WORDS], "no position_resize 'bilinear'"),
         (["--architecture", "videomae", *SETTINGS, "image_size=20"], "image_size 20 is not a multiple"),
     ],
 )

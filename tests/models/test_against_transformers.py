@@ -16,6 +16,7 @@ from fastvtp.models.timesformer import TimeSformer, TimeSformerConfig
 
 ARRAYS = Path(__file__).parent / "arrays"
 TOLERANCE = 1e-5
+WORDS = {"mask_token_id": 4, "special_token_ids": (0, 1, 2, 3, 4)}
 IN_BLOCK = {
     "attention.attention.qkv": "attn.qkv", "temporal_attention.attention.qkv": "temporal_attn.qkv",
     "attention.output.dense": "attn.proj", "temporal_attention.output.dense": "temporal_attn.proj",
@@ -83,7 +84,8 @@ def test_bert(text_depth):
     """Embeddings, layers wherever they are split, and the word head; packed, and padded as transformers computes."""
     config = AlproRetrievalConfig(
         num_frames=1, image_size=16, patch_size=8, width=24, depth=0, num_heads=3, text_depth=text_depth,
-        fusion_depth=3 - text_depth, text_num_heads=3, text_hidden=40, vocab_size=50, max_text_length=12, mask_token_id=4, special_token_ids=(0, 1, 2, 3, 4),
+        fusion_depth=3 - text_depth, text_num_heads=3, text_hidden=40, vocab_size=50, max_text_length=12,
+        **WORDS,
     )  # fmt: skip
     model = build_model(config).eval()
     report = load_released(model, ARRAYS / "hf_bert")
@@ -108,7 +110,7 @@ def test_bert(text_depth):
 def test_word_head():
     config = AlproConfig(
         num_frames=1, image_size=16, patch_size=8, width=24, depth=0, num_heads=3, text_depth=2, fusion_depth=1,
-        text_num_heads=3, text_hidden=40, vocab_size=50, max_text_length=12, mask_token_id=4, special_token_ids=(0, 1, 2, 3, 4),
+        text_num_heads=3, text_hidden=40, vocab_size=50, max_text_length=12, **WORDS,
     )  # fmt: skip
     model = build_model(config).eval()
     load_released(model, ARRAYS / "hf_bert")

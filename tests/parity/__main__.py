@@ -18,7 +18,7 @@ from tests.parity.folder import read_folder
 SYSTEMS: dict[str, str | None] = {
     "simvtp": "tests.parity.systems.simvtp",
     "videomae": "tests.parity.systems.videomae",
-    "alpro": None,
+    "alpro": "tests.parity.systems.alpro",
     "videoprism": None,
 }
 

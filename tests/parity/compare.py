@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from torch import Tensor
 
@@ -28,16 +29,18 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def compare(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], excused: Mapping[str, str]) -> list[Row]:
-    """A row for each expected array. excused: arrays that have no counterpart, with the reason."""
+    """A row for each expected array. excused: arrays that have no counterpart, by name or pattern of names ("grad.*"),
+    with the reason."""
     rows = []
     for name, array in sorted(expected.items()):
+        reason = next((why for pattern, why in excused.items() if fnmatchcase(name, pattern)), None)
         shape = tuple(array.shape)
         if name in actual and actual[name].shape == array.shape:
             rows.append(Row(name, shape, relative_error(actual[name], array)))
         elif name in actual:
             rows.append(Row(name, shape, None, f"computed as {list(actual[name].shape)}"))
         else:
-            rows.append(Row(name, shape, None, excused.get(name, "not compared"), name in excused))
+            rows.append(Row(name, shape, None, reason or "not compared", reason is not None))
     return rows
 
 

@@ -13,7 +13,7 @@ from tests.parity.made_folders import make_folder
 def pristine(tmp_path_factory) -> dict[str, Path]:
     """A small folder of each system, within tolerance."""
     root = tmp_path_factory.mktemp("parity")
-    for system in ("simvtp", "videomae"):
+    for system in ("simvtp", "videomae", "alpro"):
         make_folder(system, root / system, seed=7)
     return {path.name: path for path in root.iterdir()}
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fastvtp.errors import UserError
 
+_FINE_TUNED = ("finetune_extra.safetensors", "qa_extra.safetensors")
+
 
 @dataclass(frozen=True)
 class ParityFolder:
@@ -65,8 +67,8 @@ def read_folder(path: Path) -> ParityFolder:
         for name, value in metrics.items():
             outputs[f"retrieval_metrics.{direction}.{name}"] = torch.tensor(value, dtype=torch.float64)
     weights, inputs = _read_arrays(path / "state_dict.safetensors"), _read_arrays(path / "inputs.safetensors")
-    extra = path / "finetune_extra.safetensors"
-    return ParityFolder(path, config, weights, inputs, outputs, _read_arrays(extra) if extra.is_file() else None)
+    extra = next((path / name for name in _FINE_TUNED if (path / name).is_file()), None)
+    return ParityFolder(path, config, weights, inputs, outputs, None if extra is None else _read_arrays(extra))
 
 
 def _read_arrays(path: Path) -> dict[str, Tensor]:

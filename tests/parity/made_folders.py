@@ -9,7 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.parity.replica import Arrays, replicate, retrieval, schedule
+from tests.parity import alpro_folders
+from tests.parity.alpro_replica import alpro, linear_schedule, prompt_features
+from tests.parity.replica import Arrays, replicate, retrieval, schedule, simvtp, videomae
+
+SYSTEMS = {"videomae": videomae, "simvtp": simvtp, "alpro": alpro}
 
 SIZES = {
     "img": 16, "patch": 8, "tubelet": 2, "frames": 4, "dim": 24, "depth": 2, "heads": 3, "ddim": 16, "ddepth": 1,
@@ -85,22 +89,45 @@ def draw_inputs(generator: torch.Generator, c: dict[str, Any]) -> Arrays:
 
 def make_folder(system: str, path: Path, *, seed: int, **sizes: Any) -> None:
     """Write a parity folder of random weights and inputs; `sizes` replace those of `SIZES`."""
-    generator, config = torch.Generator().manual_seed(seed), {**SIZES, **sizes}
-    weights = {name: draw(generator, name, shape) for name, shape in shapes(system, config).items()}
+    generator = torch.Generator().manual_seed(seed)
+    if system == "alpro":
+        config, files = _alpro(generator, sizes)
+    else:
+        config, files = _masked(generator, system, sizes)
+    path.mkdir(parents=True)
+    for name, arrays in files.items():
+        save_file(arrays, path / f"{name}.safetensors")
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def _drawn(generator: torch.Generator, found: dict[str, tuple[int, ...]]) -> Arrays:
+    return {name: draw(generator, name, shape) for name, shape in found.items()}
+
+
+def _alpro(generator: torch.Generator, sizes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Arrays]]:
+    config = {**alpro_folders.SIZES, **sizes}
+    weights = _drawn(generator, alpro_folders.shapes(config))
+    weights |= {name: torch.tensor(config["temp"]) for name in ("temp", "prompter.temp")}
+    extra, inputs = _drawn(generator, alpro_folders.answer_shapes(config)), alpro_folders.draw_inputs(generator, config)
+    prompts = prompt_features({name: value.double() for name, value in weights.items()}, config, inputs)
+    weights |= {f"prompter.{name}": value.float() for name, value in prompts.items()}
+    outputs = {**replicate(alpro, config, weights, inputs, extra), "lr_schedule_linear": linear_schedule(50)}
+    return config, {"state_dict": weights, "inputs": inputs, "qa_extra": extra, "outputs": outputs}
+
+
+def _masked(generator: torch.Generator, system: str, sizes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Arrays]]:
+    config = {**SIZES, **sizes}
+    weights = _drawn(generator, shapes(system, config))
     own = {"fc_norm.weight": (config["dim"],), "fc_norm.bias": (config["dim"],)}
     if system == "videomae":
         own |= {"head.weight": (config["classes"], config["dim"]), "head.bias": (config["classes"],)}
     else:
         own |= {"blocks.0.norm1.weight": (config["dim"],)}
         own = {f"{side}_encoder.{name}": shape for side in ("video", "text") for name, shape in own.items()}
-    extra = {name: draw(generator, name, shape) for name, shape in own.items()}
+    extra = _drawn(generator, own)
     inputs = draw_inputs(generator, config)
-    outputs = {**replicate(system, config, weights, inputs, extra), "lr_schedule": schedule(config)}
+    outputs = {**replicate(SYSTEMS[system], config, weights, inputs, extra), "lr_schedule": schedule(config)}
     if system == "simvtp":
         sims = outputs["retrieval_sims"] = torch.randn(17, 17, generator=generator)
         config["retrieval_metrics"] = {"t2v": retrieval(sims), "v2t": retrieval(sims.T)}
-    path.mkdir(parents=True)
-    files = {"state_dict": weights, "inputs": inputs, "finetune_extra": extra, "outputs": outputs}
-    for name, arrays in files.items():
-        save_file(arrays, path / f"{name}.safetensors")
-    (path / "config.json").write_text(json.dumps(config))
+    return config, {"state_dict": weights, "inputs": inputs, "finetune_extra": extra, "outputs": outputs}

@@ -3,6 +3,7 @@ any size. Nothing here comes from fastvtp, and nothing is packed: what the two h
 """
 
 import math
+from collections.abc import Callable
 from itertools import count, takewhile
 from typing import Any
 
@@ -167,15 +168,15 @@ def simvtp(config: dict[str, Any], w: Arrays, inputs: Arrays, extra: Arrays) -> 
     return outputs, [("grad.", outputs["loss"], w), ("grad.finetune.", outputs["finetune_loss"], tuned)]
 
 
-SYSTEMS = {"videomae": videomae, "simvtp": simvtp}
+Forward = Callable[[dict[str, Any], Arrays, Arrays, Arrays], tuple[Arrays, list]]
 
 
-def replicate(system: str, config: dict[str, Any], weights: Arrays, inputs: Arrays, extra: Arrays) -> Arrays:
-    """The outputs of a step and the gradients of all weights, float32."""
+def replicate(forward: Forward, config: dict[str, Any], weights: Arrays, inputs: Arrays, extra: Arrays) -> Arrays:
+    """The outputs of a step of a system and the gradients of all weights, float32."""
     exact = {name: value.double().requires_grad_() for name, value in weights.items()}
     inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
     extra = {name: value.double() for name, value in extra.items()}
-    outputs, steps = SYSTEMS[system](config, exact, inputs, extra)
+    outputs, steps = forward(config, exact, inputs, extra)
     for prefix, loss, leaves in steps:
         grads = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
         outputs |= {prefix + name: grad for name, grad in zip(leaves, grads, strict=True) if grad is not None}

@@ -22,6 +22,8 @@ from tests.parity.folder import ParityFolder
 # `cosine_scheduler(...)` of the released recipes' fixtures, unless config.json says otherwise
 SCHEDULE = {"base_value": 1.5e-4, "final_value": 1e-5, "epochs": 5, "niter_per_ep": 4, "warmup_epochs": 2}
 
+_FIRST_COUNT = 2**30  # which no initialisation gives
+
 Load = Callable[[nn.Module, Mapping[str, Tensor]], Any]
 
 
@@ -117,23 +119,30 @@ def named_blocks(pattern: str, blocks: nn.Module) -> dict[str, nn.Module]:
 def gradients(model: nn.Module, weights: Mapping[str, Tensor], load: Load) -> dict[str, Tensor]:
     """The gradients that `model` holds, by official name and in the official shape; zero where there is none.
 
-    Which parameter an official name became is read off a second model, whose official weights were each filled with a
-    number of their own.
+    Which numbers of which official tensors a parameter is made of is read off a second model, in whose official weights
+    every number was its own count. What loading left out of a tensor (the keys' bias in one of queries, keys and
+    values) has no gradient. Tensors of which nothing was loaded are left out.
     """
-    marked = build_model(model.config)  # pyright: ignore[reportArgumentType]
-    load(marked, {name: torch.full(value.shape, float(i)) for i, (name, value) in enumerate(weights.items())})
-    names = list(weights)
+    marked = build_model(model.config).double()  # pyright: ignore[reportArgumentType]
+    sizes = [value.numel() for value in weights.values()]
+    counts = (_FIRST_COUNT + torch.arange(sum(sizes), dtype=torch.float64)).split(sizes)
+    load(marked, {name: c.view(value.shape) for c, (name, value) in zip(counts, weights.items(), strict=True)})
+    total = torch.zeros(sum(sizes))
+    reached = torch.zeros(sum(sizes), dtype=torch.bool)
     parameters = dict(model.named_parameters())
-    found = {}
     for name, parameter in marked.named_parameters():
-        number = parameter.detach().flatten()[0].item()
-        official = names[int(number)] if number.is_integer() and 0 <= number < len(names) else None
-        if official is None or not (parameter == number).all() or parameter.numel() != weights[official].numel():
-            continue  # not one tensor of the checkpoint as it is
-        gradient = parameters[name].grad
-        found[official] = torch.zeros_like(parameter) if gradient is None else gradient
-        found[official] = found[official].detach().reshape(weights[official].shape)
-    return found
+        count, gradient = parameter.detach().flatten(), parameters[name].grad
+        origin = count.long() - _FIRST_COUNT
+        if (origin < 0).any() or not torch.equal(origin + _FIRST_COUNT, count):
+            continue  # as it was initialised, or resized
+        reached[origin] = True
+        if gradient is not None:
+            total.index_add_(0, origin, gradient.flatten().float())
+    return {
+        name: gradient.view(value.shape)
+        for gradient, seen, (name, value) in zip(total.split(sizes), reached.split(sizes), weights.items(), strict=True)
+        if seen.any()
+    }
 
 
 def learning_rates(folder: ParityFolder) -> Tensor:

@@ -1,0 +1,47 @@
+"""Learned position tables of a checkpoint in a model's sizes."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from fastvtp.checkpoints.native import CheckpointError
+
+POSITION_RESIZES = ("bicubic", "official")
+_TEXTS, _PATCHES, _FRAMES = "text_embeddings.position_embeddings.weight", ".patch_positions", ".time_positions"
+
+
+def fit(name: str, tensor: Tensor, own: Tensor, position_resize: str) -> tuple[Tensor, str | None]:
+    """`tensor` in the form of `own`, the model's `name`, where only its form or a table's length differs, or as it is;
+    and what was done, in words. Captions' tables are cut and never stretched; those of patches and frames are resized.
+    """
+    if name == "decoder.mask_token" and tensor.numel() == own.numel():
+        return tensor.reshape(own.shape), None
+    if tensor.ndim != 2 or tensor.shape[1:] != own.shape[1:] or len(tensor) == len(own):
+        return tensor, None
+    change = f"{len(tensor)} rows to {len(own)}"
+    if name.endswith(_TEXTS) and len(tensor) > len(own):
+        return tensor[: len(own)], f"{name}: the first {len(own)} of {len(tensor)} rows"
+    if name.endswith(_FRAMES):
+        return _nearest(tensor, len(own)), f"{name}: {change}, nearest"
+    if name.endswith(_PATCHES) and position_resize == "official":
+        return _nearest(tensor, len(own)), f"{name}: {change}, nearest in the flattened index"
+    if name.endswith(_PATCHES):
+        return _bicubic(name, tensor, len(own)), f"{name}: {change}, bicubic"
+    return tensor, None
+
+
+def _nearest(table: Tensor, rows: int) -> Tensor:
+    """[S, D] -> [rows, D], row i being row floor(i * S / rows), as the released loaders resize."""
+    return interpolate(table.T[None].float(), size=rows, mode="nearest")[0].T.to(table.dtype)
+
+
+def _bicubic(name: str, table: Tensor, rows: int) -> Tensor:
+    """[S, D] -> [rows, D], both of a square grid."""
+    before, after = math.isqrt(len(table)), math.isqrt(rows)
+    if before**2 != len(table) or after**2 != rows:
+        raise CheckpointError(f"{name}: {len(table)} or {rows} rows are no square grid, which bicubic resizing takes")
+    grid = table.T.reshape(1, -1, before, before).float()
+    resized = interpolate(grid, size=(after, after), mode="bicubic", align_corners=False, antialias=False)
+    return torch.flatten(resized[0], 1).T.to(table.dtype)
