@@ -85,7 +85,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in outp
 
 @app.command()
 def pretrain(
-    recipe: Annotated[str, typer.Argument(help="simvtp_{demo,tiny,small,base} or videomae_pretrain_{tiny,base}.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="simvtp_{demo,tiny,...}, videomae_pretrain_..., alpro_{prompter,pretrain}..."),
+    ],
     overrides: Overrides = None,
     resume: Resume = False,
     preset: Preset = "fastvtp",
@@ -97,7 +100,9 @@ def pretrain(
 
 @app.command()
 def finetune(
-    recipe: Annotated[str, typer.Argument(help="{retrieval,qa,classification}_finetune, or with _tiny behind.")],
+    recipe: Annotated[
+        str, typer.Argument(help="{retrieval,qa,classification}_finetune..., alpro_msrvtt_retrieval, ...")
+    ],
     overrides: Overrides = None,
     resume: Resume = False,
     preset: Preset = "fastvtp",
@@ -115,6 +120,10 @@ def evaluate(
     views: Annotated[str, typer.Option(metavar="S,C", help="Segments and crops of each clip to average.")] = "1,1",
     sampling: Annotated[str, typer.Option(help='Frames: "uniform", or "strided" segments.')] = "uniform",
     frame_stride: Annotated[int, typer.Option(min=1, help="Distance of the frames of a strided segment.")] = 4,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Let a matching head score only the pairs that the contrast ranks first.")
+    ] = None,
+    max_text_length: Annotated[int | None, typer.Option(min=3, help="Tokens to keep of a text.")] = None,
     device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda".')] = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -123,7 +132,10 @@ def evaluate(
     from fastvtp.training.config import parse_value
     from fastvtp.training.loop import choose_device
 
-    protocol = runs.EvaluationProtocol(parse_value(views, tuple[int, int], "--views"), sampling, frame_stride)
+    protocol = runs.EvaluationProtocol(
+        parse_value(views, tuple[int, int], "--views"), sampling, frame_stride,
+        top_k=top_k, max_text_length=max_text_length,
+    )  # fmt: skip
     opened = runs.open_model(model, choose_device(device))
     report = runs.evaluate(opened, data, protocol=protocol, output=output, progress_bar=not quiet)
     if output is not None:
@@ -140,7 +152,7 @@ def visualize(
     seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
     device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda".')] = "auto",
 ) -> None:
-    """Input, visible part and reconstruction, with masked and predicted words."""
+    """Of a SimVTP input, visible part and reconstruction, with its words; of an ALPRO what it sees in crops."""
     from fastvtp import runs
     from fastvtp.training.loop import choose_device
 
@@ -156,16 +168,25 @@ def convert(
     overrides: Overrides = None,
     architecture: Annotated[
         str | None,
-        typer.Option(help="simvtp, videomae, video_classifier, dual_encoder or video_qa; else the checkpoint's own."),
+        typer.Option(
+            help="simvtp, videomae, video_classifier, dual_encoder, video_qa, alpro, alpro_prompter, alpro_retrieval "
+            "or alpro_qa; else the checkpoint's own."
+        ),
     ] = None,
     origin: Annotated[
-        str | None, typer.Option(help="videomae, simvtp, hf_videomae or fastvtp; else told by the names in IN.")
+        str | None, typer.Option(help="videomae, simvtp, alpro, hf_videomae or fastvtp; else told by the names in IN.")
     ] = None,
+    position_resize: Annotated[
+        str, typer.Option(help="ALPRO's patch positions to another image_size: bicubic, or official (nearest in 1-D).")
+    ] = "bicubic",
 ) -> None:
     """Write a released or a Hugging Face checkpoint as a fastvtp model folder."""
     from fastvtp.checkpoints.conversion import convert as run_conversion
 
-    done = run_conversion(source, output, architecture=architecture, origin=origin, overrides=overrides or [])
+    done = run_conversion(
+        source, output,
+        architecture=architecture, origin=origin, overrides=overrides or [], position_resize=position_resize,
+    )  # fmt: skip
     for name in ("loaded", "fresh", "ignored", "resized"):
         entries = getattr(done.report, name)
         listed = ": " + ", ".join(entries) if entries and name != "loaded" else ""
@@ -207,6 +228,26 @@ def ablate(
     for line in summary(report.claims()):
         typer.echo(line)
     typer.echo(f"tables, plot and scores are in {folder}")
+
+
+@app.command()
+def entities(
+    captions: Annotated[str, typer.Argument(help="Captioned videos: .jsonl or folder.")],
+    size: Annotated[int, typer.Option(min=1, help="How many.")] = 1000,
+    output: Annotated[Path, typer.Option(help="File to write, one a line.")] = Path("entities.txt"),
+    words: Annotated[
+        Path | None, typer.Option(help="List of what counts as a noun, one a line; else NLTK's tagger decides.")
+    ] = None,
+) -> None:
+    """The most frequent nouns of captions: the entities that ALPRO's prompts ask for."""
+    from fastvtp.data.annotations import load_annotations
+    from fastvtp.data.entities import build_entities, read_entities, write_entities
+
+    texts = [caption for record in load_annotations(captions) for caption in record.captions]
+    found = build_entities(texts, size, words=None if words is None else read_entities(words))
+    write_entities(output, found)
+    first = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")
+    typer.echo(f"{len(found)} entities of {len(texts)} captions are in {output}: {first}")
 
 
 @app.command()

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "visualization": LIBRARY | {"evaluation"},
     # An ablation is made of whole runs, their scores and a picture.
     "ablation": LIBRARY | {"training", "evaluation", "visualization", "runs"},
-    **dict.fromkeys(("cli", "__main__", "runs", "doctor"), None),
+    **dict.fromkeys(("cli", "__main__", "runs", "scoring", "doctor"), None),
 }
 # Files that may do what their room may not: `load_pretrained` reads weights; weights are read into models; and a
 # conversion takes settings from the command line and a tokenizer along.

@@ -100,7 +100,7 @@ def test_finetune_and_evaluate(capsys, monkeypatch, captioned_videos, tmp_path):
     ):
         status, _, err = run(capsys, monkeypatch, *map(str, command))
         assert status == 2
-        assert "field 'question'" in err or "reconstructions are of a simvtp, this model is a video_qa" in err
+        assert "field 'question'" in err or "pictures are of a simvtp or an alpro, this model is a video_qa" in err
         assert err.count("\n") == 1
 
 
@@ -114,6 +114,19 @@ def test_finetune_prints_the_scores(capsys, monkeypatch, captioned_videos, tmp_p
         status, out, err = run(capsys, monkeypatch, "finetune", recipe, "--quiet", *overrides)
         assert status == 0, err
         assert shown in out
+
+
+def test_entities_by_a_word_list(capsys, monkeypatch, captioned_videos, tmp_path):
+    (tmp_path / "words.txt").write_text("background\nzebra\n")
+    arguments = ("entities", str(captioned_videos / "train.jsonl"), "--output", str(tmp_path / "entities.txt"))
+    status, out, err = run(capsys, monkeypatch, *arguments, "--words", str(tmp_path / "words.txt"))
+    assert status == 0, err
+    assert "1 entities of 20 captions" in out
+    assert (tmp_path / "entities.txt").read_text() == "background\n"
+    monkeypatch.setitem(sys.modules, "nltk.tag.perceptron", None)
+    status, _, err = run(capsys, monkeypatch, *arguments)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "or give a word list" in err
 
 
 def test_demo_end_to_end(capsys, monkeypatch, tiny_settings, tmp_path):

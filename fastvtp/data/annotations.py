@@ -52,12 +52,12 @@ def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
     """Read the captioned videos that `path` lists.
 
     Args:
-        path: either a `.jsonl` file with one object a line, `{"video": path, "caption": str | [str], "id": str}`, where
-            a relative video path starts from the folder of the file, `id` may be missing (then: the video path as
-            written) and other fields are ignored. Lines that name the same video make one record, with the id of the
-            first line and all captions in their order, equal ones once. Or a folder that holds such a list named
-            `captions.jsonl` or `train.jsonl`, or else video files each beside a `.txt` file of the same name with one
-            caption a line; videos without a caption are left out, with one warning.
+        path: either a `.jsonl` file with one object a line, `{"video": path, "caption": str | [str], "id": str}`
+            ("image" for a picture), where a relative path starts from the folder of the file, `id` may be missing
+            (then: the path as written) and other fields are ignored. Lines that name the same video make one record,
+            with the id of the first line and all captions in their order, equal ones once. Or a folder that holds such
+            a list named `captions.jsonl` or `train.jsonl`, or else video files each beside a `.txt` file of the same
+            name with one caption a line; videos without a caption are left out, with one warning.
 
     Returns:
         The records in the order of the file, or of the sorted paths in a folder. Videos are not opened.
@@ -134,10 +134,12 @@ def text_of(value: Any, place: str) -> str:
 def video_and_id(fields: dict[str, Any], folder: Path, place: str) -> tuple[str, str]:
     """Absolute path of the video that a line names, relative to `folder`, and the line's id (else: the path given).
 
+    A picture may stand in the field 'image' instead.
+
     Raises:
         UserError: field 'video' or 'id' is not text.
     """
-    video = text_of(fields.get("video"), f"{place}: field 'video'")
+    video = text_of(fields.get("video", fields.get("image")), f"{place}: field 'video'")
     return os.path.join(folder, video), text_of(fields.get("id", video), f"{place}: field 'id'")
 
 

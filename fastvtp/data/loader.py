@@ -44,6 +44,7 @@ class VideoTextBatch:
         sample_ids: int64 `[B]`, index of each clip's record: the key of its mask. May repeat, see above.
         captions: the captions as text.
         step: the step of the run.
+        kind: "video", or "image" where the clips are pictures, T being 1.
     """
 
     video: torch.Tensor
@@ -54,6 +55,7 @@ class VideoTextBatch:
     sample_ids: torch.Tensor
     captions: list[str]
     step: int
+    kind: str = "video"
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> VideoTextBatch:
         """The batch with its tensors on `device`."""

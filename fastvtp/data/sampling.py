@@ -16,6 +16,7 @@ import numpy as np
 from fastvtp.errors import UserError
 
 _ORDER_STREAM, _SAMPLE_STREAM, _STEP_STREAM = 0, 1, 2
+_SAMPLING_KINDS = ("strided", "uniform", "random_sorted", "head_tail")
 _CROP_ATTEMPTS = 10
 _ERASED_AREA, _ERASED_LOG_SHAPE = (0.02, 1 / 3), (math.log(0.3), math.log(3.3))
 
@@ -58,7 +59,8 @@ class FrameSampling:
     - `"strided"`: every `stride`-th frame from a random start (SimVTP and VideoMAE pretrain so). A video shorter than
       that span is covered end to end by evenly spaced frames.
     - `"uniform"`: one random frame from each of `num_frames` equal parts (TSN, arXiv 1608.00859).
-    - `"random_sorted"`: random frames without repetition, in order (ALPRO).
+    - `"random_sorted"`: random frames without repetition, in order (ALPRO's fine-tuning).
+    - `"head_tail"`: the same, half of them from each half of the video (ALPRO's pretraining).
 
     Without a generator (evaluation) the choice is fixed: the middle span, the middle of every part. Of several segments
     (multi-view evaluation, arXiv 2203.12602), "strided" ones start at even distances from the first span to the last;
@@ -71,8 +73,8 @@ class FrameSampling:
     stride: int = 1
 
     def __post_init__(self) -> None:
-        if self.kind not in ("strided", "uniform", "random_sorted"):
-            raise UserError(f"frame sampling kind: expected strided, uniform or random_sorted, got {self.kind!r}")
+        if self.kind not in _SAMPLING_KINDS:
+            raise UserError(f"frame sampling kind: expected one of {', '.join(_SAMPLING_KINDS)}, got {self.kind!r}")
         if self.num_frames < 1 or self.stride < 1:
             raise UserError(f"frame sampling: num_frames {self.num_frames} and stride {self.stride} must be positive")
 
@@ -93,10 +95,11 @@ class FrameSampling:
             else:
                 start = slack // 2 if segments == 1 else segment * slack // (segments - 1)
             picked = start + self.stride * np.arange(self.num_frames)
-        elif self.kind == "random_sorted" and rng is not None:
-            repeats, extra = divmod(self.num_frames, total_frames)
-            every = np.repeat(np.arange(total_frames), repeats)
-            picked = np.sort(np.concatenate([every, rng.choice(total_frames, extra, replace=False)]))
+        elif self.kind in ("random_sorted", "head_tail") and rng is not None:
+            halves = self.kind == "head_tail" and self.num_frames <= total_frames
+            middle, head = (total_frames // 2, self.num_frames // 2) if halves else (0, 0)
+            tail = _random_frames(middle, total_frames, self.num_frames - head, rng)
+            picked = np.concatenate([_random_frames(0, middle, head, rng), tail]) if head else tail
         else:
             if self.kind == "strided":
                 jitter = 0.5
@@ -104,6 +107,13 @@ class FrameSampling:
                 jitter = (segment + 0.5) / segments if rng is None else rng.random(self.num_frames)
             picked = np.floor((np.arange(self.num_frames) + jitter) * total_frames / self.num_frames)
         return np.minimum(picked, total_frames - 1).astype(np.int32)
+
+
+def _random_frames(start: int, stop: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` frames from start to stop - 1 in order, none more than once oftener than another."""
+    repeats, extra = divmod(count, stop - start)
+    every = np.repeat(np.arange(start, stop), repeats)
+    return np.sort(np.concatenate([every, start + rng.choice(stop - start, extra, replace=False)]))
 
 
 @dataclass(frozen=True)

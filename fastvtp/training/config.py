@@ -9,6 +9,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.errors import UserError, unknown_name
 from fastvtp.files import write_atomically
+from fastvtp.models.alpro_finetuning import AlproQAConfig, AlproRetrievalConfig
+from fastvtp.models.alpro_towers import AlproConfig, AlproPrompterConfig
 from fastvtp.models.classification import VideoClassifierConfig
 from fastvtp.models.dual_encoder import DualEncoderConfig
 from fastvtp.models.simvtp_config import SimVTPConfig
@@ -22,7 +24,16 @@ TASK_MODELS: dict[str, type] = {
     "finetune_retrieval": DualEncoderConfig,
     "finetune_qa": VideoQAConfig,
     "finetune_classification": VideoClassifierConfig,
+    "pretrain_prompter": AlproPrompterConfig,
+    "pretrain_alpro": AlproConfig,
+    "finetune_alpro_retrieval": AlproRetrievalConfig,
+    "finetune_alpro_qa": AlproQAConfig,
 }
+# whose clips are each other's negatives
+_CONTRASTING = {
+    "pretrain_simvtp", "finetune_retrieval", "pretrain_prompter", "pretrain_alpro", "finetune_alpro_retrieval"
+}  # fmt: skip
+_MIXING = {"pretrain_prompter", "pretrain_alpro"}
 
 _FROM_TOKENIZER = {"model.vocab_size", "model.pad_token_id", "model.mask_token_id", "model.special_token_ids"}
 _FROM_LABELS = {"model.num_answers", "model.num_classes"}
@@ -38,19 +49,28 @@ class DataConfig:
     """What the task learns from. Captions: a .jsonl of {"video": path, "caption": text}, or a folder of videos with
     captions. Videos alone (pretrain_videomae): the same without captions. Questions: see `load_questions`. Classes: see
     `load_classes`."""
+    images: str | None = None
+    """pretrain_prompter and pretrain_alpro: captioned pictures, of which every `image_share`-th batch is made; a .jsonl
+    as for videos."""
+    image_share: float = 0.5
+    """Share of the batches that are of `images`, spread evenly."""
     test: str | None = None
-    """The same for scores at the end; None: no evaluation."""
+    """Data as in `train` for scores at the end; None: no evaluation."""
     test_views: tuple[int, int] = (1, 1)
     """Segments and crops of each test clip, whose results are averaged."""
     test_sampling: str = "uniform"
     """Test frames: "uniform", or "strided" segments `frame_stride` apart."""
+    test_top_k: int | None = None
+    """Pairs of each text and clip that a matching head scores, those that the contrast ranks first; None: all pairs."""
+    max_text_length: int | None = None
+    """Most tokens kept of a text, [CLS] and [SEP] included; None: as many as the model has positions for."""
     tokenizer: str | None = None
     """tokenizer.json, BERT's vocab.txt, or a folder with either; None: that of `init`, or else WordPiece trained on the
     training texts."""
     vocab_size: int = 1000
     """Most entries of a tokenizer trained here."""
     sampling: str = "strided"
-    """Training frames: "strided" segment, "uniform", or "random_sorted"."""
+    """Training frames: "strided" segment, "uniform", "random_sorted", or "head_tail"."""
     frame_stride: int = 4
     crop_scale: tuple[float, float] = (0.6, 1.0)
     """Share of the frame's area that a training crop keeps."""
@@ -64,6 +84,14 @@ class DataConfig:
     decoder: str = "auto"
     """"auto": NVDEC where there is one, else PyAV on the CPU; or "pyav", "dali"."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.image_share < 1:
+            raise ValueError(f"image_share must be in (0, 1), got {self.image_share}")
+        for name, least in (("test_top_k", 1), ("max_text_length", 3)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, or none, got {value}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -73,6 +101,10 @@ class OptimizerConfig:
     """Factor on the rate from each encoder block to the one below it; 1: one rate for all."""
     final_learning_rate: float = 1e-6
     warmup_steps: int = 100
+    warmup_share: float | None = None
+    """Share of all steps, which then takes the place of `warmup_steps`."""
+    schedule: str = "cosine"
+    """After the warm-up: "cosine", or "linear" down to 0, `final_learning_rate` being its floor."""
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -88,6 +120,10 @@ class OptimizerConfig:
                 raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be in [0, 1), got {self.betas}")
+        if self.schedule not in ("cosine", "linear"):
+            raise ValueError(f"schedule must be 'cosine' or 'linear', got {self.schedule!r}")
+        if self.warmup_share is not None and not 0 <= self.warmup_share <= 1:
+            raise ValueError(f"warmup_share must be in [0, 1], or none, got {self.warmup_share}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
         if self.clip_norm is not None and not self.clip_norm > 0:
@@ -105,6 +141,10 @@ class TrainConfig:
     """Weights to start from: a released checkpoint, a Hugging Face folder, a model folder or a run; None: at random."""
     text_init: str | None = None
     """A BERT folder whose input embeddings replace those of `init`."""
+    prompter: str | None = None
+    """pretrain_alpro: the run or checkpoint of the prompter that names what crops show."""
+    entities: str | None = None
+    """pretrain_alpro: a list of entities as `fastvtp entities` writes it; the first `model.num_entities` are taken."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     output_dir: str = "runs/pretrain"
     steps: int = 1000
@@ -145,8 +185,13 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
-        if self.batch_size == 1 and self.task in ("pretrain_simvtp", "finetune_retrieval"):
+        if self.batch_size == 1 and self.task in _CONTRASTING:
             raise ConfigError("batch_size must be at least 2: each text is told apart from another clip of the batch")
+        if self.data.images is not None and self.task not in _MIXING:
+            raise ConfigError(f"data.images is for {' and '.join(sorted(_MIXING))}, the task is {self.task}")
+        for name in ("prompter", "entities"):
+            if getattr(self, name) is not None and self.task != "pretrain_alpro":
+                raise ConfigError(f"{name} is for pretrain_alpro, the task is {self.task}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be in (0, 1), or none, got {self.ema_decay}")
         if not 0 <= self.label_smoothing < 1:

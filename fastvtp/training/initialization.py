@@ -12,28 +12,26 @@ from fastvtp.checkpoints.released import absent_parts, load_released
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.models.registry import architecture_of
 from fastvtp.training.config import TrainConfig
-from fastvtp.training.state import model_folder
-from fastvtp.training.tasks import Task, no_text
+from fastvtp.training.state import tokenizer_beside, weights_of
+from fastvtp.training.task import Task, no_text
 
 logger = logging.getLogger(__name__)
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
-
 
 def prepare_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) -> CaptionTokenizer:
-    """The tokenizer of the run's `checkpoint`, else the configured one, else that of the weights to start from, else
-    one trained on the task's texts."""
+    """The tokenizer of the run's `checkpoint`, else the configured one, else that of the weights to start from or
+    of the prompter, else one trained on the task's texts."""
     if not task.reads_text:
         return no_text()
     if checkpoint is not None:
         return CaptionTokenizer.load(checkpoint)
     if config.data.tokenizer is not None:
         return CaptionTokenizer.load(config.data.tokenizer)
-    for source in (config.text_init, config.init):
-        folder = None if source is None else _weights_of(source)
-        if folder is not None and any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    for source in (config.text_init, config.init, config.prompter):
+        folder = None if source is None else weights_of(source)
+        if folder is not None and (tokenizer := tokenizer_beside(folder)) is not None:
             logger.info("tokenizer of %s", folder)
-            return CaptionTokenizer.load(folder)
+            return tokenizer
     tokenizer = CaptionTokenizer.train(task.texts, vocab_size=config.data.vocab_size)
     logger.info("trained a tokenizer of %d entries on %d texts", tokenizer.vocab_size, len(task.texts))
     return tokenizer
@@ -48,7 +46,7 @@ def load_initial_weights(model: nn.Module, config: TrainConfig, task: Task) -> N
     for source, origin in ((config.init, None), (config.text_init, "bert")):
         if source is None:
             continue
-        checkpoint = read_checkpoint(_weights_of(source))
+        checkpoint = read_checkpoint(weights_of(source))
         fresh = absent_parts(model, checkpoint, origin=origin)
         if recognise(checkpoint, origin).architecture == architecture_of(model):
             fresh += task.fresh
@@ -57,10 +55,6 @@ def load_initial_weights(model: nn.Module, config: TrainConfig, task: Task) -> N
             logger.info("init from %s: %d tensors %s%s", checkpoint.name, len(names), verb, _parts(names))
         for change in report.resized:
             logger.info("init from %s: cut %s", checkpoint.name, change)
-
-
-def _weights_of(source: str) -> Path:
-    return model_folder(source) if Path(source).is_dir() else Path(source)
 
 
 def _parts(names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from fastvtp.data.loader import VideoTextLoader
+from fastvtp.data.mixing import MixedLoader
 from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.models.registry import build_model
@@ -33,14 +34,15 @@ from fastvtp.training.state import (
     save_checkpoint,
     write_inference_folder,
 )
-from fastvtp.training.tasks import Task, build_task
+from fastvtp.training.task import Task
+from fastvtp.training.tasks import build_task
 
 logger = logging.getLogger(__name__)
 
 # what may differ when a run is resumed: nothing here changes a number that the run computes
 _FREE_ON_RESUME = {
     "output_dir", "data.num_workers", "checkpoint_every", "keep_checkpoints", "tensorboard", "log_every", "data.test",
-    "data.test_views", "data.test_sampling",
+    "data.test_views", "data.test_sampling", "data.test_top_k", "prompter", "entities",
 }  # fmt: skip
 
 
@@ -78,18 +80,32 @@ def choose_device(name: str) -> torch.device:
 
 def training_loader(
     config: TrainConfig, task: Task, tokenizer: CaptionTokenizer, device: torch.device, progress: Progress
-) -> VideoTextLoader:
+) -> VideoTextLoader | MixedLoader:
     """The loader of the batches still to be seen; a step takes `config.accumulate` of them."""
     data, augmented = config.data, config.data.augmentation != ClipAugmentation()
-    return VideoTextLoader(
-        task.records, tokenizer,
-        batch_size=config.batch_size, num_frames=config.model.num_frames, image_size=config.model.image_size,
-        sampling=data.sampling, frame_stride=data.frame_stride, max_text_length=task.max_text_length,
-        crop_scale=data.crop_scale, flip=data.flip, augmentation=data.augmentation if augmented else None,
-        seed=config.seed, train=True, start_step=progress.step * config.accumulate,
-        num_steps=(config.steps - progress.step) * config.accumulate, known_bad=progress.bad_files,
-        num_workers=data.num_workers, decoder=data.decoder, device=device,
-    )  # fmt: skip
+    start_step, num_steps = progress.step * config.accumulate, (config.steps - progress.step) * config.accumulate
+    common: dict[str, Any] = {
+        "batch_size": config.batch_size, "image_size": config.model.image_size, "max_text_length": task.max_text_length,
+        "crop_scale": data.crop_scale, "flip": data.flip, "augmentation": data.augmentation if augmented else None,
+        "seed": config.seed, "train": True, "known_bad": progress.bad_files, "num_workers": data.num_workers,
+        "device": device,
+    }  # fmt: skip
+
+    def videos(start_step: int, num_steps: int) -> VideoTextLoader:
+        return VideoTextLoader(
+            task.records, tokenizer, num_frames=config.model.num_frames, sampling=data.sampling,
+            frame_stride=data.frame_stride, decoder=data.decoder, start_step=start_step, num_steps=num_steps, **common,
+        )  # fmt: skip
+
+    def images(start_step: int, num_steps: int) -> VideoTextLoader:
+        # no video decoder of a GPU reads pictures
+        return VideoTextLoader(
+            task.images, tokenizer, num_frames=1, decoder="pyav", start_step=start_step, num_steps=num_steps, **common
+        )
+
+    if not task.images:
+        return videos(start_step, num_steps)
+    return MixedLoader(videos, images, image_share=data.image_share, start_step=start_step, num_steps=num_steps)
 
 
 def find_checkpoint(config: TrainConfig, *, resume: bool) -> Path | None:
@@ -148,13 +164,14 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
         raise ConfigError("this version trains on one process; WORLD_SIZE is set: start it without torchrun")
     run_dir, device = Path(config.output_dir), choose_device(config.device)
     checkpoint = find_checkpoint(config, resume=resume)
-    task = build_task(config)
+    task = build_task(config, checkpoint)
     tokenizer = prepare_tokenizer(config, task, checkpoint)
 
     torch.manual_seed(config.seed)
     model = build_model(task.complete(tokenizer), device).train()
     if checkpoint is None:
         load_initial_weights(model, config, task)
+        task.prepare(model, tokenizer)
     optimizer = build_optimizer(model, config.optimizer)
     averaged = None
     if config.ema_decay is not None:

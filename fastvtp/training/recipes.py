@@ -1,13 +1,25 @@
 """Recipes: functions that return a complete run configuration.
 
-`fastvtp pretrain NAME key=value ...` and `fastvtp finetune NAME key=value ...` start one. A preset is SimVTP's affair:
-what the others do without it is the same for both.
+`fastvtp pretrain NAME key=value ...` and `fastvtp finetune NAME key=value ...` start one. A preset is SimVTP's and
+ALPRO's affair: what the others do without it is the same for both.
 """
 
 from collections.abc import Callable
 
 from fastvtp.errors import unknown_name
 from fastvtp.models.registry import PRESETS, model_config
+from fastvtp.training.alpro_recipes import (
+    alpro_didemo_retrieval,
+    alpro_msrvtt_qa,
+    alpro_msrvtt_retrieval,
+    alpro_msvd_qa,
+    alpro_pretrain,
+    alpro_pretrain_tiny,
+    alpro_prompter,
+    alpro_prompter_tiny,
+    alpro_qa_tiny,
+    alpro_retrieval_tiny,
+)
 from fastvtp.training.config import DataConfig, OptimizerConfig, TrainConfig
 from fastvtp.training.finetuning_recipes import (
     classification_finetune,
@@ -125,6 +137,9 @@ RECIPES: dict[str, Callable[[str], TrainConfig]] = {
         retrieval_finetune_tiny, retrieval_finetune,
         qa_finetune_tiny, qa_finetune,
         classification_finetune_tiny, classification_finetune,
+        alpro_prompter_tiny, alpro_prompter, alpro_pretrain_tiny, alpro_pretrain,
+        alpro_retrieval_tiny, alpro_msrvtt_retrieval, alpro_didemo_retrieval,
+        alpro_qa_tiny, alpro_msrvtt_qa, alpro_msvd_qa,
     )
 }  # fmt: skip
 

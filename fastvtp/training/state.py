@@ -19,9 +19,11 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from fastvtp.checkpoints.native import CheckpointError, load_weights, read_weights, write_model_folder
+from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.models.registry import architecture_of
 
 CONFIG_NAME, STATE_NAME, TOKENIZER_NAME = "train_config.json", "training_state.pt", "tokenizer.json"
+_TOKENIZER_FILES = (TOKENIZER_NAME, "vocab.txt")
 
 
 @dataclass
@@ -95,6 +97,18 @@ def model_folder(source: str | Path) -> Path:
     if not candidates:
         raise CheckpointError(f"{folder} is a run without a checkpoint yet")
     return candidates[0]
+
+
+def weights_of(source: str) -> Path:
+    """A checkpoint file, or the folder with the weights where `source` is a run, checkpoint or model folder."""
+    return model_folder(source) if Path(source).is_dir() else Path(source)
+
+
+def tokenizer_beside(weights: Path) -> CaptionTokenizer | None:
+    """The tokenizer of a folder of weights, or None where there is none."""
+    if any((weights / name).is_file() for name in _TOKENIZER_FILES):
+        return CaptionTokenizer.load(weights)
+    return None
 
 
 def write_inference_folder(folder: Path, model: Any, write_companions: Callable[[Path], None]) -> None:

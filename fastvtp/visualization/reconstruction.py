@@ -1,29 +1,14 @@
 """Pictures of what a masked video-text model saw and what it filled in: stills and animations."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import Image, features
 
 from fastvtp.evaluation.reconstruction import ReconstructionExample
-
-MASK_TOKEN = "[MASK]"
-FONT_SIZE = 15
-LINE_HEIGHT = 24
-MASK_WIDTH = 36  # the same for every hidden word, so that its length is not given away
-GAP = 5
-MARGIN = 24
-INK, LABEL, PAPER = "#1f2328", "#6e7781", "#ffffff"
-# Text colour and pill colour of a word; right and wrong differ in lightness too, and the wrong are underlined.
-WORD_COLORS = {
-    "plain": (INK, None),
-    "masked": ("#ffffff", "#808080"),
-    "right": ("#116329", "#dafbe1"),
-    "wrong": ("#a40e26", "#ffdcd7"),
-}
+from fastvtp.visualization.drawing import GAP, LINE_HEIGHT, draw_page, draw_words, label, stack
 
 
 def reconstruction_grid(
@@ -42,10 +27,10 @@ def reconstruction_grid(
         rows = []
         for name, video in _videos(example):
             tiles = [_tile(video[frame], scale) for frame in picked]
-            rows.append(_stack([_label(name, tiles[0].height), *tiles]))
-        return _stack([*rows, _captions(example, rows[0].width)], vertical=True)
+            rows.append(stack([label(name, tiles[0].height), *tiles]))
+        return stack([*rows, _captions(example, rows[0].width)], vertical=True)
 
-    return _page([panel(example) for example in examples], columns)
+    return draw_page([panel(example) for example in examples], columns)
 
 
 def save_reconstruction_grid(
@@ -85,13 +70,13 @@ def save_reconstruction_animation(
 
         def panel(frame: int) -> Image.Image:
             tiles = [(name, _tile(video[frame], scale)) for name, video in _videos(example)]
-            titled = [_stack([_label(name, LINE_HEIGHT, tile.width), tile], vertical=True) for name, tile in tiles]
-            return _stack([_stack(titled), captions], vertical=True)
+            titled = [stack([label(name, LINE_HEIGHT, tile.width), tile], vertical=True) for name, tile in tiles]
+            return stack([stack(titled), captions], vertical=True)
 
         return panel
 
     panels = [panel_at(example) for example in examples]
-    pages = [_page([panel(frame) for panel in panels], columns) for frame in range(lengths[0])]
+    pages = [draw_page([panel(frame) for panel in panels], columns) for frame in range(lengths[0])]
     Path(path).write_bytes(encode_animation(pages, Path(path).suffix, fps=fps, quality=85))
 
 
@@ -119,50 +104,14 @@ def _videos(example: ReconstructionExample) -> list[tuple[str, np.ndarray]]:
     return [("input", example.frames), ("visible", example.visible), ("reconstruction", example.reconstruction)]
 
 
-@cache
-def _font(bold: bool) -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), FONT_SIZE)
-
-
 def _tile(frame: np.ndarray, scale: float) -> Image.Image:
     image = Image.fromarray(frame)
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
 
 
-def _stack(images: Sequence[Image.Image], *, vertical: bool = False, gap: int = GAP) -> Image.Image:
-    """Images beside or below each other, aligned left and top."""
-    widths, heights = [image.width for image in images], [image.height for image in images]
-    gaps = gap * (len(images) - 1)
-    size = (max(widths), sum(heights) + gaps) if vertical else (sum(widths) + gaps, max(heights))
-    canvas = Image.new("RGB", size, PAPER)
-    offset = 0
-    for image in images:
-        canvas.paste(image, (0, offset) if vertical else (offset, 0))
-        offset += (image.height if vertical else image.width) + gap
-    return canvas
-
-
 def _check_page(examples: Sequence[ReconstructionExample], columns: int) -> None:
     if not examples or columns < 1:
         raise ValueError(f"a picture needs at least one example and one column, got {len(examples)} and {columns}")
-
-
-def _page(panels: Sequence[Image.Image], columns: int) -> Image.Image:
-    rows = [_stack(panels[start : start + columns], gap=2 * MARGIN) for start in range(0, len(panels), columns)]
-    content = _stack(rows, vertical=True, gap=2 * MARGIN)
-    page = Image.new("RGB", (content.width + 2 * MARGIN, content.height + 2 * MARGIN), PAPER)
-    page.paste(content, (MARGIN, MARGIN))
-    return page
-
-
-def _label(text: str, height: int, width: int | None = None) -> Image.Image:
-    width = round(_font(False).getlength("reconstruction")) + 2 * GAP if width is None else width
-    image = Image.new("RGB", (width, height), PAPER)
-    ImageDraw.Draw(image).text((0, height / 2), text, LABEL, _font(False), anchor="lm")
-    return image
 
 
 def _captions(example: ReconstructionExample, width: int) -> Image.Image:
@@ -178,37 +127,6 @@ def _captions(example: ReconstructionExample, width: int) -> Image.Image:
         ("masked", masked, ["masked" if hide else "plain" for hide in hidden]),
         (f"predicted {score}", predicted, [v if h else "plain" for h, v in zip(hidden, verdicts, strict=True)]),
     ]
-    labels = [_label(name, LINE_HEIGHT) for name, _, _ in lines]
-    blocks = [_words(tokens, styles, width - labels[0].width - GAP) for _, tokens, styles in lines]
-    return _stack([_stack(pair) for pair in zip(labels, blocks, strict=True)], vertical=True)
-
-
-def _words(tokens: Sequence[str], styles: Sequence[str], width: int) -> Image.Image:
-    """Tokens in their styles, wrapped at `width`."""
-    space = _font(False).getlength(" ")
-    texts = [
-        "" if (token, style) == (MASK_TOKEN, "masked") else token.removeprefix("##")
-        for token, style in zip(tokens, styles, strict=True)
-    ]
-    fonts = [_font(style in ("right", "wrong")) for style in styles]
-    advances = [font.getlength(text) if text else MASK_WIDTH for font, text in zip(fonts, texts, strict=True)]
-    attached = [token.startswith("##") or token in ".,;:!?" for token in tokens]
-    positions, x, line = [], 0.0, 0
-    for token in range(len(tokens)):
-        if not attached[token] and x > 0:
-            word_end = next((end for end in range(token + 1, len(tokens)) if not attached[end]), len(tokens))
-            x += space
-            if x + sum(advances[token:word_end]) > width:
-                x, line = 0.0, line + 1
-        positions.append((x, (line + 0.5) * LINE_HEIGHT))
-        x += advances[token]
-    image = Image.new("RGB", (width, (line + 1) * LINE_HEIGHT), PAPER)
-    draw = ImageDraw.Draw(image)
-    for (x, y), text, style, font, advance in zip(positions, texts, styles, fonts, advances, strict=True):
-        ink, pill = WORD_COLORS[style]
-        if pill is not None:
-            draw.rounded_rectangle((x - 1, y - 9, x + advance + 1, y + 8), radius=4, fill=pill)
-        draw.text((x, y), text, ink, font, anchor="lm")
-        if style == "wrong":
-            draw.line((x, y + 8, x + advance, y + 8), fill=ink)
-    return image
+    labels = [label(name, LINE_HEIGHT) for name, _, _ in lines]
+    blocks = [draw_words(tokens, styles, width - labels[0].width - GAP) for _, tokens, styles in lines]
+    return stack([stack(pair) for pair in zip(labels, blocks, strict=True)], vertical=True)

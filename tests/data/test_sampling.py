@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fastvtp.data.sampling import CropSampling, CropWindow, FrameSampling, epoch_order, sample_number, sample_rng
 from fastvtp.errors import UserError
 
-KINDS = ("strided", "uniform", "random_sorted")
+KINDS = ("strided", "uniform", "random_sorted", "head_tail")
 
 
 def rng(seed=0):
@@ -65,6 +65,13 @@ def test_random_sorted_draws_without_repetition_and_is_centred_without_a_generat
     assert all(len(set(indices)) == 5 for indices in drawn)
     assert len(set(map(tuple, drawn))) > 20
     assert FrameSampling("random_sorted", 4).indices(20, None).tolist() == [2, 7, 12, 17]
+
+
+def test_head_tail_draws_half_of_the_frames_from_each_half():
+    drawn = np.stack([FrameSampling("head_tail", 4).indices(9, rng(seed)) for seed in range(200)])
+    assert set(drawn[:, :2].flat) == {0, 1, 2, 3}
+    assert set(drawn[:, 2:].flat) == {4, 5, 6, 7, 8}
+    assert FrameSampling("head_tail", 4).indices(3, rng()).tolist() in ([0, 0, 1, 2], [0, 1, 1, 2], [0, 1, 2, 2])
 
 
 @pytest.mark.parametrize(

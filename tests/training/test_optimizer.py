@@ -3,6 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from fastvtp.models.alpro_finetuning import AlproRetrievalConfig
 from fastvtp.models.classification import VideoClassifierConfig
 from fastvtp.models.dual_encoder import DualEncoderConfig
 from fastvtp.models.registry import build_model
@@ -10,10 +11,11 @@ from fastvtp.models.simvtp_config import SimVTPConfig
 from fastvtp.models.video_qa import VideoQAConfig
 from fastvtp.models.videomae import VideoMAEConfig
 from fastvtp.training.config import ConfigError, OptimizerConfig
-from fastvtp.training.optimizer import build_optimizer, layer_scales, learning_rate_at, set_learning_rate
+from fastvtp.training.optimizer import build_optimizer, layer_scales, learning_rate_at, linear_rate, set_learning_rate
 
 TINY = {"width": 16, "depth": 2, "num_heads": 2, "num_frames": 2, "image_size": 32}
 TEXT = {"vocab_size": 20, "max_text_length": 8}
+IDS = {"mask_token_id": 4, "special_token_ids": (0, 1, 2, 3, 4)}
 DECODER = {"decoder_width": 16, "decoder_num_heads": 2, "decoder_depth": 3}
 
 
@@ -48,7 +50,7 @@ def test_one_step_of_warmup_and_a_run_shorter_than_its_warmup():
 @pytest.mark.parametrize(
     ("config", "towers", "top"),
     [
-        (SimVTPConfig(**TINY, **TEXT, **DECODER), ["encoder"], ["decoder.transformer.blocks.0.norm1.weight"]),
+        (SimVTPConfig(**TINY, **TEXT, **IDS, **DECODER), ["encoder"], ["decoder.transformer.blocks.0.norm1.weight"]),
         (VideoMAEConfig(**TINY, **DECODER), ["encoder"], ["encoder.norm.weight", "decoder.mask_token"]),
         (DualEncoderConfig(**TINY, **TEXT), ["video_encoder", "text_encoder"], ["video_norm.weight"]),
         (DualEncoderConfig(**TINY, **TEXT, shared_encoder=True), ["video_encoder"], ["text_norm.weight"]),
@@ -75,6 +77,45 @@ def test_rates_fall_with_depth(config, towers, top):
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert {name: rates[id(p)] for name, p in model.named_parameters()} == {n: 0.8 * s for n, s in scales.items()}
     assert all((group["weight_decay"] > 0) == (p.ndim > 1) for group in optimizer.param_groups for p in group["params"])
+
+
+def test_rates_of_alpro_rise_through_clips_and_through_text_and_fusion():
+    sizes = {**TINY, "depth": 3, "text_depth": 2, "fusion_depth": 1, "text_num_heads": 2, "text_hidden": 32}
+    scales = layer_scales(build_model(AlproRetrievalConfig(**sizes, **TEXT, **IDS)), 0.5)
+    for layer, prefixes in enumerate((
+        ("text_embeddings.", "video_encoder.weight", "video_encoder.bias", "video_encoder.cls_", "video_encoder.time_",
+         "video_encoder.patch_"),
+        ("video_encoder.blocks.0.", "text_encoder.layers.0."),
+        ("video_encoder.blocks.1.", "text_encoder.layers.1."),
+        ("video_encoder.blocks.2.", "fusion_encoder.layers.0."),
+        ("video_encoder.norm.", "match_head.", "text_projection.", "temperature"),
+    )):  # fmt: skip
+        for prefix in prefixes:
+            values = {scale for name, scale in scales.items() if name.startswith(prefix)}
+            assert values == {0.5 ** (4 - layer)}, prefix
+
+
+def test_linear_schedule_is_alpros():
+    """`get_lr_sched` of 40 steps with a warm-up of 5 %, counted from 1 as its loop does."""
+    config = OptimizerConfig(
+        learning_rate=1e-4, final_learning_rate=1e-8, schedule="linear", warmup_share=0.05, warmup_steps=30
+    )
+    rates = [learning_rate_at(step, 40, config) for step in range(40)]
+    assert rates[:3] == pytest.approx([5e-5, 1e-4, 1e-4 * 37 / 38])
+    assert rates[-2:] == pytest.approx([1e-4 / 38, 1e-8])
+    assert linear_rate(0, 40, config) == 1e-8
+
+
+def test_a_share_takes_the_place_of_warmup_steps():
+    cosine = {"learning_rate": 1.0, "final_learning_rate": 0.0}
+    share, steps = OptimizerConfig(warmup_share=0.2, **cosine), OptimizerConfig(warmup_steps=8, **cosine)
+    assert [learning_rate_at(step, 40, share) for step in range(40)] == [
+        learning_rate_at(step, 40, steps) for step in range(40)
+    ]
+    assert learning_rate_at(0, 40, OptimizerConfig(schedule="linear", warmup_share=0.0)) > 0
+    for wrong in ({"schedule": "linaer"}, {"warmup_share": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            OptimizerConfig(**wrong)
 
 
 def test_without_decay_all_rates_are_equal():

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, features
 
 from fastvtp.evaluation.reconstruction import ReconstructionExample
-from fastvtp.visualization import reconstruction
+from fastvtp.visualization import drawing
 from fastvtp.visualization.reconstruction import (
     reconstruction_grid,
     save_reconstruction_animation,
@@ -60,7 +60,7 @@ def test_a_mask_token_in_the_caption_itself_is_a_word_like_any_other():
     picture = reconstruction_grid([example(caption=text, masked_caption=text, predicted_caption=text)])
     assert not has_color(picture, right)  # it was not hidden, so nothing was guessed
     assert not has_color(picture, pill)
-    blank, literal = (reconstruction._words(["[MASK]"], [style], 200) for style in ("masked", "plain"))
+    blank, literal = (drawing.draw_words(["[MASK]"], [style], 200) for style in ("masked", "plain"))
     assert (np.asarray(blank) >= 128).all()  # the pill without its word
     assert (np.asarray(literal) < 100).any()
 
@@ -69,10 +69,10 @@ def test_long_captions_wrap_and_word_pieces_stay_together():
     words = " ".join(["word"] * 60)
     captions: dict[str, Any] = {"caption": words, "masked_caption": words, "predicted_caption": words}
     short, long = reconstruction_grid([example()]), reconstruction_grid([example(**captions)])
-    assert long.height > short.height + 3 * 2 * reconstruction.LINE_HEIGHT
+    assert long.height > short.height + 3 * 2 * drawing.LINE_HEIGHT
     assert long.width == short.width
-    apart = reconstruction._words(["left", "ward", "."], ["plain"] * 3, 200)
-    attached = reconstruction._words(["left", "##ward", "."], ["plain"] * 3, 200)
+    apart = drawing.draw_words(["left", "ward", "."], ["plain"] * 3, 200)
+    attached = drawing.draw_words(["left", "##ward", "."], ["plain"] * 3, 200)
     ink_width = [np.flatnonzero(np.asarray(image).min(axis=(0, 2)) < 128)[-1] for image in (apart, attached)]
     assert ink_width[0] > ink_width[1]
 

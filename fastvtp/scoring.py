@@ -1,0 +1,281 @@
+"""Opening a model with what stands beside it, and scoring it in the way of its architecture."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastvtp.checkpoints.native import CheckpointError
+from fastvtp.data.annotations import VideoRecord, load_annotations
+from fastvtp.data.entities import read_entities
+from fastvtp.data.labels import AnswerVocabulary, load_classes, load_questions
+from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
+from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.errors import UserError
+from fastvtp.evaluation.classification import evaluate_classification
+from fastvtp.evaluation.matching import EncodedSet, encode_set, match_scores
+from fastvtp.evaluation.question_answering import evaluate_multiple_choice, evaluate_open_ended
+from fastvtp.evaluation.retrieval import (
+    RetrievalEmbeddings,
+    chance_recall,
+    encode_retrieval,
+    retrieval_metrics,
+    shuffled_control,
+)
+from fastvtp.models.registry import architecture_of, load_pretrained
+from fastvtp.training.alpro_tasks import ENTITIES_NAME
+from fastvtp.training.finetuning_tasks import ANSWERS_NAME, CLASSES_NAME, has_options
+from fastvtp.training.state import TOKENIZER_NAME, model_folder
+from fastvtp.training.task import MIN_TEXT_LENGTH, no_text
+from fastvtp.visualization.gallery import animated_thumbnail, save_retrieval_gallery
+
+GALLERY_NAME, PREDICTIONS_NAME = "gallery.html", "predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model ready for evaluation, with what stands beside its weights.
+
+    tokenizer: reads texts the way the model learned them. answers: those of an open-ended question answerer.
+    class_names: those of a classifier; their numbers where nobody named them. entities: what a pretrained ALPRO looks
+    for in crops.
+    """
+
+    model: Any
+    tokenizer: CaptionTokenizer
+    answers: AnswerVocabulary | None = None
+    class_names: Sequence[str] = ()
+    entities: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """How clips are read for scores.
+
+    views: segments and crops of each clip, see `VideoTextLoader`. sampling, frame_stride: its frames, see
+    `FrameSampling`. top_k: pairs that a matching head scores, see `match_scores`. max_text_length: tokens kept of a
+    text, if fewer than the model has positions for.
+    """
+
+    views: tuple[int, int] = (1, 1)
+    sampling: str = "uniform"
+    frame_stride: int = 1
+    num_workers: int = 1
+    batch_size: int = 32
+    """Most views at a time."""
+    top_k: int | None = None
+    max_text_length: int | None = None
+
+
+def bad_file_report(bad_files: dict[str, str]) -> dict[str, Any]:
+    return {"count": len(bad_files), "files": dict(sorted(bad_files.items()))}
+
+
+def open_model(source: str | Path, device: torch.device) -> OpenedModel:
+    """The model of a model folder, a checkpoint, or a run folder (its final or newest weights)."""
+    folder = model_folder(source)
+    return with_companions(load_pretrained(folder, device=device), folder)
+
+
+def with_companions(model: Any, folder: Path) -> OpenedModel:
+    """`model` with tokenizer and labels from its folder."""
+    tokenizer = no_text()
+    if hasattr(model.config, "vocab_size"):
+        if not (folder / TOKENIZER_NAME).is_file():
+            raise CheckpointError(
+                f"{folder} has no {TOKENIZER_NAME}: texts cannot be read the way the model learned them"
+            )
+        tokenizer = CaptionTokenizer.load(folder / TOKENIZER_NAME)
+    answers, names = None, ()
+    if getattr(model.config, "num_answers", 1) > 1 or (folder / ANSWERS_NAME).is_file():
+        if not (folder / ANSWERS_NAME).is_file():
+            raise CheckpointError(f"{folder} has no {ANSWERS_NAME}: nobody knows what the model's answers mean")
+        answers = AnswerVocabulary.load(folder / ANSWERS_NAME)
+        if len(answers) != model.config.num_answers:
+            raise CheckpointError(
+                f"{folder / ANSWERS_NAME} has {len(answers)} answers, the model {model.config.num_answers}"
+            )
+    if hasattr(model.config, "num_classes"):
+        path = folder / CLASSES_NAME
+        names = json.loads(path.read_text()) if path.is_file() else [str(i) for i in range(model.config.num_classes)]
+    entities = read_entities(folder / ENTITIES_NAME) if (folder / ENTITIES_NAME).is_file() else ()
+    return OpenedModel(model, tokenizer, answers, names, entities)
+
+
+def evaluation_loader(
+    opened: OpenedModel, records: Sequence[VideoRecord], protocol: EvaluationProtocol
+) -> VideoTextLoader:
+    """Every clip of `records` in order, in all its views."""
+    config = opened.model.config
+    positions = getattr(config, "max_text_length", MIN_TEXT_LENGTH)
+    return VideoTextLoader(
+        records, opened.tokenizer,
+        batch_size=min(protocol.batch_size, len(records) * protocol.views[0] * protocol.views[1]),
+        num_frames=config.num_frames, image_size=config.image_size,
+        max_text_length=min(positions, protocol.max_text_length or positions),
+        sampling=protocol.sampling, frame_stride=protocol.frame_stride, views=protocol.views,
+        seed=0, train=False, num_workers=protocol.num_workers, device=opened.model.device,
+    )  # fmt: skip
+
+
+def evaluate(
+    opened: OpenedModel,
+    data: str,
+    *,
+    protocol: EvaluationProtocol = EvaluationProtocol(),
+    output: Path | None = None,
+    train_data: str | None = None,
+    progress_bar: bool = True,
+) -> dict[str, Any]:
+    """Score a model on `data` in the way of its architecture: retrieval, question answering or classification.
+
+    Retrieval goes by the matching head where there is one (ALPRO), which takes one view of a clip.
+
+    output: a folder for what shows single clips: the retrieval gallery, or the answer to each question. train_data: the
+    training questions, for the baseline by kind. Returns the scores, num_test and bad_files. Raises UserError for data
+    of another kind, and for a model of pixels alone.
+    """
+    architecture = architecture_of(opened.model)
+    if architecture not in _SCORERS:
+        raise UserError(f"a {architecture} has no scores: fine-tune it (fastvtp finetune RECIPE init=FOLDER)")
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+    return _SCORERS[architecture](opened, data, protocol, output, train_data, progress_bar)
+
+
+class _Thumbnails:
+    """Keeps a thumbnail of every clip that it hands on."""
+
+    def __init__(self, batches: Iterable[VideoTextBatch]):
+        self._batches = batches
+        self.images: dict[int, bytes] = {}
+
+    def __iter__(self) -> Iterator[VideoTextBatch]:
+        for batch in self._batches:
+            for index, frames in zip(batch.sample_ids.tolist(), batch.video, strict=True):
+                if index not in self.images:
+                    self.images[index] = animated_thumbnail(frames.cpu().numpy())
+            yield batch
+
+    def save_gallery(self, folder: Path, found: RetrievalEmbeddings | EncodedSet, data: str, **shown: Any) -> None:
+        """shown: similarity and metrics of `save_retrieval_gallery`."""
+        save_retrieval_gallery(
+            folder / GALLERY_NAME, captions=found.captions, thumbnails=[self.images[index] for index in found.ids],
+            ids=found.ids, title=f"Retrieval on {data}", **shown,
+        )  # fmt: skip
+
+
+def _score_retrieval(
+    opened: OpenedModel, data: str, protocol: EvaluationProtocol, output: Path | None, _: str | None, progress_bar: bool
+) -> dict[str, Any]:
+    """Every caption against every clip, both ways, in percent."""
+    model = opened.model
+    with evaluation_loader(opened, load_annotations(data), protocol) as loader:
+        thumbnails = _Thumbnails(loader)
+        batches = loader if output is None else thumbnails
+        embeddings = encode_retrieval(model, batches, device=model.device, progress=progress_bar)
+        bad_files = loader.bad_files
+    similarity = embeddings.similarity()
+    report = {
+        "retrieval": retrieval_metrics(similarity),
+        "retrieval_dual_softmax": retrieval_metrics(similarity, dual_softmax=True),
+        "shuffled_control": shuffled_control(similarity, seed=0),
+        "chance_R1": chance_recall(len(similarity), 1),
+        "num_test": len(similarity),
+        "bad_files": bad_file_report(bad_files),
+    }
+    if output is not None:
+        thumbnails.save_gallery(output, embeddings, data, similarity=similarity, metrics=report["retrieval"])
+    return report
+
+
+def _score_matching(
+    opened: OpenedModel, data: str, protocol: EvaluationProtocol, output: Path | None, _: str | None, progress_bar: bool
+) -> dict[str, Any]:
+    """Captions and clips by the matching head, both ways, in percent; and by the contrast alone."""
+    if protocol.views != (1, 1):
+        raise UserError(f"views {protocol.views}: the matching head reads one view of a clip, expected (1, 1)")
+    model = opened.model
+    with evaluation_loader(opened, load_annotations(data), protocol) as loader:
+        thumbnails = _Thumbnails(loader)
+        batches = loader if output is None else thumbnails
+        encoded = encode_set(model, batches, device=model.device, progress=progress_bar)
+        bad_files = loader.bad_files
+    text_to_video, video_to_text = match_scores(model, encoded, top_k=protocol.top_k, progress=progress_bar)
+    metrics = {
+        "t2v": retrieval_metrics(text_to_video)["t2v"],
+        "v2t": retrieval_metrics(video_to_text)["v2t"],
+    }
+    report = {
+        "retrieval": metrics,
+        "retrieval_contrast": retrieval_metrics(encoded.similarity),
+        "shuffled_control": shuffled_control(text_to_video, seed=0),
+        "chance_R1": chance_recall(len(text_to_video), 1),
+        "top_k": protocol.top_k,
+        "num_test": len(text_to_video),
+        "bad_files": bad_file_report(bad_files),
+    }
+    if output is not None:
+        thumbnails.save_gallery(output, encoded, data, similarity=text_to_video, metrics=metrics)
+    return report
+
+
+def _score_questions(
+    opened: OpenedModel,
+    data: str,
+    protocol: EvaluationProtocol,
+    output: Path | None,
+    train_data: str | None,
+    progress_bar: bool,
+) -> dict[str, Any]:
+    """Accuracy of open-ended answers or of choices, with blind baselines, in percent."""
+    questions, model = load_questions(data), opened.model
+    common: dict[str, Any] = {
+        "device": model.device,
+        "progress": progress_bar,
+        "predictions": None if output is None else output / PREDICTIONS_NAME,
+    }
+    if opened.answers is None and not has_options(questions, data):
+        raise UserError(f"{data}: its questions have no options, and this model chooses among options")
+    with evaluation_loader(opened, questions.records, protocol) as loader:
+        if opened.answers is None:
+            scores = evaluate_multiple_choice(model, loader, questions, opened.tokenizer, **common)
+        else:
+            training = None if train_data is None else load_questions(train_data)
+            scores = evaluate_open_ended(model, loader, questions, opened.answers, training=training, **common)
+        return _with_bad_files("question_answering", scores, loader)
+
+
+def _score_classes(
+    opened: OpenedModel, data: str, protocol: EvaluationProtocol, _: Path | None, __: str | None, progress_bar: bool
+) -> dict[str, Any]:
+    """Top-k and per-class accuracy, in percent."""
+    classes = load_classes(data, class_names=opened.class_names)
+    with evaluation_loader(opened, classes.records, protocol) as loader:
+        scores = evaluate_classification(
+            opened.model, loader, classes, device=opened.model.device, progress=progress_bar
+        )
+        return _with_bad_files("classification", scores, loader)
+
+
+_SCORERS: dict[str, Callable[..., dict[str, Any]]] = {
+    "simvtp": _score_retrieval,
+    "dual_encoder": _score_retrieval,
+    "video_qa": _score_questions,
+    "video_classifier": _score_classes,
+    "alpro": _score_matching,
+    "alpro_retrieval": _score_matching,
+    "alpro_prompter": _score_retrieval,
+    "alpro_qa": _score_questions,
+}
+
+
+def _with_bad_files(name: str, scores: Any, loader: VideoTextLoader) -> dict[str, Any]:
+    """The report of an evaluation; why a clip was left out stands in bad_files."""
+    values = dataclasses.asdict(scores)
+    del values["left_out"]
+    return {name: values, "num_test": values.pop("count"), "bad_files": bad_file_report(loader.bad_files)}

@@ -1,0 +1,107 @@
+"""ALPRO's tasks: the prompter, pretraining with its prompts, and fine-tuning for retrieval and questions."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastvtp.checkpoints.released import load_prompter
+from fastvtp.data.entities import read_entities, write_entities
+from fastvtp.data.loader import VideoTextBatch
+from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.models.alpro import Alpro
+from fastvtp.models.alpro_towers import AlproTowers
+from fastvtp.objectives.entity_prompts import average_prompts, entity_prompts
+from fastvtp.training.config import ConfigError, TrainConfig
+from fastvtp.training.finetuning_tasks import FinetuneQA
+from fastvtp.training.state import tokenizer_beside, weights_of
+from fastvtp.training.task import CaptionedTask, Loss
+
+logger = logging.getLogger(__name__)
+
+ENTITIES_NAME = "entities.txt"
+_PROMPT_LENGTH, _PROMPTS_PER_CALL = 15, 512
+
+
+class PretrainPrompter(CaptionedTask):
+    """The contrast alone, of clips or pictures with their captions."""
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+        on_device = batch.to(model.device, non_blocking=True)
+        loss = compute(
+            on_device.video, on_device.input_ids, on_device.cu_seqlens, batch.max_text_length, on_device.sample_ids
+        )
+        return loss, {"loss/contrastive": loss.detach()}
+
+
+class PretrainAlpro(CaptionedTask):
+    """Contrast, matching, masked words, and the entities that a frozen prompter finds in crops."""
+
+    def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
+        super().__init__(config, checkpoint)
+        self.entities: list[str] = []
+        if not config.model.entity_weight:
+            return
+        if checkpoint is not None:
+            self.entities = read_entities(checkpoint / ENTITIES_NAME)
+            return
+        for name, what in (("prompter", "a prompter's run"), ("entities", "a list from `fastvtp entities`")):
+            if getattr(config, name) is None:
+                raise ConfigError(f"pretrain_alpro needs {name}=PATH, {what}, or model.entity_weight=0")
+        self.entities = read_entities(str(config.entities), limit=config.model.num_entities)
+        logger.info("%d entities of %s", len(self.entities), config.entities)
+
+    def complete(self, tokenizer: CaptionTokenizer) -> Any:
+        model = super().complete(tokenizer)
+        return dataclasses.replace(model, num_entities=len(self.entities)) if self.entities else model
+
+    def prepare(self, model: Any, tokenizer: CaptionTokenizer) -> None:
+        if self.entities:
+            source = weights_of(str(self.config.prompter))
+            load_prompter(model, source)
+            # prompts are read as the prompter learned to read, which need not be how the student does
+            encode_prompts(model, tokenizer_beside(source) or tokenizer, self.entities)
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+        plan = model.plan(batch.input_ids, batch.text_lengths, batch.sample_ids, seed=self.config.seed, step=batch.step)
+        output = compute(batch.video, plan, kind=batch.kind)
+        return output.loss, output.terms
+
+    def write_labels(self, folder: Path) -> None:
+        if self.entities:
+            write_entities(folder / ENTITIES_NAME, self.entities)
+
+
+class FinetuneAlproRetrieval(CaptionedTask):
+    """Contrast and matching."""
+
+
+class FinetuneAlproQA(FinetuneQA):
+    """Questions about videos, answered from the fused [CLS]."""
+
+    fresh = ("classifier",)
+
+
+def encode_prompts(model: Alpro, tokenizer: CaptionTokenizer, entities: list[str]) -> None:
+    """Fill `video_prompts` and `image_prompts` by what the prompter makes of all templates with all entities."""
+    for kind, prompts in (("video", model.video_prompts), ("image", model.image_prompts)):
+        texts = entity_prompts(entities, kind)
+        calls = range(0, len(texts), _PROMPTS_PER_CALL)
+        features = [
+            _text_features(model.prompter, tokenizer, texts[start : start + _PROMPTS_PER_CALL])
+            for start in tqdm(calls, desc=f"{kind} prompts", unit="call", leave=False, disable=len(calls) < 10)
+        ]
+        prompts.copy_(average_prompts(torch.cat(features), len(entities)))
+
+
+@torch.no_grad()
+def _text_features(prompter: AlproTowers, tokenizer: CaptionTokenizer, texts: list[str]) -> Tensor:
+    packed = tokenizer.encode_packed(texts, _PROMPT_LENGTH)
+    cu_seqlens = torch.tensor([0, *packed.lengths]).cumsum(0).int()
+    input_ids = torch.from_numpy(packed.input_ids).to(prompter.device)
+    return prompter.embed_text(input_ids, cu_seqlens.to(prompter.device), max(packed.lengths))

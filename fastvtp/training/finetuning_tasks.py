@@ -1,0 +1,137 @@
+"""Fine-tuning of SimVTP and VideoMAE: retrieval, question answering, classification."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from fastvtp.data.augmentation import mixup, soft_targets
+from fastvtp.data.labels import AnswerVocabulary, QuestionSet, load_classes, load_questions
+from fastvtp.data.loader import VideoTextBatch
+from fastvtp.data.options import option_texts
+from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.errors import UserError
+from fastvtp.training.config import TrainConfig
+from fastvtp.training.task import CaptionedTask, Loss, Task
+
+logger = logging.getLogger(__name__)
+
+ANSWERS_NAME, CLASSES_NAME = "answers.json", "classes.json"
+
+
+class FinetuneRetrieval(CaptionedTask):
+    """The contrast of whole clips with their captions."""
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+        on_device = batch.to(model.device, non_blocking=True)
+        output = compute(
+            on_device.video, on_device.input_ids, on_device.cu_seqlens, batch.max_text_length, on_device.sample_ids
+        )
+        return output.loss, output.terms
+
+
+class FinetuneQA(Task):
+    """Questions about videos: open-ended, or multiple choice where all questions come with options.
+
+    Open-ended questions whose answer is not among the `max_answers` most frequent ones teach nothing and are left out.
+    """
+
+    fresh = ("head",)
+
+    def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
+        super().__init__(config, checkpoint)
+        self.questions = load_questions(config.data.train)
+        self.tokenizer: CaptionTokenizer | None = None
+        self.vocabulary: AnswerVocabulary | None = None
+        if not has_options(self.questions, config.data.train):
+            self.vocabulary = AnswerVocabulary.build(self.questions.answers, config.data.max_answers)
+            self.questions = self._with_known_answers(self.vocabulary)
+        self.records = self.questions.records
+
+    @property
+    def texts(self) -> list[str]:
+        options = (option for options in self.questions.options for option in options)
+        return [*super().texts, *options]
+
+    @property
+    def labels(self) -> Sequence[Any]:
+        return self.questions.answers, self.questions.options
+
+    def complete(self, tokenizer: CaptionTokenizer) -> Any:
+        self.tokenizer = tokenizer
+        answers = 1 if self.vocabulary is None else len(self.vocabulary)
+        return dataclasses.replace(super().complete(tokenizer), num_answers=answers)
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+        indices = batch.sample_ids.tolist()
+        if self.vocabulary is not None:
+            plan = model.plan(batch.input_ids, batch.text_lengths, range(len(indices)))
+            scores = compute(batch.video, plan)
+            right = torch.tensor([self.vocabulary.index(self.questions.answers[index]) for index in indices])
+        else:
+            assert self.tokenizer is not None  # `complete` comes before the first batch
+            texts = option_texts(self.tokenizer, self.questions, indices, self.max_text_length)
+            plan = model.plan(texts.input_ids, texts.text_lengths, texts.video_of_text)
+            scores, right = texts.by_question(compute(batch.video, plan)[:, 0]), texts.correct
+        right = right.to(scores.device, non_blocking=True)
+        return cross_entropy(scores, right), {"accuracy": (scores.detach().argmax(1) == right).float().mean()}
+
+    def write_labels(self, folder: Path) -> None:
+        if self.vocabulary is not None:
+            self.vocabulary.save(folder / ANSWERS_NAME)
+
+    def _with_known_answers(self, vocabulary: AnswerVocabulary) -> QuestionSet:
+        given = self.questions
+        rows = zip(given.records, given.answers, given.kinds, given.options, strict=True)
+        kept = [row for row in rows if vocabulary.index(row[1]) is not None]
+        if missing := len(given.records) - len(kept):
+            logger.info("%d training questions have none of the %d answers: left out", missing, len(vocabulary))
+        records, answers, kinds, options = zip(*kept, strict=True)
+        return QuestionSet(records, answers, kinds, options)
+
+
+class FinetuneClassification(Task):
+    """One class for each video."""
+
+    reads_text = False
+    fresh = ("head",)
+
+    def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
+        super().__init__(config, checkpoint)
+        classes = load_classes(config.data.train)
+        self.records, self.class_names = classes.records, classes.class_names
+        self._labels = torch.tensor(classes.labels)
+
+    @property
+    def labels(self) -> Sequence[Any]:
+        return self.class_names, self._labels.tolist()
+
+    def complete(self, tokenizer: CaptionTokenizer) -> Any:
+        return dataclasses.replace(super().complete(tokenizer), num_classes=len(self.class_names))
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+        labels = self._labels[batch.sample_ids].to(model.device, non_blocking=True)
+        video, targets = batch.video, soft_targets(labels, len(self.class_names), self.config.label_smoothing)
+        if self.config.mixup:
+            video, targets = mixup(video, targets, self.config.mixup, seed=self.config.seed, step=batch.step)
+        logits = compute(video).float()
+        # of a mixed clip, the class with the larger share
+        accuracy = (logits.detach().argmax(1) == targets.argmax(1)).float().mean()
+        return cross_entropy(logits, targets), {"accuracy": accuracy}
+
+    def write_labels(self, folder: Path) -> None:
+        (folder / CLASSES_NAME).write_text(json.dumps(self.class_names, ensure_ascii=False, indent=0) + "\n")
+
+
+def has_options(questions: QuestionSet, source: str) -> bool:
+    """Whether the questions are multiple choice. Raises UserError where some are and some are not."""
+    without = sum(not options for options in questions.options)
+    if 0 < without < len(questions.options):
+        counts = f"{without} of {len(questions.options)} questions"
+        raise UserError(f"{source}: {counts} have no options: expected options in all or in none")
+    return without == 0

@@ -1,0 +1,88 @@
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from PIL import Image
+
+from fastvtp.data.annotations import load_annotations
+from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
+from fastvtp.data.mixing import MixedLoader, images_before
+from fastvtp.data.tokenization import CaptionTokenizer
+
+COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A list of one-coloured pictures in three formats, of different sizes."""
+    lines = []
+    for suffix, (name, colour) in zip(("jpg", "png", "webp"), COLOURS.items(), strict=True):
+        Image.new("RGB", (64, 48 + len(name)), colour).save(tmp_path / f"{name}.{suffix}")
+        lines.append(f'{{"image": "{name}.{suffix}", "caption": "all {name}"}}\n')
+    (tmp_path / "pictures.jsonl").write_text("".join(lines))
+    return tmp_path / "pictures.jsonl"
+
+
+def loader_of(records, num_frames):
+    tokenizer = CaptionTokenizer.train([caption for record in records for caption in record.captions], vocab_size=300)
+
+    def make(start_step: int, num_steps: int) -> VideoTextLoader:
+        return VideoTextLoader(
+            records, tokenizer, batch_size=3, num_frames=num_frames, image_size=32, max_text_length=16, train=True,
+            num_workers=0, start_step=start_step, num_steps=num_steps,
+        )  # fmt: skip
+
+    return make
+
+
+def test_pictures_come_through_the_loader(pictures):
+    records = load_annotations(pictures)
+    batch = next(iter(loader_of(records, 1)(0, 1)))
+    assert batch.video.shape == (3, 1, 32, 32, 3)
+    for clip, caption in zip(batch.video, batch.captions, strict=True):
+        expected = torch.tensor(COLOURS[caption.removeprefix("all ")])
+        assert (clip.float().mean((0, 1, 2)) - expected).abs().max() < 8
+
+
+def test_kinds_alternate_by_step_and_a_stream_resumes_anywhere(pictures, captioned_videos):
+    videos = loader_of(load_annotations(captioned_videos / "train.jsonl"), 4)
+    images = loader_of(load_annotations(pictures), 1)
+
+    def batches(start_step: int, num_steps: int) -> list[VideoTextBatch]:
+        with MixedLoader(videos, images, image_share=0.4, start_step=start_step, num_steps=num_steps) as mixed:
+            return list(mixed)
+
+    whole = batches(0, 5)
+    assert [batch.kind for batch in whole] == ["video", "video", "image", "video", "image"]
+    assert [batch.step for batch in whole] == [0, 1, 2, 3, 4]
+    assert [batch.video.shape[1] for batch in whole] == [4, 4, 1, 4, 1]
+    with images(1, 1) as second:
+        assert_equal(replace(next(iter(second)), step=4, kind="image"), whole[4])
+    for start in (2, 3):
+        for batch, again in zip(whole[start:], batches(start, 5 - start), strict=True):
+            assert_equal(again, batch)
+
+
+def assert_equal(first: VideoTextBatch, second: VideoTextBatch) -> None:
+    assert (first.captions, first.step, first.kind) == (second.captions, second.step, second.kind)
+    for name in ("video", "input_ids", "sample_ids"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9])
+def test_the_share_is_kept_at_any_length(share):
+    counts = [images_before(step, share) for step in range(101)]
+    assert all(0 <= after - before <= 1 for before, after in pairwise(counts))
+    assert all(abs(count - share * step) < 1 for step, count in enumerate(counts))
+
+
+def test_bad_files_of_both_are_named(pictures, captioned_videos):
+    bad = pictures.with_name("red.jpg")
+    bad.write_bytes(b"no picture")
+    videos = loader_of(load_annotations(captioned_videos / "train.jsonl"), 4)
+    images = loader_of(load_annotations(pictures), 1)
+    with MixedLoader(videos, images, image_share=0.5, start_step=0, num_steps=2) as mixed:
+        assert len(list(mixed)) == 2
+        assert mixed.bad_files.keys() == {str(bad)}
+        assert mixed.wait_seconds > 0
