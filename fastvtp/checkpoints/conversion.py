@@ -16,6 +16,7 @@ from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.errors import UserError, unknown_name
 from fastvtp.models.registry import ARCHITECTURES, build_model
 from fastvtp.training.config import parse_value
+from fastvtp.training.state import weights_of
 
 
 @dataclass(frozen=True)
@@ -36,27 +37,34 @@ def convert(
     origin: str | None = None,
     overrides: Sequence[str] = (),
     position_resize: str = "bicubic",
+    tokenizer: str | Path | None = None,
 ) -> Conversion:
     """Write the model in `source` to the folder `output`, with the tokenizer.json or vocab.txt that lies beside it.
 
-    architecture, origin: as in `config_of_released`. overrides: "key=value" strings, fields of the config.
-    position_resize: as in `load_released`. Parts that the checkpoint cannot have are initialised, always with the same
-    numbers. Raises UserError with one line.
+    source: as in `load_released`, or the folder of a run. architecture, origin: as in `config_of_released`. overrides:
+    "key=value" strings, fields of the config. position_resize: as in `load_released`. tokenizer: a tokenizer.json, a
+    vocab.txt or a folder that holds either, to write instead of the one beside `source`.
+
+    Parts that the checkpoint cannot have are initialised, always with the same numbers. Raises UserError with one line,
+    and FileNotFoundError where `tokenizer` is absent.
     """
-    source, output = Path(source), Path(output)
+    source, output = weights_of(str(source)), Path(output)
     if output.is_file() or (output / CONFIG_NAME).exists():
         raise CheckpointError(f"{output} exists already: give a folder that does not, or remove it")
     checkpoint = read_checkpoint(source)
     architecture = architecture or recognise(checkpoint, origin).architecture
     values = _parse(overrides, architecture)
-    tokenizer, note = None, None
-    if (vocab_size := _vocab_size(checkpoint, architecture, values)) is not None:
-        tokenizer, note = _tokenizer_beside(source, vocab_size)
+    words, note = None, None
+    vocab_size = _vocab_size(checkpoint, architecture, values)
     if tokenizer is not None:
+        words, note = _given_tokenizer(Path(tokenizer), vocab_size, architecture), f"copied from {tokenizer}"
+    elif vocab_size is not None:
+        words, note = _tokenizer_beside(source, vocab_size)
+    if words is not None:
         ids = {
-            "pad_token_id": tokenizer.pad_id,
-            "mask_token_id": tokenizer.mask_id,
-            "special_token_ids": tuple(sorted(tokenizer.special_ids)),
+            "pad_token_id": words.pad_id,
+            "mask_token_id": words.mask_id,
+            "special_token_ids": tuple(sorted(words.special_ids)),
         }
         values = {name: ids[name] for name in ids if hasattr(ARCHITECTURES[architecture][0], name)} | values
     config = config_of_released(checkpoint, origin, architecture=architecture, **values)
@@ -68,8 +76,8 @@ def convert(
         origin=origin, fresh=absent_parts(model, checkpoint, origin=origin), position_resize=position_resize,
     )  # fmt: skip
     write_model_folder(output, model, architecture)
-    if tokenizer is not None:
-        tokenizer.save(output)
+    if words is not None:
+        words.save(output)
     return Conversion(architecture, report, note)
 
 
@@ -97,13 +105,22 @@ def _vocab_size(checkpoint: Checkpoint, architecture: str, values: Mapping[str, 
     return values.get("vocab_size") or next(tables, config_class.vocab_size)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 
 
+def _given_tokenizer(path: Path, vocab_size: int | None, architecture: str) -> CaptionTokenizer:
+    if vocab_size is None and architecture in ARCHITECTURES:
+        raise UserError(f"{architecture} reads no text: leave out the tokenizer")
+    tokenizer = CaptionTokenizer.load(path)
+    if vocab_size not in (None, tokenizer.vocab_size):
+        raise UserError(f"{path} has {tokenizer.vocab_size} entries, the model's vocabulary {vocab_size}")
+    return tokenizer
+
+
 def _tokenizer_beside(source: Path, vocab_size: int) -> tuple[CaptionTokenizer | None, str]:
     """The tokenizer of the folder that `source` is or lies in, where it is the model's; and what to say about it."""
     folder = source if source.is_dir() else source.parent
     try:
         tokenizer = CaptionTokenizer.load(folder)
     except FileNotFoundError:
-        return None, f"none beside {source}: put the tokenizer.json or vocab.txt of its captions into the folder"
+        return None, f"none beside {source}: give the tokenizer.json or vocab.txt of its captions (--tokenizer)"
     except UserError as error:
         return None, f"not copied: {error}"
     if tokenizer.vocab_size != vocab_size:

@@ -1,7 +1,7 @@
 """Checkpoints of any origin as named tensors: .pth, .safetensors, folders, or tensors in memory."""
 
-import argparse
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,19 @@ from fastvtp.checkpoints.native import CONFIG_NAME, WEIGHTS_NAME, CheckpointErro
 _WRAPPERS = ("model", "module", "state_dict")
 _INDEX_NAME, _PICKLE_NAME = "model.safetensors.index.json", "pytorch_model.bin"
 _PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
+# what training loops save beside the weights: their command line, and rates that numpy computed
+_LEFT_OUT = (
+    "argparse.Namespace",
+    *(
+        f"{module}.{name}"
+        for module in ("pathlib", "pathlib._local")  # the latter in Python 3.13
+        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+    ),
+    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+    *(f"numpy.{name}" for name in ("dtype", "dtypes.Float64DType", "dtypes.Float32DType", "dtypes.Int64DType")),
+)
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,17 @@ class Checkpoint:
     name: str
     weights: dict[str, Tensor]
     config: dict[str, Any] | None = None
+
+
+class _LeftOut:
+    """Stands for an object of `_LEFT_OUT`: the classes themselves would trust sizes and flags that the file states, and
+    paths of another system cannot be made here."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
 
 
 def read_checkpoint(source: str | Path | Mapping[str, Tensor] | Checkpoint) -> Checkpoint:
@@ -70,19 +94,35 @@ def _read_file(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
     if path.suffix not in _PICKLE_SUFFIXES:
         raise CheckpointError(f"{path} must end in .safetensors, {', '.join(_PICKLE_SUFFIXES)}, or be a folder")
-    try:
-        # the released checkpoints keep their command line as a Namespace, which runs nothing
-        with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals([(_LeftOut, name) for name in _LEFT_OUT]):
+        try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever damaged bytes make the unpickler raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read as plain tensors ({reason}); if you trust it, save its state dict alone with "
-            "torch.save, or as .safetensors"
-        ) from None
+        except Exception as error:  # whatever damaged bytes make the unpickler raise
+            raise CheckpointError(f"{path} cannot be read as plain tensors: {_refusal(path, error)}") from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected tensors by name")
     return dict(content)
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """Why `path` was not read, in one line of printable characters, and what to do."""
+    message = _ESCAPE.sub("", str(error))
+    try:
+        refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # no zip file, or a damaged one
+        refused = _REFUSED.findall(message)
+    if refused:
+        return _printable(
+            f"it holds {', '.join(sorted(refused))}; if you trust it, open it with torch.load(..., weights_only=False) "
+            "and save its state dict alone with torch.save, or as .safetensors"
+        )
+    _, _, told = message.rpartition("WeightsUnpickler error: ")
+    reason = _printable(next((line for line in told.splitlines() if line.strip()), type(error).__name__))
+    return f"{reason}; is the file whole, and made by torch.save?"
+
+
+def _printable(text: str) -> str:
+    return "".join(character for character in _ESCAPE.sub("", text) if character.isprintable())
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

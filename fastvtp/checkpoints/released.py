@@ -12,6 +12,7 @@ from fastvtp.checkpoints.native import CheckpointError
 from fastvtp.checkpoints.origins import Kind, recognise
 from fastvtp.checkpoints.positions import POSITION_RESIZES, fit
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
+from fastvtp.checkpoints.sizes import different_sizes
 from fastvtp.checkpoints.transfers import TRANSFERS, Transfer
 from fastvtp.errors import UserError, unknown_name
 from fastvtp.models.alpro import Alpro
@@ -55,8 +56,9 @@ def load_released(
     longer than the model's are cut, those of frames resized to the nearest; those of tubelets are fixed and not part of
     checkpoints. What transformers' VideoMAE states as eps of its LayerNorms comes along, into `model.config` too.
 
-    Raises CheckpointError with one line that lists every missing, unexpected and wrongly shaped entry, and UserError
-    where `origin`, `fresh` or `position_resize` name nothing.
+    Raises CheckpointError with one line that says what to set where the checkpoint is of another size, and lists every
+    missing, unexpected and wrongly shaped entry, and UserError where `origin`, `fresh` or `position_resize` name
+    nothing.
     """
     if position_resize not in POSITION_RESIZES:
         raise unknown_name("position_resize", position_resize, POSITION_RESIZES)
@@ -75,7 +77,7 @@ def load_released(
         targets = [target for target in transfer.targets(name) if not _under(target, fresh)]
         used = [target for target in targets if target in own]
         if not used:
-            known = not targets or kind.leaves(original) or name.startswith(transfer.unused)
+            known = not targets or kind.leaves(original) or name.startswith(transfer.optional)
             (ignored if known else problems).append(original if known else f"unexpected {original}")
         for target in used:
             fitted, change = fit(target, tensor, own[target], position_resize)
@@ -91,7 +93,7 @@ def load_released(
     if problems:
         absent = [part for part in transfer.fresh if any(_under(name, (part,)) for name in missing)]
         hint = f" (to start these parts afresh: fresh={(*fresh, *absent)})" if absent else ""
-        listed = "; ".join(sorted(problems))
+        listed = _advice(checkpoint, kind, model) + "; ".join(sorted(problems))
         raise CheckpointError(f"{checkpoint.name} does not fit {type(model).__name__}: {listed}{hint}")
     model.load_state_dict(loaded, strict=False)
     _take_norm_eps(stated, model)
@@ -166,6 +168,21 @@ def _different_settings(stated: Mapping[str, Any], model: nn.Module) -> list[str
         for name in ("num_heads", "decoder_num_heads", "text_num_heads")
         if name in stated and name in own and stated[name] != own[name]
     ]
+
+
+def _advice(checkpoint: Checkpoint, kind: Kind, model: Any) -> str:
+    """What the checkpoint is and the model is not, and how to make it so; "" where both are of one size."""
+    sizes = different_sizes(checkpoint, kind, model.config)
+    if not sizes:
+        return ""
+    settings = " ".join(f"model.{name}={_as_typed(value)}" for name, value in sizes.items())
+    described = ", ".join(f"{name} {_as_typed(value)}" for name, value in sizes.items())
+    return f"the checkpoint is {described}: set {settings}; "
+
+
+def _as_typed(value: Any) -> str:
+    """A setting as one types it behind its name."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _take_norm_eps(stated: Mapping[str, Any], model: Any) -> None:

@@ -3,14 +3,14 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fastvtp.checkpoints.native import CheckpointError, build_config
-from fastvtp.checkpoints.origins import recognise
+from fastvtp.checkpoints.origins import Kind, recognise
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
 from fastvtp.errors import unknown_name
 from fastvtp.models.registry import ARCHITECTURES
@@ -23,6 +23,13 @@ _OF_THE_STAGE = {
     "alpro_retrieval": ("word_weight", "entity_weight"),
 }
 _HEAD_WIDTH = 64  # of every released size
+_HEADS = (("num_heads", "width"), ("text_num_heads", "width"), ("decoder_num_heads", "decoder_width"))
+# settings that decide which weights there are, and that no stage chooses anew
+_SIZES = (
+    "width", "depth", "num_heads", "tubelet", "patch_size", "mlp_ratio", "qkv_bias", "layer_scale", "decoder_width",
+    "decoder_depth", "decoder_num_heads", "vocab_size", "max_text_length", "text_depth", "fusion_depth",
+    "text_num_heads", "text_hidden", "projection_dim",
+)  # fmt: skip
 _BLOCK = re.compile(r"(decoder\.transformer|(?:video_)?encoder)\.blocks\.(\d+)\.")
 # setting -> entry whose number of rows it is
 _ROWS = {
@@ -70,11 +77,7 @@ def config_of_released(
     for name in overrides:
         if name not in known:
             raise unknown_name(f"{architecture} option", name, known)
-    shapes = {
-        kind.names(name): tuple(tensor.shape)
-        for name, tensor in kind.prepare(checkpoint.weights).items()
-        if not kind.leaves(name)
-    }
+    shapes = _shapes(checkpoint, kind)
     if architecture.startswith("alpro"):
         values = _shown_by_alpro(shapes, checkpoint.name, overrides.get("text_depth"))
     else:
@@ -84,7 +87,7 @@ def config_of_released(
         for name in _OF_THE_STAGE.get(architecture, ()):
             values.pop(name, None)
     values = {name: value for name, value in values.items() if name in known} | overrides
-    for heads, width in (("num_heads", "width"), ("text_num_heads", "width"), ("decoder_num_heads", "decoder_width")):
+    for heads, width in _HEADS:
         if heads in known and heads not in values and width in values:
             if values[width] % _HEAD_WIDTH:
                 raise CheckpointError(
@@ -92,6 +95,58 @@ def config_of_released(
                 )
             values[heads] = values[width] // _HEAD_WIDTH
     return build_config(config_class, values, Path(checkpoint.name))
+
+
+def different_sizes(checkpoint: Checkpoint, kind: Kind, config: Any) -> dict[str, Any]:
+    """The settings of `config` for which `checkpoint` is of another size, with the values that it is of; where its
+    width is another, also as many heads as make them 64 wide."""
+    shapes, own = _shapes(checkpoint, kind), asdict(config)
+    try:
+        if kind.architecture == "bert":
+            values = _shown_by_bert(shapes)
+        elif "patch_size" in own:
+            values = _shown_by_alpro(shapes, checkpoint.name, own["text_depth"])
+        else:
+            values = _shown_by_shapes(shapes, checkpoint.name)
+    except CheckpointError:
+        return {}  # its sizes cannot be told
+    stated = kind.settings(checkpoint)
+    values |= {heads: stated[heads] for heads, _ in _HEADS if heads in stated}
+    for heads, width in _HEADS:
+        if width in values and values[width] != own.get(width) and values[width] % _HEAD_WIDTH == 0:
+            values.setdefault(heads, values[width] // _HEAD_WIDTH)
+    return {
+        name: values[name]
+        for name in _SIZES
+        if name in own and name in values and not _as_good(name, values[name], own[name], own["width"])
+    }
+
+
+def _as_good(name: str, theirs: Any, own: Any, width: int) -> bool:
+    """Whether a model of the setting `own` takes a checkpoint of the setting `theirs`."""
+    if name == "max_text_length":
+        return theirs >= own  # it is cut
+    if name == "mlp_ratio":
+        return int(width * theirs) == int(width * own)
+    if name == "layer_scale":
+        return bool(theirs) == bool(own)
+    return theirs == own or (name.endswith("depth") and theirs <= 0)  # a part that the checkpoint has not
+
+
+def _shapes(checkpoint: Checkpoint, kind: Kind) -> dict[str, tuple[int, ...]]:
+    """Shapes by our names."""
+    return {
+        kind.names(name): tuple(tensor.shape)
+        for name, tensor in kind.prepare(checkpoint.weights).items()
+        if kind.architecture == "bert" or not kind.leaves(name)  # of a BERT anything may be left
+    }
+
+
+def _shown_by_bert(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Settings that both kinds of models share, by name."""
+    words = shapes.get(_ROWS["vocab_size"], ())
+    rows = {name: shapes[_ROWS[name]][0] for name in ("vocab_size", "max_text_length") if shapes.get(_ROWS[name])}
+    return rows | ({"width": words[1]} if len(words) == 2 else {})
 
 
 def _shown_by_shapes(shapes: Mapping[str, tuple[int, ...]], checkpoint: str) -> dict[str, Any]:

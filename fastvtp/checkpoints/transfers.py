@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Transfer:
-    """moves: prefix of a checkpoint's name -> prefixes it becomes. unused: prefixes the model has no use for.
-    fresh: parts of the model that such a checkpoint may lack. needed: parts that it must have; empty: all others."""
+    """moves: prefix of a checkpoint's name -> prefixes it becomes. optional: prefixes of entries that may be left
+    over. fresh: parts of the model that such a checkpoint may lack. needed: parts that it must have; empty: all
+    others."""
 
     moves: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    unused: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     needed: tuple[str, ...] = ()
 
@@ -38,39 +39,39 @@ TRANSFERS: dict[tuple[str, str], Transfer] = {
     **{(name, name): Transfer() for name in ("simvtp", "videomae", "video_classifier", "dual_encoder", "video_qa")},
     # the released SimVTP has neither projections nor a temperature to learn
     ("simvtp", "simvtp"): Transfer(fresh=("contrast",)),
-    ("videomae", "video_classifier"): Transfer(unused=("decoder.", "encoder.norm."), fresh=("norm", "head")),
+    ("videomae", "video_classifier"): Transfer(optional=("decoder.", "encoder.norm."), fresh=("norm", "head")),
     ("videomae", "simvtp"): Transfer(fresh=("text_embeddings", "word_head", "match_head", "contrast")),
     ("videomae", "dual_encoder"): Transfer(
         _TO_VIDEO_TOWER,
-        unused=("decoder.", "encoder.norm."),
+        optional=("decoder.", "encoder.norm."),
         fresh=("text_embeddings", "text_encoder", "video_norm", "text_norm", "contrast"),
     ),
-    ("videomae", "video_qa"): Transfer(unused=("decoder.",), fresh=("text_embeddings", "head")),
-    ("simvtp", "videomae"): Transfer(unused=("text_embeddings.", *_TEXT_HEADS, "contrast.")),
+    ("videomae", "video_qa"): Transfer(optional=("decoder.",), fresh=("text_embeddings", "head")),
+    ("simvtp", "videomae"): Transfer(optional=("text_embeddings.", *_TEXT_HEADS, "contrast.")),
     ("simvtp", "video_classifier"): Transfer(
-        unused=("decoder.", "encoder.norm.", "text_embeddings.", *_TEXT_HEADS, "contrast."), fresh=("norm", "head")
+        optional=("decoder.", "encoder.norm.", "text_embeddings.", *_TEXT_HEADS, "contrast."), fresh=("norm", "head")
     ),
     ("simvtp", "dual_encoder"): Transfer(
         _TO_BOTH_TOWERS,
-        unused=("decoder.", "encoder.norm.", *_TEXT_HEADS, "contrast."),
+        optional=("decoder.", "encoder.norm.", *_TEXT_HEADS, "contrast."),
         fresh=("video_norm", "text_norm", "contrast"),
     ),
-    ("simvtp", "video_qa"): Transfer(unused=("decoder.", *_TEXT_HEADS, "contrast."), fresh=("head",)),
-    ("alpro", "alpro"): Transfer(unused=_IN_PROMPTER, fresh=("prompter", *_PROMPTS)),
-    ("alpro", "alpro_prompter"): Transfer((("prompter.", ("",)), ("", ())), unused=_IN_PROMPTER),
-    ("alpro", "alpro_retrieval"): Transfer(unused=_PRETRAINING),
-    ("alpro", "alpro_qa"): Transfer(unused=_PRETRAINING, fresh=("classifier",)),
-    ("alpro_prompter", "alpro_prompter"): Transfer(unused=(*_ABOVE_TOWERS, *_PROMPTS)),
+    ("simvtp", "video_qa"): Transfer(optional=("decoder.", *_TEXT_HEADS, "contrast."), fresh=("head",)),
+    ("alpro", "alpro"): Transfer(optional=_IN_PROMPTER, fresh=("prompter", *_PROMPTS)),
+    ("alpro", "alpro_prompter"): Transfer((("prompter.", ("",)), ("", ())), optional=_IN_PROMPTER),
+    ("alpro", "alpro_retrieval"): Transfer(optional=_PRETRAINING),
+    ("alpro", "alpro_qa"): Transfer(optional=_PRETRAINING, fresh=("classifier",)),
+    ("alpro_prompter", "alpro_prompter"): Transfer(optional=(*_ABOVE_TOWERS, *_PROMPTS)),
     ("alpro_prompter", "alpro"): Transfer(
-        unused=(*_ABOVE_TOWERS, *_PROMPTS),
+        optional=(*_ABOVE_TOWERS, *_PROMPTS),
         fresh=("fusion_encoder", "match_head", "word_transform", "entity_head", "prompter", *_PROMPTS),
     ),
-    ("alpro_retrieval", "alpro_prompter"): Transfer(unused=_ABOVE_TOWERS),
-    ("alpro_retrieval", "alpro_retrieval"): Transfer(unused=("word_transform.",)),
-    ("alpro_retrieval", "alpro_qa"): Transfer(unused=("word_transform.",), fresh=("classifier",)),
+    ("alpro_retrieval", "alpro_prompter"): Transfer(optional=_ABOVE_TOWERS),
+    ("alpro_retrieval", "alpro_retrieval"): Transfer(optional=("word_transform.",)),
+    ("alpro_retrieval", "alpro_qa"): Transfer(optional=("word_transform.",), fresh=("classifier",)),
     ("alpro_retrieval", "alpro"): Transfer(fresh=("word_transform", "entity_head", "prompter", *_PROMPTS)),
     # LAVIS keeps of a model that answers only what answers
-    ("alpro_qa", "alpro_qa"): Transfer(unused=("word_transform.",), needed=(*_FUSION, "classifier")),
+    ("alpro_qa", "alpro_qa"): Transfer(optional=("word_transform.",), needed=(*_FUSION, "classifier")),
     **{("bert", name): Transfer(needed=_TEXT) for name in ("simvtp", "dual_encoder", "video_qa")},
     ("bert", "alpro_prompter"): Transfer(needed=(*_TEXT, "text_encoder")),
     **{

@@ -120,3 +120,16 @@ def test_a_pickled_checkpoint_becomes_a_folder(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read as plain tensors"):
         convert(tmp_path / "hostile.pt", tmp_path / "out")
     assert not (tmp_path / "was_here").exists()
+
+
+@pytest.mark.parametrize("text_depth", [1, 2])
+def test_a_checkpoint_of_another_size_says_what_to_set(text_depth):
+    """Where its BERT is split is the model's choice."""
+    theirs = {"width": 64, "num_heads": 1, "fusion_depth": 3, "text_num_heads": 1, "text_hidden": 40}
+    weights = official(tiny_alpro("alpro_retrieval", **theirs).state_dict())
+    with pytest.raises(CheckpointError) as raised:
+        load_released(tiny_alpro("alpro_retrieval", text_depth=text_depth, fusion_depth=1), weights)
+    fitting = theirs | {"fusion_depth": 4 - text_depth}
+    settings = " ".join(f"model.{name}={value}" for name, value in fitting.items())
+    assert f": set {settings}; " in str(raised.value)
+    load_released(tiny_alpro("alpro_retrieval", text_depth=text_depth, **fitting), weights)

@@ -139,6 +139,34 @@ def test_vocabularies_that_are_not_the_models(simvtp):
     assert not (simvtp / "other" / "tokenizer.json").exists()
 
 
+def test_a_vocabulary_from_elsewhere(simvtp):
+    (simvtp / "elsewhere").mkdir()
+    write_vocabulary(simvtp / "elsewhere", 50)
+    write_vocabulary(simvtp, 51)
+    for number, given in enumerate((simvtp / "elsewhere", simvtp / "elsewhere" / "vocab.txt")):
+        output = simvtp / f"out{number}"
+        done = convert(simvtp / "checkpoint.pth", output, overrides=SETTINGS, tokenizer=given)
+        assert done.tokenizer == f"copied from {given}"
+        assert CaptionTokenizer.load(output).vocab_size == 50
+        assert fastvtp.load_pretrained(output).config.mask_token_id == 49
+
+
+def test_a_run_is_converted_from_its_final_model_or_newest_checkpoint(tmp_path):
+    run_dir = tmp_path / "run"
+    for step in (1, 2):
+        folder = run_dir / "checkpoints" / f"step_{step:08d}"
+        write_model_folder(folder, tiny_model("simvtp", step), "simvtp")
+        (folder / "training_state.pt").touch()
+        write_vocabulary(folder, 50)
+    (run_dir / "train_config.json").write_text("{}")
+    assert convert(run_dir, tmp_path / "newest").tokenizer == f"copied from {folder}"
+    write_model_folder(run_dir / "model", tiny_model("simvtp", 3), "simvtp")
+    convert(run_dir, tmp_path / "final")
+    for name, seed in (("newest", 2), ("final", 3)):
+        found, expected = fastvtp.load_pretrained(tmp_path / name), tiny_model("simvtp", seed)
+        assert torch.equal(found.word_head.bias, expected.word_head.bias)
+
+
 def test_another_architecture_starts_what_it_must_afresh_and_always_alike(simvtp):
     settings = SETTINGS[:3]
     state = torch.random.get_rng_state()
@@ -179,6 +207,9 @@ def test_the_command(simvtp, monkeypatch, capsys):
         (["frames"], "expected key=value, got 'frames'"),
         (["num_frame=4"], "no simvtp option 'num_frame'; did you mean 'num_frames'?"),
         (["num_frames=many"], "num_frames expects int, got 'many'"),
+        (["--tokenizer", "absent.txt", *SETTINGS], "absent.txt: no such tokenizer file"),
+        (["--tokenizer", "{}/vocab.txt", *SETTINGS], "has 51 entries, the model's vocabulary 50"),
+        (["--tokenizer", "{}", "--architecture", "videomae", *SETTINGS], "videomae reads no text: leave out the token"),
         (["--architecture", "videomea"], "no architecture 'videomea'; did you mean 'videomae'?"),
         (["--origin", "bert"], "is no checkpoint of bert"),
         (["--position-resize", "bilinear", *WITH_WORDS], "no position_resize 'bilinear'"),
@@ -186,6 +217,8 @@ def test_the_command(simvtp, monkeypatch, capsys):
     ],
 )
 def test_the_command_says_what_is_wrong_in_one_line(simvtp, monkeypatch, capsys, arguments, message):
+    write_vocabulary(simvtp, 51)
+    arguments = [argument.replace("{}", str(simvtp)) for argument in arguments]
     assert run(monkeypatch, simvtp / "checkpoint.pth", simvtp / "out", *arguments) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -1,11 +1,14 @@
 """Every pair of checkpoint and model: each entry lands where it belongs, and what does not fit is named."""
 
+from typing import get_type_hints
+
 import pytest
 import torch
 
 from fastvtp.checkpoints.native import CheckpointError, write_model_folder
 from fastvtp.checkpoints.released import absent_parts, load_released
 from fastvtp.errors import UserError
+from fastvtp.training.config import parse_value
 from tests.checkpoints.names import hugging_face, official, tiny_model
 
 TEXT, NORMS = ("text_embeddings",), ("video_norm", "text_norm")
@@ -88,6 +91,46 @@ def test_everything_that_does_not_fit_is_listed_in_one_line():
         *(f"unexpected {name}" for name in weights if name.startswith("encoder.blocks.2.")),
     ):  # fmt: skip
         assert problem in message
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "advice"),
+    [
+        ("videomae", {"width": 64, "depth": 3, "num_heads": 1},
+         "width 64, depth 3, num_heads 1: set model.width=64 model.depth=3 model.num_heads=1"),
+        ("simvtp", {"vocab_size": 51, "decoder_width": 128, "mlp_ratio": 3.0},
+         "mlp_ratio 3.0, decoder_width 128, vocab_size 51: set model.mlp_ratio=3.0 model.decoder_width=128 "
+         "model.vocab_size=51"),
+        ("videomae", {"qkv_bias": False, "layer_scale": 0.0},
+         "qkv_bias False, layer_scale 0.0: set model.qkv_bias=False model.layer_scale=0.0"),
+        ("simvtp", {"tubelet": (2, 4, 4)}, "tubelet 2,4,4: set model.tubelet=2,4,4"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_size_says_what_to_set(architecture, changes, advice):
+    weights = official(architecture, tiny_model(architecture, **changes).state_dict())
+    with pytest.raises(CheckpointError) as raised:
+        load_released(tiny_model(architecture), weights)
+    start, listed = str(raised.value).split("; ", 1)
+    assert start.endswith(f": the checkpoint is {advice}")
+    assert listed.count("; ") > 0
+    settings = [setting.removeprefix("model.").split("=") for setting in advice.split(": set ")[1].split()]
+    assert {name for name, _ in settings} == {*changes}
+    config_class = type(tiny_model(architecture).config)
+    values = {name: parse_value(text, get_type_hints(config_class)[name], name) for name, text in settings}
+    load_released(tiny_model(architecture, **values), weights)
+
+
+def test_what_another_size_does_not_explain_comes_without_advice():
+    weights = official("simvtp", tiny_model("simvtp", max_text_length=20).state_dict())
+    del weights["vtm_head.bias"]
+    with pytest.raises(CheckpointError, match=r"^the state dict does not fit SimVTP: missing match_head\.bias$"):
+        load_released(tiny_model("simvtp"), weights)
+
+
+def test_a_bert_of_another_width_says_what_to_set():
+    table = torch.zeros(60, 128)
+    with pytest.raises(CheckpointError, match="the checkpoint is width 128, num_heads 2, vocab_size 60: set "):
+        load_released(tiny_model("simvtp", num_heads=4), {"bert.embeddings.word_embeddings.weight": table})
 
 
 def test_another_patch_size_is_named():

@@ -22,6 +22,9 @@ SYSTEMS: dict[str, str | None] = {
     "videoprism": None,
 }
 
+# what a folder's content can make the code raise: UserError is a ValueError
+_FROM_THE_FOLDER = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RuntimeError)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison, print its table, return the exit status."""
@@ -31,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("system", choices=SYSTEMS)
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="largest relative error (default: 1e-5)")
+    parser.add_argument("--traceback", action="store_true", help="where a folder cannot be run, say where in the code")
     options = parser.parse_args(arguments)
     module = SYSTEMS[options.system]
     if module is None:
@@ -39,9 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
     system = import_module(module)
     try:
         folder = read_folder(options.folder)
-        rows = compare(system.compute(folder), folder.outputs, system.EXCUSED)
-    except ValueError as error:  # UserError, and what the models say of shapes
-        print(error, file=sys.stderr)
+        rows = compare(system.compute(folder), folder.outputs, system.EXCUSED, folder.cases())
+    except _FROM_THE_FOLDER as error:
+        if options.traceback:
+            raise
+        said = " ".join(str(error).split())
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        print(f"cannot run {options.folder}: {kind}{said}", file=sys.stderr)
         return 2
     print(table(rows, options.tolerance))
     return 0 if rows and all(row.ok(options.tolerance) for row in rows) else 1

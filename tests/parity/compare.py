@@ -1,6 +1,6 @@
 """Expected arrays beside computed ones: errors, a table, a verdict."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -28,12 +28,15 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return error / scale if scale else error
 
 
-def compare(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], excused: Mapping[str, str]) -> list[Row]:
+def compare(
+    actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], excused: Mapping[str, str], cases: Sequence[str] = ()
+) -> list[Row]:
     """A row for each expected array. excused: arrays that have no counterpart, by name or pattern of names ("grad.*"),
-    with the reason."""
+    with the reason. cases: prefixes which such a name may have."""
     rows = []
     for name, array in sorted(expected.items()):
-        reason = next((why for pattern, why in excused.items() if fnmatchcase(name, pattern)), None)
+        plain = {name.removeprefix(case) for case in ("", *cases)}
+        reason = next((why for pattern, why in excused.items() if any(fnmatchcase(n, pattern) for n in plain)), None)
         shape = tuple(array.shape)
         if name in actual and actual[name].shape == array.shape:
             rows.append(Row(name, shape, relative_error(actual[name], array)))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastvtp.errors import UserError
 
+_OF_A_CASE = ("video_mask", "text_input_ids")  # inputs that every clip has one of
 _FINE_TUNED = ("finetune_extra.safetensors", "qa_extra.safetensors")
 
 
@@ -42,9 +43,18 @@ class ParityFolder:
         return self.inputs[name]
 
     def cases(self) -> list[str]:
-        """Prefixes of the clips in the inputs: "" for `video`, "long/" for `long/video`."""
+        """Prefixes of the clips in the inputs: "" for `video`, "b2_" for `b2_video` with `b2_video_mask`; those that
+        end in "/" or "." need no mask to be told."""
         prefixes = [name.removesuffix("video") for name in sorted(self.inputs) if name.endswith("video")]
-        return [prefix for prefix in prefixes if not prefix or prefix.endswith(("/", "."))] or [""]
+        return [
+            prefix
+            for prefix in prefixes
+            if prefix.endswith(("/", ".")) or any(prefix + name in self.inputs for name in _OF_A_CASE)
+        ] or [""]
+
+    def outputs_of(self, name: str) -> list[str]:
+        """The outputs that are called `name`, as they stand: plain, or with the prefix of a case."""
+        return [prefixed for case in dict.fromkeys(["", *self.cases()]) if (prefixed := case + name) in self.outputs]
 
     def check_fixed(self, **fixed: float) -> None:
         """Refuse what a model does not let one choose, where config.json states it otherwise."""
@@ -60,8 +70,10 @@ def read_folder(path: Path) -> ParityFolder:
         raise UserError(f"{path} is no folder of parity arrays: it has no config.json")
     try:
         config = json.loads(config_path.read_text())
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{config_path} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{config_path} holds a {type(config).__name__}, expected an object")
     outputs = _read_arrays(path / "outputs.safetensors")
     for direction, metrics in config.get("retrieval_metrics", {}).items():
         for name, value in metrics.items():

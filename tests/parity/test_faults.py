@@ -171,6 +171,27 @@ def test_only_noise_of_the_keys_biases_is_excused(pristine, capsys):
     assert all(name.startswith("grad.") and name.endswith("attention.self.key.bias") for name in rows)
 
 
+@pytest.mark.parametrize(
+    ("system", "file", "edit", "message"),
+    [
+        ("videomae", "config.json", lambda _: [1], "holds a list, expected an object"),
+        ("simvtp", "config.json", lambda c: {**c, "special_ids": {"PAD": 0}}, "KeyError: 'MASK'"),
+        ("simvtp", "config.json", lambda c: {**c, "special_ids": [0, 1]}, "TypeError: "),
+        ("simvtp", "config.json", lambda c: {**c, "retrieval_metrics": [1]}, "AttributeError: "),
+        ("simvtp", "inputs.safetensors", lambda i: {**i, "vtm_neg_idx": torch.full((3,), 9)}, "IndexError: "),
+        ("alpro", "inputs.safetensors", lambda i: {**i, "video": i["video"][:2].contiguous()}, "RuntimeError: "),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line_too(system, file, edit, message, change, capsys):
+    folder = change(system, file, edit)
+    assert main([system, str(folder)]) == 2
+    line = the_line(capsys)
+    assert line.startswith(f"cannot run {folder}: ")
+    assert message in line
+    with pytest.raises(Exception, match=r"."):
+        main([system, str(folder), "--traceback"])
+
+
 def test_relative_error():
     assert relative_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0])) == pytest.approx(0.1)
     assert relative_error(torch.tensor([3.0, 4.0]), torch.zeros(2)) == 5.0

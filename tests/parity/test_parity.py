@@ -105,20 +105,43 @@ def test_runs_as_a_command(pristine):
     assert result.stdout.splitlines()[0].split() == ["array", "shape", "error", "ok"]
 
 
-def test_cases_are_discovered(pristine, change, capsys):
-    """Two cases, told apart by the prefixes of their clips; the second has the first one's in another order."""
+@pytest.mark.parametrize("second", ["two.", "b2_"])
+def test_cases_are_discovered(second, pristine, change, capsys):
+    """Two cases, told apart by the prefixes of their clips; the second has the first one's in another order, and its
+    mask as bytes."""
     outputs = load_file(pristine["videomae"] / "outputs.safetensors")
-    schedule, prediction = outputs.pop("lr_schedule"), outputs["decoder_pred"].flip(0).contiguous()
+    prediction, schedule = outputs["decoder_pred"].flip(0).contiguous(), outputs["lr_schedule"].clone()
     outputs = {f"one/{name}": array for name, array in outputs.items()}
-    outputs |= {"lr_schedule": schedule, "two.decoder_pred": prediction}
+    outputs |= {"lr_schedule": schedule, f"{second}decoder_pred": prediction}
 
     def edit(inputs: dict[str, Any]) -> dict[str, Any]:
-        other = {f"two.{name}": array.flip(0).contiguous() for name, array in inputs.items()}
+        other = {f"{second}{name}": array.flip(0).contiguous() for name, array in inputs.items()}
+        other[f"{second}video_mask"] = other[f"{second}video_mask"].to(torch.uint8)
         return {**{f"one/{name}": array for name, array in inputs.items()}, **other}
 
     folder = change("videomae", "inputs.safetensors", edit)
     save_file(outputs, folder / "outputs.safetensors")
     assert main(["videomae", str(folder)]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_case_by_another_prefix_alone(system, pristine, change, capsys):
+    """Schedules and excuses hold under its prefix too."""
+    outputs = load_file(pristine[system] / "outputs.safetensors")
+    if system == "simvtp":
+        outputs["retrieval_sims"] = load_file(ARRAYS / system / "outputs.safetensors")["retrieval_sims"]
+        config = json.loads((ARRAYS / system / "config.json").read_text())
+    not_of_a_clip = ("video_prompt_", "image_prompt_")
+
+    def edit(inputs: dict[str, Any]) -> dict[str, Any]:
+        return {name if name.startswith(not_of_a_clip) else f"b2_{name}": array for name, array in inputs.items()}
+
+    folder = change(system, "inputs.safetensors", edit)
+    save_file({f"b2_{name}": array for name, array in outputs.items()}, folder / "outputs.safetensors")
+    if system == "simvtp":
+        own = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**own, "retrieval_metrics": config["retrieval_metrics"]}))
+    assert main([system, str(folder)]) == 0, capsys.readouterr().out
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

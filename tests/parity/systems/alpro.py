@@ -36,9 +36,8 @@ load = partial(load_released, origin="alpro")
 
 def compute(folder: ParityFolder) -> dict[str, Tensor]:
     """All arrays of the folder's outputs that fastvtp has a counterpart of, by name."""
-    arrays = {}
-    if "lr_schedule_linear" in folder.outputs:
-        arrays["lr_schedule_linear"] = learning_rates(folder, len(folder.outputs["lr_schedule_linear"]))
+    schedules = folder.outputs_of("lr_schedule_linear")
+    arrays = {name: learning_rates(folder, len(folder.outputs[name])) for name in schedules}
     for case in folder.cases():
         video, texts = read_video(folder, case), Texts(folder, f"{case}text_input")
         of_case = pretraining(folder, case, video, texts) | prompting(folder, video, texts)

@@ -58,7 +58,7 @@ def built(folder: ParityFolder, config_class: type, values: Mapping[str, Any]) -
 
 def read_clip(folder: ParityFolder, case: str) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels in [0, 1], float32 [B, T, H, W, 3], and visible and masked tubelets, int32 [B, Kv] and [B, Km]."""
-    video, mask = folder.input(f"{case}video"), folder.input(f"{case}video_mask")
+    video, mask = folder.input(f"{case}video"), folder.input(f"{case}video_mask").bool()
     mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     pixels = (video.float() * std + mean).permute(0, 2, 3, 4, 1).contiguous()
     counts = mask.sum(dim=1).unique()
@@ -145,13 +145,14 @@ def gradients(model: nn.Module, weights: Mapping[str, Tensor], load: Load) -> di
     }
 
 
-def learning_rates(folder: ParityFolder) -> Tensor:
-    """The released schedule of the learning rate, float64 [steps]."""
+def learning_rates(folder: ParityFolder) -> dict[str, Tensor]:
+    """The released schedule of the learning rate, float64 [steps], under each name that the outputs have for it."""
     own = folder.config.get("lr_schedule", folder.config)
     base, final, epochs, iterations, warmup = (own.get(name, value) for name, value in SCHEDULE.items())
     config = OptimizerConfig(learning_rate=base, final_learning_rate=final, warmup_steps=int(warmup * iterations))
     steps = epochs * iterations
-    return torch.tensor([learning_rate_at(step, steps, config) for step in range(steps)], dtype=torch.float64)
+    rates = torch.tensor([learning_rate_at(step, steps, config) for step in range(steps)], dtype=torch.float64)
+    return dict.fromkeys(folder.outputs_of("lr_schedule"), rates)
 
 
 def retrieval_scores(similarity: Tensor, wanted: Mapping[str, Mapping[str, float]]) -> dict[str, Tensor]:

@@ -38,9 +38,9 @@ TOWERS = ("video_encoder.", "text_encoder.")
 
 def compute(folder: ParityFolder) -> dict[str, Tensor]:
     """All arrays of the folder's outputs that fastvtp has a counterpart of, by name."""
-    arrays = {"lr_schedule": learning_rates(folder)}
-    if "retrieval_sims" in folder.outputs:
-        arrays |= retrieval_scores(folder.outputs["retrieval_sims"], folder.config.get("retrieval_metrics", {}))
+    arrays = learning_rates(folder)
+    for name in folder.outputs_of("retrieval_sims")[:1]:  # config.json has the metrics of one
+        arrays |= retrieval_scores(folder.outputs[name], folder.config.get("retrieval_metrics", {}))
     for case in folder.cases():
         of_case = _pretraining(folder, case)
         if any(name.startswith(case + FINE_TUNING) for name in folder.outputs):

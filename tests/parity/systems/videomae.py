@@ -29,7 +29,7 @@ EXCUSED: dict[str, str] = {}
 
 def compute(folder: ParityFolder) -> dict[str, Tensor]:
     """All arrays of the folder's outputs that fastvtp has a counterpart of, by name."""
-    arrays = {"lr_schedule": learning_rates(folder)}
+    arrays = learning_rates(folder)
     for case in folder.cases():
         of_case = _pretraining(folder, case)
         if folder.fine_tuned is not None:
