@@ -28,16 +28,6 @@ Preset = Annotated[str, typer.Option(help='"fastvtp" (recommended) or "official"
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
-def _print_scores(report: dict) -> None:
-    for way, scores in report.get("retrieval", {}).items():
-        typer.echo(f"{way}: " + "  ".join(f"{name} {value:.1f}" for name, value in scores.items()))
-    for section in ("question_answering", "classification"):
-        scores = {**report.get(section, {}), **report.get(section, {}).get("top", {})}
-        names = ("accuracy", "top1", "top5", "majority", "majority_by_kind", "chance")
-        if shown := [f"{name} {scores[name]:.1f}" for name in names if scores.get(name) is not None]:
-            typer.echo("  ".join(shown))
-
-
 @app.command()
 def demo(
     overrides: Overrides = None,
@@ -48,16 +38,16 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Make captioned videos, pretrain SimVTP on them, score and draw: minutes on two CPU cores."""
+    from fastvtp import runs
     from fastvtp.data.synthetic import SyntheticConfig
-    from fastvtp.runs import demo as run_demo
     from fastvtp.training.config import apply_overrides
     from fastvtp.training.recipes import get_recipe
 
     if any(override.startswith(("data.train=", "data.test=")) for override in overrides or []):
         raise UserError("the demo makes its own videos; for yours: fastvtp pretrain RECIPE data.train=...")
     config = apply_overrides(get_recipe("simvtp_demo", preset), overrides or [])
-    report = run_demo(config, SyntheticConfig(seed=config.seed), progress_bar=not quiet)
-    _print_scores(report)
+    report = runs.demo(config, SyntheticConfig(seed=config.seed), progress_bar=not quiet)
+    typer.echo("\n".join(runs.score_lines(report)))
     typer.echo(f"chance R1 {report['chance_R1']:.2f}; report, pictures and gallery are in {config.output_dir}")
     if compare_presets:
         from fastvtp.ablation import presets
@@ -70,14 +60,14 @@ def demo(
             typer.echo(line)
 
 
-def _train(recipe: str, overrides: list[str] | None, resume: bool, preset: str, quiet: bool) -> None:
+def _train(command: str, recipe: str, overrides: list[str] | None, *, resume: bool, preset: str, quiet: bool) -> None:
     from fastvtp import runs
 
-    config = runs.recipe_config(recipe, preset, overrides or [])
+    config = runs.recipe_config(recipe, preset, overrides or [], command=command, resume=resume)
     report = runs.pretrain(config, resume=resume, progress_bar=not quiet)
-    _print_scores(report)
     bad_files = report["bad_files"]["count"]
-    typer.echo(f"{report['steps']} steps, {bad_files} undecodable files; see {config.output_dir}/report.json")
+    done = f"{report['steps']} steps, {bad_files} undecodable files; see {config.output_dir}/report.json"
+    typer.echo("\n".join([*runs.score_lines(report), done]))
 
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in output_dir.")]
@@ -95,7 +85,7 @@ def pretrain(
     quiet: Quiet = False,
 ) -> None:
     """Pretrain by a recipe; scores on data.test where it is given."""
-    _train(recipe, overrides, resume, preset, quiet)
+    _train("pretrain", recipe, overrides, resume=resume, preset=preset, quiet=quiet)
 
 
 @app.command()
@@ -109,7 +99,7 @@ def finetune(
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune by a recipe, from init=PATH: a run, a model folder or a released checkpoint; scores on data.test."""
-    _train(recipe, overrides, resume, preset, quiet)
+    _train("finetune", recipe, overrides, resume=resume, preset=preset, quiet=quiet)
 
 
 @app.command()
@@ -117,13 +107,17 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Run, checkpoint or model folder.")],
     data: Annotated[str, typer.Argument(help="What the model is for: captioned videos, questions, or classes.")],
     output: Annotated[Path | None, typer.Option(help="Write report.json, and gallery or answers, here.")] = None,
-    views: Annotated[str, typer.Option(metavar="S,C", help="Segments and crops of each clip to average.")] = "1,1",
+    views: Annotated[str, typer.Option(metavar="SxC", help="Segments and crops of each clip to average.")] = "1x1",
     sampling: Annotated[str, typer.Option(help='Frames: "uniform", or "strided" segments.')] = "uniform",
     frame_stride: Annotated[int, typer.Option(min=1, help="Distance of the frames of a strided segment.")] = 4,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Let a matching head score only the pairs that the contrast ranks first.")
     ] = None,
     max_text_length: Annotated[int | None, typer.Option(min=3, help="Tokens to keep of a text.")] = None,
+    train_data: Annotated[str | None, typer.Option(help="Training questions, for a baseline by their kind.")] = None,
+    num_workers: Annotated[int, typer.Option(min=0, help="Decoding processes; 0: none beside this one.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most views of clips at a time.")] = 32,
+    precision: Annotated[str, typer.Option(help='"float32", or "bfloat16" (autocast).')] = "float32",
     device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda".')] = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -133,11 +127,13 @@ def evaluate(
     from fastvtp.training.loop import choose_device
 
     protocol = runs.EvaluationProtocol(
-        parse_value(views, tuple[int, int], "--views"), sampling, frame_stride,
-        top_k=top_k, max_text_length=max_text_length,
+        parse_value(views, tuple[int, int], "--views"), sampling, frame_stride, num_workers, batch_size, top_k,
+        max_text_length, precision,
     )  # fmt: skip
     opened = runs.open_model(model, choose_device(device))
-    report = runs.evaluate(opened, data, protocol=protocol, output=output, progress_bar=not quiet)
+    report = runs.evaluate(
+        opened, data, protocol=protocol, output=output, train_data=train_data, progress_bar=not quiet
+    )
     if output is not None:
         runs.write_report(output / runs.REPORT_NAME, report)
     typer.echo(json.dumps(report, indent=2))
@@ -163,7 +159,9 @@ def visualize(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="IN", help="Checkpoint: .pth, .safetensors, or a folder.")],
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="Checkpoint: .pth, .safetensors, or a folder, also of a run.")
+    ],
     output: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write.")],
     overrides: Overrides = None,
     architecture: Annotated[
@@ -179,6 +177,9 @@ def convert(
     position_resize: Annotated[
         str, typer.Option(help="ALPRO's patch positions to another image_size: bicubic, or official (nearest in 1-D).")
     ] = "bicubic",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="vocab.txt, tokenizer.json or a folder with either; else the one beside IN.")
+    ] = None,
 ) -> None:
     """Write a released or a Hugging Face checkpoint as a fastvtp model folder."""
     from fastvtp.checkpoints.conversion import convert as run_conversion
@@ -186,6 +187,7 @@ def convert(
     done = run_conversion(
         source, output,
         architecture=architecture, origin=origin, overrides=overrides or [], position_resize=position_resize,
+        tokenizer=tokenizer,
     )  # fmt: skip
     for name in ("loaded", "fresh", "ignored", "resized"):
         entries = getattr(done.report, name)

@@ -28,6 +28,7 @@ from fastvtp.training.finetuning_tasks import has_options
 from fastvtp.training.loop import TrainResult, choose_device, train
 from fastvtp.training.metrics import METRICS_NAME
 from fastvtp.training.recipes import get_recipe
+from fastvtp.training.state import list_checkpoints
 from fastvtp.visualization.curves import plot_curves
 from fastvtp.visualization.entities import save_entity_picture
 from fastvtp.visualization.reconstruction import save_reconstruction_animation, save_reconstruction_grid
@@ -89,7 +90,7 @@ def _check_test_data(config: TrainConfig) -> None:
         if choices == [True, False]:
             raise ConfigError(f"data.test={data.test}: its questions have no options, those of data.train do")
     elif config.task == "finetune_classification":
-        load_classes(data.test, class_names=load_classes(data.train).class_names)
+        load_classes(data.test, class_names=load_classes(data.train, names_file=data.class_names).class_names)
     else:
         load_annotations(data.test)
         if data.test_views != (1, 1) and config.task in ("pretrain_alpro", "finetune_alpro_retrieval"):
@@ -111,7 +112,7 @@ def pretrain(config: TrainConfig, *, resume: bool = False, progress_bar: bool = 
     if data.test is not None:
         protocol = EvaluationProtocol(
             data.test_views, data.test_sampling, data.frame_stride, data.num_workers,
-            top_k=data.test_top_k, max_text_length=data.max_text_length,
+            top_k=data.test_top_k, max_text_length=data.max_text_length, precision=config.precision,
         )  # fmt: skip
         opened = with_companions(result.model, result.model_dir)
         scores = evaluate(
@@ -133,11 +134,36 @@ def demo(config: TrainConfig, synthetic: SyntheticConfig, *, progress_bar: bool 
     return report
 
 
-def recipe_config(name: str, preset: str, overrides: list[str]) -> TrainConfig:
-    """A recipe with overrides applied; missing files are reported here, by their settings' names."""
-    config = apply_overrides(get_recipe(name, preset), overrides)
+def score_lines(report: dict[str, Any]) -> list[str]:
+    """The scores of a report that say the most, for the screen."""
+    lines = []
+    for way, scores in report.get("retrieval", {}).items():
+        lines.append(f"{way}: " + "  ".join(f"{name} {value:.1f}" for name, value in scores.items()))
+    for section in ("question_answering", "classification"):
+        scores = {**report.get(section, {}), **report.get(section, {}).get("top", {})}
+        names = ("accuracy", "top1", "top5", "majority", "majority_by_kind", "chance")
+        if shown := [f"{name} {scores[name]:.1f}" for name in names if scores.get(name) is not None]:
+            lines.append("  ".join(shown))
+    return lines
+
+
+def recipe_config(
+    name: str, preset: str, overrides: list[str], *, command: str | None = None, resume: bool = False
+) -> TrainConfig:
+    """A recipe with overrides applied; missing files are reported here, by their settings' names.
+
+    command: "pretrain" or "finetune"; a recipe of the other is refused. resume: what a run starts from may be gone
+    where it has a checkpoint to go on from.
+    """
+    recipe = get_recipe(name, preset)
+    right = recipe.task.partition("_")[0]
+    if command not in (None, right):
+        raise ConfigError(f"{name} is no recipe of `fastvtp {command}`: use `fastvtp {right} {name}`")
+    config = apply_overrides(recipe, overrides)
     if not Path(config.data.train).exists():
         raise ConfigError(f"data.train={config.data.train} does not exist; give data.train=FILE.jsonl or a folder")
+    if resume and list_checkpoints(Path(config.output_dir)):
+        return config
     for setting in ("init", "text_init"):
         source = getattr(config, setting)
         if source is not None and not Path(source).exists():

@@ -16,6 +16,7 @@ from fastvtp.data.labels import AnswerVocabulary, load_classes, load_questions
 from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.errors import UserError
+from fastvtp.evaluation.captions import all_captions
 from fastvtp.evaluation.classification import evaluate_classification
 from fastvtp.evaluation.matching import EncodedSet, encode_set, match_scores
 from fastvtp.evaluation.question_answering import evaluate_multiple_choice, evaluate_open_ended
@@ -58,7 +59,7 @@ class EvaluationProtocol:
 
     views: segments and crops of each clip, see `VideoTextLoader`. sampling, frame_stride: its frames, see
     `FrameSampling`. top_k: pairs that a matching head scores, see `match_scores`. max_text_length: tokens kept of a
-    text, if fewer than the model has positions for.
+    text, if fewer than the model has positions for. precision: "float32" or "bfloat16" (autocast of the model alone).
     """
 
     views: tuple[int, int] = (1, 1)
@@ -69,6 +70,11 @@ class EvaluationProtocol:
     """Most views at a time."""
     top_k: int | None = None
     max_text_length: int | None = None
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("float32", "bfloat16"):
+            raise UserError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
 
 
 def bad_file_report(bad_files: dict[str, str]) -> dict[str, Any]:
@@ -106,17 +112,22 @@ def with_companions(model: Any, folder: Path) -> OpenedModel:
     return OpenedModel(model, tokenizer, answers, names, entities)
 
 
+def _text_length(opened: OpenedModel, protocol: EvaluationProtocol) -> int:
+    """Tokens kept of a text."""
+    positions = getattr(opened.model.config, "max_text_length", MIN_TEXT_LENGTH)
+    return min(positions, protocol.max_text_length or positions)
+
+
 def evaluation_loader(
     opened: OpenedModel, records: Sequence[VideoRecord], protocol: EvaluationProtocol
 ) -> VideoTextLoader:
     """Every clip of `records` in order, in all its views."""
     config = opened.model.config
-    positions = getattr(config, "max_text_length", MIN_TEXT_LENGTH)
     return VideoTextLoader(
         records, opened.tokenizer,
         batch_size=min(protocol.batch_size, len(records) * protocol.views[0] * protocol.views[1]),
         num_frames=config.num_frames, image_size=config.image_size,
-        max_text_length=min(positions, protocol.max_text_length or positions),
+        max_text_length=_text_length(opened, protocol),
         sampling=protocol.sampling, frame_stride=protocol.frame_stride, views=protocol.views,
         seed=0, train=False, num_workers=protocol.num_workers, device=opened.model.device,
     )  # fmt: skip
@@ -133,7 +144,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a model on `data` in the way of its architecture: retrieval, question answering or classification.
 
-    Retrieval goes by the matching head where there is one (ALPRO), which takes one view of a clip.
+    Retrieval asks with every caption of a clip, and finds a clip's captions by the best of them. It goes by the
+    matching head where there is one (ALPRO), which takes one view of a clip and scores each caption with it.
 
     output: a folder for what shows single clips: the retrieval gallery, or the answer to each question. train_data: the
     training questions, for the baseline by kind. Returns the scores, num_test and bad_files. Raises UserError for data
@@ -144,7 +156,8 @@ def evaluate(
         raise UserError(f"a {architecture} has no scores: fine-tune it (fastvtp finetune RECIPE init=FOLDER)")
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-    return _SCORERS[architecture](opened, data, protocol, output, train_data, progress_bar)
+    with torch.autocast(opened.model.device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16"):
+        return _SCORERS[architecture](opened, data, protocol, output, train_data, progress_bar)
 
 
 class _Thumbnails:
@@ -165,28 +178,42 @@ class _Thumbnails:
         """shown: similarity and metrics of `save_retrieval_gallery`."""
         save_retrieval_gallery(
             folder / GALLERY_NAME, captions=found.captions, thumbnails=[self.images[index] for index in found.ids],
-            ids=found.ids, title=f"Retrieval on {data}", **shown,
+            ids=found.ids, title=f"Retrieval on {data}", video_of_text=found.video_of_text, **shown,
         )  # fmt: skip
+
+
+def _encode_clips(
+    encode: Callable, opened: OpenedModel, data: str, protocol: EvaluationProtocol, output: Path | None, progress: bool
+) -> tuple[Any, _Thumbnails, dict[str, Any]]:
+    """What `encode` (`encode_retrieval` or `encode_set`) makes of the clips of `data` with all their captions, their
+    thumbnails where there is an output, and their numbers for a report."""
+    records = load_annotations(data)
+    with evaluation_loader(opened, records, protocol) as loader:
+        thumbnails = _Thumbnails(loader)
+        encoded = encode(
+            opened.model, loader if output is None else thumbnails, device=opened.model.device, progress=progress,
+            captions=all_captions(records, opened.tokenizer, _text_length(opened, protocol)),
+        )  # fmt: skip
+        numbers = {
+            "chance_R1": chance_recall(len(encoded.ids), 1),
+            "num_test": len(encoded.ids),
+            "num_captions": len(encoded.captions),
+            "bad_files": bad_file_report(loader.bad_files),
+        }
+    return encoded, thumbnails, numbers
 
 
 def _score_retrieval(
     opened: OpenedModel, data: str, protocol: EvaluationProtocol, output: Path | None, _: str | None, progress_bar: bool
 ) -> dict[str, Any]:
     """Every caption against every clip, both ways, in percent."""
-    model = opened.model
-    with evaluation_loader(opened, load_annotations(data), protocol) as loader:
-        thumbnails = _Thumbnails(loader)
-        batches = loader if output is None else thumbnails
-        embeddings = encode_retrieval(model, batches, device=model.device, progress=progress_bar)
-        bad_files = loader.bad_files
-    similarity = embeddings.similarity()
+    embeddings, thumbnails, numbers = _encode_clips(encode_retrieval, opened, data, protocol, output, progress_bar)
+    similarity, video_of_text = embeddings.similarity(), embeddings.video_of_text
     report = {
-        "retrieval": retrieval_metrics(similarity),
-        "retrieval_dual_softmax": retrieval_metrics(similarity, dual_softmax=True),
-        "shuffled_control": shuffled_control(similarity, seed=0),
-        "chance_R1": chance_recall(len(similarity), 1),
-        "num_test": len(similarity),
-        "bad_files": bad_file_report(bad_files),
+        "retrieval": retrieval_metrics(similarity, video_of_text=video_of_text),
+        "retrieval_dual_softmax": retrieval_metrics(similarity, video_of_text=video_of_text, dual_softmax=True),
+        "shuffled_control": shuffled_control(similarity, seed=0, video_of_text=video_of_text),
+        **numbers,
     }
     if output is not None:
         thumbnails.save_gallery(output, embeddings, data, similarity=similarity, metrics=report["retrieval"])
@@ -199,25 +226,17 @@ def _score_matching(
     """Captions and clips by the matching head, both ways, in percent; and by the contrast alone."""
     if protocol.views != (1, 1):
         raise UserError(f"views {protocol.views}: the matching head reads one view of a clip, expected (1, 1)")
-    model = opened.model
-    with evaluation_loader(opened, load_annotations(data), protocol) as loader:
-        thumbnails = _Thumbnails(loader)
-        batches = loader if output is None else thumbnails
-        encoded = encode_set(model, batches, device=model.device, progress=progress_bar)
-        bad_files = loader.bad_files
-    text_to_video, video_to_text = match_scores(model, encoded, top_k=protocol.top_k, progress=progress_bar)
-    metrics = {
-        "t2v": retrieval_metrics(text_to_video)["t2v"],
-        "v2t": retrieval_metrics(video_to_text)["v2t"],
-    }
+    encoded, thumbnails, numbers = _encode_clips(encode_set, opened, data, protocol, output, progress_bar)
+    text_to_video, video_to_text = match_scores(opened.model, encoded, top_k=protocol.top_k, progress=progress_bar)
+    video_of_text = encoded.video_of_text
+    ways = [retrieval_metrics(scores, video_of_text=video_of_text) for scores in (text_to_video, video_to_text)]
+    metrics = {"t2v": ways[0]["t2v"], "v2t": ways[1]["v2t"]}
     report = {
         "retrieval": metrics,
-        "retrieval_contrast": retrieval_metrics(encoded.similarity),
-        "shuffled_control": shuffled_control(text_to_video, seed=0),
-        "chance_R1": chance_recall(len(text_to_video), 1),
+        "retrieval_contrast": retrieval_metrics(encoded.similarity, video_of_text=video_of_text),
+        "shuffled_control": shuffled_control(text_to_video, seed=0, video_of_text=video_of_text),
         "top_k": protocol.top_k,
-        "num_test": len(text_to_video),
-        "bad_files": bad_file_report(bad_files),
+        **numbers,
     }
     if output is not None:
         thumbnails.save_gallery(output, encoded, data, similarity=text_to_video, metrics=metrics)

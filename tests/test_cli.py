@@ -45,7 +45,11 @@ def test_doctor_names_every_op_and_its_backend(capsys, monkeypatch):
         (("finetune", "qa_finetun"), "did you mean 'qa_finetune'"),
         (("finetune", "qa_finetune_tiny", "data.train=tests", "init=absent"), "init=absent does not exist"),
         (("finetune", "qa_finetune_tiny", "data.train=tests", "init=none"), "expected a .jsonl file of questions"),
-        (("evaluate", "absent", "x.jsonl", "--views", "3"), "--views expects tuple[int, int], got '3'"),
+        (("evaluate", "absent", "x.jsonl", "--views", "3"), "--views expects two numbers such as 3,15, got '3'"),
+        (("evaluate", "absent", "x.jsonl", "--views", "3x5"), "absent is no folder"),
+        (("evaluate", "absent", "x.jsonl", "--precision", "half"), "precision must be 'float32' or 'bfloat16'"),
+        (("finetune", "simvtp_tiny"), "simvtp_tiny is no recipe of `fastvtp finetune`: use `fastvtp pretrain simvtp"),
+        (("pretrain", "alpro_msvd_qa"), "alpro_msvd_qa is no recipe of `fastvtp pretrain`: use `fastvtp finetune al"),
     ],
 )
 def test_user_errors_are_one_line(capsys, monkeypatch, arguments, message):
@@ -86,12 +90,15 @@ def test_finetune_and_evaluate(capsys, monkeypatch, captioned_videos, tmp_path):
     assert status == 0, err
     assert "6 steps, 0 undecodable files" in out
 
-    options = ("--views", "2,1", "--sampling", "strided", "--output", str(tmp_path / "eval"), "--quiet")
+    options = ["--views", "2x1", "--sampling", "strided", "--output", str(tmp_path / "eval"), "--quiet"]
+    options += ["--num-workers", "0", "--batch-size", "5", "--precision", "bfloat16"]
+    options += ["--train-data", str(captioned_videos / "train_questions.jsonl")]
     status, out, err = run(capsys, monkeypatch, "evaluate", str(run_dir), str(test), *options)
     assert status == 0, err
     report = json.loads(out)
     assert report["num_test"] == 24
     assert report["question_answering"]["accuracy"] >= 0
+    assert report["question_answering"]["majority_by_kind"] > 0
     assert len((tmp_path / "eval/predictions.jsonl").read_text().splitlines()) == 24
 
     for command in (

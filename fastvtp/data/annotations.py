@@ -31,7 +31,7 @@ _DIRECTION = re.compile(
 class VideoRecord:
     """One video and its captions; `video` is an absolute path, `captions` holds at least one.
 
-    Training draws among the captions; evaluation scores a video by its first one alone. `mirrorable` says whether all
+    Training draws among the captions; retrieval scores them all. `mirrorable` says whether all
     that is said of the video, answers included, stays true of its mirror image; None: the captions decide.
     """
 

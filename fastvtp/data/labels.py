@@ -44,7 +44,7 @@ class ClassificationSet:
 
     Attributes:
         records: the caption of each is the name of its class, which the loader needs, and by which a clip of the class
-            "turning left" is not mirrored. Where classes are mere numbers, flipping is the caller's to decide.
+            "turning left" is not mirrored. Where classes are bare numbers, flipping is the caller's to decide.
         labels: places in `class_names`.
         class_names: all classes.
     """
@@ -52,6 +52,11 @@ class ClassificationSet:
     records: tuple[VideoRecord, ...]
     labels: tuple[int, ...]
     class_names: tuple[str, ...]
+
+    @property
+    def unnamed(self) -> bool:
+        """Whether the classes are bare numbers, which do not say what they show."""
+        return all(name.isdecimal() for name in self.class_names)
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,12 @@ def load_questions(path: str | os.PathLike[str]) -> QuestionSet:
     return QuestionSet(records, answers, kinds, options)
 
 
-def load_classes(path: str | os.PathLike[str], class_names: Sequence[str] | None = None) -> ClassificationSet:
+def load_classes(
+    path: str | os.PathLike[str],
+    class_names: Sequence[str] | None = None,
+    *,
+    names_file: str | os.PathLike[str] | None = None,
+) -> ClassificationSet:
     """Read videos with one class each.
 
     Args:
@@ -142,6 +152,7 @@ def load_classes(path: str | os.PathLike[str], class_names: Sequence[str] | None
             of videos per class. Relative paths start from the folder of the list.
         class_names: those of the training set, for a test set. None: here, the names sorted; where labels are numbers,
             the numbers from 0 to the largest.
+        names_file: `class_names` by a file instead, see `read_class_names`.
 
     Returns:
         The videos in the order of the list, or of the sorted paths in a folder. A label that is a number is itself the
@@ -152,6 +163,8 @@ def load_classes(path: str | os.PathLike[str], class_names: Sequence[str] | None
         UserError: a malformed list, with file, line number and field; no videos; text among labels that are numbers; a
             class that `class_names` does not have.
     """
+    if names_file is not None:
+        class_names = read_class_names(names_file)
     path = Path(path).absolute()
     if path.is_dir():
         rows = list(_class_folders(path))
@@ -167,10 +180,40 @@ def load_classes(path: str | os.PathLike[str], class_names: Sequence[str] | None
     for place, _, _, label in rows:
         known = label in places if isinstance(label, str) else label < len(names)
         if not known:
-            raise UserError(f"{place}: no class {label!r} among the {len(names)} classes of the training set")
+            whose = "the training set" if names_file is None else names_file
+            raise UserError(f"{place}: no class {label!r} among the {len(names)} classes of {whose}")
         labels.append(places[label] if isinstance(label, str) else label)
     records = (VideoRecord(name, video, (names[i],)) for (_, video, name, _), i in zip(rows, labels, strict=True))
     return ClassificationSet(tuple(records), tuple(labels), names)
+
+
+def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The names of classes 0, 1, ... from a file with one a line, or from a `.json` list or `{name: its number}` (the
+    `labels.json` of Something-Something V2).
+
+    Raises:
+        FileNotFoundError: nothing there.
+        UserError: another content; numbers with a gap; a name twice; no names.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of class names")
+    try:
+        text = path.read_text(encoding="utf-8")
+        content: Any = json.loads(text) if path.suffix == ".json" else text.rstrip().splitlines()
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
+        raise UserError(f"{path}: expected names of classes, one a line or as JSON: {error}") from None
+    if isinstance(content, dict):
+        numbers = {name: str(number) for name, number in content.items()}
+        if sorted(numbers.values()) != sorted(map(str, range(len(numbers)))):
+            raise UserError(f"{path}: expected each class from 0 to {len(numbers) - 1} once")
+        content = sorted(numbers, key=lambda name: int(numbers[name]))
+    if not isinstance(content, list):
+        raise UserError(f"{path}: expected a list of names or an object {{name: number}}, got {content!r}")
+    names = tuple(text_of(name, f"{path}, class {number}") for number, name in enumerate(content))
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{path}: expected class names, each once, got {len(names)} with {len(set(names))} different")
+    return names
 
 
 def _question(fields: dict[str, Any], folder: Path, place: str) -> tuple[VideoRecord, str, str, tuple[str, ...]]:

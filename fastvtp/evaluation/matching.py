@@ -5,6 +5,7 @@ Shape legend: N = texts, M = clips, V = rows of an encoded clip, D = width, Q = 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastvtp.errors import UserError
+from fastvtp.evaluation.captions import Captions, shown_captions
 from fastvtp.evaluation.inference import Module, inference
 from fastvtp.evaluation.retrieval import RetrievalRanks, retrieval_ranks
 
@@ -38,10 +40,11 @@ class MatchingModel(Module, Protocol):
 
 @dataclass(frozen=True)
 class EncodedSet:
-    """Texts and clips of a test set, row i of both one record's, on the device of the run.
+    """Texts and clips of a test set, on the device of the run.
 
     text_tokens: [tokens of all texts, D] with cu_seqlens int32 [N+1] and max_seqlen. clip_tokens: [M, V, D].
-    similarity: cosine of their features, float32 [N, M]. captions, ids: of each row.
+    similarity: cosine of their features, float32 [N, M]. captions: one a text. ids: data-set index of each clip.
+    video_of_text: int64 [N] on the CPU, the row of each text's clip.
     """
 
     text_tokens: Tensor
@@ -51,37 +54,49 @@ class EncodedSet:
     similarity: Tensor
     captions: list[str]
     ids: list[int]
+    video_of_text: Tensor
 
 
 def encode_set(
-    model: MatchingModel, loader: Iterable[Any], *, device: torch.device | str, progress: bool = True
+    model: MatchingModel,
+    loader: Iterable[Any],
+    *,
+    device: torch.device | str,
+    progress: bool = True,
+    captions: Captions = shown_captions,
 ) -> EncodedSet:
     """Encode every caption and clip of `loader` once. All stay in the device's memory: a clip takes V * D values.
 
+    captions: which captions a clip has, see `fastvtp.evaluation.captions`.
+
     Raises UserError where no clip could be decoded.
     """
-    texts, clips, features, offsets, captions, ids, longest = [], [], [], [0], [], [], 0
+    texts, clips, features, lengths = [], [], [], list[int]()
+    said, ids = list[tuple[str, ...]](), list[int]()
     with inference(model):
         for batch in tqdm(loader, desc="encoding", unit="batch", disable=not progress):
+            new = batch.sample_ids.tolist()
+            found = captions(batch, range(len(new)))
             text, text_features = model.encode_texts(
-                batch.input_ids.to(device, non_blocking=True), batch.cu_seqlens.to(device, non_blocking=True),
-                batch.max_text_length,
+                found.input_ids.to(device, non_blocking=True), found.cu_seqlens.to(device, non_blocking=True),
+                max(found.lengths),
             )  # fmt: skip
             clip, clip_features = model.encode_clips(batch.video.to(device, non_blocking=True))
             texts.append(text)
             clips.append(clip)
             features.append((text_features.float(), clip_features.float()))
-            for length in batch.text_lengths:
-                offsets.append(offsets[-1] + length)
-            longest = max(longest, batch.max_text_length)
-            captions.extend(batch.captions)
-            ids.extend(batch.sample_ids.tolist())
+            lengths.extend(found.lengths)
+            said.extend(found.by_clip)
+            ids.extend(new)
     if not ids:
         raise UserError("no clip could be decoded: retrieval has nothing to score")
     text_features, clip_features = (torch.cat(side) for side in zip(*features, strict=True))
+    with torch.autocast(text_features.device.type, enabled=False):  # in bfloat16 they would tie
+        similarity = text_features @ clip_features.T
     return EncodedSet(
-        torch.cat(texts), torch.tensor(offsets, dtype=torch.int32, device=texts[0].device), longest, torch.cat(clips),
-        text_features @ clip_features.T, captions, ids,
+        torch.cat(texts), torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=texts[0].device),
+        max(lengths), torch.cat(clips), similarity, [caption for of_clip in said for caption in of_clip], ids,
+        torch.tensor([row for row, of_clip in enumerate(said) for _ in of_clip]),
     )  # fmt: skip
 
 
@@ -116,9 +131,14 @@ def match_scores(
     return _behind(scores, similarity, for_texts), _behind(scores, similarity, for_clips)
 
 
-def matching_ranks(text_to_video: Tensor, video_to_text: Tensor) -> RetrievalRanks:
-    """Ranks where text i belongs to clip i, each direction by its own scores [N, N]."""
-    return RetrievalRanks(retrieval_ranks(text_to_video).t2v, retrieval_ranks(video_to_text).v2t)
+def matching_ranks(
+    text_to_video: Tensor, video_to_text: Tensor, *, video_of_text: Tensor | None = None
+) -> RetrievalRanks:
+    """Ranks, each direction by its own scores [N, M]; video_of_text as in `retrieval_metrics`."""
+    to_video, to_text = (
+        retrieval_ranks(scores, video_of_text=video_of_text) for scores in (text_to_video, video_to_text)
+    )
+    return RetrievalRanks(to_video.t2v, to_text.v2t)
 
 
 def _first(similarity: Tensor, count: int) -> Tensor:

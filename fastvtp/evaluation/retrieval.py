@@ -3,9 +3,8 @@
 Shape legend: N = texts, M = videos, Q = queries, C = candidates, E = pairs of a query and a right candidate, D = width.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from fastvtp.errors import UserError
+from fastvtp.evaluation.captions import Captions, shown_captions
 from fastvtp.evaluation.inference import Module, inference
 from fastvtp.evaluation.views import ViewMean
 
@@ -39,18 +39,20 @@ class RetrievalModel(Module, Protocol):
 class RetrievalEmbeddings:
     """Embeddings of a whole test set in the loader's order.
 
-    text, video: float32 [N, D] on the device of the run, unit length; row i of both belongs to one clip.
-    captions, ids: the caption and the data-set index of each row.
+    text, video: float32 [N, D] and [M, D] on the device of the run, unit length. captions: one a text. ids: data-set
+    index of each video. video_of_text: int64 [N] on the CPU, the row of each text's video.
     """
 
     text: Tensor
     video: Tensor
     captions: list[str]
     ids: list[int]
+    video_of_text: Tensor
 
     def similarity(self) -> Tensor:
-        """Cosine similarities, float32 [N texts, N videos]."""
-        return self.text @ self.video.T
+        """Cosine similarities, float32 [N texts, M videos], also under autocast, where they would tie."""
+        with torch.autocast(self.text.device.type, enabled=False):
+            return self.text @ self.video.T
 
 
 class RetrievalRanks(NamedTuple):
@@ -64,7 +66,12 @@ class RetrievalRanks(NamedTuple):
 
 
 def encode_retrieval(
-    model: RetrievalModel, loader: Iterable[Any], *, device: torch.device | str, progress: bool = True
+    model: RetrievalModel,
+    loader: Iterable[Any],
+    *,
+    device: torch.device | str,
+    progress: bool = True,
+    captions: Captions = shown_captions,
 ) -> RetrievalEmbeddings:
     """Embed every clip and caption of `loader` in inference mode; each module's train/eval flag is restored afterwards.
 
@@ -72,11 +79,13 @@ def encode_retrieval(
     `max_text_length` int, `captions` list[str] and `sample_ids` int64 [B]. Autocast, if wanted, is the caller's.
 
     Where `sample_ids` repeat, in whatever batches, they are views of one clip: its embedding is the mean over them of
-    what `embed_video` gives, normalised only then (SimVTP), and its caption is embedded once.
+    what `embed_video` gives, normalised only then (SimVTP), and its captions are embedded once.
+
+    captions: which captions a clip has, see `fastvtp.evaluation.captions`.
 
     Raises ValueError for an empty loader, shapes that do not fit and rows that are not of unit length (NaN included).
     """
-    videos, texts, captions = ViewMean(), dict[int, Tensor](), dict[int, str]()
+    videos, texts, said = ViewMean(), dict[int, Tensor](), dict[int, tuple[str, ...]]()
     with inference(model):
         for batch in tqdm(loader, desc="encoding", unit="batch", disable=not progress):
             ids = batch.sample_ids.tolist()
@@ -86,36 +95,32 @@ def encode_retrieval(
             new = videos.add(ids, video)
             if not new:
                 continue
-            input_ids, cu_seqlens, max_seqlen = _captions_at(batch, new)
+            found = captions(batch, new)
             text = model.encode_text(
-                input_ids.to(device, non_blocking=True), cu_seqlens.to(device, non_blocking=True), max_seqlen
-            )
-            if text.shape != (len(new), video.shape[1]):
-                raise ValueError(f"encode_text must give [{len(new)}, {video.shape[1]}], got {list(text.shape)}")
-            texts.update(zip([ids[place] for place in new], text.float(), strict=True))
-            captions.update((ids[place], batch.captions[place]) for place in new)
+                found.input_ids.to(device, non_blocking=True), found.cu_seqlens.to(device, non_blocking=True),
+                max(found.lengths),
+            )  # fmt: skip
+            expected = [len(found.lengths), video.shape[1]]
+            if list(text.shape) != expected:
+                raise ValueError(f"encode_text must give {expected}, got {list(text.shape)}")
+            parts = text.float().split([len(of_clip) for of_clip in found.by_clip])
+            for place, part, of_clip in zip(new, parts, found.by_clip, strict=True):
+                texts[ids[place]], said[ids[place]] = part, of_clip
     means = videos.means()
     if not means:
         raise UserError("no clip could be decoded: retrieval has nothing to score")
     # Outside inference mode, so that the results are ordinary tensors which a probe may still train on.
-    text = torch.stack([texts[index] for index in means])
+    text = torch.cat([texts[index] for index in means])
     video = normalize(torch.stack(list(means.values())), dim=1)
     for name, embedding in (("encode_text", text), ("normalised, embed_video", video)):
         norms = embedding.norm(dim=1)
         if not (norms - 1).abs().le(UNIT_NORM_TOLERANCE).all():
             raise UserError(f"{name} must give rows of unit length, got norms {norms.min():.3g} to {norms.max():.3g}")
-    return RetrievalEmbeddings(text, video, [captions[index] for index in means], list(means))
-
-
-def _captions_at(batch: Any, places: Sequence[int]) -> tuple[Tensor, Tensor, int]:
-    """input_ids, cu_seqlens and max_seqlen of some of the captions of a batch."""
-    if len(places) == len(batch.captions):
-        return batch.input_ids, batch.cu_seqlens, batch.max_text_length
-    parts = batch.input_ids.split(batch.cu_seqlens.diff().tolist())
-    kept = [parts[place] for place in places]
-    lengths = [len(part) for part in kept]
-    cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-    return torch.cat(kept), cu_seqlens, max(lengths)
+    by_clip = [said[index] for index in means]
+    return RetrievalEmbeddings(
+        text, video, [caption for of_clip in by_clip for caption in of_clip], list(means),
+        torch.tensor([row for row, of_clip in enumerate(by_clip) for _ in of_clip]),
+    )  # fmt: skip
 
 
 def retrieval_ranks(

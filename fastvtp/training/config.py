@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.errors import UserError, unknown_name
 from fastvtp.files import write_atomically
 from fastvtp.models.alpro_finetuning import AlproQAConfig, AlproRetrievalConfig
@@ -16,6 +15,7 @@ from fastvtp.models.dual_encoder import DualEncoderConfig
 from fastvtp.models.simvtp_config import SimVTPConfig
 from fastvtp.models.video_qa import VideoQAConfig
 from fastvtp.models.videomae import VideoMAEConfig
+from fastvtp.training.data_config import DataConfig
 
 # task -> configuration of the model that it trains
 TASK_MODELS: dict[str, type] = {
@@ -37,60 +37,11 @@ _MIXING = {"pretrain_prompter", "pretrain_alpro"}
 
 _FROM_TOKENIZER = {"model.vocab_size", "model.pad_token_id", "model.mask_token_id", "model.special_token_ids"}
 _FROM_LABELS = {"model.num_answers", "model.num_classes"}
+_COUNTS = {2: "two", 3: "three"}
 
 
 class ConfigError(UserError):
     """A setting that does not exist or cannot take the value given; the message is one line."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    train: str
-    """What the task learns from. Captions: a .jsonl of {"video": path, "caption": text}, or a folder of videos with
-    captions. Videos alone (pretrain_videomae): the same without captions. Questions: see `load_questions`. Classes: see
-    `load_classes`."""
-    images: str | None = None
-    """pretrain_prompter and pretrain_alpro: captioned pictures, of which every `image_share`-th batch is made; a .jsonl
-    as for videos."""
-    image_share: float = 0.5
-    """Share of the batches that are of `images`, spread evenly."""
-    test: str | None = None
-    """Data as in `train` for scores at the end; None: no evaluation."""
-    test_views: tuple[int, int] = (1, 1)
-    """Segments and crops of each test clip, whose results are averaged."""
-    test_sampling: str = "uniform"
-    """Test frames: "uniform", or "strided" segments `frame_stride` apart."""
-    test_top_k: int | None = None
-    """Pairs of each text and clip that a matching head scores, those that the contrast ranks first; None: all pairs."""
-    max_text_length: int | None = None
-    """Most tokens kept of a text, [CLS] and [SEP] included; None: as many as the model has positions for."""
-    tokenizer: str | None = None
-    """tokenizer.json, BERT's vocab.txt, or a folder with either; None: that of `init`, or else WordPiece trained on the
-    training texts."""
-    vocab_size: int = 1000
-    """Most entries of a tokenizer trained here."""
-    sampling: str = "strided"
-    """Training frames: "strided" segment, "uniform", "random_sorted", or "head_tail"."""
-    frame_stride: int = 4
-    crop_scale: tuple[float, float] = (0.6, 1.0)
-    """Share of the frame's area that a training crop keeps."""
-    flip: bool = True
-    """Mirror half of the training clips, except where a caption, question, answer or class names a direction."""
-    augmentation: ClipAugmentation = field(default_factory=ClipAugmentation)
-    max_answers: int = 1500
-    """Most answers that an open-ended question may have: the most frequent ones of the training set."""
-    num_workers: int = 1
-    """Decoding processes; 0 decodes in the training process."""
-    decoder: str = "auto"
-    """"auto": NVDEC where there is one, else PyAV on the CPU; or "pyav", "dali"."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.image_share < 1:
-            raise ValueError(f"image_share must be in (0, 1), got {self.image_share}")
-        for name, least in (("test_top_k", 1), ("max_text_length", 3)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, or none, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +104,8 @@ class TrainConfig:
     accumulate: int = 1
     """Batches whose gradients are averaged for one step."""
     ema_decay: float | None = None
-    """Average the weights over the steps with this decay; the average is what is evaluated and kept. None: no."""
+    """Average the weights over the steps with this decay; the average is what is evaluated and kept, by checkpoints
+    too. None: no."""
     label_smoothing: float = 0.0
     """finetune_classification: share of the target that is spread over all classes."""
     mixup: float = 0.0
@@ -189,6 +141,8 @@ class TrainConfig:
             raise ConfigError("batch_size must be at least 2: each text is told apart from another clip of the batch")
         if self.data.images is not None and self.task not in _MIXING:
             raise ConfigError(f"data.images is for {' and '.join(sorted(_MIXING))}, the task is {self.task}")
+        if self.data.class_names is not None and self.task != "finetune_classification":
+            raise ConfigError(f"data.class_names is for finetune_classification, the task is {self.task}")
         for name in ("prompter", "entities"):
             if getattr(self, name) is not None and self.task != "pretrain_alpro":
                 raise ConfigError(f"{name} is for pretrain_alpro, the task is {self.task}")
@@ -218,7 +172,7 @@ def setting_names(config: Any) -> list[str]:
 
 
 def parse_value(text: str, annotation: Any, name: str) -> Any:
-    """`text` as a value of type `annotation`: JSON, a bare word, or comma-separated numbers. Raises ConfigError."""
+    """`text` as a value of type `annotation`: JSON, a bare word, or numbers such as 3,5 or 3x5. Raises ConfigError."""
     from pydantic import TypeAdapter, ValidationError
 
     candidates: list[Any] = [text]
@@ -229,14 +183,17 @@ def parse_value(text: str, annotation: Any, name: str) -> Any:
             candidates.insert(0, None)
         elif text.lower() in ("true", "false"):
             candidates.insert(0, text.lower() == "true")
-    if any(get_origin(kind) is tuple for kind in (annotation, *get_args(annotation))):
-        candidates.append(text.split(","))
+    tuples = [kind for kind in (annotation, *get_args(annotation)) if get_origin(kind) is tuple]
+    if tuples:
+        candidates += [text.split(","), text.split("x")]
     for candidate in candidates:
         try:
             return TypeAdapter(annotation).validate_python(candidate)
         except ValidationError:
             continue
     expected = annotation.__name__ if isinstance(annotation, type) and get_origin(annotation) is None else annotation
+    if tuples and (count := len(get_args(tuples[0]))) in _COUNTS and Ellipsis not in get_args(tuples[0]):
+        expected = f"{_COUNTS[count]} numbers such as {','.join(('3', '15', '15')[:count])}"
     raise ConfigError(f"{name} expects {expected}, got {text!r}")
 
 

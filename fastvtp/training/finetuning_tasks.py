@@ -103,7 +103,12 @@ class FinetuneClassification(Task):
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)
-        classes = load_classes(config.data.train)
+        classes = load_classes(config.data.train, names_file=config.data.class_names)
+        if classes.unnamed and config.data.flip:
+            logger.warning(
+                "%s: its classes are bare numbers, and clips are mirrored even where a class names a direction: give "
+                "data.class_names=FILE, or data.flip=false", config.data.train
+            )  # fmt: skip
         self.records, self.class_names = classes.records, classes.class_names
         self._labels = torch.tensor(classes.labels)
 

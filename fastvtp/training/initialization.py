@@ -11,7 +11,7 @@ from fastvtp.checkpoints.reading import read_checkpoint
 from fastvtp.checkpoints.released import absent_parts, load_released
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.models.registry import architecture_of
-from fastvtp.training.config import TrainConfig
+from fastvtp.training.config import ConfigError, TrainConfig
 from fastvtp.training.state import tokenizer_beside, weights_of
 from fastvtp.training.task import Task, no_text
 
@@ -20,18 +20,28 @@ logger = logging.getLogger(__name__)
 
 def prepare_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) -> CaptionTokenizer:
     """The tokenizer of the run's `checkpoint`, else the configured one, else that of the weights to start from or
-    of the prompter, else one trained on the task's texts."""
+    of the prompter, else one trained on the task's texts.
+
+    Raises ConfigError where the weights know words and nobody knows which.
+    """
     if not task.reads_text:
         return no_text()
     if checkpoint is not None:
         return CaptionTokenizer.load(checkpoint)
     if config.data.tokenizer is not None:
         return CaptionTokenizer.load(config.data.tokenizer)
-    for source in (config.text_init, config.init, config.prompter):
-        folder = None if source is None else weights_of(source)
-        if folder is not None and (tokenizer := tokenizer_beside(folder)) is not None:
-            logger.info("tokenizer of %s", folder)
+    settings = ("text_init", "init", "prompter")
+    sources = {name: weights_of(source) for name in settings if (source := getattr(config, name)) is not None}
+    for weights in sources.values():
+        if (tokenizer := tokenizer_beside(weights)) is not None:
+            logger.info("tokenizer of %s", weights)
             return tokenizer
+    for name, weights in sources.items():
+        if any("word_embeddings." in entry for entry in read_checkpoint(weights).weights):
+            raise ConfigError(
+                f"{name}={getattr(config, name)} has text embeddings and no tokenizer beside it: "
+                "give data.tokenizer=FILE (for released weights the vocab.txt of bert-base-uncased)"
+            )
     tokenizer = CaptionTokenizer.train(task.texts, vocab_size=config.data.vocab_size)
     logger.info("trained a tokenizer of %d entries on %d texts", tokenizer.vocab_size, len(task.texts))
     return tokenizer

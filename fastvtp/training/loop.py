@@ -32,6 +32,7 @@ from fastvtp.training.state import (
     read_state,
     restore_checkpoint,
     save_checkpoint,
+    saved_model_config,
     write_inference_folder,
 )
 from fastvtp.training.task import Task
@@ -167,8 +168,11 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
     task = build_task(config, checkpoint)
     tokenizer = prepare_tokenizer(config, task, checkpoint)
 
+    model_config = task.complete(tokenizer)
+    if checkpoint is not None:
+        model_config = saved_model_config(checkpoint, type(model_config))
     torch.manual_seed(config.seed)
-    model = build_model(task.complete(tokenizer), device).train()
+    model = build_model(model_config, device).train()
     if checkpoint is None:
         load_initial_weights(model, config, task)
         task.prepare(model, tokenizer)

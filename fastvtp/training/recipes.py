@@ -23,6 +23,7 @@ from fastvtp.training.alpro_recipes import (
 from fastvtp.training.config import DataConfig, OptimizerConfig, TrainConfig
 from fastvtp.training.finetuning_recipes import (
     classification_finetune,
+    classification_finetune_ssv2,
     classification_finetune_tiny,
     qa_finetune,
     qa_finetune_tiny,
@@ -136,7 +137,7 @@ RECIPES: dict[str, Callable[[str], TrainConfig]] = {
         videomae_pretrain_tiny, videomae_pretrain_base,
         retrieval_finetune_tiny, retrieval_finetune,
         qa_finetune_tiny, qa_finetune,
-        classification_finetune_tiny, classification_finetune,
+        classification_finetune_tiny, classification_finetune, classification_finetune_ssv2,
         alpro_prompter_tiny, alpro_prompter, alpro_pretrain_tiny, alpro_pretrain,
         alpro_retrieval_tiny, alpro_msrvtt_retrieval, alpro_didemo_retrieval,
         alpro_qa_tiny, alpro_msrvtt_qa, alpro_msvd_qa,

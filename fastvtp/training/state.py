@@ -1,9 +1,10 @@
 """Saving and resuming a run.
 
 A checkpoint is a folder `checkpoints/step_00000500` with the model (model.safetensors, config.json), its tokenizer and
-labels, and training_state.pt, which also holds averaged weights. It is written under another name and renamed when
-complete, so that a run killed at any moment leaves only whole checkpoints. The data stream is a function of
-(seed, step) and needs no state.
+labels, and training_state.pt. Where weights are averaged, the model is their average, which is what evaluation wants,
+and training_state.pt also holds the weights that training goes on from. A checkpoint is written under another name and
+renamed when complete, so that a run killed at any moment leaves only whole checkpoints. The data stream is a function
+of (seed, step) and needs no state.
 """
 
 import os
@@ -18,7 +19,14 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from fastvtp.checkpoints.native import CheckpointError, load_weights, read_weights, write_model_folder
+from fastvtp.checkpoints.native import (
+    CheckpointError,
+    build_config,
+    load_weights,
+    read_description,
+    read_weights,
+    write_model_folder,
+)
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.models.registry import architecture_of
 
@@ -128,16 +136,19 @@ def save_checkpoint(
     keep: int,
 ) -> Path:
     """Write the checkpoint of `progress.step` and delete all but the newest `keep`."""
+    kept, average = model, None
+    if averaged is not None:
+        kept, average = averaged.module, {"n_averaged": averaged.n_averaged, "raw_weights": model.state_dict()}
     state: dict[str, Any] = {
         "optimizer": optimizer.state_dict(),
-        "averaged": None if averaged is None else averaged.state_dict(),
+        "averaged": average,
         "progress": vars(progress),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state(model.device) if model.device.type == "cuda" else None,
     }
 
     def write(folder: Path) -> None:
-        write_inference_folder(folder, model, write_companions)
+        write_inference_folder(folder, kept, write_companions)
         torch.save(state, folder / STATE_NAME)
 
     final = run_dir / "checkpoints" / f"step_{progress.step:08d}"
@@ -145,6 +156,12 @@ def save_checkpoint(
     for old in list_checkpoints(run_dir)[:-keep]:
         _remove(old)
     return final
+
+
+def saved_model_config(folder: Path, config_class: type) -> Any:
+    """The configuration of the model in a checkpoint, what its weights brought along included: a recipe does not know
+    it. Raises CheckpointError with one line."""
+    return build_config(config_class, read_description(folder)["config"], folder)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -165,11 +182,12 @@ def restore_checkpoint(
 
     Raises CheckpointError with one line.
     """
-    load_weights(model, read_weights(folder), folder)
+    load_weights(model if averaged is None else averaged.module, read_weights(folder), folder)
     with _one_line(folder):
         optimizer.load_state_dict(state["optimizer"])
         if averaged is not None:
-            averaged.load_state_dict(state["averaged"])
+            averaged.n_averaged.copy_(state["averaged"]["n_averaged"])
+            load_weights(model, state["averaged"]["raw_weights"], folder)
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and model.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], model.device)

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from fastvtp.data.annotations import VideoRecord, annotations_digest
-from fastvtp.data.labels import AnswerVocabulary, load_classes, load_questions
+from fastvtp.data.labels import AnswerVocabulary, load_classes, load_questions, read_class_names
 from fastvtp.data.sampling import CropSampling, FrameSampling
 from fastvtp.data.source import ClipSource, SampleStream
 from fastvtp.errors import UserError
@@ -172,6 +172,45 @@ def test_numbers_are_their_own_classes(tmp_path):
     assert (named.labels, named.records[0].captions) == ((2,), ("c",))
     with pytest.raises(UserError, match="line 1: no class 10 among the 3 classes"):
         load_classes(path, class_names=("a", "b", "c"))
+
+
+def test_names_of_numbered_classes_come_from_a_file(tmp_path):
+    path = write_lines(tmp_path / "list.jsonl", *({"video": f"{n}.mp4", "label": n} for n in (2, 0)))
+    (tmp_path / "names.txt").write_text("moving left\n falling \nstanding\nfar away\n\n")
+    (tmp_path / "labels.json").write_text('{"standing": "2", "moving left": 0, "falling": "1", "far away": "3"}')
+    (tmp_path / "list.json").write_text('["moving left", "falling", "standing", "far away"]')
+    for name in ("names.txt", "labels.json", "list.json"):
+        made = load_classes(path, names_file=tmp_path / name)
+        assert made.class_names == ("moving left", "falling", "standing", "far away")
+        assert made.labels == (2, 0)
+        assert [record.may_be_mirrored for record in made.records] == [True, False]
+        assert not made.unnamed
+    assert load_classes(path).unnamed
+    odd = write_lines(tmp_path / "odd.jsonl", {"video": "a.mp4", "label": "swimming"})
+    with pytest.raises(UserError, match=r"no class 'swimming' among the 4 classes of .*names\.txt"):
+        load_classes(odd, names_file=tmp_path / "names.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("names.txt", "", "expected class names, each once, got 0"),
+        ("names.txt", "a\nb\na\n", "expected class names, each once, got 3 with 2 different"),
+        ("names.txt", "a\n\nb\n", "class 1: expected non-empty text"),
+        ("names.json", '{"a": "0", "b": "2"}', "expected each class from 0 to 1 once"),
+        ("names.json", '{"a": "x"}', "expected each class from 0 to 0 once"),
+        ("names.json", "3", "expected a list of names or an object"),
+        ("names.json", "[1]", "class 0: expected non-empty text, got 1"),
+        ("names.json", "{", "expected names of classes, one a line or as JSON"),
+    ],
+)
+def test_bad_class_names_are_one_line(tmp_path, name, content, complaint):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name}.*{complaint}") as caught:
+        read_class_names(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="no such file of class names"):
+        read_class_names(tmp_path / "absent.txt")
 
 
 def test_the_released_codes_list_is_read_with_spaces_or_commas(tmp_path):

@@ -9,7 +9,8 @@ from fastvtp.models.alpro_towers import AlproConfig
 
 CONFIG = AlproConfig(
     num_frames=2, image_size=16, patch_size=8, width=32, depth=1, num_heads=2, text_depth=1, fusion_depth=1,
-    text_num_heads=2, text_hidden=64, projection_dim=16, vocab_size=50, max_text_length=12,
+    text_num_heads=2, text_hidden=64, projection_dim=16, max_text_length=12,
+    vocab_size=50, mask_token_id=4, special_token_ids=(0, 1, 2, 3, 4),
 )  # fmt: skip
 
 

@@ -49,3 +49,13 @@ def classes(root: Path, split: str) -> Path:
     ]
     unique = {row["video"]: row for row in rows}
     return write_rows(root / f"{split}_classes.jsonl", list(unique.values()))
+
+
+def several_captions(root: Path) -> Path:
+    """The 8 test clips with one to three captions each, 15 in all."""
+    rows = rows_of(root / "test.jsonl")
+    more = [[f"the clip {i}", "one more"][: i % 3] for i in range(len(rows))]
+    return write_rows(
+        root / "several.jsonl",
+        [{**row, "caption": [row["caption"], *extra]} for row, extra in zip(rows, more, strict=True)],
+    )

@@ -1,12 +1,13 @@
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastvtp import runs
-from fastvtp.checkpoints.native import CheckpointError
+from fastvtp import create_model, runs
+from fastvtp.checkpoints.native import CheckpointError, write_model_folder
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.models.registry import build_model
 from fastvtp.training.config import ConfigError, apply_overrides
@@ -123,9 +124,54 @@ def test_init_is_no_longer_needed_for_resuming(captioned_videos, simvtp_run, tmp
     overrides = settings(captioned_videos / "train_questions.jsonl", tmp_path / "run", f"init={copy}", "steps=2")
     config = apply_overrides(get_recipe("qa_finetune_tiny"), overrides)
     first = train(config, progress_bar=False)
-    (copy / "model.safetensors").unlink()
-    again = train(config, resume=True, progress_bar=False)
+    shutil.rmtree(copy)
+    with pytest.raises(ConfigError, match="source does not exist; give a checkpoint"):
+        runs.recipe_config("qa_finetune_tiny", "fastvtp", overrides)
+    again = train(runs.recipe_config("qa_finetune_tiny", "fastvtp", overrides, resume=True), resume=True)
     assert again.metrics == first.metrics
+    # without a checkpoint there is nothing else to start from
+    with pytest.raises(ConfigError, match="source does not exist; give a checkpoint"):
+        runs.recipe_config("qa_finetune_tiny", "fastvtp", [*overrides, f"output_dir={tmp_path / 'new'}"], resume=True)
+
+
+def test_resuming_computes_as_the_checkpoint_does(captioned_videos, tmp_path):
+    """What the weights brought along, not the recipe's own, is what a resumed run goes on with, bit for bit."""
+    sizes = {"width": 32, "depth": 2, "num_heads": 2, "decoder_width": 16, "decoder_num_heads": 2, "num_frames": 4}
+    source = create_model("videomae_tiny", **sizes, image_size=32, tubelet=(2, 8, 8), norm_eps=0.3, head_norm_eps=0.2)
+    write_model_folder(tmp_path / "source", source, "videomae")
+    init = f"init={tmp_path / 'source'}"
+    whole, stopped = (
+        apply_overrides(
+            get_recipe("classification_finetune_tiny"),
+            settings(
+                classes(captioned_videos, "train"), tmp_path / name, init, "steps=2", "checkpoint_every=1",
+                "ema_decay=0.5",
+            ),
+        )
+        for name in ("whole", "stopped")
+    )  # fmt: skip
+    train(whole, progress_bar=False)
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    shutil.rmtree(tmp_path / "stopped/model")
+    shutil.rmtree(tmp_path / "stopped/checkpoints/step_00000002")
+    model = train(stopped, resume=True, progress_bar=False).model
+    assert (model.config.norm_eps, model.encoder.blocks[0].norm1.eps) == (0.3, 0.3)
+    assert (model.config.head_norm_eps, model.norm.eps) == (0.2, 0.2)
+    for name in ("model/model.safetensors", "model/config.json", "metrics.jsonl"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_words_without_their_tokenizer_are_refused(captioned_videos, simvtp_run, tmp_path):
+    """Anew, the tokenizer would number other words."""
+    weights = tmp_path / "simvtp.safetensors"
+    weights.write_bytes((simvtp_run / "model/model.safetensors").read_bytes())
+    data = captioned_videos / "train_questions.jsonl"
+    with pytest.raises(ConfigError, match=r"init=.*simvtp\.safetensors has text .*give data\.tokenizer=FILE"):
+        initial("qa_finetune_tiny", data, weights, tmp_path)
+    _, tokenizer = initial(
+        "qa_finetune_tiny", data, weights, tmp_path, f"data.tokenizer={simvtp_run / 'model/tokenizer.json'}"
+    )
+    assert tokenizer.vocab_size == CaptionTokenizer.load(simvtp_run / "model").vocab_size
 
 
 def test_what_does_not_fit_is_one_line(captioned_videos, simvtp_run, tmp_path):

@@ -3,7 +3,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fastvtp
-from fastvtp.checkpoints.native import CheckpointError
+from fastvtp.checkpoints.native import CheckpointError, read_weights
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.training.config import OptimizerConfig
 from fastvtp.training.optimizer import build_optimizer
@@ -57,6 +57,9 @@ def test_restores_weights_average_moments_random_state_and_progress(parts, tmp_p
     moments = [optimizer.state_dict()["state"], other_optimizer.state_dict()["state"]]
     assert all(torch.equal(moments[0][i]["exp_avg_sq"], moments[1][i]["exp_avg_sq"]) for i in moments[0])
     assert CaptionTokenizer.load(folder).vocab_size > 5
+    # whoever opens the folder gets the average
+    kept = read_weights(folder)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in averaged.module.state_dict().items())
 
 
 def test_keeps_the_newest_and_ignores_unfinished_ones(parts, tmp_path):

@@ -16,7 +16,7 @@ from fastvtp.training.config import ConfigError, TrainConfig, apply_overrides
 from fastvtp.training.loop import train
 from fastvtp.training.recipes import get_recipe
 from fastvtp.training.tasks import build_task, load_videos
-from tests.training.labelled import DECODER, choices, classes, rows_of, settings, write_rows
+from tests.training.labelled import DECODER, choices, classes, rows_of, settings, several_captions, write_rows
 
 Paths = Callable[[Path, str], Path]
 
@@ -124,8 +124,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(captioned_videos, tmp_path, r
     for name in ("model/model.safetensors", "metrics.jsonl", "checkpoints/step_00000007/model.safetensors"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes(), name
     states = [torch.load(run / "checkpoints/step_00000007/training_state.pt") for run in (whole, stopped)]
-    for name, average in states[0]["averaged"].items():
-        assert torch.equal(average, states[1]["averaged"][name]), name
+    raw = [state["averaged"]["raw_weights"] for state in states]
+    for name, weights in raw[0].items():
+        assert torch.equal(weights, raw[1][name]), name
 
 
 def test_the_average_is_kept_and_evaluated(captioned_videos, tmp_path):
@@ -134,12 +135,15 @@ def test_the_average_is_kept_and_evaluated(captioned_videos, tmp_path):
         "steps=3", "checkpoint_every=1", "keep_checkpoints=3",
     )  # fmt: skip
     result = train(config, progress_bar=False)
-    steps = [load_file(tmp_path / f"run/checkpoints/step_0000000{step}/model.safetensors") for step in (1, 2, 3)]
+    folders = [tmp_path / f"run/checkpoints/step_0000000{step}" for step in (1, 2, 3)]
+    steps = [torch.load(folder / "training_state.pt")["averaged"]["raw_weights"] for folder in folders]
     final = load_file(result.model_dir / "model.safetensors")
+    scored = load_file(folders[-1] / "model.safetensors")
     for name in final:
         expected = 0.25 * steps[0][name] + 0.25 * steps[1][name] + 0.5 * steps[2][name]
         torch.testing.assert_close(final[name], expected)
         assert torch.equal(result.model.state_dict()[name], final[name])
+        assert torch.equal(scored[name], final[name])
     assert not torch.equal(final["head.weight"], steps[2]["head.weight"])
 
 
@@ -209,6 +213,32 @@ def test_changed_labels_are_not_resumed(captioned_videos, tmp_path, recipe, data
     write_rows(mine, rows)
     with pytest.raises(ConfigError, match=r"the content of data.train changed"):
         train(config, resume=True, progress_bar=False)
+
+
+def test_retrieval_is_scored_with_every_caption(captioned_videos, tmp_path):
+    data = several_captions(captioned_videos)
+    train_data = captions(captioned_videos, "train")
+    config = configure("retrieval_finetune_tiny", train_data, tmp_path / "run", "steps=1", f"data.test={data}")
+    report = runs.pretrain(config, progress_bar=False)
+    assert (report["num_test"], report["num_captions"], report["chance_R1"]) == (8, 15, 100 / 8)
+    assert "one more" in (tmp_path / "run/gallery.html").read_text()
+
+
+def test_the_scores_are_computed_in_the_precision_of_the_run(captioned_videos, tmp_path, monkeypatch):
+    test = f"data.test={classes(captioned_videos, 'test')}"
+    data = classes(captioned_videos, "train")
+    evaluate, seen = runs.evaluate, []
+
+    def watching(opened, *arguments, protocol, **more):
+        opened.model.encoder.blocks[0].mlp.fc1.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+        return evaluate(opened, *arguments, protocol=protocol, **more)
+
+    monkeypatch.setattr(runs, "evaluate", watching)
+    for precision in ("bfloat16", "float32"):
+        more = (test, "steps=1", f"precision={precision}")
+        runs.pretrain(configure("classification_finetune_tiny", data, tmp_path / precision, *more), progress_bar=False)
+        assert seen == [getattr(torch, precision)]
+        seen.clear()
 
 
 def test_test_data_are_checked_before_training(captioned_videos, tmp_path):

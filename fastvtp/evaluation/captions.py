@@ -1,0 +1,55 @@
+"""The captions by which clips are retrieved: the one that a batch shows of each, or all that a list has."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.tokenization import CaptionTokenizer
+
+
+@dataclass(frozen=True)
+class PackedCaptions:
+    """Captions of some clips.
+
+    input_ids: int64 [tokens], one caption after the other. lengths: tokens of each. by_clip: the captions as text, one
+    tuple a clip, in the order of the tokens.
+    """
+
+    input_ids: Tensor
+    lengths: tuple[int, ...]
+    by_clip: list[tuple[str, ...]]
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """int32 [texts + 1]"""
+        return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32)
+
+
+Captions = Callable[[Any, Sequence[int]], PackedCaptions]
+"""A batch and places in it -> the captions of the clips there."""
+
+
+def shown_captions(batch: Any, places: Sequence[int]) -> PackedCaptions:
+    """The one caption that `batch` holds of each clip."""
+    parts = batch.input_ids.split(batch.cu_seqlens.diff().tolist())
+    kept = [parts[place] for place in places]
+    return PackedCaptions(
+        torch.cat(kept), tuple(len(part) for part in kept), [(batch.captions[place],) for place in places]
+    )
+
+
+def all_captions(records: Sequence[VideoRecord], tokenizer: CaptionTokenizer, max_length: int) -> Captions:
+    """Every caption of the record with the clip's `sample_ids`, at most `max_length` tokens of each."""
+
+    def captions(batch: Any, places: Sequence[int]) -> PackedCaptions:
+        indices = batch.sample_ids.tolist()
+        by_clip = [records[indices[place]].captions for place in places]
+        packed = tokenizer.encode_packed([text for texts in by_clip for text in texts], max_length)
+        return PackedCaptions(torch.from_numpy(packed.input_ids), packed.lengths, by_clip)
+
+    return captions

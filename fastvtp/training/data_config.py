@@ -1,0 +1,58 @@
+"""The settings of a run that say what it learns from and how that is read."""
+
+from dataclasses import dataclass, field
+
+from fastvtp.data.sampling import ClipAugmentation
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    train: str
+    """What the task learns from. Captions: a .jsonl of {"video": path, "caption": text}, or a folder of videos with
+    captions. Videos alone (pretrain_videomae): the same without captions. Questions: see `load_questions`. Classes: see
+    `load_classes`."""
+    images: str | None = None
+    """pretrain_prompter and pretrain_alpro: captioned pictures, of which every `image_share`-th batch is made; a .jsonl
+    as for videos."""
+    image_share: float = 0.5
+    """Share of the batches that are of `images`, spread evenly."""
+    test: str | None = None
+    """Data as in `train` for scores at the end; None: no evaluation."""
+    test_views: tuple[int, int] = (1, 1)
+    """Segments and crops of each test clip, whose results are averaged."""
+    test_sampling: str = "uniform"
+    """Test frames: "uniform", or "strided" segments `frame_stride` apart."""
+    test_top_k: int | None = None
+    """Pairs of each text and clip that a matching head scores, those that the contrast ranks first; None: all pairs."""
+    max_text_length: int | None = None
+    """Most tokens kept of a text, [CLS] and [SEP] included; None: as many as the model has positions for."""
+    tokenizer: str | None = None
+    """tokenizer.json, BERT's vocab.txt, or a folder with either; None: that of `init`, or else WordPiece trained on the
+    training texts."""
+    vocab_size: int = 1000
+    """Most entries of a tokenizer trained here."""
+    sampling: str = "strided"
+    """Training frames: "strided" segment, "uniform", "random_sorted", or "head_tail"."""
+    frame_stride: int = 4
+    crop_scale: tuple[float, float] = (0.6, 1.0)
+    """Share of the frame's area that a training crop keeps."""
+    flip: bool = True
+    """Mirror half of the training clips, except where a caption, question, answer or class names a direction. Classes
+    that are bare numbers name none: see `class_names`."""
+    augmentation: ClipAugmentation = field(default_factory=ClipAugmentation)
+    class_names: str | None = None
+    """finetune_classification: a file that names the classes, see `load_classes`; None: the labels are the names."""
+    max_answers: int = 1500
+    """Most answers that an open-ended question may have: the most frequent ones of the training set."""
+    num_workers: int = 1
+    """Decoding processes; 0 decodes in the training process."""
+    decoder: str = "auto"
+    """"auto": NVDEC where there is one, else PyAV on the CPU; or "pyav", "dali"."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.image_share < 1:
+            raise ValueError(f"image_share must be in (0, 1), got {self.image_share}")
+        for name, least in (("test_top_k", 1), ("max_text_length", 3)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, or none, got {value}")
