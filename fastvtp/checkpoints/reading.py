@@ -113,7 +113,7 @@ def _refusal(path: Path, error: Exception) -> str:
         refused = _REFUSED.findall(message)
     if refused:
         return _printable(
-            f"it holds {', '.join(sorted(refused))}; if you trust it, open it with torch.load(..., weights_only=False) "
+            f"it holds {', '.join(sorted(refused))}; if you trust it, open it with weights_only=False "
             "and save its state dict alone with torch.save, or as .safetensors"
         )
     _, _, told = message.rpartition("WeightsUnpickler error: ")
