@@ -150,9 +150,8 @@ def encode_clips(model: Any, video: Tensor, index: Tensor | None = None) -> Tens
 
     uint8 [B, T, H, W, 3], int32 [B, K] -> [B, K, D].
     """
-    x_BKD = model.video_embeddings(video, index)
-    packing = Packing.uniform(*x_BKD.shape[:2], device=video.device)
-    return model.encoder(x_BKD.flatten(0, 1), packing).view_as(x_BKD)
+    x_ND, packing = model.video_embeddings.embed_clips(video, index)
+    return model.encoder(x_ND, packing).view(len(video), packing.max_seqlen, model.config.width)
 
 
 def _masked(

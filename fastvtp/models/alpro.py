@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastvtp.models.alpro_fusion import AlproFusion, AlproOutput, AlproPlan, check_texts
+from fastvtp.models.alpro_fusion import AlproFusion, AlproOutput, AlproPlan
 from fastvtp.models.alpro_towers import AlproConfig, AlproTowers
 from fastvtp.models.bert import WordTransform
 from fastvtp.models.layers import init_linear_normal, take_rows
-from fastvtp.models.packing import exclusive_cumsum
+from fastvtp.models.packing import check_texts, offsets
 from fastvtp.objectives.entity_prompts import crop_patches, entity_loss, entity_targets
 from fastvtp.objectives.reconstruction import masked_word_loss
 from fastvtp_kernels import replace_masked_tokens, text_mask
@@ -66,7 +66,7 @@ class Alpro(AlproFusion):
         """Draw masked words and crops from (seed, step, sample id); arguments as `SimVTP.plan`."""
         config, lengths = self.config, np.asarray(text_lengths, dtype=np.int64)
         check_texts(input_ids, lengths)
-        cu_seqlens = torch.from_numpy(np.append(exclusive_cumsum(lengths), lengths.sum()).astype(np.int32))
+        cu_seqlens = offsets(lengths)
         draw = {"special_ids": config.special_token_ids, "seed": seed, "step": step, "sample_ids": sample_ids}
         hidden = text_mask(input_ids, cu_seqlens, config.word_mask_ratio, **draw)
         masked_ids = replace_masked_tokens(

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastvtp.models.alpro_fusion import AlproFusion, AlproOutput, AlproPlan, check_texts
+from fastvtp.models.alpro_fusion import AlproFusion, AlproOutput, AlproPlan
 from fastvtp.models.alpro_towers import AlproConfig
 from fastvtp.models.config import check_positive
 from fastvtp.models.layers import Packing, init_linear_normal, take_rows
-from fastvtp.models.packing import pack_lengths, packing_to, span_rows, to_device
+from fastvtp.models.packing import check_texts, on_device, pack_lengths, span_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +90,13 @@ class AlproQA(AlproFusion):
         if len(video_of_text) != len(lengths):
             raise ValueError(f"each of the {len(lengths)} texts needs a clip, got {len(video_of_text)}")
         positions = torch.from_numpy(span_rows(np.zeros_like(lengths), lengths))
-        return AlproQuestions(
-            text_ids=to_device(input_ids, self.device),
-            text_positions=to_device(positions, self.device),
-            packing=packing_to(pack_lengths(lengths), self.device),
-            clip=to_device(torch.tensor(video_of_text), self.device),
+        questions = AlproQuestions(
+            text_ids=input_ids,
+            text_positions=positions,
+            packing=pack_lengths(lengths),
+            clip=torch.tensor(video_of_text),
         )
+        return on_device(questions, self.device)
 
     def forward(self, video: Tensor, plan: AlproQuestions) -> Tensor:
         """Logits float32 [Q, num_answers]. video: uint8 [B, T, H, W, 3], every clip encoded once."""

@@ -4,7 +4,7 @@ Shape legend: B = clips, N = packed text tokens, V = 1 + S rows of a clip (class
 Q = pairs of a text and a clip, M = masked words, E = entities.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastvtp.models.alpro_towers import AlproConfig, AlproTowers
 from fastvtp.models.bert import BertEncoder
 from fastvtp.models.layers import Packing, init_linear_normal, take_rows
-from fastvtp.models.packing import pack_lengths, packing_to, pair_sequences, span_rows, to_device
+from fastvtp.models.packing import on_device, pack_lengths, pair_sequences, span_rows
 from fastvtp.objectives.matching import matching_accuracy, matching_loss
 from fastvtp_kernels import hard_negatives
 
@@ -37,9 +37,7 @@ class AlproPlan:
     step: int
 
     def to(self, device: torch.device | str) -> "AlproPlan":
-        device = torch.device(device)
-        tensors = {name: to_device(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors, packing=packing_to(self.packing, device))
+        return on_device(self, torch.device(device))
 
 
 @dataclass(frozen=True)
@@ -52,15 +50,6 @@ class AlproOutput:
     match_logits: Tensor
     match_labels: Tensor
     entity_logits: Tensor | None
-
-
-def check_texts(input_ids: Tensor, lengths: np.ndarray) -> None:
-    """Raises ValueError where input_ids are not the packed texts of these lengths, int64 [B], on the host."""
-    if input_ids.device.type != "cpu" or len(input_ids) != lengths.sum():
-        raise ValueError(
-            f"input_ids must be a CPU tensor of {lengths.sum()} tokens (the sum of text_lengths), "
-            f"got {len(input_ids)} on {input_ids.device}"
-        )
 
 
 class Aligned(NamedTuple):

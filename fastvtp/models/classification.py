@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvtp.models.config import check_positive, check_share
-from fastvtp.models.layers import Packing, init_linear_xavier, segment_mean
+from fastvtp.models.layers import init_linear_xavier, segment_mean
 from fastvtp.models.videomae import VideoEmbeddings, VideoEncoderConfig
 
 
@@ -53,9 +53,8 @@ class VideoClassifier(nn.Module):
 
     def features(self, video: Tensor) -> Tensor:
         """What the head sees: uint8 [B, T, H, W, 3] -> float32 [B, D]."""
-        x_BKD = self.video_embeddings(video)
-        packing = Packing.uniform(*x_BKD.shape[:2], device=video.device)
-        return self.norm(segment_mean(self.encoder(x_BKD.flatten(0, 1), packing), packing.cu_seqlens))
+        x_ND, packing = self.video_embeddings.embed_clips(video)
+        return self.norm(segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens))
 
     def forward(self, video: Tensor) -> Tensor:
         """Logits: uint8 [B, T, H, W, 3] -> [B, num_classes]."""

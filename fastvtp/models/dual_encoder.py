@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from fastvtp.models.bert import TextConfig, TextEmbeddings
 from fastvtp.models.contrast import Contrast, ContrastConfig
-from fastvtp.models.layers import Packing, Transformer, init_linear_xavier, segment_mean
+from fastvtp.models.layers import Transformer, init_linear_xavier, segment_mean
 from fastvtp.models.packing import join_packings
 from fastvtp.models.videomae import VideoEmbeddings, VideoEncoderConfig
 
@@ -87,7 +87,7 @@ class DualEncoder(nn.Module):
 
     def embed_video(self, video: Tensor) -> Tensor:
         """uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim]; views of a clip are averaged as they are here."""
-        x_ND, packing = self._clip_tokens(video)
+        x_ND, packing = self.video_embeddings.embed_clips(video)
         means = segment_mean(self.video_encoder(x_ND, packing), packing.cu_seqlens)
         return self.contrast.video_projection(self.video_norm(means))
 
@@ -106,15 +106,11 @@ class DualEncoder(nn.Module):
         """`embed_text` at unit length."""
         return normalize(self.embed_text(input_ids, cu_seqlens, max_seqlen), dim=-1)
 
-    def _clip_tokens(self, video: Tensor) -> tuple[Tensor, Packing]:
-        x_BKD = self.video_embeddings(video)
-        return x_BKD.flatten(0, 1), Packing.uniform(*x_BKD.shape[:2], device=video.device)
-
     def _embed_together(
         self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
     ) -> tuple[Tensor, Tensor]:
         """Features of captions and clips from one call of the shared encoder."""
-        clips, clip_packing = self._clip_tokens(video)
+        clips, clip_packing = self.video_embeddings.embed_clips(video)
         texts, text_packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
         packing = join_packings(clip_packing, text_packing, len(clips))
         x_ND = self.video_encoder(torch.cat([clips, texts.to(clips.dtype)]), packing)

@@ -1,6 +1,7 @@
 """Host-side arithmetic of packed layouts: which rows of a token pool make up which sequences."""
 
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from fastvtp.models.layers import Packing
 from fastvtp_kernels.packing import locate_rows
+
+Record = TypeVar("Record", bound=Any)
 
 
 def span_rows(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -68,16 +71,26 @@ class SequenceBuilder:
             return packing
         key_rows = np.repeat(are_keys, np.concatenate(self._lengths)).nonzero()[0]
         return replace(
-            packing, key_rows=torch.from_numpy(key_rows), cu_seqlens_k=_offsets(np.concatenate(self._key_lengths))
+            packing, key_rows=torch.from_numpy(key_rows), cu_seqlens_k=offsets(np.concatenate(self._key_lengths))
+        )
+
+
+def check_texts(input_ids: Tensor, lengths: np.ndarray) -> None:
+    """Raises ValueError where input_ids are not the packed texts of these lengths, int64 [B], on the host."""
+    if input_ids.device.type != "cpu" or len(input_ids) != lengths.sum():
+        raise ValueError(
+            f"input_ids must be a CPU tensor of {lengths.sum()} tokens (the sum of text_lengths), "
+            f"got {len(input_ids)} on {input_ids.device}"
         )
 
 
 def pack_lengths(lengths: np.ndarray) -> Packing:
     """Sequences of these lengths, int64 [S], on the host."""
-    return Packing(_offsets(lengths), int(lengths.max()))
+    return Packing(offsets(lengths), int(lengths.max()))
 
 
-def _offsets(lengths: np.ndarray) -> Tensor:
+def offsets(lengths: np.ndarray) -> Tensor:
+    """cu_seqlens of sequences of these lengths: int64 [S] -> int32 [S+1]."""
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
@@ -142,7 +155,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def packing_to(packing: Packing, device: torch.device) -> Packing:
-    """The packing on `device`, in copies that the host does not wait for."""
-    tensors = {name: to_device(value, device) for name, value in vars(packing).items() if isinstance(value, Tensor)}
-    return replace(packing, **tensors)
+def on_device(record: Record, device: torch.device) -> Record:
+    """A dataclass with its tensors, and those of the dataclasses in it, on `device`, as `to_device` does."""
+    changes = {}
+    for name, value in vars(record).items():
+        if isinstance(value, Tensor):
+            changes[name] = to_device(value, device)
+        elif is_dataclass(value):
+            changes[name] = on_device(value, device)
+    return replace(record, **changes)

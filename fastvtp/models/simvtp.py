@@ -22,8 +22,8 @@ from torch.nn.functional import normalize
 
 from fastvtp.models.bert import TextEmbeddings
 from fastvtp.models.contrast import Contrast
-from fastvtp.models.layers import Packing, init_linear_xavier, segment_mean, take_rows
-from fastvtp.models.packing import exclusive_cumsum
+from fastvtp.models.layers import init_linear_xavier, segment_mean, take_rows
+from fastvtp.models.packing import check_texts, offsets
 from fastvtp.models.simvtp_config import SimVTPConfig
 from fastvtp.models.simvtp_plan import SimVTPPlan, lay_out
 from fastvtp.models.videomae import IMAGENET_MEAN, IMAGENET_STD, VideoEmbeddings
@@ -89,16 +89,11 @@ class SimVTP(nn.Module):
         """
         config = self.config
         lengths = np.asarray(text_lengths, dtype=np.int64)
-        if input_ids.device.type != "cpu" or len(input_ids) != lengths.sum():
-            raise ValueError(
-                f"input_ids must be a CPU tensor of {lengths.sum()} tokens (the sum of text_lengths), "
-                f"got {len(input_ids)} on {input_ids.device}"
-            )
+        check_texts(input_ids, lengths)
         if len(lengths) and lengths.max() > config.max_text_length:
             raise ValueError(f"a caption has {lengths.max()} tokens, the model takes {config.max_text_length}")
-        text_starts = exclusive_cumsum(lengths)
         hidden = text_mask(
-            input_ids, torch.from_numpy(np.append(text_starts, lengths.sum()).astype(np.int32)), config.text_mask_ratio,
+            input_ids, offsets(lengths), config.text_mask_ratio,
             special_ids=config.special_token_ids, seed=seed, step=step, sample_ids=sample_ids,
         )  # fmt: skip
         visible, predicted = config.draw_masks(sample_ids, seed=seed, step=step)
@@ -174,9 +169,8 @@ class SimVTP(nn.Module):
 
     def embed_video(self, video: Tensor) -> Tensor:
         """Retrieval features of whole clips: uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim]."""
-        x_BKD = self.video_embeddings(video)
-        packing = Packing.uniform(*x_BKD.shape[:2], device=video.device)
-        features = segment_mean(self.encoder(x_BKD.flatten(0, 1), packing), packing.cu_seqlens)
+        x_ND, packing = self.video_embeddings.embed_clips(video)
+        features = segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens)
         return self.contrast.video_projection(features)
 
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:

@@ -4,14 +4,14 @@ Shape legend: B = clips, Kv / Km / Kp = visible / masked / predicted tubelets of
 tokens of the batch, M = masked words.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastvtp.models.layers import Packing
-from fastvtp.models.packing import SequenceBuilder, exclusive_cumsum, packing_to, span_rows, to_device
+from fastvtp.models.packing import SequenceBuilder, exclusive_cumsum, on_device, span_rows
 from fastvtp.models.simvtp_config import SimVTPConfig
 from fastvtp.objectives.matching import matching_labels
 
@@ -27,11 +27,6 @@ class Mismatched:
     base: Tensor
     clip_of_row: Tensor
     packing: Packing
-
-    def to(self, device: torch.device) -> "Mismatched":
-        return Mismatched(
-            to_device(self.base, device), to_device(self.clip_of_row, device), packing_to(self.packing, device)
-        )
 
     def gather(self, clips: Tensor, num_visible: int) -> Tensor:
         """Pool row of every packed row: int64 [N2], when sample i is shown clip `clips[i]`, int64 [B]."""
@@ -72,10 +67,7 @@ class SimVTPPlan:
 
     def to(self, device: torch.device | str) -> "SimVTPPlan":
         """The plan with its tensors on `device`, in copies that the host does not wait for."""
-        device = torch.device(device)
-        tensors = {name: to_device(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        mismatched = self.mismatched and self.mismatched.to(device)
-        return replace(self, **tensors, packing=packing_to(self.packing, device), mismatched=mismatched)
+        return on_device(self, torch.device(device))
 
 
 def lay_out(

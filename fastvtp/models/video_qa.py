@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastvtp.models.bert import TextConfig, TextEmbeddings
 from fastvtp.models.config import check_positive, check_share
 from fastvtp.models.layers import Packing, init_linear_xavier, segment_mean, take_rows
-from fastvtp.models.packing import SequenceBuilder, exclusive_cumsum, packing_to, span_rows, to_device
+from fastvtp.models.packing import SequenceBuilder, exclusive_cumsum, on_device, span_rows
 from fastvtp.models.videomae import VideoEmbeddings, VideoEncoderConfig
 
 
@@ -108,14 +108,14 @@ class VideoQA(nn.Module):
             (clips * tokens, np.full(len(clips), tokens)), (num_videos * tokens + exclusive_cumsum(lengths), lengths)
         )
         positions = torch.from_numpy(span_rows(np.zeros_like(lengths), lengths))
-        device = self.device
-        return VideoQAPlan(
-            text_ids=to_device(input_ids, device),
-            text_positions=to_device(positions, device),
-            gather=to_device(sequences.gather(), device),
-            packing=packing_to(sequences.packing(), device),
+        plan = VideoQAPlan(
+            text_ids=input_ids,
+            text_positions=positions,
+            gather=sequences.gather(),
+            packing=sequences.packing(),
             num_videos=num_videos,
         )
+        return on_device(plan, self.device)
 
     def forward(self, video: Tensor, plan: VideoQAPlan) -> Tensor:
         """Logits float32 [Q, num_answers]. video: uint8 [B, T, H, W, 3], as many clips as the plan is for."""

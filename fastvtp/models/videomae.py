@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastvtp.models.config import check_choice, check_heads, check_positive, check_share
 from fastvtp.models.layers import Packing, Transformer, init_linear_xavier, set_norm_eps, sincos_positions
-from fastvtp.models.packing import to_device
+from fastvtp.models.packing import on_device
 from fastvtp.models.video_decoder import DECODERS, VideoDecoder
 from fastvtp_kernels import TubeMask, masked_pixel_loss, running_cell_mask, tube_mask, tubelet_embed
 
@@ -201,6 +201,11 @@ class VideoEmbeddings(nn.Module):
             tubelet=self.tubelet, mean=IMAGENET_MEAN, std=IMAGENET_STD,
         )  # fmt: skip
 
+    def embed_clips(self, video: Tensor, index: Tensor | None = None) -> tuple[Tensor, Packing]:
+        """The same tokens as packed sequences, one a clip: [B*K, D], packing."""
+        x_BKD = self(video, index)
+        return x_BKD.flatten(0, 1), Packing.uniform(*x_BKD.shape[:2], device=video.device)
+
 
 class VideoMAE(nn.Module):
     """Encoder of the visible tubelets, decoder of the masked ones.
@@ -228,7 +233,7 @@ class VideoMAE(nn.Module):
     def plan(self, sample_ids: Tensor, *, seed: int, step: int) -> VideoMAEPlan:
         """Draw the masks of a step from (seed, step, sample id). sample_ids: int64 [B], on the CPU."""
         visible, predicted = self.config.draw_masks(sample_ids, seed=seed, step=step)
-        return VideoMAEPlan(to_device(visible, self.device), to_device(predicted, self.device))
+        return on_device(VideoMAEPlan(visible, predicted), self.device)
 
     def forward(self, video: Tensor, plan: VideoMAEPlan) -> VideoMAEOutput:
         """The reconstruction loss of a batch. video: uint8 [B, T, H, W, 3]; plan: from `plan`."""
@@ -242,6 +247,5 @@ class VideoMAE(nn.Module):
 
     def encode(self, video: Tensor, index: Tensor | None = None) -> Tensor:
         """Encoded tokens of the listed tubelets (all: None): uint8 [B, T, H, W, 3], int32 [B, K] -> [B, K, D]."""
-        x_BKD = self.video_embeddings(video, index)
-        packing = Packing.uniform(*x_BKD.shape[:2], device=video.device)
-        return self.encoder(x_BKD.flatten(0, 1), packing).view_as(x_BKD)
+        x_ND, packing = self.video_embeddings.embed_clips(video, index)
+        return self.encoder(x_ND, packing).view(len(video), packing.max_seqlen, self.config.width)
