@@ -4,6 +4,7 @@ Shape legend: N = packed tokens of all sequences, S = sequences, D = width, H = 
 Every module takes `x_ND` with a `Packing` and knows nothing of batches or padding.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,14 +82,17 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of packed queries to the packed memory of the same sequence (arXiv:1706.03762)."""
+    """Multi-head attention of packed queries to the packed memory of the same sequence (arXiv:1706.03762).
 
-    def __init__(self, width: int, num_heads: int):
+    hidden: the width of all heads together; None: that of the queries.
+    """
+
+    def __init__(self, width: int, num_heads: int, hidden: int | None = None):
         super().__init__()
-        self.num_heads = num_heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
+        self.num_heads, hidden = num_heads, hidden or width
+        self.query = nn.Linear(width, hidden)
+        self.key_value = nn.Linear(width, 2 * hidden)
+        self.proj = nn.Linear(hidden, width)
 
     def forward(self, x_ND: Tensor, memory_MD: Tensor, packing: Packing, memory_packing: Packing) -> Tensor:
         """x_ND, memory_MD: [N, D], [M, D] with as many sequences each -> [N, D]."""
@@ -98,19 +102,20 @@ class CrossAttention(nn.Module):
             query_NHK, key, value, packing.cu_seqlens, packing.max_seqlen,
             cu_seqlens_k=memory_packing.cu_seqlens, max_seqlen_k=memory_packing.max_seqlen,
         )  # fmt: skip
-        return self.proj(out_NHK.reshape(x_ND.shape))
+        return self.proj(out_NHK.flatten(1))
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, linear."""
+    """Linear, activation (exact GELU by default), linear."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor] = nn.functional.gelu):
         super().__init__()
+        self.activation = activation
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(x_ND)))
+        return self.fc2(self.activation(self.fc1(x_ND)))
 
 
 class Residual(nn.Module):
@@ -164,10 +169,10 @@ class Block(nn.Module):
 class CrossBlock(nn.Module):
     """Pre-norm block whose tokens look at a memory and not at one another (CrossMAE, arXiv:2401.14391, section 3.2)."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0):
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0, hidden: int | None = None):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = CrossAttention(width, num_heads)
+        self.attn = CrossAttention(width, num_heads, hidden)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 

@@ -16,7 +16,9 @@ from fastvtp.models.dual_encoder import DualEncoder, DualEncoderConfig
 from fastvtp.models.simvtp import SimVTP
 from fastvtp.models.simvtp_config import SimVTPConfig
 from fastvtp.models.video_qa import VideoQA, VideoQAConfig
+from fastvtp.models.video_text_prism import VideoTextPrism, VideoTextPrismConfig
 from fastvtp.models.videomae import VideoMAE, VideoMAEConfig
+from fastvtp.models.videoprism import PrismClassifier, PrismClassifierConfig, VideoPrismConfig, VideoPrismEncoder
 
 # architecture -> (config, model); the name stands in config.json
 ARCHITECTURES: dict[str, tuple[type, type[nn.Module]]] = {
@@ -29,6 +31,9 @@ ARCHITECTURES: dict[str, tuple[type, type[nn.Module]]] = {
     "alpro_prompter": (AlproPrompterConfig, AlproTowers),
     "alpro_retrieval": (AlproRetrievalConfig, AlproRetrieval),
     "alpro_qa": (AlproQAConfig, AlproQA),
+    "videoprism": (VideoPrismConfig, VideoPrismEncoder),
+    "video_text_prism": (VideoTextPrismConfig, VideoTextPrism),
+    "prism_classifier": (PrismClassifierConfig, PrismClassifier),
 }
 
 _TINY = {
@@ -48,6 +53,20 @@ _ALPRO_TINY = {
     "text_num_heads": 3, "text_hidden": 768, "max_text_length": 64,
 }  # fmt: skip
 
+_PRISM_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "num_frames": 8, "image_size": 96, "patch_size": 12, "width": 192, "depth": 3, "temporal_depth": 2,
+        "num_heads": 3, "mlp_hidden": 768,
+    },
+    "base": {},
+    "large": {"num_frames": 8, "width": 1024, "depth": 24, "num_heads": 16, "mlp_hidden": 4096},
+    "giant": {"num_frames": 8, "width": 1408, "depth": 40, "num_heads": 16, "mlp_hidden": 6144},
+}  # fmt: skip
+_PRISM_TEXT: dict[str, dict[str, Any]] = {
+    "tiny": {"text_depth": 2, "auxiliary_depth": 0, "vocab_size": 30522},
+    "giant": {"text_depth": 16, "text_norm": "primer_hybrid"},
+}
+
 # name -> (architecture, settings)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     f"{system}_{size}": (system, dict(values)) for system in ("simvtp", "videomae") for size, values in _SIZES.items()
@@ -58,6 +77,9 @@ MODELS |= {
     for architecture in ("alpro", "alpro_prompter")
     for size, values in (("base", {}), ("tiny", _ALPRO_TINY))
 }
+for _size, _values in _PRISM_SIZES.items():
+    MODELS[f"videoprism_{_size}"] = ("videoprism", dict(_values))
+    MODELS[f"videoprism_lvt_{_size}"] = ("video_text_prism", _values | _PRISM_TEXT.get(_size, {}))
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "official": {},
