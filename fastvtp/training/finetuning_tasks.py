@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from fastvtp.checkpoints.origins import recognise
+from fastvtp.checkpoints.reading import read_checkpoint
 from fastvtp.data.augmentation import mixup, soft_targets
 from fastvtp.data.labels import AnswerVocabulary, QuestionSet, load_classes, load_questions
 from fastvtp.data.loader import VideoTextBatch
@@ -17,6 +20,7 @@ from fastvtp.data.options import option_texts
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.errors import UserError
 from fastvtp.training.config import TrainConfig
+from fastvtp.training.state import weights_of
 from fastvtp.training.task import CaptionedTask, Loss, Task
 
 logger = logging.getLogger(__name__)
@@ -66,6 +70,15 @@ class FinetuneQA(Task):
         self.tokenizer = tokenizer
         answers = 1 if self.vocabulary is None else len(self.vocabulary)
         return dataclasses.replace(super().complete(tokenizer), num_answers=answers)
+
+    def prepare(self, model: Any, tokenizer: CaptionTokenizer) -> None:
+        """Where answers are read as masked words, start their head from the word head of `init`, if it has one."""
+        if self.vocabulary is None or self.config.init is None or getattr(model.config, "readout", "") != "mask":
+            return
+        if (words := word_head(self.config.init)) is not None:
+            answers = [ids[1:-1].tolist() for ids in tokenizer.encode(self.vocabulary.answers, self.max_text_length)]
+            model.start_from_words(*words, answers)
+            logger.info("the head of %d answers starts from the word head of %s", len(answers), self.config.init)
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
         indices = batch.sample_ids.tolist()
@@ -140,3 +153,16 @@ def has_options(questions: QuestionSet, source: str) -> bool:
         counts = f"{without} of {len(questions.options)} questions"
         raise UserError(f"{source}: {counts} have no options: expected options in all or in none")
     return without == 0
+
+
+def word_head(source: str) -> tuple[Tensor, Tensor] | None:
+    """Weight [vocabulary, D] and bias of the word head of a SimVTP, released or of fastvtp, or None in what has none.
+
+    source: as `init`. Raises CheckpointError with one line.
+    """
+    checkpoint = read_checkpoint(weights_of(source))
+    kind = recognise(checkpoint)
+    if kind.architecture != "simvtp":
+        return None
+    named = {kind.names(name): tensor for name, tensor in kind.prepare(checkpoint.weights).items()}
+    return named["word_head.weight"], named["word_head.bias"]

@@ -1,11 +1,14 @@
 """The models that pretrained weights are fine-tuned as: classifier, dual encoder, question answering."""
 
+import numpy as np
 import pytest
 import torch
 
 from fastvtp.models.classification import VideoClassifierConfig
 from fastvtp.models.dual_encoder import DualEncoderConfig
 from fastvtp.models.registry import build_model
+from fastvtp.models.simvtp_config import SimVTPConfig
+from fastvtp.models.simvtp_plan import lay_out
 from fastvtp.models.video_qa import VideoQAConfig
 
 VIDEO = {
@@ -136,3 +139,70 @@ def test_question_answering_counts_the_clips():
         model(video, model.plan(ids[:10], LENGTHS[:2], [0, 1]))
     with pytest.raises(ValueError, match="video_of_text names clips 0 to 3 of a batch of 3"):
         model.plan(ids[:10], LENGTHS[:2], [0, 3], num_videos=3)
+
+
+MASKED = {**VIDEO, **TEXT, "readout": "mask", "mask_token_id": 4}
+
+
+def test_an_answer_is_read_where_pretraining_reads_a_masked_word():
+    """SimVTP shown the whole clip and asked for the last token of the text gives the same logits."""
+    pretrained = make(SimVTPConfig(
+        **VIDEO, **TEXT, decoder_width=16, decoder_num_heads=2, mask_token_id=4, special_token_ids=(4,),
+    ))  # fmt: skip
+    model = make(VideoQAConfig(**MASKED, num_answers=3))
+    shared = pretrained.state_dict()
+    model.load_state_dict({name: shared.get(name, value) for name, value in model.state_dict().items()})
+    answers = [[7], [9, 11], [30]]
+    model.start_from_words(pretrained.word_head.weight, pretrained.word_head.bias, answers)
+
+    video, ids = make_batch()
+    closing = CU_SEQLENS[1:].long() - 1
+    hidden = torch.zeros(len(ids), dtype=torch.bool).index_fill(0, closing, True)
+    every = torch.arange(model.config.num_tokens, dtype=torch.int32).repeat(3, 1)
+    plan = lay_out(
+        pretrained.config, visible=every, predicted=every[:, :1], input_ids=ids, hidden=hidden,
+        lengths=np.array(LENGTHS), mismatch=np.array([1, 2, 0]), sample_ids=torch.arange(3),
+    )  # fmt: skip
+    words = pretrained.word_head(pretrained(video, plan).word_features)
+    expected = torch.stack([words[:, answer].mean(1) for answer in answers], dim=1)
+    torch.testing.assert_close(model(video, model.plan(ids, LENGTHS, range(3))), expected, rtol=1e-4, atol=1e-5)
+    assert 4 not in ids[closing]  # the caller's tokens stay as they were
+
+
+def test_a_masked_readout_learns():
+    model = make(VideoQAConfig(**MASKED, num_answers=7))
+    video, ids = make_batch()
+    plan, target = model.plan(ids, LENGTHS, range(3)), torch.tensor([2, 6, 0])
+    first, last = fit(model, lambda: torch.nn.functional.cross_entropy(model(video, plan), target))
+    assert last < 0.5 * first
+
+
+def test_a_masked_readout_sees_the_words_themselves():
+    """Beside the encoder: the sum of the input embeddings, at first without effect."""
+    model = make(VideoQAConfig(**MASKED, num_answers=7))
+    video, ids = make_batch()
+    plan = model.plan(ids, LENGTHS, range(3))
+    before, columns = model(video, plan), model.head[-1].weight[:, model.config.width :]
+    assert not columns.any()
+    with torch.no_grad():
+        columns.normal_()
+    embedded = model.text_embeddings(plan.text_ids, plan.text_positions).split(LENGTHS)
+    expected = torch.stack([rows.sum(0) for rows in embedded]) @ columns.T
+    torch.testing.assert_close(model(video, plan) - before, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_masked_readout_names_bad_input():
+    model, weight, bias = make(VideoQAConfig(**MASKED, num_answers=2)), torch.zeros(50, 64), torch.zeros(50)
+    for arguments, message in (
+        ((weight, bias, [[7]]), "answers must be 2, got 1"),
+        ((weight, bias, [[7], []]), "each answer needs a token, answer 1 has none"),
+        ((weight[:40], bias[:40], [[7], [8]]), r"weight must be \[50, 64\] with a bias each, got \[40, 64\], 40"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.start_from_words(*arguments)
+    with pytest.raises(ValueError, match="only the head of readout 'mask' starts from words, got 'mean'"):
+        make(VideoQAConfig(**VIDEO, **TEXT, num_answers=2)).start_from_words(weight, bias, [[7], [8]])
+    with pytest.raises(ValueError, match="readout must be 'mean' or 'mask', got 'max'"):
+        VideoQAConfig(readout="max")
+    with pytest.raises(ValueError, match="mask_token_id 60 is outside the vocabulary of 50"):
+        VideoQAConfig(**{**MASKED, "mask_token_id": 60})
