@@ -1,26 +1,27 @@
 """A whole pretraining step, forward, backward and fused AdamW, in bfloat16 autocast on CUDA (float32 on the CPU).
 
-released          the released structure in plain PyTorch (plain_models.py), from the float32 clip that its loader gives
+released          the released structure in plain PyTorch (plain_models.py, plain_alpro.py), from the float32 clip that
+                  its loader gives
 released, sdpa    the same with scaled_dot_product_attention; compiled: under torch.compile
 hf, sdpa          VideoMAEForPreTraining of transformers, compiled too; hf, eager: with its own attention; VideoMAE only
 fastvtp           the library's model, from uint8 frames; compiled: under torch.compile; graph: one CUDA graph
 
-Models are ViT-B and ViT-S in the official preset. All variants start from the same weights and must give the same loss;
-the learning rate is 0, so that they keep doing so. Masks and packing are those of one fixed batch: drawing them is the
-loader's overlap, not the step's. Speed is model FLOP of the packed tokens over time: what repeated passes and hidden
-tokens cost more counts against a variant. Peak memory is that of a whole step, gradients included, weights and
-optimizer state not.
+Models are ViT-B and ViT-S in the official preset; what is particular to ALPRO stands in alpro_step.py, to
+VideoPrism in prism_step.py. All variants start from the same weights and must give the same loss; the learning rate is
+0, so that they keep doing so. Masks and packing are those of one fixed batch: drawing them is the loader's overlap, not
+the step's. Speed is model FLOP of the packed tokens over time: what repeated passes and hidden tokens cost more counts
+against a variant. Peak memory is that of a whole step, gradients included, weights and optimizer state not.
 """
 
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastvtp.models.registry import build_model, model_config
 from fastvtp.models.simvtp import SimVTP
@@ -28,33 +29,20 @@ from fastvtp.models.simvtp_config import SimVTPConfig
 from fastvtp.models.simvtp_plan import SimVTPPlan
 from fastvtp.models.videomae import VideoMAE, VideoMAEConfig, VideoMAEPlan
 
-from .harness import Case, CaseFactory, Cost, Missing, Options, command_line, compiled, measure
+from .alpro_step import alpro_case
+from .harness import Case, CaseFactory, Missing, Options, command_line, measure
 from .hf_videomae import hf_videomae
-from .memory import Graphed
 from .plain_models import PlainSimVTP, PlainVideoMAE
+from .prism_step import encoder_case, student_case
+from .step import SMOKE_TEXT, Loss, Side, case_of, draw_captions, padded, training_step, transformer_flops
 from .timing import Function
 from .workload import boolean_mask, normalized_clip
 
-TEXT_TOKENS = (10, 32)
-# Relative difference of the loss from the float32 one.
-TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+LONGEST_CAPTION = 32
 SMOKE: dict[str, Any] = {
     "width": 32, "depth": 1, "num_heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_num_heads": 1,
     "num_frames": 4, "image_size": 32, "tubelet": (2, 8, 8),
 }  # fmt: skip
-SMOKE_TEXT: dict[str, Any] = {"vocab_size": 200, "mask_token_id": 4, "special_token_ids": (0, 1, 2, 3, 4)}
-FIRST_WORD_ID = 150
-
-
-class Loss(nn.Module):
-    """The loss [] alone of a model of the library."""
-
-    def __init__(self, model: VideoMAE | SimVTP):
-        super().__init__()
-        self.model = model
-
-    def forward(self, video: Tensor, plan: Any) -> Tensor:
-        return self.model(video, plan).loss
 
 
 @dataclass(frozen=True)
@@ -70,11 +58,6 @@ class Batch:
     clip: Tensor
     hidden: Tensor
     captions: tuple[Tensor, ...] = ()
-
-
-def transformer_flops(tokens: int, pairs: int, width: int, depth: int, mlp_ratio: float) -> int:
-    """Forward FLOP of `depth` blocks: 2 per weight and token (4 + 2 mlp_ratio width^2 weights), 4 width per pair."""
-    return int(depth * (2 * tokens * (4 + 2 * mlp_ratio) * width**2 + 4 * pairs * width))
 
 
 def step_flops(config: VideoMAEConfig, batch: Batch) -> int:
@@ -139,53 +122,15 @@ def make_captions(
 ) -> tuple[SimVTPPlan, tuple[Tensor, Tensor, Tensor]]:
     """A plan with captions of random words, and the same captions padded."""
     config, device = model.config, model.device
-    lengths = torch.randint(TEXT_TOKENS[0], TEXT_TOKENS[1] + 1, (clips,), generator=generator).tolist()
-    ids = torch.randint(FIRST_WORD_ID, config.vocab_size, (sum(lengths),), generator=generator)
+    ids, lengths = draw_captions(clips, config.vocab_size, LONGEST_CAPTION, generator)
     plan = model.plan(ids, lengths, torch.arange(clips), seed=0, step=0)
-
-    padded, labels = (torch.full((clips, max(lengths)), fill) for fill in (config.pad_token_id, -100))
-    for row, (length, shown, true) in enumerate(
-        zip(lengths, plan.text_ids[: len(ids)].cpu().split(lengths), ids.split(lengths), strict=True)
-    ):
-        padded[row, :length] = shown
-        labels[row, :length] = true.where(shown == config.mask_token_id, torch.tensor(-100))
+    shown = plan.text_ids[: len(ids)].cpu()
+    labels = ids.where(shown == config.mask_token_id, -100)
     # The last B sequences are the mismatched pairs: their first rows say whose clip stands there.
     starts = plan.packing.cu_seqlens[3 * clips : 4 * clips].long()
     other = plan.gather[starts] // plan.visible.shape[1]
-    return plan, (padded.to(device), labels.to(device), other)
-
-
-# A model, its loss as a function of what follows: its inputs.
-Side = tuple[nn.Module, Callable[..., Tensor], tuple[Any, ...]]
-
-
-def training_step(
-    make: Callable[[], Side], options: Options, *, compile: bool = False, capturable: bool = False
-) -> Function:
-    """A step of what `make` gives; it is made on the first call, so that a variant left out costs nothing."""
-
-    @cache
-    def made() -> tuple[Callable[[], Tensor], torch.optim.Optimizer]:
-        model, function, inputs = make()
-        function = compiled(function, options) if compile else function
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return partial(function, *inputs), torch.optim.AdamW(trained, lr=0.0, fused=True, capturable=capturable)
-
-    def step() -> Tensor:
-        forward, optimizer = made()
-        with torch.autocast(options.device.type, options.dtype, enabled=options.dtype != torch.float32):
-            loss = forward()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    return step
-
-
-def graphed(step: Function, device: torch.device) -> Function | Missing:
-    """One replay of all the step's launches; the gradients' memory is the graph's own."""
-    return Graphed(step) if device.type == "cuda" else Missing("CUDA graphs need a CUDA device")
+    shown, labels = padded(shown, lengths, config.pad_token_id), padded(labels, lengths, -100)
+    return plan, (shown.to(device), labels.to(device), other)
 
 
 def step_case(name: str, options: Options) -> Case:
@@ -212,43 +157,29 @@ def step_case(name: str, options: Options) -> Case:
         pixels = batch.clip.transpose(1, 2).contiguous()
         return found, lambda pixels, hidden: found(pixels, bool_masked_pos=hidden).loss, (pixels, batch.hidden)
 
-    step = partial(training_step, options=options)
-    variants: dict[str, Function | Missing] = {
-        "released": step(partial(released, "manual")),
-        "released, sdpa": step(partial(released, "sdpa")),
-        "released, sdpa, compiled": step(partial(released, "sdpa"), compile=True),
-    }
+    peers: dict[str, Function | Missing] = {}
     if not text:
-        found = importlib.util.find_spec("transformers")
-        peers: dict[str, Function] = {
+        step = partial(training_step, options=options)
+        peers = {
             "hf, eager": step(partial(hf, "eager")),
             "hf, sdpa": step(partial(hf, "sdpa")),
             "hf, sdpa, compiled": step(partial(hf, "sdpa"), compile=True),
         }
-        variants |= peers if found else dict.fromkeys(peers, Missing("transformers is not installed"))
-    variants |= {
-        "fastvtp": step(ours),
-        "fastvtp, compiled": step(ours, compile=True),
-        "fastvtp, graph": graphed(step(ours, capturable=True), options.device),
-    }
-
-    _, truth, inputs = released("manual")
-    with torch.no_grad():
-        expected = truth(*inputs).item()
-    return Case(
-        op="train_step", name=name, direction="step",
+        if importlib.util.find_spec("transformers") is None:
+            peers = dict.fromkeys(peers, Missing("transformers is not installed"))
+    return case_of(
+        name, options, released=released, ours=ours, flops=step_flops(config, batch), peers=peers,
         shape={"batch": len(batch.video), "tokens": batch.hidden.shape[1], "visible": batch.plan.visible.shape[1]},
-        dtype=options.dtype, device=options.device,
-        cost=Cost(0, step_flops(config, batch)), variants=variants, baseline="released, sdpa",
-        error=lambda loss: abs(loss.item() - expected) / abs(expected), tolerance=TOLERANCES[options.dtype],
     )  # fmt: skip
 
 
-# What builds the case of each model; those of other families join here. Of most worth first: a run may be stopped.
-CASES: dict[str, Callable[[str, Options], Case]] = dict.fromkeys(
-    ("videomae_base", "simvtp_base", "videomae_small", "simvtp_small"), step_case
-)
-SMOKE_CASES = ("videomae_base", "simvtp_base")
+# What builds the case of each model. Of most worth first: a run may be stopped.
+CASES: dict[str, Callable[[str, Options], Case]] = {
+    "videomae_base": step_case, "simvtp_base": step_case, "alpro_base": alpro_case,
+    "videoprism_base": encoder_case, "videoprism_stage2_base": student_case,
+    "videomae_small": step_case, "simvtp_small": step_case,
+}  # fmt: skip
+SMOKE_CASES = ("videomae_base", "simvtp_base", "alpro_base", "videoprism_base", "videoprism_stage2_base")
 
 
 def train_step_main(arguments: Sequence[str] | None = None) -> None:

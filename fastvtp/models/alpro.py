@@ -8,6 +8,8 @@ Notable choices:
 - Matched, mismatched and masked pairs are ONE packed call of the fusion layers. Which pairs are mismatched only the
   device knows (hard negatives), so their packing is made there; nothing is read back.
 - Words are predicted for the masked ones alone, and no caption is padded.
+- What no loss reads is not computed: the last fusion layer of each pair has the rows that count, the prompter's last
+  block its class token.
 """
 
 from collections.abc import Sequence
@@ -19,11 +21,12 @@ from torch import Tensor, nn
 from fastvtp.models.alpro_fusion import AlproFusion, AlproOutput, AlproPlan
 from fastvtp.models.alpro_towers import AlproConfig, AlproTowers
 from fastvtp.models.bert import WordTransform
-from fastvtp.models.layers import init_linear_normal, take_rows
+from fastvtp.models.layers import init_linear_normal, segment_mean, take_rows
 from fastvtp.models.packing import check_texts, offsets
 from fastvtp.objectives.entity_prompts import crop_patches, entity_loss, entity_targets
 from fastvtp.objectives.reconstruction import masked_word_loss
 from fastvtp_kernels import replace_masked_tokens, text_mask
+from fastvtp_kernels.packing import locate_rows
 
 _RANDOM_FRACTION = _KEEP_FRACTION = 0.1  # of the masked words, as in BERT
 
@@ -90,9 +93,8 @@ class Alpro(AlproFusion):
         config, batch = self.config, len(video)
         loss, terms, fused, cu_seqlens, match_logits, match_labels = self.align(video, plan, negatives)
         if config.word_weight:
-            rows = cu_seqlens[3 * batch + plan.word_caption].long() + plan.word_position
             words, predicted = masked_word_loss(
-                self.word_transform(take_rows(fused, rows)),
+                self.word_transform(fused[len(fused) - len(plan.word_labels) :]),
                 self.text_embeddings.word_embeddings.weight, self.word_transform.bias, plan.word_labels,
             )  # fmt: skip
             loss = loss + config.word_weight * words
@@ -100,7 +102,9 @@ class Alpro(AlproFusion):
             terms |= {"loss/word": words, "word_accuracy": accuracy}
         entity_logits = None
         if plan.crop is not None:
-            entity_logits = self._entity_logits(fused, cu_seqlens[1 : batch + 1], plan.crop)
+            entity_logits = self._entity_logits(
+                fused, cu_seqlens[: batch + 1], len(fused) - 3 * batch - len(plan.word_labels)
+            )
             targets = entity_targets(
                 *self._prompted(video, plan.crop, kind), 1 / self.prompter.logit_scale(), ignore_rule=config.ignore_rule
             )
@@ -110,16 +114,16 @@ class Alpro(AlproFusion):
         detached = {name: value.detach() for name, value in terms.items()}
         return AlproOutput(loss, detached, match_logits, match_labels, entity_logits)
 
-    def _entity_logits(self, fused: Tensor, ends: Tensor, crop: Tensor) -> Tensor:
-        """From the mean of the matched pairs' patches inside the crop: their rows are the last S before `ends`."""
-        patches = crop.shape[1]
-        rows = ends.long()[:, None] - patches + torch.arange(patches, device=fused.device)
-        inside = take_rows(fused, rows.flatten()).view(*crop.shape, -1).float() * crop[..., None]
+    def _entity_logits(self, fused: Tensor, cu_seqlens: Tensor, num_patches: int) -> Tensor:
+        """From the mean of the matched pairs' patches inside the crop: the rows behind each one's [CLS], in all
+        `num_patches`."""
+        cu_patches = cu_seqlens - torch.arange(len(cu_seqlens), dtype=torch.int32, device=fused.device)
+        clip, _ = locate_rows(cu_patches, num_patches)
+        rows = torch.arange(1, num_patches + 1, device=fused.device) + clip
         with torch.autocast(fused.device.type, enabled=False):
-            return self.entity_head(inside.sum(dim=1) / crop.sum(dim=1, keepdim=True))
+            return self.entity_head(segment_mean(take_rows(fused, rows), cu_patches))
 
     @torch.no_grad()
     def _prompted(self, video: Tensor, crop: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         """The prompter's features of the crops, and of the prompts of this kind of batch."""
-        crops = self.prompter.video_features(self.prompter.video_tokens(video, crop))
-        return crops, self.video_prompts if kind == "video" else self.image_prompts
+        return self.prompter.embed_video(video, crop), self.video_prompts if kind == "video" else self.image_prompts

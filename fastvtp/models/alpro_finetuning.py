@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastvtp.models.alpro_fusion import AlproFusion, AlproOutput, AlproPlan
+from fastvtp.models.alpro_fusion import AlproFusion, AlproOutput, AlproPlan, Wanted
 from fastvtp.models.alpro_towers import AlproConfig
 from fastvtp.models.config import check_positive
 from fastvtp.models.layers import Packing, init_linear_normal, take_rows
@@ -103,7 +103,7 @@ class AlproQA(AlproFusion):
         text_ND = self.text_tokens(plan.text_ids, plan.text_positions, plan.packing)
         fused, ends = self.fuse(
             text_ND, plan.packing, self.video_tokens(video), torch.arange(len(plan.clip), device=video.device),
-            plan.clip, num_text_rows=len(plan.text_ids),
+            plan.clip, num_text_rows=len(plan.text_ids), wanted=Wanted.first(len(plan.clip), video.device),
         )  # fmt: skip
         with torch.autocast(fused.device.type, enabled=False):
             return self.classifier(take_rows(fused, ends[:-1].long()).float())

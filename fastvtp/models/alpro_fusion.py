@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvtp.models.alpro_towers import AlproConfig, AlproTowers
+from fastvtp.models.asking import Asking
 from fastvtp.models.bert import BertEncoder
 from fastvtp.models.layers import Packing, init_linear_normal, take_rows
 from fastvtp.models.packing import on_device, pack_lengths, pair_sequences, span_rows
@@ -20,24 +21,61 @@ from fastvtp_kernels import hard_negatives
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """The rows of fused pairs that are read. pair, position: int64 [R], pair after pair, the row within the pair;
+    packing: how these rows divide into all pairs."""
+
+    pair: Tensor
+    position: Tensor
+    packing: Packing
+
+    @staticmethod
+    def first(num_pairs: int, device: torch.device) -> "Wanted":
+        """Of each pair its [CLS]."""
+        pair = torch.arange(num_pairs, device=device)
+        return Wanted(pair, torch.zeros_like(pair), Packing.uniform(num_pairs, 1, device))
+
+
+@dataclass(frozen=True)
 class AlproPlan:
     """The integers of one step. text_ids, text_positions: int64 [N] plain captions, then masked ones where the config
-    masks words; packing: those sequences. word_caption, word_position, word_labels: int64 [M] masked words. crop: bool
-    [B, S] patches inside the crop, or None. seed, step: of the hard negatives."""
+    masks words; packing: those sequences. word_labels: int64 [M] masked words. wanted: what the losses read of the
+    fused pairs: [CLS] of the matched pairs, of texts with wrong clips and of clips with wrong texts; after it the
+    patches inside the crop, of the matched; M masked words, of the pairs of masked texts. crop: bool [B, S] patches
+    inside the crop, or None. seed, step: of the hard negatives."""
 
     sample_ids: Tensor
     text_ids: Tensor
     text_positions: Tensor
     packing: Packing
-    word_caption: Tensor
-    word_position: Tensor
     word_labels: Tensor
+    wanted: Wanted
     crop: Tensor | None
     seed: int
     step: int
 
     def to(self, device: torch.device | str) -> "AlproPlan":
         return on_device(self, torch.device(device))
+
+
+def wanted_rows(
+    lengths: np.ndarray, crop: Tensor | None, word_caption: np.ndarray | None, word_position: np.ndarray
+) -> Wanted:
+    """As `AlproPlan` says. lengths: int64 [B] of the texts. crop: bool [B, S]. word_caption, word_position: int64 [M],
+    the masked words; None: there are no pairs of masked texts."""
+    batch = len(lengths)
+    pair, position = [np.arange(3 * batch)], [np.zeros(3 * batch, dtype=np.int64)]
+    if crop is not None:
+        clip, patch = crop.numpy().nonzero()
+        pair.append(clip)
+        position.append(lengths[clip] + 1 + patch)  # behind the text and the clip's class token
+    if word_caption is not None:
+        pair.append(3 * batch + word_caption)
+        position.append(word_position)
+    pairs, positions = np.concatenate(pair), np.concatenate(position)
+    order = np.lexsort((positions, pairs))
+    counts = np.bincount(pairs, minlength=(3 if word_caption is None else 4) * batch)
+    return Wanted(torch.from_numpy(pairs[order]), torch.from_numpy(positions[order]), pack_lengths(counts))
 
 
 @dataclass(frozen=True)
@@ -53,9 +91,8 @@ class AlproOutput:
 
 
 class Aligned(NamedTuple):
-    """Contrast and matching of a batch. loss: []. terms: values by name, with graph. fused: packed rows [rows, D] of
-    the pairs with cu_seqlens int32 [Q+1]: matched, texts with wrong clips, clips with wrong texts, and then masked
-    texts with their clips where the plan has masked texts. match_logits, match_labels: as in `AlproOutput`."""
+    """Contrast and matching of a batch. loss: []. terms: values by name, with graph. fused: the rows [R, D] that the
+    plan wants of the pairs, with cu_seqlens int32 [Q+1]. match_logits, match_labels: as in `AlproOutput`."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -89,12 +126,13 @@ class AlproFusion(AlproTowers):
         video_index: Tensor,
         *,
         num_text_rows: int,
+        wanted: Wanted | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Fused tokens of Q pairs in one packed call.
 
         text_ND: encoded texts; video_BVD: encoded clips; text_index, video_index: int64 [Q]. num_text_rows: at least
-        the text tokens of all pairs, a host integer. Returns ([rows, D], cu_seqlens int32 [Q+1]); a pair's rows are its
-        text's and then the clip's.
+        the text tokens of all pairs, a host integer. wanted: the rows to return; None: all. Returns ([rows, D],
+        cu_seqlens int32 [Q+1]); a pair's rows are its text's and then the clip's.
         """
         clip_rows = video_BVD.shape[1]
         rows, cu_seqlens = pair_sequences(
@@ -103,7 +141,10 @@ class AlproFusion(AlproTowers):
         )  # fmt: skip
         pool = torch.cat([text_ND, video_BVD.flatten(0, 1).to(text_ND.dtype)])
         packing = Packing(cu_seqlens, text_packing.max_seqlen + clip_rows)
-        return self.fusion_encoder(take_rows(pool, rows), packing), cu_seqlens
+        if wanted is None:
+            return self.fusion_encoder(take_rows(pool, rows), packing), cu_seqlens
+        asking = Asking(cu_seqlens[wanted.pair].long() + wanted.position, wanted.packing)
+        return self.fusion_encoder(take_rows(pool, rows), packing, asking), wanted.packing.cu_seqlens
 
     def match_logits(self, fused: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Logits [Q, 2] (no, yes) of fused pairs, from their [CLS]."""
@@ -137,16 +178,17 @@ class AlproFusion(AlproTowers):
         clips, place = clip_index.unique(return_inverse=True)
         fused, ends = self.fuse(
             text_tokens, Packing(cu_seqlens, max_seqlen), clip_tokens[clips], text_index, place,
-            num_text_rows=len(text_index) * max_seqlen,
+            num_text_rows=len(text_index) * max_seqlen, wanted=Wanted.first(len(text_index), text_index.device),
         )  # fmt: skip
         no, yes = self.match_logits(fused, ends).unbind(dim=1)
         return yes - no
 
     def draw_negatives(self, text: Tensor, video: Tensor, plan: AlproPlan) -> tuple[Tensor, Tensor]:
         """A wrong clip for every text and a wrong text for every clip, int64 [B] each; -1 where there is none."""
+        temperature = self.config.negative_temperature
         with torch.no_grad():
             drawn = hard_negatives(
-                text.detach(), video.detach(), self.logit_scale().detach(),
+                text.detach(), video.detach(), self.logit_scale().detach() if temperature is None else 1 / temperature,
                 seed=plan.seed, step=plan.step, groups=plan.sample_ids,
             )  # fmt: skip
         return drawn.b_for_a, drawn.a_for_b
@@ -166,17 +208,17 @@ class AlproFusion(AlproTowers):
         """The plan of given masks, on the host. input_ids, masked_ids: int64 [Nt] packed captions, and with words
         masked; None: without. hidden: bool [Nt], words to predict. lengths: int64 [B]. crop: bool [B, S]."""
         position = torch.from_numpy(span_rows(np.zeros_like(lengths), lengths))
-        caption = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
-        texts = [input_ids] if masked_ids is None or not self.config.word_weight else [input_ids, masked_ids]
-        words = torch.zeros_like(input_ids, dtype=torch.bool) if hidden is None else hidden
+        texts, words, caption = [input_ids], torch.zeros_like(input_ids, dtype=torch.bool), None
+        if masked_ids is not None and hidden is not None and self.config.word_weight:
+            texts, words = [input_ids, masked_ids], hidden
+            caption = np.repeat(np.arange(len(lengths)), lengths)[hidden.numpy()]
         return AlproPlan(
             sample_ids=sample_ids,
             text_ids=torch.cat(texts),
             text_positions=position.repeat(len(texts)),
             packing=pack_lengths(np.tile(lengths, len(texts))),
-            word_caption=caption[words],
-            word_position=position[words],
             word_labels=input_ids[words],
+            wanted=wanted_rows(lengths, crop, caption, position[words].numpy()),
             crop=crop,
             seed=seed,
             step=step,
@@ -200,6 +242,7 @@ class AlproFusion(AlproTowers):
         fused, cu_seqlens = self.fuse(
             text_ND, plan.packing, video_BVD, torch.cat(text_index), torch.cat(video_index),
             num_text_rows=len(plan.text_ids) // copies * (len(text_index) - 1) + batch * plan.packing.max_seqlen,
+            wanted=plan.wanted,
         )  # fmt: skip
 
         match_logits = self.match_logits(fused, cu_seqlens[: 3 * batch + 1])

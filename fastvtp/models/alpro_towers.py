@@ -41,6 +41,10 @@ class AlproConfig(TimeSformerConfig, TextConfig):
     """Initial value; learned, and kept within 0.001 to 0.5."""
     gather_negatives: bool = True
     """Contrast with the clips of all ranks."""
+    negative_temperature: float | None = None
+    """Temperature at which wrong pairs are drawn by similarity; None: the contrast's, as released. A sharp contrast
+    hands fusion layers that have learned nothing yet only pairs that they cannot tell apart; a higher one mixes in
+    easier pairs."""
     # the ids are bert-base-uncased's
     mask_token_id: int = 103
     special_token_ids: tuple[int, ...] = (0, 100, 101, 102, 103)
@@ -63,6 +67,8 @@ class AlproConfig(TimeSformerConfig, TextConfig):
         check_positive(
             self, "text_num_heads", "text_hidden", "projection_dim", "temperature", "num_entities", "fusion_depth"
         )
+        if self.negative_temperature is not None and not self.negative_temperature > 0:
+            raise ValueError(f"negative_temperature must be positive, or none, got {self.negative_temperature}")
         check_heads(self, "width", "text_num_heads")
         check_share(self, "word_mask_ratio")
         check_choice(self, "ignore_rule", IGNORE_RULES)
@@ -127,9 +133,12 @@ class AlproTowers(nn.Module):
         with torch.autocast(tokens_ND.device.type, enabled=False):
             return normalize(self.text_projection(take_rows(tokens_ND, first_rows).float()), dim=-1)
 
-    def embed_video(self, video: Tensor) -> Tensor:
-        """Retrieval features: uint8 [B, T, H, W, 3] -> float32 [B, projection_dim] of unit length."""
-        return self.video_features(self.video_tokens(video))
+    def embed_video(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
+        """Retrieval features: uint8 [B, T, H, W, 3] -> float32 [B, projection_dim] of unit length.
+
+        shown: as for `video_tokens`.
+        """
+        return self.video_features(self.video_encoder(video, shown, class_only=True))
 
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """Retrieval features: int64 [N], int32 [B+1] -> float32 [B, projection_dim] of unit length."""

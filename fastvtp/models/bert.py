@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastvtp.models.asking import Asking, attend_from
 from fastvtp.models.config import check_ids, check_positive, check_share
-from fastvtp.models.layers import Attention, Mlp, Packing, init_linear_normal
+from fastvtp.models.layers import Attention, Mlp, Packing, init_linear_normal, take_rows
 from fastvtp.models.packing import pad_sequences
 from fastvtp_kernels.packing import locate_rows
 
@@ -80,8 +81,13 @@ class BertLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
-        x_ND = self.norm1(x_ND + self.dropout(self.attn(x_ND, packing)))
+    def forward(self, x_ND: Tensor, packing: Packing, asking: Asking | None = None) -> Tensor:
+        """[N, D] -> [N, D], or [R, D] of the rows that ask."""
+        if asking is None:
+            x_ND = self.norm1(x_ND + self.dropout(self.attn(x_ND, packing)))
+        else:
+            update = attend_from(self.attn, x_ND, packing, asking)
+            x_ND = self.norm1(take_rows(x_ND, asking.rows) + self.dropout(update))
         return self.norm2(x_ND + self.dropout(self.mlp(x_ND)))
 
 
@@ -95,10 +101,11 @@ class BertEncoder(nn.Module):
     def init_weights(self) -> None:
         self.apply(init_linear_normal)
 
-    def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
-        for layer in self.layers:
+    def forward(self, x_ND: Tensor, packing: Packing, asking: Asking | None = None) -> Tensor:
+        """[N, D] -> [N, D]; with `asking` its rows of that alone, [R, D], and the last layer computes no others."""
+        for layer in self.layers[:-1]:
             x_ND = layer(x_ND, packing)
-        return x_ND
+        return self.layers[-1](x_ND, packing, asking)
 
 
 class WordTransform(nn.Module):

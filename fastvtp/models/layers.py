@@ -61,14 +61,17 @@ class Attention(nn.Module):
             bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         return nn.functional.linear(x, self.qkv.weight, bias)
 
+    def draw_dropout(self, device: torch.device) -> dict[str, Any]:
+        """What an attention op is told of the dropout of its weights; nothing where there is none."""
+        if not (self.training and self.dropout):
+            return {}
+        # drawn on the device: a seed of the host's would be frozen in a CUDA graph
+        return {"dropout_p": self.dropout, "seed": torch.randint(2**62, (1,), device=device)}
+
     def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
         qkv = self.project_qkv(x_ND)
         qkv_N3HK = qkv.view(x_ND.shape[0], 3, self.num_heads, -1)
-        options: dict[str, Any] = {}
-        if self.training and self.dropout:
-            # drawn on the device: a seed of the host's would be frozen in a CUDA graph
-            seed = torch.randint(2**62, (1,), device=x_ND.device)
-            options = {"dropout_p": self.dropout, "seed": seed}
+        options = self.draw_dropout(x_ND.device)
         if packing.key_rows is None:
             out_NHK = varlen_attention_packed(qkv_N3HK, packing.cu_seqlens, packing.max_seqlen, **options)
         else:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
+from fastvtp.models.asking import Asking, attend_from
 from fastvtp.models.config import check_heads, check_positive, check_share
 from fastvtp.models.layers import Attention, Mlp, Packing, init_linear_normal
 from fastvtp_kernels import axial_attention_packed, tubelet_embed
@@ -70,28 +72,33 @@ class DividedBlock(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.drop_path = drop_path
 
-    def forward(self, tokens_BND: Tensor, num_frames: int) -> Tensor:
-        """tokens_BND: [B, 1 + T*S, D], the class token first -> the same."""
+    def forward(self, tokens_BND: Tensor, num_frames: int, class_only: bool = False) -> Tensor:
+        """tokens_BND: [B, 1 + T*S, D], the class token first -> the same; class_only: that alone, [B, 1, D]."""
         x_BTSD = tokens_BND[:, 1:].unflatten(1, (num_frames, -1))
         x_BTSD = x_BTSD + self._along_time(x_BTSD)
-        cls_B1D, x_BTSD = self._within_frames(tokens_BND[:, :1], x_BTSD)
+        cls_B1D, x_BTSD = self._within_frames(tokens_BND[:, :1], x_BTSD, class_only)
         tokens_BND = torch.cat([cls_B1D, x_BTSD.flatten(1, 2)], dim=1)
         return tokens_BND + self._drop(self.mlp(self.norm2(tokens_BND)), tokens_BND.shape[:1])
 
     def _along_time(self, x_BTSD: Tensor) -> Tensor:
         qkv = self.temporal_attn.project_qkv(self.temporal_norm(x_BTSD))
         out = axial_attention_packed(qkv.unflatten(-1, (3, self.temporal_attn.num_heads, -1)))
-        out = self.temporal_attn.proj(out.flatten(-2))
+        # Two linear layers in a row are one; the product of their weights costs less than that of the rows with both.
+        first, second = self.temporal_attn.proj, self.temporal_fc
+        out = linear(out.flatten(-2), second.weight @ first.weight, second.weight @ first.bias)
         batch, _, patches, _ = x_BTSD.shape
-        return self.temporal_fc(self._drop(out, (batch, 1, patches)))
+        return self._drop(out, (batch, 1, patches)) + second.bias
 
-    def _within_frames(self, cls_B1D: Tensor, x_BTSD: Tensor) -> tuple[Tensor, Tensor]:
+    def _within_frames(self, cls_B1D: Tensor, x_BTSD: Tensor, class_only: bool) -> tuple[Tensor, Tensor]:
+        """Class token and patches after the attention; class_only: no patches, which did not ask."""
         batch, frames, patches, width = x_BTSD.shape
         framed = torch.cat([cls_B1D[:, None].expand(-1, frames, -1, -1), x_BTSD], dim=2)
         packing = Packing.uniform(batch * frames, patches + 1, x_BTSD.device)
-        out = self.attn(self.norm1(framed).view(-1, width), packing).view_as(framed)
-        out = self._drop(out, (batch, frames))
-        return cls_B1D + out[:, :, 0].mean(dim=1, keepdim=True), x_BTSD + out[:, :, 1:]
+        rows = self.norm1(framed).view(-1, width)
+        out = attend_from(self.attn, rows, packing, Asking.first(packing)) if class_only else self.attn(rows, packing)
+        out = self._drop(out.view(batch, frames, -1, width), (batch, frames))
+        cls_B1D = cls_B1D + out[:, :, 0].mean(dim=1, keepdim=True)
+        return cls_B1D, x_BTSD[:, :, : out.shape[2] - 1] + out[:, :, 1:]
 
     def _drop(self, branch: Tensor, leading: tuple[int, ...]) -> Tensor:
         """Leaves the branch out for whole sequences, one draw for each entry of the shape `leading`."""
@@ -156,11 +163,13 @@ class TimeSformer(nn.Module):
         cls = (self.cls_token + self.cls_position).to(x_BND.dtype)
         return torch.cat([cls.expand(len(video), 1, -1), x_BND], dim=1)
 
-    def forward(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> [B, 1 + S, D], see `embed`."""
+    def forward(self, video: Tensor, shown: Tensor | None = None, *, class_only: bool = False) -> Tensor:
+        """uint8 [B, T, H, W, 3] -> [B, 1 + S, D], see `embed`; class_only: the class token alone, [B, 1, D]."""
         tokens_BND = self.embed(video, shown)
-        for block in self.blocks:
-            tokens_BND = block(tokens_BND, video.shape[1])
+        for number, block in enumerate(self.blocks, 1):
+            tokens_BND = block(tokens_BND, video.shape[1], class_only and number == len(self.blocks))
+        if class_only:
+            return self.norm(tokens_BND[:, :1])
         tokens_BND = self.norm(tokens_BND)
         patches = tokens_BND[:, 1:].unflatten(1, (video.shape[1], -1)).mean(dim=1)
         return torch.cat([tokens_BND[:, :1], patches], dim=1)

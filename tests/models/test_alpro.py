@@ -58,7 +58,9 @@ def test_one_fusion_call_equals_one_call_per_pair():
     torch.testing.assert_close(output.match_logits, expected, rtol=1e-4, atol=1e-5)
     assert output.match_labels.tolist() == [1] * 3 + [0] * 6
 
-    words = [fused(3 + c, c)[p] for c, p in zip(plan.word_caption, plan.word_position, strict=True)]
+    masked = slice(len(plan.wanted.pair) - len(plan.word_labels), None)
+    places = zip(plan.wanted.pair[masked] - 9, plan.wanted.position[masked], strict=True)
+    words = [fused(3 + caption, caption)[place] for caption, place in places]
     logits = model.word_transform(torch.stack(words)) @ model.text_embeddings.word_embeddings.weight.T
     loss = torch.nn.functional.cross_entropy(logits + model.word_transform.bias, plan.word_labels)
     assert output.terms["loss/word"].item() == pytest.approx(loss.item(), rel=1e-4)
@@ -97,6 +99,28 @@ def test_stages_that_are_switched_off_cost_nothing():
     output = model(video, plan)
     assert set(output.terms) == {"loss/contrastive", "loss/matching", "matching_accuracy"}
     assert output.entity_logits is None
+
+
+def test_captions_without_masked_words():
+    """Their pairs want no row; where no word is masked at all, the other losses are what they were."""
+    model = make()
+    video, ids = make_batch()
+    plan = model.plan(ids, LENGTHS, torch.arange(3), seed=1, step=2)
+    hidden = torch.zeros(len(ids), dtype=torch.bool)
+    found = []
+    for words in (0, 2):
+        hidden[:words] = True  # in the first caption
+        bare = model.lay_out(
+            input_ids=ids, masked_ids=ids, hidden=hidden, lengths=np.array(LENGTHS), sample_ids=plan.sample_ids,
+            crop=plan.crop, seed=1, step=2,
+        )  # fmt: skip
+        assert (bare.wanted.pair >= 9).sum() == words
+        found.append(model(video, bare))
+    assert found[0].terms["loss/word"] == 0 < found[1].terms["loss/word"]
+    for output in found:
+        output.loss.backward()
+        torch.testing.assert_close(output.entity_logits, model(video, plan).entity_logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(output.match_logits, model(video, plan).match_logits, rtol=1e-4, atol=1e-5)
 
 
 def test_hard_negatives_are_never_the_clip_itself():

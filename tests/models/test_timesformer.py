@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -49,6 +51,24 @@ def test_against_loops():
     tokens = plain_forward(model, VIDEO)
     expected = torch.cat([tokens[:, :1], tokens[:, 1:].unflatten(1, (3, 16)).mean(1)], dim=1)
     torch.testing.assert_close(model(VIDEO), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_class_token_alone_is_that_of_the_whole():
+    """With its gradients, and with branches that are left out."""
+    shown = torch.rand(2, 16, generator=torch.Generator().manual_seed(1)) > 0.5
+    model = make(replace(CONFIG, drop_path=0.5)).train()
+    found = []
+    for class_only in (False, True):
+        torch.manual_seed(2)
+        cls = model(VIDEO, shown, class_only=class_only)[:, :1]
+        model.zero_grad()
+        cls.square().sum().backward()
+        found.append([cls, *(parameter.grad for parameter in model.parameters())])
+    assert model(VIDEO, shown, class_only=True).shape == (2, 1, 32)
+    for whole, alone in zip(*found, strict=True):
+        torch.testing.assert_close(alone, whole, rtol=1e-4, atol=1e-4)
+    bare = make(replace(CONFIG, depth=0))
+    assert torch.equal(bare(VIDEO, class_only=True), bare(VIDEO)[:, :1])
 
 
 def test_an_image_is_a_clip_of_one_frame():
