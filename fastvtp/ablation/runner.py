@@ -14,13 +14,13 @@ import torch
 from tqdm import tqdm
 
 from fastvtp.ablation.report import Report, claim_record
-from fastvtp.ablation.scoring import HeldOut, chance_scores, load_clips, score
-from fastvtp.ablation.studies import Run, Scale, plan_runs
+from fastvtp.ablation.scoring import HeldOut, load_clips
+from fastvtp.ablation.studies import Run, Scale
+from fastvtp.ablation.systems import System
 from fastvtp.data.synthetic import SyntheticConfig, SyntheticDataset, generate_dataset
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.errors import UserError
 from fastvtp.files import write_atomically
-from fastvtp.models.simvtp_config import SimVTPConfig
 from fastvtp.training.config import TrainConfig, differing_settings, save_config
 from fastvtp.training.loop import choose_device, train
 from fastvtp.training.state import TOKENIZER_NAME
@@ -32,6 +32,7 @@ _FREE = {"output_dir", "data.train", "data.test", "data.tokenizer", "data.num_wo
 
 
 def ablate(
+    system: System,
     config: TrainConfig,
     scale: Scale,
     *,
@@ -42,54 +43,64 @@ def ablate(
 ) -> Report:
     """Train and score the runs of a study in `config.output_dir`; those that are finished there are not repeated.
 
-    config: the base run, from `base_config`. keep: do not delete the weights of the runs. command: for the record.
+    config: the base run, from `system.base_config`. keep: do not delete the weights of the runs. command: for the
+    record.
     Writes ablation.json after every run, then ablation.md and ablation.png. A run whose loss is not finite is noted
     with its error, and the others go on.
 
     Raises UserError where the folder holds an ablation with other settings, or for an unknown study.
     """
     output, device = Path(config.output_dir), choose_device(config.device)
-    runs = plan_runs(study, config.model, scale)
+    runs = system.plan_runs(study, config.model, scale)
     _claim_folder(output, config, scale)
     synthetic = SyntheticConfig(
         num_train=scale.num_train, num_test=scale.num_test, num_frames=scale.clip_frames, height=scale.clip_size,
         width=scale.clip_size, seed=config.seed,
     )  # fmt: skip
     dataset = generate_dataset(output / "data", synthetic, progress=progress_bar)
-    tokenizer = _shared_tokenizer(dataset, config, output / "lists" / TOKENIZER_NAME)
+    lists = output / "lists"
+    tokenizer = _shared_tokenizer(dataset, config, lists / TOKENIZER_NAME)
     state = _read_state(output / RESULT_NAME)
     held_out = _held_out(dataset, tokenizer, config, scale, device)
     state["commands"] = list(dict.fromkeys([*state.get("commands", ()), command]))
-    state |= {"about": _about(config, scale, device), "chance": chance_scores(held_out)}
+    state |= {
+        "about": _about(config, scale, device) | system.about(config, scale), "chance": system.chance(held_out)
+    }  # fmt: skip
+    whole = replace(config.data, train=str(dataset.train), test=None, tokenizer=str(lists / TOKENIZER_NAME))
+    base = system.prepare(replace(config, data=whole), scale, output / "start")
 
     missing = [run for run in runs if run.name not in state["runs"]]
     with tqdm(missing, desc="ablation", unit="run", disable=not progress_bar, smoothing=0, dynamic_ncols=True) as bar:
         for run in bar:
             bar.set_postfix_str(run.name)
             folder = output / "runs" / run.name.replace(" ", "_").replace(",", "").replace("%", "pc")
-            state["runs"][run.name] = _finish(run, config, dataset, held_out, output / "lists", folder)
+            state["runs"][run.name] = _finish(system, run, base, dataset, held_out, lists, folder)
             _write_state(output / RESULT_NAME, state)
             if not keep:  # only now: a run without a record would be trained anew
                 for weights in ("checkpoints", "model"):
                     shutil.rmtree(folder / weights, ignore_errors=True)
-    report = Report(state, config.model, scale)
+    report = system.report(state, config.model, scale)
     state["claims"] = [claim_record(claim) for claim in report.claims()]
     _write_state(output / RESULT_NAME, state)
     write_atomically(output / "ablation.md", report.markdown().encode())
     if panels := report.panels():
         note = "grey band: ± the standard deviation of the base run over its seeds"
-        plot_ablation(output / "ablation.png", panels, title="SimVTP ablation", note=note)
+        plot_ablation(output / "ablation.png", panels, title=f"{report.system} ablation", note=note)
     return report
 
 
 def _finish(
-    run: Run, base: TrainConfig, dataset: SyntheticDataset, held_out: HeldOut, lists: Path, folder: Path
+    system: System,
+    run: Run,
+    base: TrainConfig,
+    dataset: SyntheticDataset,
+    held_out: HeldOut,
+    lists: Path,
+    folder: Path,
 ) -> dict[str, Any]:
     """Train and score one run, from its last checkpoint where it was interrupted. Returns what ablation.json keeps."""
     config = run.config(base)
-    data = replace(
-        config.data, train=str(_training_list(run, dataset, lists)), test=None, tokenizer=str(lists / TOKENIZER_NAME)
-    )
+    data = replace(config.data, train=str(_training_list(run, dataset, lists)))
     config = replace(config, data=data, output_dir=str(folder))
     settings = {
         "date": datetime.date.today().isoformat(),
@@ -108,7 +119,7 @@ def _finish(
         "steps": 0 if run.untrained else result.steps,
         "train_seconds": round(result.train_seconds, 2),
         "metrics": result.metrics,
-        "scores": score(result.model, held_out),
+        "scores": system.score(result.model, held_out),
     }
 
 
@@ -144,11 +155,12 @@ def _shared_tokenizer(dataset: SyntheticDataset, config: TrainConfig, path: Path
 def _held_out(
     dataset: SyntheticDataset, tokenizer: CaptionTokenizer, config: TrainConfig, scale: Scale, device: torch.device
 ) -> HeldOut:
-    model: SimVTPConfig = config.model
-    masks = replace(
-        model, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id, mask_token_id=tokenizer.mask_id,
-        special_token_ids=tuple(sorted(tokenizer.special_ids)),
-    )  # fmt: skip
+    model = config.model
+    known = {
+        "vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id, "mask_token_id": tokenizer.mask_id,
+        "special_token_ids": tuple(sorted(tokenizer.special_ids)),
+    }  # fmt: skip
+    masks = replace(model, **{name: value for name, value in known.items() if hasattr(model, name)})
     probe_train, test = (
         load_clips(path, tokenizer, model, limit=limit, num_workers=config.data.num_workers, device=device)
         for path, limit in ((dataset.train, scale.probe_clips), (dataset.test, scale.num_test))
@@ -184,9 +196,6 @@ def _about(config: TrainConfig, scale: Scale, device: torch.device) -> dict[str,
         "batch size": config.batch_size,
         "training clips": scale.num_train,
         "test clips": scale.num_test,
-        "base text mask ratio": config.model.text_mask_ratio,
-        "base video mask ratio": config.model.video_mask_ratio,
-        "contrastive text": config.model.contrastive_text,
     }
 
 

@@ -1,76 +1,23 @@
-"""Scores of one ablation run on clips that no run trained on; the same clips, captions and masks for every run."""
+"""Scores of one run of SimVTP's ablation; the same clips, captions and masks for every run."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fastvtp.ablation.probe import majority, probe, scene_labels
-from fastvtp.data.annotations import load_annotations
-from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.ablation.scoring import MASK_SEED, HeldOut, probe_scores, retrieval_scores
+from fastvtp.data.loader import VideoTextBatch
 from fastvtp.evaluation.inference import inference
 from fastvtp.evaluation.retrieval import encode_retrieval, retrieval_metrics
 from fastvtp.models.layers import Packing
 from fastvtp.models.simvtp import SimVTP
-from fastvtp.models.simvtp_config import SimVTPConfig
 from fastvtp.models.simvtp_plan import SimVTPPlan, lay_out
 from fastvtp.models.videomae import IMAGENET_MEAN, IMAGENET_STD, VideoMAE
 from fastvtp_kernels import masked_pixel_loss, text_mask
 from fastvtp_kernels.packing import locate_rows
-
-MASK_SEED = 1000  # of the masks that all runs are scored with; no run trains with them
-
-
-@dataclass(frozen=True)
-class Clips:
-    """Decoded clips in batches and their true attributes, bool [N, values] by name."""
-
-    batches: list[VideoTextBatch]
-    labels: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """probe_train: training clips on which the probes are fitted. test: the clips that are scored.
-
-    masks: the configuration whose mask ratios all runs are scored with.
-    """
-
-    probe_train: Clips
-    test: Clips
-    masks: SimVTPConfig
-
-
-def load_clips(
-    path: Path,
-    tokenizer: CaptionTokenizer,
-    model: SimVTPConfig,
-    *,
-    limit: int,
-    num_workers: int,
-    device: torch.device,
-    batch_size: int = 32,
-) -> Clips:
-    """The first `limit` clips of a synthetic list, uniform frames and centre crop, in memory."""
-    with path.open() as file:
-        scenes = [json.loads(line)["scene"] for line in file][:limit]
-    with VideoTextLoader(
-        load_annotations(path)[:limit], tokenizer,
-        batch_size=min(batch_size, len(scenes)), num_frames=model.num_frames, image_size=model.image_size,
-        max_text_length=model.max_text_length, train=False, num_workers=num_workers, device=device,
-    ) as loader:  # fmt: skip
-        batches = [batch.to("cpu") for batch in loader]
-    kept = [index for batch in batches for index in batch.sample_ids.tolist()]
-    return Clips(batches, scene_labels([scenes[index] for index in kept]))
 
 
 def score(model: Any, held_out: HeldOut) -> dict[str, float]:
@@ -81,38 +28,13 @@ def score(model: Any, held_out: HeldOut) -> dict[str, float]:
     pixel_loss/<input>, word_loss/<input>, word_accuracy/<input>: see `reconstruction_scores`.
     """
     with inference(model):
-        scores = probe_scores(model, held_out)
+        scores = probe_scores(lambda video: encode_clips(model, video.to(model.device)), held_out)
         if isinstance(model, SimVTP) and model.config.contrastive_weight:
             similarity = encode_retrieval(
                 model, held_out.test.batches, device=model.device, progress=False
             ).similarity()
-            ways = retrieval_metrics(similarity)
-            scores |= {f"{way}/{name}": ways[way][name] for way in ("t2v", "v2t") for name in ("R1", "R5")}
-            scores["retrieval/R1"] = fmean(ways[way]["R1"] for way in ("t2v", "v2t"))
+            scores |= retrieval_scores(retrieval_metrics(similarity))
         return scores | reconstruction_scores(model, held_out)
-
-
-def chance_scores(held_out: HeldOut) -> dict[str, float]:
-    """What `score` gives for a model that knows nothing: attributes by their frequency, ranks at random."""
-    train, test = held_out.probe_train.labels, held_out.test.labels
-    scores = {f"probe/{name}": majority(train[name], labels) for name, labels in test.items()}
-    scores["transfer"] = fmean(scores.values())
-    clips = sum(len(batch.captions) for batch in held_out.test.batches)
-    chance = {f"{way}/R{k}": 100.0 * min(k, clips) / clips for way in ("t2v", "v2t") for k in (1, 5)}
-    return {**scores, **chance, "retrieval/R1": 100.0 / clips}
-
-
-def probe_scores(model: Any, held_out: HeldOut) -> dict[str, float]:
-    """Accuracy of each attribute's linear probe on frozen features, and their mean."""
-    train, test = (
-        torch.cat([encode_clips(model, batch.video.to(model.device)).mean(1).float().cpu() for batch in clips.batches])
-        for clips in (held_out.probe_train, held_out.test)
-    )
-    scores = {
-        f"probe/{name}": probe(train, labels, test, held_out.test.labels[name])
-        for name, labels in held_out.probe_train.labels.items()
-    }
-    return {**scores, "transfer": fmean(scores.values())}
 
 
 def reconstruction_scores(model: Any, held_out: HeldOut) -> dict[str, float]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fastvtp.errors import UserError
 from fastvtp.evaluation.captions import Captions, shown_captions
 from fastvtp.evaluation.inference import Module, inference
-from fastvtp.evaluation.retrieval import RetrievalRanks, retrieval_ranks
+from fastvtp.evaluation.retrieval import RetrievalRanks, retrieval_metrics, retrieval_ranks
 
 
 class MatchingModel(Module, Protocol):
@@ -139,6 +139,16 @@ def matching_ranks(
         retrieval_ranks(scores, video_of_text=video_of_text) for scores in (text_to_video, video_to_text)
     )
     return RetrievalRanks(to_video.t2v, to_text.v2t)
+
+
+def matching_metrics(
+    text_to_video: Tensor, video_to_text: Tensor, *, video_of_text: Tensor | None = None
+) -> dict[str, dict[str, float]]:
+    """`retrieval_metrics`, each direction by its own scores [N, M]; video_of_text as there."""
+    to_video, to_text = (
+        retrieval_metrics(scores, video_of_text=video_of_text) for scores in (text_to_video, video_to_text)
+    )
+    return {"t2v": to_video["t2v"], "v2t": to_text["v2t"]}
 
 
 def _first(similarity: Tensor, count: int) -> Tensor:

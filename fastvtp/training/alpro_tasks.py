@@ -63,7 +63,7 @@ class PretrainAlpro(CaptionedTask):
     def prepare(self, model: Any, tokenizer: CaptionTokenizer) -> None:
         if self.entities:
             source = weights_of(str(self.config.prompter))
-            load_prompter(model, source)
+            load_prompter(model, source, position_resize=self.config.position_resize)
             # prompts are read as the prompter learned to read, which need not be how the student does
             encode_prompts(model, tokenizer_beside(source) or tokenizer, self.entities)
 

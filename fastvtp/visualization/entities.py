@@ -1,6 +1,7 @@
 """A picture of what an ALPRO and its prompter see in crops: frame, crop and the likeliest entities as bars."""
 
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -20,7 +21,8 @@ from fastvtp.visualization.drawing import (
 
 _CROP_COLOUR = "#d4351c"
 _BAR_COLOURS = {"model": "#54aeff", "prompter": "#8c959f"}
-_NAME_WIDTH, _BAR_WIDTH = 110, 150
+_SEES = {"model": "model, reads clip and caption", "prompter": "prompter, sees the crop alone"}
+_NAME_WIDTH, _BAR_WIDTH, _BAR_GAP = 110, 150, 4
 
 
 def entity_picture(examples: Sequence[EntityExample], *, frame_size: int = 216, columns: int = 2) -> Image.Image:
@@ -61,8 +63,8 @@ def _cropped(example: EntityExample, size: int) -> Image.Image:
 
 def _bars(name: str, likely: dict[str, float], ignored: bool) -> Image.Image:
     """Entities below each other under the name of who sees them."""
-    width = _NAME_WIDTH + _BAR_WIDTH + round(picture_font(False).getlength("100 %"))
-    rows = [label(f"{name} (too unsure to teach)" if ignored else name, LINE_HEIGHT, width)]
+    width = _NAME_WIDTH + _BAR_WIDTH + _BAR_GAP + ceil(picture_font(False).getlength("100 %")) + 1
+    rows = [label(f"{name}, too unsure to teach" if ignored else _SEES[name], LINE_HEIGHT, width)]
     for entity, probability in likely.items():
         row = Image.new("RGB", (width, LINE_HEIGHT - 6), PAPER)
         draw, middle = ImageDraw.Draw(row), row.height / 2
@@ -70,6 +72,7 @@ def _bars(name: str, likely: dict[str, float], ignored: bool) -> Image.Image:
         end = _NAME_WIDTH + max(1, round(probability * _BAR_WIDTH))
         # names that are too long run under their bar
         draw.rectangle((_NAME_WIDTH, 2, end, row.height - 3), fill=_BAR_COLOURS[name])
-        draw.text((end + 4, middle), f"{100 * probability:.0f} %", LABEL, picture_font(False), anchor="lm")
+        share = f"{100 * probability:.0f} %" if probability >= 0.005 else "< 1 %"
+        draw.text((end + _BAR_GAP, middle), share, LABEL, picture_font(False), anchor="lm")
         rows.append(row)
     return stack(rows, vertical=True, gap=0)

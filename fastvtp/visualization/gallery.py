@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
-from fastvtp.evaluation.retrieval import retrieval_ranks
+from fastvtp.evaluation.matching import matching_ranks
 from fastvtp.visualization.reconstruction import encode_animation
 
 MAX_PAGE_BYTES = 10_000_000
@@ -47,12 +47,14 @@ def save_retrieval_gallery(
     top_k: int = 5,
     num_queries: int = 40,
     video_of_text: Tensor | None = None,
+    video_to_text: Tensor | None = None,
 ) -> None:
     """Write a page with the metrics and, in both directions, queries with their best `top_k` answers.
 
     similarity: float [N texts, M videos]. captions: one a text. thumbnails: WebP, GIF or PNG bytes, one a video.
     ids: the name shown for each video. metrics: a row of the table by name, e.g. all of `retrieval_metrics`, plus
-    "chance". video_of_text: int64 [N], the column of each text's video; None = text i describes video i.
+    "chance". video_of_text: int64 [N], the column of each text's video; None = text i describes video i. video_to_text:
+    scores of that direction where they are others, float [N texts, M videos]; None: `similarity` serves both.
 
     The `num_queries` of a direction are evenly spaced in the order of their ranks, worst first: failures lead, and the
     page still shows the run as it is. The right answer is framed green and appended where it missed the top `top_k`.
@@ -60,6 +62,9 @@ def save_retrieval_gallery(
     Raises ValueError for lengths or images that do not fit; warns when the page passes 10 MB.
     """
     num_texts, num_videos = similarity.shape
+    video_to_text = similarity if video_to_text is None else video_to_text
+    if video_to_text.shape != similarity.shape:
+        raise ValueError(f"video_to_text must be {[num_texts, num_videos]}, got {list(video_to_text.shape)}")
     for name, values, expected in (
         ("captions", captions, num_texts),
         ("thumbnails", thumbnails, num_videos),
@@ -71,13 +76,13 @@ def save_retrieval_gallery(
             )
     if top_k < 1 or num_queries < 1:
         raise ValueError(f"top_k and num_queries must be positive, got {top_k} and {num_queries}")
-    ranks = retrieval_ranks(similarity, video_of_text=video_of_text)
+    ranks = matching_ranks(similarity, video_to_text, video_of_text=video_of_text)
     if video_of_text is None:
         video_of_text = torch.arange(num_texts)
     is_right = video_of_text.cpu()[:, None] == torch.arange(num_videos)
-    scores = similarity.detach().float().cpu()
-    t2v = _queries(scores, is_right, ranks.t2v.cpu(), top_k, num_queries)
-    v2t = _queries(scores.T, is_right.T, ranks.v2t.cpu(), top_k, num_queries)
+    to_video, to_text = (scores.detach().float().cpu() for scores in (similarity, video_to_text))
+    t2v = _queries(to_video, is_right, ranks.t2v.cpu(), top_k, num_queries)
+    v2t = _queries(to_text.T, is_right.T, ranks.v2t.cpu(), top_k, num_queries)
     shown = {answer["index"] for query in t2v for answer in query["answers"]} | {query["index"] for query in v2t}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(files("fastvtp.visualization").joinpath("gallery.html").read_text("utf-8")).render(

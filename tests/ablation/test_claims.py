@@ -2,9 +2,11 @@
 
 import pytest
 
-from fastvtp.ablation import studies
-from fastvtp.ablation.claims import FAILS, HOLDS, IN_PART, MISSING, NOISE, Claim, Comparison, Part, judge
-from fastvtp.ablation.studies import Scale, plan_runs
+from fastvtp.ablation import simvtp_studies as studies
+from fastvtp.ablation.claims import FAILS, HOLDS, IN_PART, MISSING, NOISE, Claim, Comparison, Part
+from fastvtp.ablation.simvtp_claims import judge
+from fastvtp.ablation.simvtp_studies import SimVTPScale, plan_runs
+from fastvtp.ablation.studies import UNTRAINED
 from fastvtp.models.simvtp_config import SimVTPConfig
 
 MODEL = SimVTPConfig(video_mask_ratio=0.75, text_mask_ratio=0.5)
@@ -42,10 +44,10 @@ def test_a_claim_holds_where_all_its_comparisons_do(margins, verdict):
 def scores_of(**changes: dict[str, float]) -> dict[str, dict[str, float]]:
     """Equal scores for all runs but for a little noise of the base run and `changes` (run -> score -> change)."""
     usual = {"transfer": 50.0, "retrieval/R1": 20.0, "word_loss/given": 3.0, "pixel_loss/given": 0.8}
-    runs = {run.name: dict(usual) for run in plan_runs("all", MODEL, Scale())}
+    runs = {run.name: dict(usual) for run in plan_runs("all", MODEL, SimVTPScale())}
     for place, name in enumerate(BASES):
         runs[name] = {score: value * (1 + 1e-4 * place) for score, value in usual.items()}
-    runs[studies.UNTRAINED.name] |= {"transfer": 30.0, "retrieval/R1": 1.0}
+    runs[UNTRAINED.name] |= {"transfer": 30.0, "retrieval/R1": 1.0}
     runs[studies.VIDEO_ONLY.name] = {"transfer": 50.0, "pixel_loss/withheld": 0.8}
     for name, change in changes.items():
         for score, difference in change.items():
@@ -54,7 +56,7 @@ def scores_of(**changes: dict[str, float]) -> dict[str, dict[str, float]]:
 
 
 def verdicts(scores) -> list[list[str]]:
-    return [[part.verdict for part in claim.parts] for claim in judge(scores, MODEL, Scale())]
+    return [[part.verdict for part in claim.parts] for claim in judge(Comparison(scores, BASES), MODEL, SimVTPScale())]
 
 
 def test_a_claim_without_a_difference_is_within_noise_and_equal_data_efficiency_holds():
@@ -88,4 +90,4 @@ def test_each_claim_reads_its_own_runs():
 
 def test_claims_without_their_runs_are_not_measured():
     scores = {name: values for name, values in scores_of().items() if name in BASES}
-    assert {claim.verdict for claim in judge(scores, MODEL, Scale())} == {MISSING}
+    assert {claim.verdict for claim in judge(Comparison(scores, BASES), MODEL, SimVTPScale())} == {MISSING}

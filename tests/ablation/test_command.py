@@ -33,12 +33,25 @@ def test_a_quick_study(run, tmp_path):
     assert "fastvtp ablate simvtp steps=1 device=cpu --quick" in (folder / "ablation.md").read_text()
 
 
+def test_alpro_has_one_study(run, tmp_path):
+    folder = tmp_path / "study"
+    arguments = ["ablate", "alpro", "steps=1", "device=cpu", "--quick", "--study", "objectives", "--quiet", "--output"]
+    status, out, err = run(*arguments, str(folder))
+    assert status == 0, err
+    assert len(out.splitlines()) == 3
+    assert "VTC" in out
+    assert "PEM" in out
+    assert (folder / "ablation.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("simvpt",), "did you mean 'simvtp'"),
         (("simvtp", "--study", "mask"), "did you mean 'masks'"),
-        (("simvtp", "data.train=mine.jsonl"), "the ablation makes its own videos"),
+        (("alpro", "--study", "objective"), "did you mean 'objectives'"),
+        (("alpro", "prompter=mine"), "the ablation makes its own videos, tokenizer and prompter"),
+        (("simvtp", "data.train=mine.jsonl"), "the ablation makes its own videos, tokenizer and prompter"),
         (("simvtp", "output_dir=here"), "choose its folder by --output"),
         (("simvtp", "model.widht=3"), "did you mean 'model.width'"),
         (("simvtp", "--preset", "oficial"), "did you mean 'official'"),

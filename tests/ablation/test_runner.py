@@ -9,14 +9,19 @@ import torch
 from PIL import Image
 
 from fastvtp.ablation import runner
-from fastvtp.ablation.runner import ablate
-from fastvtp.ablation.studies import QUICK, base_config
+from fastvtp.ablation.runner import ablate as run_ablation
+from fastvtp.ablation.simvtp_studies import QUICK, base_config
+from fastvtp.ablation.systems import SYSTEMS
 from fastvtp.checkpoints.native import read_weights
 from fastvtp.data.annotations import load_annotations
 from fastvtp.errors import UserError
 from fastvtp.models.registry import build_model
 
 SCALE = replace(QUICK, num_train=24, num_test=8, probe_clips=16)
+
+
+def ablate(*arguments, **options):
+    return run_ablation(SYSTEMS["simvtp"], *arguments, **options)
 
 
 def settings(folder, *more: str):
@@ -64,7 +69,7 @@ def test_weights_are_deleted_and_finished_runs_not_repeated(finished, trained):
 
 
 def test_an_interrupted_study_continues_to_the_same_scores(finished, tmp_path, trained, monkeypatch):
-    folder, score = tmp_path / "cut", runner.score
+    folder, score = tmp_path / "cut", SYSTEMS["simvtp"].score
     calls = iter([False, False, True])
 
     def interrupted(*arguments):
@@ -72,7 +77,7 @@ def test_an_interrupted_study_continues_to_the_same_scores(finished, tmp_path, t
             raise KeyboardInterrupt
         return score(*arguments)
 
-    monkeypatch.setattr(runner, "score", interrupted)
+    monkeypatch.setitem(SYSTEMS, "simvtp", replace(SYSTEMS["simvtp"], score=interrupted))
     with pytest.raises(KeyboardInterrupt):
         ablate(settings(folder), SCALE, study="data", progress_bar=False)
     assert len(json.loads((folder / "ablation.json").read_text())["runs"]) == 2

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastvtp.ablation.scoring import Clips, HeldOut, load_clips, reconstruction_scores, score
+from fastvtp.ablation.scoring import Clips, HeldOut, load_clips
+from fastvtp.ablation.simvtp_scoring import reconstruction_scores, score
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.synthetic.scene import BACKGROUND_COLOURS
 from fastvtp.data.tokenization import CaptionTokenizer

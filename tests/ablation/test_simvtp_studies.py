@@ -1,6 +1,7 @@
 import pytest
 
-from fastvtp.ablation.studies import QUICK, Run, Scale, base_config, plan_runs
+from fastvtp.ablation.simvtp_studies import QUICK, SimVTPScale, base_config, plan_runs
+from fastvtp.ablation.studies import Run
 from fastvtp.errors import UserError
 
 
@@ -10,20 +11,20 @@ def base():
 
 
 def test_all_studies_share_the_base_run_and_each_run_comes_once(base):
-    runs = plan_runs("all", base.model, Scale())
+    runs = plan_runs("all", base.model, SimVTPScale())
     names = [run.name for run in runs]
     assert len(names) == len(set(names)) == 20
     assert names[:4] == ["base", "base, seed +1", "base, seed +2", "untrained"]
     # the middle of the grid is the base run
     assert sum(name.startswith("text ") for name in names) == 8
     for study, count in (("masks", 12), ("objectives", 8), ("modalities", 7), ("data", 6)):
-        assert len(plan_runs(study, base.model, Scale())) == count
+        assert len(plan_runs(study, base.model, SimVTPScale())) == count
     with pytest.raises(UserError, match="did you mean 'masks'"):
-        plan_runs("mask", base.model, Scale())
+        plan_runs("mask", base.model, SimVTPScale())
 
 
 def test_runs_differ_from_the_base_in_what_they_vary_alone(base):
-    configs = {run.name: run.config(base) for run in plan_runs("all", base.model, Scale())}
+    configs = {run.name: run.config(base) for run in plan_runs("all", base.model, SimVTPScale())}
     assert configs["base"] == base
     assert {config.steps for name, config in configs.items() if name != "untrained"} == {7}
     assert {name for name, config in configs.items() if config.seed != base.seed} == {"base, seed +1", "base, seed +2"}

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
+from fastvtp.data.entities import read_entities
 from fastvtp.data.synthetic import SyntheticConfig, generate_dataset, writer
 from fastvtp.data.synthetic.render import render_scene
-from fastvtp.data.synthetic.scene import Background, Scene, SceneObject
+from fastvtp.data.synthetic.scene import BACKGROUND_COLOURS, COLOURS, SHAPES, Background, Scene, SceneObject
 from fastvtp.errors import UserError
 from tests.data.clips import decode_sequentially
 
@@ -77,7 +78,7 @@ def test_same_bytes_for_any_number_of_workers(dataset, tmp_path):
     again = generate_dataset(tmp_path / "set", SMALL, workers=2, progress=False)
     files = sorted(path.relative_to(dataset.root) for path in dataset.root.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(again.root) for path in again.root.rglob("*") if path.is_file())
-    assert len(files) == 20 + 12 + 5
+    assert len(files) == 20 + 12 + 6
     for name in files:
         assert (dataset.root / name).read_bytes() == (again.root / name).read_bytes(), name
 
@@ -112,8 +113,10 @@ def test_finished_set_is_found_and_interrupted_one_completed(dataset, tmp_path, 
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     assert {path.name for path in tmp_path.iterdir()} == {
         "dataset.json", "videos", "train.jsonl", "test.jsonl", "train_questions.jsonl", "test_questions.jsonl",
+        "words.txt",
     }  # fmt: skip
     assert [len(read_jsonl(path)) for path in (made.train, made.test)] == [6, 2]
+    assert read_entities(made.words) == [*SHAPES, *COLOURS, *BACKGROUND_COLOURS]
 
     monkeypatch.setattr(writer, "encode_h264", None)
     assert generate_dataset(tmp_path, config, workers=1, progress=False) == made

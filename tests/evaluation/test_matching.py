@@ -3,7 +3,7 @@ import types
 import pytest
 import torch
 
-from fastvtp.evaluation.matching import encode_set, match_scores, matching_ranks
+from fastvtp.evaluation.matching import encode_set, match_scores, matching_metrics, matching_ranks
 from fastvtp.models.alpro import AlproFusion
 from fastvtp.models.alpro_towers import AlproConfig
 
@@ -95,6 +95,8 @@ def test_ranks_take_each_direction_from_its_own_scores():
     ranks = matching_ranks(to_video, to_text)
     assert ranks.t2v.tolist() == [1, 1, 1]
     assert (ranks.v2t > 1).all()
+    metrics = matching_metrics(to_video, to_text)
+    assert (metrics["t2v"]["R1"], metrics["v2t"]["R1"]) == (100, 0)
 
 
 def test_bad_input(model):

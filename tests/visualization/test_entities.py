@@ -33,6 +33,16 @@ def test_bars_are_as_long_as_probabilities():
         assert count(entity_picture([halved]), colour) == pytest.approx(count(first, colour) / 2, rel=0.05)
 
 
+def test_the_longest_bar_leaves_room_for_its_share_and_the_shortest_is_not_nothing():
+    sure = replace(EXAMPLE, model={"square": 1.0, "star": 0.0}, prompter={"star": 1.0})
+    picture = np.asarray(entity_picture([sure]))
+    assert (picture[:, -25:] == 255).all()  # the margin and one column more: nothing is cut off
+    assert (picture[:, -34:-25] != 255).any()
+    none, some = (entity_picture([replace(EXAMPLE, model={"star": share})]) for share in (0.0, 0.0049))
+    assert np.array_equal(np.asarray(none), np.asarray(some))  # "< 1 %" of either
+    assert not np.array_equal(np.asarray(none), np.asarray(entity_picture([replace(EXAMPLE, model={"star": 0.006})])))
+
+
 def test_an_ignored_crop_is_said_to_be():
     first, second = (np.asarray(entity_picture([replace(EXAMPLE, ignored=flag)])) for flag in (False, True))
     assert first.shape == second.shape

@@ -99,6 +99,21 @@ def test_several_captions_of_a_video_are_all_right_and_a_distractor_asks_nothing
     assert [classes for classes, _ in of_clip_0["answers"]] == [["right"], ["right"], []]
 
 
+def test_each_direction_shows_its_own_scores(tmp_path):
+    to_video, to_text = torch.eye(3), torch.eye(3).roll(1, dims=1) * 0.5
+    page = Page(save(tmp_path / "g.html", to_video, video_to_text=to_text))
+    for article in page.articles[:3]:
+        assert "rank 1" in article["text"]
+        assert article["answers"][0][1].split()[-1] == "1.000"
+    for article in page.articles[3:]:
+        clip = int(article["clips"][0].removeprefix("clip-"))
+        best, right = article["answers"][0][1], next(text for kind, text in article["answers"] if "right" in kind)
+        assert f"caption {(clip - 1) % 3}" in best
+        assert best.split()[-1] == "0.500"
+        assert f"caption {clip}" in right
+        assert "rank 1" not in article["text"]
+
+
 def test_captions_and_titles_stay_text(tmp_path):
     evil = "<script>alert(1)</script> & \"quoted\" 'x' {{ 7 * 7 }}"
     text = save(tmp_path / "g.html", torch.eye(2), captions=[evil, "fine"], ids=[evil, "b"], title=evil)
@@ -179,6 +194,7 @@ def test_realistic_page_stays_under_ten_megabytes(tmp_path):
         ({"ids": []}, "ids must have 2 entries"),
         ({"thumbnails": [png(0), b"BM12"]}, r"thumbnails\[1\] must be the bytes of a WebP, GIF or PNG, got b'BM12'"),
         ({"top_k": 0}, "must be positive, got 0 and 40"),
+        ({"video_to_text": torch.eye(3)}, r"video_to_text must be \[2, 2\], got \[3, 3\]"),
     ],
 )
 def test_bad_input_gets_one_clear_line(tmp_path, changes, message):

@@ -82,5 +82,9 @@ class SyntheticDataset:
         return self.root / "train_questions.jsonl"
 
     @property
+    def words(self) -> Path:
+        return self.root / "words.txt"
+
+    @property
     def test_questions(self) -> Path:
         return self.root / "test_questions.jsonl"

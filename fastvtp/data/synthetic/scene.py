@@ -36,6 +36,8 @@ PAIR_MOTIONS = {
 }
 
 BACKGROUND_COLOURS = ("grey", "brown", "navy", "olive", "maroon", "teal")
+# What can be seen in one place of a clip and named by a noun.
+ENTITIES = (*SHAPES, *COLOURS, *BACKGROUND_COLOURS)
 PATTERNS = ("plain", "checkerboard", "wavy", "grainy", "grid")
 BEHAVIOURS = ("still", "drifting left", "drifting right", "flickering")
 # Still, drifting and flickering come equally often; a drift is split between its two directions.

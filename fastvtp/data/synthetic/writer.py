@@ -3,6 +3,7 @@
 root/dataset.json                                    the configuration; written last, so it marks a finished set
 root/{train,test}.jsonl                              {"id", "video", "caption", "scene"}
 root/{train,test}_questions.jsonl                    {"id", "video", "question", "answer", "type"}
+root/words.txt                                       shapes and colours, one a line, for `fastvtp entities --words`
 root/videos/{train,test}/000123.mp4                  paths in the JSON lines are relative to root
 """
 
@@ -24,7 +25,7 @@ import numpy as np
 from fastvtp.data.synthetic.config import GENERATOR_VERSION, SyntheticConfig, SyntheticDataset
 from fastvtp.data.synthetic.language import ask, describe
 from fastvtp.data.synthetic.render import render_scene
-from fastvtp.data.synthetic.scene import Scene, sample_scenes
+from fastvtp.data.synthetic.scene import ENTITIES, Scene, sample_scenes
 from fastvtp.errors import UserError
 from fastvtp.files import write_atomically
 
@@ -84,6 +85,7 @@ def generate_dataset(
         write_atomically(path, _json_lines(_caption_rows(clips[split], config.seed)))
     for split, path in (("train", dataset.train_questions), ("test", dataset.test_questions)):
         write_atomically(path, _json_lines(_question_rows(clips[split], config.seed)))
+    write_atomically(dataset.words, "".join(f"{word}\n" for word in ENTITIES).encode())
     # Not a rename of `begun`: a second process generating the same set may have finished first.
     write_atomically(finished, description_json)
     begun.unlink(missing_ok=True)
