@@ -32,15 +32,17 @@ MAY_IMPORT = {
     "visualization": LIBRARY | {"evaluation"},
     # An ablation is made of whole runs, their scores and a picture.
     "ablation": LIBRARY | {"training", "evaluation", "visualization", "runs"},
-    **dict.fromkeys(("cli", "__main__", "runs", "scoring", "doctor"), None),
+    **dict.fromkeys(
+        ("cli", "__main__", "runs", "scoring", "doctor", "frozen", "cli_frozen", "captioning", "cli_captioning"), None
+    ),
 }
-# Files that may do what their room may not: `load_pretrained` reads weights; weights are read into models; and a
-# conversion takes settings from the command line and a tokenizer along.
+# Files that may do what their room may not: `load_pretrained` reads weights; weights are read into models; a
+# conversion takes settings from the command line and a tokenizer along; features are trained on that evaluation wrote.
 MAY_ALSO = {
     "fastvtp.models.registry": {"checkpoints"},
-    "fastvtp.checkpoints.released": {"models"},
-    "fastvtp.checkpoints.sizes": {"models"},
+    **{f"fastvtp.checkpoints.{name}": {"models"} for name in ("released", "sizes", "positions", "transfers")},
     "fastvtp.checkpoints.conversion": {"models", "data", "training"},
+    "fastvtp.training.captioning_features": {"evaluation"},
 }
 KERNELS_MAY_IMPORT = {"torch", "triton"}
 # Triton's interpreter computes with numpy arrays, which the repair of its bfloat16 has to handle.

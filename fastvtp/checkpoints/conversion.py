@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 
 import torch
 
+from fastvtp.checkpoints.names import WORD_TABLES
 from fastvtp.checkpoints.native import CONFIG_NAME, CheckpointError, write_model_folder
 from fastvtp.checkpoints.origins import recognise
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
@@ -39,11 +40,11 @@ def convert(
     position_resize: str = "bicubic",
     tokenizer: str | Path | None = None,
 ) -> Conversion:
-    """Write the model in `source` to the folder `output`, with the tokenizer.json or vocab.txt that lies beside it.
+    """Write the model in `source` to the folder `output`, with the tokenizer that lies beside it.
 
     source: as in `load_released`, or the folder of a run. architecture, origin: as in `config_of_released`. overrides:
-    "key=value" strings, fields of the config. position_resize: as in `load_released`. tokenizer: a tokenizer.json, a
-    vocab.txt or a folder that holds either, to write instead of the one beside `source`.
+    "key=value" strings, fields of the config. position_resize: as in `load_released`. tokenizer: a tokenizer.json,
+    vocab.txt or .model, or a folder that holds one, to write instead of the one beside `source`.
 
     Parts that the checkpoint cannot have are initialised, always with the same numbers. Raises UserError with one line,
     and FileNotFoundError where `tokenizer` is absent.
@@ -101,7 +102,7 @@ def _vocab_size(checkpoint: Checkpoint, architecture: str, values: Mapping[str, 
     config_class = ARCHITECTURES[architecture][0] if architecture in ARCHITECTURES else None
     if not hasattr(config_class, "vocab_size"):
         return None
-    tables = (len(t) for name, t in checkpoint.weights.items() if name.endswith("word_embeddings.weight"))
+    tables = (len(t) for name, t in checkpoint.weights.items() if name.endswith(WORD_TABLES))
     return values.get("vocab_size") or next(tables, config_class.vocab_size)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 
 

@@ -1,7 +1,19 @@
 """Renaming of checkpoint entries."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastvtp.checkpoints.native import CheckpointError
+
+# ends of the names of texts' embeddings, in any kind of checkpoint
+WORD_TABLES = (
+    "word_embeddings.weight", "text_encoder.token_embeddings.weight", "embeddings.token_embedding.weight",
+    "token_emb/emb_var",
+)  # fmt: skip
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -22,3 +34,11 @@ class NameMap:
                     name = renamed
                     break
         return name
+
+
+def side_by_side(weights: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    """Entries, such as queries', keys' and values', along axis 0. Raises CheckpointError where shapes differ."""
+    shapes = [list(weights[name].shape) for name in names]
+    if not shapes[0] or shapes.count(shapes[0]) < len(shapes):
+        raise CheckpointError(f"{', '.join(names)} are {shapes}, expected one shape")
+    return torch.cat([weights[name] for name in names])

@@ -7,7 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
-from fastvtp.checkpoints import alpro, bert, huggingface, simvtp, videomae, vit
+from fastvtp.checkpoints import (
+    alpro,
+    bert,
+    hf_videoprism,
+    huggingface,
+    image_towers,
+    simvtp,
+    videomae,
+    videoprism,
+    vit,
+)
 from fastvtp.checkpoints.native import CheckpointError
 from fastvtp.checkpoints.reading import Checkpoint
 from fastvtp.errors import unknown_name
@@ -17,9 +27,9 @@ from fastvtp.errors import unknown_name
 class Kind:
     """One kind of checkpoint.
 
-    origin: whose names it bears. architecture: fastvtp's, or "bert" or "vit", which fill a part of one. marks: prefixes
-    of which it has all. names: its names -> fastvtp's. unused: expressions for entries that no model here has a use
-    for. prepare: done to the tensors first.
+    origin: whose names it bears. architecture: fastvtp's, or "bert", "vit", "clip" or "prism_text", which fill a part
+    of one. marks: prefixes of which it has all. names: its names -> fastvtp's. unused: expressions for entries that no
+    model here has a use for. prepare: done to the tensors first. note: what to say when it is loaded.
     """
 
     origin: str
@@ -28,6 +38,7 @@ class Kind:
     names: Callable[[str], str] = str
     unused: tuple[str, ...] = ()
     prepare: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
+    note: str = ""
 
     def leaves(self, name: str) -> bool:
         """Whether no model here has a use for an entry."""
@@ -42,6 +53,12 @@ class Kind:
             return bert.settings(config, checkpoint.name)
         if self.origin == "vit":
             return vit.settings(config)
+        if self.origin == "clip":
+            return vit.settings(config.get("vision_config", config))
+        if self.origin == "hf_videoprism":
+            return hf_videoprism.settings(config, checkpoint.name)
+        if self.origin == "videoprism":
+            return videoprism.settings(checkpoint.weights)
         own = config.get("config")
         return own if self.origin == "fastvtp" and isinstance(own, dict) else {}
 
@@ -55,6 +72,11 @@ KINDS = (
     Kind("fastvtp", "videomae", ("video_embeddings.weight", "decoder.project.")),
     Kind("fastvtp", "video_qa", ("video_embeddings.weight", "head.1.")),
     Kind("fastvtp", "video_classifier", ("video_embeddings.weight",)),
+    Kind("fastvtp", "video_text_prism", ("video_encoder.spatial_positions", "text_encoder.cls_token")),
+    Kind("fastvtp", "prism_student", ("encoder.spatial_positions", "teacher.")),
+    Kind("fastvtp", "prism_teacher", ("video_encoder.spatial_positions", "pooler.")),
+    Kind("fastvtp", "prism_classifier", ("encoder.spatial_positions", "head.")),
+    Kind("fastvtp", "videoprism", ("spatial_positions",)),
     Kind("fastvtp", "alpro", ("video_encoder.cls_token", "entity_head.")),
     Kind("fastvtp", "alpro_qa", ("video_encoder.cls_token", "classifier.")),
     Kind("fastvtp", "alpro_retrieval", ("video_encoder.cls_token", "match_head.")),
@@ -91,6 +113,30 @@ KINDS = (
         for architecture, marks, names in (
             ("video_classifier", ("classifier.",), huggingface.CLASSIFIER), ("videomae", (), huggingface.PRETRAINING)
         )
+    ),
+    *(
+        Kind("videoprism", architecture, tuple(f"{root}{mark}" for mark in marks), prepare=videoprism.prepare)
+        for root in ("params/", "")
+        for architecture, *marks in (
+            ("video_text_prism", "vision_encoder/", "text_encoder/"), ("prism_classifier", "encoder/"),
+            ("videoprism", "patch_projection/"), ("prism_text", "text_encoder/"),
+        )
+    ),
+    *(
+        Kind("hf_videoprism", architecture, tuple(marks), names, hf_videoprism.UNUSED, hf_videoprism.prepare, note)
+        for architecture, names, note, *marks in (
+            ("video_text_prism", hf_videoprism.VIDEO_TEXT, hf_videoprism.NOTE, "video_model.", "text_model."),
+            ("prism_classifier", hf_videoprism.CLASSIFIER, hf_videoprism.CLASSIFIER_NOTE, "vision_model.spatial_",
+             "classifier."),
+            ("video_text_prism", hf_videoprism.VIDEO_TEXT, "", "vision_model.spatial_", "head."),
+            ("videoprism", hf_videoprism.VISION, "", "spatial_embeddings."),
+            ("prism_text", hf_videoprism.TEXT, hf_videoprism.NOTE, "embeddings.cls_emb", "embeddings.token_embedding."),
+        )
+    ),
+    *(
+        Kind("clip", "clip", (f"{model}embeddings.class_embedding",), vit.names, image_towers.CLIP_UNUSED,
+             image_towers.prepare_clip)
+        for model in ("vision_model.", "")
     ),
     *(
         Kind("bert", "bert", (f"{model}embeddings.word_embeddings.",), bert.NAMES, ("",), huggingface.join_attention)

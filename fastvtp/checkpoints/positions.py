@@ -7,14 +7,17 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from fastvtp.checkpoints.native import CheckpointError
+from fastvtp.models.prism_layers import resize_positions
 
 POSITION_RESIZES = ("bicubic", "official")
 _TEXTS, _PATCHES, _FRAMES = "text_embeddings.position_embeddings.weight", ".patch_positions", ".time_positions"
+_PRISM_PLACES, _PRISM_TIMES = "spatial_positions", "temporal_positions"
 
 
 def fit(name: str, tensor: Tensor, own: Tensor, position_resize: str) -> tuple[Tensor, str | None]:
     """`tensor` in the form of `own`, the model's `name`, where only its form or a table's length differs, or as it is;
-    and what was done, in words. Captions' tables are cut and never stretched; those of patches and frames are resized.
+    and what was done, in words. Captions' tables are cut and never stretched; those of patches and frames are resized,
+    VideoPrism's as its encoder resizes them on the fly.
     """
     if name == "decoder.mask_token" and tensor.numel() == own.numel():
         return tensor.reshape(own.shape), None
@@ -29,6 +32,12 @@ def fit(name: str, tensor: Tensor, own: Tensor, position_resize: str) -> tuple[T
         return _nearest(tensor, len(own)), f"{name}: {change}, nearest in the flattened index"
     if name.endswith(_PATCHES):
         return _bicubic(name, tensor, len(own)), f"{name}: {change}, bicubic"
+    if name.endswith(_PRISM_TIMES):
+        resized = resize_positions(tensor, (1, len(tensor)), (1, len(own)))
+        return resized, f"{name}: {change}, antialiased linear"
+    if name.endswith(_PRISM_PLACES):
+        before, after = _sides(name, len(tensor), len(own))
+        return resize_positions(tensor, (before, before), (after, after)), f"{name}: {change}, antialiased bilinear"
     return tensor, None
 
 
@@ -39,9 +48,15 @@ def _nearest(table: Tensor, rows: int) -> Tensor:
 
 def _bicubic(name: str, table: Tensor, rows: int) -> Tensor:
     """[S, D] -> [rows, D], both of a square grid."""
-    before, after = math.isqrt(len(table)), math.isqrt(rows)
-    if before**2 != len(table) or after**2 != rows:
-        raise CheckpointError(f"{name}: {len(table)} or {rows} rows are no square grid, which bicubic resizing takes")
+    before, after = _sides(name, len(table), rows)
     grid = table.T.reshape(1, -1, before, before).float()
     resized = interpolate(grid, size=(after, after), mode="bicubic", align_corners=False, antialias=False)
     return torch.flatten(resized[0], 1).T.to(table.dtype)
+
+
+def _sides(name: str, before: int, after: int) -> tuple[int, int]:
+    """The sides of the square grids of so many rows."""
+    sides = math.isqrt(before), math.isqrt(after)
+    if (sides[0] ** 2, sides[1] ** 2) != (before, after):
+        raise CheckpointError(f"{name}: {before} or {after} rows are no square grid, which resizing takes")
+    return sides

@@ -1,4 +1,4 @@
-"""Checkpoints of any origin as named tensors: .pth, .safetensors, folders, or tensors in memory."""
+"""Checkpoints of any origin as named tensors: .pth, .safetensors, .npz, folders, or tensors in memory."""
 
 import json
 import re
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -52,8 +53,9 @@ class _LeftOut:
 
 
 def read_checkpoint(source: str | Path | Mapping[str, Tensor] | Checkpoint) -> Checkpoint:
-    """Read `source`: a .pth, .pt or .bin file (never running code from it), a .safetensors file, a folder with
-    model.safetensors (also in shards) or pytorch_model.bin, or tensors by name. Tensors are on the CPU unless given.
+    """Read `source`: a .pth, .pt or .bin file (never running code from it), a .safetensors or .npz file, a folder with
+    model.safetensors (also in shards), pytorch_model.bin or a single .npz, or tensors by name. Tensors are on the CPU
+    unless given.
 
     Raises CheckpointError with one line.
     """
@@ -83,7 +85,10 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         return weights
     if (folder / _PICKLE_NAME).is_file():
         return _read_file(folder / _PICKLE_NAME)
-    raise CheckpointError(f"{folder} holds neither {WEIGHTS_NAME}, {_INDEX_NAME} nor {_PICKLE_NAME}")
+    if len(arrays := sorted(folder.glob("*.npz"))) == 1:
+        return _read_file(arrays[0])
+    held = f"neither {WEIGHTS_NAME}, {_INDEX_NAME} nor {_PICKLE_NAME}"
+    raise CheckpointError(f"{folder} holds {held}" + (f", but {len(arrays)} .npz files: name one" if arrays else ""))
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -92,8 +97,10 @@ def _read_file(path: Path) -> dict[str, Any]:
             return load_file(path)
         except Exception as error:  # safetensors raises its own unexported type on malformed files
             raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
+    if path.suffix == ".npz":
+        return _read_npz(path)
     if path.suffix not in _PICKLE_SUFFIXES:
-        raise CheckpointError(f"{path} must end in .safetensors, {', '.join(_PICKLE_SUFFIXES)}, or be a folder")
+        raise CheckpointError(f"{path} must end in .safetensors, {', '.join(_PICKLE_SUFFIXES)}, .npz, or be a folder")
     with torch.serialization.safe_globals([(_LeftOut, name) for name in _LEFT_OUT]):
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -102,6 +109,19 @@ def _read_file(path: Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected tensors by name")
     return dict(content)
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    """Arrays of numpy by name, as Flax's checkpoints are released; objects, which would be unpickled, are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+    except Exception as error:  # whatever damaged bytes make numpy and zipfile raise
+        reason = _printable(next(iter(str(error).splitlines()), "")) or type(error).__name__
+        raise CheckpointError(f"{path} cannot be read as plain arrays: {reason}") from None
+    if odd := [name for name, array in arrays.items() if array.dtype.kind not in "biuf"]:
+        raise CheckpointError(f"{path}: {odd[0]} is of dtype {arrays[odd[0]].dtype}, expected numbers")
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _refusal(path: Path, error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Released checkpoints, and fastvtp's own of another architecture, into a model."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +17,10 @@ from fastvtp.checkpoints.sizes import different_sizes
 from fastvtp.checkpoints.transfers import TRANSFERS, Transfer
 from fastvtp.errors import UserError, unknown_name
 from fastvtp.models.alpro import Alpro
+from fastvtp.models.prism_distillation import PrismStudent
 from fastvtp.models.registry import ARCHITECTURES, architecture_of
+
+logger = logging.getLogger(__name__)
 
 _HEAD_NORMS = ("norm", "decoder.transformer.norm", "video_norm", "text_norm")
 
@@ -41,20 +45,24 @@ def load_released(
     fresh: Sequence[str] = (),
     position_resize: str = "bicubic",
 ) -> LoadReport:
-    """Copy a checkpoint of VideoMAE, SimVTP, ALPRO, transformers' VideoMAE, BERT, a ViT or fastvtp into `model`, all or
-    nothing.
+    """Copy a checkpoint of VideoMAE, SimVTP, ALPRO, VideoPrism, transformers' VideoMAE or VideoPrism, BERT, a ViT, CLIP
+    or fastvtp into `model`, all or nothing.
 
-    model: one of fastvtp's, initialised. source: a .pth, .pt, .bin or .safetensors file, a folder, or tensors by name.
-    origin: "videomae", "simvtp", "alpro" (also LAVIS's), "hf_videomae", "bert", "vit" or "fastvtp"; None: told by the
-    names. fresh: parts of the model that keep their initialisation, such as ("norm", "head") where a classifier starts
-    from pretraining. position_resize: how patch positions are brought to another number of patches: "bicubic" on their
-    grid, or "official", nearest in the flattened index, as ALPRO's code does.
+    model: one of fastvtp's, initialised. source: a .pth, .pt, .bin, .safetensors or .npz file, a folder, or tensors by
+    name. origin: "videomae", "simvtp", "alpro" (also LAVIS's), "videoprism", "hf_videomae", "hf_videoprism", "bert",
+    "vit", "clip" or "fastvtp"; None: told by the names. fresh: parts of the model that keep their initialisation, such
+    as ("norm", "head") where a classifier starts from pretraining. position_resize: how ALPRO's patch positions are
+    brought to another number of patches: "bicubic" on their grid, or "official", nearest in the flattened index.
 
     BERT and ViT fill parts of a model; the rest stays as it is. SimVTP's models take a BERT's embeddings, ALPRO's all
     its layers and its word head where there is one; a ViT becomes ALPRO's video encoder, its attention being that
     within frames and, in a copy, that along time, which begins without effect. Position tables of captions that are
     longer than the model's are cut, those of frames resized to the nearest; those of tubelets are fixed and not part of
     checkpoints. What transformers' VideoMAE states as eps of its LayerNorms comes along, into `model.config` too.
+
+    VideoPrism's encoder is taken out of its video-text model or classifier, and put into either. A ViT or CLIP's image
+    tower becomes its blocks within frames, see `fastvtp.checkpoints.image_towers`; its position tables are resized as
+    the encoder itself resizes them.
 
     Raises CheckpointError with one line that says what to set where the checkpoint is of another size, and lists every
     missing, unexpected and wrongly shaped entry, and UserError where `origin`, `fresh` or `position_resize` name
@@ -65,6 +73,8 @@ def load_released(
     checkpoint = read_checkpoint(source)
     kind = recognise(checkpoint, origin)
     transfer = _transfer(checkpoint, kind, model)
+    if kind.note:
+        logger.warning("%s: %s", checkpoint.name, kind.note)
     own = model.state_dict()
     _check_fresh(fresh, model, own)
     loaded: dict[str, Tensor] = {}
@@ -72,7 +82,7 @@ def load_released(
     resized: list[str] = []
     stated = _stated_settings(checkpoint, kind, model)
     problems = _different_settings(stated, model)
-    for original, tensor in kind.prepare(checkpoint.weights).items():
+    for original, tensor in transfer.adapt(kind.prepare(checkpoint.weights)).items():
         name = _our_name(kind, original, model)
         targets = [target for target in transfer.targets(name) if not _under(target, fresh)]
         used = [target for target in targets if target in own]
@@ -107,7 +117,8 @@ def absent_parts(
     checkpoint = read_checkpoint(source)
     kind = recognise(checkpoint, origin)
     transfer = _transfer(checkpoint, kind, model)
-    names = [_our_name(kind, name, model) for name in kind.prepare(checkpoint.weights)]
+    entries = transfer.adapt(kind.prepare(checkpoint.weights))
+    names = [_our_name(kind, name, model) for name in entries]
     filled = {target for name in names for target in transfer.targets(name)}
     return tuple(
         part
@@ -117,13 +128,26 @@ def absent_parts(
 
 
 def load_prompter(
-    model: Alpro, source: str | Path | Mapping[str, Tensor] | Checkpoint, *, origin: str | None = None
+    model: Alpro,
+    source: str | Path | Mapping[str, Tensor] | Checkpoint,
+    *,
+    origin: str | None = None,
+    position_resize: str = "bicubic",
 ) -> LoadReport:
     """Copy ALPRO's towers from `source` into `model.prompter`: from a prompter trained alone, from the prompter inside
     a pretraining checkpoint, or from the towers of a retrieval checkpoint. The entities' prompts, `video_prompts` and
     `image_prompts`, are left: encode them anew with these towers. Arguments and errors as `load_released`.
     """
-    return load_released(model.prompter, source, origin=origin)
+    return load_released(model.prompter, source, origin=origin, position_resize=position_resize)
+
+
+def load_teacher(
+    model: PrismStudent, source: str | Path | Mapping[str, Tensor] | Checkpoint, *, origin: str | None = None
+) -> LoadReport:
+    """Copy the video tower and the pooler of a VideoPrism's video-text model, from its first stage or as released, or
+    of another student's teacher, into `model.teacher`. Arguments and errors as `load_released`.
+    """
+    return load_released(model.teacher, source, origin=origin)
 
 
 def _our_name(kind: Kind, name: str, model: Any) -> str:
@@ -165,7 +189,7 @@ def _different_settings(stated: Mapping[str, Any], model: nn.Module) -> list[str
     own = asdict(model.config)  # pyright: ignore[reportArgumentType, reportCallIssue]
     return [
         f"{name} is {stated[name]}, the model has {own[name]}"
-        for name in ("num_heads", "decoder_num_heads", "text_num_heads")
+        for name in ("num_heads", "decoder_num_heads", "text_num_heads", "softcap")
         if name in stated and name in own and stated[name] != own[name]
     ]
 

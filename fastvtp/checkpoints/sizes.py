@@ -11,11 +11,16 @@ from torch import Tensor
 
 from fastvtp.checkpoints.native import CheckpointError, build_config
 from fastvtp.checkpoints.origins import Kind, recognise
+from fastvtp.checkpoints.prism_sizes import shown_by_prism
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
 from fastvtp.errors import unknown_name
 from fastvtp.models.registry import ARCHITECTURES
 
-_PARTS = {"bert": "BERT: it fills the captions' embeddings", "vit": "ViT: it fills the video encoder"}
+_PARTS = {
+    "bert": "BERT: it fills the captions' embeddings", "vit": "ViT: it fills the video encoder",
+    "clip": "CLIP: it fills VideoPrism's blocks within frames", "prism_text": "text tower: it fills VideoPrism's",
+}  # fmt: skip
+_PRISMS = ("videoprism", "video_text_prism", "prism_classifier", "prism_teacher", "prism_student")
 # settings of an earlier stage that a later one has its own of
 _OF_THE_STAGE = {
     "video_qa": ("pad_text",),
@@ -28,7 +33,8 @@ _HEADS = (("num_heads", "width"), ("text_num_heads", "width"), ("decoder_num_hea
 _SIZES = (
     "width", "depth", "num_heads", "tubelet", "patch_size", "mlp_ratio", "qkv_bias", "layer_scale", "decoder_width",
     "decoder_depth", "decoder_num_heads", "vocab_size", "max_text_length", "text_depth", "fusion_depth",
-    "text_num_heads", "text_hidden", "projection_dim",
+    "text_num_heads", "text_hidden", "projection_dim", "temporal_depth", "auxiliary_depth", "mlp_hidden", "text_norm",
+    "pooler_hidden",
 )  # fmt: skip
 _BLOCK = re.compile(r"(decoder\.transformer|(?:video_)?encoder)\.blocks\.(\d+)\.")
 # setting -> entry whose number of rows it is
@@ -62,8 +68,9 @@ def config_of_released(
 
     source, origin: as in `fastvtp.checkpoints.released.load_released`. architecture: of the model; None: the
     checkpoint's own. overrides: fields of the config, for what shapes do not show: frames and image size (else 16 and
-    224; ALPRO's position tables show them), heads (else as many as make them 64 wide, as in all released sizes),
-    layers of ALPRO's BERT that read text alone (else half, as released). Raises UserError with one line.
+    224; position tables of ALPRO and VideoPrism show them), heads (VideoPrism's released arrays show them; else as
+    many as make them 64 wide, as in all released sizes), layers of ALPRO's BERT that read text alone (else half, as
+    released). Raises UserError with one line.
     """
     checkpoint = read_checkpoint(source)
     kind = recognise(checkpoint, origin)
@@ -78,7 +85,9 @@ def config_of_released(
         if name not in known:
             raise unknown_name(f"{architecture} option", name, known)
     shapes = _shapes(checkpoint, kind)
-    if architecture.startswith("alpro"):
+    if kind.architecture in _PRISMS:
+        values = shown_by_prism(shapes, checkpoint.name)
+    elif architecture.startswith("alpro"):
         values = _shown_by_alpro(shapes, checkpoint.name, overrides.get("text_depth"))
     else:
         values = _shown_by_shapes(shapes, checkpoint.name)
@@ -104,8 +113,10 @@ def different_sizes(checkpoint: Checkpoint, kind: Kind, config: Any) -> dict[str
     try:
         if kind.architecture == "bert":
             values = _shown_by_bert(shapes)
+        elif kind.architecture in _PRISMS:
+            values = shown_by_prism(shapes, checkpoint.name)
         elif "patch_size" in own:
-            values = _shown_by_alpro(shapes, checkpoint.name, own["text_depth"])
+            values = _shown_by_alpro(shapes, checkpoint.name, own.get("text_depth"))
         else:
             values = _shown_by_shapes(shapes, checkpoint.name)
     except CheckpointError:

@@ -1,18 +1,26 @@
 """What a checkpoint of one architecture gives to a model of the same or of another."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from fastvtp.checkpoints.image_towers import LEFT_OUT, spatial_encoder
+from fastvtp.models.timesformer import CLIP_MEAN, CLIP_STD
 
 
 @dataclass(frozen=True)
 class Transfer:
     """moves: prefix of a checkpoint's name -> prefixes it becomes. optional: prefixes of entries that may be left
     over. fresh: parts of the model that such a checkpoint may lack. needed: parts that it must have; empty: all
-    others."""
+    others. adapt: done to the prepared tensors first."""
 
     moves: tuple[tuple[str, tuple[str, ...]], ...] = ()
     optional: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     needed: tuple[str, ...] = ()
+    adapt: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
 
     def targets(self, name: str) -> list[str]:
         """Names in the model of a checkpoint's entry."""
@@ -33,6 +41,16 @@ _PRETRAINING = ("word_transform.", "entity_head.", "prompter.", *_PROMPTS)
 _FUSION = ("video_encoder", "text_embeddings", "text_encoder", "fusion_encoder")
 _IMAGE_PARTS = ("weight", "bias", "cls_token", "cls_position", "patch_positions", "blocks", "norm")
 _FROM_IMAGES = Transfer(needed=tuple(f"video_encoder.{part}" for part in _IMAGE_PARTS))
+
+_OF_IMAGE_TOWERS = {
+    "vit": partial(spatial_encoder, mean=(0.5,) * 3, std=(0.5,) * 3),  # google's, and timm's of augreg
+    "clip": partial(spatial_encoder, mean=CLIP_MEAN, std=CLIP_STD),
+}
+_SPATIAL = ("weight", "bias", "spatial_positions", "spatial")
+_ABOVE_TOKENS = ("auxiliary", "pooler", "text_encoder", "contrast")
+_OF_STUDENTS = ("local_decoder.", "global_decoder.", "teacher.")
+# where the encoder lies in VideoPrism's models
+_PRISM = {"videoprism": "", "video_text_prism": "video_encoder.", "prism_classifier": "encoder."}
 
 # (architecture of the checkpoint, of the model)
 TRANSFERS: dict[tuple[str, str], Transfer] = {
@@ -79,4 +97,41 @@ TRANSFERS: dict[tuple[str, str], Transfer] = {
         for name in ("alpro", "alpro_retrieval", "alpro_qa")
     },
     **{("vit", name): _FROM_IMAGES for name in ("alpro", "alpro_prompter", "alpro_retrieval", "alpro_qa")},
+    **{(name, name): Transfer() for name in ("videoprism", "prism_classifier")},
+    # released models have no temperature, and transformers' video tower alone no text
+    ("video_text_prism", "video_text_prism"): Transfer(fresh=("contrast", "text_encoder")),
+    ("video_text_prism", "videoprism"): Transfer(
+        (("video_encoder.", ("",)),), optional=tuple(f"{part}." for part in _ABOVE_TOKENS)
+    ),
+    # its pooler is four times as wide
+    ("video_text_prism", "prism_classifier"): Transfer(
+        (("video_encoder.", ("encoder.",)), ("pooler.", ())),
+        optional=("auxiliary.", "text_encoder.", "contrast."),
+        fresh=("pooler", "head"),
+    ),
+    ("videoprism", "video_text_prism"): Transfer((("", ("video_encoder.",)),), fresh=_ABOVE_TOKENS),
+    ("videoprism", "prism_classifier"): Transfer((("", ("encoder.",)),), fresh=("pooler", "head")),
+    ("prism_classifier", "videoprism"): Transfer((("encoder.", ("",)),), optional=("pooler.", "head.")),
+    ("prism_classifier", "video_text_prism"): Transfer(
+        (("encoder.", ("video_encoder.",)), ("pooler.", ())), optional=("head.",), fresh=_ABOVE_TOKENS
+    ),
+    **{(name, name): Transfer() for name in ("prism_student", "prism_teacher")},
+    ("video_text_prism", "prism_teacher"): Transfer(optional=("text_encoder.", "contrast.")),
+    ("prism_student", "prism_teacher"): Transfer((("teacher.", ("",)), ("", ()))),
+    ("prism_student", "videoprism"): Transfer((("encoder.", ("",)),), optional=_OF_STUDENTS),
+    ("prism_student", "prism_classifier"): Transfer(optional=_OF_STUDENTS, fresh=("pooler", "head")),
+    ("prism_student", "video_text_prism"): Transfer(
+        (("encoder.", ("video_encoder.",)),), optional=_OF_STUDENTS, fresh=_ABOVE_TOKENS
+    ),
+    ("prism_text", "video_text_prism"): Transfer(needed=("text_encoder",)),
+    **{
+        (tower, name): Transfer(
+            (("video_encoder.", (stem,)),),
+            optional=LEFT_OUT,
+            needed=tuple(f"{stem}{part}" for part in _SPATIAL),
+            adapt=adapt,
+        )
+        for tower, adapt in _OF_IMAGE_TOWERS.items()
+        for name, stem in _PRISM.items()
+    },
 }

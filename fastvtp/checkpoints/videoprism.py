@@ -50,10 +50,16 @@ _BLOCK = {
     "ff_layer/ffn_layer1/linear": "mlp.fc1", "ff_layer/ffn_layer2/linear": "mlp.fc2",
     "self_attention/post": "attn.proj",
 }  # fmt: skip
+# ends of names -> axes of one layer's array, the longer ends first
+_AXES = {
+    "post/b": 1, "b": 2, "w": 3, "kernel": 2, "bias": 1, "scale": 1, "per_dim_scale": 1, "emb_var": 2, "cls_emb": 3,
+    "pooling_attention_query": 2,
+}  # fmt: skip
 _PARTS = {"scale": "weight", "kernel": "weight", "w": "weight", "bias": "bias", "b": "bias"}
 _PREFIXES = {"vision_encoder/": "video_encoder.", "encoder/": "encoder."}
 _POOLERS = ("contrastive_vision_pooler/", "atten_pooler/")
 _LAYERS = re.compile(r"(?P<stack>.+)/x_layers/(?P<rest>.+)")
+_SINGLE = re.compile(r"(.+/x_layers)_(\d+)/(.+)")
 _JOINED = re.compile(r"self_attention/(query|key|value)/(w|b)$")
 PATCH_CHANNELS = 3
 
@@ -65,7 +71,8 @@ def prepare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     prepared: dict[str, Tensor] = {}
     joined: dict[str, dict[str, Tensor]] = {}
-    for original, tensor in weights.items():
+    for original, tensor in _stacked(weights).items():
+        _check_axes(original, tensor)
         name = original.removeprefix("params/")
         prefix, place = _prefix(name)
         if (pooler := next((start for start in _POOLERS if place.startswith(start)), None)) is not None:
@@ -90,6 +97,31 @@ def prepare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for stem, parts in joined.items():
         prepared |= _join(stem, parts)
     return prepared
+
+
+def _stacked(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Layers that have arrays of their own, "x_layers_0/…", along axis 0 of one, as the others' are."""
+    stacked: dict[str, Tensor] = {}
+    layers: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in weights.items():
+        if found := _SINGLE.fullmatch(name):
+            layers.setdefault(f"{found[1]}/{found[3]}", {})[int(found[2])] = tensor
+        else:
+            stacked[name] = tensor
+    for name, by_number in layers.items():
+        if sorted(by_number) != list(range(len(by_number))):
+            raise CheckpointError(f"{name} has layers {sorted(by_number)}, expected 0 to {len(by_number) - 1}")
+        if len(shapes := {tuple(tensor.shape) for tensor in by_number.values()}) > 1:
+            raise CheckpointError(f"{name} differs from layer to layer: {sorted(map(list, shapes))}")
+        stacked[name] = torch.stack([by_number[number] for number in range(len(by_number))])
+    return stacked
+
+
+def _check_axes(name: str, tensor: Tensor) -> None:
+    """Raise CheckpointError where an array has not as many axes as its last names tell."""
+    leaf = next((leaf for leaf in _AXES if name.endswith(f"/{leaf}")), None)
+    if leaf is not None and tensor.ndim != (expected := _AXES[leaf] + bool(_LAYERS.fullmatch(name))):
+        raise CheckpointError(f"{name} is {list(tensor.shape)}, expected {expected} axes")
 
 
 def _prefix(name: str) -> tuple[str, str]:
@@ -123,6 +155,10 @@ def _join(stem: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if missing := [f"{part}.{kind}" for part in ("query", "key", "value") for kind in ("weight", "bias")
                    if f"{part}.{kind}" not in parts]:  # fmt: skip
         raise CheckpointError(f"{stem} lacks {', '.join(missing)}")
+    for kind in ("weight", "bias"):
+        shapes = [list(parts[f"{part}.{kind}"].shape) for part in ("query", "key", "value")]
+        if shapes.count(shapes[0]) < 3 or len(parts["query.bias"]) != len(parts["query.weight"]):
+            raise CheckpointError(f"{stem} has queries, keys and values with {kind} {shapes}, expected as many of each")
     joined: dict[str, Tensor] = {}
     for number in range(len(parts["query.weight"])):
         weight = [parts[f"{part}.weight"][number].flatten(1).T for part in ("query", "key", "value")]
@@ -130,3 +166,11 @@ def _join(stem: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         joined[f"{stem}.blocks.{number}.attn.qkv.weight"] = torch.cat(weight)
         joined[f"{stem}.blocks.{number}.attn.qkv.bias"] = torch.cat(bias)
     return joined
+
+
+def settings(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """The number of heads, which is an axis of the released queries."""
+    heads = {tensor.shape[-2] for name, tensor in weights.items() if name.endswith("/query/w") and tensor.ndim > 2}
+    if len(heads) > 1:
+        raise CheckpointError(f"attention has {sorted(heads)} heads, fastvtp's VideoPrism as many everywhere")
+    return {"num_heads": heads.pop()} if heads else {}

@@ -24,6 +24,7 @@ _HUGGING_FACE = NameMap(
         (r"layernorm_after\.", "norm2."),
         (r"attention\.attention\.qkv\.", "attn.qkv."),
         (r"attention\.attention\.query\.bias$", "attn.q_bias"),
+        (r"attention\.attention\.key\.bias$", "attn.k_bias"),
         (r"attention\.attention\.value\.bias$", "attn.v_bias"),
         (r"attention\.output\.dense\.", "attn.proj."),
         (r"intermediate\.dense\.", "mlp.fc1."),
@@ -33,7 +34,7 @@ _HUGGING_FACE = NameMap(
 _SPATIAL = re.compile(r"^(blocks\.\d+\.)(attn|norm1)\.")
 _IN_TIME = {"attn": "temporal_attn", "norm1": "temporal_norm"}
 
-UNUSED = (r"^(head|classifier|pre_logits)\.", r"^(vit\.)?pooler\.", r"\.k_bias$", r"\.attention\.key\.bias$")
+UNUSED = (r"^(head|classifier|pre_logits)\.", r"^(vit\.)?pooler\.", r"\.k_bias$")
 
 
 def names(name: str) -> str:

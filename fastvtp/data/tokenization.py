@@ -84,18 +84,26 @@ class CaptionTokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CaptionTokenizer:
-        """Load a `tokenizer.json`, BERT's `vocab.txt`, or a folder that holds either.
+        """Load a `tokenizer.json`, BERT's `vocab.txt`, SentencePiece's `.model`, or a folder that holds one of them.
+
+        What SentencePiece cuts (a `.model`, or a `tokenizer.json` of the kind Unigram) is a
+        `fastvtp.data.prism_tokenization.PrismTokenizer`.
 
         Raises:
             FileNotFoundError: nothing there.
-            UserError: not a tokenizer, or one without BERT's special tokens.
+            UserError: not a tokenizer, or one without its kind's special tokens.
         """
+        from fastvtp.data.prism_tokenization import SENTENCEPIECE_NAMES, PrismTokenizer
+
         path = Path(path)
         if path.is_dir():
-            files = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
+            names = ("tokenizer.json", "vocab.txt", *SENTENCEPIECE_NAMES)
+            files = [path / name for name in names if (path / name).is_file()]
             if not files:
                 raise FileNotFoundError(f"{path}: holds neither tokenizer.json nor vocab.txt")
             path = files[0]
+        if path.suffix == ".model":
+            return PrismTokenizer.from_sentencepiece(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such tokenizer file")
         if path.suffix == ".txt":
@@ -105,12 +113,14 @@ class CaptionTokenizer:
                 raise UserError(f"{path}: expected UTF-8 text: {error}") from None
             return cls(_word_piece({token: number for number, token in enumerate(tokens)}), str(path))
 
-        from tokenizers import Tokenizer
+        from tokenizers import Tokenizer, models
 
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for a malformed file
             raise UserError(f"{path}: not a tokenizer.json: {error}") from None
+        if isinstance(tokenizer.model, models.Unigram):
+            return PrismTokenizer.from_unigram(tokenizer, str(path))
         return cls(tokenizer, str(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:

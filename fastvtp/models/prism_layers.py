@@ -169,10 +169,7 @@ class AttentionPooler(nn.Module):
     def forward(self, x_BLD: Tensor, real: Tensor | None = None) -> Tensor:
         """Tokens [B, L, D] -> [B, Q, D]. real: bool [B, L], the tokens that are looked at; None: all."""
         heads, (num_queries, width) = self.num_heads, self.queries.shape
-        query_QHK = self.query(self.queries).view(num_queries, heads, -1)
-        query_QHK = query_QHK / math.sqrt(query_QHK.shape[-1])
-        if self.per_dim_scale is not None:
-            query_QHK = query_QHK * (_LOG2_E * softplus(self.per_dim_scale))
+        query_QHK = scale_query(self.query(self.queries).view(num_queries, heads, -1), self.per_dim_scale)
         key_HKD = self.key.weight.view(heads, -1, width)
         probe = torch.einsum("qhk,hkd->qhd", query_QHK, key_HKD).flatten(0, 1)  # key bias: equal for all tokens
         logits = torch.matmul(probe, x_BLD.mT).float()  # [B, Q*H, L]
@@ -182,6 +179,12 @@ class AttentionPooler(nn.Module):
         value_HKD = self.value.weight.view(heads, -1, width)
         out = torch.einsum("bqhd,hkd->bqhk", pooled.unflatten(1, (num_queries, heads)), value_HKD).flatten(2)
         return self.norm(self.proj(out + self.value.bias))
+
+
+def scale_query(query: Tensor, per_dim_scale: Tensor | None) -> Tensor:
+    """[..., K] / sqrt(K), each dimension by a learned scale [K] of its own, whose zero is one; None: plainly."""
+    scaled = query / math.sqrt(query.shape[-1])
+    return scaled if per_dim_scale is None else scaled * (_LOG2_E * softplus(per_dim_scale))
 
 
 def sinusoid_positions(num_positions: int, width: int) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastvtp.models.config import check_choice, check_positive
+from fastvtp.models.config import check_choice, check_positive, check_share
 from fastvtp.models.contrast import Contrast, ContrastConfig
 from fastvtp.models.layers import Packing, init_linear_normal, take_rows
 from fastvtp.models.prism_layers import (
@@ -19,9 +19,10 @@ from fastvtp.models.prism_layers import (
     unit_length,
 )
 from fastvtp.models.videoprism import VideoPrismConfig, VideoPrismEncoder, VisibleTokens
+from fastvtp_kernels import tube_mask
 from fastvtp_kernels.packing import locate_rows
 
-_POOLER_WIDTHS = 4  # of D, in its hidden layer: as released
+POOLER_WIDTHS = 4  # of D, in its hidden layer: as released
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +44,15 @@ class VideoTextPrismConfig(VideoPrismConfig, ContrastConfig):
     0.01, and the paper does not say."""
     frozen_video: bool = False
     """Train the text tower and the pooler alone (LiT, arXiv:2111.07991), as the released LvT models were."""
+    token_drop: float = 0.5
+    """Share of a frame's places that pretraining drops, the same in all frames."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_contrast()
         check_positive(self, "vocab_size", "max_text_length")
         check_choice(self, "text_norm", NORM_POLICIES)
+        check_share(self, "token_drop")
         for name in ("auxiliary_depth", "text_depth"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -116,7 +120,7 @@ class VideoTextPrism(nn.Module):
         self.config = config
         self.video_encoder = VideoPrismEncoder(config)
         self.auxiliary = config.encoder_stack(config.auxiliary_depth, final_norm=False)
-        self.pooler = AttentionPooler(config.width, config.num_heads, _POOLER_WIDTHS * config.width)
+        self.pooler = AttentionPooler(config.width, config.num_heads, POOLER_WIDTHS * config.width)
         self.text_encoder = PrismText(config)
         self.contrast = Contrast(config, config.width)
         if config.frozen_video:
@@ -133,6 +137,24 @@ class VideoTextPrism(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.video_encoder.device
+
+    def train(self, mode: bool = True) -> "VideoTextPrism":
+        super().train(mode)
+        if self.config.frozen_video:
+            self.video_encoder.eval()
+            self.auxiliary.eval()
+        return self
+
+    def plan(self, video: Tensor, sample_ids: Tensor, *, seed: int, step: int) -> VisibleTokens | None:
+        """The tokens that a step of pretraining keeps, drawn on the host from (seed, step, sample id); None: all.
+
+        video: [B, T, H, W, 3], for its shape. sample_ids: int64 [B] on the CPU.
+        """
+        if not self.config.token_drop:
+            return None
+        grid = self.config.grid_of(video)
+        mask = tube_mask(len(video), grid, self.config.token_drop, seed=seed, step=step, sample_ids=sample_ids)
+        return self.video_encoder.plan(mask.visible, grid)
 
     def video_tokens(
         self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from fastvtp.models.config import check_choice, check_heads, check_positive
 from fastvtp.models.layers import Packing, init_linear_normal, take_rows
@@ -217,10 +219,15 @@ class VideoPrismEncoder(nn.Module):
         """Listed patches with their place's position: [B*K, D]."""
         config = self.config
         places = resize_positions(self.spatial_positions, config.frame_grid, grid[1:])
-        tubelet = (1, config.patch_size, config.patch_size)
+        patch, positions = config.patch_size, places.repeat(grid[0], 1)
+        if video.requires_grad:  # the op knows no gradient of frames, which maps of salience ask for
+            patches = rearrange(video, "b t (h p) (w q) c -> b (t h w) (p q c)", p=patch, q=patch)
+            listed = torch.take_along_dim(patches, index[..., None].long(), dim=1).flatten(0, 1)
+            weight = rearrange(self.weight, "d c 1 p q -> d (p q c)")
+            return linear(listed, weight, self.bias) + take_rows(positions, index.flatten().long())
         x_BKD = tubelet_embed(
-            video, index.contiguous(), self.weight, self.bias, places.repeat(grid[0], 1),
-            tubelet=tubelet, mean=_MEAN, std=_STD,
+            video, index.contiguous(), self.weight, self.bias, positions,
+            tubelet=(1, patch, patch), mean=_MEAN, std=_STD,
         )  # fmt: skip
         return x_BKD.flatten(0, 1)
 
@@ -275,10 +282,16 @@ class PrismClassifierConfig(VideoPrismConfig):
     """The encoder's sizes and the number of classes."""
 
     num_classes: int = 400
+    pooler_hidden: int = 0
+    """Width of the pooler's hidden layer; 0: that of the tokens, as released (transformers': that of the MLPs)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "num_classes")
+        if self.pooler_hidden < 0 or self.pooler_hidden % self.num_heads:
+            raise ValueError(
+                f"pooler_hidden must be a multiple of num_heads {self.num_heads}, got {self.pooler_hidden}"
+            )
 
 
 class PrismClassifier(nn.Module):
@@ -288,7 +301,7 @@ class PrismClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = VideoPrismEncoder(config)
-        self.pooler = AttentionPooler(config.width, config.num_heads, config.width)
+        self.pooler = AttentionPooler(config.width, config.num_heads, config.pooler_hidden or config.width)
         self.head = nn.Linear(config.width, config.num_classes)
 
     def init_weights(self) -> None:

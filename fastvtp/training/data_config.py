@@ -11,9 +11,15 @@ class DataConfig:
     """What the task learns from. Captions: a .jsonl of {"video": path, "caption": text}, or a folder of videos with
     captions. Videos alone (pretrain_videomae): the same without captions. Questions: see `load_questions`. Classes: see
     `load_classes`."""
+    more: tuple[str, ...] = ()
+    """pretrain_videoprism_...: further data sets like `train`. Each batch comes from one of them all (alternating
+    gradient descent)."""
+    shares: tuple[float, ...] = ()
+    """How the batches of videos divide, in proportion: of `train`, then of each of `more`; empty: as their clips do.
+    VideoPrism's are not published."""
     images: str | None = None
-    """pretrain_prompter and pretrain_alpro: captioned pictures, of which every `image_share`-th batch is made; a .jsonl
-    as for videos."""
+    """pretrain_prompter, pretrain_alpro, pretrain_videoprism_contrastive: captioned pictures, of which a share of
+    `image_share` of the batches is made; a .jsonl as for videos."""
     image_share: float = 0.5
     """Share of the batches that are of `images`, spread evenly."""
     test: str | None = None
@@ -27,8 +33,8 @@ class DataConfig:
     max_text_length: int | None = None
     """Most tokens kept of a text, [CLS] and [SEP] included; None: as many as the model has positions for."""
     tokenizer: str | None = None
-    """tokenizer.json, BERT's vocab.txt, or a folder with either; None: that of `init`, or else WordPiece trained on the
-    training texts."""
+    """tokenizer.json, BERT's vocab.txt, SentencePiece's .model, or a folder with one of them; None: that of `init`, or
+    else WordPiece trained on the training texts."""
     vocab_size: int = 1000
     """Most entries of a tokenizer trained here."""
     sampling: str = "strided"
@@ -42,6 +48,8 @@ class DataConfig:
     augmentation: ClipAugmentation = field(default_factory=ClipAugmentation)
     class_names: str | None = None
     """finetune_classification: a file that names the classes, see `load_classes`; None: the labels are the names."""
+    features: str | None = None
+    """finetune_captioning: a folder of the videos' frozen features, in place of decoding them; None: none."""
     max_answers: int = 1500
     """Most answers that an open-ended question may have: the most frequent ones of the training set."""
     num_workers: int = 1
@@ -52,6 +60,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 0 < self.image_share < 1:
             raise ValueError(f"image_share must be in (0, 1), got {self.image_share}")
+        if self.shares and (len(self.shares) != 1 + len(self.more) or not min(self.shares) > 0):
+            raise ValueError(f"shares must be {1 + len(self.more)} positive numbers (train, more), got {self.shares}")
         for name, least in (("test_top_k", 1), ("max_text_length", 3)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from fastvtp.checkpoints.names import WORD_TABLES
 from fastvtp.checkpoints.origins import recognise
 from fastvtp.checkpoints.reading import read_checkpoint
 from fastvtp.checkpoints.released import absent_parts, load_released
@@ -37,10 +38,11 @@ def prepare_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) 
             logger.info("tokenizer of %s", weights)
             return tokenizer
     for name, weights in sources.items():
-        if any("word_embeddings." in entry for entry in read_checkpoint(weights).weights):
+        if any(entry.endswith(WORD_TABLES) for entry in read_checkpoint(weights).weights):
             raise ConfigError(
                 f"{name}={getattr(config, name)} has text embeddings and no tokenizer beside it: "
-                "give data.tokenizer=FILE (for released weights the vocab.txt of bert-base-uncased)"
+                "give data.tokenizer=FILE (for released weights the vocab.txt of bert-base-uncased, "
+                "of VideoPrism the SentencePiece .model)"
             )
     tokenizer = CaptionTokenizer.train(task.texts, vocab_size=config.data.vocab_size)
     logger.info("trained a tokenizer of %d entries on %d texts", tokenizer.vocab_size, len(task.texts))
@@ -48,23 +50,27 @@ def prepare_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) 
 
 
 def load_initial_weights(model: nn.Module, config: TrainConfig, task: Task) -> None:
-    """Load `config.init` and `config.text_init` into a fresh model, with one log line each for what became of it.
+    """Load `config.init`, `text_init` and `video_init` into a fresh model, and log what became of each.
 
     Random are what such a checkpoint cannot have and, where it is of the model's own architecture, the task's head.
     Raises CheckpointError with one line for what does not fit.
     """
-    for source, origin in ((config.init, None), (config.text_init, "bert")):
+    for source, origin, part in (
+        (config.init, None, model),
+        (config.text_init, "bert", model),
+        (config.video_init, None, getattr(model, "video_encoder", model)),
+    ):
         if source is None:
             continue
         checkpoint = read_checkpoint(weights_of(source))
-        fresh = absent_parts(model, checkpoint, origin=origin)
+        fresh = absent_parts(part, checkpoint, origin=origin)
         if recognise(checkpoint, origin).architecture == architecture_of(model):
             fresh += task.fresh
-        report = load_released(model, checkpoint, origin=origin, fresh=fresh)
+        report = load_released(part, checkpoint, origin=origin, fresh=fresh, position_resize=config.position_resize)
         for verb, names in (("loaded", report.loaded), ("left fresh", report.fresh), ("ignored", report.ignored)):
             logger.info("init from %s: %d tensors %s%s", checkpoint.name, len(names), verb, _parts(names))
         for change in report.resized:
-            logger.info("init from %s: cut %s", checkpoint.name, change)
+            logger.info("init from %s: %s", checkpoint.name, change)
 
 
 def _parts(names: Sequence[str]) -> str:

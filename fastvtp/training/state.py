@@ -27,11 +27,12 @@ from fastvtp.checkpoints.native import (
     read_weights,
     write_model_folder,
 )
+from fastvtp.data.prism_tokenization import SENTENCEPIECE_NAMES
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.models.registry import architecture_of
 
 CONFIG_NAME, STATE_NAME, TOKENIZER_NAME = "train_config.json", "training_state.pt", "tokenizer.json"
-_TOKENIZER_FILES = (TOKENIZER_NAME, "vocab.txt")
+_TOKENIZER_FILES = (TOKENIZER_NAME, "vocab.txt", *SENTENCEPIECE_NAMES)
 
 
 @dataclass

@@ -197,7 +197,7 @@ def test_vit_fills_the_video_encoder(target, naming):
             origin = inner.replace("temporal_attn", "attn").replace("temporal_norm", "norm1")
             assert torch.equal(tensor, state[origin]), name
     assert "video_encoder.time_positions" in report.fresh
-    assert len([name for name in report.ignored if not name.endswith("k_bias")]) == (3 if naming is native else 5)
+    assert len([name for name in report.ignored if not name.endswith("k_bias")]) == 3
 
 
 def test_vit_is_no_start_of_other_models():

@@ -6,19 +6,28 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
+TOLERANCE = 1e-5
+
 
 @dataclass(frozen=True)
 class Row:
-    """One expected array. error: relative, or None where nothing was compared; note: why not."""
+    """One expected array. error: relative, or None where nothing was compared; note: why not, or how. limit: the
+    largest error of its kind of array, where the run does not set one for all."""
 
     name: str
     shape: tuple[int, ...]
     error: float | None
     note: str = ""
     excused: bool = False
+    limit: float = TOLERANCE
 
-    def ok(self, tolerance: float) -> bool:
-        return self.excused if self.error is None else self.error <= tolerance  # a NaN is not
+    def ok(self, tolerance: float | None) -> bool:
+        """tolerance: of the run; None: the array's own."""
+        return self.excused if self.error is None else self.error <= self.allowed(tolerance)  # a NaN is not
+
+    def allowed(self, tolerance: float | None) -> float:
+        """The largest error that passes."""
+        return self.limit if tolerance is None else tolerance
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -47,7 +56,7 @@ def compare(
     return rows
 
 
-def table(rows: list[Row], tolerance: float) -> str:
+def table(rows: list[Row], tolerance: float | None) -> str:
     """The rows as text, one line each, and a last line with the verdict."""
     width, shape_width = (max(map(len, column), default=0) for column in _columns(rows))
     lines = [f"{'array':{width}}  {'shape':{shape_width}}  error    ok"]
@@ -57,10 +66,14 @@ def table(rows: list[Row], tolerance: float) -> str:
         lines.append(f"{name:{width}}  {shape:{shape_width}}  {error}  {verdict:3}  {row.note}".rstrip())
     compared = [row for row in rows if row.error is not None]
     failed = [row.name for row in rows if not row.ok(tolerance)]
-    worst = max(compared, key=lambda row: (row.error != row.error, row.error), default=None)
+    worst = max(
+        compared, key=lambda row: (row.error != row.error, (row.error or 0) / row.allowed(tolerance)), default=None
+    )
+    allowed = sorted({row.allowed(tolerance) for row in compared}) or [TOLERANCE]
+    limits = f"tolerance {allowed[0]:g}" + (f" to {allowed[-1]:g}, by kind" if len(allowed) > 1 else "")
     largest = f", largest error {worst.error:.1e} ({worst.name})" if worst else ""
     verdict = f"failed: {', '.join(failed)}" if failed else "all within tolerance"
-    lines.append(f"{len(compared)} of {len(rows)} arrays compared, tolerance {tolerance:g}{largest}; {verdict}")
+    lines.append(f"{len(compared)} of {len(rows)} arrays compared, {limits}{largest}; {verdict}")
     return "\n".join(lines)
 
 

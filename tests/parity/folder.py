@@ -65,6 +65,18 @@ class ParityFolder:
 
 def read_folder(path: Path) -> ParityFolder:
     """Read a folder; raises UserError with one line where a needed file is absent or unreadable."""
+    config = read_config(path)
+    outputs = read_arrays(path / "outputs.safetensors")
+    for direction, metrics in config.get("retrieval_metrics", {}).items():
+        for name, value in metrics.items():
+            outputs[f"retrieval_metrics.{direction}.{name}"] = torch.tensor(value, dtype=torch.float64)
+    weights, inputs = read_arrays(path / "state_dict.safetensors"), read_arrays(path / "inputs.safetensors")
+    extra = next((path / name for name in _FINE_TUNED if (path / name).is_file()), None)
+    return ParityFolder(path, config, weights, inputs, outputs, None if extra is None else read_arrays(extra))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a folder; raises UserError with one line where it is absent or malformed."""
     config_path = path / "config.json"
     if not config_path.is_file():
         raise UserError(f"{path} is no folder of parity arrays: it has no config.json")
@@ -74,16 +86,11 @@ def read_folder(path: Path) -> ParityFolder:
         raise UserError(f"{config_path} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{config_path} holds a {type(config).__name__}, expected an object")
-    outputs = _read_arrays(path / "outputs.safetensors")
-    for direction, metrics in config.get("retrieval_metrics", {}).items():
-        for name, value in metrics.items():
-            outputs[f"retrieval_metrics.{direction}.{name}"] = torch.tensor(value, dtype=torch.float64)
-    weights, inputs = _read_arrays(path / "state_dict.safetensors"), _read_arrays(path / "inputs.safetensors")
-    extra = next((path / name for name in _FINE_TUNED if (path / name).is_file()), None)
-    return ParityFolder(path, config, weights, inputs, outputs, None if extra is None else _read_arrays(extra))
+    return config
 
 
-def _read_arrays(path: Path) -> dict[str, Tensor]:
+def read_arrays(path: Path) -> dict[str, Tensor]:
+    """The arrays of a file; raises UserError with one line where it is absent or unreadable."""
     if not path.is_file():
         raise UserError(f"{path.parent} has no {path.name}")
     try:

@@ -148,11 +148,6 @@ def test_not_a_parity_folder(tmp_path, capsys):
         assert message in the_line(capsys)
 
 
-def test_a_system_to_come(capsys, tmp_path):
-    assert main(["videoprism", str(tmp_path)]) == 2
-    assert the_line(capsys) == "videoprism: not there yet\n"
-
-
 @pytest.mark.parametrize("name", ["ret_vneg_idx", "ret_tneg_idx", "itm_labels", "mpm_ignore_mask"])
 def test_other_integers_are_named(name, change, capsys):
     def edit(outputs: dict[str, Any]) -> dict[str, Any]:
