@@ -138,6 +138,18 @@ def load_questions(path: str | os.PathLike[str]) -> QuestionSet:
     return QuestionSet(records, answers, kinds, options)
 
 
+def lists_questions(path: str | os.PathLike[str]) -> bool:
+    """Whether the first line of a `.jsonl` list has the field "question"; False for what is no such file.
+
+    Raises UserError where that line is not a JSON object.
+    """
+    path = Path(path)
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    _, fields = next(read_lines(path), ("", {}))
+    return "question" in fields
+
+
 def load_classes(
     path: str | os.PathLike[str],
     class_names: Sequence[str] | None = None,

@@ -35,7 +35,7 @@ class EntityExample:
 
 
 def predict_entities(
-    model: Alpro, batch: VideoTextBatch, entities: Sequence[str], *, seed: int, top: int = 5
+    model: Alpro, batch: VideoTextBatch, entities: Sequence[str], *, seed: int, top: int = 4
 ) -> list[EntityExample]:
     """Crop every clip of `batch` as in training and ask model and prompter for the `top` likeliest of `entities`.
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -137,6 +137,18 @@ def evaluate_open_ended(
         means = average_over_views(
             loader, questions.records, logits, description="question answering", progress=progress
         )
+    return report_open_ended(means, questions, vocabulary, training=training, predictions=predictions)
+
+
+def report_open_ended(
+    means: Mapping[int, Tensor],
+    questions: QuestionSet,
+    vocabulary: AnswerVocabulary,
+    *,
+    training: QuestionSet | None = None,
+    predictions: Path | None = None,
+) -> OpenEndedReport:
+    """The report of scores [answers] by place in `questions`; arguments and errors as `evaluate_open_ended`."""
     usual = vocabulary.answers[0]
     usual_of_kind = {} if training is None else _most_frequent_by_kind(training)
     answered, unknown, majority = [], 0, []
@@ -196,6 +208,13 @@ def evaluate_multiple_choice(
 
     with inference(model):
         means = average_over_views(loader, questions.records, scores, description="multiple choice", progress=progress)
+    return report_choices(means, questions, predictions=predictions)
+
+
+def report_choices(
+    means: Mapping[int, Tensor], questions: QuestionSet, *, predictions: Path | None = None
+) -> MultipleChoiceReport:
+    """The report of scores [options] by place in `questions`; arguments and errors as `evaluate_multiple_choice`."""
     answered = []
     for index, row in means.items():
         options = questions.options[index]

@@ -1,0 +1,117 @@
+"""Training of a small head on what a frozen model gives."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from tqdm import tqdm
+
+from fastvtp.errors import UserError
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """How a head is trained; the defaults are VideoGLUE's but for the length, which there is 50 to 150 epochs, and the
+    batch, which there is of 256 clips."""
+
+    steps: int = 1000
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    """Peak; from there half a cosine down to 0."""
+    warmup_steps: int = 50
+    weight_decay: float = 1e-5
+    """Not of vectors: biases and LayerNorms."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    label_smoothing: float = 0.1
+    precision: str = "float32"
+    """"float32" or "bfloat16" (autocast)."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be finite and not negative, got {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas must be in [0, 1), got {self.betas}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise UserError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+
+
+def head_config(config_class: type[Config], **values: Any) -> Config:
+    """`config_class(**values)`, whose settings are the user's. Raises UserError for one that it does not take."""
+    try:
+        return config_class(**values)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def fit(
+    head: nn.Module,
+    batches: Iterable[Any],
+    loss_of: Callable[[Any], Tensor],
+    settings: FitSettings,
+    *,
+    device: torch.device | str,
+    progress: bool = True,
+    description: str = "probe",
+) -> float:
+    """Train the parameters of `head` on `settings.steps` batches; it is in evaluation mode afterwards.
+
+    loss_of: the loss [] of a batch, with its graph. Returns the mean loss of the last tenth of the steps.
+
+    Raises FloatingPointError for a loss that is not finite, and UserError where there are fewer batches.
+    """
+    head.train()
+    optimizer, schedule = _optimizer(head, settings)
+    losses: list[Tensor] = []
+    with tqdm(total=settings.steps, desc=description, unit="step", disable=not progress) as bar:
+        for batch in batches:
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                loss = loss_of(batch)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+            losses.append(loss.detach())
+            bar.update()
+            if len(losses) % 50 == 0:
+                bar.set_postfix_str(f"loss {_finite(losses[-50:], len(losses)):.3f}", refresh=False)
+            if len(losses) == settings.steps:
+                break
+    if len(losses) < settings.steps:
+        raise UserError(f"{description}: expected {settings.steps} batches, got {len(losses)}")
+    head.eval()
+    return _finite(losses[-max(settings.steps // 10, 1) :], settings.steps)
+
+
+def _optimizer(head: nn.Module, settings: FitSettings) -> tuple[torch.optim.AdamW, Any]:
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+    warmup = min(settings.warmup_steps, settings.steps - 1)
+    cosine = CosineAnnealingLR(optimizer, T_max=settings.steps - warmup)
+    if not warmup:
+        return optimizer, cosine
+    rising = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+    return optimizer, SequentialLR(optimizer, [rising, cosine], milestones=[warmup])
+
+
+def _finite(losses: list[Tensor], step: int) -> float:
+    mean = torch.stack(losses).mean().item()
+    if not math.isfinite(mean):
+        raise FloatingPointError(f"the loss is {mean} at step {step}: lower learning_rate, or look for a NaN")
+    return mean

@@ -1,0 +1,198 @@
+"""Zero-shot classification by prompts, and zero-shot multiple choice, of models with a clip and a text embedding.
+
+Shape legend: B = clips, C = classes, E = templates, D = width of the embeddings, M = texts.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from fastvtp.data.labels import ClassificationSet, QuestionSet
+from fastvtp.errors import UserError
+from fastvtp.evaluation.classification import ClassificationReport, evaluate_classification
+from fastvtp.evaluation.inference import Module, inference
+from fastvtp.evaluation.question_answering import MultipleChoiceReport, report_choices
+from fastvtp.evaluation.views import average_over_views
+
+_TEXTS_AT_ONCE = 256
+
+# CLIP's for Kinetics (arXiv:2103.00020, data/prompts.md of its repository), four subjects in seven forms, spelled as
+# there; "video" alone is the prompt of VideoPrism's demo.
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "video": ("a video of {}.",),
+    "kinetics": tuple(
+        f"a {subject} of {form}{{}}."
+        for subject in ("photo", "video", "example", "demonstration")
+        for form in ("", *(f"a person {verb}" for verb in
+                     ("", "using ", "doing ", "during ", "performing ", "practicing ")))
+    ),
+}  # fmt: skip
+
+
+class VideoTextModel(Module, Protocol):
+    """What zero-shot scores ask of a model, as `VideoTextPrism`, `DualEncoder` and `SimVTP` are. Results: [B, D]
+    of unit length."""
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        """uint8 [B, T, H, W, C]."""
+        ...
+
+    def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """int64 [N], int32 [B+1], the longest text."""
+        ...
+
+
+class TextReader(Protocol):
+    """What turns texts into ids, as `CaptionTokenizer` does."""
+
+    def encode_packed(self, captions: Sequence[str], max_length: int) -> Any: ...
+
+
+def read_templates(source: str) -> tuple[str, ...]:
+    """Templates by a name in `TEMPLATES`, or from a file with one a line. Raises UserError for one without a {}."""
+    if source in TEMPLATES:
+        return TEMPLATES[source]
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(f"templates {source!r} are neither a file nor one of {', '.join(TEMPLATES)}")
+    templates = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    check_templates(templates, str(path))
+    return templates
+
+
+def check_templates(templates: Sequence[str], source: str = "templates") -> None:
+    """Raises UserError where there are none, or one does not say once where the class goes."""
+    if not templates:
+        raise UserError(f"{source}: no template")
+    if wrong := [template for template in templates if template.count("{}") != 1]:
+        raise UserError(f"{source}: expected {{}} once for the class, got {wrong[0]!r}")
+
+
+def encode_texts(
+    model: VideoTextModel,
+    tokenizer: TextReader,
+    texts: Sequence[str],
+    *,
+    max_length: int,
+    device: torch.device | str,
+) -> Tensor:
+    """Embeddings of texts, float32 [M, D] of unit length."""
+    rows = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        packed = tokenizer.encode_packed(texts[start : start + _TEXTS_AT_ONCE], max_length)
+        offsets = torch.tensor([0, *packed.lengths]).cumsum(0).int()
+        ids = torch.as_tensor(packed.input_ids)
+        rows.append(model.encode_text(ids.to(device), offsets.to(device), max(packed.lengths)).float())
+    return torch.cat(rows)
+
+
+def class_embeddings(
+    model: VideoTextModel,
+    tokenizer: TextReader,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    *,
+    max_length: int,
+    device: torch.device | str,
+) -> Tensor:
+    """The mean embedding of each class's prompts, at unit length again (CLIP's ensemble): float32 [C, D]."""
+    check_templates(templates)
+    prompts = [template.replace("{}", name) for name in class_names for template in templates]
+    embeddings = encode_texts(model, tokenizer, prompts, max_length=max_length, device=device)
+    return normalize(embeddings.unflatten(0, (len(class_names), len(templates))).mean(1), dim=-1)
+
+
+class ZeroShotClassifier(nn.Module):
+    """Clips to logits: cosines with the classes over a temperature. The model's weights stay its own."""
+
+    classes: Tensor
+
+    def __init__(self, model: VideoTextModel, classes: Tensor, temperature: float):
+        super().__init__()
+        if not temperature > 0:
+            raise UserError(f"temperature must be positive, got {temperature}")
+        self._model, self.temperature = [model], temperature
+        self.register_buffer("classes", classes)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """uint8 [B, T, H, W, 3] -> [B, C]."""
+        clips = self._model[0].encode_video(video).float()
+        with torch.autocast(clips.device.type, enabled=False):
+            return clips @ self.classes.T / self.temperature
+
+
+def evaluate_zero_shot(
+    model: VideoTextModel,
+    loader: Iterable[Any],
+    classes: ClassificationSet,
+    tokenizer: TextReader,
+    *,
+    templates: Sequence[str],
+    max_length: int,
+    device: torch.device | str,
+    temperature: float = 0.01,
+    progress: bool = True,
+) -> ClassificationReport:
+    """Classify every clip of `loader`, an evaluation loader of `classes.records`, by the nearest class's prompts.
+
+    max_length: most tokens of a prompt. temperature: only matters for what is averaged over several views, which are
+    probabilities.
+
+    Raises UserError for templates without a place for the class, and for classes that are bare numbers.
+    """
+    if classes.unnamed:
+        raise UserError("classes are bare numbers, which say nothing in a prompt: give the file of their names")
+    with inference(model):
+        embeddings = class_embeddings(
+            model, tokenizer, classes.class_names, templates, max_length=max_length, device=device
+        )
+        classifier = ZeroShotClassifier(model, embeddings, temperature)
+        return evaluate_classification(classifier, loader, classes, device=device, progress=progress)
+
+
+def evaluate_zero_shot_choice(
+    model: VideoTextModel,
+    loader: Iterable[Any],
+    questions: QuestionSet,
+    tokenizer: TextReader,
+    *,
+    form: str = "{option}",
+    max_length: int,
+    device: torch.device | str,
+    progress: bool = True,
+    predictions: Path | None = None,
+) -> MultipleChoiceReport:
+    """Of each question's options choose the one that is nearest to the clip, in inference mode; cosines are averaged
+    over views.
+
+    form: the text of an option, with "{option}" and, if wanted, "{question}". The paper says of Charades-STA that a
+    clip chooses among its video's descriptions, "{option}"; for questions its form is not published.
+
+    Raises UserError for a form without "{option}", a question without options, and where no clip could be decoded.
+    """
+    if "{option}" not in form:
+        raise UserError(f"form must hold {{option}}, got {form!r}")
+
+    def cosines(batch: Any) -> list[Tensor]:
+        clips = model.encode_video(batch.video.to(device, non_blocking=True)).float().cpu()
+        indices = batch.sample_ids.tolist()
+        texts = [text for index in indices for text in _option_texts(questions, index, form)]
+        options = encode_texts(model, tokenizer, texts, max_length=max_length, device=device).cpu()
+        parts = options.split([len(questions.options[index]) for index in indices])
+        return [part @ clip for part, clip in zip(parts, clips, strict=True)]
+
+    with inference(model):
+        means = average_over_views(loader, questions.records, cosines, description="multiple choice", progress=progress)
+    return report_choices(means, questions, predictions=predictions)
+
+
+def _option_texts(questions: QuestionSet, index: int, form: str) -> list[str]:
+    record = questions.records[index]
+    if not questions.options[index]:
+        raise UserError(f"question {record.captions[0]!r} of {record.video} has no options to choose from")
+    asked = form.replace("{question}", record.captions[0])
+    return [asked.replace("{option}", option) for option in questions.options[index]]

@@ -1,0 +1,208 @@
+"""The commands on frozen models, from the command line to files."""
+
+import json
+
+import pytest
+import torch
+
+from fastvtp.checkpoints.native import write_model_folder
+from fastvtp.evaluation.feature_sets import FeatureSet
+from fastvtp.models.registry import architecture_of
+from tests.evaluation.frozen_clips import write_classes, write_rows
+from tests.models.towers import make_tower_model
+from tests.test_cli import run
+
+TRAIN = ("steps=40", "batch_size=6", "learning_rate=3e-3", "warmup_steps=5", "num_heads=2", "head_dim=8", "dropout=0.1")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model and clips of three colours."""
+    root = tmp_path_factory.mktemp("frozen")
+    model = make_tower_model("videomae")
+    write_model_folder(root / "model", model, architecture_of(model))
+    write_classes(root / "train", per_class=3)
+    write_classes(root / "test", per_class=2, names=("red", "blue"))
+    return root
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, place):
+    """Runs `fastvtp ARGUMENTS` where the model and the clips are; returns what it printed."""
+    monkeypatch.chdir(place)
+
+    def call(*arguments, fails=False):
+        workers = () if arguments[0] == "localize" else ("--num-workers", "0")
+        status, out, err = run(capsys, monkeypatch, *arguments, *workers, "--device", "cpu", "--quiet")
+        assert status == (2 if fails else 0), err
+        assert not fails or err.count("\n") == 1
+        return err if fails else out
+
+    return call
+
+
+@pytest.fixture
+def features(command, place):
+    if not (place / "f_train").exists():
+        for name in ("train", "test"):
+            command("extract", "model", name, "--output", f"f_{name}", "--layers", "0,1", "--views", "2x1")
+    return "f_train"
+
+
+def test_extract_says_what_it_wrote(command, place):
+    out = command("extract", "model", "test", "--output", "pooled", "--pool", "frames", "--layers", "0,1")
+    assert out.strip() == "4 clips of 1 x 3 x 2 x 32 are in pooled; 0 undecodable files"
+    again = command("extract", "model", "test", "--output", "pooled", "--pool", "frames", "--layers", "0,1")
+    assert again == out
+    assert "holds other features (layers [0, 1], expected [])" in command(
+        "extract", "model", "test", "--output", "pooled", "--pool", "frames", fails=True
+    )
+
+
+@pytest.mark.parametrize("kind", ["attentive", "mlap"])
+def test_probe_from_the_cache_and_classify(command, features, place, kind):
+    report = json.loads(command("probe", features, *TRAIN, "--kind", kind, "--test", "f_test", "--output", f"p_{kind}"))
+    assert report["classification"]["top"] == {"top1": 100}
+    assert (report["num_train"], report["num_test"]) == (9, 4)
+    assert report == json.loads((place / f"p_{kind}/report.json").read_text())
+    lines = [json.loads(line) for line in command("classify", "model", f"p_{kind}", "test", "--top", "1").splitlines()]
+    assert [(line["video"].split("/")[-2], *line["classes"]) for line in lines] == [
+        (name, name) for name in ("blue", "blue", "red", "red")
+    ]
+
+
+def test_probe_on_the_fly_with_adapters(command, place):
+    report = json.loads(command(
+        "probe", "model", *TRAIN, "flip=false", "--train", "train", "--test", "test", "--adapter-dim", "4", "--views",
+        "2x2", "--output", "p_fly",
+    ))  # fmt: skip
+    assert report["classification"]["top"] == {"top1": 100}
+    out = command("classify", "model", "p_fly", "test")
+    assert json.loads(out.splitlines()[0])["classes"]["blue"] > 0.4
+
+
+def test_several_classes_a_clip(command, features, place):
+    shown = {"blue": ["cold"], "green": ["cold", "leaf"], "red": []}
+    rows = [
+        {"video": f"train/{name}/{number}.mp4", "labels": labels}
+        for name, labels in shown.items()
+        for number in range(3)
+    ]
+    write_rows(place / "several.jsonl", *rows)
+    command("extract", "model", "several.jsonl", "--output", "f_several", "--layers", "0,1")
+    report = json.loads(command("probe", "f_several", *TRAIN, "steps=80", "--test", "f_several"))
+    assert report["multi_label"]["per_class"] == {"cold": 100, "leaf": 100}
+    assert report["multi_label"]["chance"] == pytest.approx(50)
+    assert "f_test: no class 'blue' among the 2 classes" in command(
+        "probe", "f_several", *TRAIN, "--test", "f_test", fails=True
+    )
+    rows = [{"video": "train/blue/0.mp4", "labels": ["blue", "red"]}]
+    write_rows(place / "mixed.jsonl", *rows)
+    command("extract", "model", "mixed.jsonl", "--output", "f_mixed", "--layers", "0,1")
+    assert "f_mixed: clips have several classes, those of training one class" in command(
+        "probe", features, *TRAIN, "--test", "f_mixed", fails=True
+    )
+
+
+def test_a_recipe_gives_what_no_setting_does(command, place):
+    short = ("steps=2", "batch_size=2", "warmup_steps=1")
+    command("probe", "model", *short, "--recipe", "ssv2", "--train", "train", "--test", "test", "--output", "p_recipe")
+    reading = json.loads((place / "p_recipe/probe.json").read_text())["protocol"]
+    assert (reading["sampling"], reading["views"]) == ("uniform", [1, 3])
+    command("probe", "model", *short, "--recipe", "charades", "--train", "train", "--output", "p_recipe")
+    reading = json.loads((place / "p_recipe/probe.json").read_text())["protocol"]
+    assert (reading["sampling"], reading["frame_stride"], reading["views"]) == ("strided", 1, [4, 3])
+
+
+def test_segments_by_the_command(command, place):
+    lines = [
+        {"video": f"{name}/{colour}/{number}.mp4", "duration": 8, "segments": [{"start": 0, "end": 8, "label": colour}]}
+        for name, colours, count in (("train", ("blue", "green", "red"), 3), ("test", ("red", "blue"), 2))
+        for colour in colours
+        for number in range(count)
+    ]
+    for name in ("train", "test"):
+        write_rows(place / f"{name}.jsonl", *(line for line in lines if line["video"].startswith(name)))
+        command("extract", "model", f"{name}.jsonl", "--output", f"s_{name}", "--pool", "frames")
+    settings = ("steps=80", "batch_size=6", "learning_rate=5e-3", "hidden=16", "warmup_steps=5")
+    report = json.loads(command(
+        "localize", "s_train", "train.jsonl", "s_test", "test.jsonl", *settings, "--output", "head"
+    ))  # fmt: skip
+    assert report["segments"]["by_threshold"]["0.50"] > 90
+    found = [json.loads(line) for line in (place / "head/detections.jsonl").read_text().splitlines()]
+    assert {row["labels"][0] for row in found} == {"red", "blue"}
+    assert json.loads((place / "head/head.json").read_text())["class_names"] == ["blue", "green", "red"]
+
+
+def test_boxes_by_the_command(command, place):
+    size, box = {"width": 64, "height": 48}, {"box": [8, 4, 56, 44]}
+    for name, colours in (("train", ("blue", "green", "red")), ("test", ("red", "blue"))):
+        rows = [
+            {**size, "video": f"{name}/{colour}/{number}.mp4", "boxes": [{**box, "labels": [colour]}]}
+            for colour in colours
+            for number in range(2)
+        ]
+        write_rows(place / f"{name}_boxes.jsonl", *rows)
+        command("extract", "model", f"{name}_boxes.jsonl", "--output", f"b_{name}")
+    report = json.loads(command(
+        "localize", "b_train", "train_boxes.jsonl", "b_test", "test_boxes.jsonl", *TRAIN, "steps=60"
+    ))  # fmt: skip
+    assert report["boxes"]["mean_average_precision"] == 100
+    assert report["boxes_outside"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("probe", "f_train", "stepz=3"), "no setting 'stepz'; did you mean 'steps'?"),
+        (("probe", "f_train", "steps=many"), "steps expects int, got 'many'"),
+        (("probe", "f_train", "--kind", "best"), "kind must be one of 'attentive', 'linear', 'mlap', got 'best'"),
+        (("probe", "f_train", "--adapter-dim", "4"), "f_train holds features: --train, --adapter-dim"),
+        (("probe", "f_train", "--recipe", "k40"), "no probe recipe 'k40'; did you mean 'k400'?"),
+        (("probe", "model"), "to read videos with a model, give --train"),
+        (("probe", "f_train", "--test", "pooled"), "pooled has grid [2, 1, 1], f_train [2, 4, 4]: extract both alike"),
+        (("extract", "model", "test", "--output", "x", "--layers", "mlap"), "expected fewer layers than the tower's 3"),
+        (("extract", "model", "test", "--output", "x", "--layers", "9"), "layers must ascend and be from 0 to 2"),
+        (("extract", "model", "test/red", "--output", "x", "--class-names", "n.txt"), "its videos come without labels"),
+        (("zeroshot", "model", "test"), "a VideoMAE has no embeddings of clips and texts to compare"),
+        (("zeroshot", "model", "test", "--templates", "x"), "templates 'x' are neither a file nor one of"),
+        (("classify", "model", "train", "test"), "train holds no probe: it has no probe.json"),
+        (("localize", "f_train", "absent.jsonl", "f_test", "absent.jsonl"), "absent.jsonl: no such file"),
+    ],
+)
+def test_user_errors_are_one_line(command, features, place, arguments, message):
+    if not (place / "pooled").exists():
+        command("extract", "model", "test", "--output", "pooled", "--pool", "frames", "--layers", "0,1")
+    assert message in command(*arguments, fails=True)
+
+
+def test_zero_shot_of_a_dual_encoder(command, place):
+    from fastvtp.data.tokenization import CaptionTokenizer
+    from fastvtp.models.dual_encoder import DualEncoderConfig
+    from fastvtp.models.registry import build_model
+
+    tokenizer = CaptionTokenizer.train(["a video of red green blue", "what colour is it ?"], 100)
+    torch.manual_seed(0)
+    model = build_model(DualEncoderConfig(
+        image_size=32, num_frames=4, tubelet=(2, 8, 8), width=32, depth=1, num_heads=2, max_text_length=16,
+        vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id,
+    ))  # fmt: skip
+    write_model_folder(place / "dual", model, "dual_encoder")
+    tokenizer.save(place / "dual" / "tokenizer.json")
+    report = json.loads(command("zeroshot", "dual", "train", "--templates", "kinetics", "--output", "z"))
+    assert report["classification"]["chance"] == pytest.approx(100 / 3)
+    assert report["num_test"] == 9
+    write_rows(place / "questions.jsonl", *(
+        {"video": f"train/{name}/0.mp4", "question": "what colour is it ?", "answer": name, "options": ["red", "blue"]}
+        for name in ("red", "blue")
+    ))  # fmt: skip
+    report = json.loads(
+        command("zeroshot", "dual", "questions.jsonl", "--form", "{question} {option}", "--output", "z")
+    )
+    assert report["multiple_choice"]["chance"] == 50
+    assert len((place / "z/predictions.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_cache_is_what_it_says(features, place):
+    made = FeatureSet(place / features)
+    assert (made.num_views, made.description["dtype"], made.description["layers"]) == (2, "float16", [0, 1])
