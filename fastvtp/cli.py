@@ -11,6 +11,8 @@ from fastvtp.errors import UserError
 
 try:
     import typer
+
+    from fastvtp import cli_captioning, cli_frozen
 except ImportError:
     sys.exit("fastvtp: the command needs its extras: pip install 'fastvtp[train,dali]'")
 
@@ -77,7 +79,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in outp
 def pretrain(
     recipe: Annotated[
         str,
-        typer.Argument(help="simvtp_{demo,tiny,...}, videomae_pretrain_..., alpro_{prompter,pretrain}..."),
+        typer.Argument(
+            help="simvtp_{demo,tiny,...}, videomae_pretrain_..., alpro_{prompter,pretrain}..., videoprism_stage{1,2}..."
+        ),
     ],
     overrides: Overrides = None,
     resume: Resume = False,
@@ -91,7 +95,7 @@ def pretrain(
 @app.command()
 def finetune(
     recipe: Annotated[
-        str, typer.Argument(help="{retrieval,qa,classification}_finetune..., alpro_msrvtt_retrieval, ...")
+        str, typer.Argument(help="{retrieval,qa,classification}_finetune..., videoprism_captioning, alpro_msvd_qa, ...")
     ],
     overrides: Overrides = None,
     resume: Resume = False,
@@ -160,25 +164,25 @@ def visualize(
 @app.command()
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="IN", help="Checkpoint: .pth, .safetensors, or a folder, also of a run.")
+        str, typer.Argument(metavar="IN", help="Checkpoint: .pth, .safetensors, .npz, or a folder, also of a run.")
     ],
     output: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write.")],
     overrides: Overrides = None,
     architecture: Annotated[
         str | None,
         typer.Option(
-            help="simvtp, videomae, video_classifier, dual_encoder, video_qa, alpro, alpro_prompter, alpro_retrieval "
-            "or alpro_qa; else the checkpoint's own."
+            help="simvtp, videomae, video_classifier, dual_encoder, video_qa, alpro, alpro_prompter, alpro_retrieval, "
+            "alpro_qa, videoprism, video_text_prism or prism_classifier; else the checkpoint's own."
         ),
     ] = None,
     origin: Annotated[
-        str | None, typer.Option(help="videomae, simvtp, alpro, hf_videomae or fastvtp; else told by the names in IN.")
+        str | None, typer.Option(help="videomae, simvtp, alpro, videoprism, fastvtp, hf_videomae...; else told.")
     ] = None,
     position_resize: Annotated[
         str, typer.Option(help="ALPRO's patch positions to another image_size: bicubic, or official (nearest in 1-D).")
     ] = "bicubic",
     tokenizer: Annotated[
-        Path | None, typer.Option(help="vocab.txt, tokenizer.json or a folder with either; else the one beside IN.")
+        Path | None, typer.Option(help="vocab.txt, tokenizer.json, .model or a folder with one; else that beside IN.")
     ] = None,
 ) -> None:
     """Write a released or a Hugging Face checkpoint as a fastvtp model folder."""
@@ -200,12 +204,10 @@ def convert(
 
 @app.command()
 def ablate(
-    system: Annotated[str, typer.Argument(help="simvtp.")],
+    system: Annotated[str, typer.Argument(help="simvtp, alpro or videoprism.")],
     overrides: Overrides = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Default runs/ablation, with --quick runs/ablation_quick.")
-    ] = None,
-    study: Annotated[str, typer.Option(help="masks, objectives, modalities, data, or all.")] = "all",
+    output: Annotated[Path | None, typer.Option(help="Default runs/ablation_SYSTEM.")] = None,
+    study: Annotated[str, typer.Option(help="objectives; simvtp also: masks, modalities, data; or all.")] = "all",
     quick: Annotated[bool, typer.Option("--quick", help="A minute's smoke: its figures mean nothing.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the weights of all runs.")] = False,
     preset: Preset = "fastvtp",
@@ -214,17 +216,13 @@ def ablate(
     """Which settings matter, on synthetic clips: tables, a plot, the paper's claims. Continues what is begun."""
     from fastvtp.ablation.report import summary
     from fastvtp.ablation.runner import ablate as run_ablation
-    from fastvtp.ablation.studies import QUICK, Scale, base_config
-    from fastvtp.errors import unknown_name
+    from fastvtp.ablation.systems import find_system
 
-    if system != "simvtp":
-        raise unknown_name("ablation of", system, ["simvtp"])
-    if taken := [text for text in overrides or [] if text.startswith(("data.t", "output_dir=", "init=", "text_init="))]:
-        raise UserError(f"{taken[0]}: the ablation makes its own videos and tokenizer; choose its folder by --output")
-    folder = output or Path("runs/ablation_quick" if quick else "runs/ablation")
-    config = base_config(preset, [*(overrides or []), f"output_dir={folder}"], quick=quick)
+    known = find_system(system, overrides or [])
+    folder = output or Path(f"runs/ablation_{system}" + "_quick" * quick)
+    config = known.base_config(preset, [*(overrides or []), f"output_dir={folder}"], quick=quick)
     report = run_ablation(
-        config, QUICK if quick else Scale(), study=study, keep=keep, progress_bar=not quiet,
+        known, config, known.quick if quick else known.scale, study=study, keep=keep, progress_bar=not quiet,
         command=shlex.join(["fastvtp", *sys.argv[1:]]),
     )  # fmt: skip
     for line in summary(report.claims()):
@@ -271,6 +269,10 @@ def doctor() -> None:
         for row in rows:
             table.add_row(row.subject, row.value, escape(row.reason))
         console.print(table)
+
+
+cli_captioning.register(app)
+cli_frozen.register(app)
 
 
 def _stop(message: object, status: int) -> NoReturn:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvtp.data.annotations import load_annotations
-from fastvtp.data.labels import load_classes, load_questions
+from fastvtp.data.labels import lists_questions, load_classes, load_questions
 from fastvtp.data.synthetic import SyntheticConfig, generate_dataset
 from fastvtp.errors import UserError
 from fastvtp.evaluation.entities import predict_entities
@@ -83,12 +83,16 @@ def _check_test_data(config: TrainConfig) -> None:
     data = config.data
     if data.test is None:
         return
-    if config.task == "pretrain_videomae":
-        raise ConfigError(f"data.test={data.test}: pretrain_videomae has no scores; leave it out")
+    if config.task in ("pretrain_videomae", "pretrain_videoprism_distillation"):
+        raise ConfigError(f"data.test={data.test}: {config.task} has no scores; leave it out")
     if config.task in ("finetune_qa", "finetune_alpro_qa"):
         choices = [has_options(load_questions(path), path) for path in (data.train, data.test)]
         if choices == [True, False]:
             raise ConfigError(f"data.test={data.test}: its questions have no options, those of data.train do")
+    elif config.task == "finetune_captioning":
+        if config.model.backbone is None:
+            raise ConfigError(f"data.test={data.test}: clips need model.backbone; leave it out where there is none")
+        (load_questions if lists_questions(data.test) else load_annotations)(data.test)
     elif config.task == "finetune_classification":
         load_classes(data.test, class_names=load_classes(data.train, names_file=data.class_names).class_names)
     else:
@@ -139,9 +143,12 @@ def score_lines(report: dict[str, Any]) -> list[str]:
     lines = []
     for way, scores in report.get("retrieval", {}).items():
         lines.append(f"{way}: " + "  ".join(f"{name} {value:.1f}" for name, value in scores.items()))
+    for name, scores in report.get("captioning", {}).items():
+        if isinstance(scores, dict):
+            lines.append(f"{name}: " + "  ".join(f"{measure} {value:.1f}" for measure, value in scores.items()))
     for section in ("question_answering", "classification"):
         scores = {**report.get(section, {}), **report.get(section, {}).get("top", {})}
-        names = ("accuracy", "top1", "top5", "majority", "majority_by_kind", "chance")
+        names = ("accuracy", "top1", "top5", "majority", "majority_by_kind", "chance", "text_only")
         if shown := [f"{name} {scores[name]:.1f}" for name in names if scores.get(name) is not None]:
             lines.append("  ".join(shown))
     return lines
@@ -164,7 +171,7 @@ def recipe_config(
         raise ConfigError(f"data.train={config.data.train} does not exist; give data.train=FILE.jsonl or a folder")
     if resume and list_checkpoints(Path(config.output_dir)):
         return config
-    for setting in ("init", "text_init"):
+    for setting in ("init", "text_init", "video_init", "teacher"):
         source = getattr(config, setting)
         if source is not None and not Path(source).exists():
             raise ConfigError(f"{setting}={source} does not exist; give a checkpoint file or folder, or {setting}=none")

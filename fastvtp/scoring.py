@@ -18,7 +18,7 @@ from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.errors import UserError
 from fastvtp.evaluation.captions import all_captions
 from fastvtp.evaluation.classification import evaluate_classification
-from fastvtp.evaluation.matching import EncodedSet, encode_set, match_scores
+from fastvtp.evaluation.matching import EncodedSet, encode_set, match_scores, matching_metrics
 from fastvtp.evaluation.question_answering import evaluate_multiple_choice, evaluate_open_ended
 from fastvtp.evaluation.retrieval import (
     RetrievalEmbeddings,
@@ -30,7 +30,7 @@ from fastvtp.evaluation.retrieval import (
 from fastvtp.models.registry import architecture_of, load_pretrained
 from fastvtp.training.alpro_tasks import ENTITIES_NAME
 from fastvtp.training.finetuning_tasks import ANSWERS_NAME, CLASSES_NAME, has_options
-from fastvtp.training.state import TOKENIZER_NAME, model_folder
+from fastvtp.training.state import TOKENIZER_NAME, model_folder, tokenizer_beside
 from fastvtp.training.task import MIN_TEXT_LENGTH, no_text
 from fastvtp.visualization.gallery import animated_thumbnail, save_retrieval_gallery
 
@@ -89,13 +89,9 @@ def open_model(source: str | Path, device: torch.device) -> OpenedModel:
 
 def with_companions(model: Any, folder: Path) -> OpenedModel:
     """`model` with tokenizer and labels from its folder."""
-    tokenizer = no_text()
-    if hasattr(model.config, "vocab_size"):
-        if not (folder / TOKENIZER_NAME).is_file():
-            raise CheckpointError(
-                f"{folder} has no {TOKENIZER_NAME}: texts cannot be read the way the model learned them"
-            )
-        tokenizer = CaptionTokenizer.load(folder / TOKENIZER_NAME)
+    tokenizer = tokenizer_beside(folder) if hasattr(model.config, "vocab_size") else no_text()
+    if tokenizer is None:
+        raise CheckpointError(f"{folder} has no {TOKENIZER_NAME}: texts cannot be read the way the model learned them")
     answers, names = None, ()
     if getattr(model.config, "num_answers", 1) > 1 or (folder / ANSWERS_NAME).is_file():
         if not (folder / ANSWERS_NAME).is_file():
@@ -175,7 +171,7 @@ class _Thumbnails:
             yield batch
 
     def save_gallery(self, folder: Path, found: RetrievalEmbeddings | EncodedSet, data: str, **shown: Any) -> None:
-        """shown: similarity and metrics of `save_retrieval_gallery`."""
+        """shown: scores and metrics of `save_retrieval_gallery`."""
         save_retrieval_gallery(
             folder / GALLERY_NAME, captions=found.captions, thumbnails=[self.images[index] for index in found.ids],
             ids=found.ids, title=f"Retrieval on {data}", video_of_text=found.video_of_text, **shown,
@@ -229,8 +225,7 @@ def _score_matching(
     encoded, thumbnails, numbers = _encode_clips(encode_set, opened, data, protocol, output, progress_bar)
     text_to_video, video_to_text = match_scores(opened.model, encoded, top_k=protocol.top_k, progress=progress_bar)
     video_of_text = encoded.video_of_text
-    ways = [retrieval_metrics(scores, video_of_text=video_of_text) for scores in (text_to_video, video_to_text)]
-    metrics = {"t2v": ways[0]["t2v"], "v2t": ways[1]["v2t"]}
+    metrics = matching_metrics(text_to_video, video_to_text, video_of_text=video_of_text)
     report = {
         "retrieval": metrics,
         "retrieval_contrast": retrieval_metrics(encoded.similarity, video_of_text=video_of_text),
@@ -239,7 +234,8 @@ def _score_matching(
         **numbers,
     }
     if output is not None:
-        thumbnails.save_gallery(output, encoded, data, similarity=text_to_video, metrics=metrics)
+        shown = {"similarity": text_to_video, "video_to_text": video_to_text, "metrics": metrics}
+        thumbnails.save_gallery(output, encoded, data, **shown)
     return report
 
 
@@ -281,15 +277,23 @@ def _score_classes(
         return _with_bad_files("classification", scores, loader)
 
 
+def _score_captioner(*given: Any) -> dict[str, Any]:
+    from fastvtp.captioning import score_captioner  # here: it opens models and reads clips as this file does
+
+    return score_captioner(*given)
+
+
 _SCORERS: dict[str, Callable[..., dict[str, Any]]] = {
     "simvtp": _score_retrieval,
     "dual_encoder": _score_retrieval,
     "video_qa": _score_questions,
+    "video_captioner": _score_captioner,
     "video_classifier": _score_classes,
     "alpro": _score_matching,
     "alpro_retrieval": _score_matching,
     "alpro_prompter": _score_retrieval,
     "alpro_qa": _score_questions,
+    "video_text_prism": _score_retrieval,
 }
 
 

@@ -81,6 +81,27 @@ def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
     return records
 
 
+def load_videos(path: str) -> list[VideoRecord]:
+    """Videos without captions: a .jsonl of {"video": path}, or a folder, with such a list or of videos. Each once.
+
+    Raises FileNotFoundError, or UserError with one line for a malformed list and where there are no videos.
+    """
+    place = Path(path).absolute()
+    if place.is_dir():
+        listed = [place / name for name in FOLDER_LISTS if (place / name).is_file()]
+        place = listed[0] if listed else place
+    if place.is_dir():
+        found = [(str(video), video.relative_to(place).with_suffix("").as_posix()) for video in videos_under(place)]
+    elif place.suffix != ".jsonl":
+        raise UserError(f"{path}: expected a .jsonl file or a folder of videos")
+    else:
+        found = [video_and_id(fields, place.parent, line) for line, fields in read_lines(place)]
+    records = {os.path.normpath(video): VideoRecord(name, video, ("",), mirrorable=True) for video, name in found}
+    if not records:
+        raise UserError(f"{path}: lists no videos")
+    return list(records.values())
+
+
 def annotations_digest(records: Sequence[VideoRecord]) -> str:
     """Fingerprint of the records in their order, 16 hexadecimal digits of SHA-256.
 

@@ -1,42 +1,53 @@
-"""Batches of videos and batches of pictures in one stream."""
+"""Batches of several data sets, of videos and of pictures, in one stream: each batch is of one set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import floor
 
 from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
 
-LoaderOf = Callable[[int, int], VideoTextLoader]
-"""(start_step, num_steps) -> the loader of one kind, counting its own batches."""
+
+@dataclass(frozen=True)
+class BatchSource:
+    """One data set of a stream.
+
+    loader: (start_step, num_steps) -> its loader, which counts its own batches. share: of the batches, relative to
+    those of the other sets. kind: "video" or "image", which its batches bear.
+    """
+
+    loader: Callable[[int, int], VideoTextLoader]
+    share: float
+    kind: str = "video"
 
 
 class MixedLoader:
-    """Yields batches of two loaders, each a fixed share of them, evenly spread; a context manager.
+    """Yields batches of several sources, each its share of them, evenly spread; a context manager.
 
-    Which kind step s is follows from s alone, and so does what it holds: a run resumes exactly at any step. Batches of
-    `images` have kind "image". `step` of a batch is that of the mixed stream.
+    Whose batch step s is follows from s alone, and so does what it holds: a run resumes exactly at any step. `step` of
+    a batch is that of the mixed stream.
 
     Args:
-        videos, images: make the loaders.
-        image_share: of the batches, in (0, 1).
+        sources: the data sets.
         start_step, num_steps: the steps to make.
     """
 
-    def __init__(self, videos: LoaderOf, images: LoaderOf, *, image_share: float, start_step: int, num_steps: int):
-        self._share, self._steps = image_share, range(start_step, start_step + num_steps)
-        first, last = (images_before(step, image_share) for step in (start_step, start_step + num_steps))
-        self._images = images(first, last - first)
-        self._videos = videos(start_step - first, num_steps - (last - first))
+    def __init__(self, sources: Sequence[BatchSource], *, start_step: int, num_steps: int):
+        self._sources, self._steps = sources, range(start_step, start_step + num_steps)
+        self._shares = [source.share for source in sources]
+        first, last = (batches_before(step, self._shares) for step in (start_step, start_step + num_steps))
+        self._loaders = [
+            source.loader(start, end - start) for source, start, end in zip(sources, first, last, strict=True)
+        ]
 
     @property
     def bad_files(self) -> dict[str, str]:
-        return dict(sorted((self._videos.bad_files | self._images.bad_files).items()))
+        return dict(sorted(item for loader in self._loaders for item in loader.bad_files.items()))
 
     @property
     def wait_seconds(self) -> float:
-        return self._videos.wait_seconds + self._images.wait_seconds
+        return sum(loader.wait_seconds for loader in self._loaders)
 
     def __enter__(self) -> MixedLoader:
         return self
@@ -45,19 +56,26 @@ class MixedLoader:
         self.close()
 
     def close(self) -> None:
-        """Stop the workers of both."""
-        self._videos.close()
-        self._images.close()
+        """Stop the workers of all sources."""
+        for loader in self._loaders:
+            loader.close()
 
     def __iter__(self) -> Iterator[VideoTextBatch]:
-        videos, images = iter(self._videos), iter(self._images)
+        streams = [iter(loader) for loader in self._loaders]
         for step in self._steps:
-            if images_before(step + 1, self._share) > images_before(step, self._share):
-                yield replace(next(images), step=step, kind="image")
-            else:
-                yield replace(next(videos), step=step)
+            before, after = (batches_before(s, self._shares) for s in (step, step + 1))
+            turn = next(place for place, count in enumerate(before) if after[place] > count)
+            yield replace(next(streams[turn]), step=step, kind=self._sources[turn].kind)
 
 
-def images_before(step: int, share: float) -> int:
-    """How many of the first `step` batches are of pictures."""
-    return floor(step * share)
+def batches_before(step: int, shares: Sequence[float]) -> list[int]:
+    """How many of the first `step` batches are of each source.
+
+    The last source takes its share of all steps, the one before it its share of what is left, and so on: each count
+    stays within len(shares) of its share of the steps.
+    """
+    counts, left = [], step
+    for place in range(len(shares) - 1, 0, -1):
+        counts.append(floor(left * (shares[place] / sum(shares[: place + 1]))))
+        left -= counts[-1]
+    return [left, *reversed(counts)]

@@ -11,8 +11,10 @@ from fastvtp.errors import unknown_name
 from fastvtp.models.alpro import Alpro
 from fastvtp.models.alpro_finetuning import AlproQA, AlproQAConfig, AlproRetrieval, AlproRetrievalConfig
 from fastvtp.models.alpro_towers import AlproConfig, AlproPrompterConfig, AlproTowers
+from fastvtp.models.captioning import VideoCaptioner, VideoCaptionerConfig
 from fastvtp.models.classification import VideoClassifier, VideoClassifierConfig
 from fastvtp.models.dual_encoder import DualEncoder, DualEncoderConfig
+from fastvtp.models.prism_distillation import PrismStudent, PrismStudentConfig, PrismTeacher, PrismTeacherConfig
 from fastvtp.models.simvtp import SimVTP
 from fastvtp.models.simvtp_config import SimVTPConfig
 from fastvtp.models.video_qa import VideoQA, VideoQAConfig
@@ -27,6 +29,7 @@ ARCHITECTURES: dict[str, tuple[type, type[nn.Module]]] = {
     "video_classifier": (VideoClassifierConfig, VideoClassifier),
     "dual_encoder": (DualEncoderConfig, DualEncoder),
     "video_qa": (VideoQAConfig, VideoQA),
+    "video_captioner": (VideoCaptionerConfig, VideoCaptioner),
     "alpro": (AlproConfig, Alpro),
     "alpro_prompter": (AlproPrompterConfig, AlproTowers),
     "alpro_retrieval": (AlproRetrievalConfig, AlproRetrieval),
@@ -34,6 +37,8 @@ ARCHITECTURES: dict[str, tuple[type, type[nn.Module]]] = {
     "videoprism": (VideoPrismConfig, VideoPrismEncoder),
     "video_text_prism": (VideoTextPrismConfig, VideoTextPrism),
     "prism_classifier": (PrismClassifierConfig, PrismClassifier),
+    "prism_teacher": (PrismTeacherConfig, PrismTeacher),
+    "prism_student": (PrismStudentConfig, PrismStudent),
 }
 
 _TINY = {
@@ -66,6 +71,11 @@ _PRISM_TEXT: dict[str, dict[str, Any]] = {
     "tiny": {"text_depth": 2, "auxiliary_depth": 0, "vocab_size": 30522},
     "giant": {"text_depth": 16, "text_norm": "primer_hybrid"},
 }
+_PRISM_STUDENT: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "mask_min_cells": 6, "decoder_width": 128, "decoder_depth": 2, "decoder_num_heads": 4, "decoder_hidden": 512,
+    },
+}  # fmt: skip
 
 # name -> (architecture, settings)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -80,6 +90,7 @@ MODELS |= {
 for _size, _values in _PRISM_SIZES.items():
     MODELS[f"videoprism_{_size}"] = ("videoprism", dict(_values))
     MODELS[f"videoprism_lvt_{_size}"] = ("video_text_prism", _values | _PRISM_TEXT.get(_size, {}))
+    MODELS[f"prism_student_{_size}"] = ("prism_student", _values | _PRISM_STUDENT.get(_size, {}))
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "official": {},

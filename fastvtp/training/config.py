@@ -6,14 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from fastvtp.checkpoints.positions import POSITION_RESIZES
 from fastvtp.errors import UserError, unknown_name
 from fastvtp.files import write_atomically
 from fastvtp.models.alpro_finetuning import AlproQAConfig, AlproRetrievalConfig
 from fastvtp.models.alpro_towers import AlproConfig, AlproPrompterConfig
+from fastvtp.models.captioning import VideoCaptionerConfig
 from fastvtp.models.classification import VideoClassifierConfig
 from fastvtp.models.dual_encoder import DualEncoderConfig
+from fastvtp.models.prism_distillation import PrismStudentConfig
 from fastvtp.models.simvtp_config import SimVTPConfig
 from fastvtp.models.video_qa import VideoQAConfig
+from fastvtp.models.video_text_prism import VideoTextPrismConfig
 from fastvtp.models.videomae import VideoMAEConfig
 from fastvtp.training.data_config import DataConfig
 
@@ -24,19 +28,30 @@ TASK_MODELS: dict[str, type] = {
     "finetune_retrieval": DualEncoderConfig,
     "finetune_qa": VideoQAConfig,
     "finetune_classification": VideoClassifierConfig,
+    "finetune_captioning": VideoCaptionerConfig,
     "pretrain_prompter": AlproPrompterConfig,
     "pretrain_alpro": AlproConfig,
     "finetune_alpro_retrieval": AlproRetrievalConfig,
     "finetune_alpro_qa": AlproQAConfig,
+    "pretrain_videoprism_contrastive": VideoTextPrismConfig,
+    "pretrain_videoprism_distillation": PrismStudentConfig,
 }
 # whose clips are each other's negatives
 _CONTRASTING = {
-    "pretrain_simvtp", "finetune_retrieval", "pretrain_prompter", "pretrain_alpro", "finetune_alpro_retrieval"
+    "pretrain_simvtp", "finetune_retrieval", "pretrain_prompter", "pretrain_alpro", "finetune_alpro_retrieval",
+    "pretrain_videoprism_contrastive",
 }  # fmt: skip
-_MIXING = {"pretrain_prompter", "pretrain_alpro"}
+_MIXING = {"pretrain_prompter", "pretrain_alpro", "pretrain_videoprism_contrastive"}
+_ALTERNATING = {"pretrain_videoprism_contrastive", "pretrain_videoprism_distillation"}
+# settings that are for one task alone
+_OF_ONE_TASK = {
+    "prompter": "pretrain_alpro", "entities": "pretrain_alpro", "video_init": "pretrain_videoprism_contrastive",
+    "teacher": "pretrain_videoprism_distillation",
+}  # fmt: skip
 
 _FROM_TOKENIZER = {"model.vocab_size", "model.pad_token_id", "model.mask_token_id", "model.special_token_ids"}
 _FROM_LABELS = {"model.num_answers", "model.num_classes"}
+_FROM_FROZEN = {"model.feature_width", "model.language_width"}
 _COUNTS = {2: "two", 3: "three"}
 
 
@@ -46,6 +61,9 @@ class ConfigError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
+    algorithm: str = "adamw"
+    """"adamw", or "adafactor" (arXiv:1804.04235, torch's): it keeps a row and a column of each matrix's second moment
+    and no first moment; its rate is relative to the root mean square of each tensor; `betas` and `eps` are not its."""
     learning_rate: float = 1.5e-4
     """Peak, for the batch size as it is (no hidden scaling)."""
     layer_decay: float = 1.0
@@ -71,6 +89,8 @@ class OptimizerConfig:
                 raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be in [0, 1), got {self.betas}")
+        if self.algorithm not in ("adamw", "adafactor"):
+            raise ValueError(f"algorithm must be 'adamw' or 'adafactor', got {self.algorithm!r}")
         if self.schedule not in ("cosine", "linear"):
             raise ValueError(f"schedule must be 'cosine' or 'linear', got {self.schedule!r}")
         if self.warmup_share is not None and not 0 <= self.warmup_share <= 1:
@@ -92,10 +112,18 @@ class TrainConfig:
     """Weights to start from: a released checkpoint, a Hugging Face folder, a model folder or a run; None: at random."""
     text_init: str | None = None
     """A BERT folder whose input embeddings replace those of `init`."""
+    video_init: str | None = None
+    """pretrain_videoprism_contrastive: weights whose video encoder replaces that of `init`, such as those of a second
+    stage, or an image tower for the blocks within frames."""
+    position_resize: str = "bicubic"
+    """How ALPRO's patch positions in `init` and `prompter` come to another image_size: "bicubic", or "official"
+    (nearest in the flattened index)."""
     prompter: str | None = None
     """pretrain_alpro: the run or checkpoint of the prompter that names what crops show."""
     entities: str | None = None
     """pretrain_alpro: a list of entities as `fastvtp entities` writes it; the first `model.num_entities` are taken."""
+    teacher: str | None = None
+    """pretrain_videoprism_distillation: the run or checkpoint of the first stage."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     output_dir: str = "runs/pretrain"
     steps: int = 1000
@@ -132,6 +160,8 @@ class TrainConfig:
             )
         if self.precision not in ("float32", "bfloat16"):
             raise ConfigError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        if self.position_resize not in POSITION_RESIZES:
+            raise ConfigError(f"position_resize must be 'bicubic' or 'official', got {self.position_resize!r}")
         for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -143,9 +173,13 @@ class TrainConfig:
             raise ConfigError(f"data.images is for {' and '.join(sorted(_MIXING))}, the task is {self.task}")
         if self.data.class_names is not None and self.task != "finetune_classification":
             raise ConfigError(f"data.class_names is for finetune_classification, the task is {self.task}")
-        for name in ("prompter", "entities"):
-            if getattr(self, name) is not None and self.task != "pretrain_alpro":
-                raise ConfigError(f"{name} is for pretrain_alpro, the task is {self.task}")
+        if self.data.features is not None and self.task != "finetune_captioning":
+            raise ConfigError(f"data.features is for finetune_captioning, the task is {self.task}")
+        if self.data.more and self.task not in _ALTERNATING:
+            raise ConfigError(f"data.more is for {' and '.join(sorted(_ALTERNATING))}, the task is {self.task}")
+        for name, task in _OF_ONE_TASK.items():
+            if getattr(self, name) is not None and self.task != task:
+                raise ConfigError(f"{name} is for {task}, the task is {self.task}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be in (0, 1), or none, got {self.ema_decay}")
         if not 0 <= self.label_smoothing < 1:
@@ -228,6 +262,8 @@ def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
             raise ConfigError(f"{name} follows from the tokenizer: set data.tokenizer or data.vocab_size")
         if name in _FROM_LABELS:
             raise ConfigError(f"{name} follows from the labels of data.train")
+        if name in _FROM_FROZEN:
+            raise ConfigError(f"{name} follows from model.backbone and model.language_model")
         if name not in known:
             raise unknown_name("setting", name, known)
         values[name] = parse_value(text, known[name], name)

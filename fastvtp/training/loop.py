@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.loader import VideoTextLoader
-from fastvtp.data.mixing import MixedLoader
+from fastvtp.data.mixing import BatchSource, MixedLoader
 from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.models.registry import build_model
@@ -43,7 +45,7 @@ logger = logging.getLogger(__name__)
 # what may differ when a run is resumed: nothing here changes a number that the run computes
 _FREE_ON_RESUME = {
     "output_dir", "data.num_workers", "checkpoint_every", "keep_checkpoints", "tensorboard", "log_every", "data.test",
-    "data.test_views", "data.test_sampling", "data.test_top_k", "prompter", "entities",
+    "data.test_views", "data.test_sampling", "data.test_top_k", "prompter", "entities", "teacher",
 }  # fmt: skip
 
 
@@ -85,6 +87,8 @@ def training_loader(
     """The loader of the batches still to be seen; a step takes `config.accumulate` of them."""
     data, augmented = config.data, config.data.augmentation != ClipAugmentation()
     start_step, num_steps = progress.step * config.accumulate, (config.steps - progress.step) * config.accumulate
+    if (ready := task.ready_loader(start_step=start_step, num_steps=num_steps)) is not None:
+        return ready
     common: dict[str, Any] = {
         "batch_size": config.batch_size, "image_size": config.model.image_size, "max_text_length": task.max_text_length,
         "crop_scale": data.crop_scale, "flip": data.flip, "augmentation": data.augmentation if augmented else None,
@@ -92,21 +96,26 @@ def training_loader(
         "device": device,
     }  # fmt: skip
 
-    def videos(start_step: int, num_steps: int) -> VideoTextLoader:
-        return VideoTextLoader(
-            task.records, tokenizer, num_frames=config.model.num_frames, sampling=data.sampling,
-            frame_stride=data.frame_stride, decoder=data.decoder, start_step=start_step, num_steps=num_steps, **common,
-        )  # fmt: skip
+    def source(records: Sequence[VideoRecord], share: float, kind: str = "video", **options: Any) -> BatchSource:
+        def loader(start_step: int, num_steps: int) -> VideoTextLoader:
+            return VideoTextLoader(records, tokenizer, start_step=start_step, num_steps=num_steps, **common, **options)
 
-    def images(start_step: int, num_steps: int) -> VideoTextLoader:
+        return BatchSource(loader, share, kind)
+
+    clips: dict[str, Any] = {
+        "num_frames": config.model.num_frames, "sampling": data.sampling, "frame_stride": data.frame_stride,
+        "decoder": data.decoder,
+    }  # fmt: skip
+    sets = (task.records, *task.more)
+    shares = data.shares or [len(records) for records in sets]
+    of_videos = (1 - data.image_share if task.images else 1) / sum(shares)
+    sources = [source(records, share * of_videos, **clips) for records, share in zip(sets, shares, strict=True)]
+    if task.images:
         # no video decoder of a GPU reads pictures
-        return VideoTextLoader(
-            task.images, tokenizer, num_frames=1, decoder="pyav", start_step=start_step, num_steps=num_steps, **common
-        )
-
-    if not task.images:
-        return videos(start_step, num_steps)
-    return MixedLoader(videos, images, image_share=data.image_share, start_step=start_step, num_steps=num_steps)
+        sources.append(source(task.images, data.image_share, "image", num_frames=1, decoder="pyav"))
+    if len(sources) == 1:
+        return sources[0].loader(start_step, num_steps)
+    return MixedLoader(sources, start_step=start_step, num_steps=num_steps)
 
 
 def find_checkpoint(config: TrainConfig, *, resume: bool) -> Path | None:

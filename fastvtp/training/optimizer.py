@@ -1,4 +1,4 @@
-"""AdamW with the usual parameter groups, rates that fall with depth, and the schedules."""
+"""AdamW or Adafactor with the usual parameter groups, rates that fall with depth, and the schedules."""
 
 import math
 import re
@@ -39,23 +39,24 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     return {name: decay ** (depth + 1 - layer(name)) for name in names}
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; vectors and scalars (biases, norms, mask token, temperature) are not decayed.
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The configured optimizer of what `model` trains; vectors and scalars (biases, norms, mask token, temperature) are
+    not decayed.
 
     A group's "scale" is its factor on the rate, see `layer_scales`.
     """
     scales = layer_scales(model, config.layer_decay)
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    parameters: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((parameter.ndim > 1, scales[name]), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": groups[key], "weight_decay": config.weight_decay if key[0] else 0.0, "scale": key[1]}
-            for key in sorted(groups, reverse=True)
-        ],
-        lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True,
-    )  # fmt: skip
+            parameters.setdefault((parameter.ndim > 1, scales[name]), []).append(parameter)
+    groups = [
+        {"params": parameters[key], "weight_decay": config.weight_decay if key[0] else 0.0, "scale": key[1]}
+        for key in sorted(parameters, reverse=True)
+    ]
+    if config.algorithm == "adafactor":
+        return torch.optim.Adafactor(groups, lr=config.learning_rate)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
 
 
 def learning_rate_at(step: int, total_steps: int, config: OptimizerConfig) -> float:

@@ -20,6 +20,7 @@ from fastvtp.training.alpro_recipes import (
     alpro_qa_tiny,
     alpro_retrieval_tiny,
 )
+from fastvtp.training.captioning_recipes import videoprism_captioning, videoprism_captioning_tiny
 from fastvtp.training.config import DataConfig, OptimizerConfig, TrainConfig
 from fastvtp.training.finetuning_recipes import (
     classification_finetune,
@@ -29,6 +30,12 @@ from fastvtp.training.finetuning_recipes import (
     qa_finetune_tiny,
     retrieval_finetune,
     retrieval_finetune_tiny,
+)
+from fastvtp.training.prism_recipes import (
+    videoprism_stage1,
+    videoprism_stage1_tiny,
+    videoprism_stage2,
+    videoprism_stage2_tiny,
 )
 
 
@@ -138,9 +145,11 @@ RECIPES: dict[str, Callable[[str], TrainConfig]] = {
         retrieval_finetune_tiny, retrieval_finetune,
         qa_finetune_tiny, qa_finetune,
         classification_finetune_tiny, classification_finetune, classification_finetune_ssv2,
+        videoprism_captioning_tiny, videoprism_captioning,
         alpro_prompter_tiny, alpro_prompter, alpro_pretrain_tiny, alpro_pretrain,
         alpro_retrieval_tiny, alpro_msrvtt_retrieval, alpro_didemo_retrieval,
         alpro_qa_tiny, alpro_msrvtt_qa, alpro_msvd_qa,
+        videoprism_stage1_tiny, videoprism_stage1, videoprism_stage2_tiny, videoprism_stage2,
     )
 }  # fmt: skip
 

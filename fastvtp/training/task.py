@@ -25,12 +25,13 @@ class Task(ABC):
 
     checkpoint: what a resumed run goes on from, or None.
 
-    records: what the loader shows; `sample_ids` of a batch are places in it. images: the same of pictures, which are
-    shown in batches of their own. reads_text: whether the model takes a tokenizer. fresh: parts of the model that start
-    at random even where `init` is of its own architecture.
+    records: what the loader shows; `sample_ids` of a batch are places in it. more, images: further data sets, and
+    pictures, each shown in batches of its own. reads_text: whether the model takes a tokenizer. fresh: parts of the
+    model that start at random even where `init` is of its own architecture.
     """
 
     records: Sequence[VideoRecord]
+    more: Sequence[Sequence[VideoRecord]] = ()
     images: Sequence[VideoRecord] = ()
     reads_text = True
     fresh: tuple[str, ...] = ()
@@ -41,7 +42,8 @@ class Task(ABC):
     @property
     def texts(self) -> list[str]:
         """What a tokenizer is trained on."""
-        return [caption for record in (*self.records, *self.images) for caption in record.captions]
+        sets = (self.records, *self.more, self.images)
+        return [caption for records in sets for record in records for caption in record.captions]
 
     @property
     def max_text_length(self) -> int:
@@ -59,8 +61,9 @@ class Task(ABC):
     def digest(self) -> str:
         """Fingerprint of all training data."""
         digest = annotations_digest(self.records)
-        if self.images:
-            digest += annotations_digest(self.images)
+        for records in (*self.more, self.images):
+            if records:
+                digest += annotations_digest(records)
         if self.labels:
             digest += hashlib.sha256(json.dumps(self.labels).encode()).hexdigest()[:16]
         return digest
@@ -82,6 +85,10 @@ class Task(ABC):
         """Fill what is no weight of `init` and yet no random start. A resumed run has it in its checkpoint."""
         return
 
+    def ready_loader(self, *, start_step: int, num_steps: int) -> Any:
+        """A loader of batches that need no decoding, in place of the usual one; None: clips are decoded."""
+        return None
+
     @abstractmethod
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
         """The loss of a batch and what else to log. compute: `model`, maybe compiled. Random choices follow from
@@ -93,11 +100,13 @@ class Task(ABC):
 
 
 class CaptionedTask(Task):
-    """Captioned videos, and pictures where `data.images` lists some, for a model that plans its steps."""
+    """Captioned videos of one or more data sets, and pictures where `data.images` lists some, for a model that plans
+    its steps."""
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)
         self.records = load_annotations(config.data.train)
+        self.more = tuple(load_annotations(path) for path in config.data.more)
         if config.data.images is not None:
             self.images = load_annotations(config.data.images)
 

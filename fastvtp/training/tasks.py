@@ -1,16 +1,16 @@
 """The tasks by name, and the pretraining of SimVTP and VideoMAE."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastvtp.data.annotations import FOLDER_LISTS, VideoRecord, read_lines, video_and_id, videos_under
+from fastvtp.data.annotations import load_videos
 from fastvtp.data.loader import VideoTextBatch
-from fastvtp.errors import UserError
 from fastvtp.training.alpro_tasks import FinetuneAlproQA, FinetuneAlproRetrieval, PretrainAlpro, PretrainPrompter
+from fastvtp.training.captioning_tasks import FinetuneCaptioning
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.finetuning_tasks import FinetuneClassification, FinetuneQA, FinetuneRetrieval
+from fastvtp.training.prism_tasks import PretrainPrismContrast, PretrainPrismDistillation
 from fastvtp.training.task import CaptionedTask, Loss, Task
 
 
@@ -38,10 +38,13 @@ TASKS: dict[str, type[Task]] = {
     "finetune_retrieval": FinetuneRetrieval,
     "finetune_qa": FinetuneQA,
     "finetune_classification": FinetuneClassification,
+    "finetune_captioning": FinetuneCaptioning,
     "pretrain_prompter": PretrainPrompter,
     "pretrain_alpro": PretrainAlpro,
     "finetune_alpro_retrieval": FinetuneAlproRetrieval,
     "finetune_alpro_qa": FinetuneAlproQA,
+    "pretrain_videoprism_contrastive": PretrainPrismContrast,
+    "pretrain_videoprism_distillation": PretrainPrismDistillation,
 }
 
 
@@ -51,24 +54,3 @@ def build_task(config: TrainConfig, checkpoint: Path | None = None) -> Task:
     Raises what reading the data raises.
     """
     return TASKS[config.task](config, checkpoint)
-
-
-def load_videos(path: str) -> list[VideoRecord]:
-    """Videos without captions: a .jsonl of {"video": path}, or a folder, with such a list or of videos. Each once.
-
-    Raises FileNotFoundError, or UserError with one line for a malformed list and where there are no videos.
-    """
-    place = Path(path).absolute()
-    if place.is_dir():
-        listed = [place / name for name in FOLDER_LISTS if (place / name).is_file()]
-        place = listed[0] if listed else place
-    if place.is_dir():
-        found = [(str(video), video.relative_to(place).with_suffix("").as_posix()) for video in videos_under(place)]
-    elif place.suffix != ".jsonl":
-        raise UserError(f"{path}: expected a .jsonl file or a folder of videos")
-    else:
-        found = [video_and_id(fields, place.parent, line) for line, fields in read_lines(place)]
-    records = {os.path.normpath(video): VideoRecord(name, video, ("",), mirrorable=True) for video, name in found}
-    if not records:
-        raise UserError(f"{path}: lists no videos")
-    return list(records.values())

@@ -7,7 +7,7 @@ from PIL import Image
 
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
-from fastvtp.data.mixing import MixedLoader, images_before
+from fastvtp.data.mixing import BatchSource, MixedLoader, batches_before
 from fastvtp.data.tokenization import CaptionTokenizer
 
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
@@ -45,12 +45,16 @@ def test_pictures_come_through_the_loader(pictures):
         assert (clip.float().mean((0, 1, 2)) - expected).abs().max() < 8
 
 
+def mixture(videos, images, image_share):
+    return [BatchSource(videos, 1 - image_share), BatchSource(images, image_share, "image")]
+
+
 def test_kinds_alternate_by_step_and_a_stream_resumes_anywhere(pictures, captioned_videos):
     videos = loader_of(load_annotations(captioned_videos / "train.jsonl"), 4)
     images = loader_of(load_annotations(pictures), 1)
 
     def batches(start_step: int, num_steps: int) -> list[VideoTextBatch]:
-        with MixedLoader(videos, images, image_share=0.4, start_step=start_step, num_steps=num_steps) as mixed:
+        with MixedLoader(mixture(videos, images, 0.4), start_step=start_step, num_steps=num_steps) as mixed:
             return list(mixed)
 
     whole = batches(0, 5)
@@ -70,11 +74,33 @@ def assert_equal(first: VideoTextBatch, second: VideoTextBatch) -> None:
         assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
-@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9])
-def test_the_share_is_kept_at_any_length(share):
-    counts = [images_before(step, share) for step in range(101)]
-    assert all(0 <= after - before <= 1 for before, after in pairwise(counts))
-    assert all(abs(count - share * step) < 1 for step, count in enumerate(counts))
+def test_several_sets_of_videos_take_turns(captioned_videos):
+    """What a set shows is what it would show alone, whatever the others do."""
+    records = load_annotations(captioned_videos / "train.jsonl")
+    sets = [loader_of(records[start : start + 4], 4) for start in (0, 4, 8)]
+    sources = [BatchSource(loader, share) for loader, share in zip(sets, (2, 1, 1), strict=True)]
+    with MixedLoader(sources, start_step=0, num_steps=8) as mixed:
+        found = list(mixed)
+    captions = [
+        {caption for record in records[start : start + 4] for caption in record.captions} for start in (0, 4, 8)
+    ]
+    turns = [next(i for i, known in enumerate(captions) if set(batch.captions) <= known) for batch in found]
+    assert [turns.count(number) for number in range(3)] == [4, 2, 2]
+    assert turns != sorted(turns)
+    with sets[1](0, 2) as alone:
+        for batch, step in zip(alone, [step for step, turn in enumerate(turns) if turn == 1], strict=True):
+            assert_equal(replace(batch, step=step), found[step])
+
+
+@pytest.mark.parametrize("shares", [(0.9, 0.1), (0.5, 0.5), (0.1, 0.9), (5, 2, 1), (1, 1, 1, 1), (7,)])
+def test_the_shares_are_kept_at_any_length(shares):
+    counts = [batches_before(step, shares) for step in range(101)]
+    for step, (before, after) in enumerate(pairwise(counts)):
+        assert sum(before) == step
+        assert sorted(b - a for a, b in zip(before, after, strict=True)) == [0] * (len(shares) - 1) + [1]
+    for step, row in enumerate(counts):
+        wanted = [step * share / sum(shares) for share in shares]
+        assert all(abs(count - exact) < len(shares) for count, exact in zip(row, wanted, strict=True))
 
 
 def test_bad_files_of_both_are_named(pictures, captioned_videos):
@@ -82,7 +108,7 @@ def test_bad_files_of_both_are_named(pictures, captioned_videos):
     bad.write_bytes(b"no picture")
     videos = loader_of(load_annotations(captioned_videos / "train.jsonl"), 4)
     images = loader_of(load_annotations(pictures), 1)
-    with MixedLoader(videos, images, image_share=0.5, start_step=0, num_steps=2) as mixed:
+    with MixedLoader(mixture(videos, images, 0.5), start_step=0, num_steps=2) as mixed:
         assert len(list(mixed)) == 2
         assert mixed.bad_files.keys() == {str(bad)}
         assert mixed.wait_seconds > 0

@@ -1,0 +1,50 @@
+"""VideoPrism's two stages of pretraining."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastvtp.checkpoints.released import load_teacher
+from fastvtp.data.annotations import load_videos
+from fastvtp.data.loader import VideoTextBatch
+from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.training.config import ConfigError, TrainConfig
+from fastvtp.training.state import weights_of
+from fastvtp.training.task import CaptionedTask, Loss, Task
+
+
+class PretrainPrismContrast(CaptionedTask):
+    """Stage 1: the contrast of clips, or pictures, with their captions; each batch is of one data set."""
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+        visible = model.plan(batch.video, batch.sample_ids, seed=self.config.seed, step=batch.step)
+        on_device = batch.to(model.device, non_blocking=True)
+        output = compute(
+            on_device.video, on_device.input_ids, on_device.cu_seqlens, batch.max_text_length, on_device.sample_ids,
+            visible=visible,
+        )  # fmt: skip
+        return output.loss, output.terms
+
+
+class PretrainPrismDistillation(Task):
+    """Stage 2: a student of masked clips learns the features that its teacher has of the whole ones."""
+
+    reads_text = False
+
+    def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
+        super().__init__(config, checkpoint)
+        if checkpoint is None and config.teacher is None and config.init is None:
+            raise ConfigError("pretrain_videoprism_distillation needs teacher=PATH, a first stage's run or weights")
+        self.records, *more = (load_videos(path) for path in (config.data.train, *config.data.more))
+        self.more = tuple(more)
+
+    def prepare(self, model: Any, tokenizer: CaptionTokenizer) -> None:
+        if self.config.teacher is not None:
+            load_teacher(model, weights_of(self.config.teacher))
+            if self.config.init is None:
+                model.start_from_teacher()
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+        plan = model.plan(batch.sample_ids, seed=self.config.seed, step=batch.step)
+        output = compute(batch.video.to(model.device, non_blocking=True), plan)
+        return output.loss, output.terms
