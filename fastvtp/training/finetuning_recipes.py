@@ -84,9 +84,9 @@ def qa_finetune_tiny(preset: str = "fastvtp") -> TrainConfig:
         init="runs/demo",
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=30, betas=(0.9, 0.98)),
         output_dir="runs/qa_tiny",
-        steps=400,
+        steps=150,
         batch_size=32,
-        checkpoint_every=100,
+        checkpoint_every=50,
     )
 
 
