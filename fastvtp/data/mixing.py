@@ -25,18 +25,22 @@ class BatchSource:
 class MixedLoader:
     """Yields batches of several sources, each its share of them, evenly spread; a context manager.
 
+    The sources take turns of `run` batches, those that one optimizer step accumulates: each step is of one set
+    (alternating gradient descent, VideoPrism, appendix C.1).
+
     Whose batch step s is follows from s alone, and so does what it holds: a run resumes exactly at any step. `step` of
     a batch is that of the mixed stream.
 
     Args:
         sources: the data sets.
-        start_step, num_steps: the steps to make.
+        start_step, num_steps: the batches to make.
+        run: batches of a turn.
     """
 
-    def __init__(self, sources: Sequence[BatchSource], *, start_step: int, num_steps: int):
-        self._sources, self._steps = sources, range(start_step, start_step + num_steps)
+    def __init__(self, sources: Sequence[BatchSource], *, start_step: int, num_steps: int, run: int = 1):
+        self._sources, self._steps, self._run = sources, range(start_step, start_step + num_steps), run
         self._shares = [source.share for source in sources]
-        first, last = (batches_before(step, self._shares) for step in (start_step, start_step + num_steps))
+        first, last = (batches_before(step, self._shares, run) for step in (start_step, start_step + num_steps))
         self._loaders = [
             source.loader(start, end - start) for source, start, end in zip(sources, first, last, strict=True)
         ]
@@ -63,18 +67,24 @@ class MixedLoader:
     def __iter__(self) -> Iterator[VideoTextBatch]:
         streams = [iter(loader) for loader in self._loaders]
         for step in self._steps:
-            before, after = (batches_before(s, self._shares) for s in (step, step + 1))
+            before, after = (batches_before(s, self._shares, self._run) for s in (step, step + 1))
             turn = next(place for place, count in enumerate(before) if after[place] > count)
             yield replace(next(streams[turn]), step=step, kind=self._sources[turn].kind)
 
 
-def batches_before(step: int, shares: Sequence[float]) -> list[int]:
-    """How many of the first `step` batches are of each source.
+def batches_before(step: int, shares: Sequence[float], run: int = 1) -> list[int]:
+    """How many of the first `step` batches are of each source, when they take turns of `run` batches.
 
-    The last source takes its share of all steps, the one before it its share of what is left, and so on: each count
-    stays within len(shares) of its share of the steps.
+    The last source takes its share of all turns, the one before it its share of what is left, and so on: each count
+    stays within len(shares) turns of its share.
     """
-    counts, left = [], step
+    turns, rest = divmod(step, run)
+    counts, following = (_turns_before(number, shares) for number in (turns, turns + 1))
+    return [run * count + rest * (after - count) for count, after in zip(counts, following, strict=True)]
+
+
+def _turns_before(number: int, shares: Sequence[float]) -> list[int]:
+    counts, left = [], number
     for place in range(len(shares) - 1, 0, -1):
         counts.append(floor(left * (shares[place] / sum(shares[: place + 1]))))
         left -= counts[-1]

@@ -12,6 +12,7 @@ Notable choices:
 - What the paper leaves open is a field of `PrismStudentConfig` or said in a class, each marked [gap].
 """
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -82,6 +83,8 @@ class PrismStudentConfig(PrismTeacherConfig):
         check_choice(self, "shuffle_per", ORDERS)
         check_choice(self, "projector", PROJECTORS)
         check_share(self, "mask_ratio")
+        if round(self.mask_ratio * math.prod(self.grid)) >= math.prod(self.grid):
+            raise ValueError(f"mask_ratio {self.mask_ratio} leaves none of {math.prod(self.grid)} tokens visible")
         check_positive(self, "mask_min_cells", "decoder_width", "decoder_num_heads", "decoder_hidden")
         check_heads(self, "decoder_width", "decoder_num_heads")
         for name in ("decoder_depth", "token_weight", "global_weight"):

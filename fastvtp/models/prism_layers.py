@@ -171,8 +171,10 @@ class AttentionPooler(nn.Module):
         heads, (num_queries, width) = self.num_heads, self.queries.shape
         query_QHK = scale_query(self.query(self.queries).view(num_queries, heads, -1), self.per_dim_scale)
         key_HKD = self.key.weight.view(heads, -1, width)
-        probe = torch.einsum("qhk,hkd->qhd", query_QHK, key_HKD).flatten(0, 1)  # key bias: equal for all tokens
-        logits = torch.matmul(probe, x_BLD.mT).float()  # [B, Q*H, L]
+        probe = torch.einsum("qhk,hkd->qhd", query_QHK, key_HKD).flatten(0, 1)
+        # equal for all tokens, it cancels in the softmax; data parallel training stops at parameters without gradients
+        shift = (query_QHK * self.key.bias.view(heads, -1)).sum(dim=-1).view(-1, 1)
+        logits = torch.matmul(probe, x_BLD.mT).float() + shift  # [B, Q*H, L]
         if real is not None:
             logits = logits.masked_fill(~real[:, None], -math.inf)
         pooled = torch.matmul(logits.softmax(dim=-1).to(x_BLD.dtype), x_BLD)

@@ -45,14 +45,15 @@ class VideoTextPrismConfig(VideoPrismConfig, ContrastConfig):
     frozen_video: bool = False
     """Train the text tower and the pooler alone (LiT, arXiv:2111.07991), as the released LvT models were."""
     token_drop: float = 0.5
-    """Share of a frame's places that pretraining drops, the same in all frames."""
+    """Share of a frame's places that pretraining drops, the same in all frames; also under `frozen_video`, of which the
+    paper does not say [gap]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_contrast()
         check_positive(self, "vocab_size", "max_text_length")
         check_choice(self, "text_norm", NORM_POLICIES)
-        check_share(self, "token_drop")
+        check_share(self, "token_drop")  # which leaves at least one place: the share is rounded down
         for name in ("auxiliary_depth", "text_depth"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

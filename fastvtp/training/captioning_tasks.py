@@ -17,7 +17,6 @@ from fastvtp.models.captioning import VideoCaptionerConfig
 from fastvtp.models.language_model import few_shot_prompt, language_width
 from fastvtp.models.registry import ARCHITECTURES
 from fastvtp.models.video_towers import video_tower
-from fastvtp.models.videomae import VideoEncoderConfig
 from fastvtp.training.captioning_features import CachedClips, FeatureLoader
 from fastvtp.training.config import ConfigError, TrainConfig
 from fastvtp.training.state import weights_of
@@ -92,7 +91,7 @@ def with_frozen_sizes(model: VideoCaptionerConfig) -> VideoCaptionerConfig:
             raise unknown_name("architecture", description["architecture"], ARCHITECTURES)
         config_class, model_class = ARCHITECTURES[description["architecture"]]
         config = build_config(config_class, description["config"], folder)
-        for name in ("num_frames", "image_size") if isinstance(config, VideoEncoderConfig) else ():
+        for name in ("num_frames", "image_size"):
             if (own := getattr(model, name)) != (read := getattr(config, name)):
                 raise ConfigError(f"model.{name} is {own}, the backbone {folder} reads {read}: set model.{name}={read}")
         with torch.device("meta"):

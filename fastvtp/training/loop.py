@@ -115,7 +115,7 @@ def training_loader(
         sources.append(source(task.images, data.image_share, "image", num_frames=1, decoder="pyav"))
     if len(sources) == 1:
         return sources[0].loader(start_step, num_steps)
-    return MixedLoader(sources, start_step=start_step, num_steps=num_steps)
+    return MixedLoader(sources, start_step=start_step, num_steps=num_steps, run=config.accumulate)
 
 
 def find_checkpoint(config: TrainConfig, *, resume: bool) -> Path | None:

@@ -24,13 +24,17 @@ _TINY_DATA: dict[str, Any] = {"train": "runs/demo/data/train.jsonl", "sampling":
 
 def videoprism_stage1(preset: str = "fastvtp") -> TrainConfig:
     """The contrast of clips with their texts. The paper's text has a rate of 1e-4 for base, its table 10 one of 5e-4,
-    which is taken."""
+    which is taken; torch's Adafactor takes it relative to each tensor's size, which the paper leaves open.
+
+    Give `data.tokenizer=` the released SentencePiece vocabulary; without it a WordPiece one of as many entries is
+    trained on the captions.
+    """
     return TrainConfig(
         task="pretrain_videoprism_contrastive",
         model=model_config(
             "videoprism_lvt_base", num_frames=8, auxiliary_depth=0, few_frames="crop", learnable_temperature=True
         ),
-        data=_data("data/train.jsonl"),
+        data=_data("data/train.jsonl", vocab_size=32_000),
         optimizer=OptimizerConfig(
             algorithm="adafactor", learning_rate=5e-4, final_learning_rate=0.0, schedule="linear", warmup_steps=20_000,
             weight_decay=1e-4,
@@ -91,5 +95,5 @@ def videoprism_stage2_tiny(preset: str = "fastvtp") -> TrainConfig:
     )
 
 
-def _data(train: str) -> DataConfig:
-    return DataConfig(train=train, sampling="uniform", num_workers=12)
+def _data(train: str, **settings: Any) -> DataConfig:
+    return DataConfig(train=train, sampling="uniform", num_workers=12, **settings)

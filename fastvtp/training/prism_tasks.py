@@ -1,5 +1,6 @@
 """VideoPrism's two stages of pretraining."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.training.config import ConfigError, TrainConfig
 from fastvtp.training.state import weights_of
 from fastvtp.training.task import CaptionedTask, Loss, Task
+
+logger = logging.getLogger(__name__)
 
 
 class PretrainPrismContrast(CaptionedTask):
@@ -40,7 +43,9 @@ class PretrainPrismDistillation(Task):
 
     def prepare(self, model: Any, tokenizer: CaptionTokenizer) -> None:
         if self.config.teacher is not None:
-            load_teacher(model, weights_of(self.config.teacher))
+            report = load_teacher(model, weights_of(self.config.teacher))
+            for change in report.resized:
+                logger.info("teacher %s: %s", self.config.teacher, change)
             if self.config.init is None:
                 model.start_from_teacher()
 

@@ -103,6 +103,17 @@ def test_the_shares_are_kept_at_any_length(shares):
         assert all(abs(count - exact) < len(shares) for count, exact in zip(row, wanted, strict=True))
 
 
+@pytest.mark.parametrize("shares", [(3, 1), (0.5, 0.3, 0.2)])
+def test_a_turn_is_of_one_source(shares):
+    """What an optimizer step accumulates stems from one set, also where a run resumes within a turn."""
+    turns = [batches_before(turn, shares) for turn in range(21)]
+    counts = [batches_before(step, shares, 4) for step in range(81)]
+    assert counts[::4] == [[4 * count for count in turn] for turn in turns]
+    sources = [[a - b for b, a in zip(before, after, strict=True)].index(1) for before, after in pairwise(counts)]
+    assert all(len(set(sources[start : start + 4])) == 1 for start in range(0, 80, 4))
+    assert len(set(sources)) == len(shares)
+
+
 def test_bad_files_of_both_are_named(pictures, captioned_videos):
     bad = pictures.with_name("red.jpg")
     bad.write_bytes(b"no picture")
