@@ -41,16 +41,26 @@ GALLERY_NAME, PREDICTIONS_NAME = "gallery.html", "predictions.jsonl"
 class OpenedModel:
     """A model ready for evaluation, with what stands beside its weights.
 
-    tokenizer: reads texts the way the model learned them. answers: those of an open-ended question answerer.
-    class_names: those of a classifier; their numbers where nobody named them. entities: what a pretrained ALPRO looks
-    for in crops.
+    known_tokenizer: None where the folder has none, which will do for videos. answers: those of an open-ended question
+    answerer. class_names: those of a classifier; their numbers where nobody named them. entities: what a pretrained
+    ALPRO looks for in crops. folder: where they come from.
     """
 
     model: Any
-    tokenizer: CaptionTokenizer
+    known_tokenizer: CaptionTokenizer | None
     answers: AnswerVocabulary | None = None
     class_names: Sequence[str] = ()
     entities: Sequence[str] = ()
+    folder: Path | None = None
+
+    @property
+    def tokenizer(self) -> CaptionTokenizer:
+        """Reads texts the way the model learned them. Raises CheckpointError where the folder has none."""
+        if self.known_tokenizer is None:
+            raise CheckpointError(
+                f"{self.folder} has no {TOKENIZER_NAME}: texts cannot be read the way the model learned them"
+            )
+        return self.known_tokenizer
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,12 @@ def bad_file_report(bad_files: dict[str, str]) -> dict[str, Any]:
 
 
 def open_model(source: str | Path, device: torch.device) -> OpenedModel:
-    """The model of a model folder, a checkpoint, or a run folder (its final or newest weights)."""
+    """The model of a model folder, a checkpoint, or a run folder (its final or newest weights).
+
+    Raises CheckpointError for anything else.
+    """
+    if Path(source).is_file():
+        raise CheckpointError(f"{source} is no folder: make one of it first (fastvtp convert {source} FOLDER)")
     folder = model_folder(source)
     return with_companions(load_pretrained(folder, device=device), folder)
 
@@ -90,8 +105,6 @@ def open_model(source: str | Path, device: torch.device) -> OpenedModel:
 def with_companions(model: Any, folder: Path) -> OpenedModel:
     """`model` with tokenizer and labels from its folder."""
     tokenizer = tokenizer_beside(folder) if hasattr(model.config, "vocab_size") else no_text()
-    if tokenizer is None:
-        raise CheckpointError(f"{folder} has no {TOKENIZER_NAME}: texts cannot be read the way the model learned them")
     answers, names = None, ()
     if getattr(model.config, "num_answers", 1) > 1 or (folder / ANSWERS_NAME).is_file():
         if not (folder / ANSWERS_NAME).is_file():
@@ -105,7 +118,7 @@ def with_companions(model: Any, folder: Path) -> OpenedModel:
         path = folder / CLASSES_NAME
         names = json.loads(path.read_text()) if path.is_file() else [str(i) for i in range(model.config.num_classes)]
     entities = read_entities(folder / ENTITIES_NAME) if (folder / ENTITIES_NAME).is_file() else ()
-    return OpenedModel(model, tokenizer, answers, names, entities)
+    return OpenedModel(model, tokenizer, answers, names, entities, folder)
 
 
 def _text_length(opened: OpenedModel, protocol: EvaluationProtocol) -> int:
@@ -115,12 +128,13 @@ def _text_length(opened: OpenedModel, protocol: EvaluationProtocol) -> int:
 
 
 def evaluation_loader(
-    opened: OpenedModel, records: Sequence[VideoRecord], protocol: EvaluationProtocol
+    opened: OpenedModel, records: Sequence[VideoRecord], protocol: EvaluationProtocol, *, texts: bool = True
 ) -> VideoTextLoader:
-    """Every clip of `records` in order, in all its views."""
+    """Every clip of `records` in order, in all its views. texts: whether its captions are read too, which needs the
+    model's tokenizer."""
     config = opened.model.config
     return VideoTextLoader(
-        records, opened.tokenizer,
+        records, opened.tokenizer if texts else no_text(),
         batch_size=min(protocol.batch_size, len(records) * protocol.views[0] * protocol.views[1]),
         num_frames=config.num_frames, image_size=config.image_size,
         max_text_length=_text_length(opened, protocol),

@@ -121,7 +121,7 @@ def _tokenizer_beside(source: Path, vocab_size: int) -> tuple[CaptionTokenizer |
     try:
         tokenizer = CaptionTokenizer.load(folder)
     except FileNotFoundError:
-        return None, f"none beside {source}: give the tokenizer.json or vocab.txt of its captions (--tokenizer)"
+        return None, f"none beside {source}: give its tokenizer.json, vocab.txt or SentencePiece .model (--tokenizer)"
     except UserError as error:
         return None, f"not copied: {error}"
     if tokenizer.vocab_size != vocab_size:

@@ -97,12 +97,14 @@ def extract_features(
     protocol: Mapping[str, Any],
     targets: TargetSet | None = None,
     device: torch.device | str = "cpu",
+    precision: str = "float32",
     progress: bool = True,
 ) -> None:
     """Write the features of all `records` to `folder`; what a killed run left there is completed.
 
     make_loader: an evaluation loader of some records (a context manager with `bad_files`), all views of a clip in a
         row. protocol: as in `describe`; "views" must be the loader's. targets: the labels of `records`.
+    precision: "float32" or "bfloat16" (autocast of the tower alone).
 
     A video that cannot be decoded is left out and named in its shard.
 
@@ -113,6 +115,7 @@ def extract_features(
     _claim(Path(folder), description)
     shards = _Shards(Path(folder), records, targets, description)
     left = shards.left
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
     with tqdm(total=len(records), initial=len(records) - len(left), desc="features", unit="clip",
               disable=not progress) as bar:  # fmt: skip
         if not left:
@@ -120,7 +123,9 @@ def extract_features(
         with inference(tower.model), make_loader([records[index] for index in left]) as loader:
             for batch in loader:
                 video = batch.video.to(device, non_blocking=True)
-                rows = tower.encode_layers(video, settings.layers, settings.pool).to(DTYPES[settings.dtype]).cpu()
+                with autocast:  # the CPU's refuses to stack float16
+                    tokens = tower.encode_layers(video, settings.layers, settings.pool)
+                rows = tokens.to(DTYPES[settings.dtype]).cpu()
                 if not rows.isfinite().all():
                     raise UserError(f"features are not finite in {settings.dtype}: choose another dtype")
                 places = batch.sample_ids.tolist()

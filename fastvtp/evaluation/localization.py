@@ -140,28 +140,30 @@ def score_boxes(
     head: BoxHead, features: FeatureSet, boxes: SpanSet, *, device: torch.device | str = "cpu"
 ) -> dict[str, Detections]:
     """What is done in the boxes of every clip, by its id: each box once for every class, with the probability times the
-    detector's score. boxes: the true ones, or a detector's."""
+    detector's score. boxes: the true ones, or a detector's; clips without any are left out.
+
+    Raises UserError where no clip has boxes."""
     _check_kind(boxes, "boxes")
-    places = boxes.by_id()
+    places = {name: place for name, place in boxes.by_id().items() if len(boxes.spans[place])}
 
     def read(clips: Tensor, indices: list[int]) -> Iterator[tuple[str, Detections]]:
-        of_clip = [places.get(features.records[index].id) for index in indices]
-        spans = [boxes.spans[i] if i is not None else torch.zeros(0, 4) for i in of_clip]
+        names = [features.records[index].id for index in indices]
+        shown = [i for i, name in enumerate(names) if name in places]
+        if not shown:
+            return
+        spans = [boxes.spans[places[names[i]]] for i in shown]
         counts = [len(span) for span in spans]
-        logits = head(clips[:, -1].to(device), torch.cat(spans).to(device), counts)
-        for index, place, span, scores in zip(
-            indices, of_clip, spans, logits.float().sigmoid().cpu().split(counts), strict=True
-        ):
-            if place is not None:
-                classes = scores.shape[1]
-                sureness = scores * boxes.scores[place][:, None]
-                labels = torch.arange(classes).repeat(len(span))
-                yield (
-                    features.records[index].id,
-                    Detections(span.repeat_interleave(classes, 0), labels, sureness.flatten()),
-                )
+        logits = head(clips[shown, -1].to(device), torch.cat(spans).to(device), counts)
+        for i, span, scores in zip(shown, spans, logits.float().sigmoid().cpu().split(counts), strict=True):
+            classes = scores.shape[1]
+            sureness = scores * boxes.scores[places[names[i]]][:, None]
+            labels = torch.arange(classes).repeat(len(span))
+            yield names[i], Detections(span.repeat_interleave(classes, 0), labels, sureness.flatten())
 
-    return _over_clips(head, features, read)
+    found = _over_clips(head, features, read)
+    if not found:
+        raise UserError(f"{features.folder}: no clip of it has boxes in the list: expected its ids")
+    return found
 
 
 def report_detections(found: dict[str, Detections], truth: SpanSet, features: FeatureSet) -> LocalizationReport:

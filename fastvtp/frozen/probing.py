@@ -25,7 +25,7 @@ from fastvtp.models.adapters import ProbedTower
 from fastvtp.models.probes import ProbeConfig, build_probe
 from fastvtp.models.video_towers import evenly_spaced, video_tower
 from fastvtp.scoring import EvaluationProtocol, OpenedModel, bad_file_report, evaluation_loader
-from fastvtp.training.task import MIN_TEXT_LENGTH
+from fastvtp.training.task import MIN_TEXT_LENGTH, no_text
 from fastvtp.training.tasks import load_videos
 
 MLAP_LAYERS = 4
@@ -83,11 +83,11 @@ def extract(
     """
     records, targets = read_videos(data, names_file=names_file)
     tower, device = video_tower(opened.model), opened.model.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16"):
-        extract_features(
-            tower, records, lambda some: evaluation_loader(opened, some, protocol), output, settings,
-            protocol=_reading(opened, protocol), targets=targets, device=device, progress=progress_bar,
-        )  # fmt: skip
+    extract_features(
+        tower, records, lambda some: evaluation_loader(opened, some, protocol, texts=False), output, settings,
+        protocol=_reading(opened, protocol), targets=targets, device=device, precision=protocol.precision,
+        progress=progress_bar,
+    )  # fmt: skip
     return FeatureSet(output)
 
 
@@ -160,7 +160,7 @@ def train_on_videos(
     probed = ProbedTower(tower, probe, layers=layers, adapter_dim=adapter_dim).to(device)
     try:
         with VideoTextLoader(
-            targets.records, opened.tokenizer, batch_size=settings.batch_size, num_frames=config.num_frames,
+            targets.records, no_text(), batch_size=settings.batch_size, num_frames=config.num_frames,
             image_size=config.image_size, max_text_length=MIN_TEXT_LENGTH, train=True, seed=settings.seed,
             num_steps=settings.steps, device=device, **dataclasses.asdict(clips),
         ) as loader:  # fmt: skip
@@ -174,7 +174,7 @@ def train_on_videos(
         report: dict[str, Any] = {"loss": loss, "num_train": len(targets.records)}
         if test is None:
             return report | {"bad_files": bad_file_report(bad_files)}
-        with evaluation_loader(opened, test.records, protocol) as loader:
+        with evaluation_loader(opened, test.records, protocol, texts=False) as loader:
             scores = evaluate_targets(probed, loader, test, device=device, progress=progress_bar)
             return report | _scores(scores, bad_files | loader.bad_files)
     finally:
@@ -196,7 +196,7 @@ def classify(
     records, _ = read_videos(data)
     probed, description = load_probe(probe, video_tower(opened.model))
     try:
-        with torch.inference_mode(), evaluation_loader(opened, records, protocol) as loader:
+        with torch.inference_mode(), evaluation_loader(opened, records, protocol, texts=False) as loader:
             means = average_over_views(
                 loader, records, lambda batch: probed(batch.video).double().cpu(), description="classifying",
                 progress=progress_bar,

@@ -129,6 +129,7 @@ def test_vocabularies_that_are_not_the_models(simvtp):
     note = convert(simvtp / "checkpoint.pth", simvtp / "none", overrides=WITH_WORDS).tokenizer
     assert note is not None
     assert note.startswith("none beside")
+    assert "tokenizer.json, vocab.txt or SentencePiece .model (--tokenizer)" in note
     write_vocabulary(simvtp, 51)
     note = convert(simvtp / "checkpoint.pth", simvtp / "other", overrides=WITH_WORDS).tokenizer
     assert note == f"not copied: {simvtp} has one of 51 entries, the model has 50"

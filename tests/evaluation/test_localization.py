@@ -128,6 +128,30 @@ def test_what_is_done_in_boxes_is_learned(tmp_path):
     assert report_detections(score_boxes(head, test, moved), truth, test).mean_average_precision == 0
 
 
+def test_clips_without_boxes_are_left_out(tmp_path, monkeypatch):
+    """Whole batches of them, and mixed ones; known to the detector alone, to the truth alone, or listed as empty."""
+    monkeypatch.setattr("fastvtp.evaluation.localization._AT_ONCE", 2)
+    clips, spans, labels = places(7, seed=0)
+    features, names = write_features(tmp_path / "f", clips, [2, 6, 6]), list(clips)
+    everything = span_set("boxes", spans, labels, names)
+    settings = FitSettings(steps=1, batch_size=2)
+    head, _ = fit_box_head(features, everything, settings, progress=False, num_heads=2, head_dim=8)
+    whole = score_boxes(head, features, everything)
+    shown = [0, 5]  # the batches are v0 v1, v2 v3, v4 v5, v6
+    empty = torch.zeros(0, 4), torch.zeros(0, 2, dtype=torch.bool)
+    found = score_boxes(head, features, span_set(
+        "boxes", [*(spans[i] for i in shown), empty[0]], [*(labels[i] for i in shown), empty[1]], ["v0", "v5", "v3"]
+    ))  # fmt: skip
+    assert list(found) == ["v0", "v5"]
+    for name, one in found.items():
+        torch.testing.assert_close(one.scores, whole[name].scores)
+        assert torch.equal(one.spans, whole[name].spans)
+    truth = span_set("boxes", spans[:3], labels[:3], names[:3])  # v5 is the detector's alone, v1 and v2 the truth's
+    assert report_detections(found, truth, features).count == 3
+    with pytest.raises(UserError, match="no clip of it has boxes in the list: expected its ids"):
+        score_boxes(head, features, span_set("boxes", spans[:1], labels[:1], ["stranger"]))
+
+
 def test_faults_are_one_line(tmp_path):
     clips, spans, labels = moments(2, 16, seed=0)
     features = write_features(tmp_path / "f", clips, [16, 2, 2])

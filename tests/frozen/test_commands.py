@@ -7,8 +7,10 @@ import torch
 
 from fastvtp.checkpoints.native import write_model_folder
 from fastvtp.evaluation.feature_sets import FeatureSet
-from fastvtp.models.registry import architecture_of
+from fastvtp.models.registry import architecture_of, build_model
+from fastvtp.models.video_text_prism import VideoTextPrismConfig
 from tests.evaluation.frozen_clips import write_classes, write_rows
+from tests.models.prism_sizes import SIZES, TEXT
 from tests.models.towers import make_tower_model
 from tests.test_cli import run
 
@@ -57,6 +59,15 @@ def test_extract_says_what_it_wrote(command, place):
     assert "holds other features (layers [0, 1], expected [])" in command(
         "extract", "model", "test", "--output", "pooled", "--pool", "frames", fails=True
     )
+
+
+def test_extract_in_bfloat16(command, place):
+    """Into float16, which autocast on a CPU cannot stack."""
+    for precision in ("float32", "bfloat16"):
+        command("extract", "model", "test", "--output", f"f_{precision}", "--precision", precision)
+    full, half = (FeatureSet(place / f"f_{precision}").view(0, 0).float() for precision in ("float32", "bfloat16"))
+    assert not torch.equal(full, half)
+    torch.testing.assert_close(full, half, atol=0.1, rtol=0.1)
 
 
 @pytest.mark.parametrize("kind", ["attentive", "mlap"])
@@ -151,6 +162,18 @@ def test_boxes_by_the_command(command, place):
     assert report["boxes_outside"] == 0
 
 
+def test_a_text_model_without_its_vocabulary_still_sees(command, place):
+    model = build_model(VideoTextPrismConfig(**SIZES, **TEXT))
+    write_model_folder(place / "lvt", model, architecture_of(model))
+    short = ("steps=2", "batch_size=2", "warmup_steps=1", "num_heads=2", "head_dim=8")
+    assert "4 clips of" in command("extract", "lvt", "test", "--output", "f_lvt")
+    command("probe", "lvt", *short, "--train", "train", "--test", "test", "--output", "p_lvt")
+    assert len(command("classify", "lvt", "p_lvt", "test").splitlines()) == 4
+    write_rows(place / "captions.jsonl", {"video": "test/red/0.mp4", "caption": "red"})
+    for arguments in (("zeroshot", "lvt", "test"), ("evaluate", "lvt", "captions.jsonl")):
+        assert "lvt has no tokenizer.json: texts cannot be read" in command(*arguments, fails=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -164,6 +187,8 @@ def test_boxes_by_the_command(command, place):
         (("extract", "model", "test", "--output", "x", "--layers", "mlap"), "expected fewer layers than the tower's 3"),
         (("extract", "model", "test", "--output", "x", "--layers", "9"), "layers must ascend and be from 0 to 2"),
         (("extract", "model", "test/red", "--output", "x", "--class-names", "n.txt"), "its videos come without labels"),
+        (("extract", "n.npz", "test", "--output", "x"), "n.npz is no folder: make one of it first (fastvtp convert n"),
+        (("extract", "absent", "test", "--output", "x"), "absent is no folder: expected a run, checkpoint or model"),
         (("zeroshot", "model", "test"), "a VideoMAE has no embeddings of clips and texts to compare"),
         (("zeroshot", "model", "test", "--templates", "x"), "templates 'x' are neither a file nor one of"),
         (("classify", "model", "train", "test"), "train holds no probe: it has no probe.json"),
@@ -171,6 +196,7 @@ def test_boxes_by_the_command(command, place):
     ],
 )
 def test_user_errors_are_one_line(command, features, place, arguments, message):
+    (place / "n.npz").touch()
     if not (place / "pooled").exists():
         command("extract", "model", "test", "--output", "pooled", "--pool", "frames", "--layers", "0,1")
     assert message in command(*arguments, fails=True)
@@ -179,7 +205,6 @@ def test_user_errors_are_one_line(command, features, place, arguments, message):
 def test_zero_shot_of_a_dual_encoder(command, place):
     from fastvtp.data.tokenization import CaptionTokenizer
     from fastvtp.models.dual_encoder import DualEncoderConfig
-    from fastvtp.models.registry import build_model
 
     tokenizer = CaptionTokenizer.train(["a video of red green blue", "what colour is it ?"], 100)
     torch.manual_seed(0)
