@@ -11,7 +11,6 @@ Shape legend: B clips, T frames, S patches of a frame, L tokens of a padded sequ
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from fastvtp.models.alpro_towers import AlproConfig
@@ -35,15 +34,15 @@ class PlainDividedBlock(nn.Module):
     def forward(self, x_BLD: Tensor, frames: int) -> Tensor:
         """[B, 1 + S*T, D], the class token first."""
         batch, cls = len(x_BLD), x_BLD[:, :1]
-        times = rearrange(x_BLD[:, 1:], "b (s t) d -> (b s) t d", t=frames)
-        update = rearrange(self.temporal_attn(self.temporal_norm(times), None), "(b s) t d -> b (s t) d", b=batch)
+        times = x_BLD[:, 1:].unflatten(1, (-1, frames)).flatten(0, 1)
+        update = self.temporal_attn(self.temporal_norm(times), None).unflatten(0, (batch, -1)).flatten(1, 2)
         patches = x_BLD[:, 1:] + self.temporal_fc(update)
 
-        each_cls = rearrange(cls.repeat(1, frames, 1), "b t d -> (b t) 1 d")
-        framed = torch.cat([each_cls, rearrange(patches, "b (s t) d -> (b t) s d", t=frames)], dim=1)
+        each_cls = cls.repeat(1, frames, 1).flatten(0, 1)[:, None]
+        framed = torch.cat([each_cls, patches.unflatten(1, (-1, frames)).transpose(1, 2).flatten(0, 1)], dim=1)
         update = self.attn(self.norm1(framed), None)
-        of_cls = rearrange(update[:, 0], "(b t) d -> b t d", t=frames).mean(dim=1, keepdim=True)
-        of_patches = rearrange(update[:, 1:], "(b t) s d -> b (s t) d", t=frames)
+        of_cls = update[:, 0].unflatten(0, (-1, frames)).mean(dim=1, keepdim=True)
+        of_patches = update[:, 1:].unflatten(0, (-1, frames)).transpose(1, 2).flatten(1, 2)
         x_BLD = torch.cat([cls, patches], dim=1) + torch.cat([of_cls, of_patches], dim=1)
         return x_BLD + self.mlp(self.norm2(x_BLD))
 
@@ -66,14 +65,19 @@ class PlainTimeSformer(nn.Module):
     def forward(self, clip: Tensor) -> Tensor:
         batch, frames = clip.shape[:2]
         x = F.conv2d(clip.flatten(0, 1), self.weight[:, :, 0], self.bias, stride=self.patch)
-        x = rearrange(x.flatten(2).transpose(1, 2) + self.patch_positions, "(b t) s d -> (b s) t d", b=batch)
-        x = rearrange(x + self.time_positions, "(b s) t d -> b (s t) d", b=batch)
+        x = (
+            (x.flatten(2).transpose(1, 2) + self.patch_positions)
+            .unflatten(0, (batch, -1))
+            .transpose(1, 2)
+            .flatten(0, 1)
+        )
+        x = (x + self.time_positions).unflatten(0, (batch, -1)).flatten(1, 2)
         cls = (self.cls_token + self.cls_position).to(x.dtype).expand(batch, 1, -1)
         x_BLD = torch.cat([cls, x], dim=1)
         for block in self.blocks:
             x_BLD = block(x_BLD, frames)
         x_BLD = self.norm(x_BLD)
-        patches = rearrange(x_BLD[:, 1:], "b (s t) d -> b s t d", t=frames).mean(dim=2)
+        patches = x_BLD[:, 1:].unflatten(1, (-1, frames)).mean(dim=2)
         return torch.cat([x_BLD[:, :1], patches], dim=1)
 
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fastvtp.checkpoints.native import CONFIG_NAME, WEIGHTS_NAME, CheckpointError
 
-_WRAPPERS = ("model", "module", "state_dict")
+_WRAPPERS = ("model", "module", "state_dict", "model_state_dict")
 _INDEX_NAME, _PICKLE_NAME = "model.safetensors.index.json", "pytorch_model.bin"
 _PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 # what training loops save beside the weights: their command line, and rates that numpy computed
@@ -93,6 +92,8 @@ def _read_folder(folder: Path) -> dict[str, Any]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
+        from safetensors.torch import load_file  # here, so that benchmarks run without it
+
         try:
             return load_file(path)
         except Exception as error:  # safetensors raises its own unexported type on malformed files

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -221,9 +220,10 @@ class VideoPrismEncoder(nn.Module):
         places = resize_positions(self.spatial_positions, config.frame_grid, grid[1:])
         patch, positions = config.patch_size, places.repeat(grid[0], 1)
         if video.requires_grad:  # the op knows no gradient of frames, which maps of salience ask for
-            patches = rearrange(video, "b t (h p) (w q) c -> b (t h w) (p q c)", p=patch, q=patch)
+            patches = video.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).transpose(3, 4)  # [B, T, h, w, p, p, 3]
+            patches = patches.flatten(4).flatten(1, 3)
             listed = torch.take_along_dim(patches, index[..., None].long(), dim=1).flatten(0, 1)
-            weight = rearrange(self.weight, "d c 1 p q -> d (p q c)")
+            weight = self.weight[:, :, 0].permute(0, 2, 3, 1).flatten(1)
             return linear(listed, weight, self.bias) + take_rows(positions, index.flatten().long())
         x_BKD = tubelet_embed(
             video, index.contiguous(), self.weight, self.bias, positions,

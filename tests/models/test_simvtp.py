@@ -192,7 +192,9 @@ def test_registry_names_the_nearest():
     sizes = ("base", "huge", "large", "small", "tiny")
     alpro = ["alpro_base", "alpro_prompter_base", "alpro_prompter_tiny", "alpro_tiny"]
     masked = [f"{name}_{size}" for name in ("simvtp", "videomae") for size in sizes]
-    assert fastvtp.list_models() == alpro + masked
+    lengths = ("base", "giant", "large", "tiny")
+    prism = [f"{name}_{size}" for name in ("prism_student", "videoprism", "videoprism_lvt") for size in lengths]
+    assert fastvtp.list_models() == sorted([*alpro, *masked, *prism])
 
 
 def test_base_has_the_papers_size():
