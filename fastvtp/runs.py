@@ -171,8 +171,9 @@ def recipe_config(
         raise ConfigError(f"data.train={config.data.train} does not exist; give data.train=FILE.jsonl or a folder")
     if resume and list_checkpoints(Path(config.output_dir)):
         return config
-    for setting in ("init", "text_init", "video_init", "teacher"):
+    for setting in ("init", "text_init", "video_init", "teacher", "prompter", "entities"):
         source = getattr(config, setting)
         if source is not None and not Path(source).exists():
-            raise ConfigError(f"{setting}={source} does not exist; give a checkpoint file or folder, or {setting}=none")
+            what = "a list from `fastvtp entities`" if setting == "entities" else "a checkpoint file or folder"
+            raise ConfigError(f"{setting}={source} does not exist; give {what}, or {setting}=none")
     return config

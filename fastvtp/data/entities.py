@@ -12,6 +12,7 @@ from fastvtp.errors import UserError
 from fastvtp.files import write_atomically
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+_ENTITY = re.compile(r"(?=.*[^\W\d_])[^\W_]+(?:['’-][^\W_]+)*")  # also "4k"
 _NOUNS = ("NN", "NNS")  # of the Penn Treebank's tags; names of persons and places (NNP) are no entities
 
 Tagger = Callable[[list[str]], Iterable[tuple[str, str]]]
@@ -67,7 +68,7 @@ def read_entities(path: str | os.PathLike[str], limit: int | None = None) -> lis
 
     Raises:
         FileNotFoundError: nothing there.
-        UserError: not UTF-8, no words, or a word twice, whose prompts would be the same.
+        UserError: not UTF-8, no words, a line that begins with none, or a word twice, whose prompts would be the same.
     """
     path = Path(path)
     if not path.is_file():
@@ -76,7 +77,10 @@ def read_entities(path: str | os.PathLike[str], limit: int | None = None) -> lis
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected UTF-8 text: {error}") from None
-    entities = [line.split()[0] for line in lines if line.strip()][:limit]
+    listed = [(number, line.split()[0]) for number, line in enumerate(lines, 1) if line.strip()][:limit]
+    if odd := next((place for place in listed if not _ENTITY.fullmatch(place[1])), None):
+        raise UserError(f"{path}, line {odd[0]}: expected a word, got {odd[1]!r}")
+    entities = [entity for _, entity in listed]
     if not entities:
         raise UserError(f"{path}: lists no entities")
     if len(set(entities)) < len(entities):

@@ -57,7 +57,7 @@ def predict_entities(
         assert plan.crop is not None  # because entity_weight is not 0
         assert output.entity_logits is not None
         crops = model.prompter.video_features(model.prompter.video_tokens(video, plan.crop))
-        prompts = model.video_prompts if batch.kind == "video" else model.image_prompts
+        prompts = model.prompts(batch.kind)
         targets = entity_targets(crops, prompts, 1 / model.prompter.logit_scale(), ignore_rule=config.ignore_rule)
     seen = output.entity_logits.float().softmax(-1).cpu().numpy(), targets.probabilities.cpu().numpy()
     inside = plan.crop.cpu().numpy().reshape(-1, *config.grid)

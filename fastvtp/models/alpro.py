@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastvtp.errors import UserError, unknown_name
 from fastvtp.models.alpro_fusion import AlproFusion, AlproOutput, AlproPlan
 from fastvtp.models.alpro_towers import AlproConfig, AlproTowers
 from fastvtp.models.bert import WordTransform
@@ -49,6 +50,7 @@ class Alpro(AlproFusion):
         self.prompter = AlproTowers(config).requires_grad_(False)
         for kind in ("video", "image"):
             self.register_buffer(f"{kind}_prompts", torch.empty(config.num_entities, config.projection_dim))
+        self._prompts_seen = False
 
     def init_weights(self) -> None:
         super().init_weights()
@@ -66,9 +68,14 @@ class Alpro(AlproFusion):
     def plan(
         self, input_ids: Tensor, text_lengths: Sequence[int], sample_ids: Tensor, *, seed: int, step: int
     ) -> AlproPlan:
-        """Draw masked words and crops from (seed, step, sample id); arguments as `SimVTP.plan`."""
+        """Draw masked words and crops from (seed, step, sample id); arguments as `SimVTP.plan`.
+
+        Raises ValueError for texts that do not fit, UserError where entities are to be learned of unset prompts.
+        """
         config, lengths = self.config, np.asarray(text_lengths, dtype=np.int64)
-        check_texts(input_ids, lengths)
+        check_texts(input_ids, lengths, config.max_text_length)
+        if config.entity_weight and not self._prompts_seen:
+            self._check_prompts()
         cu_seqlens = offsets(lengths)
         draw = {"special_ids": config.special_token_ids, "seed": seed, "step": step, "sample_ids": sample_ids}
         hidden = text_mask(input_ids, cu_seqlens, config.word_mask_ratio, **draw)
@@ -126,4 +133,20 @@ class Alpro(AlproFusion):
     @torch.no_grad()
     def _prompted(self, video: Tensor, crop: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         """The prompter's features of the crops, and of the prompts of this kind of batch."""
-        return self.prompter.embed_video(video, crop), self.video_prompts if kind == "video" else self.image_prompts
+        return self.prompter.embed_video(video, crop), self.prompts(kind)
+
+    def prompts(self, kind: str) -> Tensor:
+        """What the prompter made of the entities' prompts, [E, projection_dim]. kind: "video" or "image".
+
+        Raises UserError for another kind.
+        """
+        prompts = {"video": self.video_prompts, "image": self.image_prompts}
+        if kind not in prompts:
+            raise unknown_name("kind of prompts", kind, prompts)
+        return prompts[kind]
+
+    def _check_prompts(self) -> None:
+        """Zeros say that every crop shows every entity alike. Read back from the device for the first plan alone."""
+        if not (self.video_prompts.any() or self.image_prompts.any()):
+            raise UserError("video_prompts and image_prompts are all zero: fill them first, by `encode_prompts`")
+        self._prompts_seen = True

@@ -49,7 +49,7 @@ class AlproRetrieval(AlproFusion):
     ) -> AlproPlan:
         """Lay out the captions of a batch; the hard negatives will follow (seed, step). Arguments as `Alpro.plan`."""
         lengths = np.asarray(text_lengths, dtype=np.int64)
-        check_texts(input_ids, lengths)
+        check_texts(input_ids, lengths, self.config.max_text_length)
         plan = self.lay_out(input_ids=input_ids, lengths=lengths, sample_ids=sample_ids, seed=seed, step=step)
         return plan.to(self.device)
 
@@ -62,12 +62,14 @@ class AlproRetrieval(AlproFusion):
 
 @dataclass(frozen=True)
 class AlproQuestions:
-    """The integers of a batch of questions: text_ids, text_positions int64 [N]; clip int64 [Q], which each is about."""
+    """The integers of a batch of questions: text_ids, text_positions int64 [N]; clip int64 [Q], which each is about;
+    num_videos: clips that the batch must have."""
 
     text_ids: Tensor
     text_positions: Tensor
     packing: Packing
     clip: Tensor
+    num_videos: int
 
 
 class AlproQA(AlproFusion):
@@ -84,22 +86,27 @@ class AlproQA(AlproFusion):
         self.classifier.apply(init_linear_normal)
 
     def plan(self, input_ids: Tensor, text_lengths: Sequence[int], video_of_text: Sequence[int]) -> AlproQuestions:
-        """Lay out the questions of a batch; arguments as `VideoQA.plan`."""
+        """Lay out the questions of a batch; arguments as `VideoQA.plan`, the batch having at least the clips named."""
         lengths = np.asarray(text_lengths, dtype=np.int64)
-        check_texts(input_ids, lengths)
+        check_texts(input_ids, lengths, self.config.max_text_length)
         if len(video_of_text) != len(lengths):
             raise ValueError(f"each of the {len(lengths)} texts needs a clip, got {len(video_of_text)}")
+        if min(video_of_text, default=0) < 0:
+            raise ValueError(f"video_of_text must not be negative, got {min(video_of_text)}")
         positions = torch.from_numpy(span_rows(np.zeros_like(lengths), lengths))
         questions = AlproQuestions(
             text_ids=input_ids,
             text_positions=positions,
             packing=pack_lengths(lengths),
             clip=torch.tensor(video_of_text),
+            num_videos=max(video_of_text, default=-1) + 1,
         )
         return on_device(questions, self.device)
 
     def forward(self, video: Tensor, plan: AlproQuestions) -> Tensor:
         """Logits float32 [Q, num_answers]. video: uint8 [B, T, H, W, 3], every clip encoded once."""
+        if plan.num_videos > len(video):
+            raise ValueError(f"video_of_text names clip {plan.num_videos - 1} of a batch of {len(video)}")
         text_ND = self.text_tokens(plan.text_ids, plan.text_positions, plan.packing)
         fused, ends = self.fuse(
             text_ND, plan.packing, self.video_tokens(video), torch.arange(len(plan.clip), device=video.device),

@@ -27,6 +27,8 @@ class AlproConfig(TimeSformerConfig, TextConfig):
     | field | official | fastvtp | reason |
     |---|---|---|---|
     | ignore_rule | "official" | "paper" | the released test compares an index with 0.2 and keeps nearly every crop |
+
+    `hidden_patches` is "grey" in both; the published recipes take the release's "black" under "official".
     """
 
     pad_text: bool = False
@@ -38,7 +40,7 @@ class AlproConfig(TimeSformerConfig, TextConfig):
     text_hidden: int = 3072
     projection_dim: int = 256
     temperature: float = 0.07
-    """Initial value; learned, and kept within 0.001 to 0.5."""
+    """Initial value, from 0.001 to 0.5; learned, and brought back within these bounds before each use."""
     gather_negatives: bool = True
     """Contrast with the clips of all ranks."""
     negative_temperature: float | None = None
@@ -64,9 +66,9 @@ class AlproConfig(TimeSformerConfig, TextConfig):
         object.__setattr__(self, "special_token_ids", tuple(self.special_token_ids))  # JSON gives lists
         self.check_text()
         check_ids(self, "mask_token_id", "special_token_ids")
-        check_positive(
-            self, "text_num_heads", "text_hidden", "projection_dim", "temperature", "num_entities", "fusion_depth"
-        )
+        check_positive(self, "text_num_heads", "text_hidden", "projection_dim", "num_entities", "fusion_depth")
+        if not _TEMPERATURES[0] <= self.temperature <= _TEMPERATURES[1]:
+            raise ValueError(f"temperature must be from 0.001 to 0.5, got {self.temperature}")
         if self.negative_temperature is not None and not self.negative_temperature > 0:
             raise ValueError(f"negative_temperature must be positive, or none, got {self.negative_temperature}")
         check_heads(self, "width", "text_num_heads")
@@ -111,12 +113,14 @@ class AlproTowers(nn.Module):
         return self.temperature.device
 
     def logit_scale(self) -> Tensor:
-        """The inverse temperature [], the temperature kept within its bounds; its gradient does not stop at them."""
-        bounded = self.temperature + (self.temperature.clamp(*_TEMPERATURES) - self.temperature).detach()
-        return 1 / bounded
+        """The inverse temperature []. The parameter itself is first brought back within its bounds, as released: a
+        temperature that walked beyond them would come back late."""
+        with torch.no_grad():
+            self.temperature.clamp_(*_TEMPERATURES)
+        return 1 / self.temperature
 
     def video_tokens(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> [B, V, D]; shown: bool [B, S] patches that are not greyed out."""
+        """uint8 [B, T, H, W, 3] -> [B, V, D]; shown: bool [B, S] patches that are not hidden."""
         return self.video_encoder(video, shown)
 
     def text_tokens(self, input_ids: Tensor, positions: Tensor, packing: Packing) -> Tensor:

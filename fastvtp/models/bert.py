@@ -62,7 +62,14 @@ class TextEmbeddings(nn.Module):
         return self.dropout(self.norm(x_ND))
 
     def embed_texts(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Packing]:
-        """Whole texts, padded where the config says so: int64 [N], int32 [B+1] -> [N or B * max_seqlen, D], packing."""
+        """Whole texts, padded where the config says so: int64 [N], int32 [B+1] -> [N or B * max_seqlen, D], packing.
+
+        Raises ValueError where the longest has more tokens than there are positions.
+        """
+        if max_seqlen > self.position_embeddings.num_embeddings:
+            raise ValueError(
+                f"a text has {max_seqlen} tokens, the model takes {self.position_embeddings.num_embeddings}"
+            )
         if self.pad_token_id is None:
             _, positions = locate_rows(cu_seqlens, len(input_ids))
             return self(input_ids, positions), Packing(cu_seqlens, max_seqlen)

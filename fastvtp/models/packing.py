@@ -75,13 +75,16 @@ class SequenceBuilder:
         )
 
 
-def check_texts(input_ids: Tensor, lengths: np.ndarray) -> None:
-    """Raises ValueError where input_ids are not the packed texts of these lengths, int64 [B], on the host."""
+def check_texts(input_ids: Tensor, lengths: np.ndarray, max_text_length: int) -> None:
+    """Raises ValueError where input_ids are not the packed texts of these lengths, int64 [B], on the host, or one is
+    longer than `max_text_length`."""
     if input_ids.device.type != "cpu" or len(input_ids) != lengths.sum():
         raise ValueError(
             f"input_ids must be a CPU tensor of {lengths.sum()} tokens (the sum of text_lengths), "
             f"got {len(input_ids)} on {input_ids.device}"
         )
+    if len(lengths) and lengths.max() > max_text_length:
+        raise ValueError(f"a text has {lengths.max()} tokens, the model takes {max_text_length}")
 
 
 def pack_lengths(lengths: np.ndarray) -> Packing:

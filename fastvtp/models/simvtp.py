@@ -89,9 +89,7 @@ class SimVTP(nn.Module):
         """
         config = self.config
         lengths = np.asarray(text_lengths, dtype=np.int64)
-        check_texts(input_ids, lengths)
-        if len(lengths) and lengths.max() > config.max_text_length:
-            raise ValueError(f"a caption has {lengths.max()} tokens, the model takes {config.max_text_length}")
+        check_texts(input_ids, lengths, config.max_text_length)
         hidden = text_mask(
             input_ids, offsets(lengths), config.text_mask_ratio,
             special_ids=config.special_token_ids, seed=seed, step=step, sample_ids=sample_ids,

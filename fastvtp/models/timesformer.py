@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from fastvtp.models.asking import Asking, attend_from
-from fastvtp.models.config import check_heads, check_positive, check_share
+from fastvtp.models.config import check_choice, check_heads, check_positive, check_share
 from fastvtp.models.layers import Attention, Mlp, Packing, init_linear_normal
 from fastvtp_kernels import axial_attention_packed, tubelet_embed
 
@@ -34,11 +34,16 @@ class TimeSformerConfig:
     mlp_ratio: float = 4.0
     drop_path: float = 0.1
     """Probability that a branch of the last block is skipped; it rises linearly from 0 at the first."""
+    hidden_patches: str = "grey"
+    """What stands where `shown` hides a patch: "grey", zero after normalisation, or "black", zero before it, which is
+    what the prompter of the released training sees around a crop: its loader blanks the crop's surroundings first and
+    normalises then."""
 
     def __post_init__(self) -> None:
         check_positive(self, "num_frames", "image_size", "patch_size", "width", "num_heads", "mlp_ratio")
         check_heads(self, "width", "num_heads")
         check_share(self, "drop_path")
+        check_choice(self, "hidden_patches", ("grey", "black"))
         if self.depth < 0:
             raise ValueError(f"depth must not be negative, got {self.depth}")
         if self.image_size % self.patch_size:
@@ -146,7 +151,7 @@ class TimeSformer(nn.Module):
         """Class token and embedded patches: uint8 [B, T, H, W, 3] -> [B, 1 + T*S, D].
 
         T is the config's, or 1 for images. shown: bool [B, S]; the other patches of every frame are taken as mid grey
-        (zero after normalisation), which is how ALPRO's prompter sees a crop.
+        or black, as the config's `hidden_patches` says.
         """
         config = self.config
         frames, size = video.shape[1], config.image_size
@@ -159,9 +164,17 @@ class TimeSformer(nn.Module):
             tubelet=(1, config.patch_size, config.patch_size), mean=CLIP_MEAN, std=CLIP_STD,
         )  # fmt: skip
         if shown is not None:
-            x_BND = torch.where(shown.repeat(1, frames)[..., None], x_BND, (self.bias + positions).to(x_BND.dtype))
+            hidden = (self._embedded_blank() + positions).to(x_BND.dtype)
+            x_BND = torch.where(shown.repeat(1, frames)[..., None], x_BND, hidden)
         cls = (self.cls_token + self.cls_position).to(x_BND.dtype)
         return torch.cat([cls.expand(len(video), 1, -1), x_BND], dim=1)
+
+    def _embedded_blank(self) -> Tensor:
+        """A hidden patch embedded, without its position: [D]."""
+        if self.config.hidden_patches == "grey":
+            return self.bias
+        channels = zip(self.weight.unbind(dim=1), CLIP_MEAN, CLIP_STD, strict=True)
+        return self.bias - sum(weight.sum(dim=(1, 2, 3)) * (mean / std) for weight, mean, std in channels)
 
     def forward(self, video: Tensor, shown: Tensor | None = None, *, class_only: bool = False) -> Tensor:
         """uint8 [B, T, H, W, 3] -> [B, 1 + S, D], see `embed`; class_only: the class token alone, [B, 1, D]."""

@@ -2,13 +2,25 @@
 take the published settings for one GPU.
 
 In order: `alpro_prompter`, then `alpro_pretrain prompter=runs/alpro_prompter entities=FILE`, the list being made by
-`fastvtp entities`, then a fine-tuning `init=runs/alpro_pretrain`. Both pretrainings begin with `init=` an ImageNet ViT
-and `text_init=` a BERT folder.
+`fastvtp entities`, then a fine-tuning, whose `init` is runs/alpro_pretrain. Both pretrainings begin with `init=` an
+ImageNet ViT and `text_init=` a BERT folder. To begin at random says `init=none`, and `text_init=none` there.
 
 Preset "official" has no weight decay: the release writes 1e-3 in its settings and never hands it to the optimizer.
 "fastvtp" applies those 1e-3. All else about the optimizer is the release's, but that its AdamW adds eps before the
 correction of the second moment, torch's after it, which shows in the first steps. Patch positions of weights that were
-trained on other pictures are resized as the release does it, too; "fastvtp" resizes them on their grid.
+trained on other pictures are resized as the release does it, too; "fastvtp" resizes them on their grid. Around its crop
+the prompter of "official" sees black, see `hidden_patches`.
+
+What a clip or picture goes through differs from the release under both presets:
+
+| | release | here |
+|---|---|---|
+| window of a clip, pretraining | whole frames squashed to 256 x 256, a random square of 224 | 77 % of a frame or more |
+| frames of a clip, fine-tuning and evaluation | squashed to a square | the centred square |
+| RandAugment of clips | 2 different ones of 10 operations, mirroring among them, never with a minus | 2 of 14 |
+| pictures (CC3M) | repeated as the 4 frames of a clip | clips of one frame |
+| window of a picture | 20 % of it or more, half of them mirrored | as a clip's |
+| RandAugment of pictures | 2 of 8 operations at 7 of 10, each left out half of the time | as a clip's |
 """
 
 from typing import Any
@@ -19,6 +31,8 @@ from fastvtp.models.registry import model_config
 from fastvtp.training.config import DataConfig, OptimizerConfig, TrainConfig
 
 _RESIZE = {"official": "official", "fastvtp": "bicubic"}
+_HIDDEN_PATCHES = {"official": "black", "fastvtp": "grey"}
+_FIRST_WEIGHTS: dict[str, Any] = {"init": "models/vit_base", "text_init": "models/bert_base"}
 _RAND_M5_N2 = ClipAugmentation(rand_augment=(2, 15))  # magnitude 5 of 10
 _TINY: dict[str, Any] = {
     "num_frames": 4, "image_size": 96, "width": 128, "depth": 2, "num_heads": 2, "drop_path": 0.0,
@@ -47,7 +61,9 @@ def alpro_prompter_tiny(preset: str = "fastvtp") -> TrainConfig:
 
 
 def alpro_prompter(preset: str = "fastvtp") -> TrainConfig:
-    """10 epochs of WebVid-2M and CC3M (`data.images`), 256 a step; contrasts 64 clips, the release 128 of 8 GPUs."""
+    """10 epochs of WebVid-2M and CC3M (`data.images`), 256 a step; contrasts 64 clips, the release 128 of 8 GPUs.
+
+    Give `init=` a ViT-B/16 of ImageNet and `text_init=` a folder of bert-base-uncased."""
     return TrainConfig(
         task="pretrain_prompter",
         model=model_config("alpro_prompter_base", preset=preset),
@@ -55,6 +71,7 @@ def alpro_prompter(preset: str = "fastvtp") -> TrainConfig:
         position_resize=_RESIZE[preset],
         optimizer=_optimizer(preset, 1e-4, warmup_share=0.05, clip_norm=20.0),
         output_dir="runs/alpro_prompter",
+        **_FIRST_WEIGHTS,
         **_PRETRAINING,
     )
 
@@ -85,16 +102,19 @@ def alpro_pretrain_tiny(preset: str = "fastvtp") -> TrainConfig:
 
 def alpro_pretrain(preset: str = "fastvtp") -> TrainConfig:
     """10 epochs of WebVid-2M and CC3M (`data.images`), 256 a step; contrasts and matches 64 clips, where the
-    release contrasts 256 of 16 GPUs and draws its wrong pairs among 16."""
+    release contrasts 256 of 16 GPUs and draws its wrong pairs among 16.
+
+    Give `init=` and `text_init=` as for `alpro_prompter`, which is not where it starts: that is its `prompter=`."""
     return TrainConfig(
         task="pretrain_alpro",
-        model=model_config("alpro_base", preset=preset),
+        model=model_config("alpro_base", preset=preset, hidden_patches=_HIDDEN_PATCHES[preset]),
         data=_pretraining_data(),
         position_resize=_RESIZE[preset],
         prompter="runs/alpro_prompter",
         entities="data/entities.txt",
         optimizer=_optimizer(preset, 1e-4, warmup_share=0.05, clip_norm=20.0),
         output_dir="runs/alpro_pretrain",
+        **_FIRST_WEIGHTS,
         **_PRETRAINING,
     )
 
@@ -195,10 +215,11 @@ def _retrieval(
     clip_norm: float,
     output_dir: str,
 ) -> TrainConfig:
-    """Whole pictures without augmentation, as released (which makes a RandAugment and never applies it)."""
+    """Centred squares without augmentation; the release makes a RandAugment, too, and never applies it."""
     return TrainConfig(
         task="finetune_alpro_retrieval",
         model=AlproRetrievalConfig(num_frames=8),
+        init="runs/alpro_pretrain",
         data=DataConfig(
             train="data/train.jsonl", sampling="random_sorted", max_text_length=max_text_length, crop_scale=(1.0, 1.0),
             flip=False, num_workers=12,
@@ -217,6 +238,7 @@ def _qa(preset: str, *, questions: int, epochs: int, answers: int, clip_norm: fl
     return TrainConfig(
         task="finetune_alpro_qa",
         model=AlproQAConfig(num_frames=16, num_answers=answers),
+        init="runs/alpro_pretrain",
         data=DataConfig(
             train="data/train_questions.jsonl", sampling="random_sorted", max_text_length=40, crop_scale=(1.0, 1.0),
             flip=False, augmentation=_RAND_M5_N2, max_answers=answers, num_workers=12,

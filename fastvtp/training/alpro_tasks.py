@@ -48,13 +48,26 @@ class PretrainAlpro(CaptionedTask):
         if not config.model.entity_weight:
             return
         if checkpoint is not None:
-            self.entities = read_entities(checkpoint / ENTITIES_NAME)
+            self.entities = self._entities_of(checkpoint)
             return
+        if config.model.max_text_length < _PROMPT_LENGTH:
+            raise ConfigError(
+                f"model.max_text_length must be at least {_PROMPT_LENGTH}, the tokens of a prompt, "
+                f"got {config.model.max_text_length}"
+            )
         for name, what in (("prompter", "a prompter's run"), ("entities", "a list from `fastvtp entities`")):
             if getattr(config, name) is None:
                 raise ConfigError(f"pretrain_alpro needs {name}=PATH, {what}, or model.entity_weight=0")
         self.entities = read_entities(str(config.entities), limit=config.model.num_entities)
         logger.info("%d entities of %s", len(self.entities), config.entities)
+
+    def _entities_of(self, checkpoint: Path) -> list[str]:
+        """Those that a resumed run learned, whatever the list says by now."""
+        entities, path = read_entities(checkpoint / ENTITIES_NAME), self.config.entities
+        limit = self.config.model.num_entities
+        if path is not None and Path(path).is_file() and read_entities(path, limit) != entities:
+            logger.warning("%s has changed: the run keeps the %d entities of %s", path, len(entities), checkpoint)
+        return entities
 
     def complete(self, tokenizer: CaptionTokenizer) -> Any:
         model = super().complete(tokenizer)

@@ -111,7 +111,8 @@ class TrainConfig:
     init: str | None = None
     """Weights to start from: a released checkpoint, a Hugging Face folder, a model folder or a run; None: at random."""
     text_init: str | None = None
-    """A BERT folder whose input embeddings replace those of `init`."""
+    """A BERT folder whose input embeddings replace those of `init`; for ALPRO, whose text and fusion layers are BERT's,
+    all of it does."""
     video_init: str | None = None
     """pretrain_videoprism_contrastive: weights whose video encoder replaces that of `init`, such as those of a second
     stage, or an image tower for the blocks within frames."""

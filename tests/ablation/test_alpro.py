@@ -90,7 +90,9 @@ def held_out(captioned_videos):
 @pytest.fixture
 def model(held_out):
     torch.manual_seed(0)
-    return build_model(held_out.masks)
+    model = build_model(held_out.masks)
+    model.video_prompts.normal_()
+    return model
 
 
 def test_scores_repeat_and_leave_the_model_in_its_mode(model, held_out):

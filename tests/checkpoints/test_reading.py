@@ -36,6 +36,7 @@ def read(path):
         lambda weights: {"module": weights},
         lambda weights: {"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}, "epoch": 3},
         lambda weights: {"model": {"state_dict": weights}},
+        lambda weights: {"model_state_dict": weights, "optim_state_dict": {"state": {}}, "global_step": 3},
     ],
 )
 def test_pickles(tmp_path, suffix, wrap):

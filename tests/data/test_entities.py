@@ -65,15 +65,23 @@ def test_nltk_is_the_default_and_its_absence_one_line(monkeypatch):
 
 def test_lists_are_read_by_the_first_word_of_each_line(tmp_path):
     path = tmp_path / "unigrams.txt"
-    path.write_text("man 1273\n\nwoman\t88\n view 7 9\n")
-    assert read_entities(path) == ["man", "woman", "view"]
+    path.write_text("man 1273\n\nwoman\t88\n view 7 9\nt-shirt\n4k\n")
+    assert read_entities(path) == ["man", "woman", "view", "t-shirt", "4k"]
     assert read_entities(path, limit=2) == ["man", "woman"]
     write_entities(path, ["b", "a"])
     assert read_entities(path) == ["b", "a"]
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b" \n", "lists no entities"), (b"a\nb\na 3", "'a' more than once"), (b"\xff", "UTF-8")]
+    ("content", "message"),
+    [
+        (b" \n", "lists no entities"),
+        (b"a\nb\na 3", "'a' more than once"),
+        (b"\xff", "UTF-8"),
+        (b"man\n\n1273 man\n", r"list.txt, line 3: expected a word, got '1273'"),
+        (b'{"man":', r"list.txt, line 1: expected a word, got '{\"man\":'"),
+        (b"man,woman", r"line 1: expected a word, got 'man,woman'"),
+    ],
 )
 def test_malformed_lists(tmp_path, content, message):
     (tmp_path / "list.txt").write_bytes(content)

@@ -1,7 +1,10 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 
+from fastvtp.errors import UserError
 from fastvtp.models.alpro import Alpro
 from fastvtp.models.alpro_finetuning import AlproQA, AlproQAConfig, AlproRetrieval, AlproRetrievalConfig
 from fastvtp.models.alpro_towers import AlproConfig
@@ -137,10 +140,50 @@ def test_the_temperature_is_bounded_and_its_gradient_is_not():
     model = make()
     with torch.no_grad():
         model.temperature.fill_(0.9)
+    video, ids = make_batch()
+    model(video, model.plan(ids, LENGTHS, torch.arange(3), seed=1, step=2)).loss.backward()
+    assert model.temperature.item() == 0.5  # from where the next step goes on
+    assert model.temperature.grad != 0
+    model.temperature.grad = None
     scale = model.logit_scale()
     assert scale.item() == pytest.approx(2.0)
     scale.backward()
     assert model.temperature.grad.item() == pytest.approx(-4.0)
+    for wrong in (0.0009, 0.51):
+        with pytest.raises(ValueError, match=f"temperature must be from 0.001 to 0.5, got {wrong}"):
+            AlproConfig(**SIZES, temperature=wrong)
+
+
+def test_texts_that_are_too_long_are_one_line():
+    ids, lengths = torch.full((20,), 7), (7, 13)
+    expected = "a text has 13 tokens, the model takes 12"
+    for model, clips in (
+        (make(), {"sample_ids": torch.arange(2), "seed": 1, "step": 2}),
+        (make(AlproRetrieval, AlproRetrievalConfig), {"sample_ids": torch.arange(2), "seed": 1, "step": 2}),
+        (make(AlproQA, AlproQAConfig), {"video_of_text": [0, 1]}),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            model.plan(ids, lengths, **clips)
+        with pytest.raises(ValueError, match=expected):
+            model.embed_text(ids, torch.tensor([0, 7, 20], dtype=torch.int32), 13)
+
+
+def test_prompts_are_of_a_known_kind_and_set():
+    model = make()
+    video, ids = make_batch()
+    plan = model.plan(ids, LENGTHS, torch.arange(3), seed=1, step=2)
+    assert not torch.equal(
+        model(video, plan).terms["loss/entity"], model(video, plan, kind="image").terms["loss/entity"]
+    )
+    with pytest.raises(UserError, match="no kind of prompts 'images'; did you mean 'image'"):
+        model(video, plan, kind="images")
+    for unset, silent in ((make(), False), (make(entity_weight=0.0), True)):
+        unset.video_prompts.zero_()
+        unset.image_prompts.zero_()
+        with (
+            nullcontext() if silent else pytest.raises(UserError, match="video_prompts and image_prompts are all zero")
+        ):
+            unset.plan(ids, LENGTHS, torch.arange(3), seed=1, step=2)
 
 
 def test_retrieval_is_the_contrast_and_matching_of_pretraining():
@@ -166,6 +209,10 @@ def test_question_answering():
         torch.testing.assert_close(logits[question : question + 1], alone, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="each of the 3 texts needs a clip, got 2"):
         model.plan(ids, LENGTHS, [0, 1])
+    with pytest.raises(ValueError, match="video_of_text must not be negative, got -1"):
+        model.plan(ids, LENGTHS, [0, -1, 1])
+    with pytest.raises(ValueError, match="video_of_text names clip 3 of a batch of 3"):
+        model(video, model.plan(ids, LENGTHS, [0, 3, 1]))
 
 
 def test_pair_sequences():

@@ -79,15 +79,18 @@ def test_an_image_is_a_clip_of_one_frame():
         model(VIDEO[:, :2])
 
 
-def test_hidden_patches_are_mid_grey():
-    """Outside the crop every pixel is the mean, so that its normalised value is zero."""
-    model = make()
+@pytest.mark.parametrize(("hidden_patches", "colour"), [("grey", CLIP_MEAN), ("black", (0.0, 0.0, 0.0))])
+def test_hidden_patches_are_mid_grey_or_black(hidden_patches, colour):
+    """Grey: every pixel outside the crop is the mean, so that its normalised value is zero."""
+    model = make(replace(CONFIG, hidden_patches=hidden_patches))
     shown = torch.zeros(2, 4, 4, dtype=torch.bool)
     shown[0, 1:3, :2], shown[1, 0, 3] = True, True
-    grey = torch.tensor(CLIP_MEAN).expand(2, 3, 32, 32, 3)
+    blank = torch.tensor(colour).expand(2, 3, 32, 32, 3)
     pixels = shown.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None, :, :, None]
-    expected = model(torch.where(pixels, VIDEO.float() / 255, grey))
+    expected = model(torch.where(pixels, VIDEO.float() / 255, blank))
     torch.testing.assert_close(model(VIDEO, shown.flatten(1)), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="hidden_patches must be 'grey' or 'black', got 'white'"):
+        replace(CONFIG, hidden_patches="white")
 
 
 def test_time_plays_no_part_at_first():

@@ -38,6 +38,22 @@ def test_crops_are_rectangles_of_the_stated_share():
     assert crop_patches(np.arange(50), (1, 2), seed=0, step=0).any(1).all()  # never empty
 
 
+def test_crops_are_drawn_as_released():
+    """Size and corner together until a crop fits, here in its loader's pixels."""
+    rng, patch, expected = np.random.default_rng(0), 16, np.zeros((14, 14))
+    for _ in range(2000):
+        while True:
+            cells, ratio = 224 * 224 * rng.uniform(0.3, 0.5), rng.uniform(0.3, 1 / 0.3)
+            height, width = (int(side // patch) for side in ((cells * ratio) ** 0.5, (cells / ratio) ** 0.5))
+            top, left = rng.integers(224, size=2) // patch
+            if top + height <= 14 and left + width <= 14:
+                break
+        expected[top : top + height, left : left + width] += 1 / 2000
+    found = crop_patches(np.arange(2000), (14, 14), seed=0, step=0).float().mean(0).view(14, 14).numpy()
+    assert np.abs(found - expected).max() < 0.04
+    assert abs(found.mean() - expected.mean()) < 0.005
+
+
 def test_ignore_rules():
     prompts, temperature = torch.eye(4), torch.tensor(1.0)
     sure, unsure = torch.tensor([9.0, 0, 0, 0]), torch.tensor([0.0, 0.01, 0, 0])
