@@ -17,11 +17,11 @@ from fastvtp.evaluation.captioning import (
     write_captions,
 )
 from fastvtp.models.captioning import VideoCaptioner
+from fastvtp.reports import bad_file_report, scores_report
 from fastvtp.scoring import (
     PREDICTIONS_NAME,
     EvaluationProtocol,
     OpenedModel,
-    bad_file_report,
     evaluation_loader,
     open_model,
 )
@@ -99,10 +99,7 @@ def answer_questions(
             model, loader, questions, vocabulary, device=model.device, examples=examples, length=length,
             training=training, predictions=predictions, progress=progress_bar,
         )  # fmt: skip
-        values = dataclasses.asdict(scores.answers) | {"text_only": scores.text_only}
-        del values["left_out"]
-        numbers = {"num_test": values.pop("count"), "bad_files": bad_file_report(loader.bad_files)}
-        return {"question_answering": values, **numbers}
+        return scores_report("question_answering", scores.answers, loader.bad_files, text_only=scores.text_only)
 
 
 def score_captioner(
@@ -124,10 +121,7 @@ def score_captioner(
         scores = evaluate_captions(
             model, loader, records, device=model.device, predictions=predictions, progress=progress_bar
         )
-        values = dataclasses.asdict(scores)
-        del values["left_out"]
-        numbers = {"num_test": values.pop("count"), "bad_files": bad_file_report(loader.bad_files)}
-        return {"captioning": values, **numbers}
+        return scores_report("captioning", scores, loader.bad_files)
 
 
 def _captioner(opened: OpenedModel, protocol: EvaluationProtocol, *, one_view: bool = True) -> VideoCaptioner:

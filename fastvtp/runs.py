@@ -14,10 +14,10 @@ from fastvtp.evaluation.reconstruction import reconstruct
 from fastvtp.models.alpro import Alpro
 from fastvtp.models.registry import architecture_of
 from fastvtp.models.simvtp import SimVTP
+from fastvtp.reports import bad_file_report
 from fastvtp.scoring import (
     EvaluationProtocol,
     OpenedModel,
-    bad_file_report,
     evaluate,
     evaluation_loader,
     open_model,

@@ -1,6 +1,5 @@
 """Opening a model with what stands beside it, and scoring it in the way of its architecture."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from fastvtp.evaluation.retrieval import (
     shuffled_control,
 )
 from fastvtp.models.registry import architecture_of, load_pretrained
+from fastvtp.reports import bad_file_report, scores_report
 from fastvtp.training.alpro_tasks import ENTITIES_NAME
 from fastvtp.training.finetuning_tasks import ANSWERS_NAME, CLASSES_NAME, has_options
 from fastvtp.training.state import TOKENIZER_NAME, model_folder, tokenizer_beside
@@ -85,10 +85,6 @@ class EvaluationProtocol:
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bfloat16"):
             raise UserError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
-
-
-def bad_file_report(bad_files: dict[str, str]) -> dict[str, Any]:
-    return {"count": len(bad_files), "files": dict(sorted(bad_files.items()))}
 
 
 def open_model(source: str | Path, device: torch.device) -> OpenedModel:
@@ -276,7 +272,7 @@ def _score_questions(
         else:
             training = None if train_data is None else load_questions(train_data)
             scores = evaluate_open_ended(model, loader, questions, opened.answers, training=training, **common)
-        return _with_bad_files("question_answering", scores, loader)
+        return scores_report("question_answering", scores, loader.bad_files)
 
 
 def _score_classes(
@@ -288,7 +284,7 @@ def _score_classes(
         scores = evaluate_classification(
             opened.model, loader, classes, device=opened.model.device, progress=progress_bar
         )
-        return _with_bad_files("classification", scores, loader)
+        return scores_report("classification", scores, loader.bad_files)
 
 
 def _score_captioner(*given: Any) -> dict[str, Any]:
@@ -309,10 +305,3 @@ _SCORERS: dict[str, Callable[..., dict[str, Any]]] = {
     "alpro_qa": _score_questions,
     "video_text_prism": _score_retrieval,
 }
-
-
-def _with_bad_files(name: str, scores: Any, loader: VideoTextLoader) -> dict[str, Any]:
-    """The report of an evaluation; why a clip was left out stands in bad_files."""
-    values = dataclasses.asdict(scores)
-    del values["left_out"]
-    return {name: values, "num_test": values.pop("count"), "bad_files": bad_file_report(loader.bad_files)}

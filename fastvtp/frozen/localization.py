@@ -19,7 +19,7 @@ from fastvtp.evaluation.localization import (
     score_boxes,
 )
 from fastvtp.files import write_atomically
-from fastvtp.frozen.reports import with_bad_files
+from fastvtp.reports import scores_report
 
 _FIT = FitSettings()
 
@@ -66,7 +66,7 @@ def localize(
         _save(Path(output), head, known.class_names, train.description["model_digest"], found)
     scores = report_detections(found, truth, test)
     outside = {"boxes_outside": truth.outside} if known.kind == "boxes" else {}
-    return {"loss": loss, **with_bad_files(known.kind, scores, test.left_out), **outside}
+    return {"loss": loss, **scores_report(known.kind, scores, test.left_out), **outside}
 
 
 def _save(folder: Path, head: Any, class_names: tuple[str, ...], model_digest: str, found: dict[str, Any]) -> None:

@@ -20,11 +20,11 @@ from fastvtp.evaluation.fitting import FitSettings, head_config
 from fastvtp.evaluation.probe_files import ProbeDescription, load_probe, predictions, save_probe
 from fastvtp.evaluation.probing import MultiLabelReport, evaluate_targets, fit_probe, fit_probed_tower
 from fastvtp.evaluation.views import average_over_views
-from fastvtp.frozen.reports import with_bad_files
 from fastvtp.models.adapters import ProbedTower
 from fastvtp.models.probes import ProbeConfig, build_probe
 from fastvtp.models.video_towers import evenly_spaced, video_tower
-from fastvtp.scoring import EvaluationProtocol, OpenedModel, bad_file_report, evaluation_loader
+from fastvtp.reports import bad_file_report, scores_report
+from fastvtp.scoring import EvaluationProtocol, OpenedModel, evaluation_loader
 from fastvtp.training.task import MIN_TEXT_LENGTH, no_text
 from fastvtp.training.tasks import load_videos
 
@@ -238,4 +238,4 @@ def _reading(opened: OpenedModel, protocol: EvaluationProtocol) -> dict[str, Any
 
 def _scores(scores: Any, bad_files: dict[str, str]) -> dict[str, Any]:
     section = "multi_label" if isinstance(scores, MultiLabelReport) else "classification"
-    return with_bad_files(section, scores, bad_files)
+    return scores_report(section, scores, bad_files)

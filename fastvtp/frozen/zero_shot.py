@@ -9,7 +9,7 @@ import torch
 from fastvtp.data.labels import QuestionSet, lists_questions, load_classes, load_questions
 from fastvtp.errors import UserError
 from fastvtp.evaluation.zero_shot import TEMPLATES, evaluate_zero_shot, evaluate_zero_shot_choice
-from fastvtp.frozen.reports import with_bad_files
+from fastvtp.reports import scores_report
 from fastvtp.scoring import EvaluationProtocol, OpenedModel, evaluation_loader
 
 _PROTOCOL = EvaluationProtocol()
@@ -55,4 +55,4 @@ def zero_shot(
                 model, loader, found, opened.tokenizer, templates=templates, temperature=temperature, **common
             )
         section = "multiple_choice" if isinstance(found, QuestionSet) else "classification"
-        return with_bad_files(section, scores, loader.bad_files)
+        return scores_report(section, scores, loader.bad_files)
