@@ -63,7 +63,7 @@ def alpro_model(config: AlproConfig, device: torch.device) -> Alpro:
 
 def alpro_batch(model: Alpro, options: Options) -> AlproBatch:
     config, device = model.config, options.device
-    clips = 3 if options.smoke else 16 if device.type == "cuda" else 2
+    clips = options.clips(cpu=2, cuda=16, smoke=3)
     generator = torch.Generator().manual_seed(0)
     shape = clips, config.num_frames, config.image_size, config.image_size, 3
     video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)

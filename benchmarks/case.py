@@ -27,11 +27,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class Options:
-    """What a benchmark file builds its cases from."""
+    """What a benchmark file builds its cases from. Of training steps alone: batch, clips of one (None: as many as the
+    case wants); optimizer, whether its step is timed too."""
 
     device: torch.device
     dtype: torch.dtype
     smoke: bool = False
+    batch: int | None = None
+    optimizer: bool = True
+
+    def clips(self, *, cpu: int, cuda: int, smoke: int) -> int:
+        """Clips of a batch."""
+        return self.batch or (smoke if self.smoke else cuda if self.device.type == "cuda" else cpu)
 
 
 @dataclass(frozen=True)

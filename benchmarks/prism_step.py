@@ -23,7 +23,7 @@ from fastvtp.models.videoprism import VideoPrismConfig, VideoPrismEncoder
 
 from .harness import Case, Cost, Missing, Options
 from .plain_prism import PlainStudent, plain_encoder
-from .step import TOLERANCES, Loss, Side, graphed, training_step, transformer_flops
+from .step import TOLERANCES, Loss, Side, direction_of, graphed, training_step, transformer_flops
 from .timing import Function
 from .workload import boolean_mask
 
@@ -34,7 +34,6 @@ SMOKE: dict[str, Any] = {
 SMOKE_DECODERS: dict[str, Any] = {
     "decoder_width": 16, "decoder_depth": 1, "decoder_num_heads": 2, "decoder_hidden": 32, "mask_min_cells": 2
 }  # fmt: skip
-_SAMPLES = 16  # on a GPU
 
 
 class TokenLoss(nn.Module):
@@ -79,7 +78,7 @@ def encoder_case(name: str, options: Options) -> Case:
     config: VideoPrismConfig = model_config(name, **sizes)
     found = importlib.util.find_spec("transformers") is not None
     torch.manual_seed(0)
-    clips = 2 if options.smoke else _SAMPLES if options.device.type == "cuda" else 1
+    clips = options.clips(cpu=1, cuda=16, smoke=2)
     model: VideoPrismEncoder = build_model(config, options.device).train()
     if found:
         load_released(model, hf_encoder(config).state_dict(), origin="hf_videoprism")
@@ -135,7 +134,7 @@ def student_case(name: str, options: Options) -> Case:
     sizes = {**SMOKE, **SMOKE_DECODERS} if options.smoke else {}
     config: PrismStudentConfig = model_config("prism_student_base", **sizes)
     torch.manual_seed(0)
-    clips = 2 if options.smoke else _SAMPLES if options.device.type == "cuda" else 1
+    clips = options.clips(cpu=1, cuda=16, smoke=2)
     model: PrismStudent = build_model(config, options.device).train()
     state = model.state_dict()
     video, clip = _video(config, options, clips)
@@ -206,7 +205,7 @@ def _case(
         "fastvtp, graph": graphed(step(ours, capturable=True), options.device),
     }
     return Case(
-        op="train_step", name=name, direction="step", shape=shape, dtype=options.dtype, device=options.device,
-        cost=Cost(0, flops), variants=variants, baseline=baseline,
+        op="train_step", name=name, direction=direction_of(options), shape=shape, dtype=options.dtype,
+        device=options.device, cost=Cost(0, flops), variants=variants, baseline=baseline,
         error=lambda loss: abs(loss.item() - expected) / abs(expected), tolerance=TOLERANCES[options.dtype],
     )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from .harness import Case, Cost, Missing, Options, compiled
+from .harness import Case, Cost, Direction, Missing, Options, compiled
 from .memory import Graphed
 from .timing import Function
 
@@ -66,11 +66,17 @@ def training_step(
         with torch.autocast(options.device.type, options.dtype, enabled=options.dtype != torch.float32):
             loss = forward()
         loss.backward()
-        optimizer.step()
+        if options.optimizer:
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
     return step
+
+
+def direction_of(options: Options) -> Direction:
+    """What is timed."""
+    return "step" if options.optimizer else "forward+backward"
 
 
 def graphed(step: Function, device: torch.device) -> Function | Missing:
@@ -107,7 +113,7 @@ def case_of(
     with torch.no_grad():
         expected = truth(*inputs).item()
     return Case(
-        op="train_step", name=name, direction="step", shape=shape, dtype=options.dtype, device=options.device,
-        cost=Cost(0, flops), variants=variants, baseline="released, sdpa",
+        op="train_step", name=name, direction=direction_of(options), shape=shape, dtype=options.dtype,
+        device=options.device, cost=Cost(0, flops), variants=variants, baseline="released, sdpa",
         error=lambda loss: abs(loss.item() - expected) / abs(expected), tolerance=TOLERANCES[options.dtype],
     )  # fmt: skip

@@ -1,4 +1,6 @@
-"""A whole pretraining step, forward, backward and fused AdamW, in bfloat16 autocast on CUDA (float32 on the CPU).
+"""A whole pretraining step: forward, backward and, unless --no-optimizer, fused AdamW.
+
+On CUDA in bfloat16 autocast, on the CPU in float32.
 
 released          the released structure in plain PyTorch (plain_models.py, plain_alpro.py), from the float32 clip that
                   its loader gives
@@ -105,7 +107,7 @@ def config_of(name: str, options: Options) -> VideoMAEConfig:
 
 def make_batch(model: VideoMAE | SimVTP, options: Options) -> Batch:
     config, device = model.config, options.device
-    clips = 3 if options.smoke else 64 if device.type == "cuda" else 2
+    clips = options.clips(cpu=2, cuda=64, smoke=3)
     generator = torch.Generator().manual_seed(0)
     shape = clips, config.num_frames, config.image_size, config.image_size, 3
     video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
@@ -187,10 +189,18 @@ def train_step_main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--case", nargs="+", default=(), metavar="WORD", help=f"cases that contain one: {', '.join(CASES)}"
     )
+    parser.add_argument("--batch", type=int, metavar="CLIPS", help="clips of a step; default: as the case wants")
+    parser.add_argument("--no-optimizer", action="store_true", help="time forward and backward alone")
     given = parser.parse_args(arguments)
+    if given.batch is not None and given.batch < 2:
+        parser.error(f"--batch must be at least 2 (a wrong pair needs two clips), got {given.batch}")
     if unknown := [word for word in given.case if not any(word in name for name in CASES)]:
         parser.error(f"--case: no case contains {unknown[0]!r}; there are {', '.join(CASES)}")
-    measure(partial(cases, words=given.case), parser, given)
+
+    def chosen(options: Options) -> list[CaseFactory]:
+        return cases(dataclasses.replace(options, batch=given.batch, optimizer=not given.no_optimizer), given.case)
+
+    measure(chosen, parser, given)
 
 
 if __name__ == "__main__":

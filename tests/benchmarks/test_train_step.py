@@ -115,6 +115,27 @@ def test_smoke_run_gives_one_loss_and_a_peak_everywhere(tmp_path, monkeypatch):
             assert row["peak_bytes"] > 0
 
 
+@pytest.mark.parametrize("optimizer", [True, False])
+def test_a_step_of_any_batch_with_or_without_the_optimizer(tmp_path, monkeypatch, optimizer):
+    steps = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: steps.append(self))
+    path = tmp_path / "rows.json"
+    options = [
+        "--case",
+        "videomae_base",
+        "--only",
+        "fastvtp",
+        "--batch",
+        "2",
+        *([] if optimizer else ["--no-optimizer"]),
+    ]
+    train_step_main([*SMOKE, "--json", str(path), *options])
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["direction"] == ("step" if optimizer else "forward+backward")
+    assert row["shape"]["batch"] == 2
+    assert bool(steps) == optimizer
+
+
 def test_cases_are_chosen_by_name():
     def chosen(options, *words):
         return [factory.args[0] for factory in train_step.cases(options, words)]
