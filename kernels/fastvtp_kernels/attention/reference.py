@@ -49,9 +49,11 @@ def attend(
         with sdpa_kernel(SDPBackend.MATH) if query.is_cuda else nullcontext():
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=options.scale)
     dtype = compute_dtype(query.dtype)
-    logits = query.to(dtype) @ key.to(dtype).transpose(-1, -2) * options.scale
+    # scaled before the product, where there is less to scale
+    scale = options.scale / options.softcap if options.softcap else options.scale
+    logits = (query.to(dtype) * scale) @ key.to(dtype).transpose(-1, -2)
     if options.softcap:
-        logits = options.softcap * torch.tanh(logits / options.softcap)
+        logits = options.softcap * torch.tanh(logits)
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))
     weights = logits.softmax(dim=-1)
