@@ -12,7 +12,7 @@ from fastvtp.ablation.scoring import MASK_SEED, HeldOut, probe_scores, retrieval
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.evaluation.inference import inference
 from fastvtp.evaluation.retrieval import encode_retrieval, retrieval_metrics
-from fastvtp.models.layers import Packing
+from fastvtp.models.packing import Packing
 from fastvtp.models.simvtp import SimVTP
 from fastvtp.models.simvtp_plan import SimVTPPlan, lay_out
 from fastvtp.models.videomae import IMAGENET_MEAN, IMAGENET_STD, VideoMAE

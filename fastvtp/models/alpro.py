@@ -22,8 +22,9 @@ from fastvtp.errors import UserError, unknown_name
 from fastvtp.models.alpro_fusion import AlproFusion, AlproOutput, AlproPlan
 from fastvtp.models.alpro_towers import AlproConfig, AlproTowers
 from fastvtp.models.bert import WordTransform
-from fastvtp.models.layers import init_linear_normal, segment_mean, take_rows
+from fastvtp.models.layers import init_linear_normal
 from fastvtp.models.packing import check_texts, offsets
+from fastvtp.models.rows import segment_mean, take_rows
 from fastvtp.objectives.entity_prompts import crop_patches, entity_loss, entity_targets
 from fastvtp.objectives.reconstruction import masked_word_loss
 from fastvtp_kernels import replace_masked_tokens, text_mask

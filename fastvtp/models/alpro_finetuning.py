@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from fastvtp.models.alpro_fusion import AlproFusion, AlproOutput, AlproPlan, Wanted
 from fastvtp.models.alpro_towers import AlproConfig
 from fastvtp.models.config import check_positive
-from fastvtp.models.layers import Packing, init_linear_normal, take_rows
-from fastvtp.models.packing import check_texts, on_device, pack_lengths, span_rows
+from fastvtp.models.layers import init_linear_normal
+from fastvtp.models.packing import Packing, check_texts, on_device, pack_lengths, span_rows
+from fastvtp.models.rows import take_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from fastvtp.models.alpro_towers import AlproConfig, AlproTowers
-from fastvtp.models.asking import Asking
+from fastvtp.models.attention import Asking
 from fastvtp.models.bert import BertEncoder
-from fastvtp.models.layers import Packing, init_linear_normal, take_rows
-from fastvtp.models.packing import on_device, pack_lengths, pair_sequences, span_rows
+from fastvtp.models.layers import init_linear_normal
+from fastvtp.models.packing import Packing, on_device, pack_lengths, pair_sequences, span_rows
+from fastvtp.models.rows import take_rows
 from fastvtp.objectives.matching import matching_accuracy, matching_loss
 from fastvtp_kernels import hard_negatives
 

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from fastvtp.models.attention import Asking
 from fastvtp.models.bert import BertEncoder, TextConfig, TextEmbeddings
 from fastvtp.models.config import check_choice, check_heads, check_ids, check_positive, check_share
 from fastvtp.models.contrast import world_group
-from fastvtp.models.layers import Packing, init_linear_normal, take_rows
+from fastvtp.models.layers import init_linear_normal
+from fastvtp.models.packing import Packing
+from fastvtp.models.rows import take_rows
 from fastvtp.models.timesformer import TimeSformer, TimeSformerConfig
 from fastvtp.objectives.contrastive import video_text_contrast
 from fastvtp.objectives.entity_prompts import IGNORE_RULES
@@ -147,7 +150,8 @@ class AlproTowers(nn.Module):
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """Retrieval features: int64 [N], int32 [B+1] -> float32 [B, projection_dim] of unit length."""
         x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
-        return self.text_features(self.text_encoder(x_ND, packing), cu_seqlens[:-1].long())
+        asking = Asking.first(packing)
+        return self.text_features(self.text_encoder(x_ND, packing, asking), asking.packing.cu_seqlens[:-1].long())
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """`embed_text`, under the name that retrieval knows for features of unit length."""

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastvtp.models.asking import Asking, attend_from
+from fastvtp.models.attention import Asking, Attention
 from fastvtp.models.config import check_ids, check_positive, check_share
-from fastvtp.models.layers import Attention, Mlp, Packing, init_linear_normal, take_rows
-from fastvtp.models.packing import pad_sequences
+from fastvtp.models.layers import Mlp, init_linear_normal
+from fastvtp.models.packing import Packing, pad_sequences
+from fastvtp.models.rows import take_rows
 from fastvtp_kernels.packing import locate_rows
 
 
@@ -90,11 +91,9 @@ class BertLayer(nn.Module):
 
     def forward(self, x_ND: Tensor, packing: Packing, asking: Asking | None = None) -> Tensor:
         """[N, D] -> [N, D], or [R, D] of the rows that ask."""
-        if asking is None:
-            x_ND = self.norm1(x_ND + self.dropout(self.attn(x_ND, packing)))
-        else:
-            update = attend_from(self.attn, x_ND, packing, asking)
-            x_ND = self.norm1(take_rows(x_ND, asking.rows) + self.dropout(update))
+        update = self.attn(x_ND, packing, asking)
+        x_ND = x_ND if asking is None else take_rows(x_ND, asking.rows)
+        x_ND = self.norm1(x_ND + self.dropout(update))
         return self.norm2(x_ND + self.dropout(self.mlp(x_ND)))
 
 
@@ -109,7 +108,7 @@ class BertEncoder(nn.Module):
         self.apply(init_linear_normal)
 
     def forward(self, x_ND: Tensor, packing: Packing, asking: Asking | None = None) -> Tensor:
-        """[N, D] -> [N, D]; with `asking` its rows of that alone, [R, D], and the last layer computes no others."""
+        """[N, D] -> [N, D]; with `asking` its rows alone, [R, D], and the last layer computes no others."""
         for layer in self.layers[:-1]:
             x_ND = layer(x_ND, packing)
         return self.layers[-1](x_ND, packing, asking)

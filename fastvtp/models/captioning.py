@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from fastvtp.errors import UserError
 from fastvtp.models.config import check_choice, check_heads, check_positive
 from fastvtp.models.language_model import LanguageModel, PromptedTexts
-from fastvtp.models.layers import CrossBlock, Packing, init_linear_normal
+from fastvtp.models.layers import CrossBlock, init_linear_normal
+from fastvtp.models.packing import Packing
 from fastvtp.models.video_towers import video_tower
 
 

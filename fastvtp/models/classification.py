@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fastvtp.models.config import check_positive, check_share
-from fastvtp.models.layers import init_linear_xavier, segment_mean
+from fastvtp.models.layers import init_linear_xavier
+from fastvtp.models.rows import segment_mean
 from fastvtp.models.videomae import VideoEmbeddings, VideoEncoderConfig
 
 

@@ -8,8 +8,9 @@ from torch.nn.functional import normalize
 
 from fastvtp.models.bert import TextConfig, TextEmbeddings
 from fastvtp.models.contrast import Contrast, ContrastConfig
-from fastvtp.models.layers import Transformer, init_linear_xavier, segment_mean
+from fastvtp.models.layers import Transformer, init_linear_xavier
 from fastvtp.models.packing import join_packings
+from fastvtp.models.rows import segment_mean
 from fastvtp.models.videomae import VideoEmbeddings, VideoEncoderConfig
 
 

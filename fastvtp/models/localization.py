@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d, avg_pool2d, gelu, grid_sample, softplus
 
 from fastvtp.models.config import check_positive, check_share
-from fastvtp.models.layers import CrossBlock, Packing, init_linear_xavier
-from fastvtp.models.packing import offsets
+from fastvtp.models.layers import CrossBlock, init_linear_xavier
+from fastvtp.models.packing import Packing, offsets
 
 _ROI_CELLS, _POINTS = 7, 2  # cells along a side of a box, and points along a side of a cell
 

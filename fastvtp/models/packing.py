@@ -1,16 +1,37 @@
 """Host-side arithmetic of packed layouts: which rows of a token pool make up which sequences."""
 
-from dataclasses import is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastvtp.models.layers import Packing
 from fastvtp_kernels.packing import locate_rows
 
 Record = TypeVar("Record", bound=Any)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How packed rows divide into sequences.
+
+    cu_seqlens: int32 [S+1], sequence s holds rows cu_seqlens[s] to cu_seqlens[s+1].
+    max_seqlen: a bound on the longest sequence, a Python int so that no device value is ever read back.
+    key_rows: int64 [Nk], the rows that others may attend to; None: all. The rest (padding, where a released model
+        counts it in its means) only asks.
+    cu_seqlens_k: int32 [S+1] of `key_rows`; given with them.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    key_rows: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+
+    @staticmethod
+    def uniform(num_sequences: int, length: int, device: torch.device | str | None = None) -> "Packing":
+        """`num_sequences` sequences of `length` rows each."""
+        return Packing(torch.arange(num_sequences + 1, dtype=torch.int32, device=device) * length, length)
 
 
 def span_rows(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

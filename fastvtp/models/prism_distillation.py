@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from fastvtp.models.config import check_choice, check_heads, check_positive, check_share
-from fastvtp.models.layers import Packing, init_linear_normal, sincos_positions
-from fastvtp.models.packing import on_device
+from fastvtp.models.layers import init_linear_normal, sincos_positions
+from fastvtp.models.packing import Packing, on_device
 from fastvtp.models.prism_layers import AttentionPooler, PrismTransformer
 from fastvtp.models.video_text_prism import POOLER_WIDTHS
 from fastvtp.models.videoprism import VideoPrismConfig, VideoPrismEncoder, VisibleTokens, lay_out_visible

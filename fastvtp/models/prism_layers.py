@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu, softplus
 
-from fastvtp.models.layers import Mlp, Packing, take_rows
+from fastvtp.models.layers import Mlp
+from fastvtp.models.packing import Packing
+from fastvtp.models.rows import take_rows
 from fastvtp_kernels import axial_attention_packed, varlen_attention, varlen_attention_packed
 
 NORM_POLICIES = ("pre", "primer_hybrid")

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from fastvtp.models.config import check_choice, check_positive, check_share
-from fastvtp.models.layers import CrossBlock, Packing, init_linear_xavier
+from fastvtp.models.layers import CrossBlock, init_linear_xavier
+from fastvtp.models.packing import Packing
 from fastvtp.models.prism_layers import AttentionPooler
 
 

@@ -22,8 +22,9 @@ from torch.nn.functional import normalize
 
 from fastvtp.models.bert import TextEmbeddings
 from fastvtp.models.contrast import Contrast
-from fastvtp.models.layers import init_linear_xavier, segment_mean, take_rows
+from fastvtp.models.layers import init_linear_xavier
 from fastvtp.models.packing import check_texts, offsets
+from fastvtp.models.rows import segment_mean, take_rows
 from fastvtp.models.simvtp_config import SimVTPConfig
 from fastvtp.models.simvtp_plan import SimVTPPlan, lay_out
 from fastvtp.models.videomae import IMAGENET_MEAN, IMAGENET_STD, VideoEmbeddings

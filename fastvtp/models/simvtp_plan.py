@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastvtp.models.layers import Packing
-from fastvtp.models.packing import SequenceBuilder, exclusive_cumsum, on_device, span_rows
+from fastvtp.models.packing import Packing, SequenceBuilder, exclusive_cumsum, on_device, span_rows
 from fastvtp.models.simvtp_config import SimVTPConfig
 from fastvtp.objectives.matching import matching_labels
 

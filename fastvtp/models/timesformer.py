@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fastvtp.models.asking import Asking, attend_from
+from fastvtp.models.attention import Asking, Attention
 from fastvtp.models.config import check_choice, check_heads, check_positive, check_share
-from fastvtp.models.layers import Attention, Mlp, Packing, init_linear_normal
+from fastvtp.models.layers import Mlp, init_linear_normal
+from fastvtp.models.packing import Packing
 from fastvtp_kernels import axial_attention_packed, tubelet_embed
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -100,7 +101,7 @@ class DividedBlock(nn.Module):
         framed = torch.cat([cls_B1D[:, None].expand(-1, frames, -1, -1), x_BTSD], dim=2)
         packing = Packing.uniform(batch * frames, patches + 1, x_BTSD.device)
         rows = self.norm1(framed).view(-1, width)
-        out = attend_from(self.attn, rows, packing, Asking.first(packing)) if class_only else self.attn(rows, packing)
+        out = self.attn(rows, packing, Asking.first(packing) if class_only else None)
         out = self._drop(out.view(batch, frames, -1, width), (batch, frames))
         cls_B1D = cls_B1D + out[:, :, 0].mean(dim=1, keepdim=True)
         return cls_B1D, x_BTSD[:, :, : out.shape[2] - 1] + out[:, :, 1:]

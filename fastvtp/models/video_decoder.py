@@ -6,7 +6,9 @@ Shape legend: B = clips, Kv / Kp = visible / predicted tokens of a clip, D = wid
 import torch
 from torch import Tensor, nn
 
-from fastvtp.models.layers import CrossBlock, Packing, Transformer, init_linear_xavier, sincos_positions
+from fastvtp.models.attention import Asking
+from fastvtp.models.layers import CrossBlock, Transformer, init_linear_xavier, sincos_positions
+from fastvtp.models.packing import Packing
 from fastvtp_kernels import assemble_tokens
 
 DECODERS = ("joint", "cross")
@@ -29,7 +31,7 @@ class CrossTransformer(nn.Module):
 class VideoDecoder(nn.Module):
     """Visible features and mask tokens -> predicted values of the predicted tubelets.
 
-    The head sees predicted tokens alone: nobody asks for the visible ones.
+    The last block asks for predicted tokens alone, and the head sees no others: nobody reads the visible ones.
 
     kind: "joint" puts visible and predicted tokens into one sequence (VideoMAE); "cross" has predicted tokens look at
     visible ones and at nothing else (CrossMAE), so that its cost is linear in what is predicted.
@@ -78,8 +80,11 @@ class VideoDecoder(nn.Module):
 
     def _joint(self, x: Tensor, visible_index: Tensor, predicted_index: Tensor) -> Tensor:
         x = assemble_tokens(x, self.mask_token, self.positions, visible_index, predicted_index)
-        x_ND = self.transformer(x.flatten(0, 1), Packing.uniform(*x.shape[:2], device=x.device))
-        return x_ND.view_as(x)[:, visible_index.shape[1] :]
+        (batch, tokens), predicted = x.shape[:2], predicted_index.shape[1]
+        rows = torch.arange(batch * tokens, device=x.device).view(batch, tokens)[:, tokens - predicted :].flatten()
+        asking = Asking(rows, Packing.uniform(batch, predicted, x.device))
+        x_ND = self.transformer(x.flatten(0, 1), Packing.uniform(batch, tokens, x.device), asking)
+        return x_ND.view(batch, predicted, -1)
 
     def _cross(self, x: Tensor, visible_index: Tensor, predicted_index: Tensor) -> Tensor:
         memory = x + self.positions[visible_index.long()]

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastvtp.models.attention import Asking
 from fastvtp.models.bert import TextConfig, TextEmbeddings
 from fastvtp.models.config import check_choice, check_ids, check_positive, check_share
-from fastvtp.models.layers import Packing, init_linear_xavier, segment_mean, take_rows
-from fastvtp.models.packing import SequenceBuilder, exclusive_cumsum, offsets, on_device, span_rows
+from fastvtp.models.layers import init_linear_xavier
+from fastvtp.models.packing import Packing, SequenceBuilder, exclusive_cumsum, offsets, on_device, span_rows
+from fastvtp.models.rows import segment_mean, take_rows
 from fastvtp.models.videomae import VideoEmbeddings, VideoEncoderConfig
 
 
@@ -160,10 +162,11 @@ class VideoQA(nn.Module):
             raise ValueError(f"the plan is for {plan.num_videos} clips, video has {len(video)}")
         text_ND = self.text_embeddings(plan.text_ids, plan.text_positions)
         pool = torch.cat([self.video_embeddings(video).flatten(0, 1), text_ND])
-        x_ND = self.encoder(take_rows(pool, plan.gather), plan.packing)
+        masked = self.config.readout == "mask"
+        asking = Asking.last(plan.packing) if masked else None
+        x_ND = self.encoder(take_rows(pool, plan.gather), plan.packing, asking)
         with torch.autocast(x_ND.device.type, enabled=False):
-            if self.config.readout == "mean":
+            if not masked:
                 return self.head(segment_mean(x_ND, plan.packing.cu_seqlens))
-            masked = take_rows(x_ND, plan.packing.cu_seqlens[1:].long() - 1).float()
             words = segment_mean(text_ND, plan.text_offsets) * plan.text_offsets.diff()[:, None]
-            return self.head(torch.cat([masked, words], dim=1))
+            return self.head(torch.cat([x_ND.float(), words], dim=1))

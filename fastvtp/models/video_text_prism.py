@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fastvtp.models.config import check_choice, check_positive, check_share
 from fastvtp.models.contrast import Contrast, ContrastConfig
-from fastvtp.models.layers import Packing, init_linear_normal, take_rows
+from fastvtp.models.layers import init_linear_normal
+from fastvtp.models.packing import Packing
 from fastvtp.models.prism_layers import (
     NORM_POLICIES,
     AttentionPooler,
@@ -18,6 +19,7 @@ from fastvtp.models.prism_layers import (
     sinusoid_positions,
     unit_length,
 )
+from fastvtp.models.rows import take_rows
 from fastvtp.models.videoprism import VideoPrismConfig, VideoPrismEncoder, VisibleTokens
 from fastvtp_kernels import tube_mask
 from fastvtp_kernels.packing import locate_rows

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fastvtp.models.config import check_choice, check_heads, check_positive, check_share
-from fastvtp.models.layers import Packing, Transformer, init_linear_xavier, set_norm_eps, sincos_positions
-from fastvtp.models.packing import on_device
+from fastvtp.models.layers import Transformer, init_linear_xavier, set_norm_eps, sincos_positions
+from fastvtp.models.packing import Packing, on_device
 from fastvtp.models.video_decoder import DECODERS, VideoDecoder
 from fastvtp_kernels import TubeMask, masked_pixel_loss, running_cell_mask, tube_mask, tubelet_embed
 

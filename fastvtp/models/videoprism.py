@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from fastvtp.models.config import check_choice, check_heads, check_positive
-from fastvtp.models.layers import Packing, init_linear_normal, take_rows
-from fastvtp.models.packing import offsets, on_device
+from fastvtp.models.layers import init_linear_normal
+from fastvtp.models.packing import Packing, offsets, on_device
 from fastvtp.models.prism_layers import AttentionPooler, Padding, PrismTransformer, TimeAxis, resize_positions
+from fastvtp.models.rows import take_rows
 from fastvtp_kernels import tubelet_embed
 
 _MEAN, _STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)

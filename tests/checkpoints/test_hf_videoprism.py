@@ -13,7 +13,7 @@ from fastvtp.checkpoints.conversion import convert
 from fastvtp.checkpoints.native import CheckpointError
 from fastvtp.checkpoints.released import absent_parts, load_released
 from fastvtp.checkpoints.sizes import config_of_released
-from fastvtp.models.layers import Packing
+from fastvtp.models.packing import Packing
 from fastvtp.models.prism_layers import sinusoid_positions
 from fastvtp.models.registry import ARCHITECTURES, build_model
 from fastvtp.models.timesformer import CLIP_MEAN, CLIP_STD

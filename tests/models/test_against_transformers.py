@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from fastvtp.checkpoints.released import load_released
 from fastvtp.models.alpro_finetuning import AlproRetrievalConfig
 from fastvtp.models.alpro_towers import AlproConfig
-from fastvtp.models.layers import Packing
+from fastvtp.models.packing import Packing
 from fastvtp.models.registry import build_model
 from fastvtp.models.timesformer import TimeSformer, TimeSformerConfig
 

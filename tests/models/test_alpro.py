@@ -8,8 +8,7 @@ from fastvtp.errors import UserError
 from fastvtp.models.alpro import Alpro
 from fastvtp.models.alpro_finetuning import AlproQA, AlproQAConfig, AlproRetrieval, AlproRetrievalConfig
 from fastvtp.models.alpro_towers import AlproConfig
-from fastvtp.models.layers import Packing
-from fastvtp.models.packing import pair_sequences
+from fastvtp.models.packing import Packing, pair_sequences
 
 LENGTHS = (6, 4, 9)
 SIZES = {

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from fastvtp.models.asking import Asking, attend_from
+from fastvtp.models.attention import Asking, Attention
 from fastvtp.models.bert import BertEncoder
-from fastvtp.models.layers import Attention, Packing
+from fastvtp.models.layers import Transformer
+from fastvtp.models.packing import Packing
 
 LENGTHS, ROWS, ASKING = (5, 1, 6), (0, 3, 6, 7, 11), (2, 0, 3)
 
@@ -27,7 +30,7 @@ def test_rows_that_ask_get_what_the_whole_attention_gives_them(rows, qkv_bias):
     asking = Asking(torch.tensor(ROWS), packing(*ASKING))
     inputs = rows, *attention.parameters()
     whole = attention(rows, packing(*LENGTHS))[asking.rows]
-    part = attend_from(attention, rows, packing(*LENGTHS), asking)
+    part = attention(rows, packing(*LENGTHS), asking)
     torch.testing.assert_close(part, whole, rtol=0, atol=1e-12)
     incoming = torch.randn_like(part)
     for ours, expected in zip(*(torch.autograd.grad(out, inputs, incoming) for out in (part, whole)), strict=True):
@@ -42,11 +45,53 @@ def test_an_encoder_of_which_some_rows_are_wanted(rows, depth):
     torch.testing.assert_close(encoder(rows, packing(*LENGTHS), asking), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("asking", [None, Asking(torch.tensor(ROWS), packing(*ASKING))])
+def test_rows_that_are_no_keys_change_nothing(rows, asking):
+    attention = Attention(32, 4).double()
+    keys = torch.tensor([0, 1, 3, 5, 6, 8, 11])  # 3 of 5, 1 of 1, 3 of 6
+    padded = replace(packing(*LENGTHS), key_rows=keys, cu_seqlens_k=packing(3, 1, 3).cu_seqlens)
+    out = attention(rows, padded, asking)
+    asks = range(12) if asking is None else ROWS
+    seen = [sequence for sequence, length in enumerate(LENGTHS) for _ in range(length)]
+    for place, row in enumerate(asks):
+        own = keys[[seen[key] == seen[row] for key in keys]]
+        query, key, value = attention.project_qkv(torch.cat([rows[row][None], rows[own]])).view(-1, 3, 4, 8).unbind(1)
+        weights = torch.einsum("hk,nhk->hn", query[0], key[1:]).div(8**0.5).softmax(dim=1)
+        expected = attention.proj(torch.einsum("hn,nhk->hk", weights, value[1:]).flatten())
+        torch.testing.assert_close(out[place], expected, rtol=0, atol=1e-12)
+    if asking is not None:
+        (gradient,) = torch.autograd.grad(out.sum(), rows)
+        heard = {*keys.tolist(), *ROWS} - {5}  # nobody asks in the sequence of row 5
+        assert all((gradient[row].abs().max() > 0) == (row in heard) for row in range(12))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_a_transformer_of_which_some_rows_are_wanted(rows, depth):
+    transformer = Transformer(32, depth, 4, layer_scale=0.5).double()
+    asking = Asking(torch.tensor(ROWS), packing(*ASKING))
+    expected = transformer(rows, packing(*LENGTHS))[asking.rows]
+    part = transformer(rows, packing(*LENGTHS), asking)
+    torch.testing.assert_close(part, expected, rtol=0, atol=1e-12)
+    parameters = rows, *transformer.parameters()
+    gradients = (torch.autograd.grad(out.square().sum(), parameters, allow_unused=True) for out in (part, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+
+def test_the_last_block_asks_for_its_rows_alone(rows):
+    transformer = Transformer(32, 2, 4).double()
+    counts = []
+    for block in transformer.blocks:
+        block.mlp.register_forward_hook(lambda module, given, out: counts.append(len(out)))
+    transformer(rows, packing(*LENGTHS), Asking.last(packing(*LENGTHS)))
+    assert counts == [12, 3]
+
+
 def test_dropout_is_drawn_for_rows_that_ask_too(rows):
     attention = Attention(32, 4, dropout=0.5).double().train()
     first = Asking.first(packing(*LENGTHS))
     assert first.rows.tolist() == [0, 5, 6]
-    draws = [attend_from(attention, rows, packing(*LENGTHS), first) for _ in range(2)]
+    draws = [attention(rows, packing(*LENGTHS), first) for _ in range(2)]
     assert not torch.equal(*draws)
-    again = [attend_from(attention.eval(), rows, packing(*LENGTHS), first) for _ in range(2)]
+    again = [attention.eval()(rows, packing(*LENGTHS), first) for _ in range(2)]
     assert torch.equal(*again)

@@ -17,7 +17,7 @@ from fastvtp.models.captioning import (
     VideoCaptionerConfig,
     load_backbone,
 )
-from fastvtp.models.layers import Packing
+from fastvtp.models.packing import Packing
 from fastvtp.models.registry import build_model
 from tests.models.towers import CONFIGS, make_clips, make_tower_model
 

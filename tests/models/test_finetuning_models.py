@@ -59,7 +59,7 @@ def test_classifier():
 
 
 def packing_of(sequences: int, length: int):
-    from fastvtp.models.layers import Packing
+    from fastvtp.models.packing import Packing
 
     return Packing.uniform(sequences, length)
 

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch._functorch.aot_autograd import aot_module_simplified
 
-from fastvtp.models.layers import Packing, Transformer, init_linear_xavier, segment_mean, sincos_positions, take_rows
+from fastvtp.models.layers import Transformer, init_linear_xavier, sincos_positions
+from fastvtp.models.packing import Packing
+from fastvtp.models.rows import segment_mean, take_rows
 
 
 def small_transformer() -> Transformer:
@@ -37,7 +39,7 @@ def test_a_sequence_is_blind_to_its_neighbours():
 
 def test_attention_matches_torch_multihead_attention():
     """The packed block's attention against torch's own module with the same weights."""
-    from fastvtp.models.layers import Attention
+    from fastvtp.models.attention import Attention
 
     torch.manual_seed(0)
     ours = Attention(width=24, num_heads=3)

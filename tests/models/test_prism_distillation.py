@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastvtp.models.layers import Packing
+from fastvtp.models.packing import Packing
 from fastvtp.models.prism_distillation import PrismStudent, PrismStudentConfig
 from fastvtp.models.registry import build_model
 

@@ -6,9 +6,9 @@ import torch
 from torch.nn.functional import normalize
 
 import fastvtp
-from fastvtp.models.layers import Packing, segment_mean
-from fastvtp.models.packing import SequenceBuilder, span_rows
+from fastvtp.models.packing import Packing, SequenceBuilder, span_rows
 from fastvtp.models.registry import model_config
+from fastvtp.models.rows import segment_mean
 from fastvtp.models.simvtp import SimVTP
 from fastvtp.models.simvtp_config import SimVTPConfig
 from fastvtp.objectives.matching import random_mismatch

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 import fastvtp
-from fastvtp.models.layers import Packing, Residual
+from fastvtp.models.layers import Residual
+from fastvtp.models.packing import Packing
 from fastvtp.models.videomae import VideoMAE, VideoMAEConfig
 
 SMALL = {"image_size": 32, "num_frames": 4, "tubelet": (2, 8, 8), "depth": 2, "video_mask_ratio": 0.75}

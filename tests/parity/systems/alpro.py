@@ -14,7 +14,7 @@ from fastvtp.models.alpro import Alpro
 from fastvtp.models.alpro_finetuning import AlproQAConfig, AlproRetrieval, AlproRetrievalConfig
 from fastvtp.models.alpro_fusion import AlproFusion
 from fastvtp.models.alpro_towers import AlproConfig, AlproPrompterConfig, AlproTowers
-from fastvtp.models.layers import Packing
+from fastvtp.models.packing import Packing
 from fastvtp.models.timesformer import CLIP_MEAN, CLIP_STD, TimeSformer
 from fastvtp.objectives.entity_prompts import IGNORE_RULES, average_prompts, entity_targets
 from fastvtp.training.config import OptimizerConfig

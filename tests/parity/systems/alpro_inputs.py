@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastvtp.errors import UserError
-from fastvtp.models.layers import Packing
+from fastvtp.models.packing import Packing
 from fastvtp.models.timesformer import CLIP_MEAN, CLIP_STD
 from tests.parity.folder import ParityFolder
 

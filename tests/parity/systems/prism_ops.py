@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 
 from fastvtp.checkpoints.videoprism import prepare
 from fastvtp.errors import UserError
-from fastvtp.models.layers import Packing
+from fastvtp.models.packing import Packing
 from fastvtp.models.prism_layers import (
     NORM_POLICIES,
     AttentionPooler,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvtp.errors import UserError
-from fastvtp.models.layers import Packing
+from fastvtp.models.packing import Packing
 from fastvtp.models.prism_layers import CappedAttention, Padding, PrismTransformer
 from fastvtp.models.video_text_prism import PrismText
 from tests.parity.systems.prism_folder import Part

@@ -1,0 +1,50 @@
+"""Rows of packed tokens, picked and averaged with gradients that repeat bit for bit.
+
+Shape legend: N = packed rows of all sequences, M = picked rows, S = sequences, D = width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def take_rows(x_ND: Tensor, rows: Tensor) -> Tensor:
+    """`x_ND[rows]` with a deterministic backward: [N, D], int64 [M] -> [M, D]; a row may be taken several times.
+
+    Indexing adds such a row's gradients up in whatever order threads reach it; an embedding look-up sorts them first.
+    """
+    if torch.compiler.is_compiling():
+        return _TakeRows.apply(x_ND, rows)  # pyright: ignore[reportReturnType]
+    return nn.functional.embedding(rows, x_ND)
+
+
+@torch.library.custom_op("fastvtp::sum_rows", mutates_args=())
+def _sum_rows(gradient: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """The gradient of `take_rows`, as one op: Inductor would take the look-up's own apart into atomic additions."""
+    return torch.ops.aten.embedding_dense_backward(gradient, rows, num_rows, -1, False)
+
+
+@_sum_rows.register_fake
+def _(gradient: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    return gradient.new_empty(num_rows, gradient.shape[1])
+
+
+class _TakeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.num_rows = x_ND.shape[0]
+        return x_ND.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _sum_rows(gradients[0].contiguous(), ctx.saved_tensors[0], ctx.num_rows), None
+
+
+def segment_mean(x_ND: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Mean of the rows of each sequence: [N, D] -> float32 [S, D], zero for an empty sequence."""
+    lengths = cu_seqlens.diff().long()
+    # unsafe: skips the check of the lengths, which would read them back from the device
+    total = torch.segment_reduce(x_ND.float(), "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0)
+    return total / lengths.clamp(min=1)[:, None]
