@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from fastvtp.models.alpro_towers import AlproConfig
 from fastvtp.models.bert import TextEmbeddings, WordTransform
-from fastvtp.models.layers import Mlp
 from fastvtp.models.timesformer import TimeSformerConfig
 
-from .plain_models import PlainAttention, additive
+from .plain_models import PlainAttention, PlainMlp, additive
 
 
 class PlainDividedBlock(nn.Module):
@@ -29,7 +28,7 @@ class PlainDividedBlock(nn.Module):
         self.temporal_norm, self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
         self.temporal_attn, self.attn = (PlainAttention(width, num_heads, kernel) for _ in range(2))
         self.temporal_fc = nn.Linear(width, width)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = PlainMlp(width, int(width * mlp_ratio))
 
     def forward(self, x_BLD: Tensor, frames: int) -> Tensor:
         """[B, 1 + S*T, D], the class token first."""
@@ -86,7 +85,7 @@ class PlainBertLayer(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-12) for _ in range(2))
         self.attn = PlainAttention(width, num_heads, kernel)
-        self.mlp = Mlp(width, hidden)
+        self.mlp = PlainMlp(width, hidden)
 
     def forward(self, x_BLD: Tensor, mask: Tensor) -> Tensor:
         x_BLD = self.norm1(x_BLD + self.attn(x_BLD, mask))

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvtp.models.bert import TextEmbeddings
-from fastvtp.models.layers import Mlp
 from fastvtp.models.simvtp_config import SimVTPConfig
 from fastvtp.models.videomae import VideoMAEConfig
 
@@ -43,12 +42,21 @@ class PlainAttention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
+class PlainMlp(nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
 class PlainBlock(nn.Module):
     def __init__(self, width: int, num_heads: int, mlp_ratio: float, kernel: str):
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
         self.attn = PlainAttention(width, num_heads, kernel)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = PlainMlp(width, int(width * mlp_ratio))
 
     def forward(self, x_BLD: Tensor, mask: Tensor | None) -> Tensor:
         x_BLD = x_BLD + self.attn(self.norm1(x_BLD), mask)

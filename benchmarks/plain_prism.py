@@ -10,8 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cosine_similarity, gelu, linear, softplus
 
+from fastvtp.models.linear import Linear
 from fastvtp.models.prism_distillation import PrismStudent
 from fastvtp.models.prism_layers import AttentionPooler, PrismTransformer
+
+
+def by_torch(model: nn.Module) -> nn.Module:
+    """The model itself, from now on with torch's own linear layers."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.__class__ = nn.Linear  # pyright: ignore[reportAttributeAccessIssue]
+    return model
 
 
 def plain_stack(stack: PrismTransformer, x: Tensor, hidden: Tensor | None = None) -> Tensor:

@@ -22,7 +22,7 @@ from fastvtp.models.registry import build_model, model_config
 from fastvtp.models.videoprism import VideoPrismConfig, VideoPrismEncoder
 
 from .harness import Case, Cost, Missing, Options
-from .plain_prism import PlainStudent, plain_encoder
+from .plain_prism import PlainStudent, by_torch, plain_encoder
 from .step import TOLERANCES, Loss, Side, direction_of, graphed, training_step, transformer_flops
 from .timing import Function
 from .workload import boolean_mask
@@ -95,7 +95,7 @@ def encoder_case(name: str, options: Options) -> Case:
         return own, TokenLoss(own), (video, target)
 
     def plain() -> Side:
-        own, *_ = ours()
+        own = by_torch(ours()[0])
         return own, TokenLoss(partial(plain_encoder, own)), (clip, target)
 
     def hf() -> Side:
@@ -156,6 +156,7 @@ def student_case(name: str, options: Options) -> Case:
 
     def plain() -> Side:
         own = made()
+        by_torch(own)
         return own, PlainStudent(own), inputs
 
     step = partial(training_step, options=options)

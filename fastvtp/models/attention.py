@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
+from fastvtp.models.linear import Linear, linear
 from fastvtp.models.packing import Packing
 from fastvtp.models.rows import take_rows
 from fastvtp_kernels import varlen_attention, varlen_attention_packed
@@ -53,10 +53,10 @@ class Attention(nn.Module):
         if width % num_heads:
             raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
         self.num_heads, self.dropout = num_heads, dropout
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
 
     def project_qkv(self, x: Tensor) -> Tensor:
         """Queries, keys and values side by side: [..., D] -> [..., 3D]."""
@@ -97,9 +97,9 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, hidden: int | None = None):
         super().__init__()
         self.num_heads, hidden = num_heads, hidden or width
-        self.query = nn.Linear(width, hidden)
-        self.key_value = nn.Linear(width, 2 * hidden)
-        self.proj = nn.Linear(hidden, width)
+        self.query = Linear(width, hidden)
+        self.key_value = Linear(width, 2 * hidden)
+        self.proj = Linear(hidden, width)
 
     def forward(self, x_ND: Tensor, memory_MD: Tensor, packing: Packing, memory_packing: Packing) -> Tensor:
         """x_ND, memory_MD: [N, D], [M, D] with as many sequences each -> [N, D]."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvtp.models.attention import Asking, Attention, CrossAttention
+from fastvtp.models.linear import Linear
 from fastvtp.models.packing import Packing
 from fastvtp.models.rows import take_rows
 from fastvtp_kernels.packing import locate_rows
@@ -21,8 +22,8 @@ class Mlp(nn.Module):
     def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor] = nn.functional.gelu):
         super().__init__()
         self.activation = activation
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(x_ND)))

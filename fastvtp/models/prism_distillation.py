@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fastvtp.models.config import check_choice, check_heads, check_positive, check_share
 from fastvtp.models.layers import init_linear_normal, sincos_positions
+from fastvtp.models.linear import Linear
 from fastvtp.models.packing import Packing, on_device
 from fastvtp.models.prism_layers import AttentionPooler, PrismTransformer
 from fastvtp.models.video_text_prism import POOLER_WIDTHS
@@ -110,10 +111,10 @@ class PrismStudentConfig(PrismTeacherConfig):
 
     def decoder_projector(self) -> nn.Module:
         """Features [..., D] -> [..., E], uninitialised."""
-        linear = nn.Linear(self.width, self.decoder_width)
+        first = Linear(self.width, self.decoder_width)
         if self.projector == "linear":
-            return linear
-        return nn.Sequential(linear, nn.GELU(), nn.Linear(self.decoder_width, self.decoder_width))
+            return first
+        return nn.Sequential(first, nn.GELU(), Linear(self.decoder_width, self.decoder_width))
 
 
 class PrismTeacher(nn.Module):
@@ -157,7 +158,7 @@ class LocalDecoder(nn.Module):
         self.project = config.decoder_projector()
         self.mask_token = nn.Parameter(torch.empty(config.decoder_width))
         self.transformer = config.decoder_stack()
-        self.head = nn.Linear(config.decoder_width, config.width)
+        self.head = Linear(config.decoder_width, config.width)
         frames, rows, columns = config.grid
         self.register_buffer("positions", torch.empty(frames * rows * columns, config.decoder_width), persistent=False)
 
@@ -189,7 +190,7 @@ class GlobalDecoder(nn.Module):
         self.project = config.decoder_projector()
         self.transformer = config.decoder_stack()
         self.pooler = AttentionPooler(config.decoder_width, config.decoder_num_heads, config.decoder_width)
-        self.head = nn.Linear(config.decoder_width, config.width)
+        self.head = Linear(config.decoder_width, config.width)
 
     def init_weights(self) -> None:
         self.apply(init_linear_normal)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu, softplus
 
 from fastvtp.models.layers import Mlp
+from fastvtp.models.linear import Linear
 from fastvtp.models.packing import Packing
 from fastvtp.models.rows import take_rows
 from fastvtp_kernels import axial_attention_packed, varlen_attention, varlen_attention_packed
@@ -48,8 +49,8 @@ class CappedAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, softcap: float):
         super().__init__()
         self.num_heads, self.softcap = num_heads, softcap
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(
         self, x_ND: Tensor, layout: Packing | TimeAxis, *, causal: bool = False, even: Tensor | None = None

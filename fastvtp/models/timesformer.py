@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from fastvtp.models.attention import Asking, Attention
 from fastvtp.models.config import check_choice, check_heads, check_positive, check_share
 from fastvtp.models.layers import Mlp, init_linear_normal
+from fastvtp.models.linear import linear
 from fastvtp.models.packing import Packing
 from fastvtp_kernels import axial_attention_packed, tubelet_embed
 

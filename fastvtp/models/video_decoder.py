@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastvtp.models.attention import Asking
 from fastvtp.models.layers import CrossBlock, Transformer, init_linear_xavier, sincos_positions
+from fastvtp.models.linear import Linear
 from fastvtp.models.packing import Packing
 from fastvtp_kernels import assemble_tokens
 
@@ -55,7 +56,7 @@ class VideoDecoder(nn.Module):
     ):
         super().__init__()
         self.kind = kind
-        self.project = nn.Linear(encoder_width, width, bias=False)
+        self.project = Linear(encoder_width, width, bias=False)
         self.mask_token = nn.Parameter(torch.empty(width))
         if kind == "joint":
             self.transformer = Transformer(
@@ -63,7 +64,7 @@ class VideoDecoder(nn.Module):
             )
         else:
             self.transformer = CrossTransformer(width, depth, num_heads, mlp_ratio)
-        self.head = nn.Linear(width, values)
+        self.head = Linear(width, values)
         self.register_buffer("positions", torch.empty(num_tokens, width), persistent=False)
 
     def init_weights(self) -> None:

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch import nn
+
+from fastvtp.models import linear as module
+from fastvtp.models.linear import LEAST_WORK, Linear, linear
+
+ROWS, INPUTS, OUTPUTS = 1000, 250, 161
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The shapes of the inputs that oneDNN was asked to multiply."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch was built without oneDNN")
+    shapes, product = [], module._product
+
+    def watched(x, *rest):
+        shapes.append(tuple(x.shape))
+        return product(x, *rest)
+
+    monkeypatch.setattr(module, "_product", watched)
+    return shapes
+
+
+def operands(bias=True, leading=(ROWS,)):
+    torch.manual_seed(0)
+    shapes = (*leading, INPUTS), (OUTPUTS, INPUTS), *([(OUTPUTS,)] if bias else [])
+    return [torch.randn(shape, requires_grad=True) for shape in shapes]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("leading", [(ROWS,), (4, 25, 10)])
+def test_output_and_gradients_are_those_of_float64(asked, bias, leading):
+    given = operands(bias, leading)
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    out, expected = linear(*given), nn.functional.linear(*exact)
+    incoming = torch.randn(OUTPUTS).expand_as(out)  # a gradient without memory of its own, as a mean gives it
+    found = torch.autograd.grad(out, given, incoming)
+    right = torch.autograd.grad(expected, exact, incoming.double())
+    assert asked == [(*leading, INPUTS), (*leading, OUTPUTS)]
+    for ours, theirs in zip((out, *found), (expected, *right), strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).abs().max() <= 2e-6 * theirs.abs().max()
+
+
+def test_inputs_of_any_strides(asked):
+    x, weight, bias = operands()
+    turned = x.detach().t().contiguous().t().requires_grad_()
+    sliced = torch.cat([weight, weight]).detach()[OUTPUTS:].requires_grad_()
+    expected = torch.autograd.grad(linear(x, weight, bias).square().sum(), (x, weight))
+    found = torch.autograd.grad(linear(turned, sliced, bias).square().sum(), (turned, sliced))
+    assert len(asked) == 4
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_frozen_weights_and_inputs_get_no_gradient(asked):
+    x, weight, bias = operands()
+    frozen = linear(x, weight.detach(), bias.detach())
+    frozen.sum().backward()
+    assert x.grad is not None
+    assert len(asked) == 2
+    linear(x.detach(), weight, bias).sum().backward()
+    assert len(asked) == 3, "nobody wanted the gradient of the input"
+    assert weight.grad is not None
+
+
+def test_a_layer_repeats_bit_for_bit(asked):
+    x, weight, _ = operands()
+    layer = Linear(INPUTS, OUTPUTS)
+    runs = [torch.autograd.grad(layer(x).square().sum(), (x, layer.weight)) for _ in range(3)]
+    assert len(asked) == 6
+    assert all(torch.equal(*pair) for again in runs[1:] for pair in zip(runs[0], again, strict=True))
+    assert isinstance(layer, nn.Linear)
+    assert weight.shape == layer.weight.shape
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, weight, bias: linear(x[: LEAST_WORK // (INPUTS * OUTPUTS)], weight, bias),
+        lambda x, weight, bias: linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16()),
+        lambda x, weight, bias: linear(x.double(), weight.double(), bias.double()),
+        lambda x, weight, bias: torch.compile(linear, backend="aot_eager")(x, weight, bias),
+    ],
+    ids=["small", "bfloat16", "float64", "compiled"],
+)
+def test_what_is_left_to_torch(asked, call):
+    call(*operands()).sum().backward()
+    assert asked == []
+
+
+def test_autocast_is_left_to_torch(asked):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(*operands()).dtype == torch.bfloat16
+    assert asked == []
