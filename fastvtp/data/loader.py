@@ -44,7 +44,7 @@ class VideoTextBatch:
         sample_ids: int64 `[B]`, index of each clip's record: the key of its mask. May repeat, see above.
         captions: the captions as text.
         step: the step of the run.
-        kind: "video", or "image" where the clips are pictures, T being 1.
+        kind: "video", or "image" where the clips are pictures: of one frame, or of one that is repeated.
     """
 
     video: torch.Tensor

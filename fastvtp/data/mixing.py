@@ -14,12 +14,19 @@ class BatchSource:
     """One data set of a stream.
 
     loader: (start_step, num_steps) -> its loader, which counts its own batches. share: of the batches, relative to
-    those of the other sets. kind: "video" or "image", which its batches bear.
+    those of the other sets. kind: "video" or "image", which its batches bear. repeat: times that each frame is shown,
+    one after the other; it is decoded once.
     """
 
     loader: Callable[[int, int], VideoTextLoader]
     share: float
     kind: str = "video"
+    repeat: int = 1
+
+    def shown(self, batch: VideoTextBatch, step: int) -> VideoTextBatch:
+        """A batch of the loader as the stream's batch of `step`."""
+        video = batch.video if self.repeat == 1 else batch.video.repeat_interleave(self.repeat, dim=1)
+        return replace(batch, video=video, step=step, kind=self.kind)
 
 
 class MixedLoader:
@@ -69,7 +76,7 @@ class MixedLoader:
         for step in self._steps:
             before, after = (batches_before(s, self._shares, self._run) for s in (step, step + 1))
             turn = next(place for place, count in enumerate(before) if after[place] > count)
-            yield replace(next(streams[turn]), step=step, kind=self._sources[turn].kind)
+            yield self._sources[turn].shown(next(streams[turn]), step)
 
 
 def batches_before(step: int, shares: Sequence[float], run: int = 1) -> list[int]:

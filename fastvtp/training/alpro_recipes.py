@@ -9,7 +9,8 @@ Preset "official" has no weight decay: the release writes 1e-3 in its settings a
 "fastvtp" applies those 1e-3. All else about the optimizer is the release's, but that its AdamW adds eps before the
 correction of the second moment, torch's after it, which shows in the first steps. Patch positions of weights that were
 trained on other pictures are resized as the release does it, too; "fastvtp" resizes them on their grid. Around its crop
-the prompter of "official" sees black, see `hidden_patches`.
+the prompter of "official" sees black, see `hidden_patches`, and its pictures (CC3M) are repeated as the 4 frames of a
+clip, which "fastvtp" takes as clips of one frame, a quarter of the work: `data.image_frames`.
 
 What a clip or picture goes through differs from the release under both presets:
 
@@ -18,7 +19,6 @@ What a clip or picture goes through differs from the release under both presets:
 | window of a clip, pretraining | whole frames squashed to 256 x 256, a random square of 224 | 77 % of a frame or more |
 | frames of a clip, fine-tuning and evaluation | squashed to a square | the centred square |
 | RandAugment of clips | 2 different ones of 10 operations, mirroring among them, never with a minus | 2 of 14 |
-| pictures (CC3M) | repeated as the 4 frames of a clip | clips of one frame |
 | window of a picture | 20 % of it or more, half of them mirrored | as a clip's |
 | RandAugment of pictures | 2 of 8 operations at 7 of 10, each left out half of the time | as a clip's |
 """
@@ -32,6 +32,7 @@ from fastvtp.training.config import DataConfig, OptimizerConfig, TrainConfig
 
 _RESIZE = {"official": "official", "fastvtp": "bicubic"}
 _HIDDEN_PATCHES = {"official": "black", "fastvtp": "grey"}
+_IMAGE_FRAMES = {"official": "repeat", "fastvtp": "one"}
 _FIRST_WEIGHTS: dict[str, Any] = {"init": "models/vit_base", "text_init": "models/bert_base"}
 _RAND_M5_N2 = ClipAugmentation(rand_augment=(2, 15))  # magnitude 5 of 10
 _TINY: dict[str, Any] = {
@@ -67,7 +68,7 @@ def alpro_prompter(preset: str = "fastvtp") -> TrainConfig:
     return TrainConfig(
         task="pretrain_prompter",
         model=model_config("alpro_prompter_base", preset=preset),
-        data=_pretraining_data(),
+        data=_pretraining_data(preset),
         position_resize=_RESIZE[preset],
         optimizer=_optimizer(preset, 1e-4, warmup_share=0.05, clip_norm=20.0),
         output_dir="runs/alpro_prompter",
@@ -108,7 +109,7 @@ def alpro_pretrain(preset: str = "fastvtp") -> TrainConfig:
     return TrainConfig(
         task="pretrain_alpro",
         model=model_config("alpro_base", preset=preset, hidden_patches=_HIDDEN_PATCHES[preset]),
-        data=_pretraining_data(),
+        data=_pretraining_data(preset),
         position_resize=_RESIZE[preset],
         prompter="runs/alpro_prompter",
         entities="data/entities.txt",
@@ -196,11 +197,11 @@ def _optimizer(
     )  # fmt: skip
 
 
-def _pretraining_data() -> DataConfig:
+def _pretraining_data(preset: str) -> DataConfig:
     """Windows of at least (224 / 256)^2 of the picture, which the release crops from its middle scale."""
     return DataConfig(
         train="data/train.jsonl", sampling="head_tail", max_text_length=30, crop_scale=(0.77, 1.0), flip=False,
-        augmentation=_RAND_M5_N2, num_workers=12,
+        augmentation=_RAND_M5_N2, num_workers=12, image_frames=_IMAGE_FRAMES[preset],
     )  # fmt: skip
 
 

@@ -22,6 +22,8 @@ class DataConfig:
     `image_share` of the batches is made; a .jsonl as for videos."""
     image_share: float = 0.5
     """Share of the batches that are of `images`, spread evenly."""
+    image_frames: str = "one"
+    """A picture of `images` is "one" frame, or is "repeat"ed as all frames of a clip, as ALPRO's release has it."""
     test: str | None = None
     """Data as in `train` for scores at the end; None: no evaluation."""
     test_views: tuple[int, int] = (1, 1)
@@ -60,6 +62,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 0 < self.image_share < 1:
             raise ValueError(f"image_share must be in (0, 1), got {self.image_share}")
+        if self.image_frames not in ("one", "repeat"):
+            raise ValueError(f"image_frames must be 'one' or 'repeat', got {self.image_frames!r}")
         if self.shares and (len(self.shares) != 1 + len(self.more) or not min(self.shares) > 0):
             raise ValueError(f"shares must be {1 + len(self.more)} positive numbers (train, more), got {self.shares}")
         for name, least in (("test_top_k", 1), ("max_text_length", 3)):

@@ -96,11 +96,13 @@ def training_loader(
         "device": device,
     }  # fmt: skip
 
-    def source(records: Sequence[VideoRecord], share: float, kind: str = "video", **options: Any) -> BatchSource:
+    def source(
+        records: Sequence[VideoRecord], share: float, kind: str = "video", repeat: int = 1, **options: Any
+    ) -> BatchSource:
         def loader(start_step: int, num_steps: int) -> VideoTextLoader:
             return VideoTextLoader(records, tokenizer, start_step=start_step, num_steps=num_steps, **common, **options)
 
-        return BatchSource(loader, share, kind)
+        return BatchSource(loader, share, kind, repeat)
 
     clips: dict[str, Any] = {
         "num_frames": config.model.num_frames, "sampling": data.sampling, "frame_stride": data.frame_stride,
@@ -111,8 +113,9 @@ def training_loader(
     of_videos = (1 - data.image_share if task.images else 1) / sum(shares)
     sources = [source(records, share * of_videos, **clips) for records, share in zip(sets, shares, strict=True)]
     if task.images:
+        repeat = config.model.num_frames if data.image_frames == "repeat" else 1
         # no video decoder of a GPU reads pictures
-        sources.append(source(task.images, data.image_share, "image", num_frames=1, decoder="pyav"))
+        sources.append(source(task.images, data.image_share, "image", repeat, num_frames=1, decoder="pyav"))
     if len(sources) == 1:
         return sources[0].loader(start_step, num_steps)
     return MixedLoader(sources, start_step=start_step, num_steps=num_steps, run=config.accumulate)

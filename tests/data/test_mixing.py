@@ -68,6 +68,19 @@ def test_kinds_alternate_by_step_and_a_stream_resumes_anywhere(pictures, caption
             assert_equal(again, batch)
 
 
+def test_repeated_pictures_are_clips_of_equal_frames(pictures, captioned_videos):
+    videos = loader_of(load_annotations(captioned_videos / "train.jsonl"), 4)
+    images = loader_of(load_annotations(pictures), 1)
+    sources = [BatchSource(videos, 0.5), BatchSource(images, 0.5, "image", repeat=4)]
+    with MixedLoader(sources, start_step=0, num_steps=2) as mixed, images(0, 1) as alone:
+        video, repeated = mixed
+        (single,) = alone
+    assert (video.kind, video.video.shape) == ("video", (3, 4, 32, 32, 3))
+    assert (repeated.kind, repeated.video.shape) == ("image", (3, 4, 32, 32, 3))
+    assert torch.equal(repeated.video, single.video.expand_as(repeated.video))
+    assert not torch.equal(video.video, video.video[:, :1].expand_as(video.video))
+
+
 def assert_equal(first: VideoTextBatch, second: VideoTextBatch) -> None:
     assert (first.captions, first.step, first.kind) == (second.captions, second.step, second.kind)
     for name in ("video", "input_ids", "sample_ids"):

@@ -142,6 +142,28 @@ def test_pictures_are_compared_with_the_prompts_of_pictures(captioned_videos, ma
         assert terms["loss/entity"].isnan() == (batch.kind == "image")
 
 
+def test_pictures_may_be_repeated_as_clips(captioned_videos, made, tmp_path):
+    """As released; they are still compared with the prompts of pictures, and a run goes on with what it began with."""
+    more = ["data.image_frames=repeat", "steps=4", "data.image_share=0.5", "checkpoint_every=1", "keep_checkpoints=9"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    config = pretraining(captioned_videos, made, whole, *more)
+    result = train(config, progress_bar=False)
+    with training_loader(config, build_task(config), result.tokenizer, torch.device("cpu"), Progress()) as loader:
+        shown = [(batch.kind, batch.video.shape[1]) for batch in loader]
+    assert shown == [("video", 2), ("image", 2)] * 2
+    assert json.loads((whole / "train_config.json").read_text())["data"]["image_frames"] == "repeat"
+
+    shutil.copytree(whole, stopped)
+    for folder in ("model", "checkpoints/step_00000003", "checkpoints/step_00000004"):
+        shutil.rmtree(stopped / folder)
+    config = apply_overrides(config, [f"output_dir={stopped}"])
+    with pytest.raises(ConfigError, match=r"data\.image_frames differ from"):
+        train(apply_overrides(config, ["data.image_frames=one"]), resume=True, progress_bar=False)
+    train(config, resume=True, progress_bar=False)
+    for name in ("model/model.safetensors", "metrics.jsonl"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes(), name
+
+
 def test_a_resumed_pretraining_equals_an_uninterrupted_one(captioned_videos, made, tmp_path):
     """Bit for bit, with pictures, dropout, accumulated gradients and averaged weights; prompter and list are gone."""
     mine = shutil.copytree(made, tmp_path / "made", ignore=shutil.ignore_patterns("pretrained"))

@@ -22,6 +22,7 @@ from tests.training.test_alpro import configure
         ),
         ("alpro_pretrain_tiny", ["data.images=absent.jsonl"], r"absent.jsonl: no such file"),
         ("alpro_pretrain_tiny", ["data.image_share=1"], r"image_share must be in \(0, 1\), got 1"),
+        ("alpro_pretrain_tiny", ["data.image_frames=two"], "data.image_frames must be 'one' or 'repeat', got 'two'"),
         ("alpro_prompter_tiny", ["entities=list.txt"], "entities is for pretrain_alpro, the task is pretrain_prompter"),
         ("alpro_retrieval_tiny", ["data.images=x.jsonl"], "data.images is for pretrain_alpro and pretrain_prompter"),
         ("alpro_retrieval_tiny", ["batch_size=1"], "batch_size must be at least 2"),
@@ -54,5 +55,6 @@ def test_published_recipes_start_from_weights_or_say_so(captioned_videos):
         with pytest.raises(ConfigError, match=f"{setting}=.* does not exist; give {what}, or {setting}=none"):
             runs.recipe_config("alpro_pretrain", "official", settings)
         settings.append(f"{setting}=none")
-    assert runs.recipe_config("alpro_pretrain", "official", settings).model.hidden_patches == "black"
-    assert runs.recipe_config("alpro_pretrain", "fastvtp", settings).model.hidden_patches == "grey"
+    for preset, patches, frames in (("official", "black", "repeat"), ("fastvtp", "grey", "one")):
+        config = runs.recipe_config("alpro_pretrain", preset, settings)
+        assert (config.model.hidden_patches, config.data.image_frames) == (patches, frames)
