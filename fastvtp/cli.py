@@ -114,6 +114,9 @@ def evaluate(
     views: Annotated[str, typer.Option(metavar="SxC", help="Segments and crops of each clip to average.")] = "1x1",
     sampling: Annotated[str, typer.Option(help='Frames: "uniform", or "strided" segments.')] = "uniform",
     frame_stride: Annotated[int, typer.Option(min=1, help="Distance of the frames of a strided segment.")] = 4,
+    fit: Annotated[
+        str | None, typer.Option(help='Frames to squares: "crop" or "squash"; else as in training, or crop.')
+    ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Let a matching head score only the pairs that the contrast ranks first.")
     ] = None,
@@ -132,7 +135,7 @@ def evaluate(
 
     protocol = runs.EvaluationProtocol(
         parse_value(views, tuple[int, int], "--views"), sampling, frame_stride, num_workers, batch_size, top_k,
-        max_text_length, precision,
+        max_text_length, precision, fit,
     )  # fmt: skip
     opened = runs.open_model(model, choose_device(device))
     report = runs.evaluate(

@@ -18,6 +18,7 @@ from fastvtp.errors import UserError
 from fastvtp.evaluation.captions import all_captions
 from fastvtp.evaluation.classification import evaluate_classification
 from fastvtp.evaluation.matching import EncodedSet, encode_set, match_scores, matching_metrics
+from fastvtp.evaluation.protocol import EvaluationProtocol
 from fastvtp.evaluation.question_answering import evaluate_multiple_choice, evaluate_open_ended
 from fastvtp.evaluation.retrieval import (
     RetrievalEmbeddings,
@@ -30,11 +31,12 @@ from fastvtp.models.registry import architecture_of, load_pretrained
 from fastvtp.reports import bad_file_report, scores_report
 from fastvtp.training.alpro_tasks import ENTITIES_NAME
 from fastvtp.training.finetuning_tasks import ANSWERS_NAME, CLASSES_NAME, has_options
-from fastvtp.training.state import TOKENIZER_NAME, model_folder, tokenizer_beside
+from fastvtp.training.state import TOKENIZER_NAME, model_folder, read_fit, tokenizer_beside
 from fastvtp.training.task import MIN_TEXT_LENGTH, no_text
 from fastvtp.visualization.gallery import animated_thumbnail, save_retrieval_gallery
 
 GALLERY_NAME, PREDICTIONS_NAME = "gallery.html", "predictions.jsonl"
+_PROTOCOL = EvaluationProtocol()
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class OpenedModel:
 
     known_tokenizer: None where the folder has none, which will do for videos. answers: those of an open-ended question
     answerer. class_names: those of a classifier; their numbers where nobody named them. entities: what a pretrained
-    ALPRO looks for in crops. folder: where they come from.
+    ALPRO looks for in crops. folder: where they come from. fit: how frames came to the model's size in its training.
     """
 
     model: Any
@@ -52,6 +54,7 @@ class OpenedModel:
     class_names: Sequence[str] = ()
     entities: Sequence[str] = ()
     folder: Path | None = None
+    fit: str = "crop"
 
     @property
     def tokenizer(self) -> CaptionTokenizer:
@@ -61,30 +64,6 @@ class OpenedModel:
                 f"{self.folder} has no {TOKENIZER_NAME}: texts cannot be read the way the model learned them"
             )
         return self.known_tokenizer
-
-
-@dataclass(frozen=True)
-class EvaluationProtocol:
-    """How clips are read for scores.
-
-    views: segments and crops of each clip, see `VideoTextLoader`. sampling, frame_stride: its frames, see
-    `FrameSampling`. top_k: pairs that a matching head scores, see `match_scores`. max_text_length: tokens kept of a
-    text, if fewer than the model has positions for. precision: "float32" or "bfloat16" (autocast of the model alone).
-    """
-
-    views: tuple[int, int] = (1, 1)
-    sampling: str = "uniform"
-    frame_stride: int = 1
-    num_workers: int = 1
-    batch_size: int = 32
-    """Most views at a time."""
-    top_k: int | None = None
-    max_text_length: int | None = None
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("float32", "bfloat16"):
-            raise UserError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
 
 
 def open_model(source: str | Path, device: torch.device) -> OpenedModel:
@@ -114,13 +93,18 @@ def with_companions(model: Any, folder: Path) -> OpenedModel:
         path = folder / CLASSES_NAME
         names = json.loads(path.read_text()) if path.is_file() else [str(i) for i in range(model.config.num_classes)]
     entities = read_entities(folder / ENTITIES_NAME) if (folder / ENTITIES_NAME).is_file() else ()
-    return OpenedModel(model, tokenizer, answers, names, entities, folder)
+    return OpenedModel(model, tokenizer, answers, names, entities, folder, read_fit(folder))
 
 
 def _text_length(opened: OpenedModel, protocol: EvaluationProtocol) -> int:
     """Tokens kept of a text."""
     positions = getattr(opened.model.config, "max_text_length", MIN_TEXT_LENGTH)
     return min(positions, protocol.max_text_length or positions)
+
+
+def fit_of(opened: OpenedModel, protocol: EvaluationProtocol) -> str:
+    """How frames come to the model's size, see `CropSampling`."""
+    return protocol.fit or opened.fit
 
 
 def evaluation_loader(
@@ -135,7 +119,7 @@ def evaluation_loader(
         num_frames=config.num_frames, image_size=config.image_size,
         max_text_length=_text_length(opened, protocol),
         sampling=protocol.sampling, frame_stride=protocol.frame_stride, views=protocol.views,
-        seed=0, train=False, num_workers=protocol.num_workers, device=opened.model.device,
+        fit=fit_of(opened, protocol), seed=0, train=False, num_workers=protocol.num_workers, device=opened.model.device,
     )  # fmt: skip
 
 
@@ -143,7 +127,7 @@ def evaluate(
     opened: OpenedModel,
     data: str,
     *,
-    protocol: EvaluationProtocol = EvaluationProtocol(),
+    protocol: EvaluationProtocol = _PROTOCOL,
     output: Path | None = None,
     train_data: str | None = None,
     progress_bar: bool = True,

@@ -19,7 +19,7 @@ import torch
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import VideoDecodeError
 from fastvtp.data.pipeline import build_pipeline, dali_formats
-from fastvtp.data.sampling import ClipAugmentation, CropSampling, FrameSampling
+from fastvtp.data.sampling import ClipAugmentation, CropSampling, FrameSampling, check_fit
 from fastvtp.data.source import ClipSource, SampleStream
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.errors import UserError
@@ -96,6 +96,8 @@ class VideoTextLoader:
         rank, world_size: this process among those that share a step's samples.
         device: where `video` is made. Captions stay on the host, where masking and packing are planned.
         crop_scale: smallest and largest share of the picture's area in the window of a training clip.
+        fit: "crop", or "squash" to squash frames to the output's shape first, see `CropSampling`; needs an
+            `image_size`, and excludes several crops.
         flip: whether training clips are mirrored at random; one whose captions name a direction never is, nor one whose
             record is not `mirrorable`.
         decoder: "pyav" decodes in the workers, "dali" in the pipeline; "auto" is "dali" on a GPU with NVDEC, else
@@ -137,6 +139,7 @@ class VideoTextLoader:
         device: torch.device | str = "cpu",
         crop_scale: tuple[float, float] = (0.5, 1.0),
         flip: bool = True,
+        fit: str = "crop",
         decoder: str = "auto",
         prefetch: int = 2,
         known_bad: Mapping[str, str] = {},
@@ -155,6 +158,8 @@ class VideoTextLoader:
         whole_pictures = image_size is None
         _require(not (whole_pictures and views[1] > 1), f"views: {views[1]} crops need an image_size")
         _require(not (whole_pictures and augmentation is not None), "augmentation needs an image_size")
+        _require(not (whole_pictures and fit == "squash"), "fit 'squash' needs an image_size")
+        check_fit(fit, views[1])
         if not train and num_steps is None:
             samples = len(records) * views[0] * views[1]
             num_steps = max(0, -(-samples // (batch_size * world_size)) - start_step)
@@ -184,7 +189,7 @@ class VideoTextLoader:
         )
         crop = None
         if self._size is not None:
-            crop = CropSampling(aspect=self._size[1] / self._size[0], scale=crop_scale, flip=flip)
+            crop = CropSampling(aspect=self._size[1] / self._size[0], scale=crop_scale, flip=flip, fit=fit)
         self._source = ClipSource(
             records,
             self._stream,

@@ -18,6 +18,7 @@ from fastvtp.errors import UserError
 _ORDER_STREAM, _SAMPLE_STREAM, _STEP_STREAM = 0, 1, 2
 _SAMPLING_KINDS = ("strided", "uniform", "random_sorted", "head_tail")
 _CROP_ATTEMPTS = 10
+FITS = ("crop", "squash")
 _ERASED_AREA, _ERASED_LOG_SHAPE = (0.02, 1 / 3), (math.log(0.3), math.log(3.3))
 
 RAND_AUGMENT_BINS = 31
@@ -136,14 +137,19 @@ class CropSampling:
     1409.4842. In evaluation, and where no such window fits, it is the largest centred one of the output's shape. Of
     several crops (multi-view evaluation) the first and the last touch the two ends of the side along which such a
     window can move, the others lie between them at even distances.
+
+    With `fit` "squash" the frame counts as squashed to the output's shape before all that: evaluation shows the whole
+    of it (ALPRO's release), of which there are no several crops.
     """
 
     aspect: float = 1.0
     scale: tuple[float, float] = (0.5, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
+    fit: str = "crop"
 
     def __post_init__(self) -> None:
+        check_fit(self.fit)
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0 < low <= high:
                 raise UserError(f"crop {name}: expected 0 < low <= high, got {(low, high)}")
@@ -151,24 +157,34 @@ class CropSampling:
             raise UserError(f"crop scale: an area share above 1 in {self.scale}")
 
     def window(
-        self, height: int, width: int, rng: np.random.Generator | None, crop: int = 0, crops: int = 1
+        self, height: float, width: float, rng: np.random.Generator | None, crop: int = 0, crops: int = 1
     ) -> CropWindow:
         """The window for a picture of `height` x `width` pixels; `crop` of `crops` is the one wanted in evaluation."""
-        flip = False
+        aspect, flip = self.aspect, False
+        if self.fit == "squash":
+            height = width = aspect = 1.0
         if rng is not None:
             flip = self.flip and bool(rng.random() < 0.5)
             for _ in range(_CROP_ATTEMPTS):
                 area = height * width * rng.uniform(*self.scale)
-                shape = self.aspect * math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+                shape = aspect * math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
                 crop_height, crop_width = math.sqrt(area / shape) / height, math.sqrt(area * shape) / width
                 if crop_height <= 1 and crop_width <= 1:
                     y0, x0 = (float(share) for share in rng.random(2) * (1 - crop_height, 1 - crop_width))
                     return CropWindow(y0, x0, y0 + crop_height, x0 + crop_width, flip)
-        relative = self.aspect * height / width
+        relative = aspect * height / width
         crop_height, crop_width = min(1.0, 1 / relative), min(1.0, relative)
         place = 0.5 if crops == 1 else crop / (crops - 1)
         y0, x0 = place * (1 - crop_height), place * (1 - crop_width)
         return CropWindow(y0, x0, y0 + crop_height, x0 + crop_width, flip)
+
+
+def check_fit(fit: str, crops: int = 1) -> None:
+    """Raises UserError for a `fit` that `CropSampling` does not know, or one that has no several `crops`."""
+    if fit not in FITS:
+        raise UserError(f"fit must be {' or '.join(map(repr, FITS))}, got {fit!r}")
+    if fit == "squash" and crops > 1:
+        raise UserError(f"fit 'squash' shows whole frames: expected one crop, got {crops}")
 
 
 @dataclass(frozen=True)

@@ -113,10 +113,13 @@ def fit_box_head(
     **sizes: Any,
 ) -> tuple[BoxHead, float]:
     """A head for what is done in given boxes, and its last loss. features: of all tokens (pool "none"). sizes: fields
-    of `BoxHeadConfig`. Raises UserError as `fit_segment_head`, and for pooled features."""
+    of `BoxHeadConfig`. Raises UserError as `fit_segment_head`, and for features that are pooled or of squashed
+    frames."""
     _check_kind(annotations, "boxes")
     if features.description["pool"] != "none":
         raise UserError(f"{features.folder} has pool {features.description['pool']!r}, expected 'none' for boxes")
+    if features.description.get("fit") == "squash":
+        raise UserError(f"{features.folder} has fit 'squash': boxes are placed in centred squares, expected 'crop'")
     config = head_config(
         BoxHeadConfig, width=features.description["width"], num_classes=len(annotations.class_names),
         grid=features.grid, **sizes,

@@ -40,9 +40,9 @@ def localize(
     """Train a head for segments or boxes, whichever the annotations list, and score it on test videos.
 
     features, test_features: of the videos in the annotations, extracted from them ("frames" will do for segments,
-    boxes need all tokens). detections: boxes of a detector in the test videos; None: the true ones. output: a folder
-    for the head (model.safetensors, head.json) and what it finds (detections.jsonl). sizes: fields of the head's
-    config. Returns a report.
+    boxes need all tokens, of frames that were not squashed). detections: boxes of a detector in the test videos; None:
+    the true ones. output: a folder for the head (model.safetensors, head.json) and what it finds (detections.jsonl).
+    sizes: fields of the head's config. Returns a report.
 
     Raises UserError where features and annotations do not fit together.
     """

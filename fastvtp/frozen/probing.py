@@ -24,7 +24,7 @@ from fastvtp.models.adapters import ProbedTower
 from fastvtp.models.probes import ProbeConfig, build_probe
 from fastvtp.models.video_towers import evenly_spaced, video_tower
 from fastvtp.reports import bad_file_report, scores_report
-from fastvtp.scoring import EvaluationProtocol, OpenedModel, evaluation_loader
+from fastvtp.scoring import EvaluationProtocol, OpenedModel, evaluation_loader, fit_of
 from fastvtp.training.task import MIN_TEXT_LENGTH, no_text
 from fastvtp.training.tasks import load_videos
 
@@ -162,7 +162,7 @@ def train_on_videos(
         with VideoTextLoader(
             targets.records, no_text(), batch_size=settings.batch_size, num_frames=config.num_frames,
             image_size=config.image_size, max_text_length=MIN_TEXT_LENGTH, train=True, seed=settings.seed,
-            num_steps=settings.steps, device=device, **dataclasses.asdict(clips),
+            num_steps=settings.steps, device=device, fit=fit_of(opened, protocol), **dataclasses.asdict(clips),
         ) as loader:  # fmt: skip
             loss = fit_probed_tower(probed, loader, targets, settings, device=device, progress=progress_bar)
             bad_files = loader.bad_files
@@ -232,6 +232,7 @@ def _reading(opened: OpenedModel, protocol: EvaluationProtocol) -> dict[str, Any
     config = opened.model.config
     return {
         "views": protocol.views, "sampling": protocol.sampling, "frame_stride": protocol.frame_stride,
+        "fit": fit_of(opened, protocol),
         "precision": protocol.precision, "num_frames": config.num_frames, "image_size": config.image_size,
     }  # fmt: skip
 

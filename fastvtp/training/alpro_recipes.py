@@ -10,14 +10,14 @@ Preset "official" has no weight decay: the release writes 1e-3 in its settings a
 correction of the second moment, torch's after it, which shows in the first steps. Patch positions of weights that were
 trained on other pictures are resized as the release does it, too; "fastvtp" resizes them on their grid. Around its crop
 the prompter of "official" sees black, see `hidden_patches`, and its pictures (CC3M) are repeated as the 4 frames of a
-clip, which "fastvtp" takes as clips of one frame, a quarter of the work: `data.image_frames`.
+clip, which "fastvtp" takes as clips of one frame, a quarter of the work: `data.image_frames`. The published recipes of
+"official" squash whole frames to squares, in training and for scores; "fastvtp" keeps their proportions: `data.fit`.
 
 What a clip or picture goes through differs from the release under both presets:
 
 | | release | here |
 |---|---|---|
-| window of a clip, pretraining | whole frames squashed to 256 x 256, a random square of 224 | 77 % of a frame or more |
-| frames of a clip, fine-tuning and evaluation | squashed to a square | the centred square |
+| window of a clip, pretraining | a random square of 224 of 256 x 256 | 77 % of the area or more, from 3:4 to 4:3 |
 | RandAugment of clips | 2 different ones of 10 operations, mirroring among them, never with a minus | 2 of 14 |
 | window of a picture | 20 % of it or more, half of them mirrored | as a clip's |
 | RandAugment of pictures | 2 of 8 operations at 7 of 10, each left out half of the time | as a clip's |
@@ -33,6 +33,7 @@ from fastvtp.training.config import DataConfig, OptimizerConfig, TrainConfig
 _RESIZE = {"official": "official", "fastvtp": "bicubic"}
 _HIDDEN_PATCHES = {"official": "black", "fastvtp": "grey"}
 _IMAGE_FRAMES = {"official": "repeat", "fastvtp": "one"}
+_FIT = {"official": "squash", "fastvtp": "crop"}
 _FIRST_WEIGHTS: dict[str, Any] = {"init": "models/vit_base", "text_init": "models/bert_base"}
 _RAND_M5_N2 = ClipAugmentation(rand_augment=(2, 15))  # magnitude 5 of 10
 _TINY: dict[str, Any] = {
@@ -201,7 +202,7 @@ def _pretraining_data(preset: str) -> DataConfig:
     """Windows of at least (224 / 256)^2 of the picture, which the release crops from its middle scale."""
     return DataConfig(
         train="data/train.jsonl", sampling="head_tail", max_text_length=30, crop_scale=(0.77, 1.0), flip=False,
-        augmentation=_RAND_M5_N2, num_workers=12, image_frames=_IMAGE_FRAMES[preset],
+        fit=_FIT[preset], augmentation=_RAND_M5_N2, num_workers=12, image_frames=_IMAGE_FRAMES[preset],
     )  # fmt: skip
 
 
@@ -216,14 +217,14 @@ def _retrieval(
     clip_norm: float,
     output_dir: str,
 ) -> TrainConfig:
-    """Centred squares without augmentation; the release makes a RandAugment, too, and never applies it."""
+    """Whole frames or centred squares, not augmented; the release makes a RandAugment, too, and never applies it."""
     return TrainConfig(
         task="finetune_alpro_retrieval",
         model=AlproRetrievalConfig(num_frames=8),
         init="runs/alpro_pretrain",
         data=DataConfig(
             train="data/train.jsonl", sampling="random_sorted", max_text_length=max_text_length, crop_scale=(1.0, 1.0),
-            flip=False, num_workers=12,
+            fit=_FIT[preset], flip=False, num_workers=12,
         ),
         position_resize=_RESIZE[preset],
         optimizer=_optimizer(preset, learning_rate, warmup_share=0.1, clip_norm=clip_norm),
@@ -242,7 +243,7 @@ def _qa(preset: str, *, questions: int, epochs: int, answers: int, clip_norm: fl
         init="runs/alpro_pretrain",
         data=DataConfig(
             train="data/train_questions.jsonl", sampling="random_sorted", max_text_length=40, crop_scale=(1.0, 1.0),
-            flip=False, augmentation=_RAND_M5_N2, max_answers=answers, num_workers=12,
+            fit=_FIT[preset], flip=False, augmentation=_RAND_M5_N2, max_answers=answers, num_workers=12,
         ),
         position_resize=_RESIZE[preset],
         optimizer=_optimizer(preset, 5e-5, warmup_share=0.1, clip_norm=clip_norm),

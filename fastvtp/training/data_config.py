@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from fastvtp.data.sampling import ClipAugmentation
+from fastvtp.data.sampling import ClipAugmentation, check_fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,9 @@ class DataConfig:
     frame_stride: int = 4
     crop_scale: tuple[float, float] = (0.6, 1.0)
     """Share of the frame's area that a training crop keeps."""
+    fit: str = "crop"
+    """"crop": windows and the centred squares of `test` keep the proportions of frames; "squash": frames are squashed
+    to squares first, as in ALPRO's release. A run's model folders say which, and are evaluated so."""
     flip: bool = True
     """Mirror half of the training clips, except where a caption, question, answer or class names a direction. Classes
     that are bare numbers name none: see `class_names`."""
@@ -66,6 +69,7 @@ class DataConfig:
             raise ValueError(f"image_frames must be 'one' or 'repeat', got {self.image_frames!r}")
         if self.shares and (len(self.shares) != 1 + len(self.more) or not min(self.shares) > 0):
             raise ValueError(f"shares must be {1 + len(self.more)} positive numbers (train, more), got {self.shares}")
+        check_fit(self.fit, self.test_views[1])
         for name, least in (("test_top_k", 1), ("max_text_length", 3)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -36,6 +36,7 @@ from fastvtp.training.state import (
     save_checkpoint,
     saved_model_config,
     write_inference_folder,
+    write_reading,
 )
 from fastvtp.training.task import Task
 from fastvtp.training.tasks import build_task
@@ -91,9 +92,9 @@ def training_loader(
         return ready
     common: dict[str, Any] = {
         "batch_size": config.batch_size, "image_size": config.model.image_size, "max_text_length": task.max_text_length,
-        "crop_scale": data.crop_scale, "flip": data.flip, "augmentation": data.augmentation if augmented else None,
-        "seed": config.seed, "train": True, "known_bad": progress.bad_files, "num_workers": data.num_workers,
-        "device": device,
+        "crop_scale": data.crop_scale, "fit": data.fit, "flip": data.flip,
+        "augmentation": data.augmentation if augmented else None, "seed": config.seed, "train": True,
+        "known_bad": progress.bad_files, "num_workers": data.num_workers, "device": device,
     }  # fmt: skip
 
     def source(
@@ -199,6 +200,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
 
     def write_companions(folder: Path) -> None:
         task.write_labels(folder)
+        write_reading(folder, config.data.fit)
         if task.reads_text:
             tokenizer.save(folder / TOKENIZER_NAME)
 

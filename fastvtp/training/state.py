@@ -1,12 +1,13 @@
 """Saving and resuming a run.
 
 A checkpoint is a folder `checkpoints/step_00000500` with the model (model.safetensors, config.json), its tokenizer and
-labels, and training_state.pt. Where weights are averaged, the model is their average, which is what evaluation wants,
-and training_state.pt also holds the weights that training goes on from. A checkpoint is written under another name and
-renamed when complete, so that a run killed at any moment leaves only whole checkpoints. The data stream is a function
-of (seed, step) and needs no state.
+labels, how its clips were read (reading.json), and training_state.pt. Where weights are averaged, the model is their
+average, which is what evaluation wants, and training_state.pt also holds the weights that training goes on from. A
+checkpoint is written under another name and renamed when complete, so that a run killed at any moment leaves only whole
+checkpoints. The data stream is a function of (seed, step) and needs no state.
 """
 
+import json
 import os
 import re
 import shutil
@@ -28,10 +29,12 @@ from fastvtp.checkpoints.native import (
     write_model_folder,
 )
 from fastvtp.data.prism_tokenization import SENTENCEPIECE_NAMES
+from fastvtp.data.sampling import FITS
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.models.registry import architecture_of
 
 CONFIG_NAME, STATE_NAME, TOKENIZER_NAME = "train_config.json", "training_state.pt", "tokenizer.json"
+READING_NAME = "reading.json"
 _TOKENIZER_FILES = (TOKENIZER_NAME, "vocab.txt", *SENTENCEPIECE_NAMES)
 
 
@@ -118,6 +121,25 @@ def tokenizer_beside(weights: Path) -> CaptionTokenizer | None:
     if any((weights / name).is_file() for name in _TOKENIZER_FILES):
         return CaptionTokenizer.load(weights)
     return None
+
+
+def write_reading(folder: Path, fit: str) -> None:
+    """Say beside a model how frames came to its size, see `CropSampling`."""
+    (folder / READING_NAME).write_text(json.dumps({"fit": fit}) + "\n")
+
+
+def read_fit(folder: Path) -> str:
+    """What `write_reading` wrote; "crop" where nothing says. Raises CheckpointError for another content."""
+    path = folder / READING_NAME
+    if not path.is_file():
+        return "crop"
+    try:
+        reading = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from None
+    if reading not in [{"fit": fit} for fit in FITS]:
+        raise CheckpointError(f"{path}: expected the key 'fit', one of {', '.join(FITS)}, got {reading}")
+    return reading["fit"]
 
 
 def write_inference_folder(folder: Path, model: Any, write_companions: Callable[[Path], None]) -> None:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.loader import VideoTextLoader
@@ -70,6 +71,20 @@ def test_crops_slide_along_the_side_that_leaves_room():
     assert corners(3, 100, 100) == [(0, 0, 1, 1)] * 3
 
 
+@pytest.mark.parametrize("decoder", ["pyav", "dali"])
+def test_squashed_frames_are_resized_as_a_whole(tokenizer, tmp_path, decoder):
+    path = write_clip(tmp_path / "clip.webm", **VP9)
+    record = VideoRecord("clip", str(path), ("clip",))
+    settings = {"views": (1, 1), "batch_size": 1, "decoder": decoder}
+    cropped, squashed = (
+        evaluate([record], tokenizer, fit=fit, **settings)[0][0].video[0].numpy() for fit in ("crop", "squash")
+    )
+    frames = decode_sequentially(str(path))[FrameSampling("strided", 4, 2).indices(16, None)]
+    expected = np.stack([np.asarray(Image.fromarray(frame).resize((64, 64))) for frame in frames]).astype(float)
+    assert np.abs(squashed - expected).mean() < 4
+    assert np.abs(cropped - expected).mean() > 10
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_every_record_comes_in_all_its_views_in_a_row(records, tokenizer, num_workers):
     ids, video = joined(evaluate(records, tokenizer, num_workers=num_workers)[0])
@@ -136,6 +151,8 @@ def test_dali_decodes_the_same_views(tokenizer, tmp_path):
         ({"views": (0, 1)}, r"views: expected positive \(segments, crops\), got \(0, 1\)"),
         ({"train": True}, r"views \(3, 2\) are for evaluation"),
         ({"image_size": None}, "views: 2 crops need an image_size"),
+        ({"fit": "squash"}, "fit 'squash' shows whole frames: expected one crop, got 2"),
+        ({"fit": "squash", "image_size": None, "views": (1, 1)}, "fit 'squash' needs an image_size"),
     ],
 )
 def test_bad_views_are_refused_at_once(records, tokenizer, settings, complaint):

@@ -170,3 +170,7 @@ def test_faults_are_one_line(tmp_path):
     pooled = write_features(tmp_path / "p", {name: clip[:16] for name, clip in clips.items()}, [16, 1, 1], "frames")
     with pytest.raises(UserError, match="p has pool 'frames', expected 'none' for boxes"):
         fit_box_head(pooled, boxes, settings, progress=False)
+    squashed = write_features(tmp_path / "s", clips, [16, 2, 2])
+    squashed.description["fit"] = "squash"
+    with pytest.raises(UserError, match="s has fit 'squash': boxes are placed in centred squares, expected 'crop'"):
+        fit_box_head(squashed, boxes, settings, progress=False)

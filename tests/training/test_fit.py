@@ -1,0 +1,146 @@
+"""How frames that are no squares come to a run, and to the scores of what it left."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastvtp import cli, runs
+from fastvtp.checkpoints.native import CheckpointError
+from fastvtp.data.annotations import load_annotations
+from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.frozen.probing import extract
+from fastvtp.models.registry import build_model
+from fastvtp.scoring import evaluation_loader
+from fastvtp.training.config import ConfigError, apply_overrides
+from fastvtp.training.loop import training_loader
+from fastvtp.training.recipes import get_recipe
+from fastvtp.training.state import Progress
+from fastvtp.training.tasks import build_task
+from tests.data.clips import write_clip
+from tests.training.labelled import SIZES, write_rows
+from tests.training.test_alpro import configure
+
+PUBLISHED = (
+    "alpro_prompter", "alpro_pretrain", "alpro_msrvtt_retrieval", "alpro_didemo_retrieval", "alpro_msrvtt_qa",
+    "alpro_msvd_qa",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> Path:
+    """A list of four clips, 32 x 96: white but for the outer thirds, which the centred square leaves out."""
+    folder = tmp_path_factory.mktemp("wide")
+    for number in range(4):
+        frames = np.full((4, 32, 96, 3), 255, np.uint8)
+        frames[:, :, :32] = frames[:, :, 64:] = 20 * number
+        write_clip(folder / f"{number}.mp4", frames=frames)
+    rows = [{"video": f"{number}.mp4", "caption": f"borders of shade {number}"} for number in range(4)]
+    return write_rows(folder / "clips.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def squashed(wide) -> Path:
+    """A run that was trained on squashed frames, scored on the same clips."""
+    run_dir = wide.parent / "run"
+    more = ["data.fit=squash", "data.crop_scale=1,1", f"data.test={wide}", "steps=1"]
+    runs.pretrain(configure("alpro_prompter_tiny", wide, run_dir, *more), progress_bar=False)
+    return run_dir
+
+
+def shows_borders(video: torch.Tensor) -> bool:
+    """Whether clips are dark at the sides, as they are where all of the frame is shown."""
+    sides, middle = video[:, :, :, [2, -3]].float().mean(), video[:, :, :, 14:18].float().mean()
+    assert middle > 230
+    return bool(sides < 100)
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_training_clips(wide, tmp_path, fit):
+    config = configure("alpro_prompter_tiny", wide, tmp_path, f"data.fit={fit}", "data.crop_scale=1,1", "steps=1")
+    task = build_task(config)
+    tokenizer = CaptionTokenizer.train(task.texts, vocab_size=100)
+    with training_loader(config, task, tokenizer, torch.device("cpu"), Progress()) as loader:
+        assert shows_borders(next(iter(loader)).video) == (fit == "squash")
+
+
+def test_scores_follow_the_training_unless_told_otherwise(wide, squashed, tmp_path):
+    moved = shutil.copytree(squashed / "model", tmp_path / "moved")
+    for folder in (squashed, moved):
+        opened = runs.open_model(folder, torch.device("cpu"))
+        for fit, expected in ((None, True), ("squash", True), ("crop", False)):
+            protocol = runs.EvaluationProtocol(num_workers=0, fit=fit)
+            with evaluation_loader(opened, load_annotations(wide), protocol) as loader:
+                assert shows_borders(next(iter(loader)).video) == expected
+    (moved / "reading.json").unlink()
+    assert runs.open_model(moved, torch.device("cpu")).fit == "crop"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "reading.json: not JSON"),
+        ('{"fit": "stretch"}', "expected the key 'fit', one of crop, squash, got {'fit'"),
+    ],
+)
+def test_a_record_that_says_nothing_is_one_line(squashed, tmp_path, content, message):
+    moved = shutil.copytree(squashed / "model", tmp_path / "moved")
+    (moved / "reading.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        runs.open_model(moved, torch.device("cpu"))
+
+
+def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["fastvtp", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0), capsys.readouterr().err
+
+
+def test_the_command(wide, squashed, monkeypatch, capsys, tmp_path):
+    """The gallery shows what the model was shown."""
+    common = ("evaluate", squashed, wide, "--num-workers", 0, "--quiet", "--output")
+    for name, options in (("none", ()), ("squash", ("--fit", "squash")), ("crop", ("--fit", "crop"))):
+        assert run(monkeypatch, capsys, *common, tmp_path / name, *options)[0] == 0
+    shown = {name: (tmp_path / name / "gallery.html").read_bytes() for name in ("none", "squash", "crop")}
+    assert shown["none"] == shown["squash"] == (squashed / "gallery.html").read_bytes()
+    assert shown["crop"] != shown["squash"]
+    for options, message in (
+        (("--fit", "squash", "--views", "1x3"), "fit 'squash' shows whole frames: expected one crop, got 3"),
+        (("--views", "1x3"), "fit 'squash' shows whole frames: expected one crop, got 3"),
+        (("--fit", "stretch"), "fit must be 'crop' or 'squash', got 'stretch'"),
+    ):
+        status, error = run(monkeypatch, capsys, *common, tmp_path / "bad", *options)
+        assert (status, error) == (2, f"fastvtp: {message}\n")
+
+
+def test_frozen_features_are_of_the_frames_of_the_training(wide, tmp_path):
+    model = apply_overrides(get_recipe("simvtp_tiny"), SIZES).model
+    opened = runs.OpenedModel(build_model(model), None, fit="squash")
+    protocol = runs.EvaluationProtocol(num_workers=0)
+    features = extract(opened, wide, tmp_path / "features", protocol=protocol, progress_bar=False)
+    assert features.description["fit"] == "squash"
+
+
+def test_settings_that_do_not_fit_are_one_line(wide, tmp_path):
+    config = configure("alpro_prompter_tiny", wide, tmp_path)
+    with pytest.raises(ConfigError, match=r"^data\.fit must be 'crop' or 'squash', got 'stretch'$"):
+        apply_overrides(config, ["data.fit=stretch"])
+    with pytest.raises(ConfigError, match=r"^data\.fit 'squash' shows whole frames: expected one crop, got 3$"):
+        apply_overrides(config, ["data.fit=squash", "data.test_views=2,3"])
+    assert apply_overrides(config, ["data.fit=squash", "data.test_views=2,1"]).data.test_views == (2, 1)
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_the_official_recipes_squash(recipe):
+    assert [get_recipe(recipe, preset).data.fit for preset in ("official", "fastvtp")] == ["squash", "crop"]
+
+
+def test_the_setting_is_recorded(squashed):
+    assert json.loads((squashed / "train_config.json").read_text())["data"]["fit"] == "squash"
+    (checkpoint,) = (squashed / "checkpoints").iterdir()
+    assert runs.open_model(checkpoint, torch.device("cpu")).fit == "squash"
