@@ -120,6 +120,9 @@ def evaluate(
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Let a matching head score only the pairs that the contrast ranks first.")
     ] = None,
+    add_similarity: Annotated[
+        bool, typer.Option("--add-similarity", help="Add the contrast to the matching head's scores, as LAVIS does.")
+    ] = False,
     max_text_length: Annotated[int | None, typer.Option(min=3, help="Tokens to keep of a text.")] = None,
     train_data: Annotated[str | None, typer.Option(help="Training questions, for a baseline by their kind.")] = None,
     num_workers: Annotated[int, typer.Option(min=0, help="Decoding processes; 0: none beside this one.")] = 1,
@@ -135,7 +138,7 @@ def evaluate(
 
     protocol = runs.EvaluationProtocol(
         parse_value(views, tuple[int, int], "--views"), sampling, frame_stride, num_workers, batch_size, top_k,
-        max_text_length, precision, fit,
+        max_text_length, precision, fit, add_similarity,
     )  # fmt: skip
     opened = runs.open_model(model, choose_device(device))
     report = runs.evaluate(

@@ -144,6 +144,8 @@ def evaluate(
     architecture = architecture_of(opened.model)
     if architecture not in _SCORERS:
         raise UserError(f"a {architecture} has no scores: fine-tune it (fastvtp finetune RECIPE init=FOLDER)")
+    if protocol.add_similarity and _SCORERS[architecture] is not _score_matching:
+        raise UserError(f"add_similarity is for models with a matching head, not for {architecture}")
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     with torch.autocast(opened.model.device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16"):
@@ -217,7 +219,9 @@ def _score_matching(
     if protocol.views != (1, 1):
         raise UserError(f"views {protocol.views}: the matching head reads one view of a clip, expected (1, 1)")
     encoded, thumbnails, numbers = _encode_clips(encode_set, opened, data, protocol, output, progress_bar)
-    text_to_video, video_to_text = match_scores(opened.model, encoded, top_k=protocol.top_k, progress=progress_bar)
+    text_to_video, video_to_text = match_scores(
+        opened.model, encoded, top_k=protocol.top_k, add_similarity=protocol.add_similarity, progress=progress_bar
+    )
     video_of_text = encoded.video_of_text
     metrics = matching_metrics(text_to_video, video_to_text, video_of_text=video_of_text)
     report = {
@@ -225,6 +229,7 @@ def _score_matching(
         "retrieval_contrast": retrieval_metrics(encoded.similarity, video_of_text=video_of_text),
         "shuffled_control": shuffled_control(text_to_video, seed=0, video_of_text=video_of_text),
         "top_k": protocol.top_k,
+        "add_similarity": protocol.add_similarity,
         **numbers,
     }
     if output is not None:

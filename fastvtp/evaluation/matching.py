@@ -32,9 +32,9 @@ class MatchingModel(Module, Protocol):
 
     def score_pairs(
         self, text_tokens: Tensor, cu_seqlens: Tensor, max_seqlen: int, clip_tokens: Tensor,
-        text_index: Tensor, clip_index: Tensor,
+        text_index: Tensor, clip_index: Tensor, *, odds: bool = True,
     ) -> Tensor:  # fmt: skip
-        """Log-odds that pairs belong together: int64 [Q], int64 [Q] -> [Q]."""
+        """Log-odds that pairs belong together, or the logit for it alone: int64 [Q], int64 [Q] -> [Q]."""
         ...
 
 
@@ -105,6 +105,7 @@ def match_scores(
     encoded: EncodedSet,
     *,
     top_k: int | None = None,
+    add_similarity: bool = False,
     pairs_per_call: int = 256,
     progress: bool = True,
 ) -> tuple[Tensor, Tensor]:
@@ -113,6 +114,8 @@ def match_scores(
     top_k: score only the `top_k` clips of each text, and texts of each clip, that the contrast ranks first (LAVIS); the
         others keep their order after them. None, or at least as many as there are: all pairs, as ALPRO does, once for
         both directions. Log-odds order pairs as the released probabilities do, without the ties of their rounding.
+    add_similarity: score pairs by the head's logit for a match plus the cosine of their features (LAVIS), in place of
+        the log-odds; pairs that are not scored keep their order all the same.
     pairs_per_call: pairs of one packed call.
 
     With torch.distributed initialised, ranks score every world-size-th text and share the result; all must hold the
@@ -122,12 +125,13 @@ def match_scores(
     texts, clips = similarity.shape
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, or none for all pairs, got {top_k}")
-    if top_k is None or top_k >= max(texts, clips):
-        scores = _score(model, encoded, torch.ones_like(similarity, dtype=torch.bool), pairs_per_call, progress)
+    count = max(texts, clips) if top_k is None else top_k
+    for_texts, for_clips = _first(similarity, min(count, clips)), _first(similarity.T, min(count, texts)).T
+    scores = _score(model, encoded, for_texts | for_clips, pairs_per_call, progress, odds=not add_similarity)
+    if add_similarity:
+        scores = scores + similarity
+    if count >= max(texts, clips):
         return scores, scores
-    for_texts = _first(similarity, min(top_k, clips))
-    for_clips = _first(similarity.T, min(top_k, texts)).T
-    scores = _score(model, encoded, for_texts | for_clips, pairs_per_call, progress)
     return _behind(scores, similarity, for_texts), _behind(scores, similarity, for_clips)
 
 
@@ -163,7 +167,9 @@ def _behind(scores: Tensor, similarity: Tensor, scored: Tensor) -> Tensor:
     return torch.where(scored, scores, lowest - 1 - (1 - similarity))
 
 
-def _score(model: MatchingModel, encoded: EncodedSet, wanted: Tensor, pairs_per_call: int, progress: bool) -> Tensor:
+def _score(
+    model: MatchingModel, encoded: EncodedSet, wanted: Tensor, pairs_per_call: int, progress: bool, *, odds: bool
+) -> Tensor:
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
     # clip after clip, so that a call holds few of them
     clip_index, text_index = wanted.T.nonzero(as_tuple=True)
@@ -174,8 +180,9 @@ def _score(model: MatchingModel, encoded: EncodedSet, wanted: Tensor, pairs_per_
     with inference(model), bar:
         for texts, clips in zip(text_index.split(pairs_per_call), clip_index.split(pairs_per_call), strict=True):
             found = model.score_pairs(
-                encoded.text_tokens, encoded.cu_seqlens, encoded.max_seqlen, encoded.clip_tokens, texts, clips
-            )
+                encoded.text_tokens, encoded.cu_seqlens, encoded.max_seqlen, encoded.clip_tokens, texts, clips,
+                odds=odds,
+            )  # fmt: skip
             scores[texts, clips] = found.float()
             bar.update(len(texts))
     if ranks > 1:

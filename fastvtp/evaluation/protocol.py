@@ -13,7 +13,8 @@ class EvaluationProtocol:
     views: segments and crops of each clip, see `VideoTextLoader`. sampling, frame_stride: its frames, see
     `FrameSampling`. top_k: pairs that a matching head scores, see `match_scores`. max_text_length: tokens kept of a
     text, if fewer than the model has positions for. precision: "float32" or "bfloat16" (autocast of the model alone).
-    fit: "crop" or "squash", see `CropSampling`; None: as in the model's training.
+    fit: "crop" or "squash", see `CropSampling`; None: as in the model's training. add_similarity: how a matching head
+    scores, see `match_scores`.
     """
 
     views: tuple[int, int] = (1, 1)
@@ -26,6 +27,7 @@ class EvaluationProtocol:
     max_text_length: int | None = None
     precision: str = "float32"
     fit: str | None = None
+    add_similarity: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bfloat16"):

@@ -171,8 +171,12 @@ class AlproFusion(AlproTowers):
         clip_tokens: Tensor,
         text_index: Tensor,
         clip_index: Tensor,
+        *,
+        odds: bool = True,
     ) -> Tensor:
         """Log-odds that encoded texts and clips belong together, for pairs int64 [Q], int64 [Q] -> float32 [Q].
+
+        odds: False for the logit that they do, without that against it.
 
         Clips that no pair names are not copied. For evaluation: which clips those are is read back from the device.
         """
@@ -182,7 +186,7 @@ class AlproFusion(AlproTowers):
             num_text_rows=len(text_index) * max_seqlen, wanted=Wanted.first(len(text_index), text_index.device),
         )  # fmt: skip
         no, yes = self.match_logits(fused, ends).unbind(dim=1)
-        return yes - no
+        return yes - no if odds else yes
 
     def draw_negatives(self, text: Tensor, video: Tensor, plan: AlproPlan) -> tuple[Tensor, Tensor]:
         """A wrong clip for every text and a wrong text for every clip, int64 [B] each; -1 where there is none."""

@@ -6,6 +6,7 @@ import torch
 from fastvtp.evaluation.matching import encode_set, match_scores, matching_metrics, matching_ranks
 from fastvtp.models.alpro import AlproFusion
 from fastvtp.models.alpro_towers import AlproConfig
+from fastvtp.models.packing import Packing
 
 CONFIG = AlproConfig(
     num_frames=2, image_size=16, patch_size=8, width=32, depth=1, num_heads=2, text_depth=1, fusion_depth=1,
@@ -88,6 +89,34 @@ def test_top_k_scores_the_first_and_keeps_the_order_of_the_rest(model, top_k):
             if k < 7:
                 assert row[first[:k]].min() > row[first[k:]].max()
             assert torch.equal(row[first[k:]].argsort(descending=True), torch.arange(7 - k))
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_the_similarity_may_be_added_to_the_logit_of_a_match(model, top_k):
+    """LAVIS's scores, pair by pair from the heads; behind them the others in the contrast's order."""
+    encoded = encode_set(model, make_loader(), device="cpu", progress=False)
+    batches, expected = list(make_loader(batch_size=1)), torch.empty(7, 7)
+    with torch.no_grad():
+        for i, text in enumerate(batches):
+            tokens, feature = model.encode_texts(text.input_ids, text.cu_seqlens, text.max_text_length)
+            packing = Packing(text.cu_seqlens, text.max_text_length)
+            for j, clip in enumerate(batches):
+                clips, clip_feature = model.encode_clips(clip.video)
+                pair = torch.zeros(1, dtype=torch.int64)
+                fused, ends = model.fuse(tokens, packing, clips, pair, pair, num_text_rows=len(tokens))
+                expected[i, j] = model.match_logits(fused, ends)[0, 1] + (feature * clip_feature).sum()
+    found = match_scores(model, encoded, top_k=top_k, add_similarity=True, progress=False)
+    plain = match_scores(model, encoded, top_k=top_k, progress=False)
+    assert not torch.allclose(found[0], plain[0], atol=0.01)
+    for scores, right, contrast in (
+        (found[0], expected, encoded.similarity), (found[1].T, expected.T, encoded.similarity.T),
+    ):  # fmt: skip
+        for row, truth, similar in zip(scores, right, contrast, strict=True):
+            order = similar.argsort(descending=True)
+            first, rest = order[:top_k], order[len(order) if top_k is None else top_k :]
+            torch.testing.assert_close(row[first], truth[first], rtol=1e-4, atol=1e-5)
+            assert torch.equal(row[rest].argsort(descending=True), torch.arange(len(rest)))
+            assert not len(rest) or row[first].min() > row[rest].max()
 
 
 def test_ranks_take_each_direction_from_its_own_scores():
