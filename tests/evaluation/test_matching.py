@@ -15,8 +15,7 @@ CONFIG = AlproConfig(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model() -> AlproFusion:
+def make_model() -> AlproFusion:
     torch.manual_seed(0)
     model = AlproFusion(CONFIG)
     model.init_weights()
@@ -24,6 +23,11 @@ def model() -> AlproFusion:
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> AlproFusion:
+    return make_model()
 
 
 def make_loader(records: int = 7, batch_size: int = 3):

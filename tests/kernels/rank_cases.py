@@ -3,18 +3,16 @@
 `run` starts PROCESSES processes once; those named by a case form its group and save what each of them finds.
 """
 
-import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.kernels.contrastive_cases import LOSSES, small_tiles
+from tests.ranks import run_ranks
 
 PROCESSES = 4
 # Of the last two, one is no prefix of the world and one a process alone.
@@ -139,15 +137,7 @@ def _error(loss: str, group: dist.ProcessGroup, rows: int, width: int, wants_gra
     return "nothing"
 
 
-def _work(process: int, folder: Path, names: tuple[str, ...]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=process,
-        world_size=PROCESSES,
-        timeout=timedelta(seconds=60),
-    )
+def _work(process: int, names: tuple[str, ...]) -> Result:
     groups: dict[str, Any] = {name: dist.new_group(list(ranks)) for name, ranks in GROUPS.items()}
     found: dict[str, Any] = {}
     with small_tiles():
@@ -175,20 +165,9 @@ def _work(process: int, folder: Path, names: tuple[str, ...]) -> None:
                 _error(loss, groups["4"], 0, WIDTH),
                 _error(loss, groups["4"], 2, WIDTH, wants_gradient=process == 1),
             ]
-    torch.save(found, folder / f"{process}.pt")
-    dist.destroy_process_group()
+    return found
 
 
-def run(folder: Path, names: tuple[str, ...], seconds: float = 240) -> list[Result]:
+def run(folder: Path, names: tuple[str, ...]) -> list[Result]:
     """What each process found, by the names of cases, "train <loss> <group>" and "uneven <loss>"."""
-    context: Any = start_processes(_work, (folder, names), nprocs=PROCESSES, join=False, start_method="spawn")
-    deadline = time.monotonic() + seconds
-    try:
-        while not context.join(timeout=5):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the {PROCESSES} processes did not end within {seconds} seconds")
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    return [torch.load(folder / f"{process}.pt") for process in range(PROCESSES)]
+    return run_ranks(_work, folder, names, processes=PROCESSES)
