@@ -12,7 +12,7 @@ from fastvtp.errors import UserError
 try:
     import typer
 
-    from fastvtp import cli_captioning, cli_frozen
+    from fastvtp import cli_captioning, cli_convert, cli_frozen
 except ImportError:
     sys.exit("fastvtp: the command needs its extras: pip install 'fastvtp[train,dali]'")
 
@@ -168,47 +168,6 @@ def visualize(
 
 
 @app.command()
-def convert(
-    source: Annotated[
-        str, typer.Argument(metavar="IN", help="Checkpoint: .pth, .safetensors, .npz, or a folder, also of a run.")
-    ],
-    output: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write.")],
-    overrides: Overrides = None,
-    architecture: Annotated[
-        str | None,
-        typer.Option(
-            help="simvtp, videomae, video_classifier, dual_encoder, video_qa, alpro, alpro_prompter, alpro_retrieval, "
-            "alpro_qa, videoprism, video_text_prism or prism_classifier; else the checkpoint's own."
-        ),
-    ] = None,
-    origin: Annotated[
-        str | None, typer.Option(help="videomae, simvtp, alpro, videoprism, fastvtp, hf_videomae...; else told.")
-    ] = None,
-    position_resize: Annotated[
-        str, typer.Option(help="ALPRO's patch positions to another image_size: bicubic, or official (nearest in 1-D).")
-    ] = "bicubic",
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="vocab.txt, tokenizer.json, .model or a folder with one; else that beside IN.")
-    ] = None,
-) -> None:
-    """Write a released or a Hugging Face checkpoint as a fastvtp model folder."""
-    from fastvtp.checkpoints.conversion import convert as run_conversion
-
-    done = run_conversion(
-        source, output,
-        architecture=architecture, origin=origin, overrides=overrides or [], position_resize=position_resize,
-        tokenizer=tokenizer,
-    )  # fmt: skip
-    for name in ("loaded", "fresh", "ignored", "resized"):
-        entries = getattr(done.report, name)
-        listed = ": " + ", ".join(entries) if entries and name != "loaded" else ""
-        typer.echo(f"{name} {len(entries)}{listed}")
-    if done.tokenizer is not None:
-        typer.echo(f"tokenizer {done.tokenizer}")
-    typer.echo(f"{done.architecture} is in {output}")
-
-
-@app.command()
 def ablate(
     system: Annotated[str, typer.Argument(help="simvtp, alpro or videoprism.")],
     overrides: Overrides = None,
@@ -277,6 +236,7 @@ def doctor() -> None:
         console.print(table)
 
 
+cli_convert.register(app)
 cli_captioning.register(app)
 cli_frozen.register(app)
 

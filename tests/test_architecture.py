@@ -32,16 +32,15 @@ MAY_IMPORT = {
     "visualization": LIBRARY | {"evaluation"},
     # An ablation is made of whole runs, their scores and a picture.
     "ablation": LIBRARY | {"training", "evaluation", "visualization", "runs"},
-    **dict.fromkeys(
-        ("cli", "__main__", "runs", "scoring", "doctor", "frozen", "cli_frozen", "captioning", "cli_captioning"), None
-    ),
+    **dict.fromkeys(("cli", "__main__", "runs", "scoring", "doctor", "frozen", "captioning"), None),
+    **dict.fromkeys(("cli_frozen", "cli_captioning", "cli_convert"), None),
 }
 # Files that may do what their room may not: `load_pretrained` reads weights; weights are read into models; a
 # conversion takes settings from the command line and a tokenizer along; features are trained on that evaluation wrote.
 MAY_ALSO = {
     "fastvtp.models.registry": {"checkpoints"},
     **{f"fastvtp.checkpoints.{name}": {"models"} for name in ("released", "sizes", "positions", "transfers")},
-    "fastvtp.checkpoints.conversion": {"models", "data", "training"},
+    **{f"fastvtp.checkpoints.{name}": {"models", "data", "training"} for name in ("conversion", "companions")},
     "fastvtp.training.captioning_features": {"evaluation"},
 }
 KERNELS_MAY_IMPORT = {"torch", "triton"}

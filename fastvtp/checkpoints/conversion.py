@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 
 import torch
 
+from fastvtp.checkpoints.companions import find_lists, notes_about, pass_on_reading, write_lists
 from fastvtp.checkpoints.names import WORD_TABLES
 from fastvtp.checkpoints.native import CONFIG_NAME, CheckpointError, write_model_folder
 from fastvtp.checkpoints.origins import recognise
@@ -23,11 +24,13 @@ from fastvtp.training.state import weights_of
 @dataclass(frozen=True)
 class Conversion:
     """architecture: of the folder written. report: of its weights. tokenizer: what became of the vocabulary, in words;
-    None where the model reads no text."""
+    None where the model reads no text. lists: the same of "answers" and "entities", of those that the model tells
+    apart."""
 
     architecture: str
     report: LoadReport
     tokenizer: str | None
+    lists: Mapping[str, str]
 
 
 def convert(
@@ -39,21 +42,27 @@ def convert(
     overrides: Sequence[str] = (),
     position_resize: str = "bicubic",
     tokenizer: str | Path | None = None,
+    answers: str | Path | None = None,
+    entities: str | Path | None = None,
 ) -> Conversion:
-    """Write the model in `source` to the folder `output`, with the tokenizer that lies beside it.
+    """Write the model in `source` to the folder `output`, with the tokenizer that lies beside it, and with its lists of
+    answers and entities and how its clips were read where a folder has them. ALPRO's release squashes frames.
 
     source: as in `load_released`, or the folder of a run. architecture, origin: as in `config_of_released`. overrides:
     "key=value" strings, fields of the config. position_resize: as in `load_released`. tokenizer: a tokenizer.json,
-    vocab.txt or .model, or a folder that holds one, to write instead of the one beside `source`.
+    vocab.txt or .model, or a folder that holds one, to write instead of the one beside `source`. answers, entities:
+    lists for the outputs of a question answerer and of a pretrained ALPRO, see `read_answers` and `read_entities`, in
+    place of those in the folder `source`.
 
     Parts that the checkpoint cannot have are initialised, always with the same numbers. Raises UserError with one line,
-    and FileNotFoundError where `tokenizer` is absent.
+    and FileNotFoundError where `tokenizer`, `answers` or `entities` is absent.
     """
     source, output = weights_of(str(source)), Path(output)
     if output.is_file() or (output / CONFIG_NAME).exists():
         raise CheckpointError(f"{output} exists already: give a folder that does not, or remove it")
     checkpoint = read_checkpoint(source)
-    architecture = architecture or recognise(checkpoint, origin).architecture
+    kind = recognise(checkpoint, origin)
+    architecture = architecture or kind.architecture
     values = _parse(overrides, architecture)
     words, note = None, None
     vocab_size = _vocab_size(checkpoint, architecture, values)
@@ -69,6 +78,7 @@ def convert(
         }
         values = {name: ids[name] for name in ids if hasattr(ARCHITECTURES[architecture][0], name)} | values
     config = config_of_released(checkpoint, origin, architecture=architecture, **values)
+    lists = find_lists(source, {"answers": answers, "entities": entities}, architecture, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(config)
@@ -79,7 +89,9 @@ def convert(
     write_model_folder(output, model, architecture)
     if words is not None:
         words.save(output)
-    return Conversion(architecture, report, note)
+    write_lists(output, lists)
+    pass_on_reading(source, output, kind.origin)
+    return Conversion(architecture, report, note, notes_about(lists, source, architecture, config))
 
 
 def _parse(overrides: Sequence[str], architecture: str) -> dict[str, Any]:
