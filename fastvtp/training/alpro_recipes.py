@@ -9,9 +9,10 @@ Preset "official" has no weight decay: the release writes 1e-3 in its settings a
 "fastvtp" applies those 1e-3. All else about the optimizer is the release's, but that its AdamW adds eps before the
 correction of the second moment, torch's after it, which shows in the first steps. Patch positions of weights that were
 trained on other pictures are resized as the release does it, too; "fastvtp" resizes them on their grid. Around its crop
-the prompter of "official" sees black, see `hidden_patches`, and its pictures (CC3M) are repeated as the 4 frames of a
-clip, which "fastvtp" takes as clips of one frame, a quarter of the work: `data.image_frames`. The published recipes of
-"official" squash whole frames to squares, in training and for scores; "fastvtp" keeps their proportions: `data.fit`.
+the prompter of "official" sees black, see `hidden_patches`. The published recipes of "official" repeat a picture (CC3M)
+as the 4 frames of a clip, which "fastvtp" takes as a clip of one frame, a quarter of the work (`data.image_frames`);
+and they squash whole frames to squares, in training and for scores, where "fastvtp" keeps their proportions
+(`data.fit`).
 
 What a clip or picture goes through differs from the release under both presets:
 
