@@ -13,7 +13,8 @@ from fastvtp import cli, runs
 from fastvtp.checkpoints.native import CheckpointError
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.tokenization import CaptionTokenizer
-from fastvtp.frozen.probing import extract
+from fastvtp.evaluation.fitting import FitSettings
+from fastvtp.frozen import probing
 from fastvtp.models.registry import build_model
 from fastvtp.scoring import evaluation_loader
 from fastvtp.training.config import ConfigError, apply_overrides
@@ -118,12 +119,32 @@ def test_the_command(wide, squashed, monkeypatch, capsys, tmp_path):
         assert (status, error) == (2, f"fastvtp: {message}\n")
 
 
-def test_frozen_features_are_of_the_frames_of_the_training(wide, tmp_path):
+@pytest.fixture
+def frozen() -> runs.OpenedModel:
+    """A video model that was trained on squashed frames."""
     model = apply_overrides(get_recipe("simvtp_tiny"), SIZES).model
-    opened = runs.OpenedModel(build_model(model), None, fit="squash")
+    return runs.OpenedModel(build_model(model), None, fit="squash")
+
+
+def test_frozen_features_are_of_the_frames_of_the_training(wide, frozen, tmp_path):
     protocol = runs.EvaluationProtocol(num_workers=0)
-    features = extract(opened, wide, tmp_path / "features", protocol=protocol, progress_bar=False)
+    features = probing.extract(frozen, wide, tmp_path / "features", protocol=protocol, progress_bar=False)
     assert features.description["fit"] == "squash"
+
+
+def test_probes_are_trained_on_the_frames_of_the_training(wide, frozen, monkeypatch):
+    rows = [{"video": f"{number}.mp4", "label": "ab"[number % 2]} for number in range(4)]
+    clips = probing.TrainingClips(crop_scale=(1.0, 1.0), num_workers=0)
+    seen = []
+
+    def watch(probed, loader, *arguments, **options):
+        seen.append(next(iter(loader)).video)
+        return 0.0
+
+    monkeypatch.setattr(probing, "fit_probed_tower", watch)
+    labelled = write_rows(wide.parent / "classes.jsonl", rows)
+    probing.train_on_videos(frozen, labelled, settings=FitSettings(steps=1, batch_size=2), clips=clips)
+    assert shows_borders(seen[0])
 
 
 def test_settings_that_do_not_fit_are_one_line(wide, tmp_path):
