@@ -2,7 +2,7 @@
 
 torch asks MKL for them, and first copies the bias to every row. On an AMD EPYC (Zen 4) 2048 rows through 768 x 768
 weights, forward and backward, take 96 ms of a core that way and 76 ms this way. Other devices and dtypes, and what
-torch.compile traces, are left to torch.
+torch.compile traces and torch.func transforms, are left to torch.
 
 Shape legend: I = inputs, O = outputs.
 """
@@ -34,10 +34,12 @@ class Linear(nn.Linear):
 def _suits_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         x.is_cpu
+        and x.ndim > 1
         and x.numel() * weight.shape[0] >= LEAST_WORK
         and all(tensor is None or tensor.dtype == torch.float32 for tensor in (x, weight, bias))
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
         and torch.backends.mkldnn.is_available()
     )
 

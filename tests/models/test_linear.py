@@ -82,9 +82,11 @@ def test_a_layer_repeats_bit_for_bit(asked):
         lambda x, weight, bias: linear(x[: LEAST_WORK // (INPUTS * OUTPUTS)], weight, bias),
         lambda x, weight, bias: linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16()),
         lambda x, weight, bias: linear(x.double(), weight.double(), bias.double()),
+        lambda x, weight, bias: torch.vmap(linear, in_dims=(0, None, None))(x.expand(2, -1, -1), weight, bias),
+        lambda x, weight, bias: linear(x.flatten(), torch.ones(161, x.numel(), requires_grad=True), bias),
         lambda x, weight, bias: torch.compile(linear, backend="aot_eager")(x, weight, bias),
     ],
-    ids=["small", "bfloat16", "float64", "compiled"],
+    ids=["small", "bfloat16", "float64", "vmap", "vector", "compiled"],
 )
 def test_what_is_left_to_torch(asked, call):
     call(*operands()).sum().backward()
