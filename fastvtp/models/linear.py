@@ -1,8 +1,11 @@
-"""Linear layers, which on a CPU ask oneDNN for large float32 products.
+"""Linear layers of transformer blocks and decoders, which on a CPU ask oneDNN for large float32 products.
 
 torch asks MKL for them, and first copies the bias to every row. On an AMD EPYC (Zen 4) 2048 rows through 768 x 768
-weights, forward and backward, take 96 ms of a core that way and 76 ms this way. Other devices and dtypes, and what
-torch.compile traces and torch.func transforms, are left to torch.
+weights, forward and backward, take 96 ms of a core that way and 76 ms this way. Left to torch: other devices, dtypes
+and layouts, wrong shapes (it words the error), whatever looks at or replaces the operations of a model (torch.compile,
+torch.jit, torch.func, forward-mode derivatives, dispatch modes such as the FLOP counter, tensor subclasses), and all
+products while `torch.backends.mkldnn` is switched off. Dynamic quantisation picks layers by exact type and does not
+know `Linear`.
 
 Shape legend: I = inputs, O = outputs.
 """
@@ -11,14 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 LEAST_WORK = 40_000_000
 """Multiplications of a product below which the longer way to oneDNN costs more than it saves."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b: [..., I], [O, I], [O] -> [..., O]. Where oneDNN computes it, it can be differentiated once."""
+    """x W^T + b: [..., I], [O, I], [O] -> [..., O]."""
     if _suits_onednn(x, weight, bias):
         return _OneDnnLinear.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
     return nn.functional.linear(x, weight, bias)
@@ -33,14 +36,35 @@ class Linear(nn.Linear):
 
 def _suits_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
-        x.is_cpu
+        x.numel() * weight.shape[0] >= LEAST_WORK
         and x.ndim > 1
-        and x.numel() * weight.shape[0] >= LEAST_WORK
-        and all(tensor is None or tensor.dtype == torch.float32 for tensor in (x, weight, bias))
+        and weight.shape[1:] == x.shape[-1:]
+        and (bias is None or bias.shape == weight.shape[:1])
+        and all(tensor is None or _is_plain(tensor) for tensor in (x, weight, bias))
+        and not _is_watched()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
         and torch.backends.mkldnn.is_available()
+        and torch._C._get_mkldnn_enabled()
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        tensor.is_cpu
+        and tensor.dtype == torch.float32
+        and tensor.layout == torch.strided
+        and type(tensor) in (Tensor, nn.Parameter)
+    )
+
+
+def _is_watched() -> bool:
+    """Whether something looks at or replaces the operations that run now."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
     )
 
 
@@ -51,18 +75,24 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _product(x.contiguous(), weight, bias)
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
+        # oneDNN takes a bias for contiguous, whatever its strides say
+        return _product(x.contiguous(), weight, None if bias is None else bias.contiguous())
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         gradient = gradients[0].contiguous()
-        rows = gradient.flatten(0, -2)
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        of_input = None
+        if of_x:
+            # recorded for a second derivative, or batched: torch's own operations
+            plain = torch.is_grad_enabled() or _is_watched()
+            of_input = gradient @ weight if plain else _product(gradient, weight.t())
         return (
-            _product(gradient, weight.t()) if of_x else None,
-            rows.t() @ x.flatten(0, -2) if of_weight else None,  # a sum over rows, at which oneDNN is no faster
+            of_input,
+            rows.t() @ x.reshape(-1, x.shape[-1]) if of_weight else None,  # oneDNN is no faster at a sum over rows
             rows.sum(dim=0) if of_bias else None,
         )

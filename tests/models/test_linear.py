@@ -1,6 +1,8 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastvtp.models import linear as module
 from fastvtp.models.linear import LEAST_WORK, Linear, linear
@@ -66,6 +68,88 @@ def test_frozen_weights_and_inputs_get_no_gradient(asked):
     assert weight.grad is not None
 
 
+def test_what_stays_in_memory_for_backward():
+    def kept(x, weight):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.shape), lambda _: None):
+            linear(x, weight)
+        return sizes
+
+    x, weight = operands(bias=False)
+    assert kept(x, weight.detach()) == [weight.shape]
+    assert kept(x.detach(), weight) == [x.shape]
+    assert sorted(kept(x, weight)) == sorted([x.shape, weight.shape])
+
+
+def test_second_derivatives(asked):
+    x, weight, bias = operands()
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight, bias)]
+
+    def penalty(call, x, weight, bias):
+        """The gradient of a gradient's size: the layer is the last one, its own gradient a constant."""
+        (slope,) = torch.autograd.grad(call(x.sin(), weight, bias).sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), (x, weight))
+
+    found, right = penalty(linear, x, weight, bias), penalty(nn.functional.linear, *exact)
+    assert asked
+    for ours, theirs in zip(found, right, strict=True):
+        assert (ours - theirs).abs().max() <= 2e-6 * theirs.abs().max()
+
+
+def test_batched_gradients(asked):
+    given = operands()
+    out, incoming = linear(*given), torch.randn(3, ROWS, OUTPUTS)
+    assert len(asked) == 1
+    batched = torch.autograd.grad(out, given, incoming, retain_graph=True, is_grads_batched=True)
+    for number, one in enumerate(incoming):
+        for ours, expected in zip(batched, torch.autograd.grad(out, given, one, retain_graph=True), strict=True):
+            torch.testing.assert_close(ours[number], expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "bias", [torch.randn(2 * OUTPUTS)[::2], torch.randn(1).expand(OUTPUTS)], ids=["strided", "expanded"]
+)
+def test_biases_of_any_strides(asked, bias):
+    x, weight, _ = operands()
+    torch.testing.assert_close(linear(x, weight, bias), nn.functional.linear(x, weight, bias), rtol=0, atol=1e-4)
+    assert asked
+
+
+@pytest.mark.parametrize("change", [lambda x, w, b: (x, w[:, 1:], b), lambda x, w, b: (x, w, b[1:])])
+def test_wrong_shapes_get_the_error_of_torch(asked, change):
+    given = change(*operands())
+    with pytest.raises(RuntimeError) as expected:
+        nn.functional.linear(*given)
+    with pytest.raises(RuntimeError) as found:
+        linear(*given)
+    assert str(found.value) == str(expected.value)
+
+
+def flops_of(x, weight, bias):
+    with FlopCounterMode(display=False) as counter:
+        out = linear(x, weight, bias)
+        out.sum().backward(retain_graph=True)
+    assert counter.get_total_flops() == 3 * 2 * ROWS * INPUTS * OUTPUTS
+    return out
+
+
+def dual(x, weight, bias):
+    with forward_ad.dual_level():
+        out = linear(forward_ad.make_dual(x, torch.ones_like(x)), weight, bias)
+        torch.testing.assert_close(forward_ad.unpack_dual(out).tangent, torch.ones_like(x) @ weight.t())
+        return forward_ad.unpack_dual(out).primal
+
+
+def switched_off(x, weight, bias):
+    with torch.backends.mkldnn.flags(enabled=False):
+        return linear(x, weight, bias)
+
+
+def traced(x, weight, bias):
+    given = x, weight, bias
+    return torch.jit.trace(linear, tuple(tensor.detach() for tensor in given), check_trace=False)(*given)
+
+
 def test_a_layer_repeats_bit_for_bit(asked):
     x, weight, _ = operands()
     layer = Linear(INPUTS, OUTPUTS)
@@ -84,10 +168,20 @@ def test_a_layer_repeats_bit_for_bit(asked):
         lambda x, weight, bias: linear(x.double(), weight.double(), bias.double()),
         lambda x, weight, bias: torch.vmap(linear, in_dims=(0, None, None))(x.expand(2, -1, -1), weight, bias),
         lambda x, weight, bias: linear(x.flatten(), torch.ones(161, x.numel(), requires_grad=True), bias),
+        lambda x, weight, bias: linear(x, torch.randn(INPUTS, requires_grad=True), None),
         lambda x, weight, bias: torch.compile(linear, backend="aot_eager")(x, weight, bias),
+        lambda x, weight, bias: linear(x, weight, bias.new_ones(())),
+        lambda x, weight, bias: linear(x, weight.detach().to_sparse_csr(), None),
+        flops_of,
+        dual,
+        switched_off,
+        traced,
     ],
-    ids=["small", "bfloat16", "float64", "vmap", "vector", "compiled"],
-)
+    ids=[
+        "small", "bfloat16", "float64", "vmap", "vector", "weight vector", "compiled", "scalar bias", "sparse",
+        "counted", "forward mode", "switched off", "traced",
+    ],
+)  # fmt: skip
 def test_what_is_left_to_torch(asked, call):
     call(*operands()).sum().backward()
     assert asked == []
