@@ -143,9 +143,9 @@ class AlproFusion(AlproTowers):
         pool = torch.cat([text_ND, video_BVD.flatten(0, 1).to(text_ND.dtype)])
         packing = Packing(cu_seqlens, text_packing.max_seqlen + clip_rows)
         if wanted is None:
-            return self.fusion_encoder(take_rows(pool, rows), packing), cu_seqlens
+            return self.fusion_encoder(pool, packing, source_rows=rows), cu_seqlens
         asking = Asking(cu_seqlens[wanted.pair].long() + wanted.position, wanted.packing)
-        return self.fusion_encoder(take_rows(pool, rows), packing, asking), wanted.packing.cu_seqlens
+        return self.fusion_encoder(pool, packing, asking, source_rows=rows), wanted.packing.cu_seqlens
 
     def match_logits(self, fused: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Logits [Q, 2] (no, yes) of fused pairs, from their [CLS]."""

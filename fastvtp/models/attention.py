@@ -1,6 +1,7 @@
 """Attention on packed tokens, of all rows or of those that ask.
 
-Shape legend: N = packed rows, R = rows that ask, D = width, H = heads, K = head dim.
+Shape legend: N = packed rows, M = distinct rows that they begin as, R = rows that ask, D = width, H = heads, K = head
+dim.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from fastvtp.models.linear import Linear, linear
 from fastvtp.models.packing import Packing
-from fastvtp.models.rows import take_rows
+from fastvtp.models.rows import composed, take_rows
 from fastvtp_kernels import varlen_attention, varlen_attention_packed
 
 
@@ -65,27 +66,42 @@ class Attention(nn.Module):
             bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         return linear(x, self.qkv.weight, bias)
 
-    def forward(self, x_ND: Tensor, packing: Packing, asking: Asking | None = None) -> Tensor:
-        """[N, D] -> [N, D], or [R, D] of the rows that ask, without the other queries."""
+    def forward(
+        self, x_ND: Tensor, packing: Packing, asking: Asking | None = None, source_rows: Tensor | None = None
+    ) -> Tensor:
+        """[N, D] -> [N, D], or [R, D] of the rows that ask, without the other queries.
+
+        source_rows: int64 [N]; then x_ND is [M, D], and packed row n is x_ND[source_rows[n]]. A row that stands in
+        several sequences is projected once."""
         options: dict[str, Any] = {}
         if self.training and self.dropout:
             # drawn on the device: a seed of the host's would be frozen in a CUDA graph
             options = {"dropout_p": self.dropout, "seed": torch.randint(2**62, (1,), device=x_ND.device)}
         if asking is None and packing.key_rows is None:
-            qkv_N3HK = self.project_qkv(x_ND).unflatten(1, (3, self.num_heads, -1))
+            qkv_N3HK = take_rows(self.project_qkv(x_ND), source_rows).unflatten(1, (3, self.num_heads, -1))
             out = varlen_attention_packed(qkv_N3HK, packing.cu_seqlens, packing.max_seqlen, **options)
             return self.proj(out.flatten(1))
-        asks_RD, asks = (x_ND, packing) if asking is None else (take_rows(x_ND, asking.rows), asking.packing)
-        keys_ND = x_ND if packing.key_rows is None else take_rows(x_ND, packing.key_rows)
+        asks = packing if asking is None else asking.packing
         query_weight, key_value_weight = self.qkv.weight.split([x_ND.shape[1], 2 * x_ND.shape[1]])
         bias = None if self.v_bias is None else torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
-        query = linear(asks_RD, query_weight, self.q_bias).unflatten(1, (self.num_heads, -1))
-        key, value = linear(keys_ND, key_value_weight, bias).unflatten(1, (2, self.num_heads, -1)).unbind(1)
+        query_RD = _projected(x_ND, query_weight, self.q_bias, asking and asking.rows, source_rows)
+        key_value_ND = _projected(x_ND, key_value_weight, bias, packing.key_rows, source_rows)
+        query = query_RD.unflatten(1, (self.num_heads, -1))
+        key, value = key_value_ND.unflatten(1, (2, self.num_heads, -1)).unbind(1)
         out = varlen_attention(
             query, key, value, asks.cu_seqlens, asks.max_seqlen, max_seqlen_k=packing.max_seqlen,
             cu_seqlens_k=packing.cu_seqlens if packing.cu_seqlens_k is None else packing.cu_seqlens_k, **options,
         )  # fmt: skip
         return self.proj(out.flatten(1))
+
+
+def _projected(
+    x_ND: Tensor, weight: Tensor, bias: Tensor | None, wanted: Tensor | None, source_rows: Tensor | None
+) -> Tensor:
+    """The wanted packed rows (None: all), projected: no row that is not wanted, or else no row more than once."""
+    if source_rows is None:
+        return linear(take_rows(x_ND, wanted), weight, bias)
+    return take_rows(linear(x_ND, weight, bias), composed(source_rows, wanted))
 
 
 class CrossAttention(nn.Module):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fastvtp.models.attention import Asking, Attention
 from fastvtp.models.config import check_ids, check_positive, check_share
-from fastvtp.models.layers import Mlp, init_linear_normal
+from fastvtp.models.layers import Mlp, init_linear_normal, run_blocks
 from fastvtp.models.packing import Packing, pad_sequences
-from fastvtp.models.rows import take_rows
+from fastvtp.models.rows import composed, take_rows
 from fastvtp_kernels.packing import locate_rows
 
 
@@ -89,10 +89,12 @@ class BertLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_ND: Tensor, packing: Packing, asking: Asking | None = None) -> Tensor:
-        """[N, D] -> [N, D], or [R, D] of the rows that ask."""
-        update = self.attn(x_ND, packing, asking)
-        x_ND = x_ND if asking is None else take_rows(x_ND, asking.rows)
+    def forward(
+        self, x_ND: Tensor, packing: Packing, asking: Asking | None = None, source_rows: Tensor | None = None
+    ) -> Tensor:
+        """[N, D] -> [N, D], or [R, D] of the rows that ask. source_rows: as `Attention`'s."""
+        update = self.attn(x_ND, packing, asking, source_rows)
+        x_ND = take_rows(x_ND, composed(source_rows, asking and asking.rows))
         x_ND = self.norm1(x_ND + self.dropout(update))
         return self.norm2(x_ND + self.dropout(self.mlp(x_ND)))
 
@@ -107,11 +109,13 @@ class BertEncoder(nn.Module):
     def init_weights(self) -> None:
         self.apply(init_linear_normal)
 
-    def forward(self, x_ND: Tensor, packing: Packing, asking: Asking | None = None) -> Tensor:
-        """[N, D] -> [N, D]; with `asking` its rows alone, [R, D], and the last layer computes no others."""
-        for layer in self.layers[:-1]:
-            x_ND = layer(x_ND, packing)
-        return self.layers[-1](x_ND, packing, asking)
+    def forward(
+        self, x_ND: Tensor, packing: Packing, asking: Asking | None = None, source_rows: Tensor | None = None
+    ) -> Tensor:
+        """[N, D] -> [N, D]; with `asking` its rows alone, [R, D], and the last layer computes no others.
+
+        source_rows: as `Transformer`'s."""
+        return run_blocks(self.layers, x_ND, packing, asking, source_rows)
 
 
 class WordTransform(nn.Module):

@@ -1,6 +1,6 @@
 """Transformer blocks on packed tokens.
 
-Shape legend: N = packed tokens of all sequences, M = those of a memory, R = rows that ask, D = width.
+Shape legend: N = packed tokens of all sequences, M = those of a memory or of a source, R = rows that ask, D = width.
 Every module takes `x_ND` with a `Packing` and knows nothing of batches or padding.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastvtp.models.attention import Asking, Attention, CrossAttention
 from fastvtp.models.linear import Linear
 from fastvtp.models.packing import Packing
-from fastvtp.models.rows import take_rows
+from fastvtp.models.rows import composed, take_rows
 from fastvtp_kernels.packing import locate_rows
 
 
@@ -72,11 +72,13 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.residual2 = Residual(width, layer_scale, drop_path)
 
-    def forward(self, x_ND: Tensor, packing: Packing, asking: Asking | None = None) -> Tensor:
-        """[N, D] -> [N, D], or [R, D] of the rows that ask."""
-        update = self.attn(self.norm1(x_ND), packing, asking)
-        if asking is not None:
-            x_ND, packing = take_rows(x_ND, asking.rows), asking.packing
+    def forward(
+        self, x_ND: Tensor, packing: Packing, asking: Asking | None = None, source_rows: Tensor | None = None
+    ) -> Tensor:
+        """[N, D] -> [N, D], or [R, D] of the rows that ask. source_rows: as `Attention`'s."""
+        update = self.attn(self.norm1(x_ND), packing, asking, source_rows)
+        x_ND = take_rows(x_ND, composed(source_rows, asking and asking.rows))
+        packing = packing if asking is None else asking.packing
         x_ND = x_ND + self.residual1(update, packing)
         return x_ND + self.residual2(self.mlp(self.norm2(x_ND)), packing)
 
@@ -94,6 +96,20 @@ class CrossBlock(nn.Module):
     def forward(self, x_ND: Tensor, memory_MD: Tensor, packing: Packing, memory_packing: Packing) -> Tensor:
         x_ND = x_ND + self.attn(self.norm1(x_ND), memory_MD, packing, memory_packing)
         return x_ND + self.mlp(self.norm2(x_ND))
+
+
+def run_blocks(
+    blocks: nn.ModuleList, x_ND: Tensor, packing: Packing, asking: Asking | None, source_rows: Tensor | None
+) -> Tensor:
+    """The blocks one after another; `asking` is the last one's, `source_rows` the first one's where that saves work."""
+    if source_rows is not None and (len(source_rows) <= len(x_ND) or not blocks):
+        x_ND, source_rows = take_rows(x_ND, source_rows), None
+    if not blocks:
+        return take_rows(x_ND, asking and asking.rows)
+    for number, block in enumerate(blocks, 1):
+        last = number == len(blocks)
+        x_ND = block(x_ND, packing, asking if last else None, source_rows if number == 1 else None)
+    return x_ND
 
 
 class Transformer(nn.Module):
@@ -124,13 +140,15 @@ class Transformer(nn.Module):
         )  # fmt: skip
         self.norm = nn.LayerNorm(width, eps=1e-6) if final_norm else nn.Identity()
 
-    def forward(self, x_ND: Tensor, packing: Packing, asking: Asking | None = None) -> Tensor:
-        """[N, D] -> [N, D]; with `asking` its rows alone, [R, D], and the last block computes no others."""
-        for number, block in enumerate(self.blocks, 1):
-            x_ND = block(x_ND, packing, asking if number == len(self.blocks) else None)
-        if asking is not None and not self.blocks:
-            x_ND = take_rows(x_ND, asking.rows)
-        return self.norm(x_ND)
+    def forward(
+        self, x_ND: Tensor, packing: Packing, asking: Asking | None = None, source_rows: Tensor | None = None
+    ) -> Tensor:
+        """[N, D] -> [N, D]; with `asking` its rows alone, [R, D], and the last block computes no others.
+
+        source_rows: int64 [N]; then x_ND is [M, D], and packed row n begins as x_ND[source_rows[n]]. Until the first
+        attention mixes them, rows that begin alike are alike, and are computed once.
+        """
+        return self.norm(run_blocks(self.blocks, x_ND, packing, asking, source_rows))
 
 
 def sincos_positions(num_positions: int, width: int) -> Tensor:

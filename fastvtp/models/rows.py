@@ -9,14 +9,22 @@ import torch
 from torch import Tensor, nn
 
 
-def take_rows(x_ND: Tensor, rows: Tensor) -> Tensor:
-    """`x_ND[rows]` with a deterministic backward: [N, D], int64 [M] -> [M, D]; a row may be taken several times.
+def take_rows(x_ND: Tensor, rows: Tensor | None) -> Tensor:
+    """`x_ND[rows]` with a deterministic backward: [N, D], int64 [M] -> [M, D]; a row may be taken several times, and
+    None takes all.
 
     Indexing adds such a row's gradients up in whatever order threads reach it; an embedding look-up sorts them first.
     """
+    if rows is None:
+        return x_ND
     if torch.compiler.is_compiling():
         return _TakeRows.apply(x_ND, rows)  # pyright: ignore[reportReturnType]
     return nn.functional.embedding(rows, x_ND)
+
+
+def composed(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """One pick for two: the rows that `second` picks of those that `first` picks. None picks all."""
+    return second if first is None else first if second is None else first[second]
 
 
 @torch.library.custom_op("fastvtp::sum_rows", mutates_args=())

@@ -110,7 +110,7 @@ class SimVTP(nn.Module):
             self.video_embeddings(video, plan.visible).flatten(0, 1),
             self.text_embeddings(plan.text_ids, plan.text_positions),
         ])  # fmt: skip
-        x_ND = self.encoder(take_rows(pool, plan.gather), plan.packing)
+        x_ND = self.encoder(pool, plan.packing, source_rows=plan.gather)
 
         visible = take_rows(x_ND, plan.joint_video_rows).view(batch_size, num_visible, -1)
         pixel_prediction = self.decoder(visible, plan.visible, plan.predicted)
@@ -162,7 +162,7 @@ class SimVTP(nn.Module):
                 self.contrast.logit_scale().detach(), seed=plan.seed, step=plan.step, groups=plan.sample_ids,
             )  # fmt: skip
         rows = plan.mismatched.gather(clips.clamp(min=0), plan.visible.shape[1])
-        x_ND = self.encoder(take_rows(pool, rows), plan.mismatched.packing)
+        x_ND = self.encoder(pool, plan.mismatched.packing, source_rows=rows)
         # a caption whose clip is the whole batch has no negative
         return segment_mean(x_ND, plan.mismatched.packing.cu_seqlens), matching_labels(clips >= 0)
 

@@ -80,11 +80,21 @@ class VideoDecoder(nn.Module):
         return self.head(decode(x, visible_index, predicted_index))
 
     def _joint(self, x: Tensor, visible_index: Tensor, predicted_index: Tensor) -> Tensor:
-        x = assemble_tokens(x, self.mask_token, self.positions, visible_index, predicted_index)
-        (batch, tokens), predicted = x.shape[:2], predicted_index.shape[1]
-        rows = torch.arange(batch * tokens, device=x.device).view(batch, tokens)[:, tokens - predicted :].flatten()
-        asking = Asking(rows, Packing.uniform(batch, predicted, x.device))
-        x_ND = self.transformer(x.flatten(0, 1), Packing.uniform(batch, tokens, x.device), asking)
+        (batch, visible), predicted = visible_index.shape, predicted_index.shape[1]
+        tokens = visible + predicted
+        rows = torch.arange(batch * tokens, device=x.device).view(batch, tokens)
+        asking = Asking(rows[:, visible:].flatten(), Packing.uniform(batch, predicted, x.device))
+        packing = Packing.uniform(batch, tokens, x.device)
+        if predicted_index.numel() > len(self.positions):
+            # a mask token begins alike in every clip: one row per place for all of them
+            placed = x + nn.functional.embedding(visible_index, self.positions)
+            pool = torch.cat([placed.flatten(0, 1), self.mask_token + self.positions])
+            own = torch.arange(batch * visible, device=x.device).view(batch, visible)
+            source_rows = torch.cat([own, batch * visible + predicted_index.long()], dim=1).flatten()
+            x_ND = self.transformer(pool, packing, asking, source_rows=source_rows)
+        else:
+            x = assemble_tokens(x, self.mask_token, self.positions, visible_index, predicted_index)
+            x_ND = self.transformer(x.flatten(0, 1), packing, asking)
         return x_ND.view(batch, predicted, -1)
 
     def _cross(self, x: Tensor, visible_index: Tensor, predicted_index: Tensor) -> Tensor:

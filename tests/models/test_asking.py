@@ -6,7 +6,9 @@ import torch
 from fastvtp.models.attention import Asking, Attention
 from fastvtp.models.bert import BertEncoder
 from fastvtp.models.layers import Transformer
+from fastvtp.models.linear import linear
 from fastvtp.models.packing import Packing
+from fastvtp.models.video_decoder import VideoDecoder
 
 LENGTHS, ROWS, ASKING = (5, 1, 6), (0, 3, 6, 7, 11), (2, 0, 3)
 
@@ -95,3 +97,66 @@ def test_dropout_is_drawn_for_rows_that_ask_too(rows):
     assert not torch.equal(*draws)
     again = [attention.eval()(rows, packing(*LENGTHS), first) for _ in range(2)]
     assert torch.equal(*again)
+
+
+SOURCE = torch.tensor([0, 1, 2, 0, 3, 1, 1, 4, 3, 0, 2, 1])
+"""Twelve packed rows that begin as five."""
+
+
+@pytest.mark.parametrize("asking", [None, Asking(torch.tensor(ROWS), packing(*ASKING))], ids=["all", "asking"])
+@pytest.mark.parametrize("keys", [False, True], ids=["", "padded"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Transformer(32, 0, 4),
+        lambda: Transformer(32, 1, 4, layer_scale=0.5),
+        lambda: Transformer(32, 3, 4),
+        lambda: BertEncoder(32, 2, num_heads=4, hidden=64, dropout=0.0),
+    ],
+    ids=["no blocks", "one block", "three blocks", "bert"],
+)
+def test_rows_that_begin_alike(monkeypatch, rows, make, keys, asking):
+    model, layout = make().double(), packing(*LENGTHS)
+    if keys:
+        few = torch.tensor([0, 1, 3, 5, 6, 8, 11])
+        layout = replace(layout, key_rows=few, cu_seqlens_k=packing(3, 1, 3).cu_seqlens)
+    pool, projected = rows[:5], []
+    monkeypatch.setattr(
+        "fastvtp.models.attention.linear", lambda x, *rest: projected.append(len(x)) or linear(x, *rest)
+    )
+    part = model(pool, layout, asking, source_rows=SOURCE)
+    assert projected[:1] in ([], [5]), "the first projection is of the pool"
+    whole = model(pool[SOURCE], layout, asking)
+    torch.testing.assert_close(part, whole, rtol=0, atol=1e-12)
+    inputs = rows, *model.parameters()
+    gradients = (torch.autograd.grad(out.square().sum(), inputs, allow_unused=True) for out in (part, whole))
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+
+
+def test_a_pool_larger_than_what_is_packed_of_it_is_not_projected(monkeypatch, rows):
+    projected = []
+    monkeypatch.setattr(
+        "fastvtp.models.attention.linear", lambda x, *rest: projected.append(len(x)) or linear(x, *rest)
+    )
+    model = Transformer(32, 1, 4).double()
+    picked = torch.tensor([7, 2, 2])
+    out = model(rows, packing(2, 1), source_rows=picked)
+    torch.testing.assert_close(out, model(rows[picked], packing(2, 1)))
+    assert projected == [3, 3]
+
+
+def test_mask_tokens_of_several_clips_decode_as_those_of_one(rows):
+    torch.manual_seed(0)
+    decoder = VideoDecoder(32, 10, 32, 2, 4, 2.0, values=6).double()
+    decoder.init_weights()
+    order = torch.stack([torch.randperm(10) for _ in range(3)]).int()
+    visible, hidden = order[:, :4], order[:, 4:]
+    tokens = rows.view(3, 4, 32)
+    together = decoder(tokens, visible, hidden)
+    alone = torch.cat([decoder(*(part[i : i + 1] for part in (tokens, visible, hidden))) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+    inputs = rows, *decoder.parameters()
+    gradients = (torch.autograd.grad(out.square().sum(), inputs) for out in (together, alone))
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-11)

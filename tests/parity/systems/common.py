@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastvtp.errors import UserError
 from fastvtp.evaluation.retrieval import retrieval_metrics, retrieval_ranks
 from fastvtp.models.registry import build_model
+from fastvtp.models.rows import take_rows
 from fastvtp.models.videomae import IMAGENET_MEAN, IMAGENET_STD, VideoEmbeddings, VideoMAEConfig
 from fastvtp.training.config import OptimizerConfig
 from fastvtp.training.optimizer import learning_rate_at
@@ -99,11 +100,13 @@ def captured(outputs: Mapping[str, nn.Module], inputs: Mapping[str, nn.Module]) 
     def keep_output(name: str, _: nn.Module, __: Any, value: Tensor) -> None:
         seen.setdefault(name, value.detach())
 
-    def keep_input(name: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen.setdefault(name, given[0].detach())
+    def keep_input(name: str, _: nn.Module, given: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+        seen.setdefault(name, take_rows(given[0], named.get("source_rows")).detach())
 
     hooks = [module.register_forward_hook(partial(keep_output, name)) for name, module in outputs.items()]
-    hooks += [module.register_forward_pre_hook(partial(keep_input, name)) for name, module in inputs.items()]
+    hooks += [
+        module.register_forward_pre_hook(partial(keep_input, name), with_kwargs=True) for name, module in inputs.items()
+    ]
     try:
         yield seen
     finally:
