@@ -13,6 +13,7 @@ from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.entities import read_entities
 from fastvtp.data.labels import AnswerVocabulary, load_classes, load_questions
 from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
+from fastvtp.data.sampling import check_fit
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.errors import UserError
 from fastvtp.evaluation.captions import all_captions
@@ -103,8 +104,10 @@ def _text_length(opened: OpenedModel, protocol: EvaluationProtocol) -> int:
 
 
 def fit_of(opened: OpenedModel, protocol: EvaluationProtocol) -> str:
-    """How frames come to the model's size, see `CropSampling`."""
-    return protocol.fit or opened.fit
+    """How frames come to the model's size, see `CropSampling`. Raises UserError where the views do not go with it."""
+    fit = protocol.fit or opened.fit
+    check_fit(fit, protocol.views[1])
+    return fit
 
 
 def evaluation_loader(

@@ -184,7 +184,9 @@ def check_fit(fit: str, crops: int = 1) -> None:
     if fit not in FITS:
         raise UserError(f"fit must be {' or '.join(map(repr, FITS))}, got {fit!r}")
     if fit == "squash" and crops > 1:
-        raise UserError(f"fit 'squash' shows whole frames: expected one crop, got {crops}")
+        raise UserError(
+            f"fit 'squash' shows whole frames: expected one crop, got {crops}; give one, or --fit crop (data.fit=crop)"
+        )
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,9 @@ def train_on_videos(
     **sizes: Any,
 ) -> dict[str, Any]:
     """As `train_probe`, on augmented clips as they are decoded, and with adapters in the tower where `adapter_dim` is
-    given. The model is frozen; the adapters are taken off it in the end."""
+    given. The model is frozen; the adapters are taken off it in the end. Raises UserError for a test that could not
+    follow, before the training."""
+    reading = _reading(opened, protocol)
     targets = _labelled(data, names_file=names_file)
     test = None if test_data is None else _labelled(test_data, targets.class_names)
     if test is not None:
@@ -162,14 +164,14 @@ def train_on_videos(
         with VideoTextLoader(
             targets.records, no_text(), batch_size=settings.batch_size, num_frames=config.num_frames,
             image_size=config.image_size, max_text_length=MIN_TEXT_LENGTH, train=True, seed=settings.seed,
-            num_steps=settings.steps, device=device, fit=fit_of(opened, protocol), **dataclasses.asdict(clips),
+            num_steps=settings.steps, device=device, fit=reading["fit"], **dataclasses.asdict(clips),
         ) as loader:  # fmt: skip
             loss = fit_probed_tower(probed, loader, targets, settings, device=device, progress=progress_bar)
             bad_files = loader.bad_files
         if output is not None:
             save_probe(output, probed, ProbeDescription(
                 probe.config, targets.class_names, targets.multi_label, model_digest(opened.model), layers, "none",
-                adapter_dim, _reading(opened, protocol),
+                adapter_dim, reading,
             ))  # fmt: skip
         report: dict[str, Any] = {"loss": loss, "num_train": len(targets.records)}
         if test is None:
@@ -228,7 +230,7 @@ def _check_kind(test: TargetSet, train: TargetSet, source: str) -> None:
 
 
 def _reading(opened: OpenedModel, protocol: EvaluationProtocol) -> dict[str, Any]:
-    """How clips are read, for descriptions."""
+    """How clips are read, for descriptions. Raises UserError where fit and views do not go together."""
     config = opened.model.config
     return {
         "views": protocol.views, "sampling": protocol.sampling, "frame_stride": protocol.frame_stride,

@@ -1,6 +1,7 @@
 """How frames that are no squares come to a run, and to the scores of what it left."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ from fastvtp import cli, runs
 from fastvtp.checkpoints.native import CheckpointError
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.errors import UserError
 from fastvtp.evaluation.fitting import FitSettings
 from fastvtp.frozen import probing
+from fastvtp.frozen.recipes import probe_recipe
 from fastvtp.models.registry import build_model
 from fastvtp.scoring import evaluation_loader
 from fastvtp.training.config import ConfigError, apply_overrides
@@ -95,6 +98,9 @@ def test_a_record_that_says_nothing_is_one_line(squashed, tmp_path, content, mes
         runs.open_model(moved, torch.device("cpu"))
 
 
+ONE_CROP = "fit 'squash' shows whole frames: expected one crop, got 3; give one, or --fit crop (data.fit=crop)"
+
+
 def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["fastvtp", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
@@ -111,8 +117,8 @@ def test_the_command(wide, squashed, monkeypatch, capsys, tmp_path):
     assert shown["none"] == shown["squash"] == (squashed / "gallery.html").read_bytes()
     assert shown["crop"] != shown["squash"]
     for options, message in (
-        (("--fit", "squash", "--views", "1x3"), "fit 'squash' shows whole frames: expected one crop, got 3"),
-        (("--views", "1x3"), "fit 'squash' shows whole frames: expected one crop, got 3"),
+        (("--fit", "squash", "--views", "1x3"), ONE_CROP),
+        (("--views", "1x3"), ONE_CROP),
         (("--fit", "stretch"), "fit must be 'crop' or 'squash', got 'stretch'"),
     ):
         status, error = run(monkeypatch, capsys, *common, tmp_path / "bad", *options)
@@ -147,11 +153,22 @@ def test_probes_are_trained_on_the_frames_of_the_training(wide, frozen, monkeypa
     assert shows_borders(seen[0])
 
 
+def test_views_that_do_not_fit_are_refused_before_a_probe_is_trained(wide, frozen, monkeypatch):
+    """Those of the published recipes have three crops."""
+    monkeypatch.setattr(probing, "fit_probed_tower", lambda *_, **__: pytest.fail("trained"))
+    labelled = write_rows(wide.parent / "tested.jsonl", [{"video": f"{number}.mp4", "label": "a"} for number in (0, 1)])
+    views = probe_recipe("k400").views
+    with pytest.raises(UserError, match=re.escape(ONE_CROP)):
+        probing.train_on_videos(frozen, labelled, labelled, protocol=runs.EvaluationProtocol(views))
+    with pytest.raises(pytest.fail.Exception):
+        probing.train_on_videos(frozen, labelled, labelled, protocol=runs.EvaluationProtocol(views, fit="crop"))
+
+
 def test_settings_that_do_not_fit_are_one_line(wide, tmp_path):
     config = configure("alpro_prompter_tiny", wide, tmp_path)
     with pytest.raises(ConfigError, match=r"^data\.fit must be 'crop' or 'squash', got 'stretch'$"):
         apply_overrides(config, ["data.fit=stretch"])
-    with pytest.raises(ConfigError, match=r"^data\.fit 'squash' shows whole frames: expected one crop, got 3$"):
+    with pytest.raises(ConfigError, match=rf"^data\.{re.escape(ONE_CROP)}$"):
         apply_overrides(config, ["data.fit=squash", "data.test_views=2,3"])
     assert apply_overrides(config, ["data.fit=squash", "data.test_views=2,1"]).data.test_views == (2, 1)
 
