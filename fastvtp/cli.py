@@ -13,6 +13,7 @@ try:
     import typer
 
     from fastvtp import cli_captioning, cli_convert, cli_frozen
+    from fastvtp.cli_options import Device, Fit, NumWorkers, Quiet
 except ImportError:
     sys.exit("fastvtp: the command needs its extras: pip install 'fastvtp[train,dali]'")
 
@@ -27,7 +28,6 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. data.flip=false.")
 ]
 Preset = Annotated[str, typer.Option(help='"fastvtp" (recommended) or "official" (the released objectives).')]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 @app.command()
@@ -114,9 +114,7 @@ def evaluate(
     views: Annotated[str, typer.Option(metavar="SxC", help="Segments and crops of each clip to average.")] = "1x1",
     sampling: Annotated[str, typer.Option(help='Frames: "uniform", or "strided" segments.')] = "uniform",
     frame_stride: Annotated[int, typer.Option(min=1, help="Distance of the frames of a strided segment.")] = 4,
-    fit: Annotated[
-        str | None, typer.Option(help='Frames to squares: "crop" or "squash"; else as in training, or crop.')
-    ] = None,
+    fit: Fit = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Let a matching head score only the pairs that the contrast ranks first.")
     ] = None,
@@ -125,10 +123,10 @@ def evaluate(
     ] = False,
     max_text_length: Annotated[int | None, typer.Option(min=3, help="Tokens to keep of a text.")] = None,
     train_data: Annotated[str | None, typer.Option(help="Training questions, for a baseline by their kind.")] = None,
-    num_workers: Annotated[int, typer.Option(min=0, help="Decoding processes; 0: none beside this one.")] = 1,
+    num_workers: NumWorkers = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Most views of clips at a time.")] = 32,
     precision: Annotated[str, typer.Option(help='"float32", or "bfloat16" (autocast).')] = "float32",
-    device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda".')] = "auto",
+    device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Score a model: text-video retrieval both ways, question answering, or classification."""
@@ -156,7 +154,7 @@ def visualize(
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("runs/pictures"),
     clips: Annotated[int, typer.Option(min=1, help="How many clips to show.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
-    device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda".')] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Of a SimVTP input, visible part and reconstruction, with its words; of an ALPRO what it sees in crops."""
     from fastvtp import runs

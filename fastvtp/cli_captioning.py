@@ -6,13 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from fastvtp.cli_options import Device, Fit, NumWorkers, Quiet
+
 Model = Annotated[str, typer.Argument(help="Run, checkpoint or model folder of a captioner.")]
-NumWorkers = Annotated[int, typer.Option(min=0, help="Decoding processes; 0: none beside this one.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Clips at a time.")]
-Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda".')]
 Backbone = Annotated[str | None, typer.Option(help="Where its frozen video model is now, if not where it was.")]
 Language = Annotated[str | None, typer.Option(help="Where its frozen language model is now.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 def caption(
@@ -21,6 +20,7 @@ def caption(
     output: Annotated[Path, typer.Option(help="File to write, a line a video.")] = Path("captions.jsonl"),
     beams: Annotated[int, typer.Option(min=1, help="1: greedy.")] = 1,
     prompt: Annotated[str | None, typer.Option(help="Words that captions follow; else those of training.")] = None,
+    fit: Fit = None,
     num_workers: NumWorkers = 1,
     batch_size: BatchSize = 16,
     device: Device = "auto",
@@ -33,7 +33,7 @@ def caption(
 
     done = captioning.caption_videos(
         _open(model, device, backbone, language_model), videos, output,
-        protocol=_protocol(num_workers, batch_size), num_beams=beams, prompt=prompt, progress_bar=not quiet,
+        protocol=_protocol(num_workers, batch_size, fit), num_beams=beams, prompt=prompt, progress_bar=not quiet,
     )  # fmt: skip
     bad_files = done["bad_files"]["count"]
     typer.echo(f"{done['num_clips']} captions are in {output}; {bad_files} undecodable files")
@@ -49,6 +49,7 @@ def answer(
     length: Annotated[str, typer.Option(help='"sum" or "mean" of a candidate\'s tokens.')] = "sum",
     candidates: Annotated[int, typer.Option(min=1, help="Most candidates, the most frequent answers.")] = 250,
     output: Annotated[Path | None, typer.Option(help="Write the answer to each question here, .jsonl.")] = None,
+    fit: Fit = None,
     num_workers: NumWorkers = 1,
     batch_size: BatchSize = 16,
     device: Device = "auto",
@@ -61,7 +62,7 @@ def answer(
 
     report = captioning.answer_questions(
         _open(model, device, backbone, language_model), questions,
-        protocol=_protocol(num_workers, batch_size), train_data=train_data, shots=shots, length=length,
+        protocol=_protocol(num_workers, batch_size, fit), train_data=train_data, shots=shots, length=length,
         num_candidates=candidates, predictions=output, progress_bar=not quiet,
     )  # fmt: skip
     typer.echo(json.dumps(report, indent=2))
@@ -80,7 +81,7 @@ def _open(model: str, device: str, backbone: str | None, language_model: str | N
     return open_captioner(model, choose_device(device), backbone=backbone, language_model=language_model)
 
 
-def _protocol(num_workers: int, batch_size: int) -> Any:
+def _protocol(num_workers: int, batch_size: int, fit: str | None) -> Any:
     from fastvtp.scoring import EvaluationProtocol
 
-    return EvaluationProtocol(num_workers=num_workers, batch_size=batch_size)
+    return EvaluationProtocol(num_workers=num_workers, batch_size=batch_size, fit=fit)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fastvtp.cli_options import Device, Fit, NumWorkers, Quiet
 from fastvtp.errors import UserError
 
 Model = Annotated[str, typer.Argument(help="Run, checkpoint or model folder.")]
@@ -17,12 +18,9 @@ Output = Annotated[Path | None, typer.Option(help="Folder for what was trained, 
 Views = Annotated[str, typer.Option(metavar="SxC", help="Segments and crops of each clip.")]
 Sampling = Annotated[str, typer.Option(help='Frames: "uniform", or "strided" segments.')]
 FrameStride = Annotated[int, typer.Option(min=1, help="Distance of the frames of a strided segment.")]
-NumWorkers = Annotated[int, typer.Option(min=0, help="Decoding processes; 0: none beside this one.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Most views of clips at a time.")]
 Precision = Annotated[str, typer.Option(help='"float32", or "bfloat16" (autocast).')]
 ClassNames = Annotated[Path | None, typer.Option(help="File that names the classes.")]
-Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda".')]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 def extract(
@@ -39,6 +37,7 @@ def extract(
     views: Views = "1x1",
     sampling: Sampling = "uniform",
     frame_stride: FrameStride = 4,
+    fit: Fit = None,
     num_workers: NumWorkers = 1,
     batch_size: BatchSize = 16,
     precision: Precision = "float32",
@@ -51,7 +50,7 @@ def extract(
 
     opened = _open(model, device)
     settings = FeatureSettings(_layers(layers, opened), pool, dtype, shard_size)
-    protocol = _protocol(views, sampling, frame_stride, num_workers, batch_size, precision)
+    protocol = _protocol(views, sampling, frame_stride, fit, num_workers, batch_size, precision)
     done = probing.extract(
         opened, data, output, settings, protocol=protocol, names_file=class_names, progress_bar=not quiet
     )
@@ -72,6 +71,7 @@ def probe(
     ] = None,
     class_names: ClassNames = None,
     views: Annotated[str | None, typer.Option(metavar="SxC", help="Segments and crops of each test clip.")] = None,
+    fit: Fit = None,
     num_workers: NumWorkers = 1,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -94,8 +94,9 @@ def probe(
     published = ProbeRecipe(FitSettings(), probing.TrainingClips(), (1, 1)) if recipe is None else probe_recipe(recipe)
     settings, common = replace(published.fit, **fitting), {"kind": kind, "progress_bar": not quiet, **sizes}
     if cached:
-        if (train, adapter_dim, class_names, views) != (None,) * 4:
-            raise UserError(f"{source} holds features: --train, --adapter-dim, --class-names, --views are for a model")
+        if (train, adapter_dim, class_names, views, fit) != (None,) * 5:
+            options = "--train, --adapter-dim, --class-names, --views, --fit"
+            raise UserError(f"{source} holds features: {options} are for a model")
         report = probing.train_probe(
             source, test, output, settings, device=choose_device(device), num_workers=num_workers, **common
         )
@@ -108,7 +109,9 @@ def probe(
         report = probing.train_on_videos(
             opened, train, test, output, settings, layers=_layers("mlap" if kind == "mlap" else "", opened),
             adapter_dim=adapter_dim, clips=drawn, names_file=class_names,
-            protocol=_protocol(shown, drawn.sampling, drawn.frame_stride, num_workers, settings.batch_size, "float32"),
+            protocol=_protocol(
+                shown, drawn.sampling, drawn.frame_stride, fit, num_workers, settings.batch_size, "float32"
+            ),
             **common,
         )  # fmt: skip
     if output is not None:
@@ -122,6 +125,7 @@ def classify(
     videos: Annotated[str, typer.Argument(help="Videos: a folder, .jsonl or .csv.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to name.")] = 3,
     views: Views = "1x1",
+    fit: Fit = None,
     num_workers: NumWorkers = 1,
     batch_size: BatchSize = 16,
     device: Device = "auto",
@@ -132,7 +136,7 @@ def classify(
     from fastvtp.frozen import probing
 
     reading = read_probe_description(probe).protocol
-    protocol = _protocol(views, reading["sampling"], reading["frame_stride"], num_workers, batch_size, "float32")
+    protocol = _protocol(views, reading["sampling"], reading["frame_stride"], fit, num_workers, batch_size, "float32")
     found = probing.classify(_open(model, device), probe, videos, protocol=protocol, progress_bar=not quiet)
     for video, row in found.items():
         shown = {name: round(score, 4) for name, score in list(row.items())[:top]}
@@ -150,6 +154,7 @@ def zeroshot(
     views: Views = "1x1",
     sampling: Sampling = "uniform",
     frame_stride: FrameStride = 4,
+    fit: Fit = None,
     num_workers: NumWorkers = 1,
     batch_size: BatchSize = 16,
     precision: Precision = "float32",
@@ -163,7 +168,7 @@ def zeroshot(
     from fastvtp.scoring import PREDICTIONS_NAME
 
     prompts = read_templates(templates)
-    protocol = _protocol(views, sampling, frame_stride, num_workers, batch_size, precision)
+    protocol = _protocol(views, sampling, frame_stride, fit, num_workers, batch_size, precision)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     report = zero_shot(
@@ -221,13 +226,16 @@ def _open(model: str, device: str) -> Any:
     return open_model(model, choose_device(device))
 
 
-def _protocol(views: str, sampling: str, stride: int, num_workers: int, batch_size: int, precision: str) -> Any:
+def _protocol(
+    views: str, sampling: str, stride: int, fit: str | None, num_workers: int, batch_size: int, precision: str
+) -> Any:
     from fastvtp.scoring import EvaluationProtocol
     from fastvtp.training.config import parse_value
 
     return EvaluationProtocol(
-        parse_value(views, tuple[int, int], "--views"), sampling, stride, num_workers, batch_size, precision=precision
-    )
+        parse_value(views, tuple[int, int], "--views"), sampling, stride, num_workers, batch_size, precision=precision,
+        fit=fit,
+    )  # fmt: skip
 
 
 def _layers(text: str, opened: Any) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ BASE = {"errors", "files", "version"}
 LIBRARY = BASE | {"objectives", "models", "data", "checkpoints"}
 MAY_IMPORT = {
     "__init__": {"version", "models"},
-    **dict.fromkeys((*BASE, "reports"), ()),
+    **dict.fromkeys((*BASE, "reports", "cli_options"), ()),
     **dict.fromkeys(("data", "objectives", "checkpoints"), BASE),
     # A model computes its own losses.
     "models": BASE | {"objectives"},

@@ -125,6 +125,33 @@ def test_a_recipe_gives_what_no_setting_does(command, place):
     assert (reading["sampling"], reading["frame_stride"], reading["views"]) == ("strided", 1, [4, 3])
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("extract", "model", "test", "--output", "f_stretch"),
+        ("probe", "model", "--train", "train"),
+        ("classify", "model", "p_fit", "test"),
+        ("zeroshot", "model", "test"),
+        ("caption", "model", "test"),
+        ("answer", "model", "test"),
+    ],
+)
+def test_every_command_that_reads_clips_takes_their_fit(command, features, place, monkeypatch, arguments):
+    monkeypatch.setattr("fastvtp.captioning.open_captioner", lambda *_, **__: None)
+    if not (place / "p_fit").exists():
+        command("probe", features, "steps=1", "num_heads=2", "head_dim=8", "--output", "p_fit")
+    error = command(*arguments, "--fit", "stretch", fails=True)
+    assert error == "fastvtp: fit must be 'crop' or 'squash', got 'stretch'\n"
+
+
+def test_the_fit_overrules_that_of_the_model(command, place):
+    command("extract", "model", "test", "--output", "f_squash", "--fit", "squash")
+    assert FeatureSet(place / "f_squash").description["fit"] == "squash"
+    command("probe", "model", "steps=1", "num_heads=2", "head_dim=8", "--train", "train", "--fit", "squash",
+            "--output", "p_squash")  # fmt: skip
+    assert json.loads((place / "p_squash/probe.json").read_text())["protocol"]["fit"] == "squash"
+
+
 def test_segments_by_the_command(command, place):
     lines = [
         {"video": f"{name}/{colour}/{number}.mp4", "duration": 8, "segments": [{"start": 0, "end": 8, "label": colour}]}
@@ -181,6 +208,7 @@ def test_a_text_model_without_its_vocabulary_still_sees(command, place):
         (("probe", "f_train", "steps=many"), "steps expects int, got 'many'"),
         (("probe", "f_train", "--kind", "best"), "kind must be one of 'attentive', 'linear', 'mlap', got 'best'"),
         (("probe", "f_train", "--adapter-dim", "4"), "f_train holds features: --train, --adapter-dim"),
+        (("probe", "f_train", "--fit", "crop"), "--views, --fit are for a model"),
         (("probe", "f_train", "--recipe", "k40"), "no probe recipe 'k40'; did you mean 'k400'?"),
         (("probe", "model"), "to read videos with a model, give --train"),
         (("probe", "f_train", "--test", "pooled"), "pooled has grid [2, 1, 1], f_train [2, 4, 4]: extract both alike"),
