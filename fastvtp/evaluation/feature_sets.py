@@ -19,7 +19,8 @@ from fastvtp.data.targets import TargetSet
 from fastvtp.errors import UserError
 from fastvtp.evaluation.features import TENSOR_NAME, description_digest, read_description, shard_path
 
-_SAME = ("model_digest", "width", "grid", "layers", "pool")
+_SAME = ("model_digest", "width", "grid", "layers", "pool", "fit")
+_UNSAID = {"fit": "crop"}  # where features are older than the record of it
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,11 @@ class FeatureSet(Dataset):
         return time, height, width
 
     @property
+    def fit(self) -> str:
+        """How frames came to the model's size, see `CropSampling`."""
+        return (_UNSAID | self.description)["fit"]
+
+    @property
     def num_views(self) -> int:
         return self.description["views"][0] * self.description["views"][1]
 
@@ -123,11 +129,14 @@ class FeatureSet(Dataset):
             )
 
     def check_fits(self, description: dict[str, Any], whose: str) -> None:
-        """Raises UserError where these are features of another tower, or other layers of it, than `description`."""
+        """Raises UserError where these are features of another tower, of other layers of it, or of frames that came to
+        its size in another way, than `description`."""
+        own, expected = _UNSAID | self.description, _UNSAID | description
         for name in _SAME:
-            own, expected = self.description[name], description[name]
-            if own != expected:
-                raise UserError(f"{self.folder} has {name} {own!r}, {whose} {expected!r}: extract both alike")
+            if own[name] != expected[name]:
+                raise UserError(
+                    f"{self.folder} has {name} {own[name]!r}, {whose} {expected[name]!r}: extract both alike"
+                )
 
     def _shard(self, number: int) -> Any:
         if number not in self._open:

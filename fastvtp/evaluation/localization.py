@@ -118,7 +118,7 @@ def fit_box_head(
     _check_kind(annotations, "boxes")
     if features.description["pool"] != "none":
         raise UserError(f"{features.folder} has pool {features.description['pool']!r}, expected 'none' for boxes")
-    if features.description.get("fit") == "squash":
+    if features.fit == "squash":
         raise UserError(f"{features.folder} has fit 'squash': boxes are placed in centred squares, expected 'crop'")
     config = head_config(
         BoxHeadConfig, width=features.description["width"], num_classes=len(annotations.class_names),

@@ -118,6 +118,7 @@ def train_probe(
     described = train.description
     if output is not None:
         reading = {name: described[name] for name in ("num_frames", "image_size", "sampling", "frame_stride")}
+        reading["fit"] = train.fit
         save_probe(output, probe, ProbeDescription(
             probe.config, train.class_names, described["multi_label"], described["model_digest"],
             tuple(described["layers"]), described["pool"], None, reading,
@@ -193,10 +194,12 @@ def classify(
 ) -> dict[str, dict[str, float]]:
     """What a trained probe says of videos: probability by class, the likeliest first, by path.
 
-    Videos that cannot be decoded are left out. Raises UserError where the probe is of another model.
+    Frames come to the model's size as in the probe's training, where the protocol says nothing else. Videos that cannot
+    be decoded are left out. Raises UserError where the probe is of another model.
     """
     records, _ = read_videos(data)
     probed, description = load_probe(probe, video_tower(opened.model))
+    protocol = dataclasses.replace(protocol, fit=protocol.fit or description.protocol.get("fit"))
     try:
         with torch.inference_mode(), evaluation_loader(opened, records, protocol, texts=False) as loader:
             means = average_over_views(

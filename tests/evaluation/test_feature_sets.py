@@ -65,6 +65,9 @@ def test_faults_are_one_line(folder, tmp_path):
     made = FeatureSet(folder)
     with pytest.raises(UserError, match=r"f has width 32, runs/f 48: extract both alike"):
         made.check_fits({**made.description, "width": 48}, "runs/f")
+    made.check_fits({**made.description, "fit": "crop"}, "runs/f")
+    with pytest.raises(UserError, match=r"f has fit 'crop', runs/f 'squash': extract both alike"):
+        made.check_fits({**made.description, "fit": "squash"}, "runs/f")
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     for path in folder.iterdir():

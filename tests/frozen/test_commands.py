@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from fastvtp import scoring
 from fastvtp.checkpoints.native import write_model_folder
 from fastvtp.evaluation.feature_sets import FeatureSet
 from fastvtp.models.registry import architecture_of, build_model
@@ -150,6 +151,25 @@ def test_the_fit_overrules_that_of_the_model(command, place):
     command("probe", "model", "steps=1", "num_heads=2", "head_dim=8", "--train", "train", "--fit", "squash",
             "--output", "p_squash")  # fmt: skip
     assert json.loads((place / "p_squash/probe.json").read_text())["protocol"]["fit"] == "squash"
+
+
+def test_a_probe_keeps_to_the_fit_of_its_features(command, place, monkeypatch):
+    for name in ("train", "test"):
+        command("extract", "model", name, "--output", f"fit_{name}", "--fit", "squash")
+    command("extract", "model", "test", "--output", "fit_crop")
+    settings = ("steps=1", "num_heads=2", "head_dim=8")
+    assert "fit_crop has fit 'crop', fit_train 'squash': extract both alike" in command(
+        "probe", "fit_train", *settings, "--test", "fit_crop", fails=True
+    )
+    command("probe", "fit_train", *settings, "--test", "fit_test", "--output", "p_fits")
+    assert json.loads((place / "p_fits/probe.json").read_text())["protocol"]["fit"] == "squash"
+    loader, seen = scoring.VideoTextLoader, []
+    monkeypatch.setattr(scoring, "VideoTextLoader", lambda *given, **said: seen.append(said["fit"]) or loader(
+        *given, **said
+    ))  # fmt: skip
+    for options in ((), ("--fit", "crop")):
+        command("classify", "model", "p_fits", "test", *options)
+    assert seen == ["squash", "crop"]
 
 
 def test_segments_by_the_command(command, place):
