@@ -60,6 +60,11 @@ class CachedClips:
         if found != expected:
             raise UserError(f"{self.folder} holds features of another model than model.backbone={folder}")
 
+    def check_fit(self, fit: str) -> None:
+        """Raises UserError where the features are of frames that came to the model's size in another way than `fit`."""
+        if (found := self._features.fit) != fit:
+            raise UserError(f"{self.folder} holds features of fit {found!r}, expected {fit!r}: set data.fit={found}")
+
     def draw(self, stream: SampleStream, number: int) -> tuple[Tensor, int, str]:
         """Sample `number` of a training stream: the last layer's tokens of a view [L, D], the place of its record, and
         one of its captions."""

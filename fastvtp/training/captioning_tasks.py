@@ -41,6 +41,7 @@ class FinetuneCaptioning(Task):
         self.cached: CachedClips | None = None
         if config.data.features is not None:
             self.cached = CachedClips(config.data.features, self.records)
+            self.cached.check_fit(config.data.fit)
             self.model_config = _of_features(self.model_config, self.cached)
         elif config.model.backbone is None:
             raise ConfigError("finetune_captioning needs model.backbone=FOLDER, or data.features=FOLDER")

@@ -54,7 +54,8 @@ class DataConfig:
     class_names: str | None = None
     """finetune_classification: a file that names the classes, see `load_classes`; None: the labels are the names."""
     features: str | None = None
-    """finetune_captioning: a folder of the videos' frozen features, in place of decoding them; None: none."""
+    """finetune_captioning: a folder of the videos' frozen features, in place of decoding them, whose `fit` must be that
+    given here; None: none."""
     max_answers: int = 1500
     """Most answers that an open-ended question may have: the most frequent ones of the training set."""
     num_workers: int = 1

@@ -20,6 +20,7 @@ from fastvtp.frozen import probing
 from fastvtp.frozen.recipes import probe_recipe
 from fastvtp.models.registry import build_model
 from fastvtp.scoring import evaluation_loader
+from fastvtp.training import captioning_tasks
 from fastvtp.training.config import ConfigError, apply_overrides
 from fastvtp.training.loop import training_loader
 from fastvtp.training.recipes import get_recipe
@@ -136,6 +137,19 @@ def test_frozen_features_are_of_the_frames_of_the_training(wide, frozen, tmp_pat
     protocol = runs.EvaluationProtocol(num_workers=0)
     features = probing.extract(frozen, wide, tmp_path / "features", protocol=protocol, progress_bar=False)
     assert features.description["fit"] == "squash"
+
+
+@pytest.mark.parametrize(("fit", "other"), [("squash", "crop"), ("crop", "squash")])
+def test_a_captioner_is_of_the_fit_of_its_features(wide, frozen, tmp_path, monkeypatch, fit, other):
+    """A run says beside its weights that clips came to it by `data.fit`."""
+    monkeypatch.setattr(captioning_tasks, "language_width", lambda folder: 32)
+    features, protocol = tmp_path / "features", runs.EvaluationProtocol(num_workers=0, fit=fit)
+    probing.extract(frozen, wide, features, protocol=protocol, progress_bar=False)
+    given = [f"data.train={wide}", f"data.features={features}", "model.backbone=none", "model.language_model=x"]
+    config = apply_overrides(get_recipe("videoprism_captioning_tiny"), given)
+    build_task(apply_overrides(config, [f"data.fit={fit}"]))
+    with pytest.raises(UserError, match=f"of fit '{fit}', expected '{other}': set data.fit={fit}$"):
+        build_task(apply_overrides(config, [f"data.fit={other}"]))
 
 
 def test_probes_are_trained_on_the_frames_of_the_training(wide, frozen, monkeypatch):
