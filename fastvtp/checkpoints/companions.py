@@ -10,7 +10,7 @@ from fastvtp.data.labels import AnswerVocabulary
 from fastvtp.errors import UserError
 from fastvtp.training.alpro_tasks import ENTITIES_NAME
 from fastvtp.training.finetuning_tasks import ANSWERS_NAME
-from fastvtp.training.state import READING_NAME, read_fit, write_reading
+from fastvtp.training.state import READING_NAME, read_fit
 
 _NAMES = {"answers": ANSWERS_NAME, "entities": ENTITIES_NAME}
 
@@ -57,12 +57,14 @@ def write_lists(folder: Path, lists: Lists) -> None:
             write_entities(folder / ENTITIES_NAME, names)
 
 
-def pass_on_reading(source: Path, folder: Path, origin: str) -> None:
-    """Write in `folder` how the clips of `source` were read, where it says so or is ALPRO's release: squashed."""
+def known_fit(source: Path, origin: str) -> str | None:
+    """How the clips of `source` were read: as it says, or squashed where it is ALPRO's release; None: nobody knows.
+
+    Raises CheckpointError where it says something else.
+    """
     if (source / READING_NAME).is_file():
-        write_reading(folder, read_fit(source))
-    elif origin == "alpro":
-        write_reading(folder, "squash")
+        return read_fit(source)
+    return "squash" if origin == "alpro" else None
 
 
 def _sizes(architecture: str, config: Any) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 
 import torch
 
-from fastvtp.checkpoints.companions import find_lists, notes_about, pass_on_reading, write_lists
+from fastvtp.checkpoints.companions import find_lists, known_fit, notes_about, write_lists
 from fastvtp.checkpoints.names import WORD_TABLES
 from fastvtp.checkpoints.native import CONFIG_NAME, CheckpointError, write_model_folder
 from fastvtp.checkpoints.origins import recognise
@@ -18,7 +18,7 @@ from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.errors import UserError, unknown_name
 from fastvtp.models.registry import ARCHITECTURES, build_model
 from fastvtp.training.config import parse_value
-from fastvtp.training.state import weights_of
+from fastvtp.training.state import weights_of, write_reading
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def convert(
         values = {name: ids[name] for name in ids if hasattr(ARCHITECTURES[architecture][0], name)} | values
     config = config_of_released(checkpoint, origin, architecture=architecture, **values)
     lists = find_lists(source, {"answers": answers, "entities": entities}, architecture, config)
+    fit = known_fit(source, kind.origin)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(config)
@@ -90,7 +91,8 @@ def convert(
     if words is not None:
         words.save(output)
     write_lists(output, lists)
-    pass_on_reading(source, output, kind.origin)
+    if fit is not None:
+        write_reading(output, fit)
     return Conversion(architecture, report, note, notes_about(lists, source, architecture, config))
 
 

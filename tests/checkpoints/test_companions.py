@@ -9,7 +9,7 @@ import torch
 
 from fastvtp import cli, runs
 from fastvtp.checkpoints.conversion import convert
-from fastvtp.checkpoints.native import write_model_folder
+from fastvtp.checkpoints.native import CheckpointError, write_model_folder
 from fastvtp.data.answers import read_answers
 from fastvtp.data.entities import write_entities
 from fastvtp.data.tokenization import SPECIAL_TOKENS
@@ -96,6 +96,14 @@ def test_how_clips_were_read_goes_along(place):
         write_reading(place / "own", fit)
         convert("own", fit)
         assert read_fit(place / fit) == fit
+
+
+def test_a_record_of_reading_that_says_nothing_leaves_no_folder(place):
+    write_model_folder(place / "own", tiny_alpro("alpro_retrieval"), "alpro_retrieval")
+    (place / "own/reading.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"own/reading\.json: not JSON"):
+        convert("own", "half")
+    assert not (place / "half").exists()
 
 
 def test_answers_may_be_a_table_of_classes(place):
