@@ -92,7 +92,7 @@ def with_companions(model: Any, folder: Path) -> OpenedModel:
             )
     if hasattr(model.config, "num_classes"):
         path = folder / CLASSES_NAME
-        names = json.loads(path.read_text()) if path.is_file() else [str(i) for i in range(model.config.num_classes)]
+        names = json.loads(path.read_bytes()) if path.is_file() else [str(i) for i in range(model.config.num_classes)]
     entities = read_entities(folder / ENTITIES_NAME) if (folder / ENTITIES_NAME).is_file() else ()
     return OpenedModel(model, tokenizer, answers, names, entities, folder, read_fit(folder))
 

@@ -1,21 +1,28 @@
 """What lies beside converted weights: lists that say what their outputs mean, and how their clips were read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastvtp.data.answers import read_answers
 from fastvtp.data.entities import read_entities, write_entities
-from fastvtp.data.labels import AnswerVocabulary
+from fastvtp.data.labels import AnswerVocabulary, read_class_names
 from fastvtp.errors import UserError
 from fastvtp.training.alpro_tasks import ENTITIES_NAME
-from fastvtp.training.finetuning_tasks import ANSWERS_NAME
+from fastvtp.training.finetuning_tasks import ANSWERS_NAME, CLASSES_NAME, write_class_names
 from fastvtp.training.state import READING_NAME, read_fit
 
-_NAMES = {"answers": ANSWERS_NAME, "entities": ENTITIES_NAME}
+_NAMES = {"answers": ANSWERS_NAME, "entities": ENTITIES_NAME, "classes": CLASSES_NAME}
+_READERS: dict[str, Callable[[Path], Sequence[str]]] = {
+    "answers": lambda path: read_answers(path).answers, "entities": read_entities, "classes": read_class_names,
+}  # fmt: skip
+_WRITERS: dict[str, Callable[[Path, Sequence[str]], None]] = {
+    "answers": lambda path, names: AnswerVocabulary(tuple(names)).save(path), "entities": write_entities,
+    "classes": write_class_names,
+}  # fmt: skip
 
 Lists = dict[str, tuple[Path, Sequence[str]]]
-""""answers" or "entities" -> where they were read, and themselves."""
+""""answers", "entities" or "classes" -> where they were read, and themselves."""
 
 
 def find_lists(source: Path, given: Mapping[str, str | Path | None], architecture: str, config: Any) -> Lists:
@@ -26,13 +33,14 @@ def find_lists(source: Path, given: Mapping[str, str | Path | None], architectur
     """
     sizes = _sizes(architecture, config)
     found: Lists = {}
-    for what, file in given.items():
-        path = Path(source / _NAMES[what] if file is None else file)
+    for what, name in _NAMES.items():
+        file = given.get(what)
+        path = Path(source / name if file is None else file)
         if what not in sizes and file is not None:
             raise UserError(f"this {architecture} has no outputs for {what}: leave out {file}")
         if what not in sizes or (file is None and not path.is_file()):
             continue
-        names = read_answers(path).answers if what == "answers" else read_entities(path)
+        names = _READERS[what](path)
         if len(names) != sizes[what]:
             raise UserError(f"{path} has {len(names)} {what}, expected the model's {sizes[what]}")
         found[what] = path, names
@@ -42,19 +50,15 @@ def find_lists(source: Path, given: Mapping[str, str | Path | None], architectur
 def notes_about(lists: Lists, source: Path, architecture: str, config: Any) -> dict[str, str]:
     """What to say about each list that the model could have."""
     return {
-        what: f"{len(lists[what][1])} of {lists[what][0]}" if what in lists
-        else f"none in {source}: give a list, one a line (--{what})"
+        what: f"{len(lists[what][1])} of {lists[what][0]}" if what in lists else f"none in {source}: {_remedy(what)}"
         for what in _sizes(architecture, config)
-    }  # fmt: skip
+    }
 
 
 def write_lists(folder: Path, lists: Lists) -> None:
     """Write lists under the names that runs use."""
     for what, (_, names) in lists.items():
-        if what == "answers":
-            AnswerVocabulary(tuple(names)).save(folder / ANSWERS_NAME)
-        else:
-            write_entities(folder / ENTITIES_NAME, names)
+        _WRITERS[what](folder / _NAMES[what], names)
 
 
 def known_fit(source: Path, origin: str) -> str | None:
@@ -67,9 +71,15 @@ def known_fit(source: Path, origin: str) -> str | None:
     return "squash" if origin == "alpro" else None
 
 
+def _remedy(what: str) -> str:
+    return "they go by their numbers" if what == "classes" else f"give a list, one a line (--{what})"
+
+
 def _sizes(architecture: str, config: Any) -> dict[str, int]:
     """How many of which the model tells apart. A head of one answer chooses among options."""
     if architecture == "alpro":
         return {"entities": config.num_entities}
+    if hasattr(config, "num_classes"):
+        return {"classes": config.num_classes}
     answers = getattr(config, "num_answers", 1)
     return {"answers": answers} if answers > 1 else {}

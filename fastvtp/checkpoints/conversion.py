@@ -24,8 +24,8 @@ from fastvtp.training.state import weights_of, write_reading
 @dataclass(frozen=True)
 class Conversion:
     """architecture: of the folder written. report: of its weights. tokenizer: what became of the vocabulary, in words;
-    None where the model reads no text. lists: the same of "answers" and "entities", of those that the model tells
-    apart."""
+    None where the model reads no text. lists: the same of "answers", "entities" and "classes", of those that the model
+    tells apart."""
 
     architecture: str
     report: LoadReport
@@ -46,7 +46,7 @@ def convert(
     entities: str | Path | None = None,
 ) -> Conversion:
     """Write the model in `source` to the folder `output`, with the tokenizer that lies beside it, and with its lists of
-    answers and entities and how its clips were read where a folder has them. ALPRO's release squashes frames.
+    answers, entities and classes and how its clips were read where a folder has them. ALPRO's release squashes frames.
 
     source: as in `load_released`, or the folder of a run. architecture, origin: as in `config_of_released`. overrides:
     "key=value" strings, fields of the config. position_resize: as in `load_released`. tokenizer: a tokenizer.json,

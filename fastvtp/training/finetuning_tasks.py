@@ -143,7 +143,12 @@ class FinetuneClassification(Task):
         return cross_entropy(logits, targets), {"accuracy": accuracy}
 
     def write_labels(self, folder: Path) -> None:
-        (folder / CLASSES_NAME).write_text(json.dumps(self.class_names, ensure_ascii=False, indent=0) + "\n")
+        write_class_names(folder / CLASSES_NAME, self.class_names)
+
+
+def write_class_names(path: Path, names: Sequence[str]) -> None:
+    """Write the names of classes 0, 1, ..., which `read_class_names` reads as well."""
+    path.write_text(json.dumps(names, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 
 
 def has_options(questions: QuestionSet, source: str) -> bool:

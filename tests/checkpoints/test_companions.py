@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from fastvtp.data.answers import read_answers
 from fastvtp.data.entities import write_entities
 from fastvtp.data.tokenization import SPECIAL_TOKENS
 from fastvtp.errors import UserError
+from fastvtp.training.finetuning_tasks import write_class_names
 from fastvtp.training.state import read_fit, write_reading
 from tests.checkpoints.alpro_names import UNSEEN, official, tiny_alpro
+from tests.checkpoints.names import tiny_model
 
 SETTINGS = [f"{name}={value}" for name, value in UNSEEN.items()]
 ANSWERS = ["two", "a red ball", "zwölf", "no"]
@@ -35,8 +38,8 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def command(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["fastvtp", "convert", *arguments, *SETTINGS])
+def command(monkeypatch, capsys, *arguments: str, settings: Sequence[str] = SETTINGS) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["fastvtp", "convert", *arguments, *settings])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     captured = capsys.readouterr()
@@ -83,6 +86,21 @@ def test_a_folder_passes_on_what_it_has(place):
     convert("alpro.pt", "all", overrides=SETTINGS, entities="nouns.txt")
     assert convert("all", "retrieval", architecture="alpro_retrieval").lists == {}
     assert not (place / "retrieval/entities.txt").exists()
+
+
+def test_a_classifier_keeps_the_names_of_its_classes(place, monkeypatch, capsys):
+    write_model_folder(place / "own", tiny_model("video_classifier"), "video_classifier")
+    _, out, _ = command(monkeypatch, capsys, "own", "unnamed", settings=())
+    assert "classes none in own: they go by their numbers\n" in out
+    count = len(opened("unnamed").class_names)
+    names = ["größer", *(f"class {number}" for number in range(1, count))]
+    write_class_names(place / "own/classes.json", names)
+    _, out, _ = command(monkeypatch, capsys, "own", "named", settings=())
+    assert f"classes {count} of own/classes.json\n" in out
+    assert list(opened("named").class_names) == names
+    write_class_names(place / "own/classes.json", names[1:])
+    with pytest.raises(UserError, match=f"classes.json has {count - 1} classes, expected the model's {count}"):
+        convert("own", "fewer")
 
 
 def test_how_clips_were_read_goes_along(place):
