@@ -1,7 +1,37 @@
-"""Writing files that a kill must not leave half-written."""
+"""Reading lists that people write, and writing files that a kill must not leave half-written."""
 
 import os
 from pathlib import Path
+
+from fastvtp.errors import UserError
+
+
+def existing_file(path: str | os.PathLike[str], what: str = "file") -> Path:
+    """The path of a file. Raises FileNotFoundError where there is nothing, UserError where there is a folder."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, expected a file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such {what}")
+    return path
+
+
+def read_text(path: str | os.PathLike[str], what: str = "file") -> str:
+    """The content of a UTF-8 file without the byte-order mark that some editors begin it with.
+
+    Raises FileNotFoundError, and UserError for a folder or another encoding.
+    """
+    try:
+        return existing_file(path, what).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected UTF-8 text: {error}") from None
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines without their ends, which are "\\n" or "\\r\\n" alone: U+2028 and others, at which `str.splitlines` cuts as
+    well, may stand within a line."""
+    lines = text.split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -25,6 +25,7 @@ LIBRARY = BASE | {"objectives", "models", "data", "checkpoints"}
 MAY_IMPORT = {
     "__init__": {"version", "models"},
     **dict.fromkeys((*BASE, "reports", "cli_options"), ()),
+    "files": {"errors"},
     **dict.fromkeys(("data", "objectives", "checkpoints"), BASE),
     # A model computes its own losses.
     "models": BASE | {"objectives"},

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvtp.errors import UserError
+from fastvtp.files import existing_file, lines_of, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -129,9 +130,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         FileNotFoundError: nothing there.
         UserError: a line that is not a JSON object.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    with path.open("rb") as file:
+    with existing_file(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -191,11 +190,8 @@ def _read_folder(folder: Path) -> list[VideoRecord]:
     records, skipped = [], []
     for video in videos_under(folder):
         sidecar, name = video.with_suffix(".txt"), video.relative_to(folder)
-        try:
-            text = sidecar.read_text(encoding="utf-8") if sidecar.is_file() else ""
-        except UnicodeDecodeError as error:
-            raise UserError(f"{sidecar}: expected UTF-8 text: {error}") from None
-        captions = tuple(line.strip() for line in text.splitlines() if line.strip())
+        text = read_text(sidecar) if sidecar.is_file() else ""
+        captions = tuple(line.strip() for line in lines_of(text) if line.strip())
         if captions:
             records.append(VideoRecord(id=name.with_suffix("").as_posix(), video=str(video), captions=captions))
         else:

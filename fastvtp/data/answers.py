@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fastvtp.data.labels import AnswerVocabulary
 from fastvtp.errors import UserError
+from fastvtp.files import lines_of, read_text
 
 
 def read_answers(path: str | os.PathLike[str]) -> AnswerVocabulary:
@@ -13,17 +14,11 @@ def read_answers(path: str | os.PathLike[str]) -> AnswerVocabulary:
 
     Raises:
         FileNotFoundError: nothing there.
-        UserError: not UTF-8, an empty line, or an answer twice; of `.json` as `AnswerVocabulary.load`.
+        UserError: a folder, not UTF-8, an empty line, or an answer twice; of `.json` as `AnswerVocabulary.load`.
     """
-    path = Path(path)
-    if path.suffix == ".json":
+    if Path(path).suffix == ".json":
         return AnswerVocabulary.load(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        answers = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8 text: {error}") from None
+    answers = [line.strip() for line in lines_of(read_text(path))]
     if not answers:
         raise UserError(f"{path}: lists no answers")
     if "" in answers:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from fastvtp.errors import UserError
-from fastvtp.files import write_atomically
+from fastvtp.files import lines_of, read_text, write_atomically
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _ENTITY = re.compile(r"(?=.*[^\W\d_])[^\W_]+(?:['’-][^\W_]+)*")  # also "4k"
@@ -68,16 +68,11 @@ def read_entities(path: str | os.PathLike[str], limit: int | None = None) -> lis
 
     Raises:
         FileNotFoundError: nothing there.
-        UserError: not UTF-8, no words, a line that begins with none, or a word twice, whose prompts would be the same.
+        UserError: a folder, not UTF-8, no words, a line that begins with none, or a word twice, whose prompts would be
+            the same.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8 text: {error}") from None
-    listed = [(number, line.split()[0]) for number, line in enumerate(lines, 1) if line.strip()][:limit]
+    lines = enumerate(lines_of(read_text(path)), 1)
+    listed = [(number, line.split()[0]) for number, line in lines if line.strip()][:limit]
     if odd := next((place for place in listed if not _ENTITY.fullmatch(place[1])), None):
         raise UserError(f"{path}, line {odd[0]}: expected a word, got {odd[1]!r}")
     entities = [entity for _, entity in listed]

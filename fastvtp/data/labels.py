@@ -14,7 +14,7 @@ from typing import Any
 
 from fastvtp.data.annotations import VideoRecord, mentions_direction, read_lines, text_of, video_and_id, videos_under
 from fastvtp.errors import UserError
-from fastvtp.files import write_atomically
+from fastvtp.files import existing_file, lines_of, read_text, write_atomically
 
 _MAX_CLASSES = 1_000_000
 _LISTED = re.compile(r"(.+?)[\s,]+(\d+)")
@@ -87,12 +87,9 @@ class AnswerVocabulary:
             FileNotFoundError: nothing there.
             UserError: another content, or classes that are not 0, 1, ... without a gap.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
         try:
-            classes = json.loads(path.read_bytes())
-        except ValueError as error:
+            classes = json.loads(existing_file(path).read_bytes())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not JSON: {error}") from None
         if not isinstance(classes, dict) or not classes:
             raise UserError(f"{path}: expected an object {{answer: class}}")
@@ -207,13 +204,10 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
         FileNotFoundError: nothing there.
         UserError: another content; numbers with a gap; a name twice; no names.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of class names")
+    text = read_text(path, "file of class names")
     try:
-        text = path.read_text(encoding="utf-8")
-        content: Any = json.loads(text) if path.suffix == ".json" else text.rstrip().splitlines()
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
+        content: Any = json.loads(text) if Path(path).suffix == ".json" else lines_of(text.rstrip())
+    except ValueError as error:
         raise UserError(f"{path}: expected names of classes, one a line or as JSON: {error}") from None
     if isinstance(content, dict):
         numbers = {name: str(number) for name, number in content.items()}
@@ -260,13 +254,7 @@ def _class_lines(path: Path) -> Iterator[_Row]:
 
 
 def _listed_classes(path: Path) -> Iterator[_Row]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8 text: {error}") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines_of(read_text(path)), start=1):
         if not line.strip():
             continue
         match = _LISTED.fullmatch(line.strip())

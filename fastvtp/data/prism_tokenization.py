@@ -13,6 +13,7 @@ import numpy as np
 
 from fastvtp.data.tokenization import CaptionTokenizer, PackedText
 from fastvtp.errors import UserError
+from fastvtp.files import existing_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -126,9 +127,7 @@ class PrismTokenizer(CaptionTokenizer):
             FileNotFoundError: nothing there.
             UserError: no SentencePiece, or not a model of its.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such tokenizer file")
-        return cls(_SentencePiece(Path(path)), str(path))
+        return cls(_SentencePiece(existing_file(path, "tokenizer file")), str(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a tokenizer.json at `path`, or in it where that is a folder; of a .model, a tokenizer.model there."""

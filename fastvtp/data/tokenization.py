@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastvtp.errors import UserError
+from fastvtp.files import existing_file, lines_of, read_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -104,13 +105,9 @@ class CaptionTokenizer:
             path = files[0]
         if path.suffix == ".model":
             return PrismTokenizer.from_sentencepiece(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such tokenizer file")
+        existing_file(path, "tokenizer file")
         if path.suffix == ".txt":
-            try:
-                tokens = path.read_text(encoding="utf-8").splitlines()
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}: expected UTF-8 text: {error}") from None
+            tokens = lines_of(read_text(path))
             return cls(_word_piece({token: number for number, token in enumerate(tokens)}), str(path))
 
         from tokenizers import Tokenizer, models

@@ -17,6 +17,7 @@ from fastvtp.evaluation.classification import ClassificationReport, evaluate_cla
 from fastvtp.evaluation.inference import Module, inference
 from fastvtp.evaluation.question_answering import MultipleChoiceReport, report_choices
 from fastvtp.evaluation.views import average_over_views
+from fastvtp.files import lines_of, read_text
 
 _TEXTS_AT_ONCE = 256
 
@@ -59,7 +60,7 @@ def read_templates(source: str) -> tuple[str, ...]:
     path = Path(source)
     if not path.is_file():
         raise UserError(f"templates {source!r} are neither a file nor one of {', '.join(TEMPLATES)}")
-    templates = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    templates = tuple(line.strip() for line in lines_of(read_text(path)) if line.strip())
     check_templates(templates, str(path))
     return templates
 
