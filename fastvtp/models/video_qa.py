@@ -126,6 +126,8 @@ class VideoQA(nn.Module):
         """Lay out the sequences of a batch. input_ids: int64 [Nt] packed texts, on the CPU; text_lengths: tokens of
         each; video_of_text: the clip that each is about, Q host integers; num_videos: clips of the batch, None: up to
         the last that a text is about. Returns the plan on the model's device.
+
+        Raises ValueError where these do not go together, or a text has too many tokens, or none with readout "mask".
         """
         lengths, clips = np.asarray(text_lengths, np.int64), np.asarray(video_of_text, np.int64)
         if len(input_ids) != lengths.sum() or len(clips) != len(lengths) or not len(lengths):
@@ -140,6 +142,8 @@ class VideoQA(nn.Module):
         if clips.min() < 0 or clips.max() >= num_videos:
             raise ValueError(f"video_of_text names clips {clips.min()} to {clips.max()} of a batch of {num_videos}")
         if self.config.readout == "mask":
+            if lengths.min() < 1:
+                raise ValueError(f"readout 'mask' reads a text's last token: text {lengths.argmin()} has none")
             input_ids = input_ids.index_fill(0, torch.from_numpy(lengths.cumsum() - 1), self.config.mask_token_id)
         sequences = SequenceBuilder()
         sequences.add(

@@ -144,6 +144,14 @@ def test_question_answering_counts_the_clips():
 MASKED = {**VIDEO, **TEXT, "readout": "mask", "mask_token_id": 4}
 
 
+def test_a_masked_readout_needs_a_token_of_each_text():
+    """The [MASK] of an empty one would take the place of another text's last token."""
+    model = make(VideoQAConfig(**MASKED, num_answers=7))
+    for lengths, empty in (([0, 3], 0), ([3, 0], 1)):
+        with pytest.raises(ValueError, match=f"readout 'mask' reads a text's last token: text {empty} has none"):
+            model.plan(torch.tensor([2, 9, 3]), lengths, [0, 0])
+
+
 def test_an_answer_is_read_where_pretraining_reads_a_masked_word():
     """SimVTP shown the whole clip and asked for the last token of the text gives the same logits."""
     pretrained = make(SimVTPConfig(
