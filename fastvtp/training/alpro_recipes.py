@@ -11,8 +11,8 @@ correction of the second moment, torch's after it, which shows in the first step
 trained on other pictures are resized as the release does it, too; "fastvtp" resizes them on their grid. Around its crop
 the prompter of "official" sees black, see `hidden_patches`. The published recipes of "official" repeat a picture (CC3M)
 as the 4 frames of a clip, which "fastvtp" takes as a clip of one frame, a quarter of the work (`data.image_frames`);
-and they squash whole frames to squares, in training and for scores, where "fastvtp" keeps their proportions
-(`data.fit`).
+and they squash whole frames to squares, in training and for scores, where "fastvtp" takes windows from 3:4 to 4:3 in
+training, resized to squares, and for scores the centred squares as they are (`data.fit`).
 
 What a clip or picture goes through differs from the release under both presets:
 

@@ -45,8 +45,9 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.6, 1.0)
     """Share of the frame's area that a training crop keeps."""
     fit: str = "crop"
-    """"crop": windows and the centred squares of `test` keep the proportions of frames; "squash": frames are squashed
-    to squares first, as in ALPRO's release. A run's model folders say which, and are evaluated so."""
+    """"crop": training windows from 3:4 to 4:3 are resized to squares, `test` shows centred squares, whose proportions
+    stay; "squash": frames are squashed to squares before all that, as in ALPRO's release. A run's model folders say
+    which, and are evaluated so."""
     flip: bool = True
     """Mirror half of the training clips, except where a caption, question, answer or class names a direction. Classes
     that are bare numbers name none: see `class_names`."""
