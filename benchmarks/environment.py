@@ -36,7 +36,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "gpu": _gpu(device) if device.type == "cuda" else None,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "platform": platform.platform(terse=True),
+        "platform": platform_name(),
         "cpu": cpu_name(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -49,6 +49,11 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def platform_name() -> str:
+    """System, machine and libc, as in Linux-x86_64-glibc2.36; not the kernel's release, which may name one machine."""
+    return "-".join(filter(None, [platform.system(), platform.machine(), "".join(platform.libc_ver())]))
 
 
 def cpu_name() -> str:

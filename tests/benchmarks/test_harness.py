@@ -1,6 +1,7 @@
 """What becomes of right, wrong, missing and failing variants; rows, JSON, table, environment and command line."""
 
 import json
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -222,6 +223,12 @@ def test_dirty_is_what_the_commit_lacks_of_the_sources(tmp_path, monkeypatch):
     found = environment(CPU)
     assert found["dirty"] is True
     assert found["sources"] != clean
+
+
+def test_environment_does_not_name_the_machines_own_kernel():
+    name = environment(CPU)["platform"]
+    assert name.startswith(f"{platform.system()}-{platform.machine()}")
+    assert platform.release() not in name
 
 
 def test_environment_of_a_gpu(monkeypatch):
