@@ -91,9 +91,12 @@ def step_flops(config: VideoMAEConfig, batch: Batch) -> int:
 
 def cases(options: Options, words: Sequence[str] = ()) -> list[CaseFactory]:
     """One per model whose name contains one of `words`; without words all, or in a smoke run one per class."""
-    offered = SMOKE_CASES if options.smoke and not words else tuple(CASES)
-    names = [name for name in offered if not words or any(word in name for word in words)]
-    return [partial(CASES[name], name, options) for name in names]
+    return [partial(CASES[name], name, options) for name in chosen_names(options.smoke, words)]
+
+
+def chosen_names(smoke: bool, words: Sequence[str]) -> list[str]:
+    offered = SMOKE_CASES if smoke and not words else tuple(CASES)
+    return [name for name in offered if not words or any(word in name for word in words)]
 
 
 def config_of(name: str, options: Options) -> VideoMAEConfig:
@@ -182,6 +185,8 @@ CASES: dict[str, Callable[[str, Options], Case]] = {
     "videomae_small": step_case, "simvtp_small": step_case,
 }  # fmt: skip
 SMOKE_CASES = ("videomae_base", "simvtp_base", "alpro_base", "videoprism_base", "videoprism_stage2_base")
+# Models that tell right pairs of clip and text from wrong ones.
+PAIRED = ("simvtp", "alpro")
 
 
 def train_step_main(arguments: Sequence[str] | None = None) -> None:
@@ -192,10 +197,12 @@ def train_step_main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, metavar="CLIPS", help="clips of a step; default: as the case wants")
     parser.add_argument("--no-optimizer", action="store_true", help="time forward and backward alone")
     given = parser.parse_args(arguments)
-    if given.batch is not None and given.batch < 2:
-        parser.error(f"--batch must be at least 2 (a wrong pair needs two clips), got {given.batch}")
     if unknown := [word for word in given.case if not any(word in name for name in CASES)]:
         parser.error(f"--case: no case contains {unknown[0]!r}; there are {', '.join(CASES)}")
+    paired = [name for name in chosen_names(given.smoke, given.case) if name.startswith(PAIRED)]
+    least, why = (2, f" for {paired[0]} (a wrong pair needs two clips)") if paired else (1, "")
+    if given.batch is not None and given.batch < least:
+        parser.error(f"--batch must be at least {least}{why}, got {given.batch}")
 
     def chosen(options: Options) -> list[CaseFactory]:
         return cases(dataclasses.replace(options, batch=given.batch, optimizer=not given.no_optimizer), given.case)

@@ -155,6 +155,24 @@ def test_an_unknown_case_is_named_before_anything_runs(capsys):
     assert "--case: no case contains 'vidoemae'; there are videomae_base, simvtp_base" in capsys.readouterr().err
 
 
+def test_one_clip_is_enough_where_no_wrong_pair_is_needed(tmp_path, capsys):
+    for case in ("videomae_base", "videoprism_base"):
+        path = tmp_path / f"{case}.json"
+        train_step_main([*SMOKE, "--case", case, "--batch", "1", "--only", "fastvtp", "--json", str(path)])
+        (row,) = json.loads(path.read_text())["rows"]
+        assert (row["shape"]["batch"], row["note"]) == (1, "")
+    for cases, refusal in (
+        (["--case", "videomae_base", "alpro"], "at least 2 for alpro_base (a wrong pair needs two clips), got 1"),
+        ([], "at least 2 for simvtp_base (a wrong pair needs two clips), got 1"),
+    ):
+        with pytest.raises(SystemExit):
+            train_step_main([*SMOKE, *cases, "--batch", "1"])
+        assert f"--batch must be {refusal}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train_step_main([*SMOKE, "--case", "videomae_base", "--batch", "0"])
+    assert "--batch must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_the_sizes_are_those_of_the_registry():
     full = Options(OPTIONS.device, OPTIONS.dtype)
     widths = {name: config_of(name, full).width for name in CASES if name.startswith(("videomae", "simvtp"))}
