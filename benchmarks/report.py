@@ -18,7 +18,7 @@ from fastvtp.errors import UserError
 
 from .report_plots import Plot, plots
 from .report_results import Device, load
-from .report_tables import NOT_MEASURED, overview, plain, provenance, summary, variants
+from .report_tables import NOT_MEASURED, overview, peer_remarks, plain, provenance, summary, variants
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -28,10 +28,13 @@ IMAGES = Path("docs") / "images" / "performance"
 
 
 def readme_section(devices: Sequence[Device]) -> str:
+    cases = [case for device in devices for found in device.by_op().values() for case in found]
     return "\n".join([
         *summary(devices), "",
-        "Ours against it: the best peer's median time over ours. Floor: what measured copy bandwidth and matmul rate",
-        f"allow at best. All cases, peers, plots and the protocol: [{PAGE}]({PAGE}).",
+        "Ours against it: the best peer's median time over ours. Of floor: 100 % is the rate of a plain copy or matmul",
+        "measured in the same run, and no bound: what is faster than that one goes beyond.",
+        *peer_remarks(cases),
+        f"All cases, peers, plots and the protocol: [{PAGE}]({PAGE}).",
     ])  # fmt: skip
 
 

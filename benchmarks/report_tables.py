@@ -17,6 +17,12 @@ MOST_OPEN_CASES = 4
 NOTE_LENGTH = 120
 # Said beneath an op's table.
 REMARKS = {"train_step": "Peak MB: activations and gradients; without weights and optimizer state, the same for all."}
+# Said beside a best peer of this name, and in full beneath the tables.
+PEER_NOTES = {"unpacked": "written by us, computes all tokens"}
+PEER_REMARKS = {
+    "unpacked": "The peer `unpacked` (VideoPrism's second stage) is written by us and sends every token, masked or not,"
+    " through every block; that stage's training was never released, and no other code is there to be measured."
+}
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -69,12 +75,19 @@ def rate(case: Case, row: Row | None) -> str:
 
 
 def peer_of(case: Case) -> str:
-    """The best peer with its time, and how many peers were not timed though they could have been."""
+    """The best peer with its time, what must be said of it, and how many peers were not timed that could have been."""
     peer = case.best_peer
     if peer is None or case.tests_failed:
         return ""
-    untimed = f" ({case.untimed_peers} not timed)" if case.untimed_peers else ""
-    return f"{peer.variant}: {seconds(peer.median_s)}{untimed}"
+    notes = [PEER_NOTES.get(peer.variant, ""), f"{case.untimed_peers} not timed" if case.untimed_peers else ""]
+    said = "; ".join(filter(None, notes))
+    return f"{peer.variant}: {seconds(peer.median_s)}{f' ({said})' if said else ''}"
+
+
+def peer_remarks(cases: Iterable[Case]) -> Iterator[str]:
+    """What must be said at length of the best peers of these cases."""
+    named = {case.best_peer.variant for case in cases if case.best_peer is not None}
+    return (remark for variant, remark in PEER_REMARKS.items() if variant in named)
 
 
 def changes(environment: dict[str, Any]) -> str:
@@ -161,7 +174,7 @@ def overview(cases: Sequence[Case]) -> Iterator[str]:
             megabytes(shown.peak_bytes) if shown else "", megabytes(peer.peak_bytes) if peer else "",
         ))  # fmt: skip
     yield from table(head, lines)
-    if remark := REMARKS.get(cases[0].first.op):
+    for remark in filter(None, [REMARKS.get(cases[0].first.op), *peer_remarks(cases)]):
         yield f"\n{remark}"
 
 

@@ -53,3 +53,22 @@ def test_results_of_changed_sources_say_so(checkout):
     assert "| sources abcdef, changes unknown |" in report.page_section(devices(checkout))
     put(checkout, "tubelets", ROWS, {**GPU, "dirty": False})
     assert "| c0ffeec0ff |" in report.page_section(devices(checkout))
+
+
+def test_a_peer_that_no_released_code_is_like_says_so_beside_its_time(checkout):
+    def step(variant, median):
+        return row("train_step", "videoprism_stage2_base", variant, median)
+
+    others = (row("train_step", "videomae_base", "released", 2.0), row("train_step", "videomae_base", "fastvtp", 1.0))
+    put(checkout, "train_step", others)
+    for text in (report.readme_section(devices(checkout)), report.page_section(devices(checkout))):
+        assert "written by us" not in text
+
+    untimed = row(
+        "train_step", "videoprism_stage2_base", "unpacked, compiled", note="not reached: the run was stopped first"
+    )
+    put(checkout, "train_step", [*others, step("unpacked", 2.0), untimed, step("fastvtp", 1.0)])
+    for text in (report.readme_section(devices(checkout)), report.page_section(devices(checkout))):
+        assert "| unpacked: 2.00 s (written by us, computes all tokens; 1 not timed) | 2.00× |" in text
+        assert "was never released" in text
+        assert "| released: 2.00 s | 2.00× |" in text
