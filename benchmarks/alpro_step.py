@@ -20,7 +20,7 @@ from fastvtp.models.timesformer import CLIP_MEAN, CLIP_STD, DividedBlock, TimeSf
 
 from .harness import Case, Options
 from .plain_alpro import PlainAlpro
-from .step import SMOKE_TEXT, Side, case_of, draw_captions, padded, transformer_flops
+from .step import SMOKE_TEXT, Side, block_flops, case_of, draw_captions, padded, transformer_flops
 
 # To which the released loader pads every caption.
 LONGEST_CAPTION = 30
@@ -91,31 +91,46 @@ def normalized_frames(video: Tensor) -> Tensor:
     return ((video.permute(0, 1, 4, 2, 3) / 255 - mean) / std).contiguous()
 
 
-def divided_flops(config: TimeSformerConfig, clips: int) -> int:
-    """Forward FLOP of the blocks: 2 per weight and token, 4 width per pair that attends."""
-    width, frames, patches = config.width, config.num_frames, config.num_patches
+def divided_flops(config: TimeSformerConfig, clips: int, *, class_only: bool = False) -> int:
+    """Forward FLOP of the blocks: 2 per weight and row, 4 width per pair that attends.
+
+    The two linear layers after the attention along time are one, whose weights are multiplied first. class_only: in
+    the last block the class tokens alone ask within frames and go through the MLP.
+    """
+    width, frames, patches, depth = config.width, config.num_frames, config.num_patches, config.depth
     tokens, framed = frames * patches, frames * (1 + patches)
-    weights = 5 * tokens + 4 * framed + 2 * config.mlp_ratio * (1 + tokens)
-    pairs = patches * frames**2 + frames * (1 + patches) ** 2
-    return int(clips * config.depth * (2 * weights * width**2 + 4 * pairs * width))
+    along_time = clips * (2 * 4 * tokens * width**2 + 4 * patches * frames**2 * width) + 2 * width**3
+
+    def within_frames(asking: int) -> int:
+        """asking: rows of each frame."""
+        weights = 2 * frames * asking + 2 * framed + 2 * config.mlp_ratio * (1 + frames * (asking - 1))
+        return int(clips * (2 * weights * width**2 + 4 * framed * asking * width))
+
+    last = within_frames(1 if class_only else 1 + patches)
+    return depth * along_time + (depth - 1) * within_frames(1 + patches) + last
 
 
 def alpro_flops(config: AlproConfig, batch: AlproBatch) -> int:
-    """Model FLOP of a step without padding: forward once, backward twice; the prompter and frames get no gradient."""
+    """FLOP of ours in a step: forward once, backward twice; the prompter and frames get no gradient.
+
+    In the last fusion layer those rows alone ask that a loss reads.
+    """
     clips, frames, size = batch.video.shape[:3]
-    width, plan = config.width, batch.plan
-    towers, embedding = divided_flops(config, clips), 2 * clips * frames * size**2 * 3 * width
+    width, plan, ratio = config.width, batch.plan, config.text_hidden / config.width
+    embedding = 2 * clips * frames * size**2 * 3 * width
     lengths = plan.packing.cu_seqlens.cpu().long().diff()
     plain, masked = lengths.split(clips)
     pairs = torch.cat([plain, plain, plain[batch.negatives[1].cpu()], masked]) + 1 + config.num_patches
-    texts, fusion = (
-        transformer_flops(int(rows.sum()), int((rows**2).sum()), width, depth, config.text_hidden / width)
-        for rows, depth in ((lengths, config.text_depth), (pairs, config.fusion_depth))
-    )
+    read = plan.wanted.packing.cu_seqlens.cpu().long().diff()
+    rows = int(pairs.sum())
+    texts = transformer_flops(int(lengths.sum()), int((lengths**2).sum()), width, config.text_depth, ratio)
+    fusion = transformer_flops(rows, int((pairs**2).sum()), width, config.fusion_depth - 1, ratio)
+    fusion += block_flops(int(read.sum()), rows, int((read * pairs).sum()), width, ratio)
     words = len(plan.word_labels) * (width + config.vocab_size)
     of_each_clip = 2 * (width + config.num_entities) + 2 * config.projection_dim + 3 * 2
-    trained = towers + texts + fusion + 2 * width * (words + clips * of_each_clip)
-    prompted = towers + embedding + 2 * clips * config.projection_dim * (width + config.num_entities)
+    trained = divided_flops(config, clips) + texts + fusion + 2 * width * (words + clips * of_each_clip)
+    prompted = divided_flops(config, clips, class_only=True) + embedding
+    prompted += 2 * clips * config.projection_dim * (width + config.num_entities)
     return 3 * trained + 2 * embedding + prompted
 
 

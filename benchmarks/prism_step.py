@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fastvtp.checkpoints.released import load_released
 from fastvtp.models.prism_distillation import PrismStudent, PrismStudentConfig
 from fastvtp.models.registry import build_model, model_config
+from fastvtp.models.video_text_prism import POOLER_WIDTHS
 from fastvtp.models.videoprism import VideoPrismConfig, VideoPrismEncoder
 
 from .harness import Case, Cost, Missing, Options
@@ -168,7 +169,7 @@ def student_case(name: str, options: Options) -> Case:
 
 
 def _student_flops(config: PrismStudentConfig, visible: Any, clips: int, tokens: int) -> int:
-    """Of a step on packed tokens: forward once, backward twice; once for the teacher."""
+    """FLOP of ours in a step on packed tokens: forward once, backward twice; once for the teacher."""
     shown = visible.index.numel()
     in_frames = visible.spatial.cu_seqlens.cpu().long().diff()
     listed = torch.zeros(clips, tokens, dtype=torch.int64).scatter_(1, visible.index.cpu().long(), 1)
@@ -180,10 +181,18 @@ def _student_flops(config: PrismStudentConfig, visible: Any, clips: int, tokens:
         )
         for length in (tokens, shown // clips)
     )  # fmt: skip
-    heads = 2 * config.width * config.decoder_width * (2 * shown + clips * tokens)
+    heads = 2 * config.width * config.decoder_width * (2 * shown + clips * tokens + clips)
+    width, num_heads = config.decoder_width, config.decoder_num_heads
+    heads += _pooler_flops(width, num_heads, width, clips, shown)
     student = encoder_flops(config, in_frames, at_places) + decoders + heads
     teacher = _whole_flops(config, clips) + _embedding_flops(config, clips * tokens)
+    teacher += _pooler_flops(config.width, config.num_heads, POOLER_WIDTHS * config.width, clips, clips * tokens)
     return teacher + 3 * student + 2 * _embedding_flops(config, shown)
+
+
+def _pooler_flops(width: int, num_heads: int, hidden: int, clips: int, tokens: int) -> int:
+    """Forward FLOP of an `AttentionPooler` of one query; tokens: of all clips."""
+    return 2 * width * (2 * (1 + clips) * hidden + 2 * tokens * num_heads)
 
 
 def _case(

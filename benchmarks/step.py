@@ -33,9 +33,18 @@ class Loss(nn.Module):
         return self.model(*inputs).loss
 
 
+def block_flops(asking: int, keys: int, pairs: int, width: int, mlp_ratio: float) -> int:
+    """Forward FLOP of a block: 2 per weight and row, 4 width per pair of a row that asks and one that it looks at.
+
+    Queries, projection and MLP ((2 + 2 mlp_ratio) width^2 weights) are those of the rows that ask, the others (2
+    width^2) those of the keys.
+    """
+    return int(2 * ((2 + 2 * mlp_ratio) * asking + 2 * keys) * width**2 + 4 * pairs * width)
+
+
 def transformer_flops(tokens: int, pairs: int, width: int, depth: int, mlp_ratio: float) -> int:
-    """Forward FLOP of `depth` blocks: 2 per weight and token (4 + 2 mlp_ratio width^2 weights), 4 width per pair."""
-    return int(depth * (2 * tokens * (4 + 2 * mlp_ratio) * width**2 + 4 * pairs * width))
+    """Forward FLOP of `depth` blocks in which every row asks and is looked at."""
+    return depth * block_flops(tokens, tokens, pairs, width, mlp_ratio)
 
 
 def draw_captions(clips: int, vocab_size: int, longest: int, generator: torch.Generator) -> tuple[Tensor, list[int]]:

@@ -11,8 +11,9 @@ fastvtp           the library's model, from uint8 frames; compiled: under torch.
 Models are ViT-B and ViT-S in the official preset; what is particular to ALPRO stands in alpro_step.py, to
 VideoPrism in prism_step.py. All variants start from the same weights and must give the same loss; the learning rate is
 0, so that they keep doing so. Masks and packing are those of one fixed batch: drawing them is the loader's overlap, not
-the step's. Speed is model FLOP of the packed tokens over time: what repeated passes and hidden tokens cost more counts
-against a variant. Peak memory is that of a whole step, gradients included, weights and optimizer state not.
+the step's. Speed is the FLOP that the library's model computes over time: what another variant computes beyond them
+(repeated passes, hidden tokens, rows that nothing reads) counts against it. Peak memory is that of a whole step,
+gradients included, weights and optimizer state not.
 """
 
 import dataclasses
@@ -36,7 +37,17 @@ from .harness import Case, CaseFactory, Missing, Options, command_line, measure
 from .hf_videomae import hf_videomae
 from .plain_models import PlainSimVTP, PlainVideoMAE
 from .prism_step import encoder_case, student_case
-from .step import SMOKE_TEXT, Loss, Side, case_of, draw_captions, padded, training_step, transformer_flops
+from .step import (
+    SMOKE_TEXT,
+    Loss,
+    Side,
+    block_flops,
+    case_of,
+    draw_captions,
+    padded,
+    training_step,
+    transformer_flops,
+)  # fmt: skip
 from .timing import Function
 from .workload import boolean_mask, normalized_clip
 
@@ -63,30 +74,31 @@ class Batch:
 
 
 def step_flops(config: VideoMAEConfig, batch: Batch) -> int:
-    """Model FLOP of a step on packed tokens: forward once, backward twice (embedding: once, frames get no gradient).
+    """FLOP of ours on packed tokens: forward once, backward twice (embedding: once, frames get no gradient).
 
-    Padding counts where the preset carries it: such a row asks, and no row looks at it.
+    Padding counts where the preset carries it: such a row asks, and no row looks at it. In the decoder's last block
+    predicted tokens alone ask.
     """
-    plan, (clips, tokens) = batch.plan, batch.hidden.shape
-    lengths = keys = torch.full((clips,), plan.visible.shape[1])
-    words = 0
+    plan, ratio = batch.plan, config.mlp_ratio
+    clips, seen = plan.visible.shape
+    lengths = keys = torch.full((clips,), seen)
+    heads = 0
     if isinstance(plan, SimVTPPlan):
         assert isinstance(config, SimVTPConfig)
         packing = plan.packing
         lengths = keys = packing.cu_seqlens.cpu().long().diff()
         if packing.cu_seqlens_k is not None:
             keys = packing.cu_seqlens_k.cpu().long().diff()
-        words = 2 * len(plan.word_labels) * config.width * config.vocab_size
-    values = batch.clip[0].numel() // tokens
-    visible, predicted = plan.visible.numel(), plan.predicted.numel()
-    encoder = transformer_flops(
-        int(lengths.sum()), int((lengths * keys).sum()), config.width, config.depth, config.mlp_ratio
+        heads = 2 * config.width * (len(plan.word_labels) * config.vocab_size + 2 * len(plan.match_labels))
+    encoder = config.depth * block_flops(
+        int(lengths.sum()), int(keys.sum()), int((lengths * keys).sum()), config.width, ratio
     )
-    decoder = transformer_flops(
-        clips * tokens, clips * tokens**2, config.decoder_width, config.decoder_depth, config.mlp_ratio
-    )
-    heads = 2 * visible * config.width * config.decoder_width + 2 * predicted * config.decoder_width * values
-    return 3 * (encoder + decoder + heads + words) + 2 * 2 * visible * values * config.width
+    predicted, width, values = plan.predicted.numel(), config.decoder_width, batch.clip[0].numel() // config.num_tokens
+    tokens = seen + plan.predicted.shape[1]
+    decoder = transformer_flops(clips * tokens, clips * tokens**2, width, config.decoder_depth - 1, ratio)
+    decoder += block_flops(predicted, clips * tokens, predicted * tokens, width, ratio)
+    heads += 2 * clips * seen * config.width * width + 2 * predicted * width * values
+    return 3 * (encoder + decoder + heads) + 2 * 2 * clips * seen * values * config.width
 
 
 def cases(options: Options, words: Sequence[str] = ()) -> list[CaseFactory]:

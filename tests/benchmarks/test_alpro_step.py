@@ -1,8 +1,9 @@
 """ALPRO's step in the training-step benchmark: the plain side is the same model, the cost is what is computed."""
 
+import dataclasses
+
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.alpro_step import (
     LONGEST_CAPTION,
@@ -11,12 +12,12 @@ from benchmarks.alpro_step import (
     alpro_config,
     alpro_flops,
     alpro_model,
-    divided_flops,
 )
 from benchmarks.harness import Options
-from benchmarks.plain_alpro import PlainAlpro, PlainTimeSformer
-from benchmarks.step import transformer_flops
+from benchmarks.plain_alpro import PlainAlpro
+from benchmarks.step import block_flops
 from fastvtp.models.alpro import Alpro
+from tests.benchmarks.counting import counted_flops
 
 OPTIONS = Options(torch.device("cpu"), torch.float32, smoke=True)
 
@@ -73,38 +74,19 @@ def test_the_plain_model_has_loss_and_gradients_of_ours(sides, kernel):
         assert difference < 1e-4, name
 
 
-def test_flops_of_divided_blocks_are_those_of_the_plain_ones(sides):
-    config = sides[0].config
-    tower = PlainTimeSformer(config, "manual")
-    tokens = torch.zeros(3, 1 + config.num_frames * config.num_patches, config.width)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        for block in tower.blocks:
-            tokens = block(tokens, config.num_frames)
-    assert counter.get_total_flops() == divided_flops(config, 3)
-
-
-def test_flops_are_the_plain_models_less_its_padding(sides):
-    """Counted on the plain model with captions that need no padding, whose words are predicted on every row."""
-    model, batch = sides
-    config, clips = model.config, len(batch.video)
-    plain = plain_of(model, "manual")
-    with FlopCounterMode(display=False) as counter:
-        plain(*batch.released).backward()
-
-    def text_and_fusion(lengths: torch.Tensor) -> int:
-        pairs = torch.cat([lengths, lengths, lengths.roll(1), lengths]) + 1 + config.num_patches
-        return sum(
-            transformer_flops(int(rows.sum()), int((rows**2).sum()), config.width, 1, config.text_hidden / config.width)
-            for rows in (lengths.repeat(2), pairs)
-        )
-
-    real = (batch.released[3] != config.pad_token_id).sum(dim=1)
-    padding = text_and_fusion(torch.full_like(real, LONGEST_CAPTION)) - text_and_fusion(real)
-    other_rows = clips * LONGEST_CAPTION - len(batch.plan.word_labels)
-    unread = 2 * other_rows * config.width * (config.width + config.vocab_size)
-    # the contrast's and the prompts' products of features with one another are not the model's
-    similarity = 2 * clips**2 * config.projection_dim
-    assert counter.get_total_flops() - 3 * (padding + unread + similarity) == alpro_flops(config, batch)
+def test_flops_are_the_products_that_our_model_computes():
+    torch.manual_seed(0)
+    config = dataclasses.replace(alpro_config("alpro_base", OPTIONS), depth=2, text_depth=2, fusion_depth=2)
+    model = alpro_model(config, OPTIONS.device)
+    batch = alpro_batch(model, OPTIONS)
+    # the mismatched texts are only known on the device: rows for the longest captions stand ready
+    lengths = batch.plan.packing.cu_seqlens.diff()[: len(batch.video)]
+    spare = int((lengths.max() - lengths).sum())
+    width, ratio = config.width, config.text_hidden / config.width
+    unused = block_flops(spare, spare, 0, width, ratio) + block_flops(0, spare, 0, width, ratio)
+    counted = counted_flops(lambda: model(batch.video, batch.plan, negatives=batch.negatives).loss)
+    assert spare > 0
+    assert counted == alpro_flops(config, batch) + 3 * unused
 
 
 def test_the_sizes_are_those_of_the_registry():

@@ -4,15 +4,15 @@ import json
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import prism_step, timing
 from benchmarks.harness import Options
 from benchmarks.plain_prism import PlainStudent, plain_encoder
-from benchmarks.prism_step import SMOKE, SMOKE_DECODERS, encoder_flops
+from benchmarks.prism_step import SMOKE, SMOKE_DECODERS
 from benchmarks.train_step import train_step_main
 from benchmarks.workload import boolean_mask
 from fastvtp.models.registry import build_model, model_config
+from tests.benchmarks.counting import counted_flops
 
 OPTIONS = Options(torch.device("cpu"), torch.float32, smoke=True)
 
@@ -54,13 +54,18 @@ def test_the_unpacked_student_has_loss_and_gradients_of_ours():
     assert_same_gradients(model, plain)
 
 
-def test_encoder_flops_are_the_products_of_its_blocks():
+def test_flops_are_the_products_that_our_models_compute():
+    depths = {"depth": 2, "temporal_depth": 2}
+    case = prism_step.encoder_case("videoprism_base", OPTIONS)
     config = model_config("videoprism_base", **SMOKE)
-    model = build_model(config)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        plain_encoder(model, torch.zeros(2, 4, 3, 32, 32))
-    blocks = encoder_flops(config, torch.full((8,), 16), torch.full((32,), 4))
-    assert counter.get_total_flops() == blocks + prism_step._embedding_flops(config, 2 * 64)
+    model, (video, _) = build_model(config), prism_step._video(config, OPTIONS, 2)
+    assert case.cost.flops == counted_flops(lambda: model(video).sum())
+
+    config = model_config("prism_student_base", **{**SMOKE, **SMOKE_DECODERS, **depths, "decoder_depth": 2})
+    student = build_model(config).train()
+    plan = student.plan(torch.arange(2), seed=0, step=0)
+    expected = counted_flops(lambda: student(video, plan).loss)
+    assert prism_step._student_flops(config, plan.visible, 2, 64) == expected
 
 
 def test_smoke_run_gives_one_loss_and_a_peak_everywhere(tmp_path, monkeypatch):
