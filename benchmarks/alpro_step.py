@@ -20,7 +20,7 @@ from fastvtp.models.timesformer import CLIP_MEAN, CLIP_STD, DividedBlock, TimeSf
 
 from .harness import Case, Options
 from .plain_alpro import PlainAlpro
-from .step import SMOKE_TEXT, Side, block_flops, case_of, draw_captions, padded, transformer_flops
+from .step import SMOKE_TEXT, Side, block_flops, case_of, draw_captions, padded, sharing_flops, transformer_flops
 
 # To which the released loader pads every caption.
 LONGEST_CAPTION = 30
@@ -113,7 +113,8 @@ def divided_flops(config: TimeSformerConfig, clips: int, *, class_only: bool = F
 def alpro_flops(config: AlproConfig, batch: AlproBatch) -> int:
     """FLOP of ours in a step: forward once, backward twice; the prompter and frames get no gradient.
 
-    In the last fusion layer those rows alone ask that a loss reads.
+    In the last fusion layer those rows alone ask that a loss reads; in the first, a text's or clip's rows are projected
+    once for all their pairs.
     """
     clips, frames, size = batch.video.shape[:3]
     width, plan, ratio = config.width, batch.plan, config.text_hidden / config.width
@@ -126,6 +127,7 @@ def alpro_flops(config: AlproConfig, batch: AlproBatch) -> int:
     texts = transformer_flops(int(lengths.sum()), int((lengths**2).sum()), width, config.text_depth, ratio)
     fusion = transformer_flops(rows, int((pairs**2).sum()), width, config.fusion_depth - 1, ratio)
     fusion += block_flops(int(read.sum()), rows, int((read * pairs).sum()), width, ratio)
+    fusion -= sharing_flops(int(lengths.sum()) + clips * (1 + config.num_patches), rows, rows, width)
     words = len(plan.word_labels) * (width + config.vocab_size)
     of_each_clip = 2 * (width + config.num_entities) + 2 * config.projection_dim + 3 * 2
     trained = divided_flops(config, clips) + texts + fusion + 2 * width * (words + clips * of_each_clip)

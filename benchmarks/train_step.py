@@ -45,6 +45,7 @@ from .step import (
     case_of,
     draw_captions,
     padded,
+    sharing_flops,
     training_step,
     transformer_flops,
 )  # fmt: skip
@@ -77,26 +78,28 @@ def step_flops(config: VideoMAEConfig, batch: Batch) -> int:
     """FLOP of ours on packed tokens: forward once, backward twice (embedding: once, frames get no gradient).
 
     Padding counts where the preset carries it: such a row asks, and no row looks at it. In the decoder's last block
-    predicted tokens alone ask.
+    predicted tokens alone ask. In the first blocks, rows that begin alike are projected once.
     """
     plan, ratio = batch.plan, config.mlp_ratio
     clips, seen = plan.visible.shape
     lengths = keys = torch.full((clips,), seen)
-    heads = 0
+    heads = words = 0
     if isinstance(plan, SimVTPPlan):
         assert isinstance(config, SimVTPConfig)
         packing = plan.packing
         lengths = keys = packing.cu_seqlens.cpu().long().diff()
         if packing.cu_seqlens_k is not None:
             keys = packing.cu_seqlens_k.cpu().long().diff()
+        words = len(plan.text_ids)
         heads = 2 * config.width * (len(plan.word_labels) * config.vocab_size + 2 * len(plan.match_labels))
-    encoder = config.depth * block_flops(
-        int(lengths.sum()), int(keys.sum()), int((lengths * keys).sum()), config.width, ratio
-    )
+    rows, looked_at = int(lengths.sum()), int(keys.sum())
+    encoder = config.depth * block_flops(rows, looked_at, int((lengths * keys).sum()), config.width, ratio)
+    encoder -= sharing_flops(clips * seen + words, rows, looked_at, config.width)
     predicted, width, values = plan.predicted.numel(), config.decoder_width, batch.clip[0].numel() // config.num_tokens
     tokens = seen + plan.predicted.shape[1]
     decoder = transformer_flops(clips * tokens, clips * tokens**2, width, config.decoder_depth - 1, ratio)
     decoder += block_flops(predicted, clips * tokens, predicted * tokens, width, ratio)
+    decoder -= sharing_flops(clips * seen + config.num_tokens, clips * tokens, clips * tokens, width)
     heads += 2 * clips * seen * config.width * width + 2 * predicted * width * values
     return 3 * (encoder + decoder + heads) + 2 * 2 * clips * seen * values * config.width
 
