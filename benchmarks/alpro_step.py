@@ -127,7 +127,10 @@ def alpro_flops(config: AlproConfig, batch: AlproBatch) -> int:
     texts = transformer_flops(int(lengths.sum()), int((lengths**2).sum()), width, config.text_depth, ratio)
     fusion = transformer_flops(rows, int((pairs**2).sum()), width, config.fusion_depth - 1, ratio)
     fusion += block_flops(int(read.sum()), rows, int((read * pairs).sum()), width, ratio)
-    fusion -= sharing_flops(int(lengths.sum()) + clips * (1 + config.num_patches), rows, rows, width)
+    fusion -= sharing_flops(
+        int(lengths.sum()) + clips * (1 + config.num_patches), rows,
+        rows if config.fusion_depth > 1 else int(read.sum()), rows, width,
+    )  # fmt: skip
     words = len(plan.word_labels) * (width + config.vocab_size)
     of_each_clip = 2 * (width + config.num_entities) + 2 * config.projection_dim + 3 * 2
     trained = divided_flops(config, clips) + texts + fusion + 2 * width * (words + clips * of_each_clip)

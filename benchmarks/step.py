@@ -42,12 +42,13 @@ def block_flops(asking: int, keys: int, pairs: int, width: int, mlp_ratio: float
     return int(2 * ((2 + 2 * mlp_ratio) * asking + 2 * keys) * width**2 + 4 * pairs * width)
 
 
-def sharing_flops(distinct: int, rows: int, keys: int, width: int) -> int:
-    """Forward FLOP that a first block saves by projecting `distinct` rows, and not all that begin as one of them.
+def sharing_flops(distinct: int, rows: int, asking: int, keys: int, width: int) -> int:
+    """Forward FLOP that a first block saves by projecting `distinct` rows, not all `rows` that begin as one of them.
 
-    `rows` of these ask, `keys` are looked at.
+    `asking` of these ask, `keys` are looked at.
     """
-    return 2 * width**2 * (rows + 2 * keys - 3 * distinct) if distinct < rows else 0
+    spared = max(asking - distinct, 0) + 2 * max(keys - distinct, 0)
+    return 2 * width**2 * spared if distinct < rows else 0
 
 
 def transformer_flops(tokens: int, pairs: int, width: int, depth: int, mlp_ratio: float) -> int:

@@ -94,12 +94,13 @@ def step_flops(config: VideoMAEConfig, batch: Batch) -> int:
         heads = 2 * config.width * (len(plan.word_labels) * config.vocab_size + 2 * len(plan.match_labels))
     rows, looked_at = int(lengths.sum()), int(keys.sum())
     encoder = config.depth * block_flops(rows, looked_at, int((lengths * keys).sum()), config.width, ratio)
-    encoder -= sharing_flops(clips * seen + words, rows, looked_at, config.width)
+    encoder -= sharing_flops(clips * seen + words, rows, rows, looked_at, config.width)
     predicted, width, values = plan.predicted.numel(), config.decoder_width, batch.clip[0].numel() // config.num_tokens
     tokens = seen + plan.predicted.shape[1]
     decoder = transformer_flops(clips * tokens, clips * tokens**2, width, config.decoder_depth - 1, ratio)
     decoder += block_flops(predicted, clips * tokens, predicted * tokens, width, ratio)
-    decoder -= sharing_flops(clips * seen + config.num_tokens, clips * tokens, clips * tokens, width)
+    asking = clips * tokens if config.decoder_depth > 1 else predicted
+    decoder -= sharing_flops(clips * seen + config.num_tokens, clips * tokens, asking, clips * tokens, width)
     heads += 2 * clips * seen * config.width * width + 2 * predicted * width * values
     return 3 * (encoder + decoder + heads) + 2 * 2 * clips * seen * values * config.width
 
@@ -125,8 +126,7 @@ def config_of(name: str, options: Options) -> VideoMAEConfig:
 
 def make_batch(model: VideoMAE | SimVTP, options: Options) -> Batch:
     config, device = model.config, options.device
-    # a SimVTP step on the CPU is four times a VideoMAE one
-    clips = options.clips(cpu=2 if isinstance(model, SimVTP) else 4, cuda=64, smoke=3)
+    clips = options.clips(cpu=2, cuda=64, smoke=3)
     generator = torch.Generator().manual_seed(0)
     shape = clips, config.num_frames, config.image_size, config.image_size, 3
     video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)

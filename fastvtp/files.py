@@ -28,10 +28,10 @@ def read_text(path: str | os.PathLike[str], what: str = "file") -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines without their ends, which are "\\n" or "\\r\\n" alone: U+2028 and others, at which `str.splitlines` cuts as
-    well, may stand within a line."""
-    lines = text.split("\n")
-    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+    """Lines without their ends, which are "\\n", "\\r\\n" or "\\r": U+2028 and others, at which `str.splitlines` cuts
+    as well, may stand within a line."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def write_atomically(path: Path, content: bytes) -> None:

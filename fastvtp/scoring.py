@@ -1,6 +1,5 @@
 """Opening a model with what stands beside it, and scoring it in the way of its architecture."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from fastvtp.checkpoints.native import CheckpointError
 from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.entities import read_entities
-from fastvtp.data.labels import AnswerVocabulary, load_classes, load_questions
+from fastvtp.data.labels import AnswerVocabulary, load_classes, load_questions, read_class_names
 from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
 from fastvtp.data.sampling import check_fit
 from fastvtp.data.tokenization import CaptionTokenizer
@@ -92,7 +91,10 @@ def with_companions(model: Any, folder: Path) -> OpenedModel:
             )
     if hasattr(model.config, "num_classes"):
         path = folder / CLASSES_NAME
-        names = json.loads(path.read_bytes()) if path.is_file() else [str(i) for i in range(model.config.num_classes)]
+        num_classes = model.config.num_classes
+        names = read_class_names(path) if path.is_file() else tuple(map(str, range(num_classes)))
+        if len(names) != num_classes:
+            raise CheckpointError(f"{path} has {len(names)} classes, the model {num_classes}")
     entities = read_entities(folder / ENTITIES_NAME) if (folder / ENTITIES_NAME).is_file() else ()
     return OpenedModel(model, tokenizer, answers, names, entities, folder, read_fit(folder))
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastvtp.checkpoints.native import WEIGHTS_NAME, CheckpointError, build_config, load_weights, read_weights
+from fastvtp.data.sampling import FITS
 from fastvtp.errors import UserError
 from fastvtp.evaluation.features import model_digest
 from fastvtp.files import write_atomically
@@ -64,6 +65,9 @@ def read_probe_description(folder: str | Path) -> ProbeDescription:
     if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
         raise CheckpointError(f"{path}: expected an object with the key 'config'")
     config = build_config(ProbeConfig, values["config"], path)
+    protocol = values.get("protocol")
+    if isinstance(protocol, dict) and protocol.get("fit") not in (None, *FITS):
+        raise CheckpointError(f"{path}: protocol has fit {protocol['fit']!r}, expected {' or '.join(map(repr, FITS))}")
     lists = {name: tuple(values.get(name) or ()) for name in ("class_names", "layers")}
     return build_config(ProbeDescription, {**values, **lists, "config": config}, path)
 

@@ -150,6 +150,8 @@ def train_on_videos(
     """As `train_probe`, on augmented clips as they are decoded, and with adapters in the tower where `adapter_dim` is
     given. The model is frozen; the adapters are taken off it in the end. Raises UserError for a test that could not
     follow, before the training."""
+    if test_data is None:
+        protocol = dataclasses.replace(protocol, views=EvaluationProtocol().views)  # none is asked for
     reading = _reading(opened, protocol)
     targets = _labelled(data, names_file=names_file)
     test = None if test_data is None else _labelled(test_data, targets.class_names)

@@ -98,10 +98,11 @@ class Attention(nn.Module):
 def _projected(
     x_ND: Tensor, weight: Tensor, bias: Tensor | None, wanted: Tensor | None, source_rows: Tensor | None
 ) -> Tensor:
-    """The wanted packed rows (None: all), projected: no row that is not wanted, or else no row more than once."""
-    if source_rows is None:
-        return linear(take_rows(x_ND, wanted), weight, bias)
-    return take_rows(linear(x_ND, weight, bias), composed(source_rows, wanted))
+    """The wanted packed rows (None: all), projected: the wanted ones, or each source once where those are fewer."""
+    rows = composed(source_rows, wanted)
+    if source_rows is None or rows is None or len(rows) <= len(x_ND):
+        return linear(take_rows(x_ND, rows), weight, bias)
+    return take_rows(linear(x_ND, weight, bias), rows)
 
 
 class CrossAttention(nn.Module):

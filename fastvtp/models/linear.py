@@ -4,8 +4,8 @@ torch asks MKL for them, and first copies the bias to every row. On an AMD EPYC 
 weights, forward and backward, take 96 ms of a core that way and 76 ms this way. Left to torch: other devices, dtypes
 and layouts, wrong shapes (it words the error), whatever looks at or replaces the operations of a model (torch.compile,
 torch.jit, torch.func, forward-mode derivatives, dispatch modes such as the FLOP counter, tensor subclasses), and all
-products while `torch.backends.mkldnn` is switched off. Dynamic quantisation picks layers by exact type and does not
-know `Linear`.
+products while `torch.backends.mkldnn` is switched off. Two things do not go with it: dynamic quantisation picks layers
+by exact type and does not know `Linear`, and a `TorchFunctionMode` sees oneDNN's product in place of `linear`.
 
 Shape legend: I = inputs, O = outputs.
 """
@@ -35,16 +35,16 @@ class Linear(nn.Linear):
 
 
 def _suits_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    # sizes come last: a compiler that traces them would guard on them
     return (
-        x.numel() * weight.shape[0] >= LEAST_WORK
+        not _is_watched()
+        and all(tensor is None or _is_plain(tensor) for tensor in (x, weight, bias))
         and x.ndim > 1
         and weight.shape[1:] == x.shape[-1:]
+        and x.numel() * weight.shape[0] >= LEAST_WORK
         and (bias is None or bias.shape == weight.shape[:1])
-        and all(tensor is None or _is_plain(tensor) for tensor in (x, weight, bias))
-        and not _is_watched()
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
-        and torch._C._get_mkldnn_enabled()
     )
 
 
@@ -58,13 +58,14 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _is_watched() -> bool:
-    """Whether something looks at or replaces the operations that run now."""
+    """Whether something looks at, replaces or forbids the operations that run now."""
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
+        or not torch._C._get_mkldnn_enabled()
     )
 
 
@@ -88,7 +89,7 @@ class _OneDnnLinear(torch.autograd.Function):
         rows = gradient.reshape(-1, gradient.shape[-1])
         of_input = None
         if of_x:
-            # recorded for a second derivative, or batched: torch's own operations
+            # recorded for a second derivative, batched, or without oneDNN: torch's own operations
             plain = torch.is_grad_enabled() or _is_watched()
             of_input = gradient @ weight if plain else _product(gradient, weight.t())
         return (

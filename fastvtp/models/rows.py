@@ -17,7 +17,7 @@ def take_rows(x_ND: Tensor, rows: Tensor | None) -> Tensor:
     """
     if rows is None:
         return x_ND
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or x_ND.dtype in _HALF:
         return _TakeRows.apply(x_ND, rows)  # pyright: ignore[reportReturnType]
     return nn.functional.embedding(rows, x_ND)
 
@@ -27,15 +27,33 @@ def composed(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return second if first is None else first if second is None else first[second]
 
 
+_HALF = (torch.float16, torch.bfloat16)
+_FEW_ROWS = 3072
+"""Up to here torch sums on CUDA by a kernel that adds in the gradient's dtype."""
+
+
 @torch.library.custom_op("fastvtp::sum_rows", mutates_args=())
 def _sum_rows(gradient: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    """The gradient of `take_rows`, as one op: Inductor would take the look-up's own apart into atomic additions."""
-    return torch.ops.aten.embedding_dense_backward(gradient, rows, num_rows, -1, False)
+    """The gradient of `take_rows`, as one op: Inductor would take the look-up's own apart into atomic additions.
+
+    In half precision the CPU, and CUDA for few rows, would lose what they add to a long sum: those are of float32.
+    """
+    wide = gradient.float() if gradient.is_cpu or len(rows) <= _FEW_ROWS else gradient
+    return torch.ops.aten.embedding_dense_backward(wide, rows, num_rows, -1, False).to(gradient.dtype)
 
 
 @_sum_rows.register_fake
 def _(gradient: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     return gradient.new_empty(num_rows, gradient.shape[1])
+
+
+def _keep_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+_sum_rows.register_autograd(
+    lambda ctx, gradient: (take_rows(gradient, ctx.saved_tensors[0]), None, None), setup_context=_keep_rows
+)
 
 
 class _TakeRows(torch.autograd.Function):

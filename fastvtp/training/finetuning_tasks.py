@@ -19,6 +19,7 @@ from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.options import option_texts
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.errors import UserError
+from fastvtp.files import write_atomically
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.state import weights_of
 from fastvtp.training.task import CaptionedTask, Loss, Task
@@ -148,7 +149,7 @@ class FinetuneClassification(Task):
 
 def write_class_names(path: Path, names: Sequence[str]) -> None:
     """Write the names of classes 0, 1, ..., which `read_class_names` reads as well."""
-    path.write_text(json.dumps(names, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+    write_atomically(path, (json.dumps(names, ensure_ascii=False, indent=0) + "\n").encode())
 
 
 def has_options(questions: QuestionSet, source: str) -> bool:

@@ -8,6 +8,7 @@ from fastvtp.models.bert import BertEncoder
 from fastvtp.models.layers import Transformer
 from fastvtp.models.linear import linear
 from fastvtp.models.packing import Packing
+from fastvtp.models.rows import take_rows
 from fastvtp.models.video_decoder import VideoDecoder
 
 LENGTHS, ROWS, ASKING = (5, 1, 6), (0, 3, 6, 7, 11), (2, 0, 3)
@@ -132,6 +133,26 @@ def test_rows_that_begin_alike(monkeypatch, rows, make, keys, asking):
     gradients = (torch.autograd.grad(out.square().sum(), inputs, allow_unused=True) for out in (part, whole))
     for ours, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("copies", [30, 4000])
+def test_long_sums_of_half_precision(dtype, copies):
+    x = torch.randn(3, 8, dtype=dtype, requires_grad=True)
+    picked = torch.arange(3).repeat(copies)
+    incoming = (torch.rand(3 * copies, 8) + 0.5).to(dtype)
+    (gradient,) = torch.autograd.grad(take_rows(x, picked), x, incoming, create_graph=True)
+    expected = incoming.double().view(copies, 3, 8).sum(0)
+    assert gradient.dtype == dtype
+    assert ((gradient - expected).abs() <= torch.finfo(dtype).eps * expected).all()
+
+
+def test_second_derivatives_of_picked_rows_in_half_precision():
+    x = torch.randn(3, 8).bfloat16().requires_grad_()
+    picked = torch.tensor([0, 2, 2])
+    (slope,) = torch.autograd.grad(take_rows(x, picked).square().sum(), x, create_graph=True)
+    (found,) = torch.autograd.grad(slope.sum(), x)
+    assert torch.equal(found, torch.tensor([2.0, 0.0, 4.0])[:, None].expand(3, 8).bfloat16())
 
 
 def test_a_pool_larger_than_what_is_packed_of_it_is_not_projected(monkeypatch, rows):

@@ -150,6 +150,20 @@ def traced(x, weight, bias):
     return torch.jit.trace(linear, tuple(tensor.detach() for tensor in given), check_trace=False)(*given)
 
 
+def test_compiled_for_any_number_of_rows():
+    layer = Linear(768, 768).to("meta")
+    rows = torch.export.Dim("rows", min=2, max=4096)
+    program = torch.export.export(layer, (torch.empty(64, 768, device="meta"),), dynamic_shapes=({0: rows},))
+    assert program.module()(torch.empty(3, 768, device="meta")).shape == (3, 768)
+
+
+def test_backward_without_onednn(asked):
+    out = linear(*(given := operands()))
+    with torch.backends.mkldnn.flags(enabled=False):
+        torch.autograd.grad(out.sum(), given)
+    assert len(asked) == 1
+
+
 def test_a_layer_repeats_bit_for_bit(asked):
     x, weight, _ = operands()
     layer = Linear(INPUTS, OUTPUTS)
