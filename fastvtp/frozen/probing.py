@@ -85,8 +85,8 @@ def extract(
     tower, device = video_tower(opened.model), opened.model.device
     extract_features(
         tower, records, lambda some: evaluation_loader(opened, some, protocol, texts=False), output, settings,
-        protocol=_reading(opened, protocol), targets=targets, device=device, precision=protocol.precision,
-        progress=progress_bar,
+        protocol=_reading(opened, protocol) | {"fit": fit_of(opened, protocol)}, targets=targets, device=device,
+        precision=protocol.precision, progress=progress_bar,
     )  # fmt: skip
     return FeatureSet(output)
 
@@ -150,9 +150,8 @@ def train_on_videos(
     """As `train_probe`, on augmented clips as they are decoded, and with adapters in the tower where `adapter_dim` is
     given. The model is frozen; the adapters are taken off it in the end. Raises UserError for a test that could not
     follow, before the training."""
-    if test_data is None:
-        protocol = dataclasses.replace(protocol, views=EvaluationProtocol().views)  # none is asked for
-    reading = _reading(opened, protocol)
+    if test_data is not None:
+        fit_of(opened, protocol)  # raises for views that could not follow
     targets = _labelled(data, names_file=names_file)
     test = None if test_data is None else _labelled(test_data, targets.class_names)
     if test is not None:
@@ -167,14 +166,14 @@ def train_on_videos(
         with VideoTextLoader(
             targets.records, no_text(), batch_size=settings.batch_size, num_frames=config.num_frames,
             image_size=config.image_size, max_text_length=MIN_TEXT_LENGTH, train=True, seed=settings.seed,
-            num_steps=settings.steps, device=device, fit=reading["fit"], **dataclasses.asdict(clips),
+            num_steps=settings.steps, device=device, fit=protocol.fit or opened.fit, **dataclasses.asdict(clips),
         ) as loader:  # fmt: skip
             loss = fit_probed_tower(probed, loader, targets, settings, device=device, progress=progress_bar)
             bad_files = loader.bad_files
         if output is not None:
             save_probe(output, probed, ProbeDescription(
                 probe.config, targets.class_names, targets.multi_label, model_digest(opened.model), layers, "none",
-                adapter_dim, reading,
+                adapter_dim, _reading(opened, protocol),
             ))  # fmt: skip
         report: dict[str, Any] = {"loss": loss, "num_train": len(targets.records)}
         if test is None:
@@ -235,11 +234,11 @@ def _check_kind(test: TargetSet, train: TargetSet, source: str) -> None:
 
 
 def _reading(opened: OpenedModel, protocol: EvaluationProtocol) -> dict[str, Any]:
-    """How clips are read, for descriptions. Raises UserError where fit and views do not go together."""
+    """How clips are read, for descriptions."""
     config = opened.model.config
     return {
         "views": protocol.views, "sampling": protocol.sampling, "frame_stride": protocol.frame_stride,
-        "fit": fit_of(opened, protocol),
+        "fit": protocol.fit or opened.fit,
         "precision": protocol.precision, "num_frames": config.num_frames, "image_size": config.image_size,
     }  # fmt: skip
 

@@ -42,10 +42,11 @@ def test_transformer_flops_are_those_of_one_sequence_after_the_other():
     assert counter.get_total_flops() == expected
 
 
+@pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("name", ["videomae_base", "simvtp_base"])
-def test_step_flops_are_the_products_that_our_model_computes(name):
+def test_step_flops_are_the_products_that_our_model_computes(name, depth):
     torch.manual_seed(0)
-    config = dataclasses.replace(config_of(name, OPTIONS), depth=2, decoder_depth=2)
+    config = dataclasses.replace(config_of(name, OPTIONS), depth=depth, decoder_depth=depth)
     model = build_model(config)
     batch = make_batch(model, OPTIONS)
     if isinstance(config, SimVTPConfig):

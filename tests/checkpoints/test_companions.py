@@ -101,6 +101,11 @@ def test_a_classifier_keeps_the_names_of_its_classes(place, monkeypatch, capsys)
     write_class_names(place / "own/classes.json", names[1:])
     with pytest.raises(UserError, match=f"classes.json has {count - 1} classes, expected the model's {count}"):
         convert("own", "fewer")
+    with pytest.raises(CheckpointError, match=f"own/classes.json has {count - 1} classes, the model {count}"):
+        opened("own")
+    (place / "own/classes.json").write_text("{")
+    with pytest.raises(UserError, match=r"own/classes\.json: expected names of classes"):
+        opened("own")
 
 
 def test_how_clips_were_read_goes_along(place):

@@ -19,7 +19,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_a_mark_and_line_ends_are_no_part_of_a_line(tmp_path, reader, end):
     """Windows' editors begin UTF-8 with a mark; U+2028 and U+0085 end lines of `str.splitlines` alone."""
     read, lines = READERS[reader]

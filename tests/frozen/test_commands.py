@@ -150,7 +150,19 @@ def test_the_fit_overrules_that_of_the_model(command, place):
     assert FeatureSet(place / "f_squash").description["fit"] == "squash"
     command("probe", "model", "steps=1", "num_heads=2", "head_dim=8", "--train", "train", "--fit", "squash",
             "--output", "p_squash")  # fmt: skip
-    assert json.loads((place / "p_squash/probe.json").read_text())["protocol"]["fit"] == "squash"
+    described = json.loads((place / "p_squash/probe.json").read_text())
+    assert described["protocol"]["fit"] == "squash"
+    (place / "p_squash/probe.json").write_text(json.dumps({**described, "protocol": {"fit": "stretch"}}))
+    error = command("classify", "model", "p_squash", "test", fails=True)
+    assert "p_squash/probe.json: protocol has fit 'stretch', expected 'crop' or 'squash'" in error
+
+
+def test_several_crops_of_squashed_frames_stand_in_the_way_of_a_test_alone(command, place, monkeypatch):
+    monkeypatch.setattr("fastvtp.scoring.read_fit", lambda _: "squash")
+    settings = ("steps=1", "num_heads=2", "head_dim=8", "--train", "train", "--views", "2x3")
+    assert "expected one crop, got 3" in command("probe", "model", *settings, "--test", "test", fails=True)
+    command("probe", "model", *settings, "--output", "p_views")
+    assert json.loads((place / "p_views/probe.json").read_text())["protocol"]["fit"] == "squash"
 
 
 def test_a_probe_keeps_to_the_fit_of_its_features(command, place, monkeypatch):
