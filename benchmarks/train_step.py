@@ -5,7 +5,9 @@ On CUDA in bfloat16 autocast, on the CPU in float32.
 released          the released structure in plain PyTorch (plain_models.py, plain_alpro.py), from the float32 clip that
                   its loader gives
 released, sdpa    the same with scaled_dot_product_attention; compiled: under torch.compile
-hf, sdpa          VideoMAEForPreTraining of transformers, compiled too; hf, eager: with its own attention; VideoMAE only
+hf, sdpa          VideoMAEForPreTraining of transformers, VideoMAE only: also given the float32 clip; from frames: given
+                  uint8 frames, as ours is, which it normalizes first; compiled: torch.compile; hf, eager: with its own
+                  attention
 fastvtp           the library's model, from uint8 frames; compiled: under torch.compile; graph: one CUDA graph
 
 Models are ViT-B and ViT-S in the official preset; what is particular to ALPRO stands in alpro_step.py, to
@@ -50,7 +52,7 @@ from .step import (
     transformer_flops,
 )  # fmt: skip
 from .timing import Function
-from .workload import boolean_mask, normalized_clip
+from .workload import boolean_mask, normalized_clip, normalized_frames
 
 LONGEST_CAPTION = 32
 SMOKE: dict[str, Any] = {
@@ -175,8 +177,12 @@ def step_case(name: str, options: Options) -> Case:
 
     def hf(attention: str) -> Side:
         found = hf_videomae(config, state, attention).to(options.device).train()
-        pixels = batch.clip.transpose(1, 2).contiguous()
+        pixels = normalized_frames(batch.video)
         return found, lambda pixels, hidden: found(pixels, bool_masked_pos=hidden).loss, (pixels, batch.hidden)
+
+    def hf_from_frames() -> Side:
+        found, loss, _ = hf("sdpa")
+        return found, lambda video, hidden: loss(normalized_frames(video), hidden), (batch.video, batch.hidden)
 
     peers: dict[str, Function | Missing] = {}
     if not text:
@@ -184,6 +190,7 @@ def step_case(name: str, options: Options) -> Case:
         peers = {
             "hf, eager": step(partial(hf, "eager")),
             "hf, sdpa": step(partial(hf, "sdpa")),
+            "hf, sdpa, from frames": step(hf_from_frames),
             "hf, sdpa, compiled": step(partial(hf, "sdpa"), compile=True),
         }
         if importlib.util.find_spec("transformers") is None:

@@ -67,8 +67,17 @@ def channel_constants(device: torch.device) -> tuple[Tensor, Tensor]:
 
 def normalized_clip(video: Tensor) -> Tensor:
     """What VideoMAE's loader makes of uint8 [B, T, H, W, C]: float32 [B, C, T, H, W], (x / 255 - mean) / std."""
-    mean, std = channel_constants(video.device)
-    clip = video.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
+    return _normalized(video.permute(0, 4, 1, 2, 3), *channel_constants(video.device))
+
+
+def normalized_frames(video: Tensor) -> Tensor:
+    """What the image processor of transformers makes of uint8 [B, T, H, W, C]: the same in float32 [B, T, C, H, W]."""
+    mean, std = (values.squeeze(-1) for values in channel_constants(video.device))
+    return _normalized(video.permute(0, 1, 4, 2, 3), mean, std)
+
+
+def _normalized(video: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    clip = video.to(torch.float32, memory_format=torch.contiguous_format)
     return clip.div_(255).sub_(mean).div_(std)
 
 

@@ -12,6 +12,7 @@ from benchmarks.harness import Options
 from benchmarks.plain_models import PlainSimVTP, PlainTransformer, PlainVideoMAE
 from benchmarks.step import transformer_flops
 from benchmarks.train_step import CASES, config_of, make_batch, step_flops, train_step_main
+from benchmarks.workload import normalized_clip, normalized_frames
 from fastvtp.models import videomae
 from fastvtp.models.registry import build_model
 from fastvtp.models.simvtp_config import SimVTPConfig
@@ -120,6 +121,11 @@ def test_a_step_of_any_batch_with_or_without_the_optimizer(tmp_path, monkeypatch
     assert row["direction"] == ("step" if optimizer else "forward+backward")
     assert row["shape"]["batch"] == 2
     assert bool(steps) == optimizer
+
+
+def test_both_peers_are_given_the_same_values():
+    video = torch.randint(0, 256, (2, 4, 6, 5, 3), dtype=torch.uint8)
+    assert torch.equal(normalized_frames(video), normalized_clip(video).transpose(1, 2))
 
 
 def test_cases_are_chosen_by_name():
