@@ -5,8 +5,8 @@ On CUDA in bfloat16 autocast, on the CPU in float32.
 released          the released structure in plain PyTorch (plain_models.py, plain_alpro.py), from the float32 clip that
                   its loader gives
 released, sdpa    the same with scaled_dot_product_attention; compiled: under torch.compile
-hf, sdpa          VideoMAEForPreTraining of transformers, VideoMAE only: also given the float32 clip; from frames: given
-                  uint8 frames, as ours is, which it normalizes first; compiled: torch.compile; hf, eager: with its own
+hf, sdpa          VideoMAEForPreTraining of transformers, VideoMAE only: also given the float32 clip, compiled too; from
+                  frames: given uint8 frames, as ours is, and normalising them in the step; hf, eager: with its own
                   attention
 fastvtp           the library's model, from uint8 frames; compiled: under torch.compile; graph: one CUDA graph
 
@@ -175,14 +175,13 @@ def step_case(name: str, options: Options) -> Case:
         own.load_state_dict(state)
         return own, Loss(own), (batch.video, batch.plan)
 
-    def hf(attention: str) -> Side:
+    def hf(attention: str, *, from_frames: bool = False) -> Side:
         found = hf_videomae(config, state, attention).to(options.device).train()
-        pixels = normalized_frames(batch.video)
-        return found, lambda pixels, hidden: found(pixels, bool_masked_pos=hidden).loss, (pixels, batch.hidden)
 
-    def hf_from_frames() -> Side:
-        found, loss, _ = hf("sdpa")
-        return found, lambda video, hidden: loss(normalized_frames(video), hidden), (batch.video, batch.hidden)
+        def loss(video: Tensor, hidden: Tensor) -> Tensor:
+            return found(normalized_frames(video) if from_frames else video, bool_masked_pos=hidden).loss
+
+        return found, loss, (batch.video if from_frames else normalized_frames(batch.video), batch.hidden)
 
     peers: dict[str, Function | Missing] = {}
     if not text:
@@ -190,7 +189,7 @@ def step_case(name: str, options: Options) -> Case:
         peers = {
             "hf, eager": step(partial(hf, "eager")),
             "hf, sdpa": step(partial(hf, "sdpa")),
-            "hf, sdpa, from frames": step(hf_from_frames),
+            "hf, sdpa, from frames": step(partial(hf, "sdpa", from_frames=True)),
             "hf, sdpa, compiled": step(partial(hf, "sdpa"), compile=True),
         }
         if importlib.util.find_spec("transformers") is None:

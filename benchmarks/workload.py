@@ -71,7 +71,7 @@ def normalized_clip(video: Tensor) -> Tensor:
 
 
 def normalized_frames(video: Tensor) -> Tensor:
-    """What the image processor of transformers makes of uint8 [B, T, H, W, C]: the same in float32 [B, T, C, H, W]."""
+    """What transformers' VideoMAE is given, of uint8 [B, T, H, W, C]: the same in float32 [B, T, C, H, W]."""
     mean, std = (values.squeeze(-1) for values in channel_constants(video.device))
     return _normalized(video.permute(0, 1, 4, 2, 3), mean, std)
 

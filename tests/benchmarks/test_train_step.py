@@ -123,7 +123,14 @@ def test_a_step_of_any_batch_with_or_without_the_optimizer(tmp_path, monkeypatch
     assert bool(steps) == optimizer
 
 
-def test_both_peers_are_given_the_same_values():
+def test_peer_from_frames_has_the_loss():
+    pytest.importorskip("transformers")
+    (build,) = train_step.cases(OPTIONS, ["videomae_base"])
+    case = build()
+    assert case.error(case.variants["hf, sdpa, from frames"]()) < 1e-5
+
+
+def test_frames_and_clip_hold_the_same_values():
     video = torch.randint(0, 256, (2, 4, 6, 5, 3), dtype=torch.uint8)
     assert torch.equal(normalized_frames(video), normalized_clip(video).transpose(1, 2))
 
