@@ -154,6 +154,7 @@ def visualize(
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("runs/pictures"),
     clips: Annotated[int, typer.Option(min=1, help="How many clips to show.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
+    fit: Fit = None,
     device: Device = "auto",
 ) -> None:
     """Of a SimVTP input, visible part and reconstruction, with its words; of an ALPRO what it sees in crops."""
@@ -161,7 +162,7 @@ def visualize(
     from fastvtp.training.loop import choose_device
 
     opened = runs.open_model(model, choose_device(device))
-    for path in runs.visualize(opened, data, output, num_clips=clips, seed=seed):
+    for path in runs.visualize(opened, data, output, num_clips=clips, seed=seed, fit=fit):
         typer.echo(path)
 
 

@@ -34,6 +34,10 @@ def convert(
         Path | None, typer.Option(help="List of a question answerer's answers, one a line; or {answer: class}, .json.")
     ] = None,
     entities: Annotated[Path | None, typer.Option(help="List of a pretrained ALPRO's entities, one a line.")] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="List of a classifier's classes, one a line; or .json: a list, or {name: number}."),
+    ] = None,
 ) -> None:
     """Write a released or a Hugging Face checkpoint as a fastvtp model folder."""
     from fastvtp.checkpoints.conversion import convert as run_conversion
@@ -41,7 +45,7 @@ def convert(
     done = run_conversion(
         source, output,
         architecture=architecture, origin=origin, overrides=overrides or [], position_resize=position_resize,
-        tokenizer=tokenizer, answers=answers, entities=entities,
+        tokenizer=tokenizer, answers=answers, entities=entities, classes=classes,
     )  # fmt: skip
     for name in ("loaded", "fresh", "ignored", "resized"):
         entries = getattr(done.report, name)

@@ -41,16 +41,18 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
     path.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def visualize(opened: OpenedModel, data: str, output: Path, *, num_clips: int = 4, seed: int = 0) -> list[Path]:
+def visualize(
+    opened: OpenedModel, data: str, output: Path, *, num_clips: int = 4, seed: int = 0, fit: str | None = None
+) -> list[Path]:
     """Pictures of the first clips of `data` in `output`: a SimVTP's reconstructions (reconstruction.png and .gif), or
-    what an ALPRO sees in crops (entities.png)."""
+    what an ALPRO sees in crops (entities.png). fit: as in `EvaluationProtocol`."""
     model = opened.model
     if not isinstance(model, SimVTP | Alpro):
         raise UserError(f"pictures are of a simvtp or an alpro, this model is a {architecture_of(model)}")
     if isinstance(model, Alpro) and not opened.entities:
         raise UserError("this alpro comes without a list of its entities: nothing to show")
+    protocol = EvaluationProtocol(batch_size=num_clips, num_workers=0, fit=fit)
     output.mkdir(parents=True, exist_ok=True)
-    protocol = EvaluationProtocol(batch_size=num_clips, num_workers=0)
     with evaluation_loader(opened, load_annotations(data), protocol) as loader:
         batch = next(iter(loader), None)
     if batch is None:

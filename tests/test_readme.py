@@ -1,9 +1,19 @@
-"""The README's Python blocks run as they stand, in order, in one namespace."""
+"""The README's Python blocks run as they stand, in order, in one namespace; its commands can be given."""
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+from typer.main import get_command
+
+from fastvtp.cli import app
+from fastvtp.training.config import apply_overrides
+from fastvtp.training.recipes import get_recipe
+
 README = Path(__file__).parents[1] / "README.md"
+PAGES = [README, *sorted((README.parent / "docs").rglob("*.md"))]
 
 
 def test_python_blocks_run():
@@ -25,3 +35,22 @@ def test_python_blocks_run():
 def test_named_files_exist():
     for name in re.findall(r"`((?:fastvtp|kernels|tests)/[\w/.]*)`", README.read_text()):
         assert (README.parent / name).exists(), name
+
+
+def commands_of(page: Path) -> Iterator[str]:
+    """What follows `fastvtp` in the indented lines of a page."""
+    for line in re.findall(r"^    (fastvtp .*)$", page.read_text(), flags=re.MULTILINE):
+        for command in re.split(r"\s&&\s", line.partition(" #")[0]):
+            program, _, rest = command.partition(" ")
+            assert program == "fastvtp", line
+            yield rest
+
+
+@pytest.mark.parametrize("command", [command for page in PAGES for command in commands_of(page)])
+def test_commands_are_understood(command):
+    """Their options and values are read, and the settings of a recipe; nothing runs."""
+    name, *arguments = shlex.split(command)
+    assert "fastvtp" not in arguments
+    context = get_command(app).commands[name].make_context(name, list(arguments))  # pyright: ignore[reportAttributeAccessIssue]
+    if name in ("pretrain", "finetune"):
+        apply_overrides(get_recipe(arguments[0]), context.params["overrides"] or [])

@@ -10,7 +10,7 @@ from fastvtp.data.labels import AnswerVocabulary, read_class_names
 from fastvtp.errors import UserError
 from fastvtp.training.alpro_tasks import ENTITIES_NAME
 from fastvtp.training.finetuning_tasks import ANSWERS_NAME, CLASSES_NAME, write_class_names
-from fastvtp.training.state import READING_NAME, read_fit
+from fastvtp.training.state import recorded_fit
 
 _NAMES = {"answers": ANSWERS_NAME, "entities": ENTITIES_NAME, "classes": CLASSES_NAME}
 _READERS: dict[str, Callable[[Path], Sequence[str]]] = {
@@ -66,13 +66,12 @@ def known_fit(source: Path, origin: str) -> str | None:
 
     Raises CheckpointError where it says something else.
     """
-    if (source / READING_NAME).is_file():
-        return read_fit(source)
-    return "squash" if origin == "alpro" else None
+    return recorded_fit(source) or ("squash" if origin == "alpro" else None)
 
 
 def _remedy(what: str) -> str:
-    return "they go by their numbers" if what == "classes" else f"give a list, one a line (--{what})"
+    without = "they go by their numbers, unless you " if what == "classes" else ""
+    return f"{without}give a list, one a line (--{what})"
 
 
 def _sizes(architecture: str, config: Any) -> dict[str, int]:

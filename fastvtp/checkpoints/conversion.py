@@ -44,18 +44,19 @@ def convert(
     tokenizer: str | Path | None = None,
     answers: str | Path | None = None,
     entities: str | Path | None = None,
+    classes: str | Path | None = None,
 ) -> Conversion:
     """Write the model in `source` to the folder `output`, with the tokenizer that lies beside it, and with its lists of
     answers, entities and classes and how its clips were read where a folder has them. ALPRO's release squashes frames.
 
     source: as in `load_released`, or the folder of a run. architecture, origin: as in `config_of_released`. overrides:
     "key=value" strings, fields of the config. position_resize: as in `load_released`. tokenizer: a tokenizer.json,
-    vocab.txt or .model, or a folder that holds one, to write instead of the one beside `source`. answers, entities:
-    lists for the outputs of a question answerer and of a pretrained ALPRO, see `read_answers` and `read_entities`, in
-    place of those in the folder `source`.
+    vocab.txt or .model, or a folder that holds one, to write instead of the one beside `source`. answers, entities,
+    classes: lists for the outputs of a question answerer, of a pretrained ALPRO and of a classifier, see
+    `read_answers`, `read_entities` and `read_class_names`, in place of those in the folder `source`.
 
     Parts that the checkpoint cannot have are initialised, always with the same numbers. Raises UserError with one line,
-    and FileNotFoundError where `tokenizer`, `answers` or `entities` is absent.
+    and FileNotFoundError where `tokenizer` or one of the lists is absent.
     """
     source, output = weights_of(str(source)), Path(output)
     if output.is_file() or (output / CONFIG_NAME).exists():
@@ -78,7 +79,8 @@ def convert(
         }
         values = {name: ids[name] for name in ids if hasattr(ARCHITECTURES[architecture][0], name)} | values
     config = config_of_released(checkpoint, origin, architecture=architecture, **values)
-    lists = find_lists(source, {"answers": answers, "entities": entities}, architecture, config)
+    given = {"answers": answers, "entities": entities, "classes": classes}
+    lists = find_lists(source, given, architecture, config)
     fit = known_fit(source, kind.origin)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

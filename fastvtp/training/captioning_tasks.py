@@ -1,6 +1,7 @@
 """Captioning and question answering from frozen features: only the resampler before the language model learns."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from fastvtp.models.registry import ARCHITECTURES
 from fastvtp.models.video_towers import video_tower
 from fastvtp.training.captioning_features import CachedClips, FeatureLoader
 from fastvtp.training.config import ConfigError, TrainConfig
-from fastvtp.training.state import weights_of
+from fastvtp.training.state import recorded_fit, weights_of
 from fastvtp.training.task import Loss, Task
+
+logger = logging.getLogger(__name__)
 
 
 class FinetuneCaptioning(Task):
@@ -45,6 +48,8 @@ class FinetuneCaptioning(Task):
             self.model_config = _of_features(self.model_config, self.cached)
         elif config.model.backbone is None:
             raise ConfigError("finetune_captioning needs model.backbone=FOLDER, or data.features=FOLDER")
+        else:
+            _compare_fit(Path(str(self.model_config.backbone)), config.data.fit)
         try:
             self.model_config.check_widths()
         except ValueError as error:
@@ -98,6 +103,14 @@ def with_frozen_sizes(model: VideoCaptionerConfig) -> VideoCaptionerConfig:
         with torch.device("meta"):
             values |= {"backbone": str(folder), "feature_width": video_tower(model_class(config)).width}
     return dataclasses.replace(model, **values)
+
+
+def _compare_fit(backbone: Path, fit: str) -> None:
+    if (recorded := recorded_fit(backbone)) not in (None, fit):
+        logger.warning(
+            "data.fit is %r, but the frozen backbone %s was trained with %r: set data.fit=%s to follow it",
+            fit, backbone, recorded, recorded,
+        )  # fmt: skip
 
 
 def _of_features(model: VideoCaptionerConfig, cached: CachedClips) -> VideoCaptionerConfig:

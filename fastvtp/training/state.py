@@ -130,9 +130,14 @@ def write_reading(folder: Path, fit: str) -> None:
 
 def read_fit(folder: Path) -> str:
     """What `write_reading` wrote; "crop" where nothing says. Raises CheckpointError for another content."""
+    return recorded_fit(folder) or "crop"
+
+
+def recorded_fit(folder: Path) -> str | None:
+    """The same, but None where nothing says."""
     path = folder / READING_NAME
     if not path.is_file():
-        return "crop"
+        return None
     try:
         reading = json.loads(path.read_bytes())
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What `fastvtp convert` writes beside the weights: answers, entities, and how clips were read."""
+"""What `fastvtp convert` writes beside the weights: answers, entities, classes, and how clips were read."""
 
 import json
 import sys
@@ -91,13 +91,17 @@ def test_a_folder_passes_on_what_it_has(place):
 def test_a_classifier_keeps_the_names_of_its_classes(place, monkeypatch, capsys):
     write_model_folder(place / "own", tiny_model("video_classifier"), "video_classifier")
     _, out, _ = command(monkeypatch, capsys, "own", "unnamed", settings=())
-    assert "classes none in own: they go by their numbers\n" in out
+    assert "classes none in own: they go by their numbers, unless you give a list, one a line (--classes)\n" in out
     count = len(opened("unnamed").class_names)
     names = ["größer", *(f"class {number}" for number in range(1, count))]
     write_class_names(place / "own/classes.json", names)
     _, out, _ = command(monkeypatch, capsys, "own", "named", settings=())
     assert f"classes {count} of own/classes.json\n" in out
     assert list(opened("named").class_names) == names
+    (place / "names.txt").write_text("\n".join(reversed(names)), encoding="utf-8")
+    _, out, _ = command(monkeypatch, capsys, "own", "renamed", "--classes", "names.txt", settings=())
+    assert f"classes {count} of names.txt\n" in out
+    assert list(opened("renamed").class_names) == names[::-1]
     write_class_names(place / "own/classes.json", names[1:])
     with pytest.raises(UserError, match=f"classes.json has {count - 1} classes, expected the model's {count}"):
         convert("own", "fewer")
@@ -145,6 +149,7 @@ def test_answers_may_be_a_table_of_classes(place):
         ("alpro_qa", "answers", None, "list.txt: no such file"),
         ("alpro_qa", "answers", b"\xff", "list.txt: expected UTF-8 text"),
         ("alpro_qa", "entities", "a\nb\nc\nd\n", "this alpro_qa has no outputs for entities: leave out list.txt"),
+        ("alpro_qa", "classes", "a\nb\nc\nd\n", "this alpro_qa has no outputs for classes: leave out list.txt"),
         ("alpro", "answers", "a\nb\nc\nd\n", "this alpro has no outputs for answers: leave out list.txt"),
         ("alpro", "entities", "star\n", "list.txt has 1 entities, expected the model's 7"),
         ("alpro", "entities", None, "list.txt: no such file"),

@@ -1,5 +1,6 @@
 """How frames that are no squares come to a run, and to the scores of what it left."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from fastvtp import cli, runs
-from fastvtp.checkpoints.native import CheckpointError
+from fastvtp.checkpoints.native import CheckpointError, write_model_folder
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.tokenization import CaptionTokenizer
 from fastvtp.errors import UserError
@@ -24,7 +25,7 @@ from fastvtp.training import captioning_tasks
 from fastvtp.training.config import ConfigError, apply_overrides
 from fastvtp.training.loop import training_loader
 from fastvtp.training.recipes import get_recipe
-from fastvtp.training.state import Progress
+from fastvtp.training.state import Progress, write_reading
 from fastvtp.training.tasks import build_task
 from tests.data.clips import write_clip
 from tests.training.labelled import SIZES, write_rows
@@ -150,6 +151,35 @@ def test_a_captioner_is_of_the_fit_of_its_features(wide, frozen, tmp_path, monke
     build_task(apply_overrides(config, [f"data.fit={fit}"]))
     with pytest.raises(UserError, match=f"of fit '{fit}', expected '{other}': set data.fit={fit}$"):
         build_task(apply_overrides(config, [f"data.fit={other}"]))
+
+
+@pytest.mark.parametrize(
+    ("fit", "recorded"), [("crop", "squash"), ("squash", "crop"), ("squash", "squash"), ("squash", None)]
+)
+def test_a_captioner_of_clips_is_told_of_another_fit(wide, frozen, tmp_path, monkeypatch, caplog, fit, recorded):
+    monkeypatch.setattr(captioning_tasks, "language_width", lambda folder: 32)
+    write_model_folder(tmp_path, frozen.model, "simvtp")
+    if recorded is not None:
+        write_reading(tmp_path, recorded)
+    config = frozen.model.config
+    sizes = [f"model.num_frames={config.num_frames}", f"model.image_size={config.image_size}"]
+    given = [f"data.train={wide}", f"data.fit={fit}", f"model.backbone={tmp_path}", "model.language_model=x", *sizes]
+    build_task(apply_overrides(get_recipe("videoprism_captioning_tiny"), given))
+    told = f"is {fit!r}, but the frozen backbone {tmp_path} was trained with {recorded!r}: set data.fit={recorded} "
+    assert (told in caplog.text) == ("frozen backbone" in caplog.text) == (recorded not in (None, fit))
+
+
+def test_pictures_are_of_the_frames_of_the_training(wide, frozen, tmp_path):
+    words = CaptionTokenizer.train(["borders of shade"], vocab_size=100)
+    ids = {"pad_token_id": words.pad_id, "mask_token_id": words.mask_id}
+    sizes = {"vocab_size": words.vocab_size, "special_token_ids": tuple(sorted(words.special_ids))}
+    config = dataclasses.replace(frozen.model.config, **ids, **sizes)
+    opened = runs.OpenedModel(build_model(config), words, fit="squash")
+    pictures = {
+        fit: runs.visualize(opened, str(wide), tmp_path / str(fit), num_clips=2, fit=fit)[0].read_bytes()
+        for fit in (None, "squash", "crop")
+    }
+    assert pictures[None] == pictures["squash"] != pictures["crop"]
 
 
 def test_probes_are_trained_on_the_frames_of_the_training(wide, frozen, monkeypatch):
