@@ -12,11 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
-from fastvtp.models.alpro import Alpro
-from fastvtp.models.alpro_fusion import AlproPlan
-from fastvtp.models.alpro_towers import AlproConfig
-from fastvtp.models.registry import build_model, model_config
-from fastvtp.models.timesformer import CLIP_MEAN, CLIP_STD, DividedBlock, TimeSformer, TimeSformerConfig
+from fastvtp.systems.alpro.fusion import AlproPlan
+from fastvtp.systems.alpro.model import Alpro
+from fastvtp.systems.alpro.timesformer import (
+    CLIP_MEAN,
+    CLIP_STD,
+    DividedBlock,
+    TimeSformer,
+    TimeSformerConfig,
+)
+from fastvtp.systems.alpro.towers import AlproConfig
+from fastvtp.systems.catalogue import build_model, model_config
 
 from .harness import Case, Options
 from .plain_alpro import PlainAlpro

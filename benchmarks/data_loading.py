@@ -75,7 +75,7 @@ def _loader_maker(folder: Path, device: torch.device, smoke: bool) -> Callable[[
     from fastvtp.data.annotations import load_annotations
     from fastvtp.data.loader import VideoTextLoader
     from fastvtp.data.synthetic import SyntheticConfig, generate_dataset
-    from fastvtp.data.tokenization import CaptionTokenizer
+    from fastvtp.data.wordpiece import CaptionTokenizer
 
     size, clips, pixels = (64, 6, 32) if smoke else (256, 256, 224)
     config = SyntheticConfig(num_train=clips, num_test=2, num_frames=16, height=size, width=size)

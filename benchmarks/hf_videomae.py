@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastvtp.models.videomae import VideoMAEConfig
+from fastvtp.systems.videomae.model import VideoMAEConfig
 
 # fastvtp's name -> transformers'. Query, key and value stand in one matrix here, in three there.
 _BLOCK = (

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.evaluation.matching import encode_set, match_scores
-from fastvtp.models.alpro_fusion import AlproFusion
-from fastvtp.models.alpro_towers import AlproConfig
-from fastvtp.models.registry import build_model
+from fastvtp.systems.alpro.fusion import AlproFusion
+from fastvtp.systems.alpro.towers import AlproConfig
+from fastvtp.systems.catalogue import build_model
 
 RELEASED_PAIRS = 64  # `inference_batch_size` of its MSR-VTT settings
 TOLERANCE = 1e-4  # of log-odds in float32: packed calls of other sizes round otherwise

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastvtp.models.alpro_towers import AlproConfig
-from fastvtp.models.bert import TextEmbeddings, WordTransform
-from fastvtp.models.timesformer import TimeSformerConfig
+from fastvtp.modules.bert import TextEmbeddings, WordTransform
+from fastvtp.systems.alpro.timesformer import TimeSformerConfig
+from fastvtp.systems.alpro.towers import AlproConfig
 
 from .plain_models import PlainAttention, PlainMlp, additive
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastvtp.models.bert import TextEmbeddings
-from fastvtp.models.simvtp_config import SimVTPConfig
-from fastvtp.models.videomae import VideoMAEConfig
+from fastvtp.modules.bert import TextEmbeddings
+from fastvtp.systems.simvtp.config import SimVTPConfig
+from fastvtp.systems.videomae.model import VideoMAEConfig
 
 from .workload import engine_loss
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cosine_similarity, gelu, linear, softplus
 
-from fastvtp.models.linear import Linear
-from fastvtp.models.prism_distillation import PrismStudent
-from fastvtp.models.prism_layers import AttentionPooler, PrismTransformer
+from fastvtp.modules.linear import Linear
+from fastvtp.modules.pooler import AttentionPooler
+from fastvtp.systems.videoprism.distillation import PrismStudent
+from fastvtp.systems.videoprism.layers import PrismTransformer
 
 
 def by_torch(model: nn.Module) -> nn.Module:

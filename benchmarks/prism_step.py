@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastvtp.checkpoints.released import load_released
-from fastvtp.models.prism_distillation import PrismStudent, PrismStudentConfig
-from fastvtp.models.registry import build_model, model_config
-from fastvtp.models.video_text_prism import POOLER_WIDTHS
-from fastvtp.models.videoprism import VideoPrismConfig, VideoPrismEncoder
+from fastvtp.checkpoints.loading import load_released
+from fastvtp.systems.catalogue import build_model, model_config
+from fastvtp.systems.videoprism.distillation import PrismStudent, PrismStudentConfig
+from fastvtp.systems.videoprism.encoder import VideoPrismConfig, VideoPrismEncoder
+from fastvtp.systems.videoprism.video_text import POOLER_WIDTHS
 
 from .harness import Case, Cost, Missing, Options
 from .plain_prism import PlainStudent, by_torch, plain_encoder

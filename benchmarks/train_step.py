@@ -28,11 +28,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvtp.models.registry import build_model, model_config
-from fastvtp.models.simvtp import SimVTP
-from fastvtp.models.simvtp_config import SimVTPConfig
-from fastvtp.models.simvtp_plan import SimVTPPlan
-from fastvtp.models.videomae import VideoMAE, VideoMAEConfig, VideoMAEPlan
+from fastvtp.systems.catalogue import build_model, model_config
+from fastvtp.systems.simvtp.config import SimVTPConfig
+from fastvtp.systems.simvtp.model import SimVTP
+from fastvtp.systems.simvtp.plan import SimVTPPlan
+from fastvtp.systems.videomae.model import (
+    VideoMAE,
+    VideoMAEConfig,
+    VideoMAEPlan,
+)
 
 from .alpro_step import alpro_case
 from .harness import Case, CaseFactory, Missing, Options, command_line, measure

@@ -13,14 +13,18 @@ if importlib.util.find_spec("fastvtp_kernels") is None:
     raise ImportError("fastvtp needs its kernel package fastvtp_kernels: run `pip install -e .` in the checkout")
 
 if TYPE_CHECKING:
-    from fastvtp.models.registry import create_model, list_models, load_pretrained
+    from fastvtp.systems.catalogue import (
+        create_model,
+        list_models,
+        load_pretrained,
+    )
 
 __all__ = ["__version__", "create_model", "list_models", "load_pretrained"]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("create_model", "list_models", "load_pretrained"):
-        from fastvtp.models import registry
+        from fastvtp.systems import catalogue as registry
 
         return getattr(registry, name)
     raise AttributeError(f"module 'fastvtp' has no attribute {name!r}")

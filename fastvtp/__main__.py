@@ -1,5 +1,5 @@
 """`python -m fastvtp` is the `fastvtp` command."""
 
-from fastvtp.cli import main
+from fastvtp.cli.main import main
 
 main()

@@ -22,3 +22,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
         near = [by_last_part[name if name in by_last_part else near_part[0]]]
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
     return UserError(f"no {kind} {name!r}; {hint}")
+
+
+class ConfigError(UserError):
+    """A setting that does not exist or cannot take the value given; the message is one line."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is absent, malformed, or does not fit the model; the message is one line."""

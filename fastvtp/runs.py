@@ -1,21 +1,16 @@
 """Whole runs, from settings to files on disk: what the commands of the CLI do."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from fastvtp.data.annotations import load_annotations
-from fastvtp.data.labels import lists_questions, load_classes, load_questions
+from fastvtp.data.classes import load_classes
+from fastvtp.data.questions import has_options, lists_questions, load_questions
 from fastvtp.data.synthetic import SyntheticConfig, generate_dataset
-from fastvtp.errors import UserError
-from fastvtp.evaluation.entities import predict_entities
-from fastvtp.evaluation.reconstruction import reconstruct
-from fastvtp.models.alpro import Alpro
-from fastvtp.models.registry import architecture_of
-from fastvtp.models.simvtp import SimVTP
-from fastvtp.reports import bad_file_report
-from fastvtp.scoring import (
+from fastvtp.errors import ConfigError, UserError
+from fastvtp.evaluation.report import REPORT_NAME, bad_file_report, write_report
+from fastvtp.evaluation.scoring import (
     EvaluationProtocol,
     OpenedModel,
     evaluate,
@@ -23,22 +18,17 @@ from fastvtp.scoring import (
     open_model,
     with_companions,
 )
-from fastvtp.training.config import ConfigError, TrainConfig, apply_overrides
-from fastvtp.training.finetuning_tasks import has_options
-from fastvtp.training.loop import TrainResult, choose_device, train
+from fastvtp.settings import choose_device
+from fastvtp.systems.alpro.model import Alpro
+from fastvtp.systems.alpro.pictures import predict_entities, save_entity_picture
+from fastvtp.systems.catalogue import architecture_of
+from fastvtp.systems.simvtp.model import SimVTP
+from fastvtp.systems.simvtp.pictures import reconstruct
+from fastvtp.training.config import TrainConfig
+from fastvtp.training.loop import TrainResult, train
 from fastvtp.training.metrics import METRICS_NAME
-from fastvtp.training.recipes import get_recipe
-from fastvtp.training.state import list_checkpoints
 from fastvtp.visualization.curves import plot_curves
-from fastvtp.visualization.entities import save_entity_picture
 from fastvtp.visualization.reconstruction import save_reconstruction_animation, save_reconstruction_grid
-
-REPORT_NAME = "report.json"
-
-
-def write_report(path: Path, report: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def visualize(
@@ -138,44 +128,3 @@ def demo(config: TrainConfig, synthetic: SyntheticConfig, *, progress_bar: bool 
     report = pretrain(dataclasses.replace(config, data=data), resume=True, progress_bar=progress_bar)
     visualize(open_model(run_dir, choose_device(config.device)), str(dataset.test), run_dir)
     return report
-
-
-def score_lines(report: dict[str, Any]) -> list[str]:
-    """The scores of a report that say the most, for the screen."""
-    lines = []
-    for way, scores in report.get("retrieval", {}).items():
-        lines.append(f"{way}: " + "  ".join(f"{name} {value:.1f}" for name, value in scores.items()))
-    for name, scores in report.get("captioning", {}).items():
-        if isinstance(scores, dict):
-            lines.append(f"{name}: " + "  ".join(f"{measure} {value:.1f}" for measure, value in scores.items()))
-    for section in ("question_answering", "classification"):
-        scores = {**report.get(section, {}), **report.get(section, {}).get("top", {})}
-        names = ("accuracy", "top1", "top5", "majority", "majority_by_kind", "chance", "text_only")
-        if shown := [f"{name} {scores[name]:.1f}" for name in names if scores.get(name) is not None]:
-            lines.append("  ".join(shown))
-    return lines
-
-
-def recipe_config(
-    name: str, preset: str, overrides: list[str], *, command: str | None = None, resume: bool = False
-) -> TrainConfig:
-    """A recipe with overrides applied; missing files are reported here, by their settings' names.
-
-    command: "pretrain" or "finetune"; a recipe of the other is refused. resume: what a run starts from may be gone
-    where it has a checkpoint to go on from.
-    """
-    recipe = get_recipe(name, preset)
-    right = recipe.task.partition("_")[0]
-    if command not in (None, right):
-        raise ConfigError(f"{name} is no recipe of `fastvtp {command}`: use `fastvtp {right} {name}`")
-    config = apply_overrides(recipe, overrides)
-    if not Path(config.data.train).exists():
-        raise ConfigError(f"data.train={config.data.train} does not exist; give data.train=FILE.jsonl or a folder")
-    if resume and list_checkpoints(Path(config.output_dir)):
-        return config
-    for setting in ("init", "text_init", "video_init", "teacher", "prompter", "entities"):
-        source = getattr(config, setting)
-        if source is not None and not Path(source).exists():
-            what = "a list from `fastvtp entities`" if setting == "entities" else "a checkpoint file or folder"
-            raise ConfigError(f"{setting}={source} does not exist; give {what}, or {setting}=none")
-    return config

@@ -39,10 +39,10 @@ MAY_IMPORT = {
 # Files that may do what their room may not: `load_pretrained` reads weights; weights are read into models; a
 # conversion takes settings from the command line and a tokenizer along; features are trained on that evaluation wrote.
 MAY_ALSO = {
-    "fastvtp.models.registry": {"checkpoints"},
+    "fastvtp.systems.catalogue": {"checkpoints"},
     **{f"fastvtp.checkpoints.{name}": {"models"} for name in ("released", "sizes", "positions", "transfers")},
     **{f"fastvtp.checkpoints.{name}": {"models", "data", "training"} for name in ("conversion", "companions")},
-    "fastvtp.training.captioning_features": {"evaluation"},
+    "fastvtp.systems.captioner.features": {"evaluation"},
 }
 KERNELS_MAY_IMPORT = {"torch", "triton"}
 # Triton's interpreter computes with numpy arrays, which the repair of its bfloat16 has to handle.
@@ -243,13 +243,13 @@ K, M = "kernels/fastvtp_kernels", "fastvtp/models"
     ("check", "name", "text", "fault"),
     [
         (wrong_directions, f"{M}/a.py", "def f():\n    from fastvtp.training import loop\n", "fastvtp.training"),
-        (wrong_directions, f"{M}/a.py", "from .. import training\n", "fastvtp.models.a imports fastvtp.training"),
+        (wrong_directions, f"{M}/a.py", "from .. import training\n", "fastvtp.modules.a imports fastvtp.training"),
         (wrong_directions, f"{M}/a.py", "from ..checkpoints import native\n", "fastvtp.checkpoints"),
         (
             wrong_directions,
             f"{M}/a.py",
             "from benchmarks import harness\n",
-            "fastvtp.models.a imports benchmarks.harness",
+            "fastvtp.modules.a imports benchmarks.harness",
         ),
         (wrong_directions, "fastvtp/data/a.py", "import fastvtp.training.loop\n", "fastvtp.training.loop"),
         (wrong_directions, "fastvtp/novel/a.py", "", "new room 'novel'"),
@@ -262,9 +262,9 @@ K, M = "kernels/fastvtp_kernels", "fastvtp/models"
             circles,
             f"{M}/simvtp.py",
             "from . import a\n",
-            "fastvtp.models.a -> fastvtp.models.simvtp -> fastvtp.models.a",
+            "fastvtp.modules.a -> fastvtp.systems.simvtp.model -> fastvtp.modules.a",
         ),
-        (circles, f"{M}/simvtp.py", "class C:\n    from .a import x\n", "fastvtp.models.simvtp"),
+        (circles, f"{M}/simvtp.py", "class C:\n    from .a import x\n", "fastvtp.systems.simvtp.model"),
         (too_long, "tests/a.py", "\n" * 601, "tests/a.py has 601 lines"),
         (wrong_rooms, "kernels/__init__.py", "", "kernels/__init__.py exists"),
         (wrong_rooms, f"{K}/novel/__init__.py", "", "novel is no op folder"),

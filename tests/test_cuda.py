@@ -5,9 +5,9 @@ import torch
 
 from fastvtp import runs
 from fastvtp.data.pipeline import has_nvdec
+from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import apply_overrides
 from fastvtp.training.loop import train
-from fastvtp.training.recipes import get_recipe
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

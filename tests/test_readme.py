@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from fastvtp.cli import app
+from fastvtp.cli.main import app
+from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import apply_overrides
-from fastvtp.training.recipes import get_recipe
 
 README = Path(__file__).parents[1] / "README.md"
 PAGES = [README, *sorted((README.parent / "docs").rglob("*.md"))]

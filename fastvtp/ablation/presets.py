@@ -8,11 +8,12 @@ from statistics import median
 from typing import Any
 
 from fastvtp.data.synthetic import SyntheticDataset
-from fastvtp.runs import REPORT_NAME, pretrain, write_report
+from fastvtp.evaluation.report import REPORT_NAME, write_report
+from fastvtp.model_folder import RUN_CONFIG_NAME
+from fastvtp.runs import pretrain
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.loop import train
 from fastvtp.training.metrics import SPEED_NAME
-from fastvtp.training.state import CONFIG_NAME
 
 PROBE_STEPS, PROBE_ROUNDS = 12, 2
 _KEPT = ("steps", "train_seconds", "retrieval")
@@ -35,7 +36,7 @@ def compare_presets(
         dataclasses.replace(each, data=dataclasses.replace(each.data, train=str(dataset.train), test=str(dataset.test)))
         for each in (config, other)
     )
-    begun = folder / CONFIG_NAME
+    begun = folder / RUN_CONFIG_NAME
     steps = json.loads(begun.read_text())["steps"] if begun.is_file() else steps_in_equal_time(config, other)
     second = pretrain(
         dataclasses.replace(other, steps=steps, output_dir=str(folder)), resume=True, progress_bar=progress_bar

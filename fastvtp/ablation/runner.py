@@ -13,18 +13,27 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from fastvtp.ablation.held_out import HeldOut, load_clips
+from fastvtp.ablation.plot import plot_ablation
 from fastvtp.ablation.report import Report, claim_record
-from fastvtp.ablation.scoring import HeldOut, load_clips
 from fastvtp.ablation.studies import Run, Scale
-from fastvtp.ablation.systems import System
-from fastvtp.data.synthetic import SyntheticConfig, SyntheticDataset, generate_dataset
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.synthetic import (
+    SyntheticConfig,
+    SyntheticDataset,
+    generate_dataset,
+)
+from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
 from fastvtp.files import write_atomically
-from fastvtp.training.config import TrainConfig, differing_settings, save_config
-from fastvtp.training.loop import choose_device, train
-from fastvtp.training.state import TOKENIZER_NAME
-from fastvtp.visualization.ablation import plot_ablation
+from fastvtp.model_folder import TOKENIZER_NAME
+from fastvtp.settings import choose_device
+from fastvtp.systems.studies import System
+from fastvtp.training.config import (
+    TrainConfig,
+    differing_settings,
+    save_config,
+)
+from fastvtp.training.loop import train
 
 RESULT_NAME, BASE_NAME = "ablation.json", "base_config.json"
 # what may differ when an ablation is continued: no score depends on it

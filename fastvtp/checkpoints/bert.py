@@ -1,12 +1,13 @@
 """Names of BERT in Hugging Face checkpoints -> fastvtp's."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from fastvtp.checkpoints.names import NameMap
-from fastvtp.checkpoints.native import CheckpointError
+from fastvtp.errors import CheckpointError
 
-# layers are counted through here, see `fastvtp.checkpoints.alpro.split_layers`; the first BERT checkpoints call a
+# layers are counted through here, see `fastvtp.checkpoints.bert.split_layers`; the first BERT checkpoints call a
 # LayerNorm's weight and bias as TensorFlow does
 NAMES = NameMap(
     (
@@ -43,3 +44,15 @@ def settings(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         if (stated := config.get(key, expected)) != expected:
             raise CheckpointError(f"{name} has {key} {stated}, fastvtp's BERT {expected}")
     return {"text_num_heads": config["num_attention_heads"]} if "num_attention_heads" in config else {}
+
+
+_LAYER = re.compile(r"^((?:prompter\.)?)layers\.(\d+)\.")
+
+
+def split_layers(name: str, text_depth: int) -> str:
+    """The first `text_depth` layers of a BERT read text alone, those above them fuse; other names are left."""
+    if (found := _LAYER.match(name)) is None:
+        return name
+    prefix, number = found[1], int(found[2])
+    place = f"text_encoder.layers.{number}" if number < text_depth else f"fusion_encoder.layers.{number - text_depth}"
+    return f"{prefix}{place}.{name[found.end() :]}"

@@ -4,13 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastvtp.data.answers import read_answers
+from fastvtp.data.classes import read_class_names, write_class_names
 from fastvtp.data.entities import read_entities, write_entities
-from fastvtp.data.labels import AnswerVocabulary, read_class_names
+from fastvtp.data.questions import AnswerVocabulary, read_answers
 from fastvtp.errors import UserError
-from fastvtp.training.alpro_tasks import ENTITIES_NAME
-from fastvtp.training.finetuning_tasks import ANSWERS_NAME, CLASSES_NAME, write_class_names
-from fastvtp.training.state import recorded_fit
+from fastvtp.model_folder import ANSWERS_NAME, CLASSES_NAME, ENTITIES_NAME, recorded_fit
 
 _NAMES = {"answers": ANSWERS_NAME, "entities": ENTITIES_NAME, "classes": CLASSES_NAME}
 _READERS: dict[str, Callable[[Path], Sequence[str]]] = {

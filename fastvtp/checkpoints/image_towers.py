@@ -8,15 +8,15 @@ patch embedding.
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastvtp.checkpoints import alpro
-from fastvtp.checkpoints.names import NameMap, side_by_side
-from fastvtp.checkpoints.native import CheckpointError
+from fastvtp.checkpoints.names import NameMap, join_attention, side_by_side
+from fastvtp.errors import CheckpointError
 
-# transformers' names -> timm's, as `fastvtp.checkpoints.vit` has them
+# transformers' names -> timm's, as `fastvtp.checkpoints.image_towers` has them
 _CLIP = NameMap(
     (
         (r"(?:vision_model\.)?embeddings\.patch_embedding\.", "patch_embed.proj."),
@@ -34,14 +34,14 @@ _CLIP = NameMap(
     ),
 )
 CLIP_UNUSED = (r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_scale$", r"embeddings\.position_ids$")
-# beside what a spatial encoder takes, as `fastvtp.checkpoints.vit.names` calls it
+# beside what a spatial encoder takes, as `fastvtp.checkpoints.image_towers.names` calls it
 LEFT_OUT = tuple(f"video_encoder.{part}" for part in ("cls_token", "cls_position", "pre_norm."))
 _BLOCK = re.compile(r"blocks\.\d+\.(norm[12]|attn|mlp)\.")
 _IN_TIME = re.compile(r"blocks\.\d+\.temporal_")
 
 
 def prepare_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of CLIP's image tower as `fastvtp.checkpoints.vit.prepare` names and shapes those of a ViT."""
+    """The entries of CLIP's image tower as `fastvtp.checkpoints.image_towers.prepare` names and shapes those of a ViT."""
     renamed = {_CLIP(name): tensor for name, tensor in weights.items()}
     if (table := renamed.get("pos_embed")) is not None:
         renamed["pos_embed"] = table[None]
@@ -53,7 +53,7 @@ def prepare_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         renamed[f"{stem}qkv.weight"] = side_by_side(renamed, parts)
         for part in parts:
             del renamed[part]
-    return alpro.prepare(renamed)
+    return prepare_timm(renamed)
 
 
 def spatial_encoder(
@@ -82,3 +82,88 @@ def spatial_encoder(
         bias = entries.get("patch_embed.proj.bias", torch.zeros_like(shift))
         entries |= {"patch_embed.proj.weight": scaled, "patch_embed.proj.bias": bias - shift}
     return entries
+
+
+def prepare_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a TimeSformer or ViT (as timm names them) and of a BERT in the shapes that fastvtp has.
+
+    A bias of queries, keys and values, [3D], becomes q_bias, k_bias and v_bias; a position table with the class token's
+    row, [1, 1 + S, D], becomes cls_position and patch_positions. What has another shape is left for the loader to name.
+    """
+    prepared: dict[str, Tensor] = {}
+    for name, tensor in join_attention(weights).items():
+        stem, _, last = name.rpartition(".")
+        if name.endswith("attn.qkv.bias") and len(tensor) % 3 == 0:
+            stem = stem.removesuffix("qkv")
+            prepared |= {f"{stem}{part}_bias": value for part, value in zip("qkv", tensor.chunk(3), strict=True)}
+            continue
+        start = f"{stem}." if stem else ""
+        if last == "pos_embed" and tensor.ndim == 3:
+            prepared |= {f"{start}cls_position": tensor[0, 0], f"{start}patch_positions": tensor[0, 1:]}
+        elif last == "time_embed" and tensor.ndim == 3:
+            prepared[f"{start}time_positions"] = tensor[0]
+        elif last == "cls_token":
+            prepared[name] = tensor.flatten()
+        elif name.endswith("patch_embed.proj.weight") and tensor.ndim == 4:
+            prepared[name] = tensor[:, :, None]
+        else:
+            prepared[name] = tensor
+    return prepared
+
+
+# transformers' names -> timm's
+_HUGGING_FACE = NameMap(
+    (
+        (r"(vit\.)?embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+        (r"(vit\.)?embeddings\.position_embeddings$", "pos_embed"),
+        (r"(vit\.)?embeddings\.cls_token$", "cls_token"),
+        (r"(vit\.)?encoder\.layer\.", "blocks."),
+        (r"(vit\.)?layernorm\.", "norm."),
+    ),
+    (
+        (r"layernorm_before\.", "norm1."),
+        (r"layernorm_after\.", "norm2."),
+        (r"attention\.attention\.qkv\.", "attn.qkv."),
+        (r"attention\.attention\.query\.bias$", "attn.q_bias"),
+        (r"attention\.attention\.key\.bias$", "attn.k_bias"),
+        (r"attention\.attention\.value\.bias$", "attn.v_bias"),
+        (r"attention\.output\.dense\.", "attn.proj."),
+        (r"intermediate\.dense\.", "mlp.fc1."),
+        (r"output\.dense\.", "mlp.fc2."),
+    ),
+)
+
+
+_WITHIN_FRAMES = re.compile(r"^(blocks\.\d+\.)(attn|norm1)\.")
+
+
+_TIME_COPIES = {"attn": "temporal_attn", "norm1": "temporal_norm"}
+
+
+VIT_UNUSED = (r"^(head|classifier|pre_logits)\.", r"^(vit\.)?pooler\.", r"\.k_bias$")
+
+
+def vit_names(name: str) -> str:
+    """Our name of an entry after `prepare`."""
+    return "video_encoder." + name.removeprefix("patch_embed.proj.")
+
+
+def prepare_vit(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a TimeSformer that starts as this ViT does: attention along time is a copy of that within frames,
+    and the projection after it is zero (as ALPRO starts)."""
+    joined = {_HUGGING_FACE(name): tensor for name, tensor in join_attention(weights).items()}
+    prepared = prepare_timm(joined)
+    for name, tensor in list(prepared.items()):
+        if found := _WITHIN_FRAMES.match(name):
+            copy = f"{found[1]}{_TIME_COPIES[found[2]]}{name[found.end() - 1 :]}"
+            prepared[copy] = tensor
+        if name.endswith(".attn.proj.weight"):
+            stem = name.removesuffix("attn.proj.weight")
+            prepared[f"{stem}temporal_fc.weight"] = torch.zeros_like(tensor)
+            prepared[f"{stem}temporal_fc.bias"] = tensor.new_zeros(len(tensor))
+    return prepared
+
+
+def vit_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json of transformers says about fastvtp's settings."""
+    return {"num_heads": config["num_attention_heads"]} if "num_attention_heads" in config else {}

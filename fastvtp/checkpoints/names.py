@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastvtp.checkpoints.native import CheckpointError
+from fastvtp.errors import CheckpointError
 
 # ends of the names of texts' embeddings, in any kind of checkpoint
 WORD_TABLES = (
@@ -42,3 +42,18 @@ def side_by_side(weights: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
     if not shapes[0] or shapes.count(shapes[0]) < len(shapes):
         raise CheckpointError(f"{', '.join(names)} are {shapes}, expected one shape")
     return torch.cat([weights[name] for name in names])
+
+
+def join_attention(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` with query, key and value matrices as one: three of [D, D] -> [3D, D], named qkv.weight.
+
+    A block that lacks one of them is left as it is, for the loader to name.
+    """
+    joined = dict(weights)
+    for name in weights:
+        if name.endswith(("attention.query.weight", "self.query.weight")):
+            stem = name.removesuffix("query.weight")
+            parts = [f"{stem}{part}.weight" for part in ("query", "key", "value")]
+            if all(part in weights for part in parts):
+                joined[f"{stem}qkv.weight"] = torch.cat([joined.pop(part) for part in parts])
+    return joined

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastvtp.checkpoints.native import CONFIG_NAME, WEIGHTS_NAME, CheckpointError
+from fastvtp.errors import CheckpointError
+from fastvtp.model_folder import CONFIG_NAME, WEIGHTS_NAME
 
 _WRAPPERS = ("model", "module", "state_dict", "model_state_dict")
 _INDEX_NAME, _PICKLE_NAME = "model.safetensors.index.json", "pytorch_model.bin"

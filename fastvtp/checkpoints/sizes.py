@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from fastvtp.checkpoints.native import CheckpointError, build_config
-from fastvtp.checkpoints.origins import Kind, recognise
-from fastvtp.checkpoints.prism_sizes import shown_by_prism
+from fastvtp.checkpoints.kinds import Kind, recognise
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
-from fastvtp.errors import unknown_name
-from fastvtp.models.registry import ARCHITECTURES
+from fastvtp.errors import CheckpointError, unknown_name
+from fastvtp.model_folder import build_config
+from fastvtp.systems.catalogue import ARCHITECTURES
+from fastvtp.systems.videoprism.weights import shown_by_prism
 
 _PARTS = {
     "bert": "BERT: it fills the captions' embeddings", "vit": "ViT: it fills the video encoder",
@@ -66,7 +66,7 @@ def config_of_released(
 ) -> Any:
     """The configuration of the model that `source` fits, from its config.json and the shapes of its tensors.
 
-    source, origin: as in `fastvtp.checkpoints.released.load_released`. architecture: of the model; None: the
+    source, origin: as in `fastvtp.checkpoints.loading.load_released`. architecture: of the model; None: the
     checkpoint's own. overrides: fields of the config, for what shapes do not show: frames and image size (else 16 and
     224; position tables of ALPRO and VideoPrism show them), heads (VideoPrism's released arrays show them; else as
     many as make them 64 wide, as in all released sizes), layers of ALPRO's BERT that read text alone (else half, as

@@ -1,34 +1,10 @@
 """What a checkpoint of one architecture gives to a model of the same or of another."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor
-
 from fastvtp.checkpoints.image_towers import LEFT_OUT, spatial_encoder
-from fastvtp.models.timesformer import CLIP_MEAN, CLIP_STD
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """moves: prefix of a checkpoint's name -> prefixes it becomes. optional: prefixes of entries that may be left
-    over. fresh: parts of the model that such a checkpoint may lack. needed: parts that it must have; empty: all
-    others. adapt: done to the prepared tensors first."""
-
-    moves: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    optional: tuple[str, ...] = ()
-    fresh: tuple[str, ...] = ()
-    needed: tuple[str, ...] = ()
-    adapt: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
-
-    def targets(self, name: str) -> list[str]:
-        """Names in the model of a checkpoint's entry."""
-        for prefix, replacements in self.moves:
-            if name.startswith(prefix):
-                return [replacement + name.removeprefix(prefix) for replacement in replacements]
-        return [name]
-
+from fastvtp.checkpoints.kinds import Transfer
+from fastvtp.systems.alpro.timesformer import CLIP_MEAN, CLIP_STD
 
 _TO_BOTH_TOWERS = (("encoder.blocks.", ("video_encoder.blocks.", "text_encoder.blocks.")),)
 _TO_VIDEO_TOWER = (("encoder.blocks.", ("video_encoder.blocks.",)),)

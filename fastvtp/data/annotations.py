@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fastvtp.errors import UserError
-from fastvtp.files import existing_file, lines_of, read_text
+from fastvtp.files import (
+    existing_file,
+    lines_of,
+    read_text,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,11 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from fastvtp.errors import UserError
-from fastvtp.files import lines_of, read_text, write_atomically
+from fastvtp.files import (
+    lines_of,
+    read_text,
+    write_atomically,
+)
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _ENTITY = re.compile(r"(?=.*[^\W\d_])[^\W_]+(?:['’-][^\W_]+)*")  # also "4k"

@@ -19,9 +19,14 @@ import torch
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import VideoDecodeError
 from fastvtp.data.pipeline import build_pipeline, dali_formats
-from fastvtp.data.sampling import ClipAugmentation, CropSampling, FrameSampling, check_fit
+from fastvtp.data.sampling import (
+    ClipAugmentation,
+    CropSampling,
+    FrameSampling,
+    check_fit,
+)
 from fastvtp.data.source import ClipSource, SampleStream
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,11 @@ from contextlib import contextmanager
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from fastvtp.data.sampling import RAND_AUGMENT_BINS, RAND_AUGMENT_OPERATIONS, ClipAugmentation
+from fastvtp.data.sampling import (
+    RAND_AUGMENT_BINS,
+    RAND_AUGMENT_OPERATIONS,
+    ClipAugmentation,
+)
 from fastvtp.data.source import ClipSource
 from fastvtp.errors import UserError
 

@@ -17,8 +17,19 @@ from typing import Any
 import numpy as np
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.decoding import Video, VideoDecodeError, VideoInfo
-from fastvtp.data.sampling import ClipAugmentation, CropSampling, FrameSampling, epoch_order, sample_number, sample_rng
+from fastvtp.data.decoding import (
+    Video,
+    VideoDecodeError,
+    VideoInfo,
+)
+from fastvtp.data.sampling import (
+    ClipAugmentation,
+    CropSampling,
+    FrameSampling,
+    epoch_order,
+    sample_number,
+    sample_rng,
+)
 from fastvtp.errors import UserError
 
 MAX_ATTEMPTS = 20

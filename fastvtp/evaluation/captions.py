@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.wordpiece import CaptionTokenizer
 
 
 @dataclass(frozen=True)

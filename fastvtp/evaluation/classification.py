@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fastvtp.data.labels import ClassificationSet
+from fastvtp.data.classes import ClassificationSet
 from fastvtp.evaluation.accuracy import percent, top_k_credit
 from fastvtp.evaluation.inference import Module, inference
 from fastvtp.evaluation.views import average_over_views, left_out

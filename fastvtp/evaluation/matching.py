@@ -16,7 +16,11 @@ from tqdm import tqdm
 from fastvtp.errors import UserError
 from fastvtp.evaluation.captions import Captions, shown_captions
 from fastvtp.evaluation.inference import Module, inference
-from fastvtp.evaluation.retrieval import RetrievalRanks, retrieval_metrics, retrieval_ranks
+from fastvtp.evaluation.retrieval import (
+    RetrievalRanks,
+    retrieval_metrics,
+    retrieval_ranks,
+)
 
 
 class MatchingModel(Module, Protocol):

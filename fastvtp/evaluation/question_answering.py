@@ -10,9 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fastvtp.data.labels import AnswerVocabulary, QuestionSet
-from fastvtp.data.options import option_texts
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.questions import AnswerVocabulary, QuestionSet, option_texts
+from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.evaluation.accuracy import percent, top_k_credit
 from fastvtp.evaluation.inference import Module, inference
 from fastvtp.evaluation.views import average_over_views, left_out

@@ -1,248 +1,144 @@
-"""Features and probes of frozen models, from videos to files on disk: what the commands of the CLI do.
+"""Probes of frozen features: training from a cache or on the fly, and scores over views.
 
-Features are extracted once and probed many times; adapters and augmentation need the videos in training.
+Shape legend: B = clips, C = classes.
 """
 
-import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from fastvtp.data.annotations import FOLDER_LISTS, VideoRecord, read_lines, videos_under
-from fastvtp.data.loader import VideoTextLoader
-from fastvtp.data.targets import TargetSet, load_targets
-from fastvtp.errors import UserError
-from fastvtp.evaluation.feature_sets import FeatureSet
-from fastvtp.evaluation.features import FeatureSettings, extract_features, model_digest
-from fastvtp.evaluation.fitting import FitSettings, head_config
-from fastvtp.evaluation.probe_files import ProbeDescription, load_probe, predictions, save_probe
-from fastvtp.evaluation.probing import MultiLabelReport, evaluate_targets, fit_probe, fit_probed_tower
-from fastvtp.evaluation.views import average_over_views
-from fastvtp.models.adapters import ProbedTower
-from fastvtp.models.probes import ProbeConfig, build_probe
-from fastvtp.models.video_towers import evenly_spaced, video_tower
-from fastvtp.reports import bad_file_report, scores_report
-from fastvtp.scoring import EvaluationProtocol, OpenedModel, evaluation_loader, fit_of
-from fastvtp.training.task import MIN_TEXT_LENGTH, no_text
-from fastvtp.training.tasks import load_videos
-
-MLAP_LAYERS = 4
-_FEATURES, _PROTOCOL, _FIT = FeatureSettings(), EvaluationProtocol(), FitSettings()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingClips:
-    """How clips are drawn where a probe is trained on the videos; see `VideoTextLoader`."""
-
-    sampling: str = "uniform"
-    frame_stride: int = 1
-    crop_scale: tuple[float, float] = (0.6, 1.0)
-    flip: bool = True
-    num_workers: int = 1
+from fastvtp.data.classes import ClassificationSet, TargetSet
+from fastvtp.evaluation.classification import (
+    ClassificationModel,
+    ClassificationReport,
+    evaluate_classification,
+)
+from fastvtp.evaluation.inference import inference
+from fastvtp.evaluation.views import average_over_views, left_out
+from fastvtp.frozen.adapters import ProbedTower
+from fastvtp.frozen.detection import mean_average_precision
+from fastvtp.frozen.feature_sets import FeatureSet, TrainingRows
+from fastvtp.frozen.probes import (
+    Probe,
+    ProbeConfig,
+    build_probe,
+    probe_loss,
+)
+from fastvtp.frozen.training_heads import (
+    FitSettings,
+    fit,
+    head_config,
+)
 
 
-def read_videos(
-    data: str | Path, class_names: Sequence[str] | None = None, *, names_file: str | Path | None = None
-) -> tuple[tuple[VideoRecord, ...], TargetSet | None]:
-    """Videos with their labels where the list, or a folder with one subfolder per class, has some; else videos alone.
+@dataclass(frozen=True)
+class MultiLabelReport:
+    """Average precision in percent of the clips that were scored.
 
-    Arguments and errors as `load_targets` and `load_videos`.
+    Attributes:
+        mean_average_precision: over the classes that any clip shows.
+        per_class: of each of these, by name.
+        chance: of a random order: the mean share of clips that show a class.
+        count: clips scored.
+        left_out: videos that were not, for they could not be decoded.
     """
-    path = Path(data)
-    if path.is_dir():
-        listed = any((path / name).is_file() for name in FOLDER_LISTS)
-        labelled = not listed and any(video.parent != path for video in videos_under(path))
-    elif path.suffix == ".jsonl":
-        _, fields = next(read_lines(path), ("", {}))
-        labelled = bool({"label", "labels"} & set(fields))
-    else:
-        labelled = path.suffix == ".csv"
-    if labelled:
-        targets = load_targets(path, class_names, names_file=names_file)
-        return targets.records, targets
-    if names_file is not None:
-        raise UserError(f"{data}: its videos come without labels, which {names_file} could name")
-    return tuple(load_videos(str(path))), None
+
+    mean_average_precision: float
+    per_class: dict[str, float]
+    chance: float
+    count: int
+    left_out: list[str]
 
 
-def extract(
-    opened: OpenedModel,
-    data: str | Path,
-    output: str | Path,
-    settings: FeatureSettings = _FEATURES,
-    *,
-    protocol: EvaluationProtocol = _PROTOCOL,
-    names_file: str | Path | None = None,
-    progress_bar: bool = True,
-) -> FeatureSet:
-    """Frozen features of all videos of `data` in the folder `output`; continues what a killed run left there.
-
-    data, names_file: as in `read_videos`. Raises UserError where `output` holds the features of something else.
-    """
-    records, targets = read_videos(data, names_file=names_file)
-    tower, device = video_tower(opened.model), opened.model.device
-    extract_features(
-        tower, records, lambda some: evaluation_loader(opened, some, protocol, texts=False), output, settings,
-        protocol=_reading(opened, protocol) | {"fit": fit_of(opened, protocol)}, targets=targets, device=device,
-        precision=protocol.precision, progress=progress_bar,
-    )  # fmt: skip
-    return FeatureSet(output)
-
-
-def train_probe(
-    features: str | Path,
-    test_features: str | Path | None = None,
-    output: str | Path | None = None,
-    settings: FitSettings = _FIT,
+def fit_probe(
+    features: FeatureSet,
+    settings: FitSettings,
     *,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
-    progress_bar: bool = True,
+    progress: bool = True,
     **sizes: Any,
-) -> dict[str, Any]:
-    """Train a probe on extracted features, score it on those of test videos, and keep it in `output`.
+) -> tuple[Probe, float]:
+    """A probe trained on cached features, and its last loss.
 
-    sizes: fields of `ProbeConfig` ("kind" and others). Returns a report. Raises UserError where both sets of features
-    do not fit together, before the training.
+    sizes: fields of `ProbeConfig`, "kind" first of all. num_workers: processes that read ahead. The same settings give
+    the same probe, bit for bit on one machine.
     """
-    train = FeatureSet(features)
-    test = targets = None
-    if test_features is not None:
-        test = FeatureSet(test_features)
-        test.check_fits(train.description, str(features))
-        targets = test.targets.renumbered(train.class_names, test_features)
-        _check_kind(targets, train.targets, str(test_features))
-    probe, loss = fit_probe(train, settings, device=device, num_workers=num_workers, progress=progress_bar, **sizes)
-    described = train.description
-    if output is not None:
-        reading = {name: described[name] for name in ("num_frames", "image_size", "sampling", "frame_stride")}
-        reading["fit"] = train.fit
-        save_probe(output, probe, ProbeDescription(
-            probe.config, train.class_names, described["multi_label"], described["model_digest"],
-            tuple(described["layers"]), described["pool"], None, reading,
-        ))  # fmt: skip
-    report: dict[str, Any] = {"loss": loss, "num_train": len(train)}
-    if test is not None and targets is not None:
-        scores = evaluate_targets(
-            probe, test.batches(settings.batch_size), targets, device=device, progress=progress_bar
-        )
-        report |= _scores(scores, test.left_out)
-    return report
-
-
-def train_on_videos(
-    opened: OpenedModel,
-    data: str | Path,
-    test_data: str | Path | None = None,
-    output: str | Path | None = None,
-    settings: FitSettings = _FIT,
-    *,
-    layers: tuple[int, ...] = (),
-    adapter_dim: int | None = None,
-    clips: TrainingClips = TrainingClips(),
-    protocol: EvaluationProtocol = _PROTOCOL,
-    names_file: str | Path | None = None,
-    progress_bar: bool = True,
-    **sizes: Any,
-) -> dict[str, Any]:
-    """As `train_probe`, on augmented clips as they are decoded, and with adapters in the tower where `adapter_dim` is
-    given. The model is frozen; the adapters are taken off it in the end. Raises UserError for a test that could not
-    follow, before the training."""
-    if test_data is not None:
-        fit_of(opened, protocol)  # raises for views that could not follow
-    targets = _labelled(data, names_file=names_file)
-    test = None if test_data is None else _labelled(test_data, targets.class_names)
-    if test is not None:
-        _check_kind(test, targets, str(test_data))
-    tower, device, config = video_tower(opened.model), opened.model.device, opened.model.config
+    targets = features.targets
+    config = head_config(
+        ProbeConfig, width=features.description["width"], num_outputs=len(targets.class_names),
+        num_layers=len(features.description["layers"]) + 1, **sizes,
+    )  # fmt: skip
     torch.manual_seed(settings.seed)
-    probe = build_probe(head_config(
-        ProbeConfig, width=tower.width, num_outputs=len(targets.class_names), num_layers=len(layers) + 1, **sizes
-    ))  # fmt: skip
-    probed = ProbedTower(tower, probe, layers=layers, adapter_dim=adapter_dim).to(device)
-    try:
-        with VideoTextLoader(
-            targets.records, no_text(), batch_size=settings.batch_size, num_frames=config.num_frames,
-            image_size=config.image_size, max_text_length=MIN_TEXT_LENGTH, train=True, seed=settings.seed,
-            num_steps=settings.steps, device=device, fit=protocol.fit or opened.fit, **dataclasses.asdict(clips),
-        ) as loader:  # fmt: skip
-            loss = fit_probed_tower(probed, loader, targets, settings, device=device, progress=progress_bar)
-            bad_files = loader.bad_files
-        if output is not None:
-            save_probe(output, probed, ProbeDescription(
-                probe.config, targets.class_names, targets.multi_label, model_digest(opened.model), layers, "none",
-                adapter_dim, _reading(opened, protocol),
-            ))  # fmt: skip
-        report: dict[str, Any] = {"loss": loss, "num_train": len(targets.records)}
-        if test is None:
-            return report | {"bad_files": bad_file_report(bad_files)}
-        with evaluation_loader(opened, test.records, protocol, texts=False) as loader:
-            scores = evaluate_targets(probed, loader, test, device=device, progress=progress_bar)
-            return report | _scores(scores, bad_files | loader.bad_files)
-    finally:
-        probed.detach()
+    probe = build_probe(config).to(device)
+    rows = TrainingRows(features, targets, rows=settings.steps * settings.batch_size, seed=settings.seed)
+    batches = DataLoader(rows, settings.batch_size, num_workers=num_workers)
+    loss = probe_loss(multi_label=targets.multi_label, label_smoothing=settings.label_smoothing)
+
+    def loss_of(batch: list[Tensor]) -> Tensor:
+        inputs, targets = (tensor.to(device, non_blocking=True) for tensor in batch)
+        return loss(probe(inputs), targets)
+
+    return probe, fit(probe, batches, loss_of, settings, device=device, progress=progress)
 
 
-def classify(
-    opened: OpenedModel,
-    probe: str | Path,
-    data: str | Path,
+def fit_probed_tower(
+    probed: ProbedTower,
+    loader: Iterable[Any],
+    targets: TargetSet,
+    settings: FitSettings,
     *,
-    protocol: EvaluationProtocol = _PROTOCOL,
-    progress_bar: bool = True,
-) -> dict[str, dict[str, float]]:
-    """What a trained probe says of videos: probability by class, the likeliest first, by path.
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> float:
+    """Train a probe, and adapters where there are some, on clips as they are decoded; returns the last loss.
 
-    Frames come to the model's size as in the probe's training, where the protocol says nothing else. Videos that cannot
-    be decoded are left out. Raises UserError where the probe is of another model.
+    loader: a training loader of `targets.records`.
     """
-    records, _ = read_videos(data)
-    probed, description = load_probe(probe, video_tower(opened.model))
-    protocol = dataclasses.replace(protocol, fit=protocol.fit or description.protocol.get("fit"))
-    try:
-        with torch.inference_mode(), evaluation_loader(opened, records, protocol, texts=False) as loader:
-            means = average_over_views(
-                loader, records, lambda batch: probed(batch.video).double().cpu(), description="classifying",
-                progress=progress_bar,
-            )  # fmt: skip
-    finally:
-        probed.detach()
-    named = predictions(torch.stack(list(means.values())), description)
-    return {records[index].video: row for index, row in zip(means, named, strict=True)}
+    loss = probe_loss(multi_label=targets.multi_label, label_smoothing=settings.label_smoothing)
+    indicators = targets.indicators()
+
+    def loss_of(batch: Any) -> Tensor:
+        wanted = indicators[batch.sample_ids.cpu()].to(device, non_blocking=True)
+        return loss(probed(batch.video.to(device, non_blocking=True)), wanted)
+
+    return fit(probed, loader, loss_of, settings, device=device, progress=progress)
 
 
-def mlap_layers(opened: OpenedModel) -> tuple[int, ...]:
-    """Blocks whose tokens an MLAP probe reads beside the tower's output."""
-    return evenly_spaced(len(video_tower(opened.model).blocks), MLAP_LAYERS - 1)
+def evaluate_targets(
+    model: ClassificationModel,
+    loader: Iterable[Any],
+    targets: TargetSet,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> ClassificationReport | MultiLabelReport:
+    """Scores of logits, averaged over the views of a clip: accuracies where each clip has one class, else average
+    precision.
 
+    model: a probe with `FeatureSet.batches` as its loader, or a `ProbedTower` with an evaluation loader of
+    `targets.records`. targets: numbered as the model's outputs.
 
-def _labelled(
-    data: str | Path, class_names: Sequence[str] | None = None, *, names_file: str | Path | None = None
-) -> TargetSet:
-    _, targets = read_videos(data, class_names, names_file=names_file)
-    if targets is None:
-        raise UserError(f"{data}: its videos come without labels, expected classes")
-    return targets
+    Raises UserError where no clip could be decoded.
+    """
+    if not targets.multi_label:
+        labels = tuple(shown[0] for shown in targets.labels)
+        classes = ClassificationSet(targets.records, labels, targets.class_names)
+        return evaluate_classification(model, loader, classes, device=device, progress=progress)
 
+    def probabilities(batch: Any) -> Tensor:
+        return model(batch.video.to(device, non_blocking=True)).double().sigmoid().cpu()
 
-def _check_kind(test: TargetSet, train: TargetSet, source: str) -> None:
-    if test.multi_label != train.multi_label:
-        kinds = ("one class", "several classes")
-        raise UserError(f"{source}: clips have {kinds[test.multi_label]}, those of training {kinds[train.multi_label]}")
-
-
-def _reading(opened: OpenedModel, protocol: EvaluationProtocol) -> dict[str, Any]:
-    """How clips are read, for descriptions."""
-    config = opened.model.config
-    return {
-        "views": protocol.views, "sampling": protocol.sampling, "frame_stride": protocol.frame_stride,
-        "fit": protocol.fit or opened.fit,
-        "precision": protocol.precision, "num_frames": config.num_frames, "image_size": config.image_size,
-    }  # fmt: skip
-
-
-def _scores(scores: Any, bad_files: dict[str, str]) -> dict[str, Any]:
-    section = "multi_label" if isinstance(scores, MultiLabelReport) else "classification"
-    return scores_report(section, scores, bad_files)
+    with inference(model):
+        means = average_over_views(
+            loader, targets.records, probabilities, description="classification", progress=progress
+        )
+    shown = targets.indicators()[list(means)].bool()
+    mean, per_class = mean_average_precision(torch.stack(list(means.values())), shown)
+    named = {name: value for name, value in zip(targets.class_names, per_class, strict=True) if value == value}
+    chance = 100 * shown[:, shown.any(0)].float().mean().item()
+    return MultiLabelReport(mean, named, chance, len(means), left_out(targets.records, means))

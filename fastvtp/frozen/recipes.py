@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from fastvtp.errors import unknown_name
-from fastvtp.evaluation.fitting import FitSettings
-from fastvtp.frozen.probing import TrainingClips
+from fastvtp.frozen.runs import TrainingClips
+from fastvtp.frozen.training_heads import FitSettings
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,97 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from fastvtp.checkpoints.positions import POSITION_RESIZES
-from fastvtp.errors import UserError, unknown_name
+from fastvtp.checkpoints.fitting import POSITION_RESIZES
+from fastvtp.data.sampling import ClipAugmentation, check_fit
+from fastvtp.errors import ConfigError, unknown_name
 from fastvtp.files import write_atomically
-from fastvtp.models.alpro_finetuning import AlproQAConfig, AlproRetrievalConfig
-from fastvtp.models.alpro_towers import AlproConfig, AlproPrompterConfig
-from fastvtp.models.captioning import VideoCaptionerConfig
-from fastvtp.models.classification import VideoClassifierConfig
-from fastvtp.models.dual_encoder import DualEncoderConfig
-from fastvtp.models.prism_distillation import PrismStudentConfig
-from fastvtp.models.simvtp_config import SimVTPConfig
-from fastvtp.models.video_qa import VideoQAConfig
-from fastvtp.models.video_text_prism import VideoTextPrismConfig
-from fastvtp.models.videomae import VideoMAEConfig
-from fastvtp.training.data_config import DataConfig
+from fastvtp.settings import _annotations, _rebuild, parse_value, setting_names
+from fastvtp.systems.alpro.finetuning import AlproQAConfig, AlproRetrievalConfig
+from fastvtp.systems.alpro.towers import AlproConfig, AlproPrompterConfig
+from fastvtp.systems.captioner.model import VideoCaptionerConfig
+from fastvtp.systems.simvtp.config import SimVTPConfig
+from fastvtp.systems.simvtp.question_answering import VideoQAConfig
+from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
+from fastvtp.systems.videomae.classifier import VideoClassifierConfig
+from fastvtp.systems.videomae.model import VideoMAEConfig
+from fastvtp.systems.videoprism.distillation import PrismStudentConfig
+from fastvtp.systems.videoprism.video_text import VideoTextPrismConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    train: str
+    """What the task learns from. Captions: a .jsonl of {"video": path, "caption": text}, or a folder of videos with
+    captions. Videos alone (pretrain_videomae): the same without captions. Questions: see `load_questions`. Classes: see
+    `load_classes`."""
+    more: tuple[str, ...] = ()
+    """pretrain_videoprism_...: further data sets like `train`. Each batch comes from one of them all (alternating
+    gradient descent)."""
+    shares: tuple[float, ...] = ()
+    """How the batches of videos divide, in proportion: of `train`, then of each of `more`; empty: as their clips do.
+    VideoPrism's are not published."""
+    images: str | None = None
+    """pretrain_prompter, pretrain_alpro, pretrain_videoprism_contrastive: captioned pictures, of which a share of
+    `image_share` of the batches is made; a .jsonl as for videos."""
+    image_share: float = 0.5
+    """Share of the batches that are of `images`, spread evenly."""
+    image_frames: str = "one"
+    """A picture of `images` is "one" frame, or is "repeat"ed as all frames of a clip, as ALPRO's release has it."""
+    test: str | None = None
+    """Data as in `train` for scores at the end; None: no evaluation."""
+    test_views: tuple[int, int] = (1, 1)
+    """Segments and crops of each test clip, whose results are averaged."""
+    test_sampling: str = "uniform"
+    """Test frames: "uniform", or "strided" segments `frame_stride` apart."""
+    test_top_k: int | None = None
+    """Pairs of each text and clip that a matching head scores, those that the contrast ranks first; None: all pairs."""
+    max_text_length: int | None = None
+    """Most tokens kept of a text, [CLS] and [SEP] included; None: as many as the model has positions for."""
+    tokenizer: str | None = None
+    """tokenizer.json, BERT's vocab.txt, SentencePiece's .model, or a folder with one of them; None: that of `init`, or
+    else WordPiece trained on the training texts."""
+    vocab_size: int = 1000
+    """Most entries of a tokenizer trained here."""
+    sampling: str = "strided"
+    """Training frames: "strided" segment, "uniform", "random_sorted", or "head_tail"."""
+    frame_stride: int = 4
+    crop_scale: tuple[float, float] = (0.6, 1.0)
+    """Share of the frame's area that a training crop keeps."""
+    fit: str = "crop"
+    """"crop": training windows from 3:4 to 4:3 are resized to squares, `test` shows centred squares, whose proportions
+    stay; "squash": frames are squashed to squares before all that, as in ALPRO's release. A run's model folders say
+    which, and are evaluated so."""
+    flip: bool = True
+    """Mirror half of the training clips, except where a caption, question, answer or class names a direction. Classes
+    that are bare numbers name none: see `class_names`."""
+    augmentation: ClipAugmentation = field(default_factory=ClipAugmentation)
+    class_names: str | None = None
+    """finetune_classification: a file that names the classes, see `load_classes`; None: the labels are the names."""
+    features: str | None = None
+    """finetune_captioning: a folder of the videos' frozen features, in place of decoding them, whose `fit` must be that
+    given here; None: none."""
+    max_answers: int = 1500
+    """Most answers that an open-ended question may have: the most frequent ones of the training set."""
+    num_workers: int = 1
+    """Decoding processes; 0 decodes in the training process."""
+    decoder: str = "auto"
+    """"auto": NVDEC where there is one, else PyAV on the CPU; or "pyav", "dali"."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.image_share < 1:
+            raise ValueError(f"image_share must be in (0, 1), got {self.image_share}")
+        if self.image_frames not in ("one", "repeat"):
+            raise ValueError(f"image_frames must be 'one' or 'repeat', got {self.image_frames!r}")
+        if self.shares and (len(self.shares) != 1 + len(self.more) or not min(self.shares) > 0):
+            raise ValueError(f"shares must be {1 + len(self.more)} positive numbers (train, more), got {self.shares}")
+        check_fit(self.fit, self.test_views[1])
+        for name, least in (("test_top_k", 1), ("max_text_length", 3)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, or none, got {value}")
+
 
 # task -> configuration of the model that it trains
 TASK_MODELS: dict[str, type] = {
@@ -52,11 +127,6 @@ _OF_ONE_TASK = {
 _FROM_TOKENIZER = {"model.vocab_size", "model.pad_token_id", "model.mask_token_id", "model.special_token_ids"}
 _FROM_LABELS = {"model.num_answers", "model.num_classes"}
 _FROM_FROZEN = {"model.feature_width", "model.language_width"}
-_COUNTS = {2: "two", 3: "three"}
-
-
-class ConfigError(UserError):
-    """A setting that does not exist or cannot take the value given; the message is one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,64 +259,6 @@ class TrainConfig:
             raise ConfigError(f"mixup must be finite and not negative, got {self.mixup}")
         if (self.label_smoothing or self.mixup) and self.task != "finetune_classification":
             raise ConfigError(f"label_smoothing and mixup are for finetune_classification, the task is {self.task}")
-
-
-def _annotations(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Type of each leaf setting by its dotted name."""
-    annotations = {}
-    hints = get_type_hints(type(config))
-    for entry in dataclasses.fields(config):
-        value, name = getattr(config, entry.name), prefix + entry.name
-        annotations |= _annotations(value, name + ".") if dataclasses.is_dataclass(value) else {name: hints[entry.name]}
-    return annotations
-
-
-def setting_names(config: Any) -> list[str]:
-    """Dotted names of all leaf settings."""
-    return list(_annotations(config))
-
-
-def parse_value(text: str, annotation: Any, name: str) -> Any:
-    """`text` as a value of type `annotation`: JSON, a bare word, or numbers such as 3,5 or 3x5. Raises ConfigError."""
-    from pydantic import TypeAdapter, ValidationError
-
-    candidates: list[Any] = [text]
-    try:
-        candidates.insert(0, json.loads(text))
-    except json.JSONDecodeError:
-        if text.lower() == "none":
-            candidates.insert(0, None)
-        elif text.lower() in ("true", "false"):
-            candidates.insert(0, text.lower() == "true")
-    tuples = [kind for kind in (annotation, *get_args(annotation)) if get_origin(kind) is tuple]
-    if tuples:
-        candidates += [text.split(","), text.split("x")]
-    for candidate in candidates:
-        try:
-            return TypeAdapter(annotation).validate_python(candidate)
-        except ValidationError:
-            continue
-    expected = annotation.__name__ if isinstance(annotation, type) and get_origin(annotation) is None else annotation
-    if tuples and (count := len(get_args(tuples[0]))) in _COUNTS and Ellipsis not in get_args(tuples[0]):
-        expected = f"{_COUNTS[count]} numbers such as {','.join(('3', '15', '15')[:count])}"
-    raise ConfigError(f"{name} expects {expected}, got {text!r}")
-
-
-def _rebuild(config: Any, values: dict[str, Any], prefix: str = "") -> Any:
-    """`config` with dotted `values`, every dataclass built once, so that the order of overrides does not matter."""
-    changes = {}
-    for entry in dataclasses.fields(config):
-        name, current = prefix + entry.name, getattr(config, entry.name)
-        if dataclasses.is_dataclass(current):
-            changes[entry.name] = _rebuild(current, values, name + ".")
-        elif name in values:
-            changes[entry.name] = values[name]
-    try:
-        return dataclasses.replace(config, **changes)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{prefix}{error}") from None
 
 
 def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:

@@ -6,15 +6,16 @@ from pathlib import Path
 
 from torch import nn
 
+from fastvtp.checkpoints.kinds import recognise
+from fastvtp.checkpoints.loading import absent_parts, load_released
 from fastvtp.checkpoints.names import WORD_TABLES
-from fastvtp.checkpoints.origins import recognise
 from fastvtp.checkpoints.reading import read_checkpoint
-from fastvtp.checkpoints.released import absent_parts, load_released
-from fastvtp.data.tokenization import CaptionTokenizer
-from fastvtp.models.registry import architecture_of
-from fastvtp.training.config import ConfigError, TrainConfig
-from fastvtp.training.state import tokenizer_beside, weights_of
-from fastvtp.training.task import Task, no_text
+from fastvtp.data.wordpiece import CaptionTokenizer, no_text
+from fastvtp.errors import ConfigError
+from fastvtp.model_folder import tokenizer_beside, weights_of
+from fastvtp.systems.catalogue import architecture_of
+from fastvtp.training.config import TrainConfig
+from fastvtp.training.task import Task
 
 logger = logging.getLogger(__name__)
 

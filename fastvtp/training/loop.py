@@ -18,28 +18,40 @@ from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.mixing import BatchSource, MixedLoader
 from fastvtp.data.sampling import ClipAugmentation
-from fastvtp.data.tokenization import CaptionTokenizer
-from fastvtp.models.registry import build_model
-from fastvtp.training.config import ConfigError, TrainConfig, differing_settings, save_config
-from fastvtp.training.initialization import load_initial_weights, prepare_tokenizer
-from fastvtp.training.metrics import MetricsWriter, last_record
-from fastvtp.training.optimizer import build_optimizer, learning_rate_at, set_learning_rate
-from fastvtp.training.state import (
-    CONFIG_NAME,
+from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.errors import ConfigError
+from fastvtp.model_folder import (
+    RUN_CONFIG_NAME,
     TOKENIZER_NAME,
-    Progress,
     clear_partial_folders,
     list_checkpoints,
     publish_folder,
+    saved_model_config,
+    write_reading,
+)
+from fastvtp.settings import choose_device
+from fastvtp.systems.catalogue import build_model
+from fastvtp.systems.recipes import build_task
+from fastvtp.training.config import (
+    TrainConfig,
+    differing_settings,
+    save_config,
+)
+from fastvtp.training.initialization import load_initial_weights, prepare_tokenizer
+from fastvtp.training.metrics import MetricsWriter, last_record
+from fastvtp.training.optimizer import (
+    build_optimizer,
+    learning_rate_at,
+    set_learning_rate,
+)
+from fastvtp.training.state import (
+    Progress,
     read_state,
     restore_checkpoint,
     save_checkpoint,
-    saved_model_config,
     write_inference_folder,
-    write_reading,
 )
 from fastvtp.training.task import Task
-from fastvtp.training.tasks import build_task
 
 logger = logging.getLogger(__name__)
 
@@ -64,22 +76,6 @@ class TrainResult:
     """Undecodable files that were met and replaced, with the reason."""
     metrics: dict[str, float]
     """The last record of metrics.jsonl."""
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" -> cuda where there is one. Raises ConfigError for a device that this machine lacks."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device={name}: {str(error).splitlines()[0]}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device={name}: expected auto, cpu or cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count() or "no"
-        raise ConfigError(f"device={name}: torch {torch.__version__} sees {found} CUDA device(s)")
-    return device
 
 
 def training_loader(
@@ -128,7 +124,7 @@ def find_checkpoint(config: TrainConfig, *, resume: bool) -> Path | None:
     Raises ConfigError rather than overwrite a run, or resume one under settings that would change its numbers.
     """
     run_dir = Path(config.output_dir)
-    config_path, checkpoints = run_dir / CONFIG_NAME, list_checkpoints(run_dir)
+    config_path, checkpoints = run_dir / RUN_CONFIG_NAME, list_checkpoints(run_dir)
     if not config_path.exists() and not checkpoints:
         return None
     if not resume:
@@ -206,7 +202,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
 
     # only now, with everything valid, the folder becomes this run's
     run_dir.mkdir(parents=True, exist_ok=True)
-    save_config(config, run_dir / CONFIG_NAME)
+    save_config(config, run_dir / RUN_CONFIG_NAME)
     clear_partial_folders(run_dir)
     seconds_before = progress.train_seconds
     with (

@@ -6,7 +6,8 @@ import re
 import torch
 from torch import nn
 
-from fastvtp.training.config import ConfigError, OptimizerConfig
+from fastvtp.errors import ConfigError
+from fastvtp.training.config import OptimizerConfig
 
 _BLOCK = re.compile(r"((?:video_|text_|fusion_)?encoder)\.(?:blocks|layers)\.(\d+)\.")
 _EMBEDDING = re.compile(r"(?:video|text)_embeddings\.|video_encoder\.(?:weight|bias|cls_token|\w+_positions?)$")

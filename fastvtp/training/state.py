@@ -7,10 +7,6 @@ checkpoint is written under another name and renamed when complete, so that a ru
 checkpoints. The data stream is a function of (seed, step) and needs no state.
 """
 
-import json
-import os
-import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,22 +16,17 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from fastvtp.checkpoints.native import (
-    CheckpointError,
-    build_config,
+from fastvtp.errors import CheckpointError
+from fastvtp.model_folder import (
+    STATE_NAME,
+    _remove,
+    list_checkpoints,
     load_weights,
-    read_description,
+    publish_folder,
     read_weights,
     write_model_folder,
 )
-from fastvtp.data.prism_tokenization import SENTENCEPIECE_NAMES
-from fastvtp.data.sampling import FITS
-from fastvtp.data.tokenization import CaptionTokenizer
-from fastvtp.models.registry import architecture_of
-
-CONFIG_NAME, STATE_NAME, TOKENIZER_NAME = "train_config.json", "training_state.pt", "tokenizer.json"
-READING_NAME = "reading.json"
-_TOKENIZER_FILES = (TOKENIZER_NAME, "vocab.txt", *SENTENCEPIECE_NAMES)
+from fastvtp.systems.catalogue import architecture_of
 
 
 @dataclass
@@ -51,100 +42,6 @@ class Progress:
     train_seconds: float = 0.0
     bad_files: dict[str, str] = field(default_factory=dict)
     """Undecodable files met so far, with the reason."""
-
-
-def publish_folder(final: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder and give it its name only when it is complete and on the disk."""
-    partial = final.with_name(f"partial_{final.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    for path in (*partial.iterdir(), partial):
-        _sync(path)
-    _remove(final)
-    partial.rename(final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def clear_partial_folders(run_dir: Path) -> None:
-    """Delete what a killed run left half-written or half-deleted."""
-    for folder in (*run_dir.glob("partial_*"), *(run_dir / "checkpoints").glob("partial_*")):
-        shutil.rmtree(folder)
-
-
-def _remove(folder: Path) -> None:
-    """Delete a folder under another name, so that a kill half-way leaves nothing that looks whole."""
-    if folder.exists():
-        doomed = folder.with_name(f"partial_old_{folder.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
-
-
-def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    folders = (run_dir / "checkpoints").glob("step_*")
-    return sorted(f for f in folders if re.fullmatch(r"step_\d{8}", f.name) and (f / STATE_NAME).is_file())
-
-
-def model_folder(source: str | Path) -> Path:
-    """Where the weights are: `source` itself, or of a run folder its final model, else its newest checkpoint.
-
-    Raises CheckpointError for what is no folder and for a run without a checkpoint.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        raise CheckpointError(f"{source} is no folder: expected a run, checkpoint or model folder")
-    if not (folder / CONFIG_NAME).is_file():
-        return folder
-    candidates = [folder / "model"] if (folder / "model").is_dir() else list_checkpoints(folder)[-1:]
-    if not candidates:
-        raise CheckpointError(f"{folder} is a run without a checkpoint yet")
-    return candidates[0]
-
-
-def weights_of(source: str) -> Path:
-    """A checkpoint file, or the folder with the weights where `source` is a run, checkpoint or model folder."""
-    return model_folder(source) if Path(source).is_dir() else Path(source)
-
-
-def tokenizer_beside(weights: Path) -> CaptionTokenizer | None:
-    """The tokenizer of a folder of weights, or None where there is none."""
-    if any((weights / name).is_file() for name in _TOKENIZER_FILES):
-        return CaptionTokenizer.load(weights)
-    return None
-
-
-def write_reading(folder: Path, fit: str) -> None:
-    """Say beside a model how frames came to its size, see `CropSampling`."""
-    (folder / READING_NAME).write_text(json.dumps({"fit": fit}) + "\n")
-
-
-def read_fit(folder: Path) -> str:
-    """What `write_reading` wrote; "crop" where nothing says. Raises CheckpointError for another content."""
-    return recorded_fit(folder) or "crop"
-
-
-def recorded_fit(folder: Path) -> str | None:
-    """The same, but None where nothing says."""
-    path = folder / READING_NAME
-    if not path.is_file():
-        return None
-    try:
-        reading = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from None
-    if reading not in [{"fit": fit} for fit in FITS]:
-        raise CheckpointError(f"{path}: expected the key 'fit', one of {', '.join(FITS)}, got {reading}")
-    return reading["fit"]
 
 
 def write_inference_folder(folder: Path, model: Any, write_companions: Callable[[Path], None]) -> None:
@@ -184,12 +81,6 @@ def save_checkpoint(
     for old in list_checkpoints(run_dir)[:-keep]:
         _remove(old)
     return final
-
-
-def saved_model_config(folder: Path, config_class: type) -> Any:
-    """The configuration of the model in a checkpoint, what its weights brought along included: a recipe does not know
-    it. Raises CheckpointError with one line."""
-    return build_config(config_class, read_description(folder)["config"], folder)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from fastvtp.data.annotations import VideoRecord, annotations_digest, load_annotations
+from fastvtp.data.annotations import (
+    VideoRecord,
+    annotations_digest,
+    load_annotations,
+)
 from fastvtp.data.loader import VideoTextBatch
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.wordpiece import MIN_TEXT_LENGTH, CaptionTokenizer
 from fastvtp.training.config import TrainConfig
-
-MIN_TEXT_LENGTH = 3  # [CLS], a token, [SEP]
 
 Loss = tuple[Tensor, dict[str, Tensor]]  # [] with its graph, and detached values by name, each []
 
@@ -114,8 +116,3 @@ class CaptionedTask(Task):
         plan = model.plan(batch.input_ids, batch.text_lengths, batch.sample_ids, seed=self.config.seed, step=batch.step)
         output = compute(batch.video, plan)
         return output.loss, output.terms
-
-
-def no_text() -> CaptionTokenizer:
-    """A tokenizer for models that read no text: the loader asks for one."""
-    return CaptionTokenizer.train(["no text"], vocab_size=30)

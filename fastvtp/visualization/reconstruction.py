@@ -1,14 +1,28 @@
 """Pictures of what a masked video-text model saw and what it filled in: stills and animations."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:  # who only draws the examples needs neither the models nor the loader
+    pass
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, features
 
-from fastvtp.evaluation.reconstruction import ReconstructionExample
-from fastvtp.visualization.drawing import GAP, LINE_HEIGHT, draw_page, draw_words, label, stack
+from fastvtp.visualization.drawing import (
+    GAP,
+    LINE_HEIGHT,
+    draw_page,
+    draw_words,
+    label,
+    stack,
+)
 
 
 def reconstruction_grid(
@@ -130,3 +144,33 @@ def _captions(example: ReconstructionExample, width: int) -> Image.Image:
     labels = [label(name, LINE_HEIGHT) for name, _, _ in lines]
     blocks = [draw_words(tokens, styles, width - labels[0].width - GAP) for _, tokens, styles in lines]
     return stack([stack(pair) for pair in zip(labels, blocks, strict=True)], vertical=True)
+
+
+@dataclass(frozen=True)
+class ReconstructionExample:
+    """One clip with its caption, before masking, after masking and after prediction.
+
+    frames, visible, reconstruction: uint8 [T, H, W, 3]; `hide_tubelets` and `tokens_to_video` make the last two.
+    caption, masked_caption, predicted_caption: the same number of tokens separated by blanks. masked_caption has
+        [MASK] (or a substitute) at the hidden tokens and is the caption elsewhere, predicted_caption has the model's
+        choice there; WordPiece continuations keep their "##" and are drawn attached.
+
+    Raises ValueError naming the field whose shape, dtype or number of tokens does not fit.
+    """
+
+    frames: np.ndarray
+    visible: np.ndarray
+    reconstruction: np.ndarray
+    caption: str
+    masked_caption: str
+    predicted_caption: str
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "visible", "reconstruction"):
+            video = getattr(self, name)
+            if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3 or video.shape != self.frames.shape:
+                raise ValueError(f"{name} must be uint8 [T, H, W, 3] as the others, got {video.dtype} {video.shape}")
+        for name in ("masked_caption", "predicted_caption"):
+            tokens, expected = len(getattr(self, name).split()), len(self.caption.split())
+            if tokens != expected:
+                raise ValueError(f"{name} has {tokens} tokens, caption {expected}: join all tokens by blanks")

@@ -2,12 +2,21 @@
 
 import pytest
 
-from fastvtp.ablation import simvtp_studies as studies
-from fastvtp.ablation.claims import FAILS, HOLDS, IN_PART, MISSING, NOISE, Claim, Comparison, Part
-from fastvtp.ablation.simvtp_claims import judge
-from fastvtp.ablation.simvtp_studies import SimVTPScale, plan_runs
+from fastvtp.ablation.report import (
+    FAILS,
+    HOLDS,
+    IN_PART,
+    MISSING,
+    NOISE,
+    Claim,
+    Comparison,
+    Part,
+)
 from fastvtp.ablation.studies import UNTRAINED
-from fastvtp.models.simvtp_config import SimVTPConfig
+from fastvtp.systems.simvtp import ablation as studies
+from fastvtp.systems.simvtp.ablation import SimVTPScale, plan_runs
+from fastvtp.systems.simvtp.ablation_report import judge
+from fastvtp.systems.simvtp.config import SimVTPConfig
 
 MODEL = SimVTPConfig(video_mask_ratio=0.75, text_mask_ratio=0.5)
 BASES = ["base", "base, seed +1", "base, seed +2"]

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from fastvtp import cli
+from fastvtp.cli import main as cli
 
 
 @pytest.fixture

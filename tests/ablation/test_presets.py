@@ -4,13 +4,13 @@ import sys
 
 import pytest
 
-from fastvtp import cli
 from fastvtp.ablation import presets
+from fastvtp.cli import main as cli
 from fastvtp.data.synthetic import SyntheticConfig
 
 
 def test_as_many_steps_as_fit_the_time(monkeypatch):
-    from fastvtp.training.recipes import get_recipe
+    from fastvtp.systems.recipes import get_recipe
 
     first, other = (get_recipe("simvtp_demo", name) for name in ("fastvtp", "official"))
     seconds = {first.model: [0.5, 0.6, 9.0], other.model: [0.3, 0.2, 0.4]}
@@ -19,8 +19,8 @@ def test_as_many_steps_as_fit_the_time(monkeypatch):
 
 
 def test_step_seconds_leave_the_warm_up_out(captioned_videos, tiny_settings, tmp_path):
+    from fastvtp.systems.recipes import get_recipe
     from fastvtp.training.config import apply_overrides
-    from fastvtp.training.recipes import get_recipe
 
     config = apply_overrides(get_recipe("simvtp_demo"), tiny_settings)
     seconds = presets.step_seconds(config)

@@ -10,12 +10,12 @@ from PIL import Image
 
 from fastvtp.ablation import runner
 from fastvtp.ablation.runner import ablate as run_ablation
-from fastvtp.ablation.simvtp_studies import QUICK, base_config
-from fastvtp.ablation.systems import SYSTEMS
-from fastvtp.checkpoints.native import read_weights
 from fastvtp.data.annotations import load_annotations
 from fastvtp.errors import UserError
-from fastvtp.models.registry import build_model
+from fastvtp.model_folder import read_weights
+from fastvtp.systems.catalogue import build_model
+from fastvtp.systems.simvtp.ablation import QUICK, base_config
+from fastvtp.systems.studies import SYSTEMS
 
 SCALE = replace(QUICK, num_train=24, num_test=8, probe_clips=16)
 

@@ -14,8 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastvtp.models import alpro, attention, prism_layers, simvtp, timesformer, videomae, videoprism
-from fastvtp.objectives.reconstruction import WordLoss
+from fastvtp.modules import attention
+from fastvtp.modules.losses import WordLoss
+from fastvtp.systems.alpro import model as alpro
+from fastvtp.systems.alpro import timesformer
+from fastvtp.systems.simvtp import model as simvtp
+from fastvtp.systems.videomae import model as videomae
+from fastvtp.systems.videoprism import encoder as videoprism
+from fastvtp.systems.videoprism import layers as prism_layers
 from fastvtp_kernels import gather_tubelets
 
 MODULES = (alpro, attention, prism_layers, simvtp, timesformer, videomae, videoprism)

@@ -16,7 +16,7 @@ from benchmarks.alpro_step import (
 from benchmarks.harness import Options
 from benchmarks.plain_alpro import PlainAlpro
 from benchmarks.step import block_flops
-from fastvtp.models.alpro import Alpro
+from fastvtp.systems.alpro.model import Alpro
 from tests.benchmarks.counting import counted_flops
 
 OPTIONS = Options(torch.device("cpu"), torch.float32, smoke=True)

@@ -15,7 +15,13 @@ from benchmarks.attention import Rate, attention_cost, attention_main, rates, sa
 from benchmarks.attention_peers import Batch
 from benchmarks.harness import Missing, Options
 from benchmarks.record import Record, Row
-from tests.benchmarks.test_attention_peers import CPU, ON_CUDA, RAGGED, attended, rows_of
+from tests.benchmarks.test_attention_peers import (
+    CPU,
+    ON_CUDA,
+    RAGGED,
+    attended,
+    rows_of,
+)
 from tests.benchmarks.test_cost_models import counted, total_bytes
 
 CUDA = torch.device("cuda")

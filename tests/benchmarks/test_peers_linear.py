@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import train_step
 from benchmarks.harness import Missing, Options
-from fastvtp.models import linear
+from fastvtp.modules import linear
 
 OPTIONS = Options(torch.device("cpu"), torch.float32, smoke=True)
 

@@ -11,7 +11,7 @@ from benchmarks.plain_prism import PlainStudent, plain_encoder
 from benchmarks.prism_step import SMOKE, SMOKE_DECODERS
 from benchmarks.train_step import train_step_main
 from benchmarks.workload import boolean_mask
-from fastvtp.models.registry import build_model, model_config
+from fastvtp.systems.catalogue import build_model, model_config
 from tests.benchmarks.counting import counted_flops
 
 OPTIONS = Options(torch.device("cpu"), torch.float32, smoke=True)

@@ -1,7 +1,15 @@
 """What the report says of results that are not the whole: peers not timed, parts apart, sources that changed."""
 
 from benchmarks import report
-from tests.benchmarks.test_report import GPU, ROWS, checkout, devices, lines_of, put, row
+from tests.benchmarks.test_report import (
+    GPU,
+    ROWS,
+    checkout,
+    devices,
+    lines_of,
+    put,
+    row,
+)
 
 __all__ = ["checkout"]
 

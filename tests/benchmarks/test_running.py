@@ -13,7 +13,11 @@ from benchmarks.harness import Case, Missing, Options
 from benchmarks.record import LEFT_OUT, NOT_REACHED, Row
 from benchmarks.running import Choice, run, run_case
 from benchmarks.timing import HostSide, Timing
-from tests.benchmarks.test_harness import CASE, CEILINGS, CPU
+from tests.benchmarks.test_harness import (
+    CASE,
+    CEILINGS,
+    CPU,
+)
 
 OPTIONS = Options(CPU, torch.float32, smoke=True)
 NAMES = ("usual", "right", "third")

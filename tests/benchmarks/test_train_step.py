@@ -13,9 +13,9 @@ from benchmarks.plain_models import PlainSimVTP, PlainTransformer, PlainVideoMAE
 from benchmarks.step import transformer_flops
 from benchmarks.train_step import CASES, config_of, make_batch, step_flops, train_step_main
 from benchmarks.workload import normalized_clip, normalized_frames
-from fastvtp.models import videomae
-from fastvtp.models.registry import build_model
-from fastvtp.models.simvtp_config import SimVTPConfig
+from fastvtp.systems.catalogue import build_model
+from fastvtp.systems.simvtp.config import SimVTPConfig
+from fastvtp.systems.videomae import model as videomae
 from tests.benchmarks.counting import counted_flops
 
 OPTIONS = Options(torch.device("cpu"), torch.float32, smoke=True)

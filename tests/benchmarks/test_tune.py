@@ -10,7 +10,11 @@ from benchmarks.harness import Missing
 from benchmarks.timing import Timing
 from benchmarks.tune import Search, neighbours, occupancy, shares
 from fastvtp_kernels.tuning import Tile
-from tests.benchmarks.test_tune_table import GATHER, FakeTimer, case
+from tests.benchmarks.test_tune_table import (
+    GATHER,
+    FakeTimer,
+    case,
+)
 
 
 def search_over(seconds, wrong=(), failing=()):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvtp.models.registry import ARCHITECTURES, build_model
+from fastvtp.systems.catalogue import ARCHITECTURES, build_model
 
 SIZES: dict[str, Any] = {
     "num_frames": 4, "image_size": 16, "tubelet": (2, 8, 8), "width": 32, "depth": 2, "num_heads": 2,

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastvtp.checkpoints.native import CheckpointError
+from fastvtp.checkpoints.loading import load_released
 from fastvtp.checkpoints.reading import read_checkpoint
-from fastvtp.checkpoints.released import load_released
+from fastvtp.errors import CheckpointError
 from tests.checkpoints.names import official, tiny_model
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2)}

@@ -4,7 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from fastvtp.data.annotations import VideoRecord, annotations_digest, load_annotations, mentions_direction
+from fastvtp.data.annotations import (
+    VideoRecord,
+    annotations_digest,
+    load_annotations,
+    mentions_direction,
+)
 from fastvtp.errors import UserError
 
 

@@ -7,8 +7,12 @@ import torch
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.augmentation import mixup, soft_targets
 from fastvtp.data.loader import VideoTextLoader
-from fastvtp.data.sampling import RAND_AUGMENT_OPERATIONS, ClipAugmentation, step_rng
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.sampling import (
+    RAND_AUGMENT_OPERATIONS,
+    ClipAugmentation,
+    step_rng,
+)
+from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
 from tests.data.clips import barcode_frames, write_clip
 

@@ -7,8 +7,14 @@ import torch
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.source import ClipSource, NoDecodableClipError
-from fastvtp.data.tokenization import CaptionTokenizer
-from tests.data.clips import damage_packet, frame_numbers, truncate, write_audio, write_clip
+from fastvtp.data.wordpiece import CaptionTokenizer
+from tests.data.clips import (
+    damage_packet,
+    frame_numbers,
+    truncate,
+    write_audio,
+    write_clip,
+)
 
 NUM_GOOD = 20
 SPACING = 8  # clip i carries the numbers from SPACING * i on

@@ -5,7 +5,12 @@ import av
 import numpy as np
 import pytest
 
-from fastvtp.data.decoding import Video, VideoDecodeError, decode_frames, probe
+from fastvtp.data.decoding import (
+    Video,
+    VideoDecodeError,
+    decode_frames,
+    probe,
+)
 from tests.data.clips import (
     barcode_frames,
     damage_packet,

@@ -3,7 +3,11 @@ import types
 
 import pytest
 
-from fastvtp.data.entities import build_entities, read_entities, write_entities
+from fastvtp.data.entities import (
+    build_entities,
+    read_entities,
+    write_entities,
+)
 from fastvtp.errors import UserError
 
 CAPTIONS = ["A Dog chases a ball", "the dog's ball rolls, a dog watches", "Two cats watch. The ball!"]

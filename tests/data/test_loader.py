@@ -12,9 +12,15 @@ from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import decode_frames
 from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.sampling import FrameSampling, epoch_order
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
-from tests.data.clips import damage_packet, decode_sequentially, decode_upright, frame_numbers, write_clip
+from tests.data.clips import (
+    damage_packet,
+    decode_sequentially,
+    decode_upright,
+    frame_numbers,
+    write_clip,
+)
 
 NUM_CLIPS = 11
 FIRST_NUMBER = 16  # clip i carries the numbers from FIRST_NUMBER * i on

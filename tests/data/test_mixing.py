@@ -7,8 +7,12 @@ from PIL import Image
 
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
-from fastvtp.data.mixing import BatchSource, MixedLoader, batches_before
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.mixing import (
+    BatchSource,
+    MixedLoader,
+    batches_before,
+)
+from fastvtp.data.wordpiece import CaptionTokenizer
 
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
 

@@ -10,7 +10,7 @@ from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import Video, probe
 from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.sampling import FrameSampling, sample_rng
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.wordpiece import CaptionTokenizer
 from tests.data.clips import decode_sequentially
 
 NAMES = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_distorted.mp4", "carphone_pristine.mp4")

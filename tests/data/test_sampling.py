@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvtp.data.sampling import CropSampling, CropWindow, FrameSampling, epoch_order, sample_number, sample_rng
+from fastvtp.data.sampling import (
+    CropSampling,
+    CropWindow,
+    FrameSampling,
+    epoch_order,
+    sample_number,
+    sample_rng,
+)
 from fastvtp.errors import UserError
 
 KINDS = ("strided", "uniform", "random_sorted", "head_tail")

@@ -11,7 +11,11 @@ import pytest
 
 from fastvtp.data.synthetic import SyntheticConfig, writer
 from fastvtp.data.synthetic.language import ask, describe
-from fastvtp.data.synthetic.render import BACKGROUND_RGB, OBJECT_RGB, render_scene
+from fastvtp.data.synthetic.render import (
+    BACKGROUND_RGB,
+    OBJECT_RGB,
+    render_scene,
+)
 from fastvtp.data.synthetic.scene import (
     MOTIONS,
     PATTERNS,

@@ -11,9 +11,20 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
 from fastvtp.data.entities import read_entities
-from fastvtp.data.synthetic import SyntheticConfig, generate_dataset, writer
+from fastvtp.data.synthetic import (
+    SyntheticConfig,
+    generate_dataset,
+    writer,
+)
 from fastvtp.data.synthetic.render import render_scene
-from fastvtp.data.synthetic.scene import BACKGROUND_COLOURS, COLOURS, SHAPES, Background, Scene, SceneObject
+from fastvtp.data.synthetic.scene import (
+    BACKGROUND_COLOURS,
+    COLOURS,
+    SHAPES,
+    Background,
+    Scene,
+    SceneObject,
+)
 from fastvtp.errors import UserError
 from tests.data.clips import decode_sequentially
 

@@ -3,10 +3,10 @@
 import pytest
 
 from fastvtp.data.annotations import load_annotations, read_lines
-from fastvtp.data.answers import read_answers
+from fastvtp.data.classes import load_classes, read_class_names
 from fastvtp.data.entities import read_entities
-from fastvtp.data.labels import AnswerVocabulary, load_classes, read_class_names
-from fastvtp.data.tokenization import SPECIAL_TOKENS, CaptionTokenizer
+from fastvtp.data.questions import AnswerVocabulary, read_answers
+from fastvtp.data.wordpiece import SPECIAL_TOKENS, CaptionTokenizer
 from fastvtp.errors import UserError
 from fastvtp.evaluation.zero_shot import read_templates
 

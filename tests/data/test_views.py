@@ -6,9 +6,13 @@ from PIL import Image
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.sampling import CropSampling, FrameSampling
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
-from tests.data.clips import damage_packet, decode_sequentially, write_clip
+from tests.data.clips import (
+    damage_packet,
+    decode_sequentially,
+    write_clip,
+)
 
 NUM_CLIPS = 5
 VIEWS = (3, 2)

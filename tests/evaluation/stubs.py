@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.labels import QuestionSet
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.questions import QuestionSet
+from fastvtp.data.wordpiece import CaptionTokenizer
 
 
 def question_set(*rows):

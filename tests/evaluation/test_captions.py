@@ -3,7 +3,7 @@
 import torch
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.evaluation.captions import all_captions, shown_captions
 from fastvtp.evaluation.matching import encode_set
 from fastvtp.evaluation.retrieval import encode_retrieval

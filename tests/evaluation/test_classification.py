@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.labels import ClassificationSet
+from fastvtp.data.classes import ClassificationSet
 from fastvtp.data.loader import VideoTextLoader
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.evaluation.classification import evaluate_classification
-from fastvtp.models.classification import VideoClassifierConfig
-from fastvtp.models.registry import build_model
+from fastvtp.systems.catalogue import build_model
+from fastvtp.systems.videomae.classifier import VideoClassifierConfig
 from tests.data.clips import write_clip
 from tests.evaluation.stubs import TableModel, batches
 

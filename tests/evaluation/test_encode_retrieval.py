@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from fastvtp.evaluation.retrieval import encode_retrieval, retrieval_metrics
-from fastvtp.models.dual_encoder import DualEncoderConfig
-from fastvtp.models.registry import build_model
+from fastvtp.systems.catalogue import build_model
+from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
 
 
 class MeanModel(nn.Module):

@@ -3,10 +3,15 @@ import types
 import pytest
 import torch
 
-from fastvtp.evaluation.matching import encode_set, match_scores, matching_metrics, matching_ranks
-from fastvtp.models.alpro import AlproFusion
-from fastvtp.models.alpro_towers import AlproConfig
-from fastvtp.models.packing import Packing
+from fastvtp.evaluation.matching import (
+    encode_set,
+    match_scores,
+    matching_metrics,
+    matching_ranks,
+)
+from fastvtp.modules.packing import Packing
+from fastvtp.systems.alpro.model import AlproFusion
+from fastvtp.systems.alpro.towers import AlproConfig
 
 CONFIG = AlproConfig(
     num_frames=2, image_size=16, patch_size=8, width=32, depth=1, num_heads=2, text_depth=1, fusion_depth=1,

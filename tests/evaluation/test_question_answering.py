@@ -4,13 +4,21 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from fastvtp.data.labels import AnswerVocabulary, load_questions
-from fastvtp.data.options import option_texts
-from fastvtp.data.tokenization import CaptionTokenizer
-from fastvtp.evaluation.question_answering import KindScore, evaluate_multiple_choice, evaluate_open_ended
-from fastvtp.models.registry import build_model
-from fastvtp.models.video_qa import VideoQAConfig
-from tests.evaluation.stubs import OptionModel, TableModel, batches, question_set
+from fastvtp.data.questions import AnswerVocabulary, load_questions, option_texts
+from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.evaluation.question_answering import (
+    KindScore,
+    evaluate_multiple_choice,
+    evaluate_open_ended,
+)
+from fastvtp.systems.catalogue import build_model
+from fastvtp.systems.simvtp.question_answering import VideoQAConfig
+from tests.evaluation.stubs import (
+    OptionModel,
+    TableModel,
+    batches,
+    question_set,
+)
 
 VOCABULARY = AnswerVocabulary(("red", "two", "blue"))
 QUESTIONS = question_set(

@@ -2,7 +2,11 @@ import pytest
 import torch
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.evaluation.views import ViewMean, average_over_views, left_out
+from fastvtp.evaluation.views import (
+    ViewMean,
+    average_over_views,
+    left_out,
+)
 from tests.evaluation.stubs import batches
 
 RECORDS = [VideoRecord(name, f"/{name}.mp4", (f"clip {name}",)) for name in "abc"]

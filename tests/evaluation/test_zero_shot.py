@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.labels import ClassificationSet
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.classes import ClassificationSet
+from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
 from fastvtp.evaluation.zero_shot import (
     TEMPLATES,
@@ -16,9 +16,9 @@ from fastvtp.evaluation.zero_shot import (
     evaluate_zero_shot_choice,
     read_templates,
 )
-from fastvtp.models.dual_encoder import DualEncoderConfig
-from fastvtp.models.registry import build_model
-from fastvtp.models.video_text_prism import VideoTextPrismConfig
+from fastvtp.systems.catalogue import build_model
+from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
+from fastvtp.systems.videoprism.video_text import VideoTextPrismConfig
 from tests.evaluation.stubs import batches, question_set
 
 NAMES = ("cat", "dog", "fish")

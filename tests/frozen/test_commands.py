@@ -5,15 +5,15 @@ import json
 import pytest
 import torch
 
-from fastvtp import scoring
-from fastvtp.checkpoints.native import write_model_folder
-from fastvtp.evaluation.feature_sets import FeatureSet
-from fastvtp.models.registry import architecture_of, build_model
-from fastvtp.models.video_text_prism import VideoTextPrismConfig
-from tests.evaluation.frozen_clips import write_classes, write_rows
-from tests.models.prism_sizes import SIZES, TEXT
-from tests.models.towers import make_tower_model
-from tests.test_cli import run
+from fastvtp.evaluation import scoring
+from fastvtp.frozen.feature_sets import FeatureSet
+from fastvtp.model_folder import write_model_folder
+from fastvtp.systems.catalogue import architecture_of, build_model
+from fastvtp.systems.videoprism.video_text import VideoTextPrismConfig
+from tests.cli.test_main import run
+from tests.frozen.frozen_clips import write_classes, write_rows
+from tests.frozen.towers import make_tower_model
+from tests.systems.videoprism.sizes import SIZES, TEXT
 
 TRAIN = ("steps=40", "batch_size=6", "learning_rate=3e-3", "warmup_steps=5", "num_heads=2", "head_dim=8", "dropout=0.1")
 
@@ -138,7 +138,7 @@ def test_a_recipe_gives_what_no_setting_does(command, place):
     ],
 )
 def test_every_command_that_reads_clips_takes_their_fit(command, features, place, monkeypatch, arguments):
-    monkeypatch.setattr("fastvtp.captioning.open_captioner", lambda *_, **__: None)
+    monkeypatch.setattr("fastvtp.systems.captioner.runs.open_captioner", lambda *_, **__: None)
     if not (place / "p_fit").exists():
         command("probe", features, "steps=1", "num_heads=2", "head_dim=8", "--output", "p_fit")
     error = command(*arguments, "--fit", "stretch", fails=True)
@@ -158,7 +158,7 @@ def test_the_fit_overrules_that_of_the_model(command, place):
 
 
 def test_several_crops_of_squashed_frames_stand_in_the_way_of_a_test_alone(command, place, monkeypatch):
-    monkeypatch.setattr("fastvtp.scoring.read_fit", lambda _: "squash")
+    monkeypatch.setattr("fastvtp.evaluation.scoring.read_fit", lambda _: "squash")
     settings = ("steps=1", "num_heads=2", "head_dim=8", "--train", "train", "--views", "2x3")
     assert "expected one crop, got 3" in command("probe", "model", *settings, "--test", "test", fails=True)
     command("probe", "model", *settings, "--output", "p_views")
@@ -263,8 +263,8 @@ def test_user_errors_are_one_line(command, features, place, arguments, message):
 
 
 def test_zero_shot_of_a_dual_encoder(command, place):
-    from fastvtp.data.tokenization import CaptionTokenizer
-    from fastvtp.models.dual_encoder import DualEncoderConfig
+    from fastvtp.data.wordpiece import CaptionTokenizer
+    from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
 
     tokenizer = CaptionTokenizer.train(["a video of red green blue", "what colour is it ?"], 100)
     torch.manual_seed(0)

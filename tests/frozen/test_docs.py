@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-from fastvtp.checkpoints.native import write_model_folder
-from fastvtp.models.registry import architecture_of
-from tests.evaluation.frozen_clips import write_classes
-from tests.models.towers import make_tower_model
+from fastvtp.model_folder import write_model_folder
+from fastvtp.systems.catalogue import architecture_of
+from tests.frozen.frozen_clips import write_classes
+from tests.frozen.towers import make_tower_model
 
 PAGE = Path(__file__).parents[2] / "docs/videoprism_probe.md"
 

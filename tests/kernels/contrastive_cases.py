@@ -9,7 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastvtp_kernels import contrastive_loss, sigmoid_loss, tuning
-from tests.kernels.triton_cases import DEVICE, SMALL_TILES, random_values
+from tests.kernels.triton_cases import (
+    DEVICE,
+    SMALL_TILES,
+    random_values,
+)
 
 CONTRASTIVE = tuple(name for name in SMALL_TILES if name.startswith("contrastive"))
 KINDS = ("unit", "aligned", "equal", "zero", "large")

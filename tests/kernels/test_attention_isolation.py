@@ -8,8 +8,18 @@ pytest.importorskip("triton")
 import torch
 
 from fastvtp_kernels import axial_attention, varlen_attention
-from tests.kernels.attention_cases import OPTIONS, forced, grid, offsets, packed
-from tests.kernels.triton_cases import no_kernels, pattern, results
+from tests.kernels.attention_cases import (
+    OPTIONS,
+    forced,
+    grid,
+    offsets,
+    packed,
+)
+from tests.kernels.triton_cases import (
+    no_kernels,
+    pattern,
+    results,
+)
 
 # Queries and keys of each sequence; those of the third are poisoned.
 BATCHES = {

@@ -14,7 +14,14 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from fastvtp_kernels import philox, varlen_attention, varlen_attention_packed
 from fastvtp_kernels.attention import kernels, ordering
-from tests.kernels.attention_cases import OPTIONS, forced, offsets, only, packed, side_by_side
+from tests.kernels.attention_cases import (
+    OPTIONS,
+    forced,
+    offsets,
+    only,
+    packed,
+    side_by_side,
+)
 from tests.kernels.triton_cases import DEVICE, results
 
 LAST = 2**64 - 1

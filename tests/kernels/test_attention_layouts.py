@@ -10,8 +10,19 @@ import torch
 from torch import Tensor
 
 from fastvtp_kernels import axial_attention, varlen_attention, varlen_attention_packed
-from tests.kernels.attention_cases import LENGTHS, forced, grid, packed, side_by_side
-from tests.kernels.triton_cases import DEVICE, assert_meets_the_law, random_values, results
+from tests.kernels.attention_cases import (
+    LENGTHS,
+    forced,
+    grid,
+    packed,
+    side_by_side,
+)
+from tests.kernels.triton_cases import (
+    DEVICE,
+    assert_meets_the_law,
+    random_values,
+    results,
+)
 
 REGIMES = ("tiny", "resident", "streaming")
 every_regime = pytest.mark.parametrize("regime", REGIMES)

@@ -12,8 +12,18 @@ import torch
 
 from fastvtp_kernels import axial_attention, axial_attention_packed, varlen_attention, varlen_attention_packed
 from tests.kernels import registration_checks
-from tests.kernels.attention_cases import OPTIONS, grid, grid_side_by_side, packed, side_by_side
-from tests.kernels.triton_cases import DEVICE, pattern, results
+from tests.kernels.attention_cases import (
+    OPTIONS,
+    grid,
+    grid_side_by_side,
+    packed,
+    side_by_side,
+)
+from tests.kernels.triton_cases import (
+    DEVICE,
+    pattern,
+    results,
+)
 
 PLAIN = (0.25, 0.0, False)
 CAPPED = (0.7, 1.5, True)

@@ -11,7 +11,13 @@ from torch import Tensor
 from fastvtp_kernels import contrastive_loss, dispatch, sigmoid_loss
 from tests.kernels import rank_cases
 from tests.kernels.contrastive_cases import LOSSES
-from tests.kernels.rank_cases import CASES, GROUPS, ROWS, Towers, train
+from tests.kernels.rank_cases import (
+    CASES,
+    GROUPS,
+    ROWS,
+    Towers,
+    train,
+)
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch is built without torch.distributed")
 TRITON = {name for name, case in CASES.items() if case.backend == "triton"}

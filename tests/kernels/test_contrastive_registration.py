@@ -13,7 +13,11 @@ from torch import Tensor
 
 from fastvtp_kernels import hard_negatives
 from tests.kernels import registration_checks
-from tests.kernels.contrastive_cases import LOSSES, ids, pair
+from tests.kernels.contrastive_cases import (
+    LOSSES,
+    ids,
+    pair,
+)
 from tests.kernels.triton_cases import DEVICE
 
 ROWS, WIDTH = 6, 20

@@ -11,8 +11,21 @@ from hypothesis import strategies as st
 
 from fastvtp_kernels import axial_attention, varlen_attention
 from fastvtp_kernels.testing import assert_within_tolerance
-from tests.kernels.attention_cases import forced, grid, of_views, offsets, only, packed
-from tests.kernels.triton_cases import DEVICE, no_kernels, pattern, random_values, results
+from tests.kernels.attention_cases import (
+    forced,
+    grid,
+    of_views,
+    offsets,
+    only,
+    packed,
+)
+from tests.kernels.triton_cases import (
+    DEVICE,
+    no_kernels,
+    pattern,
+    random_values,
+    results,
+)
 
 FEW = settings(max_examples=5, deadline=None)
 LONGEST = {"tiny": 16, "resident": 24, "streaming": 24}

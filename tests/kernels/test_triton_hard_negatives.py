@@ -15,7 +15,13 @@ from fastvtp_kernels.contrastive import chunked
 from fastvtp_kernels.contrastive.reference import hard_negatives as naive
 from tests.kernels import contrastive_cases
 from tests.kernels.contrastive_cases import ids, pair
-from tests.kernels.triton_cases import DEVICE, DTYPES, SMALL_TILES, strided, tiles_of
+from tests.kernels.triton_cases import (
+    DEVICE,
+    DTYPES,
+    SMALL_TILES,
+    strided,
+    tiles_of,
+)
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 BACKENDS = ("triton", "reference")

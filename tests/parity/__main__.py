@@ -11,7 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from tests.parity.compare import TOLERANCE, Row, compare, table
+from tests.parity.compare import (
+    TOLERANCE,
+    Row,
+    compare,
+    table,
+)
 from tests.parity.folder import read_folder
 
 # system -> module with `compute(folder) -> arrays by name` and `EXCUSED`, arrays without a counterpart and why; or,

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.parity.replica import Arrays, linear, norm
+from tests.parity.replica import (
+    Arrays,
+    linear,
+    norm,
+)
 
 Config = dict[str, Any]
 

@@ -10,8 +10,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.parity import alpro_folders
-from tests.parity.alpro_replica import alpro, linear_schedule, prompt_features
-from tests.parity.replica import Arrays, replicate, retrieval, schedule, simvtp, videomae
+from tests.parity.alpro_replica import (
+    alpro,
+    linear_schedule,
+    prompt_features,
+)
+from tests.parity.replica import (
+    Arrays,
+    replicate,
+    retrieval,
+    schedule,
+    simvtp,
+    videomae,
+)
 
 SYSTEMS = {"videomae": videomae, "simvtp": simvtp, "alpro": alpro}
 

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tests.parity.prism_replica import Arrays, classifier, encoder, text_tower, video_text
+from tests.parity.prism_replica import (
+    Arrays,
+    classifier,
+    encoder,
+    text_tower,
+    video_text,
+)
 
 SIZES: dict[str, Any] = {
     "patch_size": 5, "pos_emb_shape": [3, 4, 4], "model_dim": 21, "num_spatial_layers": 2, "num_temporal_layers": 1,

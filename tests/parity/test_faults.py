@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from tests.parity.__main__ import main
-from tests.parity.compare import compare, relative_error, table
+from tests.parity.compare import (
+    compare,
+    relative_error,
+    table,
+)
 
 
 def verdict(capsys: pytest.CaptureFixture[str]) -> str:

@@ -11,14 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastvtp.models.simvtp_config import SimVTPConfig
-from fastvtp.models.simvtp_plan import lay_out
+from fastvtp.systems.simvtp.config import SimVTPConfig
+from fastvtp.systems.simvtp.plan import lay_out
 from tests.parity.__main__ import main
 from tests.parity.compare import relative_error
 from tests.parity.made_folders import SYSTEMS as FORWARDS
 from tests.parity.made_folders import make_folder
 from tests.parity.replica import replicate
-from tests.parity.systems import alpro, simvtp, videomae
+from tests.parity.systems import (
+    alpro,
+    simvtp,
+    videomae,
+)
 
 ARRAYS = Path(__file__).parent / "arrays"
 SYSTEMS = ("simvtp", "videomae", "alpro")

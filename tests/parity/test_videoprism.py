@@ -13,7 +13,13 @@ from safetensors.torch import load_file, save_file
 from tests.parity.__main__ import main
 from tests.parity.compare import relative_error
 from tests.parity.prism_folders import make_folder
-from tests.parity.prism_replica import Arrays, classifier, encoder, text_tower, video_text
+from tests.parity.prism_replica import (
+    Arrays,
+    classifier,
+    encoder,
+    text_tower,
+    video_text,
+)
 
 ARRAYS = Path(__file__).parent / "arrays" / "videoprism"
 INPUTS = ("inputs", "frame_paddings", "text_token_ids", "text_paddings")

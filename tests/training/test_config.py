@@ -1,8 +1,13 @@
 import pytest
 
 from fastvtp.errors import UserError
-from fastvtp.training.config import apply_overrides, differing_settings, save_config, setting_names
-from fastvtp.training.recipes import RECIPES, get_recipe
+from fastvtp.settings import setting_names
+from fastvtp.systems.recipes import RECIPES, get_recipe
+from fastvtp.training.config import (
+    apply_overrides,
+    differing_settings,
+    save_config,
+)
 
 
 @pytest.fixture

@@ -11,25 +11,25 @@ import numpy as np
 import pytest
 import torch
 
-from fastvtp import cli, runs
-from fastvtp.checkpoints.native import CheckpointError, write_model_folder
+from fastvtp import runs
+from fastvtp.cli import main as cli
 from fastvtp.data.annotations import load_annotations
-from fastvtp.data.tokenization import CaptionTokenizer
-from fastvtp.errors import UserError
-from fastvtp.evaluation.fitting import FitSettings
-from fastvtp.frozen import probing
+from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.errors import CheckpointError, ConfigError, UserError
+from fastvtp.evaluation.scoring import evaluation_loader
+from fastvtp.frozen import runs as probing
 from fastvtp.frozen.recipes import probe_recipe
-from fastvtp.models.registry import build_model
-from fastvtp.scoring import evaluation_loader
-from fastvtp.training import captioning_tasks
-from fastvtp.training.config import ConfigError, apply_overrides
+from fastvtp.frozen.training_heads import FitSettings
+from fastvtp.model_folder import write_model_folder, write_reading
+from fastvtp.systems.captioner import tasks as captioning_tasks
+from fastvtp.systems.catalogue import build_model
+from fastvtp.systems.recipes import build_task, get_recipe
+from fastvtp.training.config import apply_overrides
 from fastvtp.training.loop import training_loader
-from fastvtp.training.recipes import get_recipe
-from fastvtp.training.state import Progress, write_reading
-from fastvtp.training.tasks import build_task
+from fastvtp.training.state import Progress
 from tests.data.clips import write_clip
+from tests.systems.alpro.test_training import configure
 from tests.training.labelled import SIZES, write_rows
-from tests.training.test_alpro import configure
 
 PUBLISHED = (
     "alpro_prompter", "alpro_pretrain", "alpro_msrvtt_retrieval", "alpro_didemo_retrieval", "alpro_msrvtt_qa",

@@ -7,15 +7,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastvtp import create_model, runs
-from fastvtp.checkpoints.native import CheckpointError, write_model_folder
-from fastvtp.data.tokenization import CaptionTokenizer
-from fastvtp.models.registry import build_model
-from fastvtp.training.config import ConfigError, apply_overrides
+from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.errors import CheckpointError, ConfigError
+from fastvtp.model_folder import write_model_folder
+from fastvtp.systems.catalogue import build_model
+from fastvtp.systems.recipes import build_task, get_recipe
+from fastvtp.training.config import apply_overrides
 from fastvtp.training.initialization import load_initial_weights, prepare_tokenizer
 from fastvtp.training.loop import train
-from fastvtp.training.recipes import get_recipe
-from fastvtp.training.tasks import build_task
-from tests.training.labelled import DECODER, classes, settings
+from tests.training.labelled import (
+    DECODER,
+    classes,
+    settings,
+)
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from fastvtp import runs
-from fastvtp.training.config import ConfigError, apply_overrides
-from fastvtp.training.loop import choose_device, train
-from fastvtp.training.recipes import get_recipe
+from fastvtp.errors import ConfigError
+from fastvtp.settings import choose_device
+from fastvtp.systems.recipes import get_recipe
+from fastvtp.training.config import apply_overrides
+from fastvtp.training.loop import train
 from tests.data.clips import write_audio
 
 

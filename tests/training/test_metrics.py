@@ -2,7 +2,12 @@ import json
 
 import pytest
 
-from fastvtp.training.metrics import METRICS_NAME, SPEED_NAME, MetricsWriter, last_record
+from fastvtp.training.metrics import (
+    METRICS_NAME,
+    SPEED_NAME,
+    MetricsWriter,
+    last_record,
+)
 
 
 def write(run_dir, steps, resume_step=0, **options) -> None:

@@ -3,15 +3,22 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fastvtp.models.alpro_finetuning import AlproRetrievalConfig
-from fastvtp.models.classification import VideoClassifierConfig
-from fastvtp.models.dual_encoder import DualEncoderConfig
-from fastvtp.models.registry import build_model
-from fastvtp.models.simvtp_config import SimVTPConfig
-from fastvtp.models.video_qa import VideoQAConfig
-from fastvtp.models.videomae import VideoMAEConfig
-from fastvtp.training.config import ConfigError, OptimizerConfig
-from fastvtp.training.optimizer import build_optimizer, layer_scales, learning_rate_at, linear_rate, set_learning_rate
+from fastvtp.errors import ConfigError
+from fastvtp.systems.alpro.finetuning import AlproRetrievalConfig
+from fastvtp.systems.catalogue import build_model
+from fastvtp.systems.simvtp.config import SimVTPConfig
+from fastvtp.systems.simvtp.question_answering import VideoQAConfig
+from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
+from fastvtp.systems.videomae.classifier import VideoClassifierConfig
+from fastvtp.systems.videomae.model import VideoMAEConfig
+from fastvtp.training.config import OptimizerConfig
+from fastvtp.training.optimizer import (
+    build_optimizer,
+    layer_scales,
+    learning_rate_at,
+    linear_rate,
+    set_learning_rate,
+)
 
 TINY = {"width": 16, "depth": 2, "num_heads": 2, "num_frames": 2, "image_size": 32}
 TEXT = {"vocab_size": 20, "max_text_length": 8}

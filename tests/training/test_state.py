@@ -3,11 +3,17 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fastvtp
-from fastvtp.checkpoints.native import CheckpointError, read_weights
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.errors import CheckpointError
+from fastvtp.model_folder import list_checkpoints, read_weights
 from fastvtp.training.config import OptimizerConfig
 from fastvtp.training.optimizer import build_optimizer
-from fastvtp.training.state import Progress, list_checkpoints, read_state, restore_checkpoint, save_checkpoint
+from fastvtp.training.state import (
+    Progress,
+    read_state,
+    restore_checkpoint,
+    save_checkpoint,
+)
 
 SIZES = {"width": 48, "depth": 1, "num_heads": 2, "decoder_width": 24, "decoder_num_heads": 2, "vocab_size": 120}
 

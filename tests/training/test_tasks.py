@@ -9,14 +9,22 @@ import torch
 from safetensors.torch import load_file
 
 from fastvtp import create_model, runs
-from fastvtp.checkpoints.native import write_model_folder
-from fastvtp.checkpoints.released import absent_parts
-from fastvtp.errors import UserError
-from fastvtp.training.config import ConfigError, TrainConfig, apply_overrides
+from fastvtp.checkpoints.loading import absent_parts
+from fastvtp.data.annotations import load_videos
+from fastvtp.errors import ConfigError, UserError
+from fastvtp.model_folder import write_model_folder
+from fastvtp.systems.recipes import build_task, get_recipe
+from fastvtp.training.config import TrainConfig, apply_overrides
 from fastvtp.training.loop import train
-from fastvtp.training.recipes import get_recipe
-from fastvtp.training.tasks import build_task, load_videos
-from tests.training.labelled import DECODER, choices, classes, rows_of, settings, several_captions, write_rows
+from tests.training.labelled import (
+    DECODER,
+    choices,
+    classes,
+    rows_of,
+    settings,
+    several_captions,
+    write_rows,
+)
 
 Paths = Callable[[Path, str], Path]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from fastvtp.evaluation.reconstruction import ReconstructionExample
 from fastvtp.visualization import drawing
 from fastvtp.visualization.reconstruction import (
+    ReconstructionExample,
     reconstruction_grid,
     save_reconstruction_animation,
     save_reconstruction_grid,

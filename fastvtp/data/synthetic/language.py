@@ -8,7 +8,12 @@ import random
 import re
 from dataclasses import dataclass
 
-from fastvtp.data.synthetic.scene import STARTING_SIZE, Background, Scene, SceneObject
+from fastvtp.data.synthetic.scene import (
+    STARTING_SIZE,
+    Background,
+    Scene,
+    SceneObject,
+)
 
 _SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
 _OBJECT_PHRASES = {

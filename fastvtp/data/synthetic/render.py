@@ -8,7 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastvtp.data.synthetic.scene import Background, Scene, SceneObject
+from fastvtp.data.synthetic.scene import (
+    Background,
+    Scene,
+    SceneObject,
+)
 
 OBJECT_RGB = {
     "red": (240, 25, 25),

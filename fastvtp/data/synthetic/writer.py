@@ -22,10 +22,18 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvtp.data.synthetic.config import GENERATOR_VERSION, SyntheticConfig, SyntheticDataset
+from fastvtp.data.synthetic.config import (
+    GENERATOR_VERSION,
+    SyntheticConfig,
+    SyntheticDataset,
+)
 from fastvtp.data.synthetic.language import ask, describe
 from fastvtp.data.synthetic.render import render_scene
-from fastvtp.data.synthetic.scene import ENTITIES, Scene, sample_scenes
+from fastvtp.data.synthetic.scene import (
+    ENTITIES,
+    Scene,
+    sample_scenes,
+)
 from fastvtp.errors import UserError
 from fastvtp.files import write_atomically
 

@@ -8,21 +8,47 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-from fastvtp.checkpoints.released import absent_parts, load_released
+from fastvtp.checkpoints.loading import absent_parts, load_released
 from fastvtp.errors import UserError
-from fastvtp.models.alpro import Alpro
-from fastvtp.models.alpro_finetuning import AlproQAConfig, AlproRetrieval, AlproRetrievalConfig
-from fastvtp.models.alpro_fusion import AlproFusion
-from fastvtp.models.alpro_towers import AlproConfig, AlproPrompterConfig, AlproTowers
-from fastvtp.models.packing import Packing
-from fastvtp.models.timesformer import CLIP_MEAN, CLIP_STD, TimeSformer
-from fastvtp.objectives.entity_prompts import IGNORE_RULES, average_prompts, entity_targets
+from fastvtp.modules.packing import Packing
+from fastvtp.systems.alpro.entities import (
+    IGNORE_RULES,
+    average_prompts,
+    entity_targets,
+)
+from fastvtp.systems.alpro.finetuning import (
+    AlproQAConfig,
+    AlproRetrieval,
+    AlproRetrievalConfig,
+)
+from fastvtp.systems.alpro.fusion import AlproFusion
+from fastvtp.systems.alpro.model import Alpro
+from fastvtp.systems.alpro.timesformer import (
+    CLIP_MEAN,
+    CLIP_STD,
+    TimeSformer,
+)
+from fastvtp.systems.alpro.towers import (
+    AlproConfig,
+    AlproPrompterConfig,
+    AlproTowers,
+)
 from fastvtp.training.config import OptimizerConfig
 from fastvtp.training.optimizer import linear_rate
 from fastvtp_kernels import tubelet_embed
 from tests.parity.folder import ParityFolder
-from tests.parity.systems.alpro_inputs import Texts, padded_packing, read_crop, read_video
-from tests.parity.systems.common import built, captured, gradients, named_blocks
+from tests.parity.systems.alpro_inputs import (
+    Texts,
+    padded_packing,
+    read_crop,
+    read_video,
+)
+from tests.parity.systems.common import (
+    built,
+    captured,
+    gradients,
+    named_blocks,
+)
 
 EXCUSED = {"grad.*.attention.self.key.bias": "rounding: the softmax cancels the keys' bias, which fastvtp leaves out"}
 

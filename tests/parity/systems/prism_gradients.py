@@ -7,10 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastvtp.checkpoints.videoprism import prepare
 from fastvtp.errors import UserError
+from fastvtp.systems.videoprism.weights import prepare
 from tests.parity.compare import Row
-from tests.parity.systems.prism_folder import GRADIENTS, TOKENS, Part, rows_of
+from tests.parity.systems.prism_folder import (
+    GRADIENTS,
+    TOKENS,
+    Part,
+    rows_of,
+)
 
 Outputs = Callable[[nn.Module, str, Tensor | None], Mapping[str, Tensor]]
 

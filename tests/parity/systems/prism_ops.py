@@ -8,22 +8,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from fastvtp.checkpoints.videoprism import prepare
 from fastvtp.errors import UserError
-from fastvtp.models.packing import Packing
-from fastvtp.models.prism_layers import (
+from fastvtp.modules.packing import Packing
+from fastvtp.modules.pooler import AttentionPooler, scale_query
+from fastvtp.modules.positions import resize_positions, sinusoid_positions
+from fastvtp.systems.videoprism.layers import (
     NORM_POLICIES,
-    AttentionPooler,
     Padding,
     PrismTransformer,
-    resize_positions,
-    scale_query,
-    sinusoid_positions,
     unit_length,
 )
+from fastvtp.systems.videoprism.weights import prepare
 from fastvtp_kernels import gather_tubelets, varlen_attention
 from tests.parity.compare import Row
-from tests.parity.systems.prism_folder import UNIT_LENGTH, Part, rows_of
+from tests.parity.systems.prism_folder import (
+    UNIT_LENGTH,
+    Part,
+    rows_of,
+)
 from tests.parity.systems.prism_text import PaddedRows, padded
 
 INPUTS = (

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from fastvtp.errors import UserError
-from fastvtp.models.packing import Packing
-from fastvtp.models.prism_layers import CappedAttention, Padding, PrismTransformer
-from fastvtp.models.video_text_prism import PrismText
+from fastvtp.modules.packing import Packing
+from fastvtp.systems.videoprism.layers import (
+    CappedAttention,
+    Padding,
+    PrismTransformer,
+)
+from fastvtp.systems.videoprism.video_text import PrismText
 from tests.parity.systems.prism_folder import Part
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from fastvtp.checkpoints.released import load_released
+from fastvtp.checkpoints.loading import load_released
 from fastvtp.errors import UserError
-from fastvtp.models.dual_encoder import DualEncoderConfig
-from fastvtp.models.simvtp import SimVTP
-from fastvtp.models.simvtp_config import SimVTPConfig
-from fastvtp.models.simvtp_plan import SimVTPPlan, lay_out
+from fastvtp.systems.simvtp.config import SimVTPConfig
+from fastvtp.systems.simvtp.model import SimVTP
+from fastvtp.systems.simvtp.plan import SimVTPPlan, lay_out
+from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
 from tests.parity.folder import ParityFolder
 from tests.parity.systems.common import (
     built,
@@ -28,7 +28,7 @@ from tests.parity.systems.common import (
     read_clip,
     retrieval_scores,
     video_sizes,
-)  # fmt: skip
+)
 
 EXCUSED = {"retrieval_sims": "no model made it: the retrieval metrics, which are compared, are computed from it"}
 

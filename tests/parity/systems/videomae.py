@@ -6,10 +6,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastvtp.checkpoints.released import load_released
-from fastvtp.models.classification import VideoClassifierConfig
-from fastvtp.models.registry import build_model
-from fastvtp.models.videomae import VideoMAEConfig, VideoMAEPlan
+from fastvtp.checkpoints.loading import load_released
+from fastvtp.systems.catalogue import build_model
+from fastvtp.systems.videomae.classifier import VideoClassifierConfig
+from fastvtp.systems.videomae.model import VideoMAEConfig, VideoMAEPlan
 from tests.parity.folder import ParityFolder
 from tests.parity.systems.common import (
     built,
@@ -22,7 +22,7 @@ from tests.parity.systems.common import (
     pixel_target,
     read_clip,
     video_sizes,
-)  # fmt: skip
+)
 
 EXCUSED: dict[str, str] = {}
 

@@ -11,20 +11,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softmax
 
-from fastvtp.checkpoints.origins import recognise
+from fastvtp.checkpoints.kinds import recognise
+from fastvtp.checkpoints.loading import absent_parts, load_released
 from fastvtp.checkpoints.reading import read_checkpoint
-from fastvtp.checkpoints.released import absent_parts, load_released
 from fastvtp.checkpoints.sizes import config_of_released
 from fastvtp.errors import UserError
-from fastvtp.models.prism_layers import unit_length
-from fastvtp.models.registry import build_model
-from fastvtp.models.video_text_prism import VideoTextPrism, VideoTextPrismConfig
-from fastvtp.models.videoprism import PrismClassifier, VideoPrismEncoder
+from fastvtp.systems.catalogue import build_model
+from fastvtp.systems.videoprism.encoder import PrismClassifier, VideoPrismEncoder
+from fastvtp.systems.videoprism.layers import unit_length
+from fastvtp.systems.videoprism.video_text import VideoTextPrism, VideoTextPrismConfig
 from fastvtp_kernels import tubelet_embed
 from tests.parity.compare import Row
 from tests.parity.systems import prism_gradients, prism_ops
 from tests.parity.systems.common import captured, named_blocks
-from tests.parity.systems.prism_folder import TOKENS, UNIT_LENGTH, Part, read_parts, rows_of
+from tests.parity.systems.prism_folder import (
+    TOKENS,
+    UNIT_LENGTH,
+    Part,
+    read_parts,
+    rows_of,
+)
 from tests.parity.systems.prism_text import Texts
 
 INPUTS = ("inputs", "frame_paddings", "text_token_ids", "text_paddings")

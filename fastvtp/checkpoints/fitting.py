@@ -1,0 +1,62 @@
+"""Learned position tables of a checkpoint in a model's sizes."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from fastvtp.errors import CheckpointError
+from fastvtp.modules.positions import resize_positions
+
+POSITION_RESIZES = ("bicubic", "official")
+_TEXTS, _PATCHES, _FRAMES = "text_embeddings.position_embeddings.weight", ".patch_positions", ".time_positions"
+_PRISM_PLACES, _PRISM_TIMES = "spatial_positions", "temporal_positions"
+
+
+def fit(name: str, tensor: Tensor, own: Tensor, position_resize: str) -> tuple[Tensor, str | None]:
+    """`tensor` in the form of `own`, the model's `name`, where only its form or a table's length differs, or as it is;
+    and what was done, in words. Captions' tables are cut and never stretched; those of patches and frames are resized,
+    VideoPrism's as its encoder resizes them on the fly.
+    """
+    if name == "decoder.mask_token" and tensor.numel() == own.numel():
+        return tensor.reshape(own.shape), None
+    if tensor.ndim != 2 or tensor.shape[1:] != own.shape[1:] or len(tensor) == len(own):
+        return tensor, None
+    change = f"{len(tensor)} rows to {len(own)}"
+    if name.endswith(_TEXTS) and len(tensor) > len(own):
+        return tensor[: len(own)], f"{name}: the first {len(own)} of {len(tensor)} rows"
+    if name.endswith(_FRAMES):
+        return _nearest(tensor, len(own)), f"{name}: {change}, nearest"
+    if name.endswith(_PATCHES) and position_resize == "official":
+        return _nearest(tensor, len(own)), f"{name}: {change}, nearest in the flattened index"
+    if name.endswith(_PATCHES):
+        return _bicubic(name, tensor, len(own)), f"{name}: {change}, bicubic"
+    if name.endswith(_PRISM_TIMES):
+        resized = resize_positions(tensor, (1, len(tensor)), (1, len(own)))
+        return resized, f"{name}: {change}, antialiased linear"
+    if name.endswith(_PRISM_PLACES):
+        before, after = _sides(name, len(tensor), len(own))
+        return resize_positions(tensor, (before, before), (after, after)), f"{name}: {change}, antialiased bilinear"
+    return tensor, None
+
+
+def _nearest(table: Tensor, rows: int) -> Tensor:
+    """[S, D] -> [rows, D], row i being row floor(i * S / rows), as the released loaders resize."""
+    return interpolate(table.T[None].float(), size=rows, mode="nearest")[0].T.to(table.dtype)
+
+
+def _bicubic(name: str, table: Tensor, rows: int) -> Tensor:
+    """[S, D] -> [rows, D], both of a square grid."""
+    before, after = _sides(name, len(table), rows)
+    grid = table.T.reshape(1, -1, before, before).float()
+    resized = interpolate(grid, size=(after, after), mode="bicubic", align_corners=False, antialias=False)
+    return torch.flatten(resized[0], 1).T.to(table.dtype)
+
+
+def _sides(name: str, before: int, after: int) -> tuple[int, int]:
+    """The sides of the square grids of so many rows."""
+    sides = math.isqrt(before), math.isqrt(after)
+    if (sides[0] ** 2, sides[1] ** 2) != (before, after):
+        raise CheckpointError(f"{name}: {before} or {after} rows are no square grid, which resizing takes")
+    return sides

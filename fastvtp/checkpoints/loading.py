@@ -1,0 +1,208 @@
+"""Released checkpoints, and fastvtp's own of another architecture, into a model."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastvtp.checkpoints.bert import split_layers
+from fastvtp.checkpoints.fitting import POSITION_RESIZES, fit
+from fastvtp.checkpoints.kinds import Kind, Transfer, recognise
+from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
+from fastvtp.checkpoints.sizes import different_sizes
+from fastvtp.checkpoints.transfers import TRANSFERS
+from fastvtp.errors import CheckpointError, UserError, unknown_name
+from fastvtp.systems.catalogue import ARCHITECTURES, architecture_of
+
+logger = logging.getLogger(__name__)
+
+_HEAD_NORMS = ("norm", "decoder.transformer.norm", "video_norm", "text_norm")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a checkpoint. loaded, fresh: the model's names that were filled, and that kept what they held.
+    ignored: the checkpoint's names that were left; where a tensor was taken apart or joined with others, the parts' or
+    the whole's. resized: position tables that were cut or resized, in words."""
+
+    loaded: tuple[str, ...]
+    fresh: tuple[str, ...]
+    ignored: tuple[str, ...]
+    resized: tuple[str, ...]
+
+
+def load_released(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Tensor] | Checkpoint,
+    *,
+    origin: str | None = None,
+    fresh: Sequence[str] = (),
+    position_resize: str = "bicubic",
+) -> LoadReport:
+    """Copy a checkpoint of VideoMAE, SimVTP, ALPRO, VideoPrism, transformers' VideoMAE or VideoPrism, BERT, a ViT, CLIP
+    or fastvtp into `model`, all or nothing.
+
+    model: one of fastvtp's, initialised. source: a .pth, .pt, .bin, .safetensors or .npz file, a folder, or tensors by
+    name. origin: "videomae", "simvtp", "alpro" (also LAVIS's), "videoprism", "hf_videomae", "hf_videoprism", "bert",
+    "vit", "clip" or "fastvtp"; None: told by the names. fresh: parts of the model that keep their initialisation, such
+    as ("norm", "head") where a classifier starts from pretraining. position_resize: how ALPRO's patch positions are
+    brought to another number of patches: "bicubic" on their grid, or "official", nearest in the flattened index.
+
+    BERT and ViT fill parts of a model; the rest stays as it is. SimVTP's models take a BERT's embeddings, ALPRO's all
+    its layers and its word head where there is one; a ViT becomes ALPRO's video encoder, its attention being that
+    within frames and, in a copy, that along time, which begins without effect. Position tables of captions that are
+    longer than the model's are cut, those of frames resized to the nearest; those of tubelets are fixed and not part of
+    checkpoints. What transformers' VideoMAE states as eps of its LayerNorms comes along, into `model.config` too.
+
+    VideoPrism's encoder is taken out of its video-text model or classifier, and put into either. A ViT or CLIP's image
+    tower becomes its blocks within frames, see `fastvtp.checkpoints.image_towers`; its position tables are resized as
+    the encoder itself resizes them.
+
+    Raises CheckpointError with one line that says what to set where the checkpoint is of another size, and lists every
+    missing, unexpected and wrongly shaped entry, and UserError where `origin`, `fresh` or `position_resize` name
+    nothing.
+    """
+    if position_resize not in POSITION_RESIZES:
+        raise unknown_name("position_resize", position_resize, POSITION_RESIZES)
+    checkpoint = read_checkpoint(source)
+    kind = recognise(checkpoint, origin)
+    transfer = _transfer(checkpoint, kind, model)
+    if kind.note:
+        logger.warning("%s: %s", checkpoint.name, kind.note)
+    own = model.state_dict()
+    _check_fresh(fresh, model, own)
+    loaded: dict[str, Tensor] = {}
+    ignored: list[str] = []
+    resized: list[str] = []
+    stated = _stated_settings(checkpoint, kind, model)
+    problems = _different_settings(stated, model)
+    for original, tensor in transfer.adapt(kind.prepare(checkpoint.weights)).items():
+        name = _our_name(kind, original, model)
+        targets = [target for target in transfer.targets(name) if not _under(target, fresh)]
+        used = [target for target in targets if target in own]
+        if not used:
+            known = not targets or kind.leaves(original) or name.startswith(transfer.optional)
+            (ignored if known else problems).append(original if known else f"unexpected {original}")
+        for target in used:
+            fitted, change = fit(target, tensor, own[target], position_resize)
+            if fitted.shape != own[target].shape:
+                problems.append(f"{original} is {list(tensor.shape)}, the model's {target} {list(own[target].shape)}")
+            if target in loaded:
+                problems.append(f"{original} and another entry are both {target}")
+            loaded[target] = fitted
+            resized += [change] if change else []
+    needed = [name for name in own if not transfer.needed or _under(name, transfer.needed)]
+    missing = [name for name in needed if name not in loaded and not _under(name, fresh)]
+    problems += [f"missing {name}" for name in missing]
+    if problems:
+        absent = [part for part in transfer.fresh if any(_under(name, (part,)) for name in missing)]
+        hint = f" (to start these parts afresh: fresh={(*fresh, *absent)})" if absent else ""
+        listed = _advice(checkpoint, kind, model) + "; ".join(sorted(problems))
+        raise CheckpointError(f"{checkpoint.name} does not fit {type(model).__name__}: {listed}{hint}")
+    model.load_state_dict(loaded, strict=False)
+    _take_norm_eps(stated, model)
+    return LoadReport(tuple(loaded), tuple(name for name in own if name not in loaded), tuple(ignored), tuple(resized))
+
+
+def absent_parts(
+    model: nn.Module, source: str | Path | Mapping[str, Tensor] | Checkpoint, *, origin: str | None = None
+) -> tuple[str, ...]:
+    """The parts of `model` that a checkpoint of another architecture cannot fill, for `fresh` of `load_released`."""
+    checkpoint = read_checkpoint(source)
+    kind = recognise(checkpoint, origin)
+    transfer = _transfer(checkpoint, kind, model)
+    entries = transfer.adapt(kind.prepare(checkpoint.weights))
+    names = [_our_name(kind, name, model) for name in entries]
+    filled = {target for name in names for target in transfer.targets(name)}
+    return tuple(
+        part
+        for part in transfer.fresh
+        if (names := [name for name in model.state_dict() if _under(name, (part,))]) and filled.isdisjoint(names)
+    )
+
+
+def _our_name(kind: Kind, name: str, model: Any) -> str:
+    """The name of a prepared entry in a model of the checkpoint's architecture that splits its BERT as `model` does."""
+    ours = kind.names(name)
+    return split_layers(ours, model.config.text_depth) if hasattr(model.config, "text_depth") else ours
+
+
+def _transfer(checkpoint: Checkpoint, kind: Kind, model: nn.Module) -> Transfer:
+    if type(model) not in {model_class for _, model_class in ARCHITECTURES.values()}:
+        raise UserError(f"model must be one of fastvtp's ({', '.join(ARCHITECTURES)}), got {type(model).__name__}")
+    architecture = architecture_of(model)
+    if kind.architecture == "bert" and not hasattr(model, "text_embeddings"):
+        raise CheckpointError(f"{checkpoint.name} is a BERT, {type(model).__name__} reads no text")
+    if (transfer := TRANSFERS.get((kind.architecture, architecture))) is None:
+        known = [target for origin, target in TRANSFERS if origin == kind.architecture]
+        raise CheckpointError(
+            f"{checkpoint.name} is a {kind.architecture}, from which no {architecture} can start (but "
+            f"{', '.join(known)})"
+        )
+    names = {kind.names(name) for name in checkpoint.weights}
+    if kind.architecture == "video_classifier" and "encoder.norm.weight" in names and "norm.weight" not in names:
+        raise CheckpointError(
+            f"{checkpoint.name} classifies its first token (use_mean_pooling=false), {type(model).__name__} the mean "
+            "of all"
+        )
+    return transfer
+
+
+def _stated_settings(checkpoint: Checkpoint, kind: Kind, model: Any) -> dict[str, Any]:
+    """What a folder's config.json says of the parts that `model` takes."""
+    if kind.architecture == "bert" and not hasattr(model.config, "text_depth"):
+        return {}  # its embeddings alone
+    return kind.settings(checkpoint)
+
+
+def _different_settings(stated: Mapping[str, Any], model: nn.Module) -> list[str]:
+    """What a folder's config.json states otherwise and no shape shows."""
+    own = asdict(model.config)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return [
+        f"{name} is {stated[name]}, the model has {own[name]}"
+        for name in ("num_heads", "decoder_num_heads", "text_num_heads", "softcap")
+        if name in stated and name in own and stated[name] != own[name]
+    ]
+
+
+def _advice(checkpoint: Checkpoint, kind: Kind, model: Any) -> str:
+    """What the checkpoint is and the model is not, and how to make it so; "" where both are of one size."""
+    sizes = different_sizes(checkpoint, kind, model.config)
+    if not sizes:
+        return ""
+    settings = " ".join(f"model.{name}={_as_typed(value)}" for name, value in sizes.items())
+    described = ", ".join(f"{name} {_as_typed(value)}" for name, value in sizes.items())
+    return f"the checkpoint is {described}: set {settings}; "
+
+
+def _as_typed(value: Any) -> str:
+    """A setting as one types it behind its name."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _take_norm_eps(stated: Mapping[str, Any], model: Any) -> None:
+    """Compute the LayerNorms of tubelets as the checkpoint states."""
+    eps = {name: stated[name] for name in ("norm_eps", "head_norm_eps") if name in stated}
+    if not eps:
+        return
+    model.config = replace(model.config, **eps)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm) and not name.startswith("text_embeddings"):
+            module.eps = model.config.head_norm_eps if name in _HEAD_NORMS else model.config.norm_eps
+
+
+def _check_fresh(fresh: Sequence[str], model: nn.Module, own: Mapping[str, Tensor]) -> None:
+    if isinstance(fresh, str):
+        raise UserError(f'fresh must be a sequence of names, such as ("{fresh}",), got {fresh!r}')
+    known = {name for name, _ in model.named_modules()} | set(own)
+    for part in fresh:
+        if part.rstrip(".") not in known:
+            parts = ", ".join(name for name, _ in model.named_children())
+            raise UserError(f"fresh names {part!r}, which {type(model).__name__} does not have (its parts: {parts})")
+
+
+def _under(name: str, parts: Sequence[str]) -> bool:
+    return any(name == part or name.startswith(part.rstrip(".") + ".") for part in parts)

@@ -1,0 +1,256 @@
+"""Labelled videos: lists of questions with answers, the vocabulary of answers, and lists of classes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastvtp.data.annotations import (
+    VideoRecord,
+    read_lines,
+    text_of,
+    video_and_id,
+    videos_under,
+)
+from fastvtp.errors import UserError
+from fastvtp.files import (
+    lines_of,
+    read_text,
+    write_atomically,
+)
+
+_MAX_CLASSES = 1_000_000
+_LISTED = re.compile(r"(.+?)[\s,]+(\d+)")
+
+
+@dataclass(frozen=True)
+class ClassificationSet:
+    """Videos with one class each, entry i of both tuples belonging to the record with `sample_ids` i.
+
+    Attributes:
+        records: the caption of each is the name of its class, which the loader needs, and by which a clip of the class
+            "turning left" is not mirrored. Where classes are bare numbers, flipping is the caller's to decide.
+        labels: places in `class_names`.
+        class_names: all classes.
+    """
+
+    records: tuple[VideoRecord, ...]
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def unnamed(self) -> bool:
+        """Whether the classes are bare numbers, which do not say what they show."""
+        return all(name.isdecimal() for name in self.class_names)
+
+
+def load_classes(
+    path: str | os.PathLike[str],
+    class_names: Sequence[str] | None = None,
+    *,
+    names_file: str | os.PathLike[str] | None = None,
+) -> ClassificationSet:
+    """Read videos with one class each.
+
+    Args:
+        path: a `.jsonl` list of `{"video": path, "label": str | int}` with an optional "id"; or a `.csv` list of lines
+            `path label` or `path,label` with whole numbers, no header (VideoMAE's form); or a folder with one subfolder
+            of videos per class. Relative paths start from the folder of the list.
+        class_names: those of the training set, for a test set. None: here, the names sorted; where labels are numbers,
+            the numbers from 0 to the largest.
+        names_file: `class_names` by a file instead, see `read_class_names`.
+
+    Returns:
+        The videos in the order of the list, or of the sorted paths in a folder. A label that is a number is itself the
+        place in `class_names`.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        UserError: a malformed list, with file, line number and field; no videos; text among labels that are numbers; a
+            class that `class_names` does not have.
+    """
+    if names_file is not None:
+        class_names = read_class_names(names_file)
+    path = Path(path).absolute()
+    if path.is_dir():
+        rows = list(_class_folders(path))
+    elif path.suffix not in (".jsonl", ".csv"):
+        raise UserError(f"{path}: expected a .jsonl or .csv file, or a folder with one subfolder per class")
+    else:
+        rows = list(_class_lines(path) if path.suffix == ".jsonl" else _listed_classes(path))
+    if not rows:
+        raise UserError(f"{path}: lists no videos")
+    names = _names_of(rows) if class_names is None else tuple(class_names)
+    places = {name: number for number, name in enumerate(names)}
+    labels = []
+    for place, _, _, label in rows:
+        known = label in places if isinstance(label, str) else label < len(names)
+        if not known:
+            whose = "the training set" if names_file is None else names_file
+            raise UserError(f"{place}: no class {label!r} among the {len(names)} classes of {whose}")
+        labels.append(places[label] if isinstance(label, str) else label)
+    records = (VideoRecord(name, video, (names[i],)) for (_, video, name, _), i in zip(rows, labels, strict=True))
+    return ClassificationSet(tuple(records), tuple(labels), names)
+
+
+def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The names of classes 0, 1, ... from a file with one a line, or from a `.json` list or `{name: its number}` (the
+    `labels.json` of Something-Something V2).
+
+    Raises:
+        FileNotFoundError: nothing there.
+        UserError: another content; numbers with a gap; a name twice; no names.
+    """
+    text = read_text(path, "file of class names")
+    try:
+        content: Any = json.loads(text) if Path(path).suffix == ".json" else lines_of(text.rstrip())
+    except ValueError as error:
+        raise UserError(f"{path}: expected names of classes, one a line or as JSON: {error}") from None
+    if isinstance(content, dict):
+        numbers = {name: str(number) for name, number in content.items()}
+        if sorted(numbers.values()) != sorted(map(str, range(len(numbers)))):
+            raise UserError(f"{path}: expected each class from 0 to {len(numbers) - 1} once")
+        content = sorted(numbers, key=lambda name: int(numbers[name]))
+    if not isinstance(content, list):
+        raise UserError(f"{path}: expected a list of names or an object {{name: number}}, got {content!r}")
+    names = tuple(text_of(name, f"{path}, class {number}") for number, name in enumerate(content))
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{path}: expected class names, each once, got {len(names)} with {len(set(names))} different")
+    return names
+
+
+_Row = tuple[str, str, str, str | int]  # place for error messages, path of the video, id, label
+
+
+def _class_lines(path: Path) -> Iterator[_Row]:
+    for place, fields in read_lines(path):
+        label = fields.get("label")
+        if type(label) is int:
+            if not 0 <= label < _MAX_CLASSES:
+                raise UserError(f"{place}: field 'label': expected a number from 0 to {_MAX_CLASSES - 1}, got {label}")
+        else:
+            label = text_of(label, f"{place}: field 'label'")
+        yield place, *video_and_id(fields, path.parent, place), label
+
+
+def _listed_classes(path: Path) -> Iterator[_Row]:
+    for number, line in enumerate(lines_of(read_text(path)), start=1):
+        if not line.strip():
+            continue
+        match = _LISTED.fullmatch(line.strip())
+        if match is None or int(match[2]) >= _MAX_CLASSES:
+            raise UserError(f"{path}, line {number}: expected 'path label', the label a whole number, got {line!r}")
+        yield f"{path}, line {number}", os.path.join(path.parent, match[1]), match[1], int(match[2])
+
+
+def _class_folders(folder: Path) -> Iterator[_Row]:
+    for video in videos_under(folder):
+        name = video.relative_to(folder)
+        if len(name.parts) > 1:
+            yield str(video), str(video), name.with_suffix("").as_posix(), name.parts[0]
+
+
+def _names_of(rows: Sequence[_Row]) -> tuple[str, ...]:
+    numbers = [label for *_, label in rows if isinstance(label, int)]
+    if not numbers:
+        return tuple(sorted({str(label) for *_, label in rows}))
+    for place, _, _, label in rows:
+        if isinstance(label, str):
+            raise UserError(f"{place}: field 'label': expected a number as in other lines, got {label!r}")
+    return tuple(map(str, range(max(numbers) + 1)))
+
+
+def write_class_names(path: Path, names: Sequence[str]) -> None:
+    """Write the names of classes 0, 1, ..., which `read_class_names` reads as well."""
+    write_atomically(path, (json.dumps(names, ensure_ascii=False, indent=0) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class TargetSet:
+    """Videos and the classes that each shows, entry i of both tuples belonging together.
+
+    Attributes:
+        records: the caption of each names its classes.
+        labels: places in `class_names`, for each video; none, one or several.
+        class_names: all classes.
+        multi_label: whether a video may show several or none.
+    """
+
+    records: tuple[VideoRecord, ...]
+    labels: tuple[tuple[int, ...], ...]
+    class_names: tuple[str, ...]
+    multi_label: bool
+
+    def indicators(self) -> torch.Tensor:
+        """What each video shows: zeros and ones, float32 [videos, classes]."""
+        indicators = torch.zeros(len(self.labels), len(self.class_names))
+        for row, shown in zip(indicators, self.labels, strict=True):
+            row[list(shown)] = 1
+        return indicators
+
+    def renumbered(self, class_names: Sequence[str], source: object) -> TargetSet:
+        """The same with labels as places in `class_names`, those of training. Raises UserError for another class."""
+        places = {name: number for number, name in enumerate(class_names)}
+        if unknown := [name for name in self.class_names if name not in places]:
+            raise UserError(f"{source}: no class {unknown[0]!r} among the {len(places)} classes of the training set")
+        labels = tuple(tuple(places[self.class_names[label]] for label in shown) for shown in self.labels)
+        return TargetSet(self.records, labels, tuple(class_names), self.multi_label)
+
+
+def load_targets(
+    path: str | os.PathLike[str],
+    class_names: Sequence[str] | None = None,
+    *,
+    names_file: str | os.PathLike[str] | None = None,
+) -> TargetSet:
+    """Read labelled videos.
+
+    Args:
+        path: what `load_classes` reads; or a `.jsonl` list of `{"video": path, "labels": [str, ...]}` with an optional
+            "id", of videos that show any number of classes.
+        class_names: those of the training set, for a test set; None: here, the names sorted.
+        names_file: `class_names` by a file instead, see `read_class_names`.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        UserError: a malformed list, with file, line number and field; no videos; an unknown class.
+    """
+    path = Path(path).absolute()
+    if not _lists_several(path):
+        found = load_classes(path, class_names, names_file=names_file)
+        return TargetSet(found.records, tuple((label,) for label in found.labels), found.class_names, False)
+    rows = [_several(fields, path.parent, place) for place, fields in read_lines(path)]
+    if names_file is not None:
+        class_names = read_class_names(names_file)
+    names = tuple(class_names) if class_names is not None else tuple(sorted({name for row in rows for name in row[3]}))
+    if not rows or not names:
+        raise UserError(f"{path}: {'no video shows a class' if rows else 'lists no videos'}")
+    places = {name: number for number, name in enumerate(names)}
+    for place, _, _, shown in rows:
+        if unknown := [name for name in shown if name not in places]:
+            raise UserError(f"{place}: no class {unknown[0]!r} among the {len(names)} classes of the training set")
+    records = tuple(VideoRecord(name, video, (", ".join(shown) or "none",)) for _, video, name, shown in rows)
+    return TargetSet(records, tuple(tuple(places[name] for name in row[3]) for row in rows), names, True)
+
+
+def _lists_several(path: Path) -> bool:
+    """Whether the first line of a list has the field "labels"."""
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    _, fields = next(read_lines(path), ("", {}))
+    return "labels" in fields
+
+
+def _several(fields: dict[str, Any], folder: Path, place: str) -> tuple[str, str, str, list[str]]:
+    labels = fields.get("labels")
+    if not isinstance(labels, list):
+        raise UserError(f"{place}: field 'labels': expected a list of classes, got {labels!r}")
+    names = list(dict.fromkeys(text_of(label, f"{place}: field 'labels'") for label in labels))
+    return place, *video_and_id(fields, folder, place), names

@@ -1,0 +1,224 @@
+"""Questions about videos: lists of them with their answers, the vocabulary of answers, and the texts of a multiple choice."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from fastvtp.data.annotations import (
+    VideoRecord,
+    mentions_direction,
+    read_lines,
+    text_of,
+    video_and_id,
+)
+from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.errors import UserError
+from fastvtp.files import (
+    existing_file,
+    lines_of,
+    read_text,
+    write_atomically,
+)
+
+
+def has_options(questions: QuestionSet, source: str) -> bool:
+    """Whether the questions are multiple choice. Raises UserError where some are and some are not."""
+    without = sum(not options for options in questions.options)
+    if 0 < without < len(questions.options):
+        counts = f"{without} of {len(questions.options)} questions"
+        raise UserError(f"{source}: {counts} have no options: expected options in all or in none")
+    return without == 0
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions about videos, entry i of each tuple belonging to question i, the record with `sample_ids` i.
+
+    Attributes:
+        records: one a question, its caption the question; many may name the same video. None may be mirrored whose
+            question, answer or options name a direction.
+        answers: the right answers.
+        kinds: what each asks for, "" where the list does not say.
+        options: the answers to choose from, the right one among them; () for open-ended questions.
+    """
+
+    records: tuple[VideoRecord, ...]
+    answers: tuple[str, ...]
+    kinds: tuple[str, ...]
+    options: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class AnswerVocabulary:
+    """The answers that an open-ended head tells apart; an answer's place in `answers` is its class."""
+
+    answers: tuple[str, ...]
+
+    @classmethod
+    def build(cls, answers: Iterable[str], max_size: int) -> AnswerVocabulary:
+        """The `max_size` most frequent answers, the most frequent first, equally frequent ones in alphabetical order.
+
+        Raises:
+            UserError: no answers, or `max_size` not positive.
+        """
+        if max_size < 1:
+            raise UserError(f"max_size must be positive, got {max_size}")
+        counts = Counter(answers)
+        if not counts:
+            raise UserError("cannot build an answer vocabulary without answers")
+        return cls(tuple(sorted(counts, key=lambda answer: (-counts[answer], answer))[:max_size]))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> AnswerVocabulary:
+        """Read what `save` wrote, or ALPRO's `ans2label.json`: one object, `{answer: its class}`.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            UserError: another content, or classes that are not 0, 1, ... without a gap.
+        """
+        try:
+            classes = json.loads(existing_file(path).read_bytes())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not JSON: {error}") from None
+        if not isinstance(classes, dict) or not classes:
+            raise UserError(f"{path}: expected an object {{answer: class}}")
+        if any(type(number) is not int for number in classes.values()):
+            raise UserError(f"{path}: expected classes that are integers")
+        if sorted(classes.values()) != list(range(len(classes))):
+            raise UserError(f"{path}: expected each class from 0 to {len(classes) - 1} once")
+        return cls(tuple(sorted(classes, key=classes.__getitem__)))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `{answer: class}` as JSON."""
+        write_atomically(Path(path), json.dumps(self._classes, indent=0, ensure_ascii=False).encode())
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def index(self, answer: str) -> int | None:
+        """The class of `answer`, or None for an unknown one, which no prediction can get right."""
+        return self._classes.get(answer)
+
+    @cached_property
+    def _classes(self) -> dict[str, int]:
+        return {answer: number for number, answer in enumerate(self.answers)}
+
+
+def load_questions(path: str | os.PathLike[str]) -> QuestionSet:
+    """Read a `.jsonl` list of `{"video": path, "question": str, "answer": str}`, a line a question.
+
+    Optional fields: "type", what the question asks for; "options", the answers of a multiple choice, the right one
+    among them; "id". Paths are as in `load_annotations`, other fields are ignored.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        UserError: a malformed line, with file, line number and field; no questions.
+    """
+    path = Path(path).absolute()
+    if path.suffix != ".jsonl":
+        raise UserError(f"{path}: expected a .jsonl file of questions")
+    rows = [_question(fields, path.parent, place) for place, fields in read_lines(path)]
+    if not rows:
+        raise UserError(f"{path}: lists no questions")
+    records, answers, kinds, options = zip(*rows, strict=True)
+    return QuestionSet(records, answers, kinds, options)
+
+
+def lists_questions(path: str | os.PathLike[str]) -> bool:
+    """Whether the first line of a `.jsonl` list has the field "question"; False for what is no such file.
+
+    Raises UserError where that line is not a JSON object.
+    """
+    path = Path(path)
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    _, fields = next(read_lines(path), ("", {}))
+    return "question" in fields
+
+
+def _question(fields: dict[str, Any], folder: Path, place: str) -> tuple[VideoRecord, str, str, tuple[str, ...]]:
+    video, name = video_and_id(fields, folder, place)
+    question, answer = (text_of(fields.get(key), f"{place}: field '{key}'") for key in ("question", "answer"))
+    kind = fields.get("type", "")
+    if not isinstance(kind, str):
+        raise UserError(f"{place}: field 'type': expected text, got {kind!r}")
+    options: tuple[str, ...] = ()
+    if "options" in fields:
+        if not isinstance(fields["options"], list):
+            raise UserError(f"{place}: field 'options': expected a list of texts, got {fields['options']!r}")
+        options = tuple(text_of(option, f"{place}: field 'options'") for option in fields["options"])
+        if options.count(answer) != 1:
+            raise UserError(f"{place}: field 'options': expected the answer {answer!r} among them, once")
+    mirrorable = not any(map(mentions_direction, (question, answer, *options)))
+    return VideoRecord(name, video, (question,), mirrorable), answer, kind, options
+
+
+def read_answers(path: str | os.PathLike[str]) -> AnswerVocabulary:
+    """Answers by their classes: of a `.json` file as `AnswerVocabulary.load`, of any other one a line, from class 0 on.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        UserError: a folder, not UTF-8, an empty line, or an answer twice; of `.json` as `AnswerVocabulary.load`.
+    """
+    if Path(path).suffix == ".json":
+        return AnswerVocabulary.load(path)
+    answers = [line.strip() for line in lines_of(read_text(path))]
+    if not answers:
+        raise UserError(f"{path}: lists no answers")
+    if "" in answers:
+        raise UserError(f"{path}, line {answers.index('') + 1}: expected an answer, got an empty line")
+    if repeated := next((answer for answer, count in Counter(answers).items() if count > 1), None):
+        raise UserError(f"{path}: lists {repeated!r} more than once")
+    return AnswerVocabulary(tuple(answers))
+
+
+class OptionTexts(NamedTuple):
+    """The texts of Q questions, `[CLS] question [SEP] option [SEP]`, all options of a question in a row.
+
+    input_ids: int64 [N], one text after the other. text_lengths: tokens of each. video_of_text: which of the Q
+    questions, or their clips, each belongs to. correct: int64 [Q], the place of the right option among its question's.
+    """
+
+    input_ids: Tensor
+    text_lengths: tuple[int, ...]
+    video_of_text: tuple[int, ...]
+    correct: Tensor
+
+    def by_question(self, scores: Tensor) -> Tensor:
+        """A score of each text -> [Q, most options of a question], -inf where a question has fewer: with `correct`,
+        what cross-entropy takes."""
+        counts = np.bincount(self.video_of_text).tolist()
+        return pad_sequence(list(scores.split(counts)), batch_first=True, padding_value=-torch.inf)
+
+
+def option_texts(
+    tokenizer: CaptionTokenizer, questions: QuestionSet, indices: Sequence[int], max_length: int
+) -> OptionTexts:
+    """The texts of the questions at `indices`, which may repeat; each at most `max_length` tokens long.
+
+    Raises:
+        UserError: a question without options; `max_length` too small.
+    """
+    firsts, seconds, video_of_text = [], [], []
+    for place, index in enumerate(indices):
+        (question,), options = questions.records[index].captions, questions.options[index]
+        if not options:
+            raise UserError(f"question {question!r} of {questions.records[index].video} has no options to choose from")
+        firsts += [question] * len(options)
+        seconds += options
+        video_of_text += [place] * len(options)
+    packed = tokenizer.encode_pairs(firsts, seconds, max_length)
+    correct = [questions.options[index].index(questions.answers[index]) for index in indices]
+    return OptionTexts(torch.from_numpy(packed.input_ids), packed.lengths, tuple(video_of_text), torch.tensor(correct))

@@ -1,0 +1,212 @@
+"""Captions to token ids: BERT's lower-casing WordPiece over the Hugging Face `tokenizers` library."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastvtp.errors import UserError
+from fastvtp.files import (
+    existing_file,
+    lines_of,
+    read_text,
+)
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclass(frozen=True)
+class PackedText:
+    """Captions without padding: `input_ids` int64 `[N]`, one caption after the other, and their lengths (sum N)."""
+
+    input_ids: np.ndarray
+    lengths: tuple[int, ...]
+
+
+class CaptionTokenizer:
+    """A WordPiece tokenizer that writes `[CLS] caption [SEP]`, or `[CLS] question [SEP] option [SEP]`.
+
+    Attributes:
+        vocab_size: number of token ids.
+        pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens.
+        special_ids: all five.
+
+    Raises:
+        UserError: the vocabulary lacks one of the five special tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, name: str = "tokenizer"):
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
+        if missing:
+            raise UserError(f"{name}: expected a BERT WordPiece vocabulary, this one has no {', '.join(missing)}")
+        self._tokenizer = tokenizer
+        vocabulary = tokenizer.get_vocab()
+        self._entries = {number: token for token, number in vocabulary.items()}
+        self.vocab_size = len(vocabulary)
+        self.special_ids: tuple[int, ...] = tuple(vocabulary[token] for token in SPECIAL_TOKENS)
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = self.special_ids
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int) -> CaptionTokenizer:
+        """Learn a vocabulary of at most `vocab_size` tokens; the same captions, in any order, give the same vocabulary.
+
+        Raises:
+            UserError: no captions, or `vocab_size` too small for their characters.
+        """
+        from tokenizers import trainers
+
+        captions = list(captions)
+        blank = _word_piece({})
+        pieces = _single_characters(blank, captions)
+        if not pieces:
+            raise UserError("cannot train a tokenizer without captions")
+        if vocab_size < len(SPECIAL_TOKENS) + len(pieces):
+            raise UserError(
+                f"vocab_size {vocab_size} is too small: the special tokens and the characters of the captions alone "
+                f"are {len(SPECIAL_TOKENS) + len(pieces)}"
+            )
+        # The trainer numbers characters as it meets them in a randomly ordered hash map, and breaks ties between merges
+        # by those numbers. Naming all of them beforehand as "special" tokens fixes the numbers and so the vocabulary;
+        # the tokenizer built from that vocabulary below knows only the true special tokens.
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[*SPECIAL_TOKENS, *pieces],
+            limit_alphabet=len(pieces),
+            show_progress=False,
+        )
+        blank.train_from_iterator(captions, trainer)
+        return cls(_word_piece(blank.get_vocab()))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CaptionTokenizer:
+        """Load a `tokenizer.json`, BERT's `vocab.txt`, SentencePiece's `.model`, or a folder that holds one of them.
+
+        What SentencePiece cuts (a `.model`, or a `tokenizer.json` of the kind Unigram) is a
+        `fastvtp.data.sentencepiece.PrismTokenizer`.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            UserError: not a tokenizer, or one without its kind's special tokens.
+        """
+        from fastvtp.data.sentencepiece import SENTENCEPIECE_NAMES, PrismTokenizer
+
+        path = Path(path)
+        if path.is_dir():
+            names = ("tokenizer.json", "vocab.txt", *SENTENCEPIECE_NAMES)
+            files = [path / name for name in names if (path / name).is_file()]
+            if not files:
+                raise FileNotFoundError(f"{path}: holds neither tokenizer.json nor vocab.txt")
+            path = files[0]
+        if path.suffix == ".model":
+            return PrismTokenizer.from_sentencepiece(path)
+        existing_file(path, "tokenizer file")
+        if path.suffix == ".txt":
+            tokens = lines_of(read_text(path))
+            return cls(_word_piece({token: number for number, token in enumerate(tokens)}), str(path))
+
+        from tokenizers import Tokenizer, models
+
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for a malformed file
+            raise UserError(f"{path}: not a tokenizer.json: {error}") from None
+        if isinstance(tokenizer.model, models.Unigram):
+            return PrismTokenizer.from_unigram(tokenizer, str(path))
+        return cls(tokenizer, str(path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a `tokenizer.json` to `path`, or into it where `path` is a folder."""
+        path = Path(path)
+        self._tokenizer.save(str(path / "tokenizer.json" if path.is_dir() else path))
+
+    def encode(self, captions: Sequence[str], max_length: int) -> list[np.ndarray]:
+        """Token ids of each caption, int64 `[length]`; longer ones lose their end, so that length <= `max_length`.
+
+        Raises:
+            UserError: `max_length` leaves no room between [CLS] and [SEP].
+        """
+        if max_length < 3:
+            raise UserError(f"max_length must be at least 3 ([CLS], one token, [SEP]), got {max_length}")
+        bodies = self._bodies(captions)
+        return [np.array([self.cls_id, *body[: max_length - 2], self.sep_id], np.int64) for body in bodies]
+
+    def encode_packed(self, captions: Sequence[str], max_length: int) -> PackedText:
+        """As `encode`, all captions in one array without padding."""
+        return _pack(self.encode(captions, max_length))
+
+    def encode_pairs(self, firsts: Sequence[str], seconds: Sequence[str], max_length: int) -> PackedText:
+        """BERT's form for two texts, `[CLS] first [SEP] second [SEP]`, each pair at most `max_length` tokens long.
+
+        A pair that is too long loses the end of its first text, down to one token, before the end of its second: the
+        options of one question must not become equal.
+
+        Raises:
+            UserError: `max_length` leaves no room for one token of each.
+        """
+        if max_length < 5:
+            raise UserError(f"max_length must be at least 5 (a token of each text, [CLS], 2 [SEP]), got {max_length}")
+        room, bodies = max_length - 3, (self._bodies(texts) for texts in (firsts, seconds))
+        pairs = []
+        for first, second in zip(*bodies, strict=True):
+            kept = first[: max(room - len(second), 1)]
+            second = second[: room - len(kept)]
+            pairs.append(np.array([self.cls_id, *kept, self.sep_id, *second, self.sep_id], np.int64))
+        return _pack(pairs)
+
+    def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """The vocabulary entry of each id; word continuations keep their "##"."""
+        return [self._entries[int(token)] for token in ids]
+
+    def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = True) -> str:
+        """The text of token ids, word pieces joined."""
+        return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=skip_special)
+
+    def _bodies(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of whole texts, without [CLS] and [SEP]."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def _pack(ids: list[np.ndarray]) -> PackedText:
+    return PackedText(np.concatenate(ids) if ids else np.empty(0, np.int64), tuple(len(text) for text in ids))
+
+
+def _word_piece(vocabulary: dict[str, int]) -> Tokenizer:
+    """A BERT tokenizer (uncased) over `vocabulary`."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    present = [token for token in SPECIAL_TOKENS if token in vocabulary]
+    tokenizer.add_special_tokens(present)
+    if CLS in vocabulary and SEP in vocabulary:
+        tokenizer.post_processor = processors.BertProcessing((SEP, vocabulary[SEP]), (CLS, vocabulary[CLS]))
+    return tokenizer
+
+
+def _single_characters(tokenizer: Tokenizer, captions: Iterable[str]) -> list[str]:
+    """The one-character pieces of all words, sorted: `a` where it begins a word, `##a` inside one."""
+    words: set[str] = set()
+    for caption in captions:
+        normalized = tokenizer.normalizer.normalize_str(caption)
+        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized))
+    return sorted({word[0] for word in words} | {f"##{character}" for word in words for character in word[1:]})
+
+
+MIN_TEXT_LENGTH = 3  # [CLS], a token, [SEP]
+
+
+def no_text() -> CaptionTokenizer:
+    """A tokenizer for models that read no text: the loader asks for one."""
+    return CaptionTokenizer.train(["no text"], vocab_size=30)

@@ -1,0 +1,220 @@
+"""Frozen features on disk: extraction into shards that a kill cannot leave half-written.
+
+Shape legend: n = clips of a shard, V = views of a clip, K = layers, L = tokens (after pooling), D = width.
+
+A folder holds `features.json`, what the features are of; and for each span of `shard_size` videos a
+`shard_00000.safetensors` with "features" [n, V, K, L, D] and, written last, a `shard_00000.json` with ids, videos and
+labels of its clips. Where nothing of a span could be decoded there is the second file alone.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fastvtp.data.annotations import VideoRecord, annotations_digest
+from fastvtp.data.classes import TargetSet
+from fastvtp.errors import UserError
+from fastvtp.evaluation.inference import inference
+from fastvtp.files import write_atomically
+from fastvtp.frozen.towers import VideoTower, check_pool
+
+DESCRIPTION_NAME, TENSOR_NAME = "features.json", "features"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """What is kept of a clip.
+
+    layers, pool: see `VideoTower.encode_layers`. dtype: on disk. shard_size: videos in a file.
+    """
+
+    layers: tuple[int, ...] = ()
+    pool: str = "none"
+    dtype: str = "float32"
+    shard_size: int = 64
+
+    def __post_init__(self) -> None:
+        check_pool(self.pool)
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.shard_size < 1:
+            raise UserError(f"shard_size must be positive, got {self.shard_size}")
+
+
+def model_digest(model: nn.Module) -> str:
+    """Fingerprint of a model's weights, by name, dtype and value: 16 hexadecimal digits of SHA-256."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def describe(
+    tower: VideoTower,
+    records: Sequence[VideoRecord],
+    settings: FeatureSettings,
+    *,
+    protocol: Mapping[str, Any],
+    targets: TargetSet | None,
+) -> dict[str, Any]:
+    """The content of `features.json`: all that the features depend on, the model and the videos by their digests.
+
+    protocol: how clips are read, with "views" (segments, crops); whatever JSON can hold.
+    """
+    labels = None if targets is None else hashlib.sha256(json.dumps(targets.labels).encode()).hexdigest()[:16]
+    description = {
+        "model": type(tower.model).__name__,
+        "model_digest": model_digest(tower.model),
+        "data_digest": annotations_digest(records),
+        "label_digest": labels,
+        "num_videos": len(records),
+        "width": tower.width,
+        "grid": tower.pooled_grid(settings.pool),
+        **asdict(settings),
+        **protocol,
+        "class_names": None if targets is None else targets.class_names,
+        "multi_label": targets is not None and targets.multi_label,
+    }
+    return json.loads(json.dumps(description))  # as it will be read
+
+
+def extract_features(
+    tower: VideoTower,
+    records: Sequence[VideoRecord],
+    make_loader: Callable[[Sequence[VideoRecord]], Any],
+    folder: str | Path,
+    settings: FeatureSettings,
+    *,
+    protocol: Mapping[str, Any],
+    targets: TargetSet | None = None,
+    device: torch.device | str = "cpu",
+    precision: str = "float32",
+    progress: bool = True,
+) -> None:
+    """Write the features of all `records` to `folder`; what a killed run left there is completed.
+
+    make_loader: an evaluation loader of some records (a context manager with `bad_files`), all views of a clip in a
+        row. protocol: as in `describe`; "views" must be the loader's. targets: the labels of `records`.
+    precision: "float32" or "bfloat16" (autocast of the tower alone).
+
+    A video that cannot be decoded is left out and named in its shard.
+
+    Raises UserError where `folder` holds features of something else, and for features that are not finite in `dtype`.
+    """
+    tower.check_layers(settings.layers)
+    description = describe(tower, records, settings, protocol=protocol, targets=targets)
+    _claim(Path(folder), description)
+    shards = _Shards(Path(folder), records, targets, description)
+    left = shards.left
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
+    with tqdm(total=len(records), initial=len(records) - len(left), desc="features", unit="clip",
+              disable=not progress) as bar:  # fmt: skip
+        if not left:
+            return
+        with inference(tower.model), make_loader([records[index] for index in left]) as loader:
+            for batch in loader:
+                video = batch.video.to(device, non_blocking=True)
+                with autocast:  # the CPU's refuses to stack float16
+                    tokens = tower.encode_layers(video, settings.layers, settings.pool)
+                rows = tokens.to(DTYPES[settings.dtype]).cpu()
+                if not rows.isfinite().all():
+                    raise UserError(f"features are not finite in {settings.dtype}: choose another dtype")
+                places = batch.sample_ids.tolist()
+                shards.add([left[place] for place in places], rows)
+                shards.write(before=left[places[-1]], reasons=loader.bad_files)
+                bar.update(len(records) - len(left) + places[-1] + 1 - bar.n)
+            shards.write(before=None, reasons=loader.bad_files)
+            bar.update(len(records) - bar.n)
+
+
+def shard_path(folder: Path, number: int, suffix: str) -> Path:
+    return folder / f"shard_{number:05d}.{suffix}"
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """The content of `features.json`. Raises UserError where there is none or it is not JSON."""
+    path = Path(folder) / DESCRIPTION_NAME
+    if not path.is_file():
+        raise UserError(f"{folder} holds no features: it has no {DESCRIPTION_NAME}")
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+
+
+def description_digest(description: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _claim(folder: Path, description: dict[str, Any]) -> None:
+    """Make `folder` that of these features, or see that it already is."""
+    if (folder / DESCRIPTION_NAME).exists():
+        before = read_description(folder)
+        if different := [name for name, value in description.items() if before.get(name) != value]:
+            shown = ", ".join(f"{name} {before.get(name)!r}, expected {description[name]!r}" for name in different[:3])
+            raise UserError(f"{folder} holds other features ({shown}): choose another folder, or remove it")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / DESCRIPTION_NAME, (json.dumps(description, indent=2) + "\n").encode())
+
+
+class _Shards:
+    """The shards of a folder that are not there yet, and the clips that have come in for them.
+
+    left: places in `records` of the videos still to be read, in order.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        records: Sequence[VideoRecord],
+        targets: TargetSet | None,
+        description: Mapping[str, Any],
+    ):
+        self._folder, self._records, self._targets = folder, records, targets
+        self._size, self._views = description["shard_size"], description["views"][0] * description["views"][1]
+        self._digest = description_digest(description)
+        count = -(-len(records) // self._size)
+        self._pending = [number for number in range(count) if not shard_path(folder, number, "json").exists()]
+        self._rows: dict[int, list[Tensor]] = {}
+        self.left = [index for number in self._pending for index in self._span(number)]
+
+    def add(self, indices: Sequence[int], rows: Tensor) -> None:
+        for index, row in zip(indices, rows, strict=True):
+            self._rows.setdefault(index, []).append(row)
+
+    def write(self, *, before: int | None, reasons: Mapping[str, str]) -> None:
+        """Write the shards that end before this video; None: all. reasons: why videos could not be decoded."""
+        while self._pending and (before is None or self._span(self._pending[0]).stop <= before):
+            number = self._pending.pop(0)
+            rows = {index: self._rows.pop(index, []) for index in self._span(number)}
+            # fewer views: damage that showed half-way
+            kept = {index: torch.stack(views) for index, views in rows.items() if len(views) == self._views}
+            gone = [self._records[index].video for index in rows if index not in kept]
+            self._write(number, kept, {video: reasons.get(video, "damaged") for video in gone})
+
+    def _span(self, number: int) -> range:
+        return range(number * self._size, min((number + 1) * self._size, len(self._records)))
+
+    def _write(self, number: int, kept: Mapping[int, Tensor], left_out: Mapping[str, str]) -> None:
+        from safetensors.torch import save
+
+        if kept:
+            content = save({TENSOR_NAME: torch.stack(list(kept.values()))})
+            write_atomically(shard_path(self._folder, number, "safetensors"), content)
+        labels = {} if self._targets is None else {index: self._targets.labels[index] for index in kept}
+        clips = [
+            {"id": self._records[index].id, "video": self._records[index].video, "labels": labels.get(index, ())}
+            for index in kept
+        ]
+        shard = {"description": self._digest, "clips": clips, "left_out": left_out}
+        write_atomically(shard_path(self._folder, number, "json"), json.dumps(shard, ensure_ascii=False).encode())

@@ -1,0 +1,192 @@
+"""Transformer blocks on packed tokens.
+
+Shape legend: N = packed tokens of all sequences, M = those of a memory or of a source, R = rows that ask, D = width.
+Every module takes `x_ND` with a `Packing` and knows nothing of batches or padding.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fastvtp.modules.attention import (
+    Asking,
+    Attention,
+    CrossAttention,
+)
+from fastvtp.modules.linear import Linear
+from fastvtp.modules.packing import Packing
+from fastvtp.modules.rows import composed, take_rows
+from fastvtp_kernels.packing import locate_rows
+
+
+class Mlp(nn.Module):
+    """Linear, activation (exact GELU by default), linear."""
+
+    def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor] = nn.functional.gelu):
+        super().__init__()
+        self.activation = activation
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x_ND)))
+
+
+class Residual(nn.Module):
+    """What a branch adds to the residual stream: scaled by a learned vector, left out for whole sequences at random.
+
+    layer_scale: initial value of the vector (CaiT, arXiv:2103.17239); 0: none. drop_path: probability that a sequence
+    skips the branch in training, the others being scaled up (stochastic depth, arXiv:1603.09382).
+    """
+
+    def __init__(self, width: int, layer_scale: float = 0.0, drop_path: float = 0.0):
+        super().__init__()
+        self.drop_path, self.initial = drop_path, layer_scale
+        self.gamma = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
+
+    def forward(self, branch_ND: Tensor, packing: Packing) -> Tensor:
+        if self.gamma is not None:
+            branch_ND = branch_ND * self.gamma
+        if self.training and self.drop_path:
+            kept = torch.rand(len(packing.cu_seqlens) - 1, 1, device=branch_ND.device) >= self.drop_path
+            sequence, _ = locate_rows(packing.cu_seqlens, len(branch_ND))
+            branch_ND = branch_ND * take_rows(kept.to(branch_ND.dtype) / (1 - self.drop_path), sequence)
+        return branch_ND
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block (ViT, arXiv:2010.11929)."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        *,
+        qkv_bias: bool = True,
+        layer_scale: float = 0.0,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, num_heads, qkv_bias)
+        self.residual1 = Residual(width, layer_scale, drop_path)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.residual2 = Residual(width, layer_scale, drop_path)
+
+    def forward(
+        self, x_ND: Tensor, packing: Packing, asking: Asking | None = None, source_rows: Tensor | None = None
+    ) -> Tensor:
+        """[N, D] -> [N, D], or [R, D] of the rows that ask. source_rows: as `Attention`'s."""
+        update = self.attn(self.norm1(x_ND), packing, asking, source_rows)
+        x_ND = take_rows(x_ND, composed(source_rows, asking and asking.rows))
+        packing = packing if asking is None else asking.packing
+        x_ND = x_ND + self.residual1(update, packing)
+        return x_ND + self.residual2(self.mlp(self.norm2(x_ND)), packing)
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm block whose tokens look at a memory and not at one another (CrossMAE, arXiv:2401.14391, section 3.2)."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0, hidden: int | None = None):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = CrossAttention(width, num_heads, hidden)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x_ND: Tensor, memory_MD: Tensor, packing: Packing, memory_packing: Packing) -> Tensor:
+        x_ND = x_ND + self.attn(self.norm1(x_ND), memory_MD, packing, memory_packing)
+        return x_ND + self.mlp(self.norm2(x_ND))
+
+
+def run_blocks(
+    blocks: nn.ModuleList, x_ND: Tensor, packing: Packing, asking: Asking | None, source_rows: Tensor | None
+) -> Tensor:
+    """The blocks one after another; `asking` is the last one's, `source_rows` the first one's where that saves work."""
+    if source_rows is not None and (len(source_rows) <= len(x_ND) or not blocks):
+        x_ND, source_rows = take_rows(x_ND, source_rows), None
+    if not blocks:
+        return take_rows(x_ND, asking and asking.rows)
+    for number, block in enumerate(blocks, 1):
+        last = number == len(blocks)
+        x_ND = block(x_ND, packing, asking if last else None, source_rows if number == 1 else None)
+    return x_ND
+
+
+class Transformer(nn.Module):
+    """`depth` blocks and, unless `final_norm` is False, a LayerNorm on packed tokens.
+
+    drop_path: of the last block; that of the others rises linearly from 0 (as in VideoMAE).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        *,
+        qkv_bias: bool = True,
+        layer_scale: float = 0.0,
+        drop_path: float = 0.0,
+        final_norm: bool = True,
+    ):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(
+                width, num_heads, mlp_ratio,
+                qkv_bias=qkv_bias, layer_scale=layer_scale, drop_path=drop_path * i / max(depth - 1, 1),
+            )
+            for i in range(depth)
+        )  # fmt: skip
+        self.norm = nn.LayerNorm(width, eps=1e-6) if final_norm else nn.Identity()
+
+    def forward(
+        self, x_ND: Tensor, packing: Packing, asking: Asking | None = None, source_rows: Tensor | None = None
+    ) -> Tensor:
+        """[N, D] -> [N, D]; with `asking` its rows alone, [R, D], and the last block computes no others.
+
+        source_rows: int64 [N]; then x_ND is [M, D], and packed row n begins as x_ND[source_rows[n]]. Until the first
+        attention mixes them, rows that begin alike are alike, and are computed once.
+        """
+        return self.norm(run_blocks(self.blocks, x_ND, packing, asking, source_rows))
+
+
+def set_norm_eps(module: nn.Module, eps: float) -> None:
+    """Compute every LayerNorm inside `module` with `eps`."""
+    for norm in module.modules():
+        if isinstance(norm, nn.LayerNorm):
+            norm.eps = eps
+
+
+def init_linear_xavier(module: nn.Module) -> None:
+    """The initialisation of VideoMAE, for `nn.Module.apply`: Xavier-uniform matrices, zero biases, unit norms."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, Attention) and module.q_bias is not None and module.v_bias is not None:
+        nn.init.zeros_(module.q_bias)
+        nn.init.zeros_(module.v_bias)
+    elif isinstance(module, Residual) and module.gamma is not None:
+        nn.init.constant_(module.gamma, module.initial)
+
+
+def init_linear_normal(module: nn.Module) -> None:
+    """The initialisation of ViT and BERT, for `nn.Module.apply`: normal matrices of deviation 0.02, zero biases.
+
+    Below 768 inputs, where 0.02 would leave next to nothing of a signal behind two layers, the deviation grows so that
+    outputs are as large as there: a contrast of narrow towers otherwise stays at chance.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02 * max(1.0, 768 / module.in_features) ** 0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    else:
+        init_linear_xavier(module)  # norms, attention biases, layer scale: the same

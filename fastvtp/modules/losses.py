@@ -1,0 +1,217 @@
+"""Reconstruction of the masked words; the masked pixels' loss is `fastvtp_kernels.masked_pixel_loss` itself."""
+
+import importlib.util
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy, normalize
+
+from fastvtp_kernels import contrastive_loss
+from fastvtp_kernels.precision import accumulate_product, follow_autocast, without_autocast
+
+# Logits that are in memory at a time: 64 MB of float32.
+_CHUNK_LOGITS = 1 << 24
+
+
+class WordLoss(NamedTuple):
+    """loss: [] mean cross-entropy over the masked words. predicted: int64 [M], the likeliest word of each."""
+
+    loss: Tensor
+    predicted: Tensor
+
+
+def masked_word_loss(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    *,
+    backend: Literal["chunked", "liger"] | None = None,
+) -> WordLoss:
+    """Cross-entropy of a linear word head over the masked words (BERT's masked language model, arXiv:1810.04805).
+
+    The M x V logits are never in memory at once, nor are their gradients: those of the inputs are computed with the
+    loss, some rows at a time (cf. arXiv:2410.10989, section 3.2).
+
+    features: [M, D] tokens at the masked words. weight: [V, D]. bias: [V]. labels: int64 [M] in [0, V).
+    backend: "chunked" is PyTorch on any device; "liger" is liger-kernel's fused linear cross-entropy on CUDA, which
+        reads the number of words back from the device. None: "liger" for CUDA tensors if it is installed, but not
+        under torch.compile, whose graph it would break.
+    Under torch.autocast logits are rounded to its dtype, as those of a linear layer are; sums are float32. The loss of
+    no word is 0.
+
+    Raises ValueError if shapes do not fit or the backend is unknown, RuntimeError if "liger" cannot run.
+    """
+    words, width = features.shape
+    if weight.shape[1] != width or labels.shape != (words,) or (bias is not None and bias.shape != weight.shape[:1]):
+        raise ValueError(
+            f"masked_word_loss: features {list(features.shape)}, weight {list(weight.shape)}, bias "
+            f"{None if bias is None else list(bias.shape)} and labels {list(labels.shape)} do not fit "
+            "[M, D], [V, D], [V] and [M]"
+        )
+    features, weight = follow_autocast(features, weight)
+    bias = None if bias is None else follow_autocast(bias)[0]
+    with without_autocast(features.device):
+        if _uses_liger(features, backend):
+            total, predicted = _liger(features, weight, bias, labels)
+        else:
+            inputs = (features, weight) if bias is None else (features, weight, bias)
+            differentiate = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+            total, predicted, *_ = _chunked(features, weight, bias, labels, differentiate)
+    return WordLoss(total / max(words, 1), predicted)
+
+
+def _uses_liger(features: Tensor, backend: str | None) -> bool:
+    if backend not in (None, "chunked", "liger"):
+        raise ValueError(f"masked_word_loss: backend is {backend!r}, expected 'chunked', 'liger' or None")
+    if backend == "chunked" or (backend is None and (not features.is_cuda or torch.compiler.is_compiling())):
+        return False
+    installed = importlib.util.find_spec("liger_kernel") is not None
+    if backend == "liger" and not (installed and features.is_cuda):
+        reason = "liger-kernel is not installed" if not installed else f"the tensors are on {features.device.type}"
+        raise RuntimeError(f"masked_word_loss: backend 'liger' needs liger-kernel and CUDA tensors, but {reason}")
+    # Its launches do not expect an empty batch.
+    return installed and len(features) > 0
+
+
+def _liger(features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
+    from liger_kernel.transformers.functional import (  # pyright: ignore[reportMissingImports]
+        liger_fused_linear_cross_entropy,
+    )
+
+    found = liger_fused_linear_cross_entropy(
+        features, weight, labels, bias, reduction="sum", accum_dtype=torch.float32, return_predicted_tokens=True
+    )
+    return found.loss, found.predicted_tokens
+
+
+@torch.library.custom_op("fastvtp::word_loss", mutates_args=())
+def _chunked(
+    features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, differentiate: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Summed loss, predictions, and the sum's gradients of features, weight and bias (empty unless asked for)."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    total, predicted, *gradients = _fake_chunked(features, weight, bias, labels, differentiate)
+    total.zero_()
+    for gradient in gradients:
+        gradient.zero_()
+    of_features, of_weight, of_bias = gradients
+    height = max(1, _CHUNK_LOGITS // max(1, len(weight)))
+    for start in range(0, len(features), height):
+        rows = slice(start, start + height)
+        logits = F.linear(features[rows], weight, bias)
+        torch.argmax(logits, dim=1, out=predicted[rows])
+        logits = logits.to(dtype)
+        label = labels[rows, None]
+        total += logits.logsumexp(dim=1).sum() - logits.gather(1, label).sum()
+        if not differentiate:
+            continue
+        of_logits = logits.softmax(dim=1)
+        of_logits.scatter_add_(1, label, of_logits.new_full(label.shape, -1.0))
+        of_bias += of_logits.sum(dim=0)
+        of_logits = of_logits.to(features.dtype)
+        of_features[rows] = of_logits @ weight
+        accumulate_product(of_weight, of_logits.T, features[rows])
+    return total, predicted, of_features, of_weight, of_bias
+
+
+@_chunked.register_fake
+def _fake_chunked(
+    features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, differentiate: bool
+) -> tuple[Tensor, ...]:
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    words, width = weight.shape
+    return (
+        features.new_empty((), dtype=dtype),
+        torch.empty_like(labels),
+        features.new_empty(features.shape if differentiate else (0, width)),
+        weight.new_empty((words, width) if differentiate else (0, width), dtype=dtype),
+        weight.new_empty(words if differentiate else 0, dtype=dtype),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[2:])
+    features, weight, bias, *_ = inputs
+    ctx.dtypes = features.dtype, weight.dtype, None if bias is None else bias.dtype
+
+
+def _gradients(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 5
+    found = (
+        None if dtype is None else (gradient * grad).to(dtype)
+        for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+    )
+    return *found, None, None
+
+
+_chunked.register_autograd(once_differentiable(_gradients), setup_context=_save)
+
+
+def video_text_contrast(
+    text: Tensor,
+    video: Tensor,
+    logit_scale: Tensor,
+    *,
+    sample_ids: Tensor | None = None,
+    directions: str = "mean",
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """InfoNCE of cosine similarities over the batch.
+
+    text, video: [B, D], row i of one belongs to row i of the other; normalised here in float32.
+    logit_scale: [] the inverse temperature, with gradient if it is learned.
+    sample_ids: int64 [B]; rows with equal ids are the same clip and count as right answers for each other.
+    group: the ranks whose rows are negatives too; None: this batch alone. `fastvtp_kernels.contrastive_loss` says what
+        each rank's gradient is.
+    directions: "mean" of text-to-video and video-to-text, or their "sum" (the released SimVTP).
+    """
+    if directions not in ("mean", "sum"):
+        raise ValueError(f"directions must be 'mean' or 'sum', got {directions!r}")
+    with torch.autocast(text.device.type, enabled=False):
+        loss = contrastive_loss(
+            normalize(text.float(), dim=-1), normalize(video.float(), dim=-1), logit_scale.float(),
+            positives=sample_ids, group=group,
+        )  # fmt: skip
+    return loss if directions == "mean" else 2 * loss
+
+
+_STREAM = 0x56544D  # keeps these numbers apart from the loader's, which are keyed by (seed, epoch, index)
+
+
+def random_mismatch(sample_ids: np.ndarray, *, seed: int, step: int) -> np.ndarray:
+    """For each sample another clip of the batch, uniformly: int64 [B], sample_ids[result[i]] != sample_ids[i] (SimVTP).
+
+    sample_ids: int64 [B], equal where the same clip stands in the batch twice. A sample with no other clip beside it
+    gets itself; `matching_loss` leaves it out. Made on the host from (seed, step), so that the packing that depends on
+    it costs no device read.
+    """
+    different = sample_ids[:, None] != sample_ids[None, :]
+    choices = different.sum(axis=1)
+    rng = np.random.default_rng((seed, step, _STREAM))
+    chosen = (rng.random(len(choices)) * choices).astype(np.int64)  # the how-many-eth of them
+    mismatch = (different.cumsum(axis=1) > chosen[:, None]).argmax(axis=1)
+    return np.where(choices > 0, mismatch, np.arange(len(choices)))
+
+
+def matching_labels(is_mismatch: Tensor) -> Tensor:
+    """Labels of B matched and B mismatched pairs, int64 [2B]: 1, then 0 or, where `is_mismatch` [B] is False, -100."""
+    mismatched = torch.where(is_mismatch, 0, -100)
+    return torch.cat([torch.ones_like(mismatched), mismatched])
+
+
+def matching_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of two-way logits [2B, 2] over the pairs whose label, int64 [2B], is not -100."""
+    return cross_entropy(logits.float(), labels, ignore_index=-100)
+
+
+def matching_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of the labelled pairs that are judged rightly, float32 []."""
+    return (logits.argmax(-1) == labels).sum() / (labels != -100).sum()

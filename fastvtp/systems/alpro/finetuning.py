@@ -1,0 +1,128 @@
+"""What a pretrained ALPRO is fine-tuned as: retrieval and question answering.
+
+Shape legend: B = clips, Q = questions, N = packed text tokens, D = width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastvtp.modules.checks import check_positive
+from fastvtp.modules.layers import init_linear_normal
+from fastvtp.modules.packing import (
+    Packing,
+    check_texts,
+    on_device,
+    pack_lengths,
+    span_rows,
+)
+from fastvtp.modules.rows import take_rows
+from fastvtp.systems.alpro.fusion import (
+    AlproFusion,
+    AlproOutput,
+    AlproPlan,
+    Wanted,
+)
+from fastvtp.systems.alpro.towers import AlproConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlproRetrievalConfig(AlproConfig):
+    """Contrast and matching; no masked words, no entities."""
+
+    word_weight: float = 0.0
+    entity_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.word_weight or self.entity_weight:
+            raise ValueError("word_weight and entity_weight must be 0: retrieval has no heads for them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlproQAConfig(AlproConfig):
+    """ALPRO's sizes and the number of answers, one class each."""
+
+    num_answers: int = 1500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "num_answers")
+
+
+class AlproRetrieval(AlproFusion):
+    """Contrast and matching with hard negatives (ALPRO's fine-tuning)."""
+
+    def plan(
+        self, input_ids: Tensor, text_lengths: Sequence[int], sample_ids: Tensor, *, seed: int, step: int
+    ) -> AlproPlan:
+        """Lay out the captions of a batch; the hard negatives will follow (seed, step). Arguments as `Alpro.plan`."""
+        lengths = np.asarray(text_lengths, dtype=np.int64)
+        check_texts(input_ids, lengths, self.config.max_text_length)
+        plan = self.lay_out(input_ids=input_ids, lengths=lengths, sample_ids=sample_ids, seed=seed, step=step)
+        return plan.to(self.device)
+
+    def forward(self, video: Tensor, plan: AlproPlan, *, negatives: tuple[Tensor, Tensor] | None = None) -> AlproOutput:
+        """Both losses of a batch; arguments as `Alpro.forward`."""
+        aligned = self.align(video, plan, negatives)
+        terms = {name: value.detach() for name, value in aligned.terms.items()}
+        return AlproOutput(aligned.loss, terms, aligned.match_logits, aligned.match_labels, None)
+
+
+@dataclass(frozen=True)
+class AlproQuestions:
+    """The integers of a batch of questions: text_ids, text_positions int64 [N]; clip int64 [Q], which each is about;
+    num_videos: clips that the batch must have."""
+
+    text_ids: Tensor
+    text_positions: Tensor
+    packing: Packing
+    clip: Tensor
+    num_videos: int
+
+
+class AlproQA(AlproFusion):
+    """A question and a clip -> answer, from the fused [CLS] (ALPRO's fine-tuning)."""
+
+    def __init__(self, config: AlproQAConfig):
+        super().__init__(config)
+        self.classifier = nn.Sequential(
+            nn.Linear(config.width, 2 * config.width), nn.ReLU(), nn.Linear(2 * config.width, config.num_answers)
+        )
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        self.classifier.apply(init_linear_normal)
+
+    def plan(self, input_ids: Tensor, text_lengths: Sequence[int], video_of_text: Sequence[int]) -> AlproQuestions:
+        """Lay out the questions of a batch; arguments as `VideoQA.plan`, the batch having at least the clips named."""
+        lengths = np.asarray(text_lengths, dtype=np.int64)
+        check_texts(input_ids, lengths, self.config.max_text_length)
+        if len(video_of_text) != len(lengths):
+            raise ValueError(f"each of the {len(lengths)} texts needs a clip, got {len(video_of_text)}")
+        if min(video_of_text, default=0) < 0:
+            raise ValueError(f"video_of_text must not be negative, got {min(video_of_text)}")
+        positions = torch.from_numpy(span_rows(np.zeros_like(lengths), lengths))
+        questions = AlproQuestions(
+            text_ids=input_ids,
+            text_positions=positions,
+            packing=pack_lengths(lengths),
+            clip=torch.tensor(video_of_text),
+            num_videos=max(video_of_text, default=-1) + 1,
+        )
+        return on_device(questions, self.device)
+
+    def forward(self, video: Tensor, plan: AlproQuestions) -> Tensor:
+        """Logits float32 [Q, num_answers]. video: uint8 [B, T, H, W, 3], every clip encoded once."""
+        if plan.num_videos > len(video):
+            raise ValueError(f"video_of_text names clip {plan.num_videos - 1} of a batch of {len(video)}")
+        text_ND = self.text_tokens(plan.text_ids, plan.text_positions, plan.packing)
+        fused, ends = self.fuse(
+            text_ND, plan.packing, self.video_tokens(video), torch.arange(len(plan.clip), device=video.device),
+            plan.clip, num_text_rows=len(plan.text_ids), wanted=Wanted.first(len(plan.clip), video.device),
+        )  # fmt: skip
+        with torch.autocast(fused.device.type, enabled=False):
+            return self.classifier(take_rows(fused, ends[:-1].long()).float())

@@ -1,0 +1,161 @@
+"""ALPRO: align and prompt (arXiv:2112.09583).
+
+Shape legend: B = clips, N = packed text tokens, V = 1 + S rows of a clip (class token, patches), D = width,
+Q = pairs of a text and a clip, M = masked words, E = entities.
+
+Notable choices:
+- Plain and masked captions go through the text tower in one packed call.
+- Matched, mismatched and masked pairs are ONE packed call of the fusion layers. Which pairs are mismatched only the
+  device knows (hard negatives), so their packing is made there; nothing is read back.
+- Words are predicted for the masked ones alone, and no caption is padded.
+- What no loss reads is not computed: the last fusion layer of each pair has the rows that count, the prompter's last
+  block its class token.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastvtp.errors import UserError, unknown_name
+from fastvtp.modules.bert import WordTransform
+from fastvtp.modules.layers import init_linear_normal
+from fastvtp.modules.losses import masked_word_loss
+from fastvtp.modules.packing import check_texts, offsets
+from fastvtp.modules.rows import segment_mean, take_rows
+from fastvtp.systems.alpro.entities import (
+    crop_patches,
+    entity_loss,
+    entity_targets,
+)
+from fastvtp.systems.alpro.fusion import (
+    AlproFusion,
+    AlproOutput,
+    AlproPlan,
+)
+from fastvtp.systems.alpro.towers import AlproConfig, AlproTowers
+from fastvtp_kernels import replace_masked_tokens, text_mask
+from fastvtp_kernels.packing import locate_rows
+
+_RANDOM_FRACTION = _KEEP_FRACTION = 0.1  # of the masked words, as in BERT
+
+
+class Alpro(AlproFusion):
+    """Contrast, matching, masked words and prompted entities.
+
+    prompter: frozen towers trained by contrast alone (`load_prompter`), and what they make of the entities' prompts.
+    """
+
+    video_prompts: Tensor
+    image_prompts: Tensor
+
+    def __init__(self, config: AlproConfig):
+        super().__init__(config)
+        self.word_transform = WordTransform(config.width, config.vocab_size)
+        self.entity_head = nn.Sequential(
+            nn.Linear(config.width, 2 * config.width), nn.ReLU(), nn.Linear(2 * config.width, config.num_entities)
+        )
+        self.prompter = AlproTowers(config).requires_grad_(False)
+        for kind in ("video", "image"):
+            self.register_buffer(f"{kind}_prompts", torch.empty(config.num_entities, config.projection_dim))
+        self._prompts_seen = False
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        self.word_transform.init_weights()
+        self.entity_head.apply(init_linear_normal)
+        self.prompter.init_weights()
+        for prompts in (self.video_prompts, self.image_prompts):
+            nn.init.zeros_(prompts)
+
+    def train(self, mode: bool = True) -> "Alpro":
+        super().train(mode)
+        self.prompter.eval()
+        return self
+
+    def plan(
+        self, input_ids: Tensor, text_lengths: Sequence[int], sample_ids: Tensor, *, seed: int, step: int
+    ) -> AlproPlan:
+        """Draw masked words and crops from (seed, step, sample id); arguments as `SimVTP.plan`.
+
+        Raises ValueError for texts that do not fit, UserError where entities are to be learned of unset prompts.
+        """
+        config, lengths = self.config, np.asarray(text_lengths, dtype=np.int64)
+        check_texts(input_ids, lengths, config.max_text_length)
+        if config.entity_weight and not self._prompts_seen:
+            self._check_prompts()
+        cu_seqlens = offsets(lengths)
+        draw = {"special_ids": config.special_token_ids, "seed": seed, "step": step, "sample_ids": sample_ids}
+        hidden = text_mask(input_ids, cu_seqlens, config.word_mask_ratio, **draw)
+        masked_ids = replace_masked_tokens(
+            input_ids, hidden, cu_seqlens, mask_id=config.mask_token_id, vocab_size=config.vocab_size,
+            random_fraction=_RANDOM_FRACTION, keep_fraction=_KEEP_FRACTION, **draw,
+        )  # fmt: skip
+        crop = crop_patches(sample_ids.numpy(), config.grid, seed=seed, step=step) if config.entity_weight else None
+        return self.lay_out(
+            input_ids=input_ids, masked_ids=masked_ids, hidden=hidden, lengths=lengths, sample_ids=sample_ids,
+            crop=crop, seed=seed, step=step,
+        ).to(self.device)  # fmt: skip
+
+    def forward(
+        self, video: Tensor, plan: AlproPlan, *, kind: str = "video", negatives: tuple[Tensor, Tensor] | None = None
+    ) -> AlproOutput:
+        """All losses of a batch.
+
+        video: uint8 [B, T, H, W, 3]. plan: from `plan`. kind: "video" or "image", whose prompts the entities are.
+        negatives: a wrong clip for every text, a wrong text for every clip, int64 [B] each; None: drawn by similarity.
+        """
+        config, batch = self.config, len(video)
+        loss, terms, fused, cu_seqlens, match_logits, match_labels = self.align(video, plan, negatives)
+        if config.word_weight:
+            words, predicted = masked_word_loss(
+                self.word_transform(fused[len(fused) - len(plan.word_labels) :]),
+                self.text_embeddings.word_embeddings.weight, self.word_transform.bias, plan.word_labels,
+            )  # fmt: skip
+            loss = loss + config.word_weight * words
+            accuracy = (predicted == plan.word_labels).sum() / max(len(plan.word_labels), 1)
+            terms |= {"loss/word": words, "word_accuracy": accuracy}
+        entity_logits = None
+        if plan.crop is not None:
+            entity_logits = self._entity_logits(
+                fused, cu_seqlens[: batch + 1], len(fused) - 3 * batch - len(plan.word_labels)
+            )
+            targets = entity_targets(
+                *self._prompted(video, plan.crop, kind), 1 / self.prompter.logit_scale(), ignore_rule=config.ignore_rule
+            )
+            entities = entity_loss(entity_logits, targets)
+            loss = loss + config.entity_weight * entities
+            terms |= {"loss/entity": entities, "entities_ignored": targets.ignored.float().mean()}
+        detached = {name: value.detach() for name, value in terms.items()}
+        return AlproOutput(loss, detached, match_logits, match_labels, entity_logits)
+
+    def _entity_logits(self, fused: Tensor, cu_seqlens: Tensor, num_patches: int) -> Tensor:
+        """From the mean of the matched pairs' patches inside the crop: the rows behind each one's [CLS], in all
+        `num_patches`."""
+        cu_patches = cu_seqlens - torch.arange(len(cu_seqlens), dtype=torch.int32, device=fused.device)
+        clip, _ = locate_rows(cu_patches, num_patches)
+        rows = torch.arange(1, num_patches + 1, device=fused.device) + clip
+        with torch.autocast(fused.device.type, enabled=False):
+            return self.entity_head(segment_mean(take_rows(fused, rows), cu_patches))
+
+    @torch.no_grad()
+    def _prompted(self, video: Tensor, crop: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+        """The prompter's features of the crops, and of the prompts of this kind of batch."""
+        return self.prompter.embed_video(video, crop), self.prompts(kind)
+
+    def prompts(self, kind: str) -> Tensor:
+        """What the prompter made of the entities' prompts, [E, projection_dim]. kind: "video" or "image".
+
+        Raises UserError for another kind.
+        """
+        prompts = {"video": self.video_prompts, "image": self.image_prompts}
+        if kind not in prompts:
+            raise unknown_name("kind of prompts", kind, prompts)
+        return prompts[kind]
+
+    def _check_prompts(self) -> None:
+        """Zeros say that every crop shows every entity alike. Read back from the device for the first plan alone."""
+        if not (self.video_prompts.any() or self.image_prompts.any()):
+            raise UserError("video_prompts and image_prompts are all zero: fill them first, by `encode_prompts`")
+        self._prompts_seen = True

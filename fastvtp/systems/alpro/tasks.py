@@ -1,0 +1,135 @@
+"""ALPRO's tasks: the prompter, pretraining with its prompts, and fine-tuning for retrieval and questions."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastvtp.checkpoints.loading import LoadReport, load_released
+from fastvtp.checkpoints.reading import Checkpoint
+from fastvtp.data.entities import read_entities, write_entities
+from fastvtp.data.loader import VideoTextBatch
+from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.errors import ConfigError
+from fastvtp.model_folder import ENTITIES_NAME, tokenizer_beside, weights_of
+from fastvtp.systems.alpro.entities import average_prompts, entity_prompts
+from fastvtp.systems.alpro.model import Alpro
+from fastvtp.systems.alpro.towers import AlproTowers
+from fastvtp.systems.simvtp.tasks import FinetuneQA
+from fastvtp.training.config import TrainConfig
+from fastvtp.training.task import CaptionedTask, Loss
+
+logger = logging.getLogger(__name__)
+
+_PROMPT_LENGTH, _PROMPTS_PER_CALL = 15, 512
+
+
+class PretrainPrompter(CaptionedTask):
+    """The contrast alone, of clips or pictures with their captions."""
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+        on_device = batch.to(model.device, non_blocking=True)
+        loss = compute(
+            on_device.video, on_device.input_ids, on_device.cu_seqlens, batch.max_text_length, on_device.sample_ids
+        )
+        return loss, {"loss/contrastive": loss.detach()}
+
+
+class PretrainAlpro(CaptionedTask):
+    """Contrast, matching, masked words, and the entities that a frozen prompter finds in crops."""
+
+    def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
+        super().__init__(config, checkpoint)
+        self.entities: list[str] = []
+        if not config.model.entity_weight:
+            return
+        if checkpoint is not None:
+            self.entities = self._entities_of(checkpoint)
+            return
+        if config.model.max_text_length < _PROMPT_LENGTH:
+            raise ConfigError(
+                f"model.max_text_length must be at least {_PROMPT_LENGTH}, the tokens of a prompt, "
+                f"got {config.model.max_text_length}"
+            )
+        for name, what in (("prompter", "a prompter's run"), ("entities", "a list from `fastvtp entities`")):
+            if getattr(config, name) is None:
+                raise ConfigError(f"pretrain_alpro needs {name}=PATH, {what}, or model.entity_weight=0")
+        self.entities = read_entities(str(config.entities), limit=config.model.num_entities)
+        logger.info("%d entities of %s", len(self.entities), config.entities)
+
+    def _entities_of(self, checkpoint: Path) -> list[str]:
+        """Those that a resumed run learned, whatever the list says by now."""
+        entities, path = read_entities(checkpoint / ENTITIES_NAME), self.config.entities
+        limit = self.config.model.num_entities
+        if path is not None and Path(path).is_file() and read_entities(path, limit) != entities:
+            logger.warning("%s has changed: the run keeps the %d entities of %s", path, len(entities), checkpoint)
+        return entities
+
+    def complete(self, tokenizer: CaptionTokenizer) -> Any:
+        model = super().complete(tokenizer)
+        return dataclasses.replace(model, num_entities=len(self.entities)) if self.entities else model
+
+    def prepare(self, model: Any, tokenizer: CaptionTokenizer) -> None:
+        if self.entities:
+            source = weights_of(str(self.config.prompter))
+            load_prompter(model, source, position_resize=self.config.position_resize)
+            # prompts are read as the prompter learned to read, which need not be how the student does
+            encode_prompts(model, tokenizer_beside(source) or tokenizer, self.entities)
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+        plan = model.plan(batch.input_ids, batch.text_lengths, batch.sample_ids, seed=self.config.seed, step=batch.step)
+        output = compute(batch.video, plan, kind=batch.kind)
+        return output.loss, output.terms
+
+    def write_labels(self, folder: Path) -> None:
+        if self.entities:
+            write_entities(folder / ENTITIES_NAME, self.entities)
+
+
+class FinetuneAlproRetrieval(CaptionedTask):
+    """Contrast and matching."""
+
+
+class FinetuneAlproQA(FinetuneQA):
+    """Questions about videos, answered from the fused [CLS]."""
+
+    fresh = ("classifier",)
+
+
+def encode_prompts(model: Alpro, tokenizer: CaptionTokenizer, entities: list[str]) -> None:
+    """Fill `video_prompts` and `image_prompts` by what the prompter makes of all templates with all entities."""
+    for kind, prompts in (("video", model.video_prompts), ("image", model.image_prompts)):
+        texts = entity_prompts(entities, kind)
+        calls = range(0, len(texts), _PROMPTS_PER_CALL)
+        features = [
+            _text_features(model.prompter, tokenizer, texts[start : start + _PROMPTS_PER_CALL])
+            for start in tqdm(calls, desc=f"{kind} prompts", unit="call", leave=False, disable=len(calls) < 10)
+        ]
+        prompts.copy_(average_prompts(torch.cat(features), len(entities)))
+
+
+@torch.no_grad()
+def _text_features(prompter: AlproTowers, tokenizer: CaptionTokenizer, texts: list[str]) -> Tensor:
+    packed = tokenizer.encode_packed(texts, _PROMPT_LENGTH)
+    cu_seqlens = torch.tensor([0, *packed.lengths]).cumsum(0).int()
+    input_ids = torch.from_numpy(packed.input_ids).to(prompter.device)
+    return prompter.embed_text(input_ids, cu_seqlens.to(prompter.device), max(packed.lengths))
+
+
+def load_prompter(
+    model: Alpro,
+    source: str | Path | Mapping[str, Tensor] | Checkpoint,
+    *,
+    origin: str | None = None,
+    position_resize: str = "bicubic",
+) -> LoadReport:
+    """Copy ALPRO's towers from `source` into `model.prompter`: from a prompter trained alone, from the prompter inside
+    a pretraining checkpoint, or from the towers of a retrieval checkpoint. The entities' prompts, `video_prompts` and
+    `image_prompts`, are left: encode them anew with these towers. Arguments and errors as `load_released`.
+    """
+    return load_released(model.prompter, source, origin=origin, position_resize=position_resize)

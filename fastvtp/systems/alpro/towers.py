@@ -1,0 +1,180 @@
+"""The two towers that ALPRO contrasts: TimeSformer and the lower half of BERT. The prompter is these and no more.
+
+Shape legend: B = clips, N = packed text tokens, V = 1 + S rows of a clip (class token, patches), D = width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from fastvtp.modules.attention import Asking
+from fastvtp.modules.bert import (
+    BertEncoder,
+    TextConfig,
+    TextEmbeddings,
+)
+from fastvtp.modules.checks import (
+    check_choice,
+    check_heads,
+    check_ids,
+    check_positive,
+    check_share,
+)
+from fastvtp.modules.contrast import world_group
+from fastvtp.modules.layers import init_linear_normal
+from fastvtp.modules.losses import video_text_contrast
+from fastvtp.modules.packing import Packing
+from fastvtp.modules.rows import take_rows
+from fastvtp.systems.alpro.entities import IGNORE_RULES
+from fastvtp.systems.alpro.timesformer import TimeSformer, TimeSformerConfig
+
+_TEMPERATURES = 0.001, 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlproConfig(TimeSformerConfig, TextConfig):
+    """Sizes and objectives. `preset="official"` gives the released objectives, `"fastvtp"` the recommended ones:
+
+    | field | official | fastvtp | reason |
+    |---|---|---|---|
+    | ignore_rule | "official" | "paper" | the released test compares an index with 0.2 and keeps nearly every crop |
+
+    `hidden_patches` is "grey" in both; the published recipes take the release's "black" under "official".
+    """
+
+    pad_text: bool = False
+    text_depth: int = 6
+    """Layers of BERT that read text alone."""
+    fusion_depth: int = 6
+    """Layers of BERT above them that read text and clip together."""
+    text_num_heads: int = 12
+    text_hidden: int = 3072
+    projection_dim: int = 256
+    temperature: float = 0.07
+    """Initial value, from 0.001 to 0.5; learned, and brought back within these bounds before each use."""
+    gather_negatives: bool = True
+    """Contrast with the clips of all ranks."""
+    negative_temperature: float | None = None
+    """Temperature at which wrong pairs are drawn by similarity; None: the contrast's, as released. A sharp contrast
+    hands fusion layers that have learned nothing yet only pairs that they cannot tell apart; a higher one mixes in
+    easier pairs."""
+    # the ids are bert-base-uncased's
+    mask_token_id: int = 103
+    special_token_ids: tuple[int, ...] = (0, 100, 101, 102, 103)
+    word_mask_ratio: float = 0.15
+    num_entities: int = 1000
+    ignore_rule: str = "official"
+    """Crops that teach nothing: "paper", "official", see `fastvtp.systems.alpro.entities.entity_targets`."""
+    contrastive_weight: float = 1.0
+    matching_weight: float = 1.0
+    word_weight: float = 1.0
+    """0: no masked words, whose pass is then left out."""
+    entity_weight: float = 1.0
+    """0: no entities; the prompter is not asked."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "special_token_ids", tuple(self.special_token_ids))  # JSON gives lists
+        self.check_text()
+        check_ids(self, "mask_token_id", "special_token_ids")
+        check_positive(self, "text_num_heads", "text_hidden", "projection_dim", "num_entities", "fusion_depth")
+        if not _TEMPERATURES[0] <= self.temperature <= _TEMPERATURES[1]:
+            raise ValueError(f"temperature must be from 0.001 to 0.5, got {self.temperature}")
+        if self.negative_temperature is not None and not self.negative_temperature > 0:
+            raise ValueError(f"negative_temperature must be positive, or none, got {self.negative_temperature}")
+        check_heads(self, "width", "text_num_heads")
+        check_share(self, "word_mask_ratio")
+        check_choice(self, "ignore_rule", IGNORE_RULES)
+        if self.pad_text:
+            raise ValueError("pad_text must be false: no feature or loss of ALPRO sees its padding")
+        if self.text_depth < 1:
+            raise ValueError(f"text_depth must be at least 1, got {self.text_depth}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlproPrompterConfig(AlproConfig):
+    """ALPRO's sizes, for its towers trained alone."""
+
+
+class AlproTowers(nn.Module):
+    """Clips and captions to tokens and to features of unit length; `forward` is the prompter's whole objective."""
+
+    def __init__(self, config: AlproConfig):
+        super().__init__()
+        self.config = config
+        self.video_encoder = TimeSformer(config)
+        self.text_embeddings = TextEmbeddings(config, config.width)
+        self.text_encoder = BertEncoder(
+            config.width, config.text_depth, config.text_num_heads, config.text_hidden, config.text_dropout
+        )
+        self.video_projection = nn.Linear(config.width, config.projection_dim)
+        self.text_projection = nn.Linear(config.width, config.projection_dim)
+        self.temperature = nn.Parameter(torch.empty(()))
+
+    def init_weights(self) -> None:
+        """ViT's and BERT's initialisation; uses torch's global generator."""
+        for module in (self.video_encoder, self.text_embeddings, self.text_encoder):
+            module.init_weights()
+        for module in (self.video_projection, self.text_projection):
+            module.apply(init_linear_normal)
+        nn.init.constant_(self.temperature, self.config.temperature)
+
+    @property
+    def device(self) -> torch.device:
+        return self.temperature.device
+
+    def logit_scale(self) -> Tensor:
+        """The inverse temperature []. The parameter itself is first brought back within its bounds, as released: a
+        temperature that walked beyond them would come back late."""
+        with torch.no_grad():
+            self.temperature.clamp_(*_TEMPERATURES)
+        return 1 / self.temperature
+
+    def video_tokens(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
+        """uint8 [B, T, H, W, 3] -> [B, V, D]; shown: bool [B, S] patches that are not hidden."""
+        return self.video_encoder(video, shown)
+
+    def text_tokens(self, input_ids: Tensor, positions: Tensor, packing: Packing) -> Tensor:
+        """int64 [N], int64 [N] -> [N, D]."""
+        return self.text_encoder(self.text_embeddings(input_ids, positions), packing)
+
+    def video_features(self, tokens_BVD: Tensor) -> Tensor:
+        """Tokens of clips -> float32 [B, projection_dim] of unit length."""
+        with torch.autocast(tokens_BVD.device.type, enabled=False):
+            return normalize(self.video_projection(tokens_BVD[:, 0].float()), dim=-1)
+
+    def text_features(self, tokens_ND: Tensor, first_rows: Tensor) -> Tensor:
+        """Packed tokens of texts, rows of their [CLS] int64 [B] -> float32 [B, projection_dim] of unit length."""
+        with torch.autocast(tokens_ND.device.type, enabled=False):
+            return normalize(self.text_projection(take_rows(tokens_ND, first_rows).float()), dim=-1)
+
+    def embed_video(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
+        """Retrieval features: uint8 [B, T, H, W, 3] -> float32 [B, projection_dim] of unit length.
+
+        shown: as for `video_tokens`.
+        """
+        return self.video_features(self.video_encoder(video, shown, class_only=True))
+
+    def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """Retrieval features: int64 [N], int32 [B+1] -> float32 [B, projection_dim] of unit length."""
+        x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
+        asking = Asking.first(packing)
+        return self.text_features(self.text_encoder(x_ND, packing, asking), asking.packing.cu_seqlens[:-1].long())
+
+    def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """`embed_text`, under the name that retrieval knows for features of unit length."""
+        return self.embed_text(input_ids, cu_seqlens, max_seqlen)
+
+    def contrast(self, text: Tensor, video: Tensor, sample_ids: Tensor | None) -> Tensor:
+        """InfoNCE, mean of both directions, of unit-length features [B, projection_dim] -> []."""
+        return video_text_contrast(
+            text, video, self.logit_scale(), sample_ids=sample_ids, group=world_group(self.config.gather_negatives)
+        )
+
+    def forward(
+        self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, sample_ids: Tensor | None = None
+    ) -> Tensor:
+        """The contrast of a batch of clips, uint8 [B, T, H, W, 3], and packed captions -> []."""
+        return self.contrast(self.embed_text(input_ids, cu_seqlens, max_seqlen), self.embed_video(video), sample_ids)

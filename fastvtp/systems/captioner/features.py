@@ -1,0 +1,109 @@
+"""Training clips whose frozen features lie on disk, as `fastvtp.frozen.features` writes them."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.loader import VideoTextBatch
+from fastvtp.data.source import SampleStream
+from fastvtp.errors import UserError
+from fastvtp.frozen.feature_sets import FeatureSet
+from fastvtp.frozen.features import description_digest, model_digest
+from fastvtp.systems.catalogue import load_pretrained
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """A record with features: its place among the records, and in the feature set."""
+
+    record: int
+    feature: int
+
+
+class CachedClips:
+    """The records whose videos have features in a folder; the others are left out, with one log line.
+
+    Attributes:
+        width: D of the features.
+        digest: fingerprint of what the features are of.
+
+    Raises UserError where no record has features, or the folder holds none.
+    """
+
+    def __init__(self, folder: str, records: Sequence[VideoRecord]):
+        self.folder, self.records = folder, records
+        self._features = FeatureSet(folder)
+        self.width: int = self._features.description["width"]
+        self.digest = description_digest(self._features.description)
+        places = {os.path.normpath(record.video): place for place, record in enumerate(self._features.records)}
+        videos = [os.path.normpath(record.video) for record in records]
+        self._clips = [_Clip(index, places[video]) for index, video in enumerate(videos) if video in places]
+        if not self._clips:
+            raise UserError(f"{folder}: none of the {len(records)} videos of data.train has features there")
+        if missing := len(records) - len(self._clips):
+            logger.warning("%s: %d of %d clips have no features there: left out", folder, missing, len(records))
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def check_backbone(self, folder: str) -> None:
+        """Raises UserError where the features are not those of the model in `folder`."""
+        found, expected = self._features.description["model_digest"], model_digest(load_pretrained(folder))
+        if found != expected:
+            raise UserError(f"{self.folder} holds features of another model than model.backbone={folder}")
+
+    def check_fit(self, fit: str) -> None:
+        """Raises UserError where the features are of frames that came to the model's size in another way than `fit`."""
+        if (found := self._features.fit) != fit:
+            raise UserError(f"{self.folder} holds features of fit {found!r}, expected {fit!r}: set data.fit={found}")
+
+    def draw(self, stream: SampleStream, number: int) -> tuple[Tensor, int, str]:
+        """Sample `number` of a training stream: the last layer's tokens of a view [L, D], the place of its record, and
+        one of its captions."""
+        index, rng = stream.draw(number, attempt=0)
+        clip = self._clips[index]
+        captions = self.records[clip.record].captions
+        view = int(rng.integers(self._features.num_views))
+        return self._features.view(clip.feature, view)[-1], clip.record, captions[int(rng.integers(len(captions)))]
+
+
+class FeatureLoader:
+    """Batches of features in place of clips: shuffled epochs without end, a function of (seed, step) alone.
+
+    Stands where a `VideoTextLoader` stands in training; `video` of a batch is [B, L, D], and its captions have no
+    token ids.
+    """
+
+    def __init__(self, clips: CachedClips, *, batch_size: int, seed: int, start_step: int, num_steps: int):
+        self._clips = clips
+        self._stream = SampleStream(len(clips), seed, batch_size, True, start_step, num_steps)
+        self._steps = range(start_step, start_step + num_steps)
+        self.wait_seconds = 0.0
+        self.bad_files: dict[str, str] = {}
+
+    def __enter__(self) -> "FeatureLoader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return
+
+    def __iter__(self) -> Iterator[VideoTextBatch]:
+        size = self._stream.batch_size
+        for step in self._steps:
+            started = time.perf_counter()
+            drawn = [self._clips.draw(self._stream, self._stream.number(step, place)) for place in range(size)]
+            features, indices, captions = zip(*drawn, strict=True)
+            batch = VideoTextBatch(
+                torch.stack(features), torch.empty(0, dtype=torch.int64), torch.zeros(size + 1, dtype=torch.int32),
+                (0,) * size, 0, torch.tensor(indices), list(captions), step,
+            )  # fmt: skip
+            self.wait_seconds += time.perf_counter() - started
+            yield batch

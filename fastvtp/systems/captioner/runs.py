@@ -1,0 +1,142 @@
+"""Whole runs of a captioner: captions of a list of videos, scores of captions, answers to a list of questions."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastvtp.data.annotations import load_annotations, load_videos
+from fastvtp.data.questions import (
+    AnswerVocabulary,
+    QuestionSet,
+    has_options,
+    lists_questions,
+    load_questions,
+)
+from fastvtp.errors import UserError
+from fastvtp.evaluation.report import bad_file_report, scores_report
+from fastvtp.evaluation.scoring import (
+    PREDICTIONS_NAME,
+    EvaluationProtocol,
+    OpenedModel,
+    evaluation_loader,
+    open_model,
+)
+from fastvtp.model_folder import weights_of
+from fastvtp.systems.captioner.model import VideoCaptioner
+from fastvtp.systems.captioner.scores import (
+    evaluate_answers,
+    evaluate_captions,
+    few_shot_examples,
+    write_caption_lines,
+    write_captions,
+)
+
+NUM_CANDIDATES = 250  # VideoPrism, appendix G
+_PROTOCOL = EvaluationProtocol()
+
+
+def open_captioner(
+    source: str | Path, device: torch.device, *, backbone: str | None = None, language_model: str | None = None
+) -> OpenedModel:
+    """`open_model` of a captioner, whose frozen parts may have moved: a run or model folder, and a folder of
+    `transformers`; None: where they were in training. Raises UserError for another model."""
+    opened = open_model(source, device)
+    moved = {"backbone": None if backbone is None else str(weights_of(backbone)), "language_model": language_model}
+    model = _captioner(opened, _PROTOCOL)
+    model.config = dataclasses.replace(model.config, **{name: new for name, new in moved.items() if new is not None})
+    return opened
+
+
+def caption_videos(
+    opened: OpenedModel,
+    data: str,
+    output: Path,
+    *,
+    protocol: EvaluationProtocol = _PROTOCOL,
+    num_beams: int = 1,
+    prompt: str | None = None,
+    progress_bar: bool = True,
+) -> dict[str, Any]:
+    """Write a caption of each video of `data`, a list or a folder, to the `.jsonl` file `output`: id, video, caption.
+
+    Returns num_clips and bad_files, the videos left out. Raises UserError for another model or several views.
+    """
+    model, records = _captioner(opened, protocol), load_videos(data)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with evaluation_loader(opened, records, protocol) as loader:
+        captions = write_captions(
+            model, loader, device=model.device, num_beams=num_beams, prompt=prompt, progress=progress_bar
+        )
+        write_caption_lines(output, captions, records)
+        return {"num_clips": len(captions), "bad_files": bad_file_report(loader.bad_files)}
+
+
+def answer_questions(
+    opened: OpenedModel,
+    data: str,
+    *,
+    protocol: EvaluationProtocol = _PROTOCOL,
+    train_data: str | None = None,
+    shots: int = 0,
+    length: str = "sum",
+    num_candidates: int = NUM_CANDIDATES,
+    predictions: Path | None = None,
+    progress_bar: bool = True,
+) -> dict[str, Any]:
+    """Answer the questions of `data` by log-likelihood, among their options, or else among the `num_candidates` most
+    frequent answers of `train_data`.
+
+    shots: solved questions of `train_data` at the head of each prompt. length: "sum" or "mean" of tokens. predictions:
+    a file to write. Returns the scores, num_test and bad_files; the accuracy of the language model alone is
+    text_only. Raises UserError for another model and where the training questions are needed and not given.
+    """
+    model, questions = _captioner(opened, protocol, one_view=False), load_questions(data)
+    training = None if train_data is None else load_questions(train_data)
+    vocabulary = None if has_options(questions, data) else _vocabulary(training, num_candidates)
+    if shots and training is None:
+        raise UserError(f"{shots} solved questions are wanted: give the training questions (--train-data FILE)")
+    examples = [] if training is None else few_shot_examples(training, shots)
+    with evaluation_loader(opened, questions.records, protocol) as loader:
+        scores = evaluate_answers(
+            model, loader, questions, vocabulary, device=model.device, examples=examples, length=length,
+            training=training, predictions=predictions, progress=progress_bar,
+        )  # fmt: skip
+        return scores_report("question_answering", scores.answers, loader.bad_files, text_only=scores.text_only)
+
+
+def score_captioner(
+    opened: OpenedModel,
+    data: str,
+    protocol: EvaluationProtocol,
+    output: Path | None,
+    train_data: str | None,
+    progress_bar: bool,
+) -> dict[str, Any]:
+    """The scores of captions, or of answers where `data` lists questions; see `fastvtp.evaluation.scoring.evaluate`."""
+    predictions = None if output is None else output / PREDICTIONS_NAME
+    if lists_questions(data):
+        return answer_questions(
+            opened, data, protocol=protocol, train_data=train_data, predictions=predictions, progress_bar=progress_bar
+        )
+    model, records = _captioner(opened, protocol), load_annotations(data)
+    with evaluation_loader(opened, records, protocol) as loader:
+        scores = evaluate_captions(
+            model, loader, records, device=model.device, predictions=predictions, progress=progress_bar
+        )
+        return scores_report("captioning", scores, loader.bad_files)
+
+
+def _captioner(opened: OpenedModel, protocol: EvaluationProtocol, *, one_view: bool = True) -> VideoCaptioner:
+    if not isinstance(opened.model, VideoCaptioner):
+        raise UserError(f"a {type(opened.model).__name__} writes nothing: expected a run of captioning")
+    if one_view and protocol.views != (1, 1):
+        raise UserError(f"views {protocol.views}: a caption is written from one view of a clip, expected (1, 1)")
+    return opened.model
+
+
+def _vocabulary(training: QuestionSet | None, size: int) -> AnswerVocabulary:
+    if training is None:
+        raise UserError("open-ended questions need candidates: give the training questions (--train-data FILE)")
+    return AnswerVocabulary.build(training.answers, size)

@@ -1,0 +1,123 @@
+"""Captioning and question answering from frozen features: only the resampler before the language model learns."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastvtp.data.annotations import load_annotations
+from fastvtp.data.loader import VideoTextBatch
+from fastvtp.data.questions import (
+    QuestionSet,
+    lists_questions,
+    load_questions,
+)
+from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.errors import ConfigError, unknown_name
+from fastvtp.frozen.towers import video_tower
+from fastvtp.model_folder import build_config, read_description, recorded_fit, weights_of
+from fastvtp.systems.captioner.features import CachedClips, FeatureLoader
+from fastvtp.systems.captioner.language_model import few_shot_prompt, language_width
+from fastvtp.systems.captioner.model import VideoCaptionerConfig
+from fastvtp.systems.catalogue import ARCHITECTURES
+from fastvtp.training.config import TrainConfig
+from fastvtp.training.task import Loss, Task
+
+logger = logging.getLogger(__name__)
+
+
+class FinetuneCaptioning(Task):
+    """Captioned videos, or questions whose answers are learned as what follows them.
+
+    Clips are decoded, or their features are read from `data.features`. The language model reads with a tokenizer of its
+    own, which the loader knows nothing of.
+    """
+
+    reads_text = False
+
+    def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
+        super().__init__(config, checkpoint)
+        source = config.data.train
+        self.questions: QuestionSet | None = load_questions(source) if lists_questions(source) else None
+        self.records = load_annotations(source) if self.questions is None else self.questions.records
+        self.model_config = with_frozen_sizes(config.model)
+        self.cached: CachedClips | None = None
+        if config.data.features is not None:
+            self.cached = CachedClips(config.data.features, self.records)
+            self.cached.check_fit(config.data.fit)
+            self.model_config = _of_features(self.model_config, self.cached)
+        elif config.model.backbone is None:
+            raise ConfigError("finetune_captioning needs model.backbone=FOLDER, or data.features=FOLDER")
+        else:
+            _compare_fit(Path(str(self.model_config.backbone)), config.data.fit)
+        try:
+            self.model_config.check_widths()
+        except ValueError as error:
+            raise ConfigError(f"model.{error}") from None
+
+    @property
+    def labels(self) -> Sequence[Any]:
+        cached = () if self.cached is None else (self.cached.digest,)
+        return cached if self.questions is None else (*cached, self.questions.answers)
+
+    def complete(self, tokenizer: CaptionTokenizer) -> Any:
+        return self.model_config
+
+    def ready_loader(self, *, start_step: int, num_steps: int) -> FeatureLoader | None:
+        if self.cached is None:
+            return None
+        return FeatureLoader(
+            self.cached, batch_size=self.config.batch_size, seed=self.config.seed, start_step=start_step,
+            num_steps=num_steps,
+        )  # fmt: skip
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+        texts, prompts = batch.captions, None
+        if self.questions is not None:
+            template = self.config.model.question_template
+            prompts = [few_shot_prompt(question, template=template) for question in batch.captions]
+            texts = [self.questions.answers[index] for index in batch.sample_ids.tolist()]
+        output = compute(batch.video.to(model.device, non_blocking=True), model.texts(texts, prompts))
+        return output.loss, output.terms
+
+
+def with_frozen_sizes(model: VideoCaptionerConfig) -> VideoCaptionerConfig:
+    """The configuration with the widths of its frozen parts, and the backbone's model folder in place of a run.
+
+    Raises ConfigError where there is no language model, or the backbone reads clips of another size; UserError for
+    folders that hold something else.
+    """
+    if model.language_model is None:
+        raise ConfigError("finetune_captioning needs model.language_model=FOLDER, a causal language model")
+    values: dict[str, Any] = {"language_width": language_width(model.language_model)}
+    if model.backbone is not None:
+        folder = weights_of(model.backbone)
+        description = read_description(folder)
+        if description["architecture"] not in ARCHITECTURES:
+            raise unknown_name("architecture", description["architecture"], ARCHITECTURES)
+        config_class, model_class = ARCHITECTURES[description["architecture"]]
+        config = build_config(config_class, description["config"], folder)
+        for name in ("num_frames", "image_size"):
+            if (own := getattr(model, name)) != (read := getattr(config, name)):
+                raise ConfigError(f"model.{name} is {own}, the backbone {folder} reads {read}: set model.{name}={read}")
+        with torch.device("meta"):
+            values |= {"backbone": str(folder), "feature_width": video_tower(model_class(config)).width}
+    return dataclasses.replace(model, **values)
+
+
+def _compare_fit(backbone: Path, fit: str) -> None:
+    if (recorded := recorded_fit(backbone)) not in (None, fit):
+        logger.warning(
+            "data.fit is %r, but the frozen backbone %s was trained with %r: set data.fit=%s to follow it",
+            fit, backbone, recorded, recorded,
+        )  # fmt: skip
+
+
+def _of_features(model: VideoCaptionerConfig, cached: CachedClips) -> VideoCaptionerConfig:
+    """The configuration for these features, which must be the backbone's where there is one."""
+    if model.backbone is not None:
+        cached.check_backbone(model.backbone)
+    return dataclasses.replace(model, feature_width=cached.width)

@@ -1,0 +1,195 @@
+"""SimVTP: masked video-text pretraining with one shared encoder (arXiv:2212.03490).
+
+Shape legend: B = clips, Kv / Km / Kp = visible / masked / predicted tubelets of a clip, D = width, N = packed tokens,
+M = masked words, P = values of a tubelet.
+
+Notable choices:
+- Tubelets and words share one encoder, without modality embeddings. Masked tubelets never enter it; masked words do,
+  as [MASK].
+- Joint, video-only, text-only and mismatched sequences are packed into ONE encoder call (hard negatives, which need its
+  features, into a second one); the matched half of the matching loss is the joint pass itself.
+- Everything ragged is settled on the host beforehand (`SimVTP.plan`), so that `SimVTP.forward` reads nothing back from
+  the device.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from fastvtp.modules.bert import TextEmbeddings
+from fastvtp.modules.contrast import Contrast
+from fastvtp.modules.layers import init_linear_xavier
+from fastvtp.modules.losses import (
+    masked_word_loss,
+    matching_accuracy,
+    matching_labels,
+    matching_loss,
+    random_mismatch,
+)
+from fastvtp.modules.packing import check_texts, offsets
+from fastvtp.modules.rows import segment_mean, take_rows
+from fastvtp.systems.simvtp.config import SimVTPConfig
+from fastvtp.systems.simvtp.plan import SimVTPPlan, lay_out
+from fastvtp.systems.videomae.model import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    VideoEmbeddings,
+)
+from fastvtp_kernels import hard_negatives, masked_pixel_loss, text_mask
+
+
+@dataclass(frozen=True)
+class SimVTPOutput:
+    """loss: [] weighted sum. terms: unweighted detached losses and accuracies by name, each []. What follows keeps its
+    graph: pixel_prediction [B, Kp, P]; word_features [M, D], what the word head sees of the masked words;
+    encoded [N, D], the encoder's output in the plan's packing; text_features, video_features [B, D or projection_dim]
+    of the contrast, not normalised; match_logits [2B, 2] of the matched and mismatched pairs, match_labels int64 [2B].
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    pixel_prediction: Tensor
+    word_features: Tensor
+    encoded: Tensor
+    text_features: Tensor
+    video_features: Tensor
+    match_logits: Tensor
+    match_labels: Tensor
+
+
+class SimVTP(nn.Module):
+    """Shared video-text encoder with pixel decoder, word head, contrastive projections and matching head.
+
+    Construction leaves parameters as torch's own constructors do; call `init_weights`, or load a checkpoint.
+    """
+
+    def __init__(self, config: SimVTPConfig):
+        super().__init__()
+        self.config = config
+        self.video_embeddings = VideoEmbeddings(config.grid, config.tubelet, config.width)
+        self.text_embeddings = TextEmbeddings(config, config.width)
+        self.encoder = config.transformer(final_norm=config.encoder_norm)
+        self.decoder = config.video_decoder()
+        self.word_head = nn.Linear(config.width, config.vocab_size)
+        self.match_head = nn.Linear(config.width, 2)
+        self.contrast = Contrast(config, config.width)
+
+    def init_weights(self) -> None:
+        """VideoMAE's initialisation; uses torch's global generator."""
+        for module in (self.encoder, self.word_head, self.match_head):
+            module.apply(init_linear_xavier)
+        for module in (self.contrast, self.video_embeddings, self.text_embeddings, self.decoder):
+            module.init_weights()
+
+    @property
+    def device(self) -> torch.device:
+        return self.video_embeddings.weight.device
+
+    def plan(
+        self, input_ids: Tensor, text_lengths: Sequence[int], sample_ids: Tensor, *, seed: int, step: int
+    ) -> SimVTPPlan:
+        """Draw the masks of a step and lay out its sequences, all from (seed, step, sample id).
+
+        input_ids: int64 [Nt] packed captions, on the CPU. text_lengths: tokens of each caption, B host integers.
+        sample_ids: int64 [B] keys of the masks, on the CPU. Returns the plan on the model's device.
+        """
+        config = self.config
+        lengths = np.asarray(text_lengths, dtype=np.int64)
+        check_texts(input_ids, lengths, config.max_text_length)
+        hidden = text_mask(
+            input_ids, offsets(lengths), config.text_mask_ratio,
+            special_ids=config.special_token_ids, seed=seed, step=step, sample_ids=sample_ids,
+        )  # fmt: skip
+        visible, predicted = config.draw_masks(sample_ids, seed=seed, step=step)
+        hard = config.matching_negatives == "hard"
+        return lay_out(
+            config, visible=visible, predicted=predicted, input_ids=input_ids, hidden=hidden, lengths=lengths,
+            mismatch=None if hard else random_mismatch(sample_ids.numpy(), seed=seed, step=step),
+            sample_ids=sample_ids, seed=seed, step=step,
+        ).to(self.device)  # fmt: skip
+
+    def forward(self, video: Tensor, plan: SimVTPPlan) -> SimVTPOutput:
+        """All four losses of a batch. video: uint8 [B, T, H, W, 3]; plan: from `plan`."""
+        config, (batch_size, num_visible) = self.config, plan.visible.shape
+        pool = torch.cat([
+            self.video_embeddings(video, plan.visible).flatten(0, 1),
+            self.text_embeddings(plan.text_ids, plan.text_positions),
+        ])  # fmt: skip
+        x_ND = self.encoder(pool, plan.packing, source_rows=plan.gather)
+
+        visible = take_rows(x_ND, plan.joint_video_rows).view(batch_size, num_visible, -1)
+        pixel_prediction = self.decoder(visible, plan.visible, plan.predicted)
+        pixel_loss = masked_pixel_loss(
+            pixel_prediction, video, plan.predicted,
+            tubelet=config.tubelet, mean=IMAGENET_MEAN, std=IMAGENET_STD, normalize=config.target_normalization,
+        )  # fmt: skip
+        word_features = take_rows(x_ND, plan.word_rows)
+        word_loss, words = masked_word_loss(word_features, self.word_head.weight, self.word_head.bias, plan.word_labels)
+
+        # features and heads in float32: at an inverse temperature of 100 a bfloat16 feature is off by whole logits
+        with torch.autocast(x_ND.device.type, enabled=False):
+            means = segment_mean(x_ND, plan.packing.cu_seqlens).split(batch_size)
+            text, video_only = self.contrast.text_projection(means[2]), self.contrast.video_projection(means[1])
+            contrastive = self.contrast(text, video_only, plan.sample_ids)
+        mismatched, match_labels = self._mismatched(pool, plan, means, text, video_only)
+        with torch.autocast(x_ND.device.type, enabled=False):
+            match_logits = self.match_head(torch.cat([means[0], mismatched]))
+            matching = matching_loss(match_logits, match_labels)
+
+        loss = (
+            config.pixel_weight * pixel_loss
+            + config.word_weight * word_loss
+            + config.contrastive_weight * contrastive
+            + config.matching_weight * matching
+        )
+        terms = {
+            "loss/pixel": pixel_loss,
+            "loss/word": word_loss,
+            "loss/contrastive": contrastive,
+            "loss/matching": matching,
+            "word_accuracy": (words == plan.word_labels).sum() / max(len(plan.word_labels), 1),
+            "matching_accuracy": matching_accuracy(match_logits, match_labels),
+        }
+        return SimVTPOutput(
+            loss, {name: value.detach() for name, value in terms.items()}, pixel_prediction, word_features, x_ND,
+            text, video_only, match_logits, match_labels,
+        )  # fmt: skip
+
+    def _mismatched(
+        self, pool: Tensor, plan: SimVTPPlan, means: Sequence[Tensor], text: Tensor, video: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Means of the wrong pairs, float32 [B, D], and the labels of all 2B pairs."""
+        if plan.mismatched is None:
+            return means[3], plan.match_labels
+        with torch.no_grad():
+            clips, _ = hard_negatives(
+                normalize(text.detach().float(), dim=-1), normalize(video.detach().float(), dim=-1),
+                self.contrast.logit_scale().detach(), seed=plan.seed, step=plan.step, groups=plan.sample_ids,
+            )  # fmt: skip
+        rows = plan.mismatched.gather(clips.clamp(min=0), plan.visible.shape[1])
+        x_ND = self.encoder(pool, plan.mismatched.packing, source_rows=rows)
+        # a caption whose clip is the whole batch has no negative
+        return segment_mean(x_ND, plan.mismatched.packing.cu_seqlens), matching_labels(clips >= 0)
+
+    def embed_video(self, video: Tensor) -> Tensor:
+        """Retrieval features of whole clips: uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim]."""
+        x_ND, packing = self.video_embeddings.embed_clips(video)
+        features = segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens)
+        return self.contrast.video_projection(features)
+
+    def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """Retrieval features of captions: int64 [N], int32 [B+1] -> float32 [B, D or projection_dim]."""
+        x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
+        return self.contrast.text_projection(segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens))
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        """`embed_video` at unit length."""
+        return normalize(self.embed_video(video), dim=-1)
+
+    def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """`embed_text` at unit length."""
+        return normalize(self.embed_text(input_ids, cu_seqlens, max_seqlen), dim=-1)

@@ -1,0 +1,158 @@
+"""The integers of one SimVTP step, settled on the host: masks, masked words, and which rows make up which sequence.
+
+Shape legend: B = clips, Kv / Km / Kp = visible / masked / predicted tubelets of a clip, N = packed tokens, Nt = caption
+tokens of the batch, M = masked words.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastvtp.modules.losses import matching_labels
+from fastvtp.modules.packing import (
+    Packing,
+    SequenceBuilder,
+    exclusive_cumsum,
+    on_device,
+    span_rows,
+)
+from fastvtp.systems.simvtp.config import SimVTPConfig
+
+
+@dataclass(frozen=True)
+class Mismatched:
+    """The wrong pairs of the matching loss, where they are drawn by similarity on the device (hard negatives).
+
+    base: int64 [N2] pool row of each packed row, for the video tokens that of clip 0. clip_of_row: int64 [N2] the
+    sample whose negative a video token is taken from, B for text. packing: B sequences.
+    """
+
+    base: Tensor
+    clip_of_row: Tensor
+    packing: Packing
+
+    def gather(self, clips: Tensor, num_visible: int) -> Tensor:
+        """Pool row of every packed row: int64 [N2], when sample i is shown clip `clips[i]`, int64 [B]."""
+        offsets = torch.cat([clips * num_visible, clips.new_zeros(1)])
+        return self.base + offsets[self.clip_of_row]
+
+
+@dataclass(frozen=True)
+class SimVTPPlan:
+    """The integers of one step: masks, masked words, and the packing of all encoder passes.
+
+    visible, predicted: int32 [B, Kv], [B, Kp] tubelet indices. sample_ids: int64 [B].
+    text_ids, text_positions: int64: masked words, then the clean ones where the contrast uses them, then padding where
+        the config keeps it.
+    gather: int64 [N] pool row of each packed row; packing: the sequences joint, video-only, text-only (B each), and the
+        mismatched ones unless they are hard negatives.
+    joint_video_rows: int64 [B*Kv] packed rows of the joint pass's video tokens.
+    match_labels: int64 [2B] of the matched and mismatched pairs; of no use with hard negatives.
+    word_rows, word_labels: int64 [M] packed rows of the masked words and what stood there.
+    mismatched: the layout of hard negatives, else None.
+    seed, step: the key of the hard negatives' draw.
+    """
+
+    sample_ids: Tensor
+    visible: Tensor
+    predicted: Tensor
+    text_ids: Tensor
+    text_positions: Tensor
+    gather: Tensor
+    packing: Packing
+    joint_video_rows: Tensor
+    match_labels: Tensor
+    word_rows: Tensor
+    word_labels: Tensor
+    mismatched: Mismatched | None
+    seed: int = 0
+    step: int = 0
+
+    def to(self, device: torch.device | str) -> "SimVTPPlan":
+        """The plan with its tensors on `device`, in copies that the host does not wait for."""
+        return on_device(self, torch.device(device))
+
+
+def lay_out(
+    config: SimVTPConfig,
+    *,
+    visible: Tensor,
+    predicted: Tensor,
+    input_ids: Tensor,
+    hidden: Tensor,
+    lengths: np.ndarray,
+    mismatch: np.ndarray | None,
+    sample_ids: Tensor,
+    padded_length: int | None = None,
+    seed: int = 0,
+    step: int = 0,
+) -> SimVTPPlan:
+    """The plan of given masks and negatives; everything is on the host, and so is the result.
+
+    visible, predicted: int32 [B, Kv], [B, Kp]. input_ids: int64 [Nt]. hidden: bool [Nt], True for a masked word.
+    lengths: int64 [B] tokens of each caption. mismatch: int64 [B], the wrong video shown with each text; None: hard
+    negatives, to be drawn by similarity. sample_ids: int64 [B], equal where a clip stands in the batch twice.
+    padded_length: rows of each caption where the config pads them; None: as many as the longest has.
+    """
+    batch_size, num_text, num_visible = len(lengths), len(input_ids), visible.shape[1]
+    ids = [input_ids.masked_fill(hidden, config.mask_token_id)]
+    positions = [torch.from_numpy(span_rows(np.zeros_like(lengths), lengths))]
+    video = (np.arange(batch_size) * num_visible, np.full(batch_size, num_visible))
+    text = (batch_size * num_visible + exclusive_cumsum(lengths), lengths)
+    contrast, padding = text, None
+    if config.contrastive_text == "clean":
+        ids.append(input_ids)
+        positions.append(positions[0])
+        contrast = (text[0] + num_text, lengths)
+    if config.pad_text:
+        longest = lengths.max(initial=0)
+        if padded_length is not None and padded_length < longest:
+            raise ValueError(f"padded_length {padded_length} is less than the longest caption's {longest} tokens")
+        missing = (longest if padded_length is None else padded_length) - lengths
+        padding = (batch_size * num_visible + num_text * len(ids) + exclusive_cumsum(missing), missing)
+        ids.append(torch.full((int(missing.sum()),), config.pad_token_id))
+        positions.append(torch.from_numpy(span_rows(lengths, missing)))
+
+    sequences = SequenceBuilder()
+    joint_rows = sequences.add(video, text, padding=padding)
+    sequences.add(video)
+    sequences.add(contrast, padding=padding)
+    mismatched, labels = None, matching_labels(torch.ones(batch_size, dtype=torch.bool))
+    if mismatch is None:
+        mismatched = _hard_layout(video, text, padding)
+    else:
+        sequences.add((video[0][mismatch], video[1]), text, padding=padding)
+        labels = matching_labels(sample_ids[torch.from_numpy(mismatch)] != sample_ids)
+
+    joint_text_rows = torch.from_numpy(span_rows(joint_rows + num_visible, lengths))
+    return SimVTPPlan(
+        sample_ids=sample_ids,
+        visible=visible,
+        predicted=predicted,
+        text_ids=torch.cat(ids),
+        text_positions=torch.cat(positions),
+        gather=sequences.gather(),
+        packing=sequences.packing(),
+        joint_video_rows=torch.from_numpy(span_rows(joint_rows, video[1])),
+        match_labels=labels,
+        word_rows=joint_text_rows[hidden],
+        word_labels=input_ids[hidden],
+        mismatched=mismatched,
+        seed=seed,
+        step=step,
+    )
+
+
+def _hard_layout(
+    video: tuple[np.ndarray, np.ndarray],
+    text: tuple[np.ndarray, np.ndarray],
+    padding: tuple[np.ndarray, np.ndarray] | None,
+) -> Mismatched:
+    """Every sample's wrong pair, with clip 0 in the place of the negative that is yet to be drawn."""
+    pairs = SequenceBuilder()
+    first_rows = pairs.add((np.zeros_like(video[0]), video[1]), text, padding=padding)
+    clip_of_row = np.full(pairs.num_rows, len(first_rows))
+    clip_of_row[span_rows(first_rows, video[1])] = np.repeat(np.arange(len(first_rows)), video[1])
+    return Mismatched(pairs.gather(), torch.from_numpy(clip_of_row), pairs.packing())

@@ -1,0 +1,122 @@
+"""The retrieval model that a pretrained SimVTP is fine-tuned as: a video tower and a text tower."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from fastvtp.modules.bert import TextConfig, TextEmbeddings
+from fastvtp.modules.contrast import Contrast, ContrastConfig
+from fastvtp.modules.layers import Transformer, init_linear_xavier
+from fastvtp.modules.packing import join_packings
+from fastvtp.modules.rows import segment_mean
+from fastvtp.systems.videomae.model import VideoEmbeddings, VideoEncoderConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualEncoderConfig(VideoEncoderConfig, TextConfig, ContrastConfig):
+    """Sizes of both towers, which are equal, and the contrast. The defaults are the released SimVTP's."""
+
+    shared_encoder: bool = False
+    """One transformer for both modalities, as in pretraining, in one packed call; else two copies (as released)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_text()
+        self.check_contrast()
+
+
+@dataclass(frozen=True)
+class DualEncoderOutput:
+    """loss: []. terms: detached values by name, each []. text, video: float32 [B, D or projection_dim], with graph."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    text: Tensor
+    video: Tensor
+
+
+class DualEncoder(nn.Module):
+    """Whole clips and captions -> one vector each: mean of the encoded tokens, LayerNorm, projection if there is one.
+
+    `text_encoder` is None where the config shares the transformer; `video_encoder` then reads both.
+    """
+
+    def __init__(self, config: DualEncoderConfig):
+        super().__init__()
+        self.config = config
+        self.video_embeddings = VideoEmbeddings(config.grid, config.tubelet, config.width)
+        self.text_embeddings = TextEmbeddings(config, config.width)
+        self.video_encoder = config.transformer(final_norm=False)
+        self.text_encoder = None if config.shared_encoder else config.transformer(final_norm=False)
+        self.video_norm = nn.LayerNorm(config.width, eps=config.head_norm_eps)
+        self.text_norm = nn.LayerNorm(config.width, eps=config.head_norm_eps)
+        self.contrast = Contrast(config, config.width)
+
+    def init_weights(self) -> None:
+        """VideoMAE's initialisation; uses torch's global generator."""
+        for module in (self.video_encoder, self.text_encoder, self.video_norm, self.text_norm):
+            if module is not None:
+                module.apply(init_linear_xavier)
+        for module in (self.contrast, self.video_embeddings, self.text_embeddings):
+            module.init_weights()
+
+    @property
+    def device(self) -> torch.device:
+        return self.video_embeddings.weight.device
+
+    def forward(
+        self,
+        video: Tensor,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        sample_ids: Tensor | None = None,
+    ) -> DualEncoderOutput:
+        """The contrast of a batch.
+
+        video: uint8 [B, T, H, W, 3]. input_ids: int64 [N], cu_seqlens: int32 [B+1], max_seqlen: the captions.
+        sample_ids: int64 [B]; equal ones are the same clip and no negatives of each other.
+        """
+        if self.text_encoder is None:
+            text, clips = self._embed_together(video, input_ids, cu_seqlens, max_seqlen)
+        else:
+            text, clips = self.embed_text(input_ids, cu_seqlens, max_seqlen), self.embed_video(video)
+        loss = self.contrast(text, clips, sample_ids)
+        return DualEncoderOutput(loss, {"loss/contrastive": loss.detach()}, text, clips)
+
+    def embed_video(self, video: Tensor) -> Tensor:
+        """uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim]; views of a clip are averaged as they are here."""
+        x_ND, packing = self.video_embeddings.embed_clips(video)
+        means = segment_mean(self.video_encoder(x_ND, packing), packing.cu_seqlens)
+        return self.contrast.video_projection(self.video_norm(means))
+
+    def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """int64 [N], int32 [B+1] -> float32 [B, D or projection_dim]."""
+        x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
+        encoder: Transformer = self.text_encoder or self.video_encoder
+        means = segment_mean(encoder(x_ND, packing), packing.cu_seqlens)
+        return self.contrast.text_projection(self.text_norm(means))
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        """`embed_video` at unit length."""
+        return normalize(self.embed_video(video), dim=-1)
+
+    def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """`embed_text` at unit length."""
+        return normalize(self.embed_text(input_ids, cu_seqlens, max_seqlen), dim=-1)
+
+    def _embed_together(
+        self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
+    ) -> tuple[Tensor, Tensor]:
+        """Features of captions and clips from one call of the shared encoder."""
+        clips, clip_packing = self.video_embeddings.embed_clips(video)
+        texts, text_packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
+        packing = join_packings(clip_packing, text_packing, len(clips))
+        x_ND = self.video_encoder(torch.cat([clips, texts.to(clips.dtype)]), packing)
+        video_means, text_means = segment_mean(x_ND, packing.cu_seqlens).split([len(video), len(cu_seqlens) - 1])
+        return (
+            self.contrast.text_projection(self.text_norm(text_means)),
+            self.contrast.video_projection(self.video_norm(video_means)),
+        )

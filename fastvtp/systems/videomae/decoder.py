@@ -1,0 +1,112 @@
+"""The light decoder that turns visible features into the pixels of masked tubelets.
+
+Shape legend: B = clips, Kv / Kp = visible / predicted tokens of a clip, D = width, P = values of a tubelet.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fastvtp.modules.attention import Asking
+from fastvtp.modules.layers import (
+    CrossBlock,
+    Transformer,
+    init_linear_xavier,
+)
+from fastvtp.modules.linear import Linear
+from fastvtp.modules.packing import Packing
+from fastvtp.modules.positions import sincos_positions
+from fastvtp_kernels import assemble_tokens
+
+DECODERS = ("joint", "cross")
+
+
+class CrossTransformer(nn.Module):
+    """`depth` cross-attending blocks and a final LayerNorm; tokens look at the memory of their own sequence alone."""
+
+    def __init__(self, width: int, depth: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.blocks = nn.ModuleList(CrossBlock(width, num_heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, x_ND: Tensor, memory_MD: Tensor, packing: Packing, memory_packing: Packing) -> Tensor:
+        for block in self.blocks:
+            x_ND = block(x_ND, memory_MD, packing, memory_packing)
+        return self.norm(x_ND)
+
+
+class VideoDecoder(nn.Module):
+    """Visible features and mask tokens -> predicted values of the predicted tubelets.
+
+    The last block asks for predicted tokens alone, and the head sees no others: nobody reads the visible ones.
+
+    kind: "joint" puts visible and predicted tokens into one sequence (VideoMAE); "cross" has predicted tokens look at
+    visible ones and at nothing else (CrossMAE), so that its cost is linear in what is predicted.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        encoder_width: int,
+        num_tokens: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        *,
+        values: int,
+        kind: str = "joint",
+        qkv_bias: bool = True,
+        layer_scale: float = 0.0,
+    ):
+        super().__init__()
+        self.kind = kind
+        self.project = Linear(encoder_width, width, bias=False)
+        self.mask_token = nn.Parameter(torch.empty(width))
+        if kind == "joint":
+            self.transformer = Transformer(
+                width, depth, num_heads, mlp_ratio, qkv_bias=qkv_bias, layer_scale=layer_scale
+            )
+        else:
+            self.transformer = CrossTransformer(width, depth, num_heads, mlp_ratio)
+        self.head = Linear(width, values)
+        self.register_buffer("positions", torch.empty(num_tokens, width), persistent=False)
+
+    def init_weights(self) -> None:
+        self.apply(init_linear_xavier)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.positions.copy_(sincos_positions(*self.positions.shape))
+
+    def forward(self, visible: Tensor, visible_index: Tensor, predicted_index: Tensor) -> Tensor:
+        """visible: [B, Kv, D_encoder], indices: int32 [B, Kv], [B, Kp] -> prediction [B, Kp, P]."""
+        # under autocast the residual stream stays float32, as in the encoder
+        x = self.project(visible).to(self.mask_token.dtype)
+        decode = self._joint if self.kind == "joint" else self._cross
+        return self.head(decode(x, visible_index, predicted_index))
+
+    def _joint(self, x: Tensor, visible_index: Tensor, predicted_index: Tensor) -> Tensor:
+        (batch, visible), predicted = visible_index.shape, predicted_index.shape[1]
+        tokens = visible + predicted
+        rows = torch.arange(batch * tokens, device=x.device).view(batch, tokens)
+        asking = Asking(rows[:, visible:].flatten(), Packing.uniform(batch, predicted, x.device))
+        packing = Packing.uniform(batch, tokens, x.device)
+        if predicted_index.numel() > len(self.positions):
+            # a mask token begins alike in every clip: one row per place for all of them
+            placed = x + nn.functional.embedding(visible_index, self.positions)
+            pool = torch.cat([placed.flatten(0, 1), self.mask_token + self.positions])
+            own = torch.arange(batch * visible, device=x.device).view(batch, visible)
+            source_rows = torch.cat([own, batch * visible + predicted_index.long()], dim=1).flatten()
+            x_ND = self.transformer(pool, packing, asking, source_rows=source_rows)
+        else:
+            x = assemble_tokens(x, self.mask_token, self.positions, visible_index, predicted_index)
+            x_ND = self.transformer(x.flatten(0, 1), packing, asking)
+        return x_ND.view(batch, predicted, -1)
+
+    def _cross(self, x: Tensor, visible_index: Tensor, predicted_index: Tensor) -> Tensor:
+        memory = x + self.positions[visible_index.long()]
+        queries = self.mask_token + self.positions[predicted_index.long()]
+        x_ND = self.transformer(
+            queries.flatten(0, 1), memory.flatten(0, 1),
+            Packing.uniform(*queries.shape[:2], device=x.device), Packing.uniform(*x.shape[:2], device=x.device),
+        )  # fmt: skip
+        return x_ND.view_as(queries)

@@ -1,0 +1,335 @@
+"""VideoPrism's factorised encoder (arXiv:2402.13217), as released: space within each frame, then time at each place.
+
+Shape legend: B = clips, T = frames, S = patches of a frame, K = listed tokens of a clip, N = packed tokens, D = width.
+Tokens lie frame after frame, [B, T, S, D].
+
+Notable choices:
+- Tokens that are not listed are never embedded, attended or normalised, in either stage: the packed rows of a frame, or
+  of a place, are its listed tokens. Where every frame lists the same places (tubes), time attends through strides.
+- Frames are read as uint8; pixels are in [0, 1] and not normalised further.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from fastvtp.modules.checks import (
+    check_choice,
+    check_heads,
+    check_positive,
+)
+from fastvtp.modules.layers import init_linear_normal
+from fastvtp.modules.packing import (
+    Packing,
+    offsets,
+    on_device,
+)
+from fastvtp.modules.pooler import AttentionPooler
+from fastvtp.modules.positions import resize_positions
+from fastvtp.modules.rows import take_rows
+from fastvtp.systems.videoprism.layers import (
+    Padding,
+    PrismTransformer,
+    TimeAxis,
+)
+from fastvtp_kernels import tubelet_embed
+
+_MEAN, _STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoPrismConfig:
+    """Sizes; the defaults are the released base's.
+
+    num_frames and image_size are those of the position tables: clips of other sizes have the tables resized.
+    """
+
+    num_frames: int = 16
+    image_size: int = 288
+    patch_size: int = 18
+    width: int = 768
+    depth: int = 12
+    """Blocks within frames."""
+    temporal_depth: int = 4
+    """Blocks along time, above them."""
+    num_heads: int = 12
+    mlp_hidden: int = 3072
+    softcap: float = 50.0
+    """Logits are softcap * tanh(logits / softcap); 0: as they are."""
+    few_frames: str = "resize"
+    """Clips with fewer frames than the table of times: "resize" it (the released code), or "crop" it to its first rows
+    (the paper, for images)."""
+
+    def __post_init__(self) -> None:
+        self.check_encoder()
+
+    def check_encoder(self) -> None:
+        """Raises ValueError with one line."""
+        check_positive(self, "num_frames", "image_size", "patch_size", "width", "num_heads", "mlp_hidden")
+        check_heads(self, "width", "num_heads")
+        check_choice(self, "few_frames", ("resize", "crop"))
+        for name in ("depth", "temporal_depth", "softcap"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+
+    @property
+    def frame_grid(self) -> tuple[int, int]:
+        """Patches of a frame of the position table, along (height, width)."""
+        return self.image_size // self.patch_size, self.image_size // self.patch_size
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens along (time, height, width) of a clip of the tables' size."""
+        return self.num_frames, *self.frame_grid
+
+    def grid_of(self, video: Tensor) -> tuple[int, int, int]:
+        """Tokens along (time, height, width) of a batch [B, T, H, W, 3]; raises ValueError where it does not fit."""
+        height, width = video.shape[2:4] if video.ndim == 5 else (0, 0)
+        patch = self.patch_size
+        if video.ndim != 5 or video.shape[4] != 3 or not height or height % patch or width % patch:
+            raise ValueError(f"video must be [B, T, height, width, 3], multiples of {patch}, got {list(video.shape)}")
+        return video.shape[1], height // patch, width // patch
+
+    def encoder_stack(self, depth: int, *, final_norm: bool = True) -> PrismTransformer:
+        """Blocks of the encoder's sizes, uninitialised."""
+        return PrismTransformer(self.width, depth, self.num_heads, self.mlp_hidden, self.softcap, final_norm=final_norm)
+
+
+@dataclass(frozen=True)
+class VisibleTokens:
+    """The listed tokens of a batch and how they pack, in the order of `index`, which is ascending in each clip.
+
+    index: int32 [B, K]. spatial: the sequences within frames. temporal: those along time, of rows in the order
+    `by_place`; a TimeAxis where that order is the packed one already. by_place: int64 [N], None with a TimeAxis.
+    back: int64 [N], its inverse.
+    """
+
+    index: Tensor
+    spatial: Packing
+    temporal: Packing | TimeAxis
+    by_place: Tensor | None = None
+    back: Tensor | None = None
+
+
+def lay_out_visible(index: Tensor, grid: tuple[int, int, int]) -> VisibleTokens:
+    """Pack the listed tokens, int32 [B, K] ascending on the host, of clips with this (time, height, width) grid.
+
+    Frames and places may list any number of tokens, none included.
+    """
+    frames, places = grid[0], grid[1] * grid[2]
+    listed = index.numpy().astype(np.int64)
+    if listed.size == 0 or listed.min() < 0 or listed.max() >= frames * places or (np.diff(listed, axis=1) <= 0).any():
+        raise ValueError(f"index must list ascending tokens below {frames * places} in each clip, and at least one")
+    batch, count = listed.shape
+    clip = np.repeat(np.arange(batch), count)
+    frame, place = np.divmod(listed.ravel(), places)
+    in_frame = np.bincount(clip * frames + frame, minlength=batch * frames)
+    spatial = Packing(offsets(in_frame), int(in_frame.max()))
+    if count % frames == 0 and (place.reshape(batch, frames, -1) == place.reshape(batch, frames, -1)[:, :1]).all():
+        return VisibleTokens(index, spatial, TimeAxis(batch, frames))
+    by_place = np.lexsort((frame, place, clip))
+    at_place = np.bincount(clip * places + place, minlength=batch * places)
+    back = np.empty_like(by_place)
+    back[by_place] = np.arange(len(by_place))
+    return VisibleTokens(
+        index, spatial, Packing(offsets(at_place), int(at_place.max())),
+        torch.from_numpy(by_place), torch.from_numpy(back),
+    )  # fmt: skip
+
+
+class VideoPrismEncoder(nn.Module):
+    """Clips to tokens: no class token, no pooling."""
+
+    def __init__(self, config: VideoPrismConfig):
+        super().__init__()
+        self.config = config
+        patch = config.patch_size
+        self.weight = nn.Parameter(torch.empty(config.width, 3, 1, patch, patch))  # Conv3d layout, one frame deep
+        self.bias = nn.Parameter(torch.empty(config.width))
+        self.spatial_positions = nn.Parameter(torch.empty(config.frame_grid[0] * config.frame_grid[1], config.width))
+        self.temporal_positions = nn.Parameter(torch.empty(config.num_frames, config.width))
+        self.spatial = config.encoder_stack(config.depth)
+        self.temporal = config.encoder_stack(config.temporal_depth)
+
+    def init_weights(self) -> None:
+        """ViT's initialisation, the paper names none; uses torch's global generator."""
+        self.apply(init_linear_normal)
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+        for table in (self.spatial_positions, self.temporal_positions):
+            nn.init.trunc_normal_(table, std=0.02)
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    def plan(self, index: Tensor, grid: tuple[int, int, int] | None = None) -> VisibleTokens:
+        """How the listed tokens pack, on the model's device: int32 [B, K] on the host, of the config's grid if None."""
+        return on_device(lay_out_visible(index, grid or self.config.grid), self.device)
+
+    def forward(
+        self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None
+    ) -> Tensor:
+        """Encoded tokens: uint8 (or floating in [0, 1]) [B, T, H, W, 3] -> [B, T*S, D], or [B, K, D] of `visible`.
+
+        frame_paddings: bool [B, T], frames that stand for nothing (on the CPU, or it is waited for). visible: from
+        `plan`. Raises ValueError where the clip's sides are no multiples of the patch, or both options are given.
+        """
+        return self.encode_layers(video, (), frame_paddings, visible=visible)[-1]
+
+    def encode_layers(
+        self,
+        video: Tensor,
+        layers: Sequence[int],
+        frame_paddings: Tensor | None = None,
+        *,
+        visible: VisibleTokens | None = None,
+    ) -> list[Tensor]:
+        """The tokens after these blocks, counted from 0 through both stages (before any LayerNorm), and the encoder's
+        output, each [B, T*S or K, D]. Arguments as `forward`."""
+        total = len(self.spatial.blocks) + len(self.temporal.blocks)
+        if unknown := [layer for layer in layers if not 0 <= layer < total]:
+            raise ValueError(f"layers must be in 0 to {total - 1}, got {unknown}")
+        if frame_paddings is not None and visible is not None:
+            raise ValueError("frame_paddings and visible tokens cannot be given together")
+        grid = self.config.grid_of(video)
+        batch, frames = video.shape[:2]
+        whole = visible is None
+        if whole:
+            packing = Packing.uniform(batch * frames, grid[1] * grid[2], video.device)
+            index = torch.arange(frames * grid[1] * grid[2], dtype=torch.int32, device=video.device)
+            visible = VisibleTokens(index.expand(batch, -1), packing, TimeAxis(batch, frames))
+        spatial, temporal = visible.spatial, visible.temporal
+        padding = in_time = None
+        if frame_paddings is not None:
+            visible, padding, in_time = _pad_frames(frame_paddings, visible, grid)
+            temporal = visible.temporal
+        kept: list[Tensor] = []
+
+        def run(stack: PrismTransformer, x: Tensor, layout: Packing | TimeAxis, pad: Padding | None, first: int):
+            for number, block in enumerate(stack.blocks, start=first):
+                x = block(x, layout, padding=pad)
+                if number in layers:
+                    in_order = x if first == 0 or visible.back is None else take_rows(x, visible.back)
+                    kept.append(in_order.view(batch, -1, x.shape[-1]))
+            return stack.norm(x)
+
+        x_ND = run(self.spatial, self._embed(video, visible.index, grid), spatial, padding, 0)
+        x_ND = x_ND + self._times(visible.index, grid, x_ND.dtype, whole)
+        if visible.by_place is not None:
+            x_ND = take_rows(x_ND, visible.by_place)
+        x_ND = run(self.temporal, x_ND, temporal, in_time, len(self.spatial.blocks))
+        if visible.back is not None:
+            x_ND = take_rows(x_ND, visible.back)
+        return [*kept, x_ND.view(batch, -1, x_ND.shape[-1])]
+
+    def _embed(self, video: Tensor, index: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Listed patches with their place's position: [B*K, D]."""
+        config = self.config
+        places = resize_positions(self.spatial_positions, config.frame_grid, grid[1:])
+        patch, positions = config.patch_size, places.repeat(grid[0], 1)
+        if video.requires_grad:  # the op knows no gradient of frames, which maps of salience ask for
+            patches = video.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).transpose(3, 4)  # [B, T, h, w, p, p, 3]
+            patches = patches.flatten(4).flatten(1, 3)
+            listed = torch.take_along_dim(patches, index[..., None].long(), dim=1).flatten(0, 1)
+            weight = self.weight[:, :, 0].permute(0, 2, 3, 1).flatten(1)
+            return linear(listed, weight, self.bias) + take_rows(positions, index.flatten().long())
+        x_BKD = tubelet_embed(
+            video, index.contiguous(), self.weight, self.bias, positions,
+            tubelet=(1, patch, patch), mean=_MEAN, std=_STD,
+        )  # fmt: skip
+        return x_BKD.flatten(0, 1)
+
+    def _times(self, index: Tensor, grid: tuple[int, int, int], dtype: torch.dtype, whole: bool) -> Tensor:
+        """The position in time of each listed token: [B*K, D]."""
+        frames, own = grid[0], self.config.num_frames
+        if self.config.few_frames == "crop" and frames <= own:
+            table = self.temporal_positions[:frames]
+        else:
+            table = resize_positions(self.temporal_positions, (1, own), (1, frames))
+        table = table.to(dtype)
+        if whole:
+            return table.repeat_interleave(grid[1] * grid[2], dim=0).repeat(len(index), 1)
+        return take_rows(table, (index.long() // (grid[1] * grid[2])).flatten())
+
+
+def _pad_frames(
+    frame_paddings: Tensor, visible: VisibleTokens, grid: tuple[int, int, int]
+) -> tuple[VisibleTokens, Padding, Padding]:
+    """How whole clips with padded frames attend, and what of them is padding within frames and along time.
+
+    Within a padded frame all keys are padding, and the softmax over equal logits is even; along time padded frames
+    are asked by none, unless a whole clip is padded.
+    """
+    frames, places = grid[0], grid[1] * grid[2]
+    if frame_paddings.shape != (len(visible.index), frames):
+        raise ValueError(f"frame_paddings must be [{len(visible.index)}, {frames}], got {list(frame_paddings.shape)}")
+    device = visible.index.device
+    padded = frame_paddings.bool().cpu()
+    nothing = padded.all(dim=1)
+    # rows of place-major order: clip, place, frame
+    keys = (~padded | nothing[:, None])[:, None].expand(-1, places, -1)
+    rows = torch.arange(padded.numel() * places).view(len(padded), frames, places)
+    by_place = rows.transpose(1, 2).flatten()
+    layout = VisibleTokens(
+        visible.index, visible.spatial,
+        Packing(
+            Packing.uniform(len(padded) * places, frames).cu_seqlens, frames,
+            key_rows=keys.flatten().nonzero()[:, 0],
+            cu_seqlens_k=offsets(keys.sum(dim=-1).flatten().numpy()),
+        ),
+        by_place, by_place.argsort(),
+    )  # fmt: skip
+    in_frame = padded.flatten().repeat_interleave(places)
+    even = nothing.repeat_interleave(places * frames)
+    within, along = Padding(~in_frame, in_frame), Padding(~in_frame[by_place], even if nothing.any() else None)
+    return on_device(layout, device), on_device(within, device), on_device(along, device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrismClassifierConfig(VideoPrismConfig):
+    """The encoder's sizes and the number of classes."""
+
+    num_classes: int = 400
+    pooler_hidden: int = 0
+    """Width of the pooler's hidden layer; 0: that of the tokens, as released (transformers': that of the MLPs)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "num_classes")
+        if self.pooler_hidden < 0 or self.pooler_hidden % self.num_heads:
+            raise ValueError(
+                f"pooler_hidden must be a multiple of num_heads {self.num_heads}, got {self.pooler_hidden}"
+            )
+
+
+class PrismClassifier(nn.Module):
+    """Encoder, attention pooling (hidden width D), a linear layer; as released, without trained heads."""
+
+    def __init__(self, config: PrismClassifierConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = VideoPrismEncoder(config)
+        self.pooler = AttentionPooler(config.width, config.num_heads, config.pooler_hidden or config.width)
+        self.head = nn.Linear(config.width, config.num_classes)
+
+    def init_weights(self) -> None:
+        """As the encoder's; uses torch's global generator."""
+        self.encoder.init_weights()
+        self.pooler.apply(init_linear_normal)
+        self.pooler.init_weights()
+        self.head.apply(init_linear_normal)
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.device
+
+    def forward(self, video: Tensor, frame_paddings: Tensor | None = None) -> Tensor:
+        """uint8 [B, T, H, W, 3] -> logits [B, num_classes]."""
+        return self.head(self.pooler(self.encoder(video, frame_paddings))[:, 0])

@@ -1,0 +1,229 @@
+"""VideoPrism's video-text model: the encoder under a few joint blocks and a pooler, and a causal text tower.
+
+Shape legend: B = clips, T = frames, S = patches of a frame, N = packed text tokens, D = width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastvtp.modules.checks import (
+    check_choice,
+    check_positive,
+    check_share,
+)
+from fastvtp.modules.contrast import Contrast, ContrastConfig
+from fastvtp.modules.layers import init_linear_normal
+from fastvtp.modules.packing import Packing
+from fastvtp.modules.pooler import AttentionPooler
+from fastvtp.modules.positions import sinusoid_positions
+from fastvtp.modules.rows import take_rows
+from fastvtp.systems.videoprism.encoder import (
+    VideoPrismConfig,
+    VideoPrismEncoder,
+    VisibleTokens,
+)
+from fastvtp.systems.videoprism.layers import (
+    NORM_POLICIES,
+    PrismTransformer,
+    unit_length,
+)
+from fastvtp_kernels import tube_mask
+from fastvtp_kernels.packing import locate_rows
+
+POOLER_WIDTHS = 4  # of D, in its hidden layer: as released
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoTextPrismConfig(VideoPrismConfig, ContrastConfig):
+    """Sizes of both towers; the defaults are those of the released LvT-base. The contrast's fields are for training:
+    released checkpoints have no temperature and no projection."""
+
+    auxiliary_depth: int = 2
+    """Blocks over all tokens of a clip, between the encoder and the pooler; the paper's first stage has none."""
+    vocab_size: int = 32000
+    max_text_length: int = 64
+    text_depth: int = 12
+    text_norm: str = "pre"
+    """"pre", or "primer_hybrid": branches are normalised behind, too (the giant)."""
+    contrastive_directions: str = "mean"
+    gather_negatives: bool = True
+    temperature: float = 0.07
+    """Initial value where it is learned, as recipes have it; released checkpoints hold none, their demo divides by
+    0.01, and the paper does not say."""
+    frozen_video: bool = False
+    """Train the text tower and the pooler alone (LiT, arXiv:2111.07991), as the released LvT models were."""
+    token_drop: float = 0.5
+    """Share of a frame's places that pretraining drops, the same in all frames; also under `frozen_video`, of which the
+    paper does not say [gap]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_contrast()
+        check_positive(self, "vocab_size", "max_text_length")
+        check_choice(self, "text_norm", NORM_POLICIES)
+        check_share(self, "token_drop")  # which leaves at least one place: the share is rounded down
+        for name in ("auxiliary_depth", "text_depth"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+class PrismText(nn.Module):
+    """Causal text tower; the class token stands behind the text and has no position (CoCa's unimodal text tower,
+    arXiv:2205.01917). Packed texts carry no padding, which the class token would not see anyway."""
+
+    positions: Tensor
+
+    def __init__(self, config: VideoTextPrismConfig):
+        super().__init__()
+        width = config.width
+        self.token_embeddings = nn.Embedding(config.vocab_size, width)
+        self.cls_token = nn.Parameter(torch.empty(width))
+        self.transformer = PrismTransformer(
+            width, config.text_depth, config.num_heads, 4 * width, config.softcap,
+            activation="relu", norm_policy=config.text_norm,
+        )  # fmt: skip
+        self.register_buffer("positions", torch.empty(config.max_text_length, width), persistent=False)
+
+    def init_weights(self) -> None:
+        self.apply(init_linear_normal)
+        # embeddings are multiplied by sqrt(D), and positions are of the order of one
+        nn.init.normal_(self.token_embeddings.weight, std=self.token_embeddings.embedding_dim**-0.5)
+        nn.init.normal_(self.cls_token, std=self.cls_token.numel() ** -0.5)
+        self.positions.copy_(sinusoid_positions(*self.positions.shape))
+
+    def embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """Token ids and positions, int64 [N] each, -> [N, D]."""
+        return self.token_embeddings(input_ids) * self.cls_token.numel() ** 0.5 + self.positions[positions]
+
+    def forward(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """Packed texts, int64 [N], int32 [B+1] -> the class tokens [B, D]. max_seqlen: the longest text."""
+        if max_seqlen > len(self.positions):
+            raise ValueError(f"texts have up to {max_seqlen} tokens, max_text_length is {len(self.positions)}")
+        texts = len(cu_seqlens) - 1
+        _, position = locate_rows(cu_seqlens, len(input_ids))
+        cls = self.cls_token * self.cls_token.numel() ** 0.5
+        pool = torch.cat([self.embed(input_ids, position), cls[None]])
+        with_cls = cu_seqlens + torch.arange(texts + 1, dtype=torch.int32, device=cu_seqlens.device)
+        sequence, position = locate_rows(with_cls, len(input_ids) + texts)
+        is_cls = position == cu_seqlens.diff().long()[sequence]
+        rows = torch.where(is_cls, len(input_ids), cu_seqlens[:-1].long()[sequence] + position)
+        x_ND = self.transformer(take_rows(pool, rows), Packing(with_cls, max_seqlen + 1), causal=True)
+        return take_rows(x_ND, with_cls[1:].long() - 1)
+
+
+@dataclass(frozen=True)
+class VideoTextPrismOutput:
+    """loss: []. terms: detached values by name, each []. text, video: float32 [B, D], unit length, with graph."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    text: Tensor
+    video: Tensor
+
+
+class VideoTextPrism(nn.Module):
+    """Clips and texts to one vector each; `forward` is the first stage's contrast (paper, section 2.3.1)."""
+
+    def __init__(self, config: VideoTextPrismConfig):
+        super().__init__()
+        self.config = config
+        self.video_encoder = VideoPrismEncoder(config)
+        self.auxiliary = config.encoder_stack(config.auxiliary_depth, final_norm=False)
+        self.pooler = AttentionPooler(config.width, config.num_heads, POOLER_WIDTHS * config.width)
+        self.text_encoder = PrismText(config)
+        self.contrast = Contrast(config, config.width)
+        if config.frozen_video:
+            self.video_encoder.requires_grad_(False)
+            self.auxiliary.requires_grad_(False)
+
+    def init_weights(self) -> None:
+        """As the encoder's; uses torch's global generator."""
+        for part in (self.auxiliary, self.pooler):
+            part.apply(init_linear_normal)
+        for part in (self.video_encoder, self.pooler, self.text_encoder, self.contrast):
+            part.init_weights()
+
+    @property
+    def device(self) -> torch.device:
+        return self.video_encoder.device
+
+    def train(self, mode: bool = True) -> "VideoTextPrism":
+        super().train(mode)
+        if self.config.frozen_video:
+            self.video_encoder.eval()
+            self.auxiliary.eval()
+        return self
+
+    def plan(self, video: Tensor, sample_ids: Tensor, *, seed: int, step: int) -> VisibleTokens | None:
+        """The tokens that a step of pretraining keeps, drawn on the host from (seed, step, sample id); None: all.
+
+        video: [B, T, H, W, 3], for its shape. sample_ids: int64 [B] on the CPU.
+        """
+        if not self.config.token_drop:
+            return None
+        grid = self.config.grid_of(video)
+        mask = tube_mask(len(video), grid, self.config.token_drop, seed=seed, step=step, sample_ids=sample_ids)
+        return self.video_encoder.plan(mask.visible, grid)
+
+    def video_tokens(
+        self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None
+    ) -> Tensor:
+        """Tokens that the pooler looks at: uint8 [B, T, H, W, 3] -> [B, T*S or K, D]. Options: see the encoder; the
+        blocks on top of it and the pooler do not know of padded frames (as released)."""
+        x_BLD = self.video_encoder(video, frame_paddings, visible=visible)
+        packing = Packing.uniform(*x_BLD.shape[:2], device=x_BLD.device)
+        return self.auxiliary(x_BLD.flatten(0, 1), packing).view_as(x_BLD)
+
+    def forward(
+        self,
+        video: Tensor,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        sample_ids: Tensor | None = None,
+        *,
+        visible: VisibleTokens | None = None,
+    ) -> VideoTextPrismOutput:
+        """InfoNCE, mean of both directions, of a batch of clips and packed texts.
+
+        video: uint8 [B, T, H, W, 3]. input_ids: int64 [N], cu_seqlens: int32 [B+1], max_seqlen: the texts. sample_ids:
+        int64 [B]; equal ones are the same clip and no negatives of each other. visible: the tokens that are kept, from
+        `video_encoder.plan`; None: all.
+        """
+        text = self.encode_text(input_ids, cu_seqlens, max_seqlen)
+        clips = self.encode_video(video, visible=visible)
+        loss = self.contrast(text, clips, sample_ids)
+        terms = {"loss/contrastive": loss.detach(), "temperature": 1 / self.contrast.logit_scale().detach()}
+        return VideoTextPrismOutput(loss, terms, text, clips)
+
+    def pool_video(
+        self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None
+    ) -> Tensor:
+        """One vector a clip before projection and scaling: [B, D]."""
+        return self.pooler(self.video_tokens(video, frame_paddings, visible=visible))[:, 0]
+
+    def encode_video(
+        self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None
+    ) -> Tensor:
+        """uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim] of unit length."""
+        return unit_length(self.contrast.video_projection(self.pool_video(video, frame_paddings, visible=visible)))
+
+    def encode_frames(self, video: Tensor) -> Tensor:
+        """The same pooler on the tokens of each frame: uint8 [B, T, H, W, 3] -> float32 [B, T, D or projection_dim]."""
+        tokens = self.video_tokens(video).unflatten(1, (video.shape[1], -1))
+        pooled = self.pooler(tokens.flatten(0, 1)).view(*tokens.shape[:2], -1)
+        return unit_length(self.contrast.video_projection(pooled))
+
+    def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """int64 [N], int32 [B+1] -> [B, D or projection_dim], not scaled to unit length."""
+        return self.contrast.text_projection(self.text_encoder(input_ids, cu_seqlens, max_seqlen))
+
+    def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """`embed_text` at unit length, float32."""
+        return unit_length(self.embed_text(input_ids, cu_seqlens, max_seqlen))
+
+    def embed_video(self, video: Tensor) -> Tensor:
+        """`encode_video`, under the name whose views of a clip are averaged in retrieval."""
+        return self.encode_video(video)

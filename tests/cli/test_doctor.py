@@ -1,0 +1,96 @@
+"""What `fastvtp doctor` says about attention: backend and regime of the lengths that users meet."""
+
+import contextlib
+import types
+
+import pytest
+import torch
+
+from fastvtp.cli import doctor
+from fastvtp_kernels import dispatch
+from fastvtp_kernels.attention import choice, libraries
+
+with contextlib.suppress(ImportError):
+    # Before a test clears TRITON_INTERPRET: it is read when the kernels are imported.
+    import fastvtp_kernels.attention.kernels  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    for name in (dispatch.ENVIRONMENT_VARIABLE, "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def attention_rows(device, monkeypatch):
+    monkeypatch.setattr(doctor, "_default_device", lambda: torch.device(device))
+    findings = doctor.backend_findings()
+    subjects = [finding.subject for finding in findings]
+    place = subjects.index("varlen_attention") + 1
+    rows = findings[place : place + len(doctor.ATTENTION_SHAPES)]
+    return {finding.subject.partition("(")[0].strip(): (finding.value, finding.reason) for finding in rows}
+
+
+def on_an_accelerator(monkeypatch, architecture):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(dispatch, "_triton_cannot_run_on", lambda device: None)
+    monkeypatch.setattr(doctor.tuning, "architecture", lambda device: architecture)
+
+
+def test_the_reference_pads_in_buckets_on_the_cpu(monkeypatch):
+    rows = attention_rows("cpu", monkeypatch)
+    assert list(rows) == [
+        "8 x 64", "16 x 64", "168 x 64", "168 x 80", "197 x 64", "400 x 64", "1568 x 64", "4096 x 64 softcap",
+    ]  # fmt: skip
+    assert set(rows.values()) == {("reference", "padded in buckets of similar length")}
+
+
+def test_the_kernels_have_three_regimes_by_length_width_and_dtype(monkeypatch):
+    on_an_accelerator(monkeypatch, "sm_90")
+    rows = attention_rows("cuda", monkeypatch)
+    tiny, streaming = "tiny: several sequences share a tile", "forward streaming, backward streaming"
+    resident = f"bfloat16: forward resident, backward resident; float32: {streaming}"
+    assert {shape: reason for shape, (_, reason) in rows.items()} == {
+        "8 x 64": tiny, "16 x 64": tiny, "168 x 64": resident, "168 x 80": streaming, "197 x 64": resident,
+        "400 x 64": streaming, "1568 x 64": streaming, "4096 x 64 softcap": streaming,
+    }  # fmt: skip
+    assert {backend for backend, _ in rows.values()} == {"triton"}
+
+
+def test_tiny_is_what_fits_into_the_tiles(monkeypatch):
+    """Heads of 256 in float32 have tiles of 16 rows."""
+    on_an_accelerator(monkeypatch, "sm_90")
+    wide = doctor.AttentionShape("wide", 20, 256)
+    monkeypatch.setattr(doctor, "ATTENTION_SHAPES", (wide,))
+    reason = attention_rows("cuda", monkeypatch)["20 x 256"][1]
+    assert reason == ("bfloat16: tiny: several sequences share a tile; float32: forward streaming, backward streaming")
+
+
+def test_a_measured_library_is_shown(monkeypatch):
+    on_an_accelerator(monkeypatch, "sm_90")
+    situation = choice.Situation("sm_90", "half", 64, 2048, softcap=False, causal=False, backward=True)
+    monkeypatch.setattr(choice, "MEASURED", {situation: ("sdpa",)})
+    monkeypatch.setattr(choice, "_architecture", lambda device: "sm_90")
+    rows = attention_rows("cuda", monkeypatch)
+    expected = "bfloat16: padded to the longest; float32: forward streaming, backward streaming"
+    assert rows["1568 x 64"] == ("sdpa, triton", expected)
+    assert rows["400 x 64"][0] == "triton"
+
+
+def test_a_library_named_for_the_process_is_shown_with_what_it_refuses(monkeypatch):
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "sdpa")
+    rows = attention_rows("cpu", monkeypatch)
+    assert rows.pop("4096 x 64 softcap") == ("sdpa", "refuses: it has no softcap (softcap=50.0)")
+    assert set(rows.values()) == {("sdpa", "padded to the longest")}
+
+
+def test_what_cannot_run_in_a_dtype_says_why(monkeypatch):
+    monkeypatch.setattr(doctor.tuning, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(libraries, "_import", lambda *_: (types.SimpleNamespace(flash_attn_varlen_func=_flash), None))
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "flash_attn")
+    value, reason = attention_rows("cuda", monkeypatch)["168 x 64"]
+    assert value == "flash_attn, none"
+    assert reason.startswith("bfloat16: packed rows; float32: varlen_attention: backend 'flash_attn'")
+
+
+def _flash(softcap):
+    raise AssertionError("doctor runs nothing")
