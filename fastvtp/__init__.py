@@ -1,9 +1,10 @@
 """fastvtp: masked video-text pretraining as fast as the hardware allows.
 
-`create_model`, `list_models` and `load_pretrained` are resolved on first use, so that importing the package (which
-every data-loading worker does) loads neither torch nor any optional dependency.
+What is offered here is resolved on first use, so that importing the package (which every data-loading worker does)
+loads neither torch nor any optional dependency. `register` adds a system of your own: see docs/extending.md.
 """
 
+import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +14,12 @@ if importlib.util.find_spec("fastvtp_kernels") is None:
     raise ImportError("fastvtp needs its kernel package fastvtp_kernels: run `pip install -e .` in the checkout")
 
 if TYPE_CHECKING:
-    from fastvtp.systems.catalogue import (
-        create_model,
-        list_models,
-        load_pretrained,
-    )
+    from fastvtp.systems.catalogue import create_model, list_models, load_pretrained, register
 
-__all__ = ["__version__", "create_model", "list_models", "load_pretrained"]
+__all__ = ["__version__", "create_model", "list_models", "load_pretrained", "register"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("create_model", "list_models", "load_pretrained"):
-        from fastvtp.systems import catalogue as registry
-
-        return getattr(registry, name)
+    if name in __all__:
+        return getattr(importlib.import_module("fastvtp.systems.catalogue"), name)
     raise AttributeError(f"module 'fastvtp' has no attribute {name!r}")

@@ -1,23 +1,48 @@
-"""fastvtp's own model format: a folder with model.safetensors and config.json."""
+"""fastvtp's own folders: every name in them, written and read here alone.
+
+A model folder holds config.json and model.safetensors; beside them, where there are such, the tokenizer, lists that say
+what outputs mean, and how clips were read:
+
+    runs/mine/                      a run: train_config.json, metrics.jsonl, report.json, ...
+        checkpoints/step_00000500/  a model folder, with training_state.pt
+        model/                      a model folder: the final weights
+            config.json             {"architecture": ..., "config": {...}}
+            model.safetensors
+            tokenizer.json          or vocab.txt, or SentencePiece's .model
+            answers.json, classes.json, entities.txt
+            reading.json
+"""
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from fastvtp.architecture import architecture_of, build_model, find_architecture
+from fastvtp.data.classes import read_class_names, write_class_names
+from fastvtp.data.entities import read_entities, write_entities
+from fastvtp.data.questions import AnswerVocabulary, read_answers
 from fastvtp.data.sampling import FITS
 from fastvtp.data.sentencepiece import SENTENCEPIECE_NAMES
-from fastvtp.data.wordpiece import CaptionTokenizer
-from fastvtp.errors import CheckpointError
+from fastvtp.data.wordpiece import CaptionTokenizer, no_text
+from fastvtp.errors import CheckpointError, UserError
 from fastvtp.version import __version__
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
+RUN_CONFIG_NAME, STATE_NAME, TOKENIZER_NAME = "train_config.json", "training_state.pt", "tokenizer.json"
+ANSWERS_NAME, CLASSES_NAME, ENTITIES_NAME = "answers.json", "classes.json", "entities.txt"
+READING_NAME = "reading.json"
+_TOKENIZER_FILES = (TOKENIZER_NAME, "vocab.txt", *SENTENCEPIECE_NAMES)
+
+
+# --- Weights and configuration
 
 
 def write_model_folder(folder: Path, model: nn.Module, architecture: str) -> None:
@@ -84,16 +109,42 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Pat
     model.load_state_dict(weights)
 
 
-ANSWERS_NAME, CLASSES_NAME = "answers.json", "classes.json"
+def saved_model_config(folder: Path, config_class: type) -> Any:
+    """The configuration of the model in a checkpoint, what its weights brought along included: a recipe does not know
+    it. Raises CheckpointError with one line."""
+    return build_config(config_class, read_description(folder)["config"], folder)
 
 
-RUN_CONFIG_NAME, STATE_NAME, TOKENIZER_NAME = "train_config.json", "training_state.pt", "tokenizer.json"
+def load_pretrained(source: str | Path, *, device: torch.device | str = "cpu") -> Any:
+    """A model in evaluation mode from a folder with model.safetensors and config.json, or from the Hugging Face hub.
+
+    source: a local folder, or an id such as "user/name", which is downloaded. Raises CheckpointError with one line
+    where the folder does not hold a fastvtp model or its weights do not fit.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
+            raise CheckpointError(f"{source} is no folder (and not of the form user/name, a repository of the hub)")
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(str(source), allow_patterns=[WEIGHTS_NAME, CONFIG_NAME]))
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{source} is neither a local folder nor a reachable repository: {reason}") from None
+    model = build_model(described_config(folder), device)  # initialised, since checkpoints leave position tables out
+    load_weights(model, read_weights(folder), folder)
+    return model.eval()
 
 
-READING_NAME = "reading.json"
+def described_config(folder: Path) -> Any:
+    """The configuration of the model in a folder. Raises CheckpointError with one line, and UserError for an unknown
+    architecture."""
+    description = read_description(folder)
+    return build_config(find_architecture(description["architecture"]).config, description["config"], folder)
 
 
-_TOKENIZER_FILES = (TOKENIZER_NAME, "vocab.txt", *SENTENCEPIECE_NAMES)
+# --- Runs and their checkpoints
 
 
 def publish_folder(final: Path, write: Callable[[Path], None]) -> None:
@@ -159,6 +210,9 @@ def weights_of(source: str) -> Path:
     return model_folder(source) if Path(source).is_dir() else Path(source)
 
 
+# --- Beside the weights
+
+
 def tokenizer_beside(weights: Path) -> CaptionTokenizer | None:
     """The tokenizer of a folder of weights, or None where there is none."""
     if any((weights / name).is_file() for name in _TOKENIZER_FILES):
@@ -190,10 +244,133 @@ def recorded_fit(folder: Path) -> str | None:
     return reading["fit"]
 
 
-def saved_model_config(folder: Path, config_class: type) -> Any:
-    """The configuration of the model in a checkpoint, what its weights brought along included: a recipe does not know
-    it. Raises CheckpointError with one line."""
-    return build_config(config_class, read_description(folder)["config"], folder)
+@dataclass(frozen=True)
+class _List:
+    """A list that says what a model's outputs mean: the name of its file, and how that is read and written."""
+
+    file: str
+    read: Callable[[Path], Sequence[str]]
+    write: Callable[[Path, Sequence[str]], None]
 
 
-ENTITIES_NAME = "entities.txt"
+_LISTS = {
+    "answers": _List(
+        ANSWERS_NAME,
+        lambda path: read_answers(path).answers,
+        lambda path, names: AnswerVocabulary(tuple(names)).save(path),
+    ),
+    "entities": _List(ENTITIES_NAME, read_entities, write_entities),
+    "classes": _List(CLASSES_NAME, read_class_names, write_class_names),
+}
+
+Lists = Mapping[str, tuple[Path, Sequence[str]]]
+""""answers", "entities" or "classes" -> where they were read, and themselves."""
+
+
+def told_apart(config: Any) -> dict[str, int]:
+    """How many answers, entities or classes a model of this configuration tells apart. A head of one answer chooses
+    among options, and has no list."""
+    sizes = architecture_of(config).labels(config)
+    return {what: size for what, size in sizes.items() if what != "answers" or size > 1}
+
+
+def find_lists(source: Path, given: Mapping[str, str | Path | None], config: Any) -> Lists:
+    """The lists of a model: of the files `given`, or else those in the folder `source`.
+
+    Raises FileNotFoundError and UserError: a given file absent or unreadable, a list of another length than the head,
+    or one for a model that has no such head.
+    """
+    sizes = told_apart(config)
+    found: dict[str, tuple[Path, Sequence[str]]] = {}
+    for what, known in _LISTS.items():
+        file = given.get(what)
+        path = Path(source / known.file if file is None else file)
+        if what not in sizes and file is not None:
+            raise UserError(f"this {architecture_of(config).name} has no outputs for {what}: leave out {file}")
+        if what not in sizes or (file is None and not path.is_file()):
+            continue
+        names = known.read(path)
+        if len(names) != sizes[what]:
+            raise UserError(f"{path} has {len(names)} {what}, expected the model's {sizes[what]}")
+        found[what] = path, names
+    return found
+
+
+def write_lists(folder: Path, lists: Lists) -> None:
+    """Write lists under the names that runs use."""
+    for what, (_, names) in lists.items():
+        _LISTS[what].write(folder / _LISTS[what].file, names)
+
+
+# --- A model with all of that
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model ready for evaluation, with what stands beside its weights.
+
+    Attributes:
+        model: in evaluation mode.
+        known_tokenizer: None where the folder has none, which will do for videos.
+        answers: those of an open-ended question answerer.
+        class_names: those of a classifier; their numbers where nobody named them.
+        entities: what a model that names things in crops was taught to look for.
+        folder: where all of these come from.
+        fit: how frames came to the model's size in its training.
+    """
+
+    model: Any
+    known_tokenizer: CaptionTokenizer | None
+    answers: AnswerVocabulary | None = None
+    class_names: Sequence[str] = ()
+    entities: Sequence[str] = ()
+    folder: Path | None = None
+    fit: str = "crop"
+
+    @property
+    def tokenizer(self) -> CaptionTokenizer:
+        """Reads texts the way the model learned them. Raises CheckpointError where the folder has none."""
+        if self.known_tokenizer is None:
+            raise CheckpointError(
+                f"{self.folder} has no {TOKENIZER_NAME}: texts cannot be read the way the model learned them"
+            )
+        return self.known_tokenizer
+
+
+def open_model(source: str | Path, device: torch.device) -> OpenedModel:
+    """The model of a model folder, a checkpoint, or a run folder (its final or newest weights), with what stands beside
+    it.
+
+    Raises CheckpointError for anything else.
+    """
+    if Path(source).is_file():
+        raise CheckpointError(f"{source} is no folder: make one of it first (fastvtp convert {source} FOLDER)")
+    folder = model_folder(source)
+    return with_companions(load_pretrained(folder, device=device), folder)
+
+
+def with_companions(model: Any, folder: Path) -> OpenedModel:
+    """A model with the tokenizer and the lists in `folder`.
+
+    Raises CheckpointError where a list is of another length than the model's head, or the answers are absent.
+    """
+    architecture = architecture_of(model)
+    sizes = architecture.labels(model.config)
+    answers, names, entities = None, (), ()
+    path = folder / ANSWERS_NAME
+    if "answers" in sizes and (sizes["answers"] > 1 or path.is_file()):
+        if not path.is_file():
+            raise CheckpointError(f"{folder} has no {ANSWERS_NAME}: nobody knows what the model's answers mean")
+        answers = AnswerVocabulary.load(path)
+        if len(answers) != sizes["answers"]:
+            raise CheckpointError(f"{path} has {len(answers)} answers, the model {sizes['answers']}")
+    path = folder / CLASSES_NAME
+    if "classes" in sizes:
+        names = read_class_names(path) if path.is_file() else tuple(map(str, range(sizes["classes"])))
+        if len(names) != sizes["classes"]:
+            raise CheckpointError(f"{path} has {len(names)} classes, the model {sizes['classes']}")
+    path = folder / ENTITIES_NAME
+    if "entities" in sizes and path.is_file():
+        entities = read_entities(path)
+    tokenizer = tokenizer_beside(folder) if architecture.reads_text else no_text()
+    return OpenedModel(model, tokenizer, answers, names, entities, folder, read_fit(folder))

@@ -4,58 +4,41 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from fastvtp.architecture import all_runs, architecture_of
 from fastvtp.data.annotations import load_annotations
-from fastvtp.data.classes import load_classes
-from fastvtp.data.questions import has_options, lists_questions, load_questions
 from fastvtp.data.synthetic import SyntheticConfig, generate_dataset
-from fastvtp.errors import ConfigError, UserError
+from fastvtp.errors import UserError
+from fastvtp.evaluation.protocol import EvaluationProtocol
 from fastvtp.evaluation.report import REPORT_NAME, bad_file_report, write_report
-from fastvtp.evaluation.scoring import (
-    EvaluationProtocol,
-    OpenedModel,
-    evaluate,
-    evaluation_loader,
-    open_model,
-    with_companions,
-)
+from fastvtp.evaluation.scoring import ScoreRequest, evaluate, evaluation_loader
+from fastvtp.model_folder import OpenedModel, open_model, with_companions
 from fastvtp.settings import choose_device
-from fastvtp.systems.alpro.model import Alpro
-from fastvtp.systems.alpro.pictures import predict_entities, save_entity_picture
-from fastvtp.systems.catalogue import architecture_of
-from fastvtp.systems.simvtp.model import SimVTP
-from fastvtp.systems.simvtp.pictures import reconstruct
-from fastvtp.training.config import TrainConfig
+from fastvtp.training.config import TrainConfig, find_task
 from fastvtp.training.loop import TrainResult, train
 from fastvtp.training.metrics import METRICS_NAME
 from fastvtp.visualization.curves import plot_curves
-from fastvtp.visualization.reconstruction import save_reconstruction_animation, save_reconstruction_grid
 
 
 def visualize(
     opened: OpenedModel, data: str, output: Path, *, num_clips: int = 4, seed: int = 0, fit: str | None = None
 ) -> list[Path]:
-    """Pictures of the first clips of `data` in `output`: a SimVTP's reconstructions (reconstruction.png and .gif), or
-    what an ALPRO sees in crops (entities.png). fit: as in `EvaluationProtocol`."""
-    model = opened.model
-    if not isinstance(model, SimVTP | Alpro):
-        raise UserError(f"pictures are of a simvtp or an alpro, this model is a {architecture_of(model)}")
-    if isinstance(model, Alpro) and not opened.entities:
-        raise UserError("this alpro comes without a list of its entities: nothing to show")
+    """Pictures of the first clips of `data` in the folder `output`, as the model's system draws them; returns their
+    paths.
+
+    seed: of masks and crops. fit: as in `EvaluationProtocol`. Raises UserError for a model that has no pictures, and
+    where no clip can be decoded.
+    """
+    pictures = {name: draw for runs in all_runs() for name, draw in runs.pictures.items()}
+    name = architecture_of(opened.model).name
+    if name not in pictures:
+        raise UserError(f"pictures are of a {' or a '.join(pictures)}, this model is a {name}")
     protocol = EvaluationProtocol(batch_size=num_clips, num_workers=0, fit=fit)
     output.mkdir(parents=True, exist_ok=True)
     with evaluation_loader(opened, load_annotations(data), protocol) as loader:
         batch = next(iter(loader), None)
     if batch is None:
         raise UserError(f"{data}: no clip of it can be decoded")
-    if isinstance(model, Alpro):
-        path = output / "entities.png"
-        save_entity_picture(path, predict_entities(model, batch, opened.entities, seed=seed))
-        return [path]
-    examples = reconstruct(model, opened.tokenizer, batch, seed=seed)
-    paths = [output / "reconstruction.png", output / "reconstruction.gif"]
-    save_reconstruction_grid(paths[0], examples)
-    save_reconstruction_animation(paths[1], examples)
-    return paths
+    return pictures[name](opened, batch, output, seed=seed)
 
 
 def _train_report(config: TrainConfig, result: TrainResult) -> dict[str, Any]:
@@ -70,35 +53,12 @@ def _train_report(config: TrainConfig, result: TrainResult) -> dict[str, Any]:
     }
 
 
-def _check_test_data(config: TrainConfig) -> None:
-    """Raise what is wrong with `data.test` before the training, not after it."""
-    data = config.data
-    if data.test is None:
-        return
-    if config.task in ("pretrain_videomae", "pretrain_videoprism_distillation"):
-        raise ConfigError(f"data.test={data.test}: {config.task} has no scores; leave it out")
-    if config.task in ("finetune_qa", "finetune_alpro_qa"):
-        choices = [has_options(load_questions(path), path) for path in (data.train, data.test)]
-        if choices == [True, False]:
-            raise ConfigError(f"data.test={data.test}: its questions have no options, those of data.train do")
-    elif config.task == "finetune_captioning":
-        if config.model.backbone is None:
-            raise ConfigError(f"data.test={data.test}: clips need model.backbone; leave it out where there is none")
-        (load_questions if lists_questions(data.test) else load_annotations)(data.test)
-    elif config.task == "finetune_classification":
-        load_classes(data.test, class_names=load_classes(data.train, names_file=data.class_names).class_names)
-    else:
-        load_annotations(data.test)
-        if data.test_views != (1, 1) and config.task in ("pretrain_alpro", "finetune_alpro_retrieval"):
-            raise ConfigError(f"data.test_views={data.test_views}: the matching head reads one view of a clip")
-
-
 def pretrain(config: TrainConfig, *, resume: bool = False, progress_bar: bool = True) -> dict[str, Any]:
     """Pretrain or fine-tune, score on `data.test` where given, draw the curves, all in `config.output_dir`.
 
     Returns the report.
     """
-    _check_test_data(config)
+    find_task(config.task).check_test_data(config)
     result = train(config, resume=resume, progress_bar=progress_bar)
     run_dir = Path(config.output_dir)
     report = _train_report(config, result)
@@ -107,13 +67,23 @@ def pretrain(config: TrainConfig, *, resume: bool = False, progress_bar: bool = 
     data = config.data
     if data.test is not None:
         protocol = EvaluationProtocol(
-            data.test_views, data.test_sampling, data.frame_stride, data.num_workers,
-            top_k=data.test_top_k, max_text_length=data.max_text_length, precision=config.precision,
-        )  # fmt: skip
-        opened = with_companions(result.model, result.model_dir)
-        scores = evaluate(
-            opened, data.test, protocol=protocol, output=run_dir, train_data=data.train, progress_bar=progress_bar
+            data.test_views,
+            data.test_sampling,
+            data.frame_stride,
+            data.num_workers,
+            top_k=data.test_top_k,
+            max_text_length=data.max_text_length,
+            precision=config.precision,
         )
+        request = ScoreRequest(
+            opened=with_companions(result.model, result.model_dir),
+            data=data.test,
+            protocol=protocol,
+            output=run_dir,
+            train_data=data.train,
+            progress_bar=progress_bar,
+        )
+        scores = evaluate(request)
         bad_files = result.bad_files | scores.pop("bad_files")["files"]
         report = {**scores, **report, "bad_files": bad_file_report(bad_files)}
         write_report(run_dir / REPORT_NAME, report)

@@ -59,11 +59,16 @@ def load_clips(
     with path.open() as file:
         scenes = [json.loads(line)["scene"] for line in file][:limit]
     with VideoTextLoader(
-        load_annotations(path)[:limit], tokenizer,
-        batch_size=min(batch_size, len(scenes)), num_frames=model.num_frames, image_size=model.image_size,
-        max_text_length=getattr(model, "max_text_length", MIN_TEXT_LENGTH), train=False, num_workers=num_workers,
+        load_annotations(path)[:limit],
+        tokenizer,
+        batch_size=min(batch_size, len(scenes)),
+        num_frames=model.num_frames,
+        image_size=model.image_size,
+        max_text_length=getattr(model, "max_text_length", MIN_TEXT_LENGTH),
+        train=False,
+        num_workers=num_workers,
         device=device,
-    ) as loader:  # fmt: skip
+    ) as loader:
         batches = [batch.to("cpu") for batch in loader]
     kept = [index for batch in batches for index in batch.sample_ids.tolist()]
     shown = [scenes[index] for index in kept]

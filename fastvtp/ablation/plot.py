@@ -108,9 +108,13 @@ def _draw_bars(axes: "Axes", panel: Bars) -> None:
     for place, value, spread in zip(places, panel.values, panel.spreads, strict=True):
         axes.errorbar(value, place, xerr=spread or 0, color="black", capsize=3 if spread else 0, linewidth=1)
         axes.annotate(
-            _short(value), (value + (spread or 0), place), xytext=(6, 0), textcoords="offset points", va="center",
+            _short(value),
+            (value + (spread or 0), place),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
             fontsize=8,
-        )  # fmt: skip
+        )
     axes.set_yticks(places, panel.labels)
     axes.margins(x=0.15)
 

@@ -61,11 +61,15 @@ def step_seconds(config: TrainConfig) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         train(
             dataclasses.replace(
-                config, steps=PROBE_STEPS, log_every=1, checkpoint_every=PROBE_STEPS, tensorboard=False,
+                config,
+                steps=PROBE_STEPS,
+                log_every=1,
+                checkpoint_every=PROBE_STEPS,
+                tensorboard=False,
                 output_dir=folder,
             ),
             progress_bar=False,
-        )  # fmt: skip
+        )
         records = map(json.loads, (Path(folder) / SPEED_NAME).read_text().splitlines())
         clips = config.accumulate * config.batch_size
         return [clips / record["clips_per_second"] for record in records][PROBE_STEPS // 2 :]

@@ -178,10 +178,14 @@ class Report(ABC):
         spread = self.compare.spread(score)
         return [
             Bars(
-                title, runs, [self.mean(run, score) or 0.0 for run in runs],
-                [spread if run == "base" else None for run in runs], reference=self.mean("base", score), noise=spread,
+                title,
+                runs,
+                [self.mean(run, score) or 0.0 for run in runs],
+                [spread if run == "base" else None for run in runs],
+                reference=self.mean("base", score),
+                noise=spread,
             )
-        ]  # fmt: skip
+        ]
 
     # --- Parts of every report
 

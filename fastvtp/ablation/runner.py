@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fastvtp.ablation.held_out import HeldOut, load_clips
 from fastvtp.ablation.plot import plot_ablation
 from fastvtp.ablation.report import Report, claim_record
-from fastvtp.ablation.studies import Run, Scale
+from fastvtp.ablation.studies import Run, Scale, Study
 from fastvtp.data.synthetic import (
     SyntheticConfig,
     SyntheticDataset,
@@ -27,7 +27,6 @@ from fastvtp.errors import UserError
 from fastvtp.files import write_atomically
 from fastvtp.model_folder import TOKENIZER_NAME
 from fastvtp.settings import choose_device
-from fastvtp.systems.studies import System
 from fastvtp.training.config import (
     TrainConfig,
     differing_settings,
@@ -41,7 +40,7 @@ _FREE = {"output_dir", "data.train", "data.test", "data.tokenizer", "data.num_wo
 
 
 def ablate(
-    system: System,
+    system: Study,
     config: TrainConfig,
     scale: Scale,
     *,
@@ -63,18 +62,20 @@ def ablate(
     runs = system.plan_runs(study, config.model, scale)
     _claim_folder(output, config, scale)
     synthetic = SyntheticConfig(
-        num_train=scale.num_train, num_test=scale.num_test, num_frames=scale.clip_frames, height=scale.clip_size,
-        width=scale.clip_size, seed=config.seed,
-    )  # fmt: skip
+        num_train=scale.num_train,
+        num_test=scale.num_test,
+        num_frames=scale.clip_frames,
+        height=scale.clip_size,
+        width=scale.clip_size,
+        seed=config.seed,
+    )
     dataset = generate_dataset(output / "data", synthetic, progress=progress_bar)
     lists = output / "lists"
     tokenizer = _shared_tokenizer(dataset, config, lists / TOKENIZER_NAME)
     state = _read_state(output / RESULT_NAME)
     held_out = _held_out(dataset, tokenizer, config, scale, device)
     state["commands"] = list(dict.fromkeys([*state.get("commands", ()), command]))
-    state |= {
-        "about": _about(config, scale, device) | system.about(config, scale), "chance": system.chance(held_out)
-    }  # fmt: skip
+    state |= {"about": _about(config, scale, device) | system.about(config, scale), "chance": system.chance(held_out)}
     whole = replace(config.data, train=str(dataset.train), test=None, tokenizer=str(lists / TOKENIZER_NAME))
     base = system.prepare(replace(config, data=whole), scale, output / "start")
 
@@ -99,7 +100,7 @@ def ablate(
 
 
 def _finish(
-    system: System,
+    system: Study,
     run: Run,
     base: TrainConfig,
     dataset: SyntheticDataset,
@@ -166,9 +167,11 @@ def _held_out(
 ) -> HeldOut:
     model = config.model
     known = {
-        "vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id, "mask_token_id": tokenizer.mask_id,
+        "vocab_size": tokenizer.vocab_size,
+        "pad_token_id": tokenizer.pad_id,
+        "mask_token_id": tokenizer.mask_id,
         "special_token_ids": tuple(sorted(tokenizer.special_ids)),
-    }  # fmt: skip
+    }
     masks = replace(model, **{name: value for name, value in known.items() if hasattr(model, name)})
     probe_train, test = (
         load_clips(path, tokenizer, model, limit=limit, num_workers=config.data.num_workers, device=device)

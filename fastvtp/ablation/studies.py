@@ -1,11 +1,14 @@
-"""What ablations of all systems are made of: runs, each of which differs from one base run in a few settings."""
+"""What ablations are made of: a study of a system, and its runs, each of which differs from one base run in a few
+settings."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
-from fastvtp.errors import unknown_name
-from fastvtp.training.config import TrainConfig
+from fastvtp.ablation.held_out import HeldOut, chance_scores
+from fastvtp.errors import UserError, unknown_name
+from fastvtp.training.config import TrainConfig, tasks
 
 
 @dataclass(frozen=True)
@@ -68,3 +71,48 @@ def pick_runs(study: str, studies: Mapping[str, Sequence[Run]], scale: Scale) ->
     chosen = studies if study == "all" else (study,)
     runs = [*base_runs(scale), UNTRAINED, *(run for name in chosen for run in studies[name])]
     return list({run.name: run for run in runs}.values())
+
+
+def _as_it_is(config: TrainConfig, _: Any, __: Path) -> TrainConfig:
+    return config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What the runner needs to know of a system to take it apart.
+
+    Attributes:
+        base_config: (preset, overrides, quick=) -> settings of the base run.
+        plan_runs: (study, model configuration, scale) -> runs.
+        scale: how much work the ablation is.
+        quick: the same with --quick.
+        score: (model, held-out clips) -> its scores by name.
+        chance: held-out clips -> the scores of a model that knows nothing.
+        report: a `fastvtp.ablation.report.Report` of this system.
+        about: (settings, scale) -> what to say of them in the report.
+        prepare: (settings, scale, folder) -> settings with what all runs start from, made in the folder once.
+    """
+
+    base_config: Callable[..., TrainConfig]
+    plan_runs: Callable[[str, Any, Any], list[Run]]
+    scale: Scale
+    quick: Scale
+    score: Callable[[Any, HeldOut], dict[str, float]]
+    chance: Callable[[HeldOut], dict[str, float]] = chance_scores
+    report: type[Any]
+    about: Callable[[TrainConfig, Any], dict[str, Any]]
+    prepare: Callable[[TrainConfig, Any, Path], TrainConfig] = _as_it_is
+
+
+_OWN = ("data.train", "data.test", "data.tokenizer", "output_dir", "init", "text_init")
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raise UserError for a setting that an ablation makes itself: its data, and what its runs start from."""
+    start = {entry.name for task in tasks().values() for entry in fields(task.options) if "path" in entry.metadata}
+    for override in overrides:
+        if override.partition("=")[0] in (*_OWN, *start):
+            raise UserError(
+                f"{override}: the ablation makes its own videos, tokenizer and prompter or teacher; choose its folder "
+                "by --output"
+            )

@@ -1,13 +1,16 @@
-"""Names of BERT in Hugging Face checkpoints -> fastvtp's."""
+"""BERT in Hugging Face checkpoints: its names and sizes -> fastvtp's, and what models take from it."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from fastvtp.checkpoints.names import NameMap
+from fastvtp.checkpoints.kinds import Kind, Shapes, Transfer
+from fastvtp.checkpoints.names import NameMap, join_attention
+from fastvtp.checkpoints.reading import Checkpoint
+from fastvtp.checkpoints.sizes import rows_of
 from fastvtp.errors import CheckpointError
 
-# layers are counted through here, see `fastvtp.checkpoints.bert.split_layers`; the first BERT checkpoints call a
+# layers are counted through here, see `split_layers`; the first BERT checkpoints call a
 # LayerNorm's weight and bias as TensorFlow does
 NAMES = NameMap(
     (
@@ -35,24 +38,66 @@ NAMES = NameMap(
 )
 
 
-def settings(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What a config.json of transformers says about fastvtp's settings. name: how messages call the checkpoint.
-
-    Raises CheckpointError for another activation or another kind of positions.
-    """
-    for key, expected in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
-        if (stated := config.get(key, expected)) != expected:
-            raise CheckpointError(f"{name} has {key} {stated}, fastvtp's BERT {expected}")
-    return {"text_num_heads": config["num_attention_heads"]} if "num_attention_heads" in config else {}
-
-
 _LAYER = re.compile(r"^((?:prompter\.)?)layers\.(\d+)\.")
+_ROWS = {
+    "vocab_size": "text_embeddings.word_embeddings.weight",
+    "max_text_length": "text_embeddings.position_embeddings.weight",
+}
 
 
 def split_layers(name: str, text_depth: int) -> str:
-    """The first `text_depth` layers of a BERT read text alone, those above them fuse; other names are left."""
+    """Where an entry of a BERT belongs in a model whose first `text_depth` layers read text alone and whose others fuse
+    it with video; other names are left."""
     if (found := _LAYER.match(name)) is None:
         return name
     prefix, number = found[1], int(found[2])
     place = f"text_encoder.layers.{number}" if number < text_depth else f"fusion_encoder.layers.{number - text_depth}"
     return f"{prefix}{place}.{name[found.end() :]}"
+
+
+def place(name: str, config: Any) -> str:
+    """`split_layers` for a model of this configuration; one without `text_depth` takes no layers."""
+    text_depth = getattr(config, "text_depth", None)
+    return name if text_depth is None else split_layers(name, text_depth)
+
+
+def settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a config.json of transformers says about fastvtp's settings.
+
+    Raises CheckpointError for another activation or another kind of positions.
+    """
+    config = checkpoint.config or {}
+    for key, expected in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+        if (stated := config.get(key, expected)) != expected:
+            raise CheckpointError(f"{checkpoint.name} has {key} {stated}, fastvtp's BERT {expected}")
+    return {"text_num_heads": config["num_attention_heads"]} if "num_attention_heads" in config else {}
+
+
+def sizes(shapes: Shapes, _: str, __: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a model's text embeddings that a BERT fits: entries, positions and width."""
+    words = shapes.get(_ROWS["vocab_size"], ())
+    return rows_of(shapes, _ROWS) | ({"width": words[1]} if len(words) == 2 else {})
+
+
+KINDS = tuple(
+    Kind(
+        origin="bert",
+        architecture="bert",
+        marks=(f"{model}embeddings.word_embeddings.",),
+        names=NAMES,
+        place=place,
+        prepare=join_attention,
+        settings=settings,
+        sizes=sizes,
+        fills="BERT: it fills the captions' embeddings",
+    )
+    for model in ("bert.", "")
+)
+_ANYTHING = ("",)
+EMBEDDINGS = Transfer(needed=("text_embeddings",), optional=_ANYTHING, states=False)
+"""What a model that reads text by layers of its own takes from a BERT: the input embeddings."""
+
+
+def layers(*towers: str) -> Transfer:
+    """What a model takes from a BERT whose layers are its own `towers`."""
+    return Transfer(needed=("text_embeddings", *towers), optional=_ANYTHING)

@@ -8,14 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastvtp.checkpoints.bert import split_layers
+from fastvtp.architecture import architecture_of, architectures
 from fastvtp.checkpoints.fitting import POSITION_RESIZES, fit
 from fastvtp.checkpoints.kinds import Kind, Transfer, recognise
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
 from fastvtp.checkpoints.sizes import different_sizes
-from fastvtp.checkpoints.transfers import TRANSFERS
 from fastvtp.errors import CheckpointError, UserError, unknown_name
-from fastvtp.systems.catalogue import ARCHITECTURES, architecture_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +63,22 @@ def load_released(
     missing, unexpected and wrongly shaped entry, and UserError where `origin`, `fresh` or `position_resize` name
     nothing.
     """
-    if position_resize not in POSITION_RESIZES:
-        raise unknown_name("position_resize", position_resize, POSITION_RESIZES)
     checkpoint = read_checkpoint(source)
     kind = recognise(checkpoint, origin)
+    return load_recognised(model, checkpoint, kind, fresh=fresh, position_resize=position_resize)
+
+
+def load_recognised(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    kind: Kind,
+    *,
+    fresh: Sequence[str] = (),
+    position_resize: str = "bicubic",
+) -> LoadReport:
+    """`load_released` of a checkpoint that is read and recognised."""
+    if position_resize not in POSITION_RESIZES:
+        raise unknown_name("position_resize", position_resize, POSITION_RESIZES)
     transfer = _transfer(checkpoint, kind, model)
     if kind.note:
         logger.warning("%s: %s", checkpoint.name, kind.note)
@@ -77,14 +87,14 @@ def load_released(
     loaded: dict[str, Tensor] = {}
     ignored: list[str] = []
     resized: list[str] = []
-    stated = _stated_settings(checkpoint, kind, model)
+    stated = kind.settings(checkpoint) if transfer.states else {}
     problems = _different_settings(stated, model)
     for original, tensor in transfer.adapt(kind.prepare(checkpoint.weights)).items():
-        name = _our_name(kind, original, model)
+        name = kind.place(kind.names(original), model.config)
         targets = [target for target in transfer.targets(name) if not _under(target, fresh)]
         used = [target for target in targets if target in own]
         if not used:
-            known = not targets or kind.leaves(original) or name.startswith(transfer.optional)
+            known = not targets or kind.ignored(original) or name.startswith(transfer.optional)
             (ignored if known else problems).append(original if known else f"unexpected {original}")
         for target in used:
             fitted, change = fit(target, tensor, own[target], position_resize)
@@ -112,10 +122,14 @@ def absent_parts(
 ) -> tuple[str, ...]:
     """The parts of `model` that a checkpoint of another architecture cannot fill, for `fresh` of `load_released`."""
     checkpoint = read_checkpoint(source)
-    kind = recognise(checkpoint, origin)
+    return parts_without(model, checkpoint, recognise(checkpoint, origin))
+
+
+def parts_without(model: Any, checkpoint: Checkpoint, kind: Kind) -> tuple[str, ...]:
+    """`absent_parts` of a checkpoint that is read and recognised."""
     transfer = _transfer(checkpoint, kind, model)
     entries = transfer.adapt(kind.prepare(checkpoint.weights))
-    names = [_our_name(kind, name, model) for name in entries]
+    names = [kind.place(kind.names(name), model.config) for name in entries]
     filled = {target for name in names for target in transfer.targets(name)}
     return tuple(
         part
@@ -124,43 +138,22 @@ def absent_parts(
     )
 
 
-def _our_name(kind: Kind, name: str, model: Any) -> str:
-    """The name of a prepared entry in a model of the checkpoint's architecture that splits its BERT as `model` does."""
-    ours = kind.names(name)
-    return split_layers(ours, model.config.text_depth) if hasattr(model.config, "text_depth") else ours
-
-
 def _transfer(checkpoint: Checkpoint, kind: Kind, model: nn.Module) -> Transfer:
-    if type(model) not in {model_class for _, model_class in ARCHITECTURES.values()}:
-        raise UserError(f"model must be one of fastvtp's ({', '.join(ARCHITECTURES)}), got {type(model).__name__}")
-    architecture = architecture_of(model)
-    if kind.architecture == "bert" and not hasattr(model, "text_embeddings"):
-        raise CheckpointError(f"{checkpoint.name} is a BERT, {type(model).__name__} reads no text")
-    if (transfer := TRANSFERS.get((kind.architecture, architecture))) is None:
-        known = [target for origin, target in TRANSFERS if origin == kind.architecture]
+    target = architecture_of(model)
+    if kind.architecture not in target.sources:
+        fitting = [name for name, other in architectures().items() if kind.architecture in other.sources]
         raise CheckpointError(
-            f"{checkpoint.name} is a {kind.architecture}, from which no {architecture} can start (but "
-            f"{', '.join(known)})"
+            f"{checkpoint.name} is a {kind.architecture}, from which no {target.name} can start (but "
+            f"{', '.join(fitting)})"
         )
-    names = {kind.names(name) for name in checkpoint.weights}
-    if kind.architecture == "video_classifier" and "encoder.norm.weight" in names and "norm.weight" not in names:
-        raise CheckpointError(
-            f"{checkpoint.name} classifies its first token (use_mean_pooling=false), {type(model).__name__} the mean "
-            "of all"
-        )
-    return transfer
+    if refusal := kind.refuses([kind.names(name) for name in checkpoint.weights]):
+        raise CheckpointError(f"{checkpoint.name} {refusal}")
+    return target.sources[kind.architecture]
 
 
-def _stated_settings(checkpoint: Checkpoint, kind: Kind, model: Any) -> dict[str, Any]:
-    """What a folder's config.json says of the parts that `model` takes."""
-    if kind.architecture == "bert" and not hasattr(model.config, "text_depth"):
-        return {}  # its embeddings alone
-    return kind.settings(checkpoint)
-
-
-def _different_settings(stated: Mapping[str, Any], model: nn.Module) -> list[str]:
+def _different_settings(stated: Mapping[str, Any], model: Any) -> list[str]:
     """What a folder's config.json states otherwise and no shape shows."""
-    own = asdict(model.config)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    own = asdict(model.config)
     return [
         f"{name} is {stated[name]}, the model has {own[name]}"
         for name in ("num_heads", "decoder_num_heads", "text_num_heads", "softcap")

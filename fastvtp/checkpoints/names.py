@@ -11,9 +11,11 @@ from fastvtp.errors import CheckpointError
 
 # ends of the names of texts' embeddings, in any kind of checkpoint
 WORD_TABLES = (
-    "word_embeddings.weight", "text_encoder.token_embeddings.weight", "embeddings.token_embedding.weight",
+    "word_embeddings.weight",
+    "text_encoder.token_embeddings.weight",
+    "embeddings.token_embedding.weight",
     "token_emb/emb_var",
-)  # fmt: skip
+)
 
 Rules = tuple[tuple[str, str], ...]
 

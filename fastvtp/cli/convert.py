@@ -45,7 +45,7 @@ def convert(
     done = run_conversion(
         source, output,
         architecture=architecture, origin=origin, overrides=overrides or [], position_resize=position_resize,
-        tokenizer=tokenizer, answers=answers, entities=entities, classes=classes,
+        tokenizer=tokenizer, lists={"answers": answers, "entities": entities, "classes": classes},
     )  # fmt: skip
     for name in ("loaded", "fresh", "ignored", "resized"):
         entries = getattr(done.report, name)

@@ -222,8 +222,8 @@ def register(app: typer.Typer) -> None:
 
 
 def _open(model: str, device: str) -> Any:
-    from fastvtp.evaluation.scoring import open_model
     from fastvtp.settings import choose_device
+    from fastvtp.systems.catalogue import open_model
 
     return open_model(model, choose_device(device))
 
@@ -231,7 +231,7 @@ def _open(model: str, device: str) -> Any:
 def _protocol(
     views: str, sampling: str, stride: int, fit: str | None, num_workers: int, batch_size: int, precision: str
 ) -> Any:
-    from fastvtp.evaluation.scoring import EvaluationProtocol
+    from fastvtp.evaluation.protocol import EvaluationProtocol
     from fastvtp.settings import parse_value
 
     return EvaluationProtocol(

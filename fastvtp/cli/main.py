@@ -49,21 +49,22 @@ def demo(
     """Make captioned videos, pretrain SimVTP on them, score and draw: minutes on two CPU cores."""
     from fastvtp import runs
     from fastvtp.data.synthetic import SyntheticConfig
-    from fastvtp.systems.recipes import get_recipe
+    from fastvtp.evaluation.report import score_lines
+    from fastvtp.systems.recipes import DEMO_RECIPE, get_recipe
     from fastvtp.training.config import apply_overrides
 
     if any(override.startswith(("data.train=", "data.test=")) for override in overrides or []):
         raise UserError("the demo makes its own videos; for yours: fastvtp pretrain RECIPE data.train=...")
-    config = apply_overrides(get_recipe("simvtp_demo", preset), overrides or [])
+    config = apply_overrides(get_recipe(DEMO_RECIPE, preset), overrides or [])
     report = runs.demo(config, SyntheticConfig(seed=config.seed), progress_bar=not quiet)
-    typer.echo("\n".join(runs.score_lines(report)))
+    typer.echo("\n".join(score_lines(report)))
     typer.echo(f"chance R1 {report['chance_R1']:.2f}; report, pictures and gallery are in {config.output_dir}")
     if compare_presets:
         from fastvtp.ablation import presets
-        from fastvtp.systems.catalogue import PRESETS
+        from fastvtp.architecture import PRESETS
 
         other = next(name for name in PRESETS if name != preset)
-        other_config = apply_overrides(get_recipe("simvtp_demo", other), overrides or [])
+        other_config = apply_overrides(get_recipe(DEMO_RECIPE, other), overrides or [])
         found = presets.compare_presets(config, other_config, names=(preset, other), progress_bar=not quiet)
         for line in presets.preset_table(found):
             typer.echo(line)
@@ -71,12 +72,14 @@ def demo(
 
 def _train(command: str, recipe: str, overrides: list[str] | None, *, resume: bool, preset: str, quiet: bool) -> None:
     from fastvtp import runs
+    from fastvtp.evaluation.report import score_lines
+    from fastvtp.systems.recipes import recipe_config
 
-    config = runs.recipe_config(recipe, preset, overrides or [], command=command, resume=resume)
+    config = recipe_config(recipe, preset, overrides or [], command=command, resume=resume)
     report = runs.pretrain(config, resume=resume, progress_bar=not quiet)
     bad_files = report["bad_files"]["count"]
     done = f"{report['steps']} steps, {bad_files} undecodable files; see {config.output_dir}/report.json"
-    typer.echo("\n".join([*runs.score_lines(report), done]))
+    typer.echo("\n".join([*score_lines(report), done]))
 
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in output_dir.")]
@@ -137,19 +140,25 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score a model: text-video retrieval both ways, question answering, or classification."""
-    from fastvtp import runs
+    from fastvtp.evaluation.protocol import EvaluationProtocol
+    from fastvtp.evaluation.report import REPORT_NAME, write_report
+    from fastvtp.evaluation.scoring import ScoreRequest
+    from fastvtp.evaluation.scoring import evaluate as evaluate_model
     from fastvtp.settings import choose_device, parse_value
+    from fastvtp.systems.catalogue import open_model
 
-    protocol = runs.EvaluationProtocol(
+    protocol = EvaluationProtocol(
         parse_value(views, tuple[int, int], "--views"), sampling, frame_stride, num_workers, batch_size, top_k,
         max_text_length, precision, fit, add_similarity,
     )  # fmt: skip
-    opened = runs.open_model(model, choose_device(device))
-    report = runs.evaluate(
-        opened, data, protocol=protocol, output=output, train_data=train_data, progress_bar=not quiet
+    opened = open_model(model, choose_device(device))
+    report = evaluate_model(
+        ScoreRequest(
+            opened=opened, data=data, protocol=protocol, output=output, train_data=train_data, progress_bar=not quiet
+        )
     )
     if output is not None:
-        runs.write_report(output / runs.REPORT_NAME, report)
+        write_report(output / REPORT_NAME, report)
     typer.echo(json.dumps(report, indent=2))
 
 
@@ -166,8 +175,9 @@ def visualize(
     """Of a SimVTP input, visible part and reconstruction, with its words; of an ALPRO what it sees in crops."""
     from fastvtp import runs
     from fastvtp.settings import choose_device
+    from fastvtp.systems.catalogue import open_model
 
-    opened = runs.open_model(model, choose_device(device))
+    opened = open_model(model, choose_device(device))
     for path in runs.visualize(opened, data, output, num_clips=clips, seed=seed, fit=fit):
         typer.echo(path)
 
@@ -186,9 +196,9 @@ def ablate(
     """Which settings matter, on synthetic clips: tables, a plot, the paper's claims. Continues what is begun."""
     from fastvtp.ablation.report import summary
     from fastvtp.ablation.runner import ablate as run_ablation
-    from fastvtp.systems.studies import find_system
+    from fastvtp.systems.recipes import find_study
 
-    known = find_system(system, overrides or [])
+    known = find_study(system, overrides or [])
     folder = output or Path(f"runs/ablation_{system}" + "_quick" * quick)
     config = known.base_config(preset, [*(overrides or []), f"output_dir={folder}"], quick=quick)
     report = run_ablation(

@@ -1,4 +1,4 @@
-"""Questions about videos: lists of them with their answers, the vocabulary of answers, and the texts of a multiple choice."""
+"""Questions about videos: lists of them, the vocabulary of answers, and the texts of a multiple choice."""
 
 from __future__ import annotations
 

@@ -20,15 +20,13 @@ from fastvtp.data.questions import (
 from fastvtp.errors import UserError
 from fastvtp.evaluation.classification import ClassificationReport, evaluate_classification
 from fastvtp.evaluation.inference import Module, inference
+from fastvtp.evaluation.protocol import EvaluationProtocol
 from fastvtp.evaluation.question_answering import MultipleChoiceReport, report_choices
 from fastvtp.evaluation.report import scores_report
-from fastvtp.evaluation.scoring import (
-    EvaluationProtocol,
-    OpenedModel,
-    evaluation_loader,
-)
+from fastvtp.evaluation.scoring import evaluation_loader
 from fastvtp.evaluation.views import average_over_views
 from fastvtp.files import lines_of, read_text
+from fastvtp.model_folder import OpenedModel
 
 _TEXTS_AT_ONCE = 256
 

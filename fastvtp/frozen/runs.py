@@ -23,13 +23,9 @@ from fastvtp.data.classes import TargetSet, load_targets
 from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.wordpiece import MIN_TEXT_LENGTH, no_text
 from fastvtp.errors import UserError
+from fastvtp.evaluation.protocol import EvaluationProtocol
 from fastvtp.evaluation.report import bad_file_report, scores_report
-from fastvtp.evaluation.scoring import (
-    EvaluationProtocol,
-    OpenedModel,
-    evaluation_loader,
-    fit_of,
-)
+from fastvtp.evaluation.scoring import evaluation_loader, fit_of
 from fastvtp.evaluation.views import average_over_views
 from fastvtp.files import write_atomically
 from fastvtp.frozen.adapters import ProbedTower
@@ -62,6 +58,7 @@ from fastvtp.frozen.probing import (
 from fastvtp.frozen.spans import load_spans
 from fastvtp.frozen.towers import evenly_spaced, video_tower
 from fastvtp.frozen.training_heads import FitSettings, head_config
+from fastvtp.model_folder import OpenedModel
 
 MLAP_LAYERS = 4
 _FEATURES, _PROTOCOL, _FIT = FeatureSettings(), EvaluationProtocol(), FitSettings()

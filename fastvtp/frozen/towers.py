@@ -10,10 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastvtp.architecture import architecture_of, architectures
 from fastvtp.errors import UserError
-from fastvtp.modules.layers import Transformer
-from fastvtp.systems.videomae.model import VideoEmbeddings
-from fastvtp.systems.videoprism.encoder import VideoPrismEncoder
 
 POOLS = ("none", "frames", "mean")
 
@@ -60,58 +58,16 @@ class VideoTower(ABC):
             raise UserError(f"layers must ascend and be from 0 to {depth - 1}, got {list(layers)}")
 
 
-class _PackedTower(VideoTower):
-    """Tubelets through a transformer: VideoMAE, SimVTP and what is fine-tuned from them."""
-
-    def __init__(self, model: nn.Module, embeddings: VideoEmbeddings, encoder: Transformer):
-        super().__init__(model, embeddings.weight.shape[0], embeddings.grid)
-        self._embeddings, self._encoder = embeddings, encoder
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        return list(self._encoder.blocks)
-
-    def _encode(self, video: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        x_ND, packing = self._embeddings.embed_clips(video)
-        kept = []
-        for number, block in enumerate(self._encoder.blocks):
-            x_ND = block(x_ND, packing)
-            if number in layers:
-                kept.append(x_ND)
-        return [x.view(len(video), packing.max_seqlen, -1) for x in (*kept, self._encoder.norm(x_ND))]
-
-
-class _PrismTower(VideoTower):
-    """VideoPrism: blocks within frames, then along time."""
-
-    def __init__(self, model: nn.Module, encoder: VideoPrismEncoder):
-        super().__init__(model, encoder.config.width, encoder.config.grid)
-        self._encoder = encoder
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        return [*self._encoder.spatial.blocks, *self._encoder.temporal.blocks]
-
-    def _encode(self, video: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        return self._encoder.encode_layers(video, layers)
-
-
 def video_tower(model: nn.Module) -> VideoTower:
-    """The tower of a VideoPrism, a VideoMAE, a SimVTP, or of what is fine-tuned from them.
+    """The tower inside a model, by the record of its architecture.
 
-    Raises UserError for a model whose clips do not become tokens of their own (ALPRO's frames are averaged).
+    Raises UserError for a model whose clips do not become tokens of their own, as where frames are averaged.
     """
-    encoder = getattr(model, "video_encoder", getattr(model, "encoder", None))
-    embeddings = getattr(model, "video_embeddings", None)
-    if isinstance(model, VideoPrismEncoder):
-        return _PrismTower(model, model)
-    if isinstance(encoder, VideoPrismEncoder):
-        return _PrismTower(model, encoder)
-    if isinstance(embeddings, VideoEmbeddings) and isinstance(encoder, Transformer):
-        return _PackedTower(model, embeddings, encoder)
-    raise UserError(
-        f"a {type(model).__name__} has no tokens of a clip to probe: expected a VideoPrism, VideoMAE, SimVTP"
-    )
+    tower = architecture_of(model).tower
+    if tower is None:
+        known = ", ".join(name for name, architecture in architectures().items() if architecture.tower is not None)
+        raise UserError(f"a {type(model).__name__} has no tokens of a clip to probe: expected one of {known}")
+    return tower(model)
 
 
 def check_pool(pool: str) -> None:

@@ -1,39 +1,45 @@
 """Checkpoints of any origin -> fastvtp's own folders."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 
-from fastvtp.checkpoints.companions import (
-    find_lists,
-    known_fit,
-    notes_about,
-    write_lists,
-)
-from fastvtp.checkpoints.kinds import recognise
-from fastvtp.checkpoints.loading import (
-    LoadReport,
-    absent_parts,
-    load_released,
-)
+from fastvtp.architecture import Architecture, build_model, find_architecture
+from fastvtp.checkpoints.kinds import Kind, recognise
+from fastvtp.checkpoints.loading import LoadReport, load_recognised, parts_without
 from fastvtp.checkpoints.names import WORD_TABLES
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
-from fastvtp.checkpoints.sizes import config_of_released
+from fastvtp.checkpoints.sizes import check_whole, config_of_kind
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import CheckpointError, UserError, unknown_name
-from fastvtp.model_folder import CONFIG_NAME, weights_of, write_model_folder, write_reading
+from fastvtp.model_folder import (
+    CONFIG_NAME,
+    Lists,
+    find_lists,
+    recorded_fit,
+    told_apart,
+    weights_of,
+    write_lists,
+    write_model_folder,
+    write_reading,
+)
 from fastvtp.settings import parse_value
-from fastvtp.systems.catalogue import ARCHITECTURES, build_model
+from fastvtp.systems import catalogue  # noqa: F401  (registers the systems)
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """architecture: of the folder written. report: of its weights. tokenizer: what became of the vocabulary, in words;
-    None where the model reads no text. lists: the same of "answers", "entities" and "classes", of those that the model
-    tells apart."""
+    """What became of a checkpoint.
+
+    Attributes:
+        architecture: of the folder written.
+        report: of its weights.
+        tokenizer: what became of the vocabulary, in words; None where the model reads no text.
+        lists: the same of "answers", "entities" and "classes", of those that the model tells apart.
+    """
 
     architecture: str
     report: LoadReport
@@ -50,91 +56,99 @@ def convert(
     overrides: Sequence[str] = (),
     position_resize: str = "bicubic",
     tokenizer: str | Path | None = None,
-    answers: str | Path | None = None,
-    entities: str | Path | None = None,
-    classes: str | Path | None = None,
+    lists: Mapping[str, str | Path | None] | None = None,
 ) -> Conversion:
     """Write the model in `source` to the folder `output`, with the tokenizer that lies beside it, and with its lists of
     answers, entities and classes and how its clips were read where a folder has them. ALPRO's release squashes frames.
 
-    source: as in `load_released`, or the folder of a run. architecture, origin: as in `config_of_released`. overrides:
-    "key=value" strings, fields of the config. position_resize: as in `load_released`. tokenizer: a tokenizer.json,
-    vocab.txt or .model, or a folder that holds one, to write instead of the one beside `source`. answers, entities,
-    classes: lists for the outputs of a question answerer, of a pretrained ALPRO and of a classifier, see
-    `read_answers`, `read_entities` and `read_class_names`, in place of those in the folder `source`.
+    Args:
+        source: as in `load_released`, or the folder of a run.
+        output: a folder that holds no model yet.
+        architecture: of the model to write; None: the checkpoint's own.
+        origin: whose names the checkpoint bears, as in `load_released`; None: it is recognised by them.
+        overrides: "key=value" texts, fields of the configuration.
+        position_resize: as in `load_released`.
+        tokenizer: a tokenizer.json, vocab.txt or .model, or a folder that holds one, to write instead of the one beside
+            `source`.
+        lists: files for the outputs "answers" of a question answerer, "entities" of a pretrained ALPRO and "classes" of
+            a classifier, in place of those in the folder `source`; see `read_answers`, `read_entities` and
+            `read_class_names`.
 
-    Parts that the checkpoint cannot have are initialised, always with the same numbers. Raises UserError with one line,
-    and FileNotFoundError where `tokenizer` or one of the lists is absent.
+    Parts that the checkpoint cannot have are initialised, always with the same numbers.
+
+    Raises:
+        UserError: one line that says what is wrong with the checkpoint, a setting or a list.
+        FileNotFoundError: `tokenizer` or one of the lists is absent.
     """
     source, output = weights_of(str(source)), Path(output)
     if output.is_file() or (output / CONFIG_NAME).exists():
         raise CheckpointError(f"{output} exists already: give a folder that does not, or remove it")
     checkpoint = read_checkpoint(source)
     kind = recognise(checkpoint, origin)
-    architecture = architecture or kind.architecture
-    values = _parse(overrides, architecture)
+    check_whole(checkpoint, kind)
+    target = find_architecture(architecture or kind.architecture)
+    values = _parse(overrides, target)
     words, note = None, None
-    vocab_size = _vocab_size(checkpoint, architecture, values)
+    vocab_size = _vocab_size(checkpoint, target, values)
     if tokenizer is not None:
-        words, note = _given_tokenizer(Path(tokenizer), vocab_size, architecture), f"copied from {tokenizer}"
+        words, note = _given_tokenizer(Path(tokenizer), vocab_size, target), f"copied from {tokenizer}"
     elif vocab_size is not None:
         words, note = _tokenizer_beside(source, vocab_size)
     if words is not None:
-        ids = {
-            "pad_token_id": words.pad_id,
-            "mask_token_id": words.mask_id,
-            "special_token_ids": tuple(sorted(words.special_ids)),
-        }
-        values = {name: ids[name] for name in ids if hasattr(ARCHITECTURES[architecture][0], name)} | values
-    config = config_of_released(checkpoint, origin, architecture=architecture, **values)
-    given = {"answers": answers, "entities": entities, "classes": classes}
-    lists = find_lists(source, given, architecture, config)
-    fit = known_fit(source, kind.origin)
+        known = {field.name for field in fields(target.config)}
+        values = {name: value for name, value in _ids(words).items() if name in known} | values
+    config = config_of_kind(checkpoint, kind, architecture=target.name, overrides=values)
+    found = find_lists(source, lists or {}, config)
+    framing = _known_framing(source, kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(config)
-    report = load_released(
-        model, checkpoint,
-        origin=origin, fresh=absent_parts(model, checkpoint, origin=origin), position_resize=position_resize,
-    )  # fmt: skip
-    write_model_folder(output, model, architecture)
+    fresh = parts_without(model, checkpoint, kind)
+    report = load_recognised(model, checkpoint, kind, fresh=fresh, position_resize=position_resize)
+    write_model_folder(output, model, target.name)
     if words is not None:
         words.save(output)
-    write_lists(output, lists)
-    if fit is not None:
-        write_reading(output, fit)
-    return Conversion(architecture, report, note, notes_about(lists, source, architecture, config))
+    write_lists(output, found)
+    if framing is not None:
+        write_reading(output, framing)
+    return Conversion(target.name, report, note, _notes(found, source, config))
 
 
-def _parse(overrides: Sequence[str], architecture: str) -> dict[str, Any]:
-    if architecture not in ARCHITECTURES:
-        return {}  # which config_of_released says
-    hints = get_type_hints(ARCHITECTURES[architecture][0])
+def _parse(overrides: Sequence[str], target: Architecture) -> dict[str, Any]:
+    hints = get_type_hints(target.config)
     values = {}
     for override in overrides:
         name, separator, text = override.partition("=")
         if not separator:
             raise UserError(f"expected key=value, got {override!r}")
         if name not in hints:
-            raise unknown_name(f"{architecture} option", name, hints)
+            raise unknown_name(f"{target.name} option", name, hints)
         values[name] = parse_value(text, hints[name], name)
     return values
 
 
-def _vocab_size(checkpoint: Checkpoint, architecture: str, values: Mapping[str, Any]) -> int | None:
-    """Words of the model to be; None: it reads no text."""
-    config_class = ARCHITECTURES[architecture][0] if architecture in ARCHITECTURES else None
-    if not hasattr(config_class, "vocab_size"):
+def _ids(words: CaptionTokenizer) -> dict[str, Any]:
+    return {
+        "pad_token_id": words.pad_id,
+        "mask_token_id": words.mask_id,
+        "special_token_ids": tuple(sorted(words.special_ids)),
+    }
+
+
+def _vocab_size(checkpoint: Checkpoint, target: Architecture, values: Mapping[str, Any]) -> int | None:
+    """The number of words of the model to be; None where it reads no text."""
+    if not target.reads_text:
         return None
-    tables = (len(t) for name, t in checkpoint.weights.items() if name.endswith(WORD_TABLES))
-    return values.get("vocab_size") or next(tables, config_class.vocab_size)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    tables = (len(table) for name, table in checkpoint.weights.items() if name.endswith(WORD_TABLES))
+    config_class: Any = target.config
+    return values.get("vocab_size") or next(tables, config_class.vocab_size)
 
 
-def _given_tokenizer(path: Path, vocab_size: int | None, architecture: str) -> CaptionTokenizer:
-    if vocab_size is None and architecture in ARCHITECTURES:
-        raise UserError(f"{architecture} reads no text: leave out the tokenizer")
+def _given_tokenizer(path: Path, vocab_size: int | None, target: Architecture) -> CaptionTokenizer:
+    if vocab_size is None:
+        raise UserError(f"{target.name} reads no text: leave out the tokenizer")
     tokenizer = CaptionTokenizer.load(path)
-    if vocab_size not in (None, tokenizer.vocab_size):
+    if tokenizer.vocab_size != vocab_size:
         raise UserError(f"{path} has {tokenizer.vocab_size} entries, the model's vocabulary {vocab_size}")
     return tokenizer
 
@@ -151,3 +165,24 @@ def _tokenizer_beside(source: Path, vocab_size: int) -> tuple[CaptionTokenizer |
     if tokenizer.vocab_size != vocab_size:
         return None, f"not copied: {folder} has one of {tokenizer.vocab_size} entries, the model has {vocab_size}"
     return tokenizer, f"copied from {folder}"
+
+
+def _known_framing(source: Path, kind: Kind) -> str | None:
+    """How the clips of `source` were framed: as it says, or as the trainings of its kind did; None: nobody knows.
+
+    Raises CheckpointError where it says something else.
+    """
+    return recorded_fit(source) or kind.framing
+
+
+def _notes(lists: Lists, source: Path, config: Any) -> dict[str, str]:
+    """What to say about each list that the model could have."""
+    return {
+        what: f"{len(lists[what][1])} of {lists[what][0]}" if what in lists else f"none in {source}: {_remedy(what)}"
+        for what in told_apart(config)
+    }
+
+
+def _remedy(what: str) -> str:
+    without = "they go by their numbers, unless you " if what == "classes" else ""
+    return f"{without}give a list, one a line (--{what})"

@@ -1,26 +1,52 @@
 """Run configuration: plain dataclasses, and `key=value` overrides checked against them."""
 
-import dataclasses
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fastvtp.architecture import all_runs, find
 from fastvtp.checkpoints.fitting import POSITION_RESIZES
 from fastvtp.data.sampling import ClipAugmentation, check_fit
 from fastvtp.errors import ConfigError, unknown_name
 from fastvtp.files import write_atomically
-from fastvtp.settings import _annotations, _rebuild, parse_value, setting_names
-from fastvtp.systems.alpro.finetuning import AlproQAConfig, AlproRetrievalConfig
-from fastvtp.systems.alpro.towers import AlproConfig, AlproPrompterConfig
-from fastvtp.systems.captioner.model import VideoCaptionerConfig
-from fastvtp.systems.simvtp.config import SimVTPConfig
-from fastvtp.systems.simvtp.question_answering import VideoQAConfig
-from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
-from fastvtp.systems.videomae.classifier import VideoClassifierConfig
-from fastvtp.systems.videomae.model import VideoMAEConfig
-from fastvtp.systems.videoprism.distillation import PrismStudentConfig
-from fastvtp.systems.videoprism.video_text import VideoTextPrismConfig
+from fastvtp.settings import FLAT, parse_value, rebuild, setting_names, setting_types, to_json
+
+# settings that follow from the tokenizer and from the labels of the training data
+_FOLLOWS = {
+    **dict.fromkeys(
+        ("model.vocab_size", "model.pad_token_id", "model.mask_token_id", "model.special_token_ids"),
+        "the tokenizer: set data.tokenizer or data.vocab_size",
+    ),
+    **dict.fromkeys(("model.num_answers", "model.num_classes"), "the labels of data.train"),
+}
+
+
+def tasks() -> dict[str, Any]:
+    """The tasks of all registered systems by name, subclasses of `fastvtp.training.task.Task`."""
+    return {task.name: task for runs in all_runs() for task in runs.tasks}
+
+
+def find_task(name: str) -> Any:
+    """The task of that name. Raises UserError with the nearest known name."""
+    return find("task", name, tasks())
+
+
+def names_of_tasks(owns: Mapping[str, bool]) -> str:
+    """The tasks for which `owns` holds, as an enumeration in a message."""
+    return " and ".join(sorted(name for name, own in owns.items() if own))
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a task that has none."""
+
+
+def a_path(what: str, *, free_on_resume: bool = False) -> Mapping[str, Any]:
+    """The metadata of a task's option that names something which must exist when a run starts; `what` says what is
+    expected there. free_on_resume: whether a run may be resumed with another one."""
+    return {"path": what, "free_on_resume": free_on_resume}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,39 +122,6 @@ class DataConfig:
                 raise ValueError(f"{name} must be at least {least}, or none, got {value}")
 
 
-# task -> configuration of the model that it trains
-TASK_MODELS: dict[str, type] = {
-    "pretrain_simvtp": SimVTPConfig,
-    "pretrain_videomae": VideoMAEConfig,
-    "finetune_retrieval": DualEncoderConfig,
-    "finetune_qa": VideoQAConfig,
-    "finetune_classification": VideoClassifierConfig,
-    "finetune_captioning": VideoCaptionerConfig,
-    "pretrain_prompter": AlproPrompterConfig,
-    "pretrain_alpro": AlproConfig,
-    "finetune_alpro_retrieval": AlproRetrievalConfig,
-    "finetune_alpro_qa": AlproQAConfig,
-    "pretrain_videoprism_contrastive": VideoTextPrismConfig,
-    "pretrain_videoprism_distillation": PrismStudentConfig,
-}
-# whose clips are each other's negatives
-_CONTRASTING = {
-    "pretrain_simvtp", "finetune_retrieval", "pretrain_prompter", "pretrain_alpro", "finetune_alpro_retrieval",
-    "pretrain_videoprism_contrastive",
-}  # fmt: skip
-_MIXING = {"pretrain_prompter", "pretrain_alpro", "pretrain_videoprism_contrastive"}
-_ALTERNATING = {"pretrain_videoprism_contrastive", "pretrain_videoprism_distillation"}
-# settings that are for one task alone
-_OF_ONE_TASK = {
-    "prompter": "pretrain_alpro", "entities": "pretrain_alpro", "video_init": "pretrain_videoprism_contrastive",
-    "teacher": "pretrain_videoprism_distillation",
-}  # fmt: skip
-
-_FROM_TOKENIZER = {"model.vocab_size", "model.pad_token_id", "model.mask_token_id", "model.special_token_ids"}
-_FROM_LABELS = {"model.num_answers", "model.num_classes"}
-_FROM_FROZEN = {"model.feature_width", "model.language_width"}
-
-
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     algorithm: str = "adamw"
@@ -174,27 +167,21 @@ class OptimizerConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     task: str
-    """One of `TASK_MODELS`."""
+    """What is trained, by name: one of `tasks()`."""
     model: Any
     """The configuration of a model, of the class that belongs to the task."""
     data: DataConfig
+    options: Any = field(default=None, metadata=FLAT)
+    """The task's own settings, of the class that the task names; None: their defaults. They are set without a prefix:
+    `teacher=PATH`."""
     init: str | None = None
     """Weights to start from: a released checkpoint, a Hugging Face folder, a model folder or a run; None: at random."""
     text_init: str | None = None
-    """A BERT folder whose input embeddings replace those of `init`; for ALPRO, whose text and fusion layers are BERT's,
-    all of it does."""
-    video_init: str | None = None
-    """pretrain_videoprism_contrastive: weights whose video encoder replaces that of `init`, such as those of a second
-    stage, or an image tower for the blocks within frames."""
+    """A BERT folder whose input embeddings replace those of `init`; where a model's text layers are BERT's, all of it
+    does."""
     position_resize: str = "bicubic"
-    """How ALPRO's patch positions in `init` and `prompter` come to another image_size: "bicubic", or "official"
-    (nearest in the flattened index)."""
-    prompter: str | None = None
-    """pretrain_alpro: the run or checkpoint of the prompter that names what crops show."""
-    entities: str | None = None
-    """pretrain_alpro: a list of entities as `fastvtp entities` writes it; the first `model.num_entities` are taken."""
-    teacher: str | None = None
-    """pretrain_videoprism_distillation: the run or checkpoint of the first stage."""
+    """How a model's patch positions in `init` come to another image_size: "bicubic", or "official" (nearest in the
+    flattened index, as ALPRO's release has it)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     output_dir: str = "runs/pretrain"
     steps: int = 1000
@@ -205,10 +192,6 @@ class TrainConfig:
     ema_decay: float | None = None
     """Average the weights over the steps with this decay; the average is what is evaluated and kept, by checkpoints
     too. None: no."""
-    label_smoothing: float = 0.0
-    """finetune_classification: share of the target that is spread over all classes."""
-    mixup: float = 0.0
-    """finetune_classification: alpha of the Beta distribution that weighs two mixed clips; 0: none are mixed."""
     seed: int = 0
     device: str = "auto"
     """"auto": cuda where there is one, else cpu."""
@@ -223,12 +206,15 @@ class TrainConfig:
     """Write TensorBoard events where it is installed."""
 
     def __post_init__(self) -> None:
-        if self.task not in TASK_MODELS:
-            raise unknown_name("task", self.task, TASK_MODELS)
-        if type(self.model) is not TASK_MODELS[self.task]:
+        task = find_task(self.task)
+        if type(self.model) is not task.model_config:
             raise ConfigError(
-                f"task {self.task} trains a model of {TASK_MODELS[self.task].__name__}, got {type(self.model).__name__}"
+                f"task {self.task} trains a model of {task.model_config.__name__}, got {type(self.model).__name__}"
             )
+        if self.options is None:
+            object.__setattr__(self, "options", task.options())
+        if type(self.options) is not task.options:
+            raise ConfigError(f"task {self.task} takes no options of {type(self.options).__name__}")
         if self.precision not in ("float32", "bfloat16"):
             raise ConfigError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         if self.position_resize not in POSITION_RESIZES:
@@ -238,27 +224,20 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
-        if self.batch_size == 1 and self.task in _CONTRASTING:
-            raise ConfigError("batch_size must be at least 2: each text is told apart from another clip of the batch")
-        if self.data.images is not None and self.task not in _MIXING:
-            raise ConfigError(f"data.images is for {' and '.join(sorted(_MIXING))}, the task is {self.task}")
-        if self.data.class_names is not None and self.task != "finetune_classification":
-            raise ConfigError(f"data.class_names is for finetune_classification, the task is {self.task}")
-        if self.data.features is not None and self.task != "finetune_captioning":
-            raise ConfigError(f"data.features is for finetune_captioning, the task is {self.task}")
-        if self.data.more and self.task not in _ALTERNATING:
-            raise ConfigError(f"data.more is for {' and '.join(sorted(_ALTERNATING))}, the task is {self.task}")
-        for name, task in _OF_ONE_TASK.items():
-            if getattr(self, name) is not None and self.task != task:
-                raise ConfigError(f"{name} is for {task}, the task is {self.task}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be in (0, 1), or none, got {self.ema_decay}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
-        if not 0 <= self.mixup < float("inf"):
-            raise ConfigError(f"mixup must be finite and not negative, got {self.mixup}")
-        if (self.label_smoothing or self.mixup) and self.task != "finetune_classification":
-            raise ConfigError(f"label_smoothing and mixup are for finetune_classification, the task is {self.task}")
+        task.check(self)
+
+    def paths(self) -> dict[str, str]:
+        """The settings that name something which must exist when the run starts, and that are given: setting -> what is
+        expected there."""
+        expected = dict.fromkeys(("init", "text_init"), "a checkpoint file or folder")
+        own = {entry.name: entry.metadata["path"] for entry in fields(self.options) if "path" in entry.metadata}
+        return {name: what for name, what in (expected | own).items() if self.path(name) is not None}
+
+    def path(self, name: str) -> str | None:
+        """The value of one of `paths`."""
+        return getattr(self if hasattr(self, name) else self.options, name)
 
 
 def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
@@ -266,26 +245,31 @@ def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
 
     Raises UserError with the nearest right key for a wrong one, or with the expected type for a wrong value.
     """
-    known, values = _annotations(config), {}
+    known, values = setting_types(config), {}
+    follows = _FOLLOWS | dict(find_task(config.task).follows)
     for override in overrides:
         name, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f"expected key=value, got {override!r}")
-        if name in _FROM_TOKENIZER:
-            raise ConfigError(f"{name} follows from the tokenizer: set data.tokenizer or data.vocab_size")
-        if name in _FROM_LABELS:
-            raise ConfigError(f"{name} follows from the labels of data.train")
-        if name in _FROM_FROZEN:
-            raise ConfigError(f"{name} follows from model.backbone and model.language_model")
+        if name in follows:
+            raise ConfigError(f"{name} follows from {follows[name]}")
         if name not in known:
-            raise unknown_name("setting", name, known)
+            raise _unknown_setting(name, known, config.task)
         values[name] = parse_value(text, known[name], name)
-    return _rebuild(config, values)
+    return rebuild(config, values)
+
+
+def _unknown_setting(name: str, known: Mapping[str, Any], task: str) -> Exception:
+    """The error for a setting that a task does not have: those that do, or the nearest right name."""
+    has = {other: name in {entry.name for entry in fields(kind.options)} for other, kind in tasks().items()}
+    if any(has.values()):
+        return ConfigError(f"{name} is for {names_of_tasks(has)}, the task is {task}")
+    return unknown_name("setting", name, known)
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write `config` as JSON, in one stroke: a run killed meanwhile keeps the old file."""
-    write_atomically(path, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(to_json(config), indent=2) + "\n").encode())
 
 
 def differing_settings(config: TrainConfig, path: Path) -> list[str]:
@@ -300,5 +284,5 @@ def differing_settings(config: TrainConfig, path: Path) -> list[str]:
             values = values.get(part) if isinstance(values, dict) else None
         return values
 
-    current = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as in the file
+    current = to_json(config)
     return [name for name in setting_names(config) if leaf(current, name) != leaf(saved, name)]

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from torch import nn
 
+from fastvtp.architecture import architecture_of
 from fastvtp.checkpoints.kinds import recognise
-from fastvtp.checkpoints.loading import absent_parts, load_released
+from fastvtp.checkpoints.loading import load_recognised, parts_without
 from fastvtp.checkpoints.names import WORD_TABLES
 from fastvtp.checkpoints.reading import read_checkpoint
 from fastvtp.data.wordpiece import CaptionTokenizer, no_text
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import tokenizer_beside, weights_of
-from fastvtp.systems.catalogue import architecture_of
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.task import Task
 
@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) -> CaptionTokenizer:
-    """The tokenizer of the run's `checkpoint`, else the configured one, else that of the weights to start from or
-    of the prompter, else one trained on the task's texts.
+    """The tokenizer of the run's `checkpoint`, else the configured one, else that of the weights that the run starts
+    from, else one trained on the task's texts.
 
     Raises ConfigError where the weights know words and nobody knows which.
     """
@@ -32,8 +32,7 @@ def prepare_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) 
         return CaptionTokenizer.load(checkpoint)
     if config.data.tokenizer is not None:
         return CaptionTokenizer.load(config.data.tokenizer)
-    settings = ("text_init", "init", "prompter")
-    sources = {name: weights_of(source) for name in settings if (source := getattr(config, name)) is not None}
+    sources = {name: weights_of(source) for name, source in task.tokenizer_sources().items()}
     for weights in sources.values():
         if (tokenizer := tokenizer_beside(weights)) is not None:
             logger.info("tokenizer of %s", weights)
@@ -41,7 +40,7 @@ def prepare_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) 
     for name, weights in sources.items():
         if any(entry.endswith(WORD_TABLES) for entry in read_checkpoint(weights).weights):
             raise ConfigError(
-                f"{name}={getattr(config, name)} has text embeddings and no tokenizer beside it: "
+                f"{name}={config.path(name)} has text embeddings and no tokenizer beside it: "
                 "give data.tokenizer=FILE (for released weights the vocab.txt of bert-base-uncased, "
                 "of VideoPrism the SentencePiece .model)"
             )
@@ -51,23 +50,20 @@ def prepare_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) 
 
 
 def load_initial_weights(model: nn.Module, config: TrainConfig, task: Task) -> None:
-    """Load `config.init`, `text_init` and `video_init` into a fresh model, and log what became of each.
+    """Load what the task starts a fresh model from, `config.init` first, and log what became of each.
 
     Random are what such a checkpoint cannot have and, where it is of the model's own architecture, the task's head.
     Raises CheckpointError with one line for what does not fit.
     """
-    for source, origin, part in (
-        (config.init, None, model),
-        (config.text_init, "bert", model),
-        (config.video_init, None, getattr(model, "video_encoder", model)),
-    ):
+    for source, origin, part in task.initial_weights(model):
         if source is None:
             continue
         checkpoint = read_checkpoint(weights_of(source))
-        fresh = absent_parts(part, checkpoint, origin=origin)
-        if recognise(checkpoint, origin).architecture == architecture_of(model):
+        kind = recognise(checkpoint, origin)
+        fresh = parts_without(part, checkpoint, kind)
+        if kind.architecture == architecture_of(model).name:
             fresh += task.fresh
-        report = load_released(part, checkpoint, origin=origin, fresh=fresh, position_resize=config.position_resize)
+        report = load_recognised(part, checkpoint, kind, fresh=fresh, position_resize=config.position_resize)
         for verb, names in (("loaded", report.loaded), ("left fresh", report.fresh), ("ignored", report.ignored)):
             logger.info("init from %s: %d tensors %s%s", checkpoint.name, len(names), verb, _parts(names))
         for change in report.resized:

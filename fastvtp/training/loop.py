@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from fastvtp.architecture import build_model
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.mixing import BatchSource, MixedLoader
@@ -30,8 +31,6 @@ from fastvtp.model_folder import (
     write_reading,
 )
 from fastvtp.settings import choose_device
-from fastvtp.systems.catalogue import build_model
-from fastvtp.systems.recipes import build_task
 from fastvtp.training.config import (
     TrainConfig,
     differing_settings,
@@ -51,15 +50,23 @@ from fastvtp.training.state import (
     save_checkpoint,
     write_inference_folder,
 )
-from fastvtp.training.task import Task
+from fastvtp.training.task import Task, build_task
 
 logger = logging.getLogger(__name__)
 
 # what may differ when a run is resumed: nothing here changes a number that the run computes
 _FREE_ON_RESUME = {
-    "output_dir", "data.num_workers", "checkpoint_every", "keep_checkpoints", "tensorboard", "log_every", "data.test",
-    "data.test_views", "data.test_sampling", "data.test_top_k", "prompter", "entities", "teacher",
-}  # fmt: skip
+    "output_dir",
+    "data.num_workers",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "tensorboard",
+    "log_every",
+    "data.test",
+    "data.test_views",
+    "data.test_sampling",
+    "data.test_top_k",
+}
 
 
 @dataclass(frozen=True)
@@ -87,11 +94,19 @@ def training_loader(
     if (ready := task.ready_loader(start_step=start_step, num_steps=num_steps)) is not None:
         return ready
     common: dict[str, Any] = {
-        "batch_size": config.batch_size, "image_size": config.model.image_size, "max_text_length": task.max_text_length,
-        "crop_scale": data.crop_scale, "fit": data.fit, "flip": data.flip,
-        "augmentation": data.augmentation if augmented else None, "seed": config.seed, "train": True,
-        "known_bad": progress.bad_files, "num_workers": data.num_workers, "device": device,
-    }  # fmt: skip
+        "batch_size": config.batch_size,
+        "image_size": config.model.image_size,
+        "max_text_length": task.max_text_length,
+        "crop_scale": data.crop_scale,
+        "fit": data.fit,
+        "flip": data.flip,
+        "augmentation": data.augmentation if augmented else None,
+        "seed": config.seed,
+        "train": True,
+        "known_bad": progress.bad_files,
+        "num_workers": data.num_workers,
+        "device": device,
+    }
 
     def source(
         records: Sequence[VideoRecord], share: float, kind: str = "video", repeat: int = 1, **options: Any
@@ -102,9 +117,11 @@ def training_loader(
         return BatchSource(loader, share, kind, repeat)
 
     clips: dict[str, Any] = {
-        "num_frames": config.model.num_frames, "sampling": data.sampling, "frame_stride": data.frame_stride,
+        "num_frames": config.model.num_frames,
+        "sampling": data.sampling,
+        "frame_stride": data.frame_stride,
         "decoder": data.decoder,
-    }  # fmt: skip
+    }
     sets = (task.records, *task.more)
     shares = data.shares or [len(records) for records in sets]
     of_videos = (1 - data.image_share if task.images else 1) / sum(shares)
@@ -131,7 +148,8 @@ def find_checkpoint(config: TrainConfig, *, resume: bool) -> Path | None:
         raise ConfigError(f"{run_dir} already holds a run: add --resume to continue it, or choose another output_dir")
     if not checkpoints:
         return None
-    if changed := set(differing_settings(config, config_path)) - _FREE_ON_RESUME:
+    free = {entry.name for entry in fields(config.options) if entry.metadata.get("free_on_resume")}
+    if changed := set(differing_settings(config, config_path)) - _FREE_ON_RESUME - free:
         raise ConfigError(
             f"cannot resume {run_dir}: {', '.join(sorted(changed))} differ from {config_path}; "
             "set them back, choose another output_dir, or delete the folder"
@@ -208,9 +226,16 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
     with (
         MetricsWriter(run_dir, resume_step=progress.step, tensorboard=config.tensorboard) as writer,
         loader,
-        tqdm(total=config.steps, initial=progress.step, unit="step", desc=config.task.partition("_")[0],
-             disable=not progress_bar, smoothing=0.05, dynamic_ncols=True) as bar,
-    ):  # fmt: skip
+        tqdm(
+            total=config.steps,
+            initial=progress.step,
+            unit="step",
+            desc=config.task.partition("_")[0],
+            disable=not progress_bar,
+            smoothing=0.05,
+            dynamic_ncols=True,
+        ) as bar,
+    ):
         started = interval_start = time.perf_counter()
         interval_wait = interval_steps = 0
         totals: dict[str, Tensor] = {}

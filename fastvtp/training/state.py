@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from fastvtp.architecture import architecture_of
 from fastvtp.errors import CheckpointError
 from fastvtp.model_folder import (
     STATE_NAME,
@@ -26,7 +27,6 @@ from fastvtp.model_folder import (
     read_weights,
     write_model_folder,
 )
-from fastvtp.systems.catalogue import architecture_of
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Progress:
 
 def write_inference_folder(folder: Path, model: Any, write_companions: Callable[[Path], None]) -> None:
     """All that evaluation needs: weights, config, and what `write_companions` adds (tokenizer, labels)."""
-    write_model_folder(folder, model, architecture_of(model))
+    write_model_folder(folder, model, architecture_of(model).name)
     write_companions(folder)
 
 

@@ -4,42 +4,97 @@ import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from fastvtp.data.annotations import (
-    VideoRecord,
-    annotations_digest,
-    load_annotations,
-)
+from fastvtp.architecture import architecture_of
+from fastvtp.data.annotations import VideoRecord, annotations_digest, load_annotations
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.wordpiece import MIN_TEXT_LENGTH, CaptionTokenizer
-from fastvtp.training.config import TrainConfig
+from fastvtp.errors import ConfigError
+from fastvtp.training.config import NoOptions, TrainConfig, find_task, names_of_tasks, tasks
 
-Loss = tuple[Tensor, dict[str, Tensor]]  # [] with its graph, and detached values by name, each []
+Loss = tuple[Tensor, dict[str, Tensor]]
+"""A loss [] with its graph, and detached values to log by name, each []."""
+
+# settings of `DataConfig` that a task must know to follow, and those that mean nothing without them
+_DATA_SETTINGS = ("images", "class_names", "features", "more")
 
 
 class Task(ABC):
     """One kind of training.
 
-    checkpoint: what a resumed run goes on from, or None.
+    A system lists its tasks in `Runs.tasks`. What is said of a class of tasks stands in these:
 
-    records: what the loader shows; `sample_ids` of a batch are places in it. more, images: further data sets, and
-    pictures, each shown in batches of its own. reads_text: whether the model takes a tokenizer. fresh: parts of the
-    model that start at random even where `init` is of its own architecture.
+    Attributes:
+        name: as in `TrainConfig.task`, "pretrain_..." or "finetune_...", after the command that runs it.
+        model_config: the class of the configuration of the model that is trained.
+        options: a dataclass of the settings that are this task's alone; its fields have defaults.
+        contrasts: whether the clips of a batch are each other's negatives, so that it takes two.
+        data_settings: which of "images", "class_names", "features" and "more" of `DataConfig` it follows.
+        follows: settings that nobody gives, since they follow from something else: dotted name -> from what.
+        reads_text: whether the model takes a tokenizer.
+        fresh: parts of the model that start at random even where `init` is of its own architecture.
+
+    and what is said of a run in these:
+
+    Attributes:
+        config: its settings.
+        checkpoint: what a resumed run goes on from, or None.
+        records: what the loader shows; `sample_ids` of a batch are places in it.
+        more: further data sets, each shown in batches of its own.
+        images: pictures, shown in batches of their own.
     """
+
+    name: ClassVar[str]
+    model_config: ClassVar[type]
+    options: ClassVar[type] = NoOptions
+    contrasts: ClassVar[bool] = False
+    data_settings: ClassVar[Sequence[str]] = ()
+    follows: ClassVar[Mapping[str, str]] = {}
+    reads_text: ClassVar[bool] = True
+    fresh: ClassVar[tuple[str, ...]] = ()
 
     records: Sequence[VideoRecord]
     more: Sequence[Sequence[VideoRecord]] = ()
     images: Sequence[VideoRecord] = ()
-    reads_text = True
-    fresh: tuple[str, ...] = ()
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         self.config, self.checkpoint = config, checkpoint
+
+    # --- Before the run
+
+    @classmethod
+    def check(cls, config: TrainConfig) -> None:
+        """Raise ConfigError for settings that are none of this task's."""
+        if config.batch_size == 1 and cls.contrasts:
+            raise ConfigError("batch_size must be at least 2: each text is told apart from another clip of the batch")
+        for name in _DATA_SETTINGS:
+            if getattr(config.data, name) not in (None, ()) and name not in cls.data_settings:
+                follow = {task: name in kind.data_settings for task, kind in tasks().items()}
+                raise ConfigError(f"data.{name} is for {names_of_tasks(follow)}, the task is {cls.name}")
+
+    @classmethod
+    def check_test_data(cls, config: TrainConfig) -> None:
+        """Raise what is wrong with `data.test`, where it is given, before the training and not after it."""
+        if config.data.test is None:
+            return
+        scored_by = architecture_of(config.model).scored_by
+        if scored_by is None:
+            raise ConfigError(f"data.test={config.data.test}: {cls.name} has no scores; leave it out")
+        cls.read_test_data(config, config.data.test)
+        if scored_by == "matching" and config.data.test_views != (1, 1):
+            raise ConfigError(f"data.test_views={config.data.test_views}: the matching head reads one view of a clip")
+
+    @classmethod
+    def read_test_data(cls, config: TrainConfig, source: str) -> None:
+        """Read `source`, which is `data.test`, as the scores will; raise what is wrong with it."""
+        load_annotations(source)
+
+    # --- What the run begins with
 
     @property
     def texts(self) -> list[str]:
@@ -49,7 +104,7 @@ class Task(ABC):
 
     @property
     def max_text_length(self) -> int:
-        """Tokens that the loader keeps of a text."""
+        """The number of tokens that the loader keeps of a text."""
         if not self.reads_text:
             return MIN_TEXT_LENGTH
         positions = self.config.model.max_text_length
@@ -61,7 +116,7 @@ class Task(ABC):
         return ()
 
     def digest(self) -> str:
-        """Fingerprint of all training data."""
+        """A fingerprint of all training data."""
         digest = annotations_digest(self.records)
         for records in (*self.more, self.images):
             if records:
@@ -69,6 +124,11 @@ class Task(ABC):
         if self.labels:
             digest += hashlib.sha256(json.dumps(self.labels).encode()).hexdigest()[:16]
         return digest
+
+    def tokenizer_sources(self) -> dict[str, str]:
+        """The weights whose tokenizer the run may take over, in this order: setting -> its value."""
+        settings = {name: getattr(self.config, name) for name in ("text_init", "init")}
+        return {name: source for name, source in settings.items() if source is not None}
 
     def complete(self, tokenizer: CaptionTokenizer) -> Any:
         """The model's configuration with what follows from tokenizer and labels."""
@@ -83,9 +143,17 @@ class Task(ABC):
             self.config.model, **{name: value for name, value in known.items() if name in fields}
         )
 
+    def initial_weights(self, model: Any) -> Iterator[tuple[str | None, str | None, Any]]:
+        """The checkpoints that a fresh model starts from, in this order: (source or None, origin or None, the part of
+        the model that it fills). origin: as in `load_released`."""
+        yield self.config.init, None, model
+        yield self.config.text_init, "bert", model
+
     def prepare(self, model: Any, tokenizer: CaptionTokenizer) -> None:
         """Fill what is no weight of `init` and yet no random start. A resumed run has it in its checkpoint."""
         return
+
+    # --- In the run
 
     def ready_loader(self, *, start_step: int, num_steps: int) -> Any:
         """A loader of batches that need no decoding, in place of the usual one; None: clips are decoded."""
@@ -116,3 +184,11 @@ class CaptionedTask(Task):
         plan = model.plan(batch.input_ids, batch.text_lengths, batch.sample_ids, seed=self.config.seed, step=batch.step)
         output = compute(batch.video, plan)
         return output.loss, output.terms
+
+
+def build_task(config: TrainConfig, checkpoint: Path | None = None) -> Task:
+    """The task that `config` names, with its training data read. checkpoint: what a resumed run goes on from.
+
+    Raises what reading the data raises.
+    """
+    return find_task(config.task)(config, checkpoint)

@@ -22,6 +22,7 @@ from fastvtp.ablation.report import Claim, Report, Section
 from fastvtp.ablation.studies import (
     Run,
     Scale,
+    Study,
     pick_runs,
 )
 from fastvtp.data.entities import write_entities
@@ -36,8 +37,9 @@ from fastvtp.evaluation.retrieval import retrieval_metrics
 from fastvtp.modules.losses import random_mismatch
 from fastvtp.systems.alpro.model import Alpro
 from fastvtp.systems.alpro.pictures import predict_entities
+from fastvtp.systems.alpro.recipes import alpro_pretrain_tiny, alpro_prompter_tiny
+from fastvtp.systems.alpro.tasks import PrompterOptions
 from fastvtp.systems.alpro.towers import AlproConfig, AlproPrompterConfig
-from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import TrainConfig, apply_overrides
 from fastvtp.training.loop import train
 
@@ -54,23 +56,38 @@ class AlproScale(Scale):
 
 
 # a second of work a run: for trying the command, not for its figures
-QUICK = AlproScale(
-    seeds=2, num_train=48, num_test=16, clip_size=64, clip_frames=8, probe_clips=48, prompter_steps=4
-)  # fmt: skip
+QUICK = AlproScale(seeds=2, num_train=48, num_test=16, clip_size=64, clip_frames=8, probe_clips=48, prompter_steps=4)
 _QUICK_SETTINGS = (
-    "model.width=32", "model.num_heads=2", "model.depth=1", "model.text_num_heads=2", "model.text_hidden=64",
-    "model.text_depth=1", "model.fusion_depth=1", "model.projection_dim=16", "model.image_size=64",
-    "model.num_frames=2", "steps=4", "batch_size=8", "data.num_workers=0",
-)  # fmt: skip
+    "model.width=32",
+    "model.num_heads=2",
+    "model.depth=1",
+    "model.text_num_heads=2",
+    "model.text_hidden=64",
+    "model.text_depth=1",
+    "model.fusion_depth=1",
+    "model.projection_dim=16",
+    "model.image_size=64",
+    "model.num_frames=2",
+    "steps=4",
+    "batch_size=8",
+    "data.num_workers=0",
+)
 
 
 def base_config(preset: str, overrides: list[str], *, quick: bool) -> TrainConfig:
     """The tiny pretraining in minutes of one CPU core."""
-    config = get_recipe("alpro_pretrain_tiny", preset)
+    config = alpro_pretrain_tiny(preset)
     config = replace(
-        config, model=replace(config.model, image_size=64), steps=100, checkpoint_every=50, keep_checkpoints=1,
-        tensorboard=False, output_dir="runs/ablation_alpro", init=None, prompter=None, entities=None,
-    )  # fmt: skip
+        config,
+        model=replace(config.model, image_size=64),
+        steps=100,
+        checkpoint_every=50,
+        keep_checkpoints=1,
+        tensorboard=False,
+        output_dir="runs/ablation_alpro",
+        init=None,
+        options=PrompterOptions(),
+    )
     return apply_overrides(config, [*(_QUICK_SETTINGS if quick else ()), *overrides])
 
 
@@ -96,14 +113,22 @@ def train_prompter(config: TrainConfig, scale: AlproScale, folder: Path) -> Trai
     write_entities(entities, ENTITIES)
     train(
         replace(
-            get_recipe("alpro_prompter_tiny"), model=AlproPrompterConfig(**sizes), data=config.data,
-            optimizer=config.optimizer, output_dir=str(prompter), steps=scale.prompter_steps, seed=config.seed,
-            batch_size=config.batch_size, device=config.device, tensorboard=False,
+            alpro_prompter_tiny(),
+            model=AlproPrompterConfig(**sizes),
+            data=config.data,
+            optimizer=config.optimizer,
+            output_dir=str(prompter),
+            steps=scale.prompter_steps,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            device=config.device,
+            tensorboard=False,
         ),
         resume=True,
         progress_bar=False,
-    )  # fmt: skip
-    return replace(config, init=str(prompter), prompter=str(prompter), entities=str(entities))
+    )
+    options = PrompterOptions(prompter=str(prompter), entities=str(entities))
+    return replace(config, init=str(prompter), options=options)
 
 
 _NAMED = ("shape", "colour", "background colour")  # the attributes whose values are ENTITIES, in their order
@@ -170,9 +195,10 @@ def entity_scores(model: Alpro, held_out: HeldOut) -> dict[str, float]:
     if not model.config.entity_weight:
         return {}
     examples = [
-        example for batch in held_out.test.batches
+        example
+        for batch in held_out.test.batches
         for example in predict_entities(model, batch, ENTITIES, seed=MASK_SEED, top=1)
-    ]  # fmt: skip
+    ]
     right = shown_entities(held_out.test)
     hits = {
         name: [right[clip, ENTITIES.index(next(iter(guess)))].item() for clip, guess in enumerate(guesses)]
@@ -190,9 +216,7 @@ _RETRIEVAL = ("retrieval/R1", "t2v/R1", "t2v/R5", "v2t/R1", "v2t/R5", "contrast/
 _FEATURES = ("transfer", "probe/shape", "probe/colour", "probe/texture", "probe/background colour", "probe/motion")
 
 
-_OBJECTIVES = (
-    "matching_accuracy", "word_loss", "word_accuracy", "entity_loss", "entity_hit", "entity_hit/prompter"
-)  # fmt: skip
+_OBJECTIVES = ("matching_accuracy", "word_loss", "word_accuracy", "entity_loss", "entity_hit", "entity_hit/prompter")
 
 
 _ABOUT_SCORES = """\
@@ -262,3 +286,19 @@ class AlproReport(Report):
 
     def _runs(self) -> list[str]:
         return self.with_bounds([run.name for run in (NO_ENTITIES, NO_CONTRAST, NEITHER)])
+
+
+STUDY = Study(
+    base_config=base_config,
+    plan_runs=plan_runs,
+    scale=AlproScale(),
+    quick=QUICK,
+    score=score,
+    chance=chance,
+    report=AlproReport,
+    about=lambda config, scale: {
+        "steps of the prompter": scale.prompter_steps,
+        "ignore rule": config.model.ignore_rule,
+    },
+    prepare=train_prompter,
+)

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from fastvtp.data.loader import VideoTextBatch
 from fastvtp.errors import UserError
 from fastvtp.evaluation.inference import inference
+from fastvtp.model_folder import OpenedModel
 from fastvtp.systems.alpro.entities import entity_targets
+from fastvtp.systems.alpro.model import Alpro
 from fastvtp.visualization.drawing import (
     INK,
     LABEL,
@@ -25,10 +27,6 @@ from fastvtp.visualization.drawing import (
     picture_font,
     stack,
 )
-
-if TYPE_CHECKING:  # who only draws the examples needs neither the models nor the loader
-    from fastvtp.data.loader import VideoTextBatch
-    from fastvtp.systems.alpro.model import Alpro
 
 
 @dataclass(frozen=True)
@@ -162,3 +160,15 @@ def _bars(name: str, likely: dict[str, float], ignored: bool) -> Image.Image:
         draw.text((end + _BAR_GAP, middle), share, LABEL, picture_font(False), anchor="lm")
         rows.append(row)
     return stack(rows, vertical=True, gap=0)
+
+
+def draw_entities(opened: OpenedModel, batch: VideoTextBatch, output: Path, *, seed: int) -> list[Path]:
+    """What the model and its prompter see in crops of a batch, as entities.png in the folder `output`.
+
+    Raises UserError for a model that comes without a list of its entities.
+    """
+    if not opened.entities:
+        raise UserError("this alpro comes without a list of its entities: nothing to show")
+    path = output / "entities.png"
+    save_entity_picture(path, predict_entities(opened.model, batch, opened.entities, seed=seed))
+    return [path]

@@ -26,9 +26,10 @@ What a clip or picture goes through differs from the release under both presets:
 
 from typing import Any
 
+from fastvtp.architecture import model_config
 from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.systems.alpro.finetuning import AlproQAConfig, AlproRetrievalConfig
-from fastvtp.systems.catalogue import model_config
+from fastvtp.systems.alpro.tasks import PrompterOptions
 from fastvtp.training.config import (
     DataConfig,
     OptimizerConfig,
@@ -42,14 +43,26 @@ _FIT = {"official": "squash", "fastvtp": "crop"}
 _FIRST_WEIGHTS: dict[str, Any] = {"init": "models/vit_base", "text_init": "models/bert_base"}
 _RAND_M5_N2 = ClipAugmentation(rand_augment=(2, 15))  # magnitude 5 of 10
 _TINY: dict[str, Any] = {
-    "num_frames": 4, "image_size": 96, "width": 128, "depth": 2, "num_heads": 2, "drop_path": 0.0,
-    "text_depth": 2, "fusion_depth": 2, "text_num_heads": 2, "text_hidden": 512, "max_text_length": 64,
-    "projection_dim": 128, "text_dropout": 0.0,
-}  # fmt: skip
+    "num_frames": 4,
+    "image_size": 96,
+    "width": 128,
+    "depth": 2,
+    "num_heads": 2,
+    "drop_path": 0.0,
+    "text_depth": 2,
+    "fusion_depth": 2,
+    "text_num_heads": 2,
+    "text_hidden": 512,
+    "max_text_length": 64,
+    "projection_dim": 128,
+    "text_dropout": 0.0,
+}
 _TINY_DATA: dict[str, Any] = {"sampling": "random_sorted", "crop_scale": (0.8, 1.0)}
 _TINY_CAPTIONS: dict[str, Any] = {
-    "train": "runs/demo/data/train.jsonl", "test": "runs/demo/data/test.jsonl", **_TINY_DATA
-}  # fmt: skip
+    "train": "runs/demo/data/train.jsonl",
+    "test": "runs/demo/data/test.jsonl",
+    **_TINY_DATA,
+}
 
 
 def alpro_prompter_tiny(preset: str = "fastvtp") -> TrainConfig:
@@ -97,8 +110,7 @@ def alpro_pretrain_tiny(preset: str = "fastvtp") -> TrainConfig:
         model=model_config("alpro_tiny", preset=preset, **easier, **_TINY),
         data=DataConfig(**_TINY_CAPTIONS, test_top_k=16),
         init="runs/alpro_prompter_tiny",
-        prompter="runs/alpro_prompter_tiny",
-        entities="runs/demo/data/entities.txt",
+        options=PrompterOptions(prompter="runs/alpro_prompter_tiny", entities="runs/demo/data/entities.txt"),
         optimizer=_optimizer(preset, 1e-3, warmup_share=0.05, clip_norm=5.0),
         output_dir="runs/alpro_tiny",
         steps=300,
@@ -117,8 +129,7 @@ def alpro_pretrain(preset: str = "fastvtp") -> TrainConfig:
         model=model_config("alpro_base", preset=preset, hidden_patches=_HIDDEN_PATCHES[preset]),
         data=_pretraining_data(preset),
         position_resize=_RESIZE[preset],
-        prompter="runs/alpro_prompter",
-        entities="data/entities.txt",
+        options=PrompterOptions(prompter="runs/alpro_prompter", entities="data/entities.txt"),
         optimizer=_optimizer(preset, 1e-4, warmup_share=0.05, clip_norm=20.0),
         output_dir="runs/alpro_pretrain",
         **_FIRST_WEIGHTS,
@@ -144,17 +155,29 @@ def alpro_retrieval_tiny(preset: str = "fastvtp") -> TrainConfig:
 def alpro_msrvtt_retrieval(preset: str = "fastvtp") -> TrainConfig:
     """5 epochs of 7010 clips with 20 captions each, 64 a step."""
     return _retrieval(
-        preset, captions=7010 * 20, epochs=5, batch_size=64, max_text_length=40, learning_rate=2.5e-5, clip_norm=5.0,
+        preset,
+        captions=7010 * 20,
+        epochs=5,
+        batch_size=64,
+        max_text_length=40,
+        learning_rate=2.5e-5,
+        clip_norm=5.0,
         output_dir="runs/alpro_msrvtt_retrieval",
-    )  # fmt: skip
+    )
 
 
 def alpro_didemo_retrieval(preset: str = "fastvtp") -> TrainConfig:
     """10 epochs of 8395 clips, each with its sentences as one paragraph, 96 a step."""
     return _retrieval(
-        preset, captions=8395, epochs=10, batch_size=96, max_text_length=50, learning_rate=4e-5, clip_norm=20.0,
+        preset,
+        captions=8395,
+        epochs=10,
+        batch_size=96,
+        max_text_length=50,
+        learning_rate=4e-5,
+        clip_norm=20.0,
         output_dir="runs/alpro_didemo_retrieval",
-    )  # fmt: skip
+    )
 
 
 def alpro_qa_tiny(preset: str = "fastvtp") -> TrainConfig:
@@ -198,17 +221,30 @@ def _optimizer(
 ) -> OptimizerConfig:
     """ALPRO's. weight_decay: what its settings say; "official" does not apply it, as the release does not."""
     return OptimizerConfig(
-        learning_rate=learning_rate, final_learning_rate=1e-8, schedule="linear", warmup_share=warmup_share,
-        weight_decay=0.0 if preset == "official" else weight_decay, betas=(0.9, 0.98), eps=1e-6, clip_norm=clip_norm,
-    )  # fmt: skip
+        learning_rate=learning_rate,
+        final_learning_rate=1e-8,
+        schedule="linear",
+        warmup_share=warmup_share,
+        weight_decay=0.0 if preset == "official" else weight_decay,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        clip_norm=clip_norm,
+    )
 
 
 def _pretraining_data(preset: str) -> DataConfig:
     """Windows of at least (224 / 256)^2 of the picture, which the release crops from its middle scale."""
     return DataConfig(
-        train="data/train.jsonl", sampling="head_tail", max_text_length=30, crop_scale=(0.77, 1.0), flip=False,
-        fit=_FIT[preset], augmentation=_RAND_M5_N2, num_workers=12, image_frames=_IMAGE_FRAMES[preset],
-    )  # fmt: skip
+        train="data/train.jsonl",
+        sampling="head_tail",
+        max_text_length=30,
+        crop_scale=(0.77, 1.0),
+        flip=False,
+        fit=_FIT[preset],
+        augmentation=_RAND_M5_N2,
+        num_workers=12,
+        image_frames=_IMAGE_FRAMES[preset],
+    )
 
 
 def _retrieval(
@@ -228,8 +264,13 @@ def _retrieval(
         model=AlproRetrievalConfig(num_frames=8),
         init="runs/alpro_pretrain",
         data=DataConfig(
-            train="data/train.jsonl", sampling="random_sorted", max_text_length=max_text_length, crop_scale=(1.0, 1.0),
-            fit=_FIT[preset], flip=False, num_workers=12,
+            train="data/train.jsonl",
+            sampling="random_sorted",
+            max_text_length=max_text_length,
+            crop_scale=(1.0, 1.0),
+            fit=_FIT[preset],
+            flip=False,
+            num_workers=12,
         ),
         position_resize=_RESIZE[preset],
         optimizer=_optimizer(preset, learning_rate, warmup_share=0.1, clip_norm=clip_norm),
@@ -237,7 +278,7 @@ def _retrieval(
         steps=epochs * captions // batch_size,
         batch_size=batch_size,
         precision="bfloat16",
-    )  # fmt: skip
+    )
 
 
 def _qa(preset: str, *, questions: int, epochs: int, answers: int, clip_norm: float, output_dir: str) -> TrainConfig:
@@ -247,8 +288,15 @@ def _qa(preset: str, *, questions: int, epochs: int, answers: int, clip_norm: fl
         model=AlproQAConfig(num_frames=16, num_answers=answers),
         init="runs/alpro_pretrain",
         data=DataConfig(
-            train="data/train_questions.jsonl", sampling="random_sorted", max_text_length=40, crop_scale=(1.0, 1.0),
-            fit=_FIT[preset], flip=False, augmentation=_RAND_M5_N2, max_answers=answers, num_workers=12,
+            train="data/train_questions.jsonl",
+            sampling="random_sorted",
+            max_text_length=40,
+            crop_scale=(1.0, 1.0),
+            fit=_FIT[preset],
+            flip=False,
+            augmentation=_RAND_M5_N2,
+            max_answers=answers,
+            num_workers=12,
         ),
         position_resize=_RESIZE[preset],
         optimizer=_optimizer(preset, 5e-5, warmup_share=0.1, clip_norm=clip_norm),
@@ -257,4 +305,18 @@ def _qa(preset: str, *, questions: int, epochs: int, answers: int, clip_norm: fl
         batch_size=batch_size,
         accumulate=accumulate,
         precision="bfloat16",
-    )  # fmt: skip
+    )
+
+
+RECIPES = (
+    alpro_prompter_tiny,
+    alpro_prompter,
+    alpro_pretrain_tiny,
+    alpro_pretrain,
+    alpro_retrieval_tiny,
+    alpro_msrvtt_retrieval,
+    alpro_didemo_retrieval,
+    alpro_qa_tiny,
+    alpro_msrvtt_qa,
+    alpro_msvd_qa,
+)

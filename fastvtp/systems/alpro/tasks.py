@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import ENTITIES_NAME, tokenizer_beside, weights_of
 from fastvtp.systems.alpro.entities import average_prompts, entity_prompts
+from fastvtp.systems.alpro.finetuning import AlproQAConfig, AlproRetrievalConfig
 from fastvtp.systems.alpro.model import Alpro
-from fastvtp.systems.alpro.towers import AlproTowers
-from fastvtp.systems.simvtp.tasks import FinetuneQA
-from fastvtp.training.config import TrainConfig
+from fastvtp.systems.alpro.towers import AlproConfig, AlproPrompterConfig, AlproTowers
+from fastvtp.training.config import TrainConfig, a_path
+from fastvtp.training.question_task import QuestionTask
 from fastvtp.training.task import CaptionedTask, Loss
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,11 @@ _PROMPT_LENGTH, _PROMPTS_PER_CALL = 15, 512
 class PretrainPrompter(CaptionedTask):
     """The contrast alone, of clips or pictures with their captions."""
 
+    name = "pretrain_prompter"
+    model_config = AlproPrompterConfig
+    contrasts = True
+    data_settings = ("images",)
+
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
         on_device = batch.to(model.device, non_blocking=True)
         loss = compute(
@@ -40,8 +47,24 @@ class PretrainPrompter(CaptionedTask):
         return loss, {"loss/contrastive": loss.detach()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrompterOptions:
+    """What is set for the pretraining that asks a prompter."""
+
+    prompter: str | None = field(default=None, metadata=a_path("a checkpoint file or folder", free_on_resume=True))
+    """The run or checkpoint of the prompter that names what crops show."""
+    entities: str | None = field(default=None, metadata=a_path("a list from `fastvtp entities`", free_on_resume=True))
+    """A list of entities as `fastvtp entities` writes it; the first `model.num_entities` are taken."""
+
+
 class PretrainAlpro(CaptionedTask):
     """Contrast, matching, masked words, and the entities that a frozen prompter finds in crops."""
+
+    name = "pretrain_alpro"
+    model_config = AlproConfig
+    options = PrompterOptions
+    contrasts = True
+    data_settings = ("images",)
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)
@@ -57,18 +80,22 @@ class PretrainAlpro(CaptionedTask):
                 f"got {config.model.max_text_length}"
             )
         for name, what in (("prompter", "a prompter's run"), ("entities", "a list from `fastvtp entities`")):
-            if getattr(config, name) is None:
+            if getattr(config.options, name) is None:
                 raise ConfigError(f"pretrain_alpro needs {name}=PATH, {what}, or model.entity_weight=0")
-        self.entities = read_entities(str(config.entities), limit=config.model.num_entities)
-        logger.info("%d entities of %s", len(self.entities), config.entities)
+        self.entities = read_entities(str(config.options.entities), limit=config.model.num_entities)
+        logger.info("%d entities of %s", len(self.entities), config.options.entities)
 
     def _entities_of(self, checkpoint: Path) -> list[str]:
         """Those that a resumed run learned, whatever the list says by now."""
-        entities, path = read_entities(checkpoint / ENTITIES_NAME), self.config.entities
+        entities, path = read_entities(checkpoint / ENTITIES_NAME), self.config.options.entities
         limit = self.config.model.num_entities
         if path is not None and Path(path).is_file() and read_entities(path, limit) != entities:
             logger.warning("%s has changed: the run keeps the %d entities of %s", path, len(entities), checkpoint)
         return entities
+
+    def tokenizer_sources(self) -> dict[str, str]:
+        prompter = self.config.options.prompter
+        return super().tokenizer_sources() | ({} if prompter is None else {"prompter": prompter})
 
     def complete(self, tokenizer: CaptionTokenizer) -> Any:
         model = super().complete(tokenizer)
@@ -76,7 +103,7 @@ class PretrainAlpro(CaptionedTask):
 
     def prepare(self, model: Any, tokenizer: CaptionTokenizer) -> None:
         if self.entities:
-            source = weights_of(str(self.config.prompter))
+            source = weights_of(str(self.config.options.prompter))
             load_prompter(model, source, position_resize=self.config.position_resize)
             # prompts are read as the prompter learned to read, which need not be how the student does
             encode_prompts(model, tokenizer_beside(source) or tokenizer, self.entities)
@@ -92,12 +119,18 @@ class PretrainAlpro(CaptionedTask):
 
 
 class FinetuneAlproRetrieval(CaptionedTask):
-    """Contrast and matching."""
+    """The contrast and the matching of whole clips with their captions."""
+
+    name = "finetune_alpro_retrieval"
+    model_config = AlproRetrievalConfig
+    contrasts = True
 
 
-class FinetuneAlproQA(FinetuneQA):
+class FinetuneAlproQA(QuestionTask):
     """Questions about videos, answered from the fused [CLS]."""
 
+    name = "finetune_alpro_qa"
+    model_config = AlproQAConfig
     fresh = ("classifier",)
 
 
@@ -133,3 +166,6 @@ def load_prompter(
     `image_prompts`, are left: encode them anew with these towers. Arguments and errors as `load_released`.
     """
     return load_released(model.prompter, source, origin=origin, position_resize=position_resize)
+
+
+TASKS = (PretrainPrompter, PretrainAlpro, FinetuneAlproRetrieval, FinetuneAlproQA)

@@ -87,6 +87,6 @@ def _open(model: str, device: str, backbone: str | None, language_model: str | N
 
 
 def _protocol(num_workers: int, batch_size: int, fit: str | None) -> Any:
-    from fastvtp.evaluation.scoring import EvaluationProtocol
+    from fastvtp.evaluation.protocol import EvaluationProtocol
 
     return EvaluationProtocol(num_workers=num_workers, batch_size=batch_size, fit=fit)

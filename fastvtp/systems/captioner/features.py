@@ -1,4 +1,4 @@
-"""Training clips whose frozen features lie on disk, as `fastvtp.frozen.features` writes them."""
+"""The frozen features that a captioner reads: those of its backbone, or of files from `fastvtp.frozen.features`."""
 
 import logging
 import os
@@ -15,7 +15,9 @@ from fastvtp.data.source import SampleStream
 from fastvtp.errors import UserError
 from fastvtp.frozen.feature_sets import FeatureSet
 from fastvtp.frozen.features import description_digest, model_digest
-from fastvtp.systems.catalogue import load_pretrained
+from fastvtp.frozen.towers import video_tower
+from fastvtp.model_folder import load_pretrained
+from fastvtp.systems.captioner.model import VideoCaptioner
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +104,28 @@ class FeatureLoader:
             drawn = [self._clips.draw(self._stream, self._stream.number(step, place)) for place in range(size)]
             features, indices, captions = zip(*drawn, strict=True)
             batch = VideoTextBatch(
-                torch.stack(features), torch.empty(0, dtype=torch.int64), torch.zeros(size + 1, dtype=torch.int32),
-                (0,) * size, 0, torch.tensor(indices), list(captions), step,
-            )  # fmt: skip
+                torch.stack(features),
+                torch.empty(0, dtype=torch.int64),
+                torch.zeros(size + 1, dtype=torch.int32),
+                (0,) * size,
+                0,
+                torch.tensor(indices),
+                list(captions),
+                step,
+            )
             self.wait_seconds += time.perf_counter() - started
             yield batch
+
+
+def attach_backbone(model: VideoCaptioner) -> VideoCaptioner:
+    """Hand a captioner the video tower of the model folder that `config.backbone` names, unless it has one; returns the
+    captioner.
+
+    Raises UserError where the folder is not named, or its model has no tower.
+    """
+    if model.has_backbone:
+        return model
+    if model.config.backbone is None:
+        raise UserError("backbone is none: expected a model folder, a function given to `attach`, or features")
+    tower = video_tower(load_pretrained(model.config.backbone, device=model.device).requires_grad_(False))
+    return model.attach(backbone=lambda video: tower.encode_layers(video)[:, -1])

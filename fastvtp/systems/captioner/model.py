@@ -9,13 +9,11 @@ layer leads to the language model, and a prompt's start token stands between the
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from fastvtp.errors import UserError
-from fastvtp.frozen.towers import video_tower
 from fastvtp.modules.checks import (
     check_choice,
     check_heads,
@@ -127,8 +125,9 @@ class _FrozenParts:
 class VideoCaptioner(nn.Module):
     """Clip -> frozen features -> resampler -> prefix of a frozen language model, which writes what follows.
 
-    Only `resampler` and `projection` are its weights. The frozen parts are read from the folders in the config when
-    they are first needed, on the model's device, unless `attach` gave them.
+    Only `resampler` and `projection` are its weights. The video model is handed in by `attach`, whichever it is; the
+    language model is read from the folder in the config when it is first needed, on the model's device, unless `attach`
+    gave it.
     """
 
     def __init__(self, config: VideoCaptionerConfig):
@@ -181,13 +180,15 @@ class VideoCaptioner(nn.Module):
 
     @property
     def backbone(self) -> Callable[[Tensor], Tensor]:
-        """The frozen video model as a function. Raises UserError where it cannot be read."""
+        """The frozen video model as a function. Raises UserError where `attach` gave none."""
         if self._frozen.backbone is None:
-            if self.config.backbone is None:
-                raise UserError("backbone is none: expected a model folder, a function given to `attach`, or features")
-            self.attach(backbone=load_backbone(self.config.backbone, self.device))
-        assert self._frozen.backbone is not None
+            raise UserError("backbone is none: expected a function given to `attach`, or features in place of clips")
         return self._frozen.backbone
+
+    @property
+    def has_backbone(self) -> bool:
+        """Whether `attach` gave a video model."""
+        return self._frozen.backbone is not None
 
     def prefix(self, clips: Clips) -> Tensor:
         """What the language model sees of the clips: [B, Q, W]. Raises ValueError for another shape."""
@@ -232,14 +233,3 @@ class VideoCaptioner(nn.Module):
 
     def _prompts(self, prompts: Sequence[str] | None, count: int) -> Sequence[str]:
         return [self.config.prompt] * count if prompts is None else prompts
-
-
-def load_backbone(folder: str | Path, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
-    """The video tower of a frozen model as a function: uint8 [B, T, H, W, 3] -> [B, N, D].
-
-    folder: a fastvtp model folder. Raises UserError for a model without a tower.
-    """
-    from fastvtp.systems.catalogue import load_pretrained  # here: the registry lists this file's model
-
-    tower = video_tower(load_pretrained(folder, device=device).requires_grad_(False))
-    return lambda video: tower.encode_layers(video)[:, -1]

@@ -77,3 +77,9 @@ def videoprism_captioning(preset: str = "fastvtp") -> TrainConfig:
         precision="bfloat16",
         checkpoint_every=2000,
     )
+
+
+RECIPES = (
+    videoprism_captioning_tiny,
+    videoprism_captioning,
+)

@@ -15,15 +15,11 @@ from fastvtp.data.questions import (
     load_questions,
 )
 from fastvtp.errors import UserError
+from fastvtp.evaluation.protocol import EvaluationProtocol
 from fastvtp.evaluation.report import bad_file_report, scores_report
-from fastvtp.evaluation.scoring import (
-    PREDICTIONS_NAME,
-    EvaluationProtocol,
-    OpenedModel,
-    evaluation_loader,
-    open_model,
-)
-from fastvtp.model_folder import weights_of
+from fastvtp.evaluation.scoring import ScoreRequest, evaluation_loader
+from fastvtp.model_folder import OpenedModel, open_model, weights_of
+from fastvtp.systems.captioner.features import attach_backbone
 from fastvtp.systems.captioner.model import VideoCaptioner
 from fastvtp.systems.captioner.scores import (
     evaluate_answers,
@@ -44,7 +40,7 @@ def open_captioner(
     `transformers`; None: where they were in training. Raises UserError for another model."""
     opened = open_model(source, device)
     moved = {"backbone": None if backbone is None else str(weights_of(backbone)), "language_model": language_model}
-    model = _captioner(opened, _PROTOCOL)
+    model = _checked(opened)
     model.config = dataclasses.replace(model.config, **{name: new for name, new in moved.items() if new is not None})
     return opened
 
@@ -100,39 +96,55 @@ def answer_questions(
     examples = [] if training is None else few_shot_examples(training, shots)
     with evaluation_loader(opened, questions.records, protocol) as loader:
         scores = evaluate_answers(
-            model, loader, questions, vocabulary, device=model.device, examples=examples, length=length,
-            training=training, predictions=predictions, progress=progress_bar,
-        )  # fmt: skip
+            model,
+            loader,
+            questions,
+            vocabulary,
+            device=model.device,
+            examples=examples,
+            length=length,
+            training=training,
+            predictions=predictions,
+            progress=progress_bar,
+        )
         return scores_report("question_answering", scores.answers, loader.bad_files, text_only=scores.text_only)
 
 
-def score_captioner(
-    opened: OpenedModel,
-    data: str,
-    protocol: EvaluationProtocol,
-    output: Path | None,
-    train_data: str | None,
-    progress_bar: bool,
-) -> dict[str, Any]:
-    """The scores of captions, or of answers where `data` lists questions; see `fastvtp.evaluation.scoring.evaluate`."""
-    predictions = None if output is None else output / PREDICTIONS_NAME
-    if lists_questions(data):
+def score_captioner(request: ScoreRequest) -> dict[str, Any]:
+    """The scores of captions, or of answers where the data lists questions; see `fastvtp.evaluation.scoring`."""
+    if lists_questions(request.data):
         return answer_questions(
-            opened, data, protocol=protocol, train_data=train_data, predictions=predictions, progress_bar=progress_bar
+            request.opened,
+            request.data,
+            protocol=request.protocol,
+            train_data=request.train_data,
+            predictions=request.predictions,
+            progress_bar=request.progress_bar,
         )
-    model, records = _captioner(opened, protocol), load_annotations(data)
-    with evaluation_loader(opened, records, protocol) as loader:
+    model, records = _captioner(request.opened, request.protocol), load_annotations(request.data)
+    with evaluation_loader(request.opened, records, request.protocol) as loader:
         scores = evaluate_captions(
-            model, loader, records, device=model.device, predictions=predictions, progress=progress_bar
+            model,
+            loader,
+            records,
+            device=model.device,
+            predictions=request.predictions,
+            progress=request.progress_bar,
         )
         return scores_report("captioning", scores, loader.bad_files)
 
 
 def _captioner(opened: OpenedModel, protocol: EvaluationProtocol, *, one_view: bool = True) -> VideoCaptioner:
-    if not isinstance(opened.model, VideoCaptioner):
-        raise UserError(f"a {type(opened.model).__name__} writes nothing: expected a run of captioning")
+    """The captioner that was opened, with its backbone."""
+    model = _checked(opened)
     if one_view and protocol.views != (1, 1):
         raise UserError(f"views {protocol.views}: a caption is written from one view of a clip, expected (1, 1)")
+    return attach_backbone(model)
+
+
+def _checked(opened: OpenedModel) -> VideoCaptioner:
+    if not isinstance(opened.model, VideoCaptioner):
+        raise UserError(f"a {type(opened.model).__name__} writes nothing: expected a run of captioning")
     return opened.model
 
 

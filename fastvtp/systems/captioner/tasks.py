@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastvtp.architecture import architecture_of
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.questions import (
@@ -16,13 +17,12 @@ from fastvtp.data.questions import (
     load_questions,
 )
 from fastvtp.data.wordpiece import CaptionTokenizer
-from fastvtp.errors import ConfigError, unknown_name
+from fastvtp.errors import ConfigError
 from fastvtp.frozen.towers import video_tower
-from fastvtp.model_folder import build_config, read_description, recorded_fit, weights_of
-from fastvtp.systems.captioner.features import CachedClips, FeatureLoader
+from fastvtp.model_folder import described_config, recorded_fit, weights_of
+from fastvtp.systems.captioner.features import CachedClips, FeatureLoader, attach_backbone
 from fastvtp.systems.captioner.language_model import few_shot_prompt, language_width
 from fastvtp.systems.captioner.model import VideoCaptionerConfig
-from fastvtp.systems.catalogue import ARCHITECTURES
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.task import Loss, Task
 
@@ -36,6 +36,10 @@ class FinetuneCaptioning(Task):
     own, which the loader knows nothing of.
     """
 
+    name = "finetune_captioning"
+    model_config = VideoCaptionerConfig
+    data_settings = ("features",)
+    follows = dict.fromkeys(("model.feature_width", "model.language_width"), "model.backbone and model.language_model")
     reads_text = False
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
@@ -43,20 +47,26 @@ class FinetuneCaptioning(Task):
         source = config.data.train
         self.questions: QuestionSet | None = load_questions(source) if lists_questions(source) else None
         self.records = load_annotations(source) if self.questions is None else self.questions.records
-        self.model_config = with_frozen_sizes(config.model)
+        self.completed = with_frozen_sizes(config.model)
         self.cached: CachedClips | None = None
         if config.data.features is not None:
             self.cached = CachedClips(config.data.features, self.records)
             self.cached.check_fit(config.data.fit)
-            self.model_config = _of_features(self.model_config, self.cached)
+            self.completed = _of_features(self.completed, self.cached)
         elif config.model.backbone is None:
             raise ConfigError("finetune_captioning needs model.backbone=FOLDER, or data.features=FOLDER")
         else:
-            _compare_fit(Path(str(self.model_config.backbone)), config.data.fit)
+            _compare_fit(Path(str(self.completed.backbone)), config.data.fit)
         try:
-            self.model_config.check_widths()
+            self.completed.check_widths()
         except ValueError as error:
             raise ConfigError(f"model.{error}") from None
+
+    @classmethod
+    def read_test_data(cls, config: TrainConfig, source: str) -> None:
+        if config.model.backbone is None:
+            raise ConfigError(f"data.test={source}: clips need model.backbone; leave it out where there is none")
+        (load_questions if lists_questions(source) else load_annotations)(source)
 
     @property
     def labels(self) -> Sequence[Any]:
@@ -64,17 +74,22 @@ class FinetuneCaptioning(Task):
         return cached if self.questions is None else (*cached, self.questions.answers)
 
     def complete(self, tokenizer: CaptionTokenizer) -> Any:
-        return self.model_config
+        return self.completed
 
     def ready_loader(self, *, start_step: int, num_steps: int) -> FeatureLoader | None:
         if self.cached is None:
             return None
         return FeatureLoader(
-            self.cached, batch_size=self.config.batch_size, seed=self.config.seed, start_step=start_step,
+            self.cached,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            start_step=start_step,
             num_steps=num_steps,
-        )  # fmt: skip
+        )
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+        if self.cached is None:
+            attach_backbone(model)
         texts, prompts = batch.captions, None
         if self.questions is not None:
             template = self.config.model.question_template
@@ -95,16 +110,15 @@ def with_frozen_sizes(model: VideoCaptionerConfig) -> VideoCaptionerConfig:
     values: dict[str, Any] = {"language_width": language_width(model.language_model)}
     if model.backbone is not None:
         folder = weights_of(model.backbone)
-        description = read_description(folder)
-        if description["architecture"] not in ARCHITECTURES:
-            raise unknown_name("architecture", description["architecture"], ARCHITECTURES)
-        config_class, model_class = ARCHITECTURES[description["architecture"]]
-        config = build_config(config_class, description["config"], folder)
+        config = described_config(folder)
         for name in ("num_frames", "image_size"):
             if (own := getattr(model, name)) != (read := getattr(config, name)):
                 raise ConfigError(f"model.{name} is {own}, the backbone {folder} reads {read}: set model.{name}={read}")
         with torch.device("meta"):
-            values |= {"backbone": str(folder), "feature_width": video_tower(model_class(config)).width}
+            values |= {
+                "backbone": str(folder),
+                "feature_width": video_tower(architecture_of(config).model(config)).width,
+            }
     return dataclasses.replace(model, **values)
 
 
@@ -112,8 +126,11 @@ def _compare_fit(backbone: Path, fit: str) -> None:
     if (recorded := recorded_fit(backbone)) not in (None, fit):
         logger.warning(
             "data.fit is %r, but the frozen backbone %s was trained with %r: set data.fit=%s to follow it",
-            fit, backbone, recorded, recorded,
-        )  # fmt: skip
+            fit,
+            backbone,
+            recorded,
+            recorded,
+        )
 
 
 def _of_features(model: VideoCaptionerConfig, cached: CachedClips) -> VideoCaptionerConfig:
@@ -121,3 +138,6 @@ def _of_features(model: VideoCaptionerConfig, cached: CachedClips) -> VideoCapti
     if model.backbone is not None:
         cached.check_backbone(model.backbone)
     return dataclasses.replace(model, feature_width=cached.width)
+
+
+TASKS = (FinetuneCaptioning,)

@@ -24,10 +24,10 @@ from fastvtp.data.loader import VideoTextBatch
 from fastvtp.evaluation.inference import inference
 from fastvtp.evaluation.retrieval import encode_retrieval, retrieval_metrics
 from fastvtp.modules.packing import Packing
-from fastvtp.systems.recipes import get_recipe
 from fastvtp.systems.simvtp.config import SimVTPConfig
 from fastvtp.systems.simvtp.model import SimVTP
 from fastvtp.systems.simvtp.plan import SimVTPPlan, lay_out
+from fastvtp.systems.simvtp.recipes import simvtp_demo
 from fastvtp.systems.videomae.model import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -51,23 +51,43 @@ class SimVTPScale(Scale):
 
 # a second of work a run: for trying the command, not for its figures
 QUICK = SimVTPScale(
-    text_ratios=(0.15, 0.75), video_ratios=(0.5, 0.9), shares=(0.25,), seeds=2,
-    num_train=48, num_test=16, clip_size=64, clip_frames=8, probe_clips=48,
-)  # fmt: skip
+    text_ratios=(0.15, 0.75),
+    video_ratios=(0.5, 0.9),
+    shares=(0.25,),
+    seeds=2,
+    num_train=48,
+    num_test=16,
+    clip_size=64,
+    clip_frames=8,
+    probe_clips=48,
+)
 _QUICK_SETTINGS = (
-    "model.width=48", "model.num_heads=2", "model.depth=1", "model.decoder_width=24", "model.decoder_num_heads=2",
-    "model.image_size=64", "model.num_frames=4", "steps=4", "batch_size=8", "optimizer.warmup_steps=1",
+    "model.width=48",
+    "model.num_heads=2",
+    "model.depth=1",
+    "model.decoder_width=24",
+    "model.decoder_num_heads=2",
+    "model.image_size=64",
+    "model.num_frames=4",
+    "steps=4",
+    "batch_size=8",
+    "optimizer.warmup_steps=1",
     "data.num_workers=0",
-)  # fmt: skip
+)
 
 
 def base_config(preset: str, overrides: list[str], *, quick: bool) -> TrainConfig:
     """The demo's model and data in about a minute of two CPU cores."""
-    config = get_recipe("simvtp_demo", preset)
+    config = simvtp_demo(preset)
     config = replace(
-        config, steps=110, checkpoint_every=55, keep_checkpoints=1, tensorboard=False,
-        output_dir="runs/ablation_simvtp", optimizer=replace(config.optimizer, warmup_steps=20),
-    )  # fmt: skip
+        config,
+        steps=110,
+        checkpoint_every=55,
+        keep_checkpoints=1,
+        tensorboard=False,
+        output_dir="runs/ablation_simvtp",
+        optimizer=replace(config.optimizer, warmup_steps=20),
+    )
     return apply_overrides(config, [*(_QUICK_SETTINGS if quick else ()), *overrides])
 
 
@@ -187,12 +207,17 @@ def _masked(
         visible, predicted = masks.draw_masks(batch.sample_ids, seed=MASK_SEED, step=0)
         plans = [
             lay_out(
-                config, visible=visible.roll(shift, 0), predicted=predicted.roll(shift, 0), input_ids=batch.input_ids,
-                hidden=hidden, lengths=np.asarray(batch.text_lengths, dtype=np.int64),
-                mismatch=np.roll(np.arange(len(batch.captions)), 1), sample_ids=batch.sample_ids,
+                config,
+                visible=visible.roll(shift, 0),
+                predicted=predicted.roll(shift, 0),
+                input_ids=batch.input_ids,
+                hidden=hidden,
+                lengths=np.asarray(batch.text_lengths, dtype=np.int64),
+                mismatch=np.roll(np.arange(len(batch.captions)), 1),
+                sample_ids=batch.sample_ids,
             ).to(model.device)
             for shift in (0, 1)
-        ]  # fmt: skip
+        ]
         yield batch, batch.video.to(model.device), plans[0], plans[1]
 
 
@@ -200,9 +225,14 @@ def _pixels_alone(model: Any, video: Tensor, plan: SimVTPPlan) -> Tensor:
     """[] pixel loss where the encoder sees visible tubelets and no caption."""
     prediction = model.decoder(encode_clips(model, video, plan.visible), plan.visible, plan.predicted)
     return masked_pixel_loss(
-        prediction, video, plan.predicted,
-        tubelet=model.config.tubelet, mean=IMAGENET_MEAN, std=IMAGENET_STD, normalize=model.config.target_normalization,
-    )  # fmt: skip
+        prediction,
+        video,
+        plan.predicted,
+        tubelet=model.config.tubelet,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        normalize=model.config.target_normalization,
+    )
 
 
 def _words_alone(model: SimVTP, batch: VideoTextBatch, plan: SimVTPPlan) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from fastvtp.ablation.report import (
     number,
     table,
 )
-from fastvtp.ablation.studies import UNTRAINED
+from fastvtp.ablation.studies import UNTRAINED, Study
 from fastvtp.systems.simvtp import ablation as studies
 from fastvtp.systems.simvtp.ablation import (
     SimVTPScale,
@@ -67,11 +67,15 @@ class SimVTPReport(Report):
             ):
                 panels.append(
                     HeatMap(
-                        title, [f"{ratio:g}" for ratio in self.scale.text_ratios],
-                        [f"{ratio:g}" for ratio in self.scale.video_ratios], self._grid(score),
-                        row_label="text mask ratio", column_label="video mask ratio", higher_is_better=up,
+                        title,
+                        [f"{ratio:g}" for ratio in self.scale.text_ratios],
+                        [f"{ratio:g}" for ratio in self.scale.video_ratios],
+                        self._grid(score),
+                        row_label="text mask ratio",
+                        column_label="video mask ratio",
+                        higher_is_better=up,
                     )
-                )  # fmt: skip
+                )
         panels += self.bars("objectives: transfer (%)", self._objectives(), "transfer")
         panels += self._modality_bars("pixel_loss", "held-out pixel loss, trained on")
         panels += self._modality_bars("word_loss", "held-out word loss, trained on")
@@ -141,9 +145,10 @@ class SimVTPReport(Report):
             return []
         found = [
             (f"{label}: other {world}", value, None)
-            for name, label in trained.items() for world in WORLDS
+            for name, label in trained.items()
+            for world in WORLDS
             if (value := self.mean(name, f"{kind}/{world}")) is not None
-        ]  # fmt: skip
+        ]
         if not found:
             return []
         spread, reference = (
@@ -258,3 +263,18 @@ def _data_efficiency(compare: Comparison, scale: SimVTPScale) -> Claim:
         "zero-shot retrieval.",
         parts,
     )
+
+
+STUDY = Study(
+    base_config=studies.base_config,
+    plan_runs=studies.plan_runs,
+    scale=SimVTPScale(),
+    quick=studies.QUICK,
+    score=studies.score,
+    report=SimVTPReport,
+    about=lambda config, _: {
+        "base text mask ratio": config.model.text_mask_ratio,
+        "base video mask ratio": config.model.video_mask_ratio,
+        "contrastive text": config.model.contrastive_text,
+    },
+)

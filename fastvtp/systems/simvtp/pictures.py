@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastvtp.data.loader import VideoTextBatch
+from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.evaluation.inference import inference
-from fastvtp.visualization.reconstruction import ReconstructionExample
-
-if TYPE_CHECKING:  # who only draws the examples needs neither the models nor the loader
-    from fastvtp.data.loader import VideoTextBatch
-    from fastvtp.data.wordpiece import CaptionTokenizer
-    from fastvtp.systems.simvtp.model import SimVTP
+from fastvtp.model_folder import OpenedModel
+from fastvtp.systems.simvtp.model import SimVTP
+from fastvtp.visualization.reconstruction import (
+    ReconstructionExample,
+    save_reconstruction_animation,
+    save_reconstruction_grid,
+)
 
 
 def reconstruct(
@@ -112,3 +116,12 @@ def hide_tubelets(
     """A copy of `video` [T, H, W, C] with the tubelets of `masked`, int [Km], painted `grey` (0 black to 1 white)."""
     values = int(np.prod(tubelet)) * video.shape[-1]
     return tokens_to_video(np.full((len(np.asarray(masked)), values), grey), masked, video, tubelet=tubelet)
+
+
+def draw_reconstructions(opened: OpenedModel, batch: VideoTextBatch, output: Path, *, seed: int) -> list[Path]:
+    """What the model fills in of a batch, as reconstruction.png and as reconstruction.gif in the folder `output`."""
+    examples = reconstruct(opened.model, opened.tokenizer, batch, seed=seed)
+    paths = [output / "reconstruction.png", output / "reconstruction.gif"]
+    save_reconstruction_grid(paths[0], examples)
+    save_reconstruction_animation(paths[1], examples)
+    return paths

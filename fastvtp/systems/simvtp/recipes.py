@@ -3,8 +3,8 @@ published settings and want `init=` a pretrained model."""
 
 from typing import Any
 
+from fastvtp.architecture import model_config
 from fastvtp.data.sampling import ClipAugmentation
-from fastvtp.systems.catalogue import model_config
 from fastvtp.systems.simvtp.question_answering import VideoQAConfig
 from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
 from fastvtp.systems.videomae.recipes import (
@@ -196,3 +196,15 @@ def simvtp_base(preset: str = "fastvtp") -> TrainConfig:
         precision="bfloat16",
         checkpoint_every=2000,
     )
+
+
+RECIPES = (
+    simvtp_demo,
+    simvtp_tiny,
+    simvtp_small,
+    simvtp_base,
+    retrieval_finetune_tiny,
+    retrieval_finetune,
+    qa_finetune_tiny,
+    qa_finetune,
+)

@@ -1,39 +1,39 @@
-"""Fine-tuning of SimVTP and VideoMAE: retrieval, question answering, classification."""
+"""SimVTP's tasks: pretraining on captioned videos, and fine-tuning for retrieval and for questions."""
 
-import dataclasses
 import logging
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from fastvtp.checkpoints.kinds import recognise
 from fastvtp.checkpoints.reading import read_checkpoint
 from fastvtp.data.loader import VideoTextBatch
-from fastvtp.data.questions import (
-    AnswerVocabulary,
-    QuestionSet,
-    has_options,
-    load_questions,
-    option_texts,
-)
 from fastvtp.data.wordpiece import CaptionTokenizer
-from fastvtp.model_folder import ANSWERS_NAME, weights_of
-from fastvtp.training.config import TrainConfig
-from fastvtp.training.task import (
-    CaptionedTask,
-    Loss,
-    Task,
-)
+from fastvtp.model_folder import weights_of
+from fastvtp.systems.simvtp.config import SimVTPConfig
+from fastvtp.systems.simvtp.question_answering import VideoQAConfig
+from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
+from fastvtp.training.question_task import QuestionTask
+from fastvtp.training.task import CaptionedTask, Loss
 
 logger = logging.getLogger(__name__)
 
 
+class PretrainSimVTP(CaptionedTask):
+    """Four losses on captioned videos: hidden pixels, hidden words, the contrast and the matching of both."""
+
+    name = "pretrain_simvtp"
+    model_config = SimVTPConfig
+    contrasts = True
+
+
 class FinetuneRetrieval(CaptionedTask):
     """The contrast of whole clips with their captions."""
+
+    name = "finetune_retrieval"
+    model_config = DualEncoderConfig
+    contrasts = True
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
         on_device = batch.to(model.device, non_blocking=True)
@@ -43,73 +43,21 @@ class FinetuneRetrieval(CaptionedTask):
         return output.loss, output.terms
 
 
-class FinetuneQA(Task):
-    """Questions about videos: open-ended, or multiple choice where all questions come with options.
+class FinetuneQA(QuestionTask):
+    """Questions about videos, answered by SimVTP's encoder."""
 
-    Open-ended questions whose answer is not among the `max_answers` most frequent ones teach nothing and are left out.
-    """
-
+    name = "finetune_qa"
+    model_config = VideoQAConfig
     fresh = ("head",)
-
-    def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
-        super().__init__(config, checkpoint)
-        self.questions = load_questions(config.data.train)
-        self.tokenizer: CaptionTokenizer | None = None
-        self.vocabulary: AnswerVocabulary | None = None
-        if not has_options(self.questions, config.data.train):
-            self.vocabulary = AnswerVocabulary.build(self.questions.answers, config.data.max_answers)
-            self.questions = self._with_known_answers(self.vocabulary)
-        self.records = self.questions.records
-
-    @property
-    def texts(self) -> list[str]:
-        options = (option for options in self.questions.options for option in options)
-        return [*super().texts, *options]
-
-    @property
-    def labels(self) -> Sequence[Any]:
-        return self.questions.answers, self.questions.options
-
-    def complete(self, tokenizer: CaptionTokenizer) -> Any:
-        self.tokenizer = tokenizer
-        answers = 1 if self.vocabulary is None else len(self.vocabulary)
-        return dataclasses.replace(super().complete(tokenizer), num_answers=answers)
 
     def prepare(self, model: Any, tokenizer: CaptionTokenizer) -> None:
         """Where answers are read as masked words, start their head from the word head of `init`, if it has one."""
-        if self.vocabulary is None or self.config.init is None or getattr(model.config, "readout", "") != "mask":
+        if self.vocabulary is None or self.config.init is None or model.config.readout != "mask":
             return
         if (words := word_head(self.config.init)) is not None:
             answers = [ids[1:-1].tolist() for ids in tokenizer.encode(self.vocabulary.answers, self.max_text_length)]
             model.start_from_words(*words, answers)
             logger.info("the head of %d answers starts from the word head of %s", len(answers), self.config.init)
-
-    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
-        indices = batch.sample_ids.tolist()
-        if self.vocabulary is not None:
-            plan = model.plan(batch.input_ids, batch.text_lengths, range(len(indices)))
-            scores = compute(batch.video, plan)
-            right = torch.tensor([self.vocabulary.index(self.questions.answers[index]) for index in indices])
-        else:
-            assert self.tokenizer is not None  # `complete` comes before the first batch
-            texts = option_texts(self.tokenizer, self.questions, indices, self.max_text_length)
-            plan = model.plan(texts.input_ids, texts.text_lengths, texts.video_of_text)
-            scores, right = texts.by_question(compute(batch.video, plan)[:, 0]), texts.correct
-        right = right.to(scores.device, non_blocking=True)
-        return cross_entropy(scores, right), {"accuracy": (scores.detach().argmax(1) == right).float().mean()}
-
-    def write_labels(self, folder: Path) -> None:
-        if self.vocabulary is not None:
-            self.vocabulary.save(folder / ANSWERS_NAME)
-
-    def _with_known_answers(self, vocabulary: AnswerVocabulary) -> QuestionSet:
-        given = self.questions
-        rows = zip(given.records, given.answers, given.kinds, given.options, strict=True)
-        kept = [row for row in rows if vocabulary.index(row[1]) is not None]
-        if missing := len(given.records) - len(kept):
-            logger.info("%d training questions have none of the %d answers: left out", missing, len(vocabulary))
-        records, answers, kinds, options = zip(*kept, strict=True)
-        return QuestionSet(records, answers, kinds, options)
 
 
 def word_head(source: str) -> tuple[Tensor, Tensor] | None:
@@ -125,5 +73,4 @@ def word_head(source: str) -> tuple[Tensor, Tensor] | None:
     return named["word_head.weight"], named["word_head.bias"]
 
 
-class PretrainSimVTP(CaptionedTask):
-    """Four losses on captioned videos."""
+TASKS = (PretrainSimVTP, FinetuneRetrieval, FinetuneQA)

@@ -1,5 +1,7 @@
-"""Names of the released SimVTP checkpoints -> fastvtp's."""
+"""SimVTP's checkpoints: released names -> fastvtp's, and what its models start from."""
 
+from fastvtp.checkpoints import bert
+from fastvtp.checkpoints.kinds import Kind, Transfer, own_kinds
 from fastvtp.checkpoints.names import NameMap
 from fastvtp.systems.videomae import weights as videomae
 
@@ -22,3 +24,61 @@ DUAL_ENCODER = NameMap(
     ),
     videomae.LAYER_SCALE,
 )
+_POSITION_IDS = r"embeddings\.position_ids$"  # a buffer of old versions of transformers
+
+KINDS = (
+    *own_kinds(
+        videomae.sizes,
+        {
+            # it has a VideoMAE's decoder, too
+            "simvtp": ("video_embeddings.weight", "decoder.project.", "word_head."),
+            "dual_encoder": ("video_embeddings.weight", "video_encoder."),
+            "video_qa": ("video_embeddings.weight", "head.1."),
+        },
+    ),
+    Kind(
+        origin="simvtp",
+        architecture="dual_encoder",
+        marks=("video_encoder.patch_embed.", "text_encoder."),
+        names=DUAL_ENCODER,
+        ignores=(r"^video_encoder\.text_embeddings\.", r"^text_encoder\.patch_embed\.", _POSITION_IDS),
+        sizes=videomae.sizes,
+    ),
+    Kind(
+        origin="simvtp",
+        architecture="simvtp",
+        marks=("encoder.patch_embed.", "text_embeddings."),
+        names=PRETRAINING,
+        ignores=(_POSITION_IDS,),
+        sizes=videomae.sizes,
+    ),
+    *bert.KINDS,
+)
+
+_HEADS = ("word_head.", "match_head.", "contrast.")
+MODEL_SOURCES = {
+    # the release has neither projections nor a temperature to learn
+    "simvtp": Transfer(fresh=("contrast",)),
+    "videomae": Transfer(fresh=("text_embeddings", "word_head", "match_head", "contrast")),
+    "bert": bert.EMBEDDINGS,
+}
+DUAL_ENCODER_SOURCES = {
+    "dual_encoder": Transfer(),
+    "videomae": Transfer(
+        (("encoder.blocks.", ("video_encoder.blocks.",)),),
+        optional=("decoder.", "encoder.norm."),
+        fresh=("text_embeddings", "text_encoder", "video_norm", "text_norm", "contrast"),
+    ),
+    "simvtp": Transfer(
+        (("encoder.blocks.", ("video_encoder.blocks.", "text_encoder.blocks.")),),
+        optional=("decoder.", "encoder.norm.", *_HEADS),
+        fresh=("video_norm", "text_norm", "contrast"),
+    ),
+    "bert": bert.EMBEDDINGS,
+}
+VIDEO_QA_SOURCES = {
+    "video_qa": Transfer(),
+    "videomae": Transfer(optional=("decoder.",), fresh=("text_embeddings", "head")),
+    "simvtp": Transfer(optional=("decoder.", *_HEADS), fresh=("head",)),
+    "bert": bert.EMBEDDINGS,
+}

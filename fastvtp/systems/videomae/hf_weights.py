@@ -1,16 +1,20 @@
 """Names of transformers' VideoMAE checkpoints -> fastvtp's."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fastvtp.checkpoints.names import NameMap
+from fastvtp.checkpoints.kinds import Kind, Shapes
+from fastvtp.checkpoints.names import NameMap, join_attention
+from fastvtp.checkpoints.reading import Checkpoint
 from fastvtp.errors import CheckpointError
 
 # fastvtp's setting -> transformers'
 _SETTINGS = {
-    "num_frames": "num_frames", "num_heads": "num_attention_heads",
-    "decoder_num_heads": "decoder_num_attention_heads", "normalize_target": "norm_pix_loss",
-}  # fmt: skip
+    "num_frames": "num_frames",
+    "num_heads": "num_attention_heads",
+    "decoder_num_heads": "decoder_num_attention_heads",
+    "normalize_target": "norm_pix_loss",
+}
 _NORM_EPS = 1e-12  # transformers' default
 _HEAD_NORM_EPS = 1e-5  # nor is it a setting there
 
@@ -43,17 +47,48 @@ PRETRAINING = NameMap(
 CLASSIFIER = NameMap((*_ENCODER, (r"fc_norm\.", "norm."), (r"classifier\.", "head.")), _BLOCK)
 
 
-def settings(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What a config.json of transformers says about fastvtp's settings. Raises CheckpointError for another activation
-    or for frames that are not square. name: how messages call the checkpoint."""
+def settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a config.json of transformers says about fastvtp's settings.
+
+    Raises CheckpointError for another activation or for frames that are not square.
+    """
+    config = checkpoint.config or {}
     found = {ours: config[theirs] for ours, theirs in _SETTINGS.items() if theirs in config}
     found |= {"norm_eps": config.get("layer_norm_eps", _NORM_EPS), "head_norm_eps": _HEAD_NORM_EPS}
     if "image_size" in config:
         size = config["image_size"]
         sides = set(size) if isinstance(size, list) else {size}
         if len(sides) != 1:
-            raise CheckpointError(f"{name} was made for frames of {size}, fastvtp takes square ones")
+            raise CheckpointError(f"{checkpoint.name} was made for frames of {size}, fastvtp takes square ones")
         found["image_size"] = sides.pop()
     if (activation := config.get("hidden_act", "gelu")) != "gelu":
-        raise CheckpointError(f"{name} uses {activation} in its MLPs, fastvtp the exact GELU")
+        raise CheckpointError(f"{checkpoint.name} uses {activation} in its MLPs, fastvtp the exact GELU")
     return found
+
+
+def kinds(
+    sizes: Callable[[Shapes, str, Mapping[str, Any]], dict[str, Any]], refuses: Callable[[Sequence[str]], str]
+) -> tuple[Kind, ...]:
+    """transformers' classifiers and pretrained models, with and without the name of the whole model in front.
+
+    sizes, refuses: as of `Kind`, VideoMAE's own; `refuses` is the classifiers'.
+    """
+    return tuple(
+        Kind(
+            origin="hf_videomae",
+            architecture=architecture,
+            marks=(f"{model}embeddings.patch_embeddings.", *marks),
+            names=names,
+            # a bias of keys is equal for all of them, so that the softmax cancels it
+            ignores=(r"\.attention\.attention\.(k_|key\.)bias$",),
+            prepare=join_attention,
+            settings=settings,
+            sizes=sizes,
+            **({"refuses": refuses} if marks else {}),
+        )
+        for model in ("videomae.", "")
+        for architecture, marks, names in (
+            ("video_classifier", ("classifier.",), CLASSIFIER),
+            ("videomae", (), PRETRAINING),
+        )
+    )

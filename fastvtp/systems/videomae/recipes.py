@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from fastvtp.architecture import model_config
 from fastvtp.data.sampling import ClipAugmentation
-from fastvtp.systems.catalogue import model_config
 from fastvtp.systems.videomae.classifier import VideoClassifierConfig
+from fastvtp.systems.videomae.tasks import ClassificationOptions
 from fastvtp.training.config import (
     DataConfig,
     OptimizerConfig,
@@ -64,7 +65,7 @@ def classification_finetune_tiny(preset: str = "fastvtp") -> TrainConfig:
         batch_size=32,
         checkpoint_every=100,
         ema_decay=0.99,
-        label_smoothing=0.1,
+        options=ClassificationOptions(label_smoothing=0.1),
     )
 
 
@@ -79,9 +80,15 @@ def classification_finetune_ssv2(preset: str = "fastvtp") -> TrainConfig:
     """VideoMAE's on Something-Something V2: 50 epochs of 168 913 clips, 5e-4 for 256 clips, 384 a step, for the release
     512; without its CutMix. Never mirrored: of the 174 classes some differ by direction alone."""
     return _classification(
-        clips=168_913, epochs=50, output_dir="runs/classification_ssv2", num_classes=174,
-        sampling="uniform", flip=False, test_views=(2, 3), test_sampling="uniform",
-    )  # fmt: skip
+        clips=168_913,
+        epochs=50,
+        output_dir="runs/classification_ssv2",
+        num_classes=174,
+        sampling="uniform",
+        flip=False,
+        test_views=(2, 3),
+        test_sampling="uniform",
+    )
 
 
 def _classification(*, clips: int, epochs: int, output_dir: str, num_classes: int = 400, **data: Any) -> TrainConfig:
@@ -110,6 +117,14 @@ def _classification(*, clips: int, epochs: int, output_dir: str, num_classes: in
         batch_size=batch_size,
         accumulate=accumulate,
         precision="bfloat16",
-        label_smoothing=0.1,
-        mixup=0.8,
+        options=ClassificationOptions(label_smoothing=0.1, mixup=0.8),
     )
+
+
+RECIPES = (
+    videomae_pretrain_tiny,
+    videomae_pretrain_base,
+    classification_finetune_tiny,
+    classification_finetune,
+    classification_finetune_ssv2,
+)

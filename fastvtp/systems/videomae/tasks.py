@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from fastvtp.data.augmentation import mixup, soft_targets
 from fastvtp.data.classes import load_classes, write_class_names
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.errors import ConfigError
 from fastvtp.model_folder import CLASSES_NAME
+from fastvtp.systems.videomae.classifier import VideoClassifierConfig
+from fastvtp.systems.videomae.model import VideoMAEConfig
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.task import (
     Loss,
@@ -24,9 +28,29 @@ from fastvtp.training.task import (
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassificationOptions:
+    """What is set for classification alone."""
+
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+    mixup: float = 0.0
+    """Alpha of the Beta distribution that weighs two mixed clips; 0: none are mixed."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if not 0 <= self.mixup < float("inf"):
+            raise ConfigError(f"mixup must be finite and not negative, got {self.mixup}")
+
+
 class FinetuneClassification(Task):
     """One class for each video."""
 
+    name = "finetune_classification"
+    model_config = VideoClassifierConfig
+    options = ClassificationOptions
+    data_settings = ("class_names",)
     reads_text = False
     fresh = ("head",)
 
@@ -36,10 +60,16 @@ class FinetuneClassification(Task):
         if classes.unnamed and config.data.flip:
             logger.warning(
                 "%s: its classes are bare numbers, and clips are mirrored even where a class names a direction: give "
-                "data.class_names=FILE, or data.flip=false", config.data.train
-            )  # fmt: skip
+                "data.class_names=FILE, or data.flip=false",
+                config.data.train,
+            )
         self.records, self.class_names = classes.records, classes.class_names
         self._labels = torch.tensor(classes.labels)
+
+    @classmethod
+    def read_test_data(cls, config: TrainConfig, source: str) -> None:
+        training = load_classes(config.data.train, names_file=config.data.class_names)
+        load_classes(source, class_names=training.class_names)
 
     @property
     def labels(self) -> Sequence[Any]:
@@ -50,9 +80,10 @@ class FinetuneClassification(Task):
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
         labels = self._labels[batch.sample_ids].to(model.device, non_blocking=True)
-        video, targets = batch.video, soft_targets(labels, len(self.class_names), self.config.label_smoothing)
-        if self.config.mixup:
-            video, targets = mixup(video, targets, self.config.mixup, seed=self.config.seed, step=batch.step)
+        options, seed = self.config.options, self.config.seed
+        video, targets = batch.video, soft_targets(labels, len(self.class_names), options.label_smoothing)
+        if options.mixup:
+            video, targets = mixup(video, targets, options.mixup, seed=seed, step=batch.step)
         logits = compute(video).float()
         # of a mixed clip, the class with the larger share
         accuracy = (logits.detach().argmax(1) == targets.argmax(1)).float().mean()
@@ -65,6 +96,8 @@ class FinetuneClassification(Task):
 class PretrainVideoMAE(Task):
     """Reconstruction of videos; captions need not exist, and are not read where they do."""
 
+    name = "pretrain_videomae"
+    model_config = VideoMAEConfig
     reads_text = False
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
@@ -74,3 +107,6 @@ class PretrainVideoMAE(Task):
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
         output = compute(batch.video, model.plan(batch.sample_ids, seed=self.config.seed, step=batch.step))
         return output.loss, output.terms
+
+
+TASKS = (PretrainVideoMAE, FinetuneClassification)

@@ -17,19 +17,15 @@ from fastvtp.ablation.held_out import (
 )
 from fastvtp.ablation.plot import Bars, HeatMap
 from fastvtp.ablation.report import Claim, Report, Section
-from fastvtp.ablation.studies import (
-    Run,
-    Scale,
-    base_runs,
-    pick_runs,
-)
+from fastvtp.ablation.studies import Run, Scale, Study, base_runs, pick_runs
 from fastvtp.data.synthetic.scene import MOTIONS
 from fastvtp.evaluation.inference import inference
 from fastvtp.frozen.probes import ProbeConfig, build_probe
 from fastvtp.frozen.towers import video_tower
 from fastvtp.frozen.training_heads import FitSettings, fit
-from fastvtp.systems.recipes import get_recipe
 from fastvtp.systems.videoprism.distillation import PrismStudentConfig
+from fastvtp.systems.videoprism.recipes import videoprism_stage1_tiny, videoprism_stage2_tiny
+from fastvtp.systems.videoprism.tasks import ContrastOptions, DistillationOptions
 from fastvtp.systems.videoprism.video_text import VideoTextPrismConfig
 from fastvtp.training.config import TrainConfig, apply_overrides
 from fastvtp.training.loop import train
@@ -46,46 +42,73 @@ class PrismScale(Scale):
 
 
 # a second of work a run: for trying the command, not for its figures
-QUICK = PrismScale(
-    seeds=2, num_train=48, num_test=16, clip_size=64, clip_frames=8, probe_clips=48, stage1_steps=4
-)  # fmt: skip
+QUICK = PrismScale(seeds=2, num_train=48, num_test=16, clip_size=64, clip_frames=8, probe_clips=48, stage1_steps=4)
 _QUICK_SETTINGS = (
-    "model.width=32", "model.num_heads=2", "model.depth=1", "model.temporal_depth=1", "model.mlp_hidden=64",
-    "model.decoder_width=32", "model.decoder_depth=1", "model.decoder_num_heads=2", "model.decoder_hidden=64",
-    "model.num_frames=4", "steps=4", "batch_size=8", "data.num_workers=0",
-)  # fmt: skip
+    "model.width=32",
+    "model.num_heads=2",
+    "model.depth=1",
+    "model.temporal_depth=1",
+    "model.mlp_hidden=64",
+    "model.decoder_width=32",
+    "model.decoder_depth=1",
+    "model.decoder_num_heads=2",
+    "model.decoder_hidden=64",
+    "model.num_frames=4",
+    "steps=4",
+    "batch_size=8",
+    "data.num_workers=0",
+)
 _TEXT = {"text_depth": 2, "max_text_length": 32, "few_frames": "crop", "learnable_temperature": True}
 _TEXT_TOKENS = 20  # of a synthetic caption, about
 
 
 def base_config(preset: str, overrides: list[str], *, quick: bool) -> TrainConfig:
     """The tiny second stage in three minutes of one CPU core."""
-    config = get_recipe("videoprism_stage2_tiny", preset)
+    config = videoprism_stage2_tiny(preset)
     model = replace(
-        config.model, image_size=64, patch_size=16, mask_min_cells=2, decoder_width=64, decoder_num_heads=2,
+        config.model,
+        image_size=64,
+        patch_size=16,
+        mask_min_cells=2,
+        decoder_width=64,
+        decoder_num_heads=2,
         decoder_hidden=256,
-    )  # fmt: skip
+    )
     config = replace(
-        config, model=model, steps=400, checkpoint_every=100, keep_checkpoints=1, tensorboard=False, teacher=None,
-        output_dir="runs/ablation_videoprism", optimizer=replace(config.optimizer, learning_rate=5e-4),
-    )  # fmt: skip
+        config,
+        model=model,
+        steps=400,
+        checkpoint_every=100,
+        keep_checkpoints=1,
+        tensorboard=False,
+        options=DistillationOptions(),
+        output_dir="runs/ablation_videoprism",
+        optimizer=replace(config.optimizer, learning_rate=5e-4),
+    )
     return apply_overrides(config, [*(_QUICK_SETTINGS if quick else ()), *overrides])
 
 
 def stage1_config(config: TrainConfig, steps: int) -> TrainConfig:
     """A first stage of the sizes, clips and seed of the second stage `config`, from scratch."""
-    sizes = {field.name: getattr(config.model, field.name) for field in fields(VideoTextPrismConfig)
-             if field.name in {own.name for own in fields(PrismStudentConfig)}}  # fmt: skip
+    sizes = {
+        field.name: getattr(config.model, field.name)
+        for field in fields(VideoTextPrismConfig)
+        if field.name in {own.name for own in fields(PrismStudentConfig)}
+    }
     return replace(
-        config, task="pretrain_videoprism_contrastive", model=VideoTextPrismConfig(**{**sizes, **_TEXT}),
-        optimizer=get_recipe("videoprism_stage1_tiny").optimizer, steps=steps, teacher=None,
-    )  # fmt: skip
+        config,
+        task="pretrain_videoprism_contrastive",
+        model=VideoTextPrismConfig(**{**sizes, **_TEXT}),
+        optimizer=videoprism_stage1_tiny().optimizer,
+        steps=steps,
+        options=ContrastOptions(),
+    )
 
 
 def _contrast_longer(config: TrainConfig) -> TrainConfig:
     """The first stage taken up again, for as much work as the second stage would have been."""
     steps = round(config.steps * stage2_cost(config.model) / stage1_cost(stage1_config(config, 1).model))
-    return replace(stage1_config(config, steps), init=config.teacher)
+    return replace(stage1_config(config, steps), init=config.options.teacher)
 
 
 def stage1_cost(model: VideoTextPrismConfig) -> float:
@@ -134,7 +157,7 @@ def train_stage1(config: TrainConfig, scale: PrismScale, folder: Path) -> TrainC
     """`config` with its teacher in `folder`, trained there once on the same clips."""
     run = replace(stage1_config(config, scale.stage1_steps), output_dir=str(folder / "run"))
     train(run, resume=True, progress_bar=False)
-    return replace(config, teacher=run.output_dir)
+    return replace(config, options=DistillationOptions(teacher=run.output_dir))
 
 
 SEEDS = 3
@@ -163,8 +186,10 @@ def score(model: Any, held_out: HeldOut) -> dict[str, float]:
     single = torch.tensor([len(scene["objects"]) == 1 for scene in held_out.test.scenes])
     right = [_probe(train, labels, test, seed=seed) == targets for seed in range(SEEDS)]
     of_seeds = [100 * hits.double().mean().item() for hits in right]
-    parts = {name: 100 * fmean(hits[kind].double().mean().item() for hits in right)
-             for name, kind in (("direction", single), ("order", ~single))}  # fmt: skip
+    parts = {
+        name: 100 * fmean(hits[kind].double().mean().item() for hits in right)
+        for name, kind in (("direction", single), ("order", ~single))
+    }
     return {"motion": fmean(of_seeds), "motion/seeds": pstdev(of_seeds), **parts, **looks}
 
 
@@ -184,15 +209,21 @@ def first_motion(scenes: Sequence[Mapping[str, Any]]) -> Tensor:
 def _probe(train: Tensor, labels: Tensor, test: Tensor, *, seed: int) -> Tensor:
     """What an attentive probe, fitted on tokens [N, 1, L, D] and labels, says of other tokens: int64 [M]."""
     torch.manual_seed(seed)
-    probe = build_probe(ProbeConfig(
-        width=train.shape[-1], num_outputs=len(MOTIONS), num_heads=_HEADS, head_dim=_HEAD_DIM, dropout=_DROPOUT
-    ))  # fmt: skip
+    probe = build_probe(
+        ProbeConfig(
+            width=train.shape[-1], num_outputs=len(MOTIONS), num_heads=_HEADS, head_dim=_HEAD_DIM, dropout=_DROPOUT
+        )
+    )
     draw = torch.Generator().manual_seed(seed)
     batches = (torch.randint(len(train), (_BATCH,), generator=draw) for _ in range(_STEPS))
     fit(
-        probe, batches, lambda rows: cross_entropy(probe(train[rows]), labels[rows], label_smoothing=0.1),
-        FitSettings(steps=_STEPS, batch_size=_BATCH, learning_rate=1e-3), device="cpu", progress=False,
-    )  # fmt: skip
+        probe,
+        batches,
+        lambda rows: cross_entropy(probe(train[rows]), labels[rows], label_smoothing=0.1),
+        FitSettings(steps=_STEPS, batch_size=_BATCH, learning_rate=1e-3),
+        device="cpu",
+        progress=False,
+    )
     with torch.inference_mode():
         return torch.cat([probe(part).argmax(dim=1) for part in test.split(256)])
 
@@ -263,3 +294,16 @@ class PrismReport(Report):
 
     def _runs(self) -> list[str]:
         return self.with_bounds([run.name for run in (STAGE1, LONGER, NO_GLOBAL, NO_SHUFFLE)])
+
+
+STUDY = Study(
+    base_config=base_config,
+    plan_runs=plan_runs,
+    scale=PrismScale(),
+    quick=QUICK,
+    score=score,
+    chance=chance,
+    report=PrismReport,
+    about=lambda config, scale: {"steps of the first stage": scale.stage1_steps, "mask ratio": config.model.mask_ratio},
+    prepare=train_stage1,
+)

@@ -5,12 +5,14 @@ positions is wrong there (timescales end below 10000) and is left, ours being co
 wide as the MLPs, the released one as the tokens, and `pooler_hidden` of our classifier follows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from fastvtp.checkpoints.kinds import Kind, Shapes
 from fastvtp.checkpoints.names import NameMap, side_by_side
+from fastvtp.checkpoints.reading import Checkpoint
 from fastvtp.errors import CheckpointError
 
 UNUSED = (r"(^|\.)embeddings\.position_(embedding|ids)$",)
@@ -97,20 +99,25 @@ def prepare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return prepared
 
 
-def settings(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What a config.json of transformers says about fastvtp's settings. name: how messages call the checkpoint.
+def settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a config.json of transformers says about fastvtp's settings.
 
     Raises CheckpointError for what fastvtp's model does not have: other activations, eps, towers of unlike heads.
     """
+    config, name = checkpoint.config or {}, checkpoint.name
     vision, text = config.get("vision_config", config), config.get("text_config", {})
     if config.get("model_type") == "videoprism_text_model":
         vision, text = {}, config
     for part, key, expected in (
-        (vision, "hidden_act", ("gelu", "gelu_python")), (text, "hidden_act", ("relu",)),
-        (vision, "layer_norm_eps", (1e-6,)), (text, "layer_norm_eps", (1e-6,)),
-        (vision, "apply_l2norm", (True,)), (text, "apply_l2norm", (True,)),
-        (vision, "qkv_bias", (True,)), (text, "qkv_bias", (True,)),
-    ):  # fmt: skip
+        (vision, "hidden_act", ("gelu", "gelu_python")),
+        (text, "hidden_act", ("relu",)),
+        (vision, "layer_norm_eps", (1e-6,)),
+        (text, "layer_norm_eps", (1e-6,)),
+        (vision, "apply_l2norm", (True,)),
+        (text, "apply_l2norm", (True,)),
+        (vision, "qkv_bias", (True,)),
+        (text, "qkv_bias", (True,)),
+    ):
         if part.get(key, expected[0]) not in expected:
             raise CheckpointError(f"{name} has {key} {part[key]}, fastvtp's VideoPrism {expected[0]}")
     found: dict[str, Any] = {}
@@ -123,3 +130,29 @@ def settings(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     if "max_position_embeddings" in text:
         found["max_text_length"] = text["max_position_embeddings"]
     return found
+
+
+def kinds(sizes: Callable[[Shapes, str, Mapping[str, Any]], dict[str, Any]], text_tower: str) -> tuple[Kind, ...]:
+    """The checkpoints of transformers: both towers, the classifier, the video tower with its pooler, the encoder, the
+    text tower. sizes: as of `Kind`, VideoPrism's own; text_tower: what the last one fills."""
+    return tuple(
+        Kind(
+            origin="hf_videoprism",
+            architecture=architecture,
+            marks=tuple(marks),
+            names=names,
+            ignores=UNUSED,
+            prepare=prepare,
+            settings=settings,
+            sizes=sizes,
+            fills=text_tower if architecture == "prism_text" else "",
+            note=note,
+        )
+        for architecture, names, note, *marks in (
+            ("video_text_prism", VIDEO_TEXT, NOTE, "video_model.", "text_model."),
+            ("prism_classifier", CLASSIFIER, CLASSIFIER_NOTE, "vision_model.spatial_", "classifier."),
+            ("video_text_prism", VIDEO_TEXT, "", "vision_model.spatial_", "head."),
+            ("videoprism", VISION, "", "spatial_embeddings."),
+            ("prism_text", TEXT, NOTE, "embeddings.cls_emb", "embeddings.token_embedding."),
+        )
+    )

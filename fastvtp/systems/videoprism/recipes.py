@@ -12,16 +12,15 @@ share of the batches each data set gave and how clips are cropped the paper does
 
 from typing import Any
 
-from fastvtp.systems.catalogue import model_config
+from fastvtp.architecture import model_config
+from fastvtp.systems.videoprism.tasks import DistillationOptions
 from fastvtp.training.config import (
     DataConfig,
     OptimizerConfig,
     TrainConfig,
 )
 
-_ONE_GPU: dict[str, Any] = {
-    "batch_size": 64, "accumulate": 64, "precision": "bfloat16", "checkpoint_every": 1000
-}  # fmt: skip
+_ONE_GPU: dict[str, Any] = {"batch_size": 64, "accumulate": 64, "precision": "bfloat16", "checkpoint_every": 1000}
 _TINY: dict[str, Any] = {"width": 128, "depth": 2, "temporal_depth": 2, "num_heads": 2, "mlp_hidden": 512}
 _TINY_DATA: dict[str, Any] = {"train": "runs/demo/data/train.jsonl", "sampling": "uniform", "crop_scale": (0.8, 1.0)}
 
@@ -40,13 +39,17 @@ def videoprism_stage1(preset: str = "fastvtp") -> TrainConfig:
         ),
         data=_data("data/train.jsonl", vocab_size=32_000),
         optimizer=OptimizerConfig(
-            algorithm="adafactor", learning_rate=5e-4, final_learning_rate=0.0, schedule="linear", warmup_steps=20_000,
+            algorithm="adafactor",
+            learning_rate=5e-4,
+            final_learning_rate=0.0,
+            schedule="linear",
+            warmup_steps=20_000,
             weight_decay=1e-4,
         ),
         output_dir="runs/videoprism_stage1",
         steps=200_000,
         **_ONE_GPU,
-    )  # fmt: skip
+    )
 
 
 def videoprism_stage1_tiny(preset: str = "fastvtp") -> TrainConfig:
@@ -74,14 +77,14 @@ def videoprism_stage2(preset: str = "fastvtp") -> TrainConfig:
         task="pretrain_videoprism_distillation",
         model=model_config("prism_student_base"),
         data=_data("data/train"),
-        teacher="runs/videoprism_stage1",
+        options=DistillationOptions(teacher="runs/videoprism_stage1"),
         optimizer=OptimizerConfig(
             algorithm="adafactor", learning_rate=5e-4, final_learning_rate=1e-5, warmup_steps=25_000, weight_decay=0.05
         ),
         output_dir="runs/videoprism_stage2",
         steps=300_000,
         **_ONE_GPU,
-    )  # fmt: skip
+    )
 
 
 def videoprism_stage2_tiny(preset: str = "fastvtp") -> TrainConfig:
@@ -90,7 +93,7 @@ def videoprism_stage2_tiny(preset: str = "fastvtp") -> TrainConfig:
         task="pretrain_videoprism_distillation",
         model=model_config("prism_student_tiny", **_TINY),
         data=DataConfig(**_TINY_DATA),
-        teacher="runs/videoprism_stage1_tiny",
+        options=DistillationOptions(teacher="runs/videoprism_stage1_tiny"),
         optimizer=OptimizerConfig(learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=30, clip_norm=5.0),
         output_dir="runs/videoprism_stage2_tiny",
         steps=300,
@@ -101,3 +104,11 @@ def videoprism_stage2_tiny(preset: str = "fastvtp") -> TrainConfig:
 
 def _data(train: str, **settings: Any) -> DataConfig:
     return DataConfig(train=train, sampling="uniform", num_workers=12, **settings)
+
+
+RECIPES = (
+    videoprism_stage1_tiny,
+    videoprism_stage1,
+    videoprism_stage2_tiny,
+    videoprism_stage2,
+)

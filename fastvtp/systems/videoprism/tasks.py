@@ -1,7 +1,8 @@
 """VideoPrism's two stages of pretraining."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import weights_of
-from fastvtp.systems.videoprism.distillation import PrismStudent
-from fastvtp.training.config import TrainConfig
+from fastvtp.systems.videoprism.distillation import PrismStudent, PrismStudentConfig
+from fastvtp.systems.videoprism.video_text import VideoTextPrismConfig
+from fastvtp.training.config import TrainConfig, a_path
 from fastvtp.training.task import (
     CaptionedTask,
     Loss,
@@ -25,36 +27,71 @@ from fastvtp.training.task import (
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ContrastOptions:
+    """What is set for the first stage alone."""
+
+    video_init: str | None = field(default=None, metadata=a_path("a checkpoint file or folder"))
+    """Weights whose video encoder replaces that of `init`, such as those of a second stage, or an image tower for the
+    blocks within frames."""
+
+
 class PretrainPrismContrast(CaptionedTask):
     """Stage 1: the contrast of clips, or pictures, with their captions; each batch is of one data set."""
+
+    name = "pretrain_videoprism_contrastive"
+    model_config = VideoTextPrismConfig
+    options = ContrastOptions
+    contrasts = True
+    data_settings = ("images", "more")
+
+    def initial_weights(self, model: Any) -> Iterator[tuple[str | None, str | None, Any]]:
+        yield from super().initial_weights(model)
+        yield self.config.options.video_init, None, model.video_encoder
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
         visible = model.plan(batch.video, batch.sample_ids, seed=self.config.seed, step=batch.step)
         on_device = batch.to(model.device, non_blocking=True)
         output = compute(
-            on_device.video, on_device.input_ids, on_device.cu_seqlens, batch.max_text_length, on_device.sample_ids,
+            on_device.video,
+            on_device.input_ids,
+            on_device.cu_seqlens,
+            batch.max_text_length,
+            on_device.sample_ids,
             visible=visible,
-        )  # fmt: skip
+        )
         return output.loss, output.terms
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationOptions:
+    """What is set for the second stage alone."""
+
+    teacher: str | None = field(default=None, metadata=a_path("a checkpoint file or folder", free_on_resume=True))
+    """The run or checkpoint of the first stage."""
 
 
 class PretrainPrismDistillation(Task):
     """Stage 2: a student of masked clips learns the features that its teacher has of the whole ones."""
 
+    name = "pretrain_videoprism_distillation"
+    model_config = PrismStudentConfig
+    options = DistillationOptions
+    data_settings = ("more",)
     reads_text = False
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)
-        if checkpoint is None and config.teacher is None and config.init is None:
+        if checkpoint is None and config.options.teacher is None and config.init is None:
             raise ConfigError("pretrain_videoprism_distillation needs teacher=PATH, a first stage's run or weights")
         self.records, *more = (load_videos(path) for path in (config.data.train, *config.data.more))
         self.more = tuple(more)
 
     def prepare(self, model: Any, tokenizer: CaptionTokenizer) -> None:
-        if self.config.teacher is not None:
-            report = load_teacher(model, weights_of(self.config.teacher))
+        if (teacher := self.config.options.teacher) is not None:
+            report = load_teacher(model, weights_of(teacher))
             for change in report.resized:
-                logger.info("teacher %s: %s", self.config.teacher, change)
+                logger.info("teacher %s: %s", teacher, change)
             if self.config.init is None:
                 model.start_from_teacher()
 
@@ -71,3 +108,6 @@ def load_teacher(
     of another student's teacher, into `model.teacher`. Arguments and errors as `load_released`.
     """
     return load_released(model.teacher, source, origin=origin)
+
+
+TASKS = (PretrainPrismContrast, PretrainPrismDistillation)

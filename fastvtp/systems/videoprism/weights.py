@@ -1,4 +1,5 @@
-"""Names and layouts of the released VideoPrism checkpoints (flat arrays of Flax) -> fastvtp's.
+"""VideoPrism's checkpoints: released names and layouts (flat arrays of Flax) -> fastvtp's, the sizes that shapes show,
+and what its models start from.
 
 Layers of a stack are stacked along axis 0; LayerNorm stores gamma - 1; a linear layer's kernel is [in, out]; queries,
 keys and values are [D, H, K] each, and so is the projection behind them, its OUTPUT axis first.
@@ -7,12 +8,19 @@ keys and values are [D, H, K] each, and so is the projection behind them, its OU
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastvtp.checkpoints import image_towers
+from fastvtp.checkpoints.kinds import Kind, Shapes, Transfer, own_kinds
+from fastvtp.checkpoints.reading import Checkpoint
+from fastvtp.checkpoints.sizes import rows_of
 from fastvtp.errors import CheckpointError
+from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
+from fastvtp.systems.videoprism import hf_weights
 
 _STACKS = (
     (r"spatial_encoder/transformers_stack", "spatial"),
@@ -47,22 +55,42 @@ _POOLER = {
     "pooling_attention/post/b": "proj.bias",
 }
 _BLOCK = {
-    "layer_norm": "norm1", "pre_layer_norm": "norm1", "post_layer_norm": "branch_norm1",
-    "ff_layer/layer_norm": "norm2", "ff_layer/pre_layer_norm": "norm2", "ff_layer/post_layer_norm": "branch_norm2",
-    "ff_layer/ffn_layer1/linear": "mlp.fc1", "ff_layer/ffn_layer2/linear": "mlp.fc2",
+    "layer_norm": "norm1",
+    "pre_layer_norm": "norm1",
+    "post_layer_norm": "branch_norm1",
+    "ff_layer/layer_norm": "norm2",
+    "ff_layer/pre_layer_norm": "norm2",
+    "ff_layer/post_layer_norm": "branch_norm2",
+    "ff_layer/ffn_layer1/linear": "mlp.fc1",
+    "ff_layer/ffn_layer2/linear": "mlp.fc2",
     "self_attention/post": "attn.proj",
-}  # fmt: skip
+}
 # ends of names -> axes of one layer's array, the longer ends first
 _AXES = {
-    "post/b": 1, "b": 2, "w": 3, "kernel": 2, "bias": 1, "scale": 1, "per_dim_scale": 1, "emb_var": 2, "cls_emb": 3,
+    "post/b": 1,
+    "b": 2,
+    "w": 3,
+    "kernel": 2,
+    "bias": 1,
+    "scale": 1,
+    "per_dim_scale": 1,
+    "emb_var": 2,
+    "cls_emb": 3,
     "pooling_attention_query": 2,
-}  # fmt: skip
+}
 _PARTS = {"scale": "weight", "kernel": "weight", "w": "weight", "bias": "bias", "b": "bias"}
 _PREFIXES = {"vision_encoder/": "video_encoder.", "encoder/": "encoder."}
 _POOLERS = ("contrastive_vision_pooler/", "atten_pooler/")
 _LAYERS = re.compile(r"(?P<stack>.+)/x_layers/(?P<rest>.+)")
 _SINGLE = re.compile(r"(.+/x_layers)_(\d+)/(.+)")
 _JOINED = re.compile(r"self_attention/(query|key|value)/(w|b)$")
+_DEPTHS = {"depth": "spatial", "temporal_depth": "temporal"}  # within the encoder
+_ROWS = {
+    "vocab_size": "text_encoder.token_embeddings.weight",
+    "projection_dim": "contrast.text_projection.weight",
+    "num_classes": "head.weight",
+}
+_NORM_BEHIND = "text_encoder.transformer.blocks.0.branch_norm1.weight"
 PATCH_CHANNELS = 3
 
 
@@ -154,8 +182,12 @@ def _fitted(place: str, tensor: Tensor) -> Tensor:
 
 def _join(stem: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Queries, keys and values of a stack of layers, side by side for each."""
-    if missing := [f"{part}.{kind}" for part in ("query", "key", "value") for kind in ("weight", "bias")
-                   if f"{part}.{kind}" not in parts]:  # fmt: skip
+    if missing := [
+        f"{part}.{kind}"
+        for part in ("query", "key", "value")
+        for kind in ("weight", "bias")
+        if f"{part}.{kind}" not in parts
+    ]:
         raise CheckpointError(f"{stem} lacks {', '.join(missing)}")
     for kind in ("weight", "bias"):
         shapes = [list(parts[f"{part}.{kind}"].shape) for part in ("query", "key", "value")]
@@ -170,31 +202,19 @@ def _join(stem: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
-def settings(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """The number of heads, which is an axis of the released queries."""
-    heads = {tensor.shape[-2] for name, tensor in weights.items() if name.endswith("/query/w") and tensor.ndim > 2}
+def settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The number of heads, which is an axis of the released queries. Raises CheckpointError where towers differ."""
+    queries = (tensor for name, tensor in checkpoint.weights.items() if name.endswith("/query/w") and tensor.ndim > 2)
+    heads = {tensor.shape[-2] for tensor in queries}
     if len(heads) > 1:
         raise CheckpointError(f"attention has {sorted(heads)} heads, fastvtp's VideoPrism as many everywhere")
     return {"num_heads": heads.pop()} if heads else {}
 
 
-_DEPTHS = {"depth": "spatial", "temporal_depth": "temporal"}  # within the encoder
+def sizes(shapes: Shapes, checkpoint: str, _: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of VideoPrism's models that shapes show; the number of heads is not among them.
 
-
-_ROWS = {
-    "vocab_size": "text_encoder.token_embeddings.weight",
-    "projection_dim": "contrast.text_projection.weight",
-    "num_classes": "head.weight",
-}
-
-
-_NORM_BEHIND = "text_encoder.transformer.blocks.0.branch_norm1.weight"
-
-
-def shown_by_prism(shapes: Mapping[str, tuple[int, ...]], checkpoint: str) -> dict[str, Any]:
-    """Settings by name, from shapes by fastvtp's names; the number of heads is not among them.
-
-    checkpoint: how messages call it. Raises CheckpointError without a patch embedding or a square of positions.
+    Raises CheckpointError without a patch embedding or a square of positions.
     """
     stem = next((s for s in ("video_encoder.", "encoder.", "") if f"{s}spatial_positions" in shapes), "")
     weight, places, times = (
@@ -207,24 +227,124 @@ def shown_by_prism(shapes: Mapping[str, tuple[int, ...]], checkpoint: str) -> di
         )
     width, patch = weight[0], weight[-1]
     values: dict[str, Any] = {
-        "width": width, "patch_size": patch, "image_size": side * patch, "num_frames": times[0],
+        "width": width,
+        "patch_size": patch,
+        "image_size": side * patch,
+        "num_frames": times[0],
         **{setting: _depth(shapes, f"{stem}{stack}") for setting, stack in _DEPTHS.items()},
         "auxiliary_depth": _depth(shapes, "auxiliary"),
         "text_norm": "primer_hybrid" if _NORM_BEHIND in shapes else "pre",
         "learnable_temperature": "contrast.log_logit_scale" in shapes,
-    }  # fmt: skip
+    }
     if any(name.startswith("text_encoder.") for name in shapes):
         values["text_depth"] = _depth(shapes, "text_encoder.transformer")
     hidden = [shapes.get(f"{stem}{stack}.blocks.0.mlp.fc1.weight") for stack in _DEPTHS.values()]
     if found := next(filter(None, hidden), None):
         values["mlp_hidden"] = found[0]
-    values |= {setting: shapes[name][0] for setting, name in _ROWS.items() if shapes.get(name)}
+    values |= rows_of(shapes, _ROWS)
     if "num_classes" in values:  # the video-text model's pooler is another
         pooled = shapes.get("pooler.query.weight", (width,))[0]
         values["pooler_hidden"] = 0 if pooled == width else pooled
     return values
 
 
-def _depth(shapes: Mapping[str, tuple[int, ...]], stack: str) -> int:
+def _depth(shapes: Shapes, stack: str) -> int:
     blocks = re.compile(rf"{re.escape(stack)}\.blocks\.(\d+)\.")
     return len({found[1] for name in shapes if (found := blocks.match(name))})
+
+
+TEXT_TOWER = "text tower: it fills VideoPrism's"
+
+KINDS = (
+    *own_kinds(
+        sizes,
+        {
+            "video_text_prism": ("video_encoder.spatial_positions", "text_encoder.cls_token"),
+            "prism_student": ("encoder.spatial_positions", "teacher."),
+            "prism_teacher": ("video_encoder.spatial_positions", "pooler."),
+            "prism_classifier": ("encoder.spatial_positions", "head."),
+            "videoprism": ("spatial_positions",),
+        },
+    ),
+    *(
+        Kind(
+            origin="videoprism",
+            architecture=architecture,
+            marks=tuple(f"{root}{mark}" for mark in marks),
+            prepare=prepare,
+            settings=settings,
+            sizes=sizes,
+            fills=fills,
+        )
+        for root in ("params/", "")
+        for architecture, fills, *marks in (
+            ("video_text_prism", "", "vision_encoder/", "text_encoder/"),
+            ("prism_classifier", "", "encoder/"),
+            ("videoprism", "", "patch_projection/"),
+            ("prism_text", TEXT_TOWER, "text_encoder/"),
+        )
+    ),
+    *hf_weights.kinds(sizes, TEXT_TOWER),
+    *image_towers.VIT_KINDS,
+    *image_towers.CLIP_KINDS,
+)
+
+_ABOVE_TOKENS = ("auxiliary", "pooler", "text_encoder", "contrast")
+_OF_STUDENTS = ("local_decoder.", "global_decoder.", "teacher.")
+_SPATIAL = ("weight", "bias", "spatial_positions", "spatial")
+_NORMALISED = {
+    "vit": ((0.5,) * 3, (0.5,) * 3),  # google's, and timm's of augreg
+    "clip": (CLIP_MEAN, CLIP_STD),
+}
+
+
+def _from_image_towers(stem: str) -> dict[str, Transfer]:
+    """What a model takes from image towers, its encoder's names beginning with `stem`."""
+    return {
+        tower: Transfer(
+            (("video_encoder.", (stem,)),),
+            optional=image_towers.LEFT_OUT,
+            needed=tuple(f"{stem}{part}" for part in _SPATIAL),
+            adapt=partial(image_towers.spatial_encoder, mean=mean, std=std),
+        )
+        for tower, (mean, std) in _NORMALISED.items()
+    }
+
+
+ENCODER_SOURCES = {
+    "videoprism": Transfer(),
+    "video_text_prism": Transfer((("video_encoder.", ("",)),), optional=tuple(f"{part}." for part in _ABOVE_TOKENS)),
+    "prism_classifier": Transfer((("encoder.", ("",)),), optional=("pooler.", "head.")),
+    "prism_student": Transfer((("encoder.", ("",)),), optional=_OF_STUDENTS),
+    **_from_image_towers(""),
+}
+VIDEO_TEXT_SOURCES = {
+    # released models have no temperature, and transformers' video tower alone no text
+    "video_text_prism": Transfer(fresh=("contrast", "text_encoder")),
+    "videoprism": Transfer((("", ("video_encoder.",)),), fresh=_ABOVE_TOKENS),
+    # the pooler of a classifier is another
+    "prism_classifier": Transfer(
+        (("encoder.", ("video_encoder.",)), ("pooler.", ())), optional=("head.",), fresh=_ABOVE_TOKENS
+    ),
+    "prism_student": Transfer((("encoder.", ("video_encoder.",)),), optional=_OF_STUDENTS, fresh=_ABOVE_TOKENS),
+    "prism_text": Transfer(needed=("text_encoder",)),
+    **_from_image_towers("video_encoder."),
+}
+CLASSIFIER_SOURCES = {
+    "prism_classifier": Transfer(),
+    "videoprism": Transfer((("", ("encoder.",)),), fresh=("pooler", "head")),
+    # the video-text model's pooler is four times as wide
+    "video_text_prism": Transfer(
+        (("video_encoder.", ("encoder.",)), ("pooler.", ())),
+        optional=("auxiliary.", "text_encoder.", "contrast."),
+        fresh=("pooler", "head"),
+    ),
+    "prism_student": Transfer(optional=_OF_STUDENTS, fresh=("pooler", "head")),
+    **_from_image_towers("encoder."),
+}
+TEACHER_SOURCES = {
+    "prism_teacher": Transfer(),
+    "video_text_prism": Transfer(optional=("text_encoder.", "contrast.")),
+    "prism_student": Transfer((("teacher.", ("",)), ("", ()))),
+}
+STUDENT_SOURCES = {"prism_student": Transfer()}

@@ -1,0 +1,202 @@
+"""What the engines know of a system: the records that it registers, and the models that these describe.
+
+Loading, converting, training, scoring and drawing look their questions up here: how is this model scored, what can it
+start from, which tasks are there. They know no system by name, so that one from outside this package, registered by
+`register`, is their equal.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastvtp.errors import UserError, unknown_name
+
+PRESETS = ("official", "fastvtp")
+"""The released objectives, and the recommended ones."""
+
+
+def _no_labels(_: Any) -> Mapping[str, int]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """One kind of model.
+
+    Attributes:
+        name: what config.json of a model folder calls it.
+        config: the dataclass of its settings.
+        model: the class of the model, built from a configuration.
+        reads_text: whether it takes token ids, so that a tokenizer belongs to its weights.
+        scored_by: the way in which `fastvtp evaluate` scores it, a name in `fastvtp.evaluation.scoring` or in the
+            `Runs.scorers` of a system; None: it has no scores.
+        labels: what lists its outputs go by and how long each is, from a configuration: "answers", "classes" or
+            "entities" -> number of entries. An "answers" of 1 chooses among the options of a question.
+        sources: what the model takes from a checkpoint, by the architecture of the checkpoint; the values are
+            `fastvtp.checkpoints.kinds.Transfer`.
+        chosen_anew: settings that a model started from a checkpoint of another architecture does not take over.
+        tower: the video tower that frozen-backbone evaluation reads, a `fastvtp.frozen.towers.VideoTower`, from a
+            model; None: its clips do not become tokens of their own.
+    """
+
+    name: str
+    config: type
+    model: type[nn.Module]
+    reads_text: bool
+    scored_by: str | None = None
+    labels: Callable[[Any], Mapping[str, int]] = _no_labels
+    sources: Mapping[str, Any] = field(default_factory=dict)
+    chosen_anew: Sequence[str] = ()
+    tower: Callable[[Any], Any] | None = None
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A name that `fastvtp.create_model` takes.
+
+    Attributes:
+        architecture: its kind, by name.
+        settings: fields of the configuration that differ from its defaults.
+        recommended: further ones, of the preset "fastvtp" alone.
+    """
+
+    architecture: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    recommended: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """What a system brings to training and evaluation, which is read when the first run asks for it.
+
+    Attributes:
+        tasks: subclasses of `fastvtp.training.task.Task`.
+        recipes: functions of a preset that return a `fastvtp.training.config.TrainConfig`, called by their own names.
+        scorers: further ways of scoring, by the name in `Architecture.scored_by`.
+        pictures: what `fastvtp visualize` draws, by the name of an architecture.
+        study: what `fastvtp ablate` takes apart, a `fastvtp.ablation.studies.Study`; None: nothing.
+    """
+
+    tasks: Sequence[Any] = ()
+    recipes: Sequence[Callable[[str], Any]] = ()
+    scorers: Mapping[str, Callable[..., dict[str, Any]]] = field(default_factory=dict)
+    pictures: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    study: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """A family of models with all that belongs to it.
+
+    Attributes:
+        name: as in `fastvtp ablate NAME`.
+        architectures: its kinds of models.
+        models: names for `fastvtp.create_model`.
+        kinds: the checkpoints that it can read, `fastvtp.checkpoints.kinds.Kind`.
+        runs: gives what it brings to training; a function, so that models can be had without what training needs.
+    """
+
+    name: str
+    architectures: Sequence[Architecture]
+    models: Mapping[str, NamedModel] = field(default_factory=dict)
+    kinds: Sequence[Any] = ()
+    runs: Callable[[], Runs] = Runs
+
+
+_SYSTEMS: dict[str, System] = {}
+
+
+def register(system: System) -> None:
+    """Make a system known to every command and function of this package; the same one may be registered again.
+
+    Raises UserError where another system already has its name, or the name of one of its architectures or models.
+    """
+    if _SYSTEMS.get(system.name) is system:
+        return
+    if system.name in _SYSTEMS:
+        raise UserError(f"a system {system.name!r} is registered already")
+    for what, taken, wanted in (
+        ("architecture", architectures(), [architecture.name for architecture in system.architectures]),
+        ("model", named_models(), system.models),
+    ):
+        if doubled := sorted(set(taken) & set(wanted)):
+            raise UserError(f"system {system.name!r}: the {what} {doubled[0]!r} is registered already")
+    _SYSTEMS[system.name] = system
+
+
+def systems() -> Mapping[str, System]:
+    """All registered systems by name."""
+    return dict(_SYSTEMS)
+
+
+def architectures() -> dict[str, Architecture]:
+    """All registered architectures by name."""
+    return {architecture.name: architecture for system in _SYSTEMS.values() for architecture in system.architectures}
+
+
+def named_models() -> dict[str, NamedModel]:
+    """All models that have a name."""
+    return {name: model for system in _SYSTEMS.values() for name, model in system.models.items()}
+
+
+def all_runs() -> Iterator[Runs]:
+    """What each system brings to training, system by system."""
+    return (system.runs() for system in _SYSTEMS.values())
+
+
+def find_architecture(name: str) -> Architecture:
+    """The architecture of that name. Raises UserError with the nearest known name."""
+    return find("architecture", name, architectures())
+
+
+def find(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    """`known[name]`. Raises UserError with the nearest known name; `what` says what was looked for."""
+    if name not in known:
+        raise unknown_name(what, name, known)
+    return known[name]
+
+
+def architecture_of(thing: Any) -> Architecture:
+    """The architecture of a model or of a configuration.
+
+    Raises UserError for what no registered system has: `import fastvtp.systems.catalogue` registers those of this
+    package.
+    """
+    for architecture in architectures().values():
+        if type(thing) in (architecture.config, architecture.model):
+            return architecture
+    raise UserError(
+        f"{type(thing).__name__} is no model of a registered system ({', '.join(_SYSTEMS) or 'there are none'})"
+    )
+
+
+def model_config(name: str, *, preset: str = "fastvtp", **overrides: Any) -> Any:
+    """The configuration behind a model's name: what the preset recommends, then its size, then `overrides`.
+
+    Raises UserError with the nearest known name.
+    """
+    model = find("model", name, named_models())
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    config_class: Any = find_architecture(model.architecture).config
+    for key in overrides:
+        if key not in config_class.__dataclass_fields__:
+            raise unknown_name(f"{name} option", key, config_class.__dataclass_fields__)
+    recommended = model.recommended if preset == "fastvtp" else {}
+    return config_class(**{**recommended, **model.settings, **overrides})
+
+
+def build_model(config: Any, device: torch.device | str = "cpu") -> Any:
+    """A freshly initialised model, from torch's global generator.
+
+    It is built on the meta device first: torch's constructors would initialise everything once more, for nothing. The
+    numbers are drawn on the CPU, so that a seed gives the same weights for every device.
+    """
+    with torch.device("meta"):
+        model: Any = architecture_of(config).model(config)
+    model.to_empty(device="cpu")
+    model.init_weights()
+    return model.to(device)
