@@ -118,33 +118,41 @@ def register(system: System) -> None:
         return
     if system.name in _SYSTEMS:
         raise UserError(f"a system {system.name!r} is registered already")
-    for what, taken, wanted in (
-        ("architecture", architectures(), [architecture.name for architecture in system.architectures]),
-        ("model", named_models(), system.models),
-    ):
-        if doubled := sorted(set(taken) & set(wanted)):
-            raise UserError(f"system {system.name!r}: the {what} {doubled[0]!r} is registered already")
+    for other in _SYSTEMS.values():
+        for what, taken, wanted in (
+            ("architecture", _architecture_names(other), _architecture_names(system)),
+            ("model", set(other.models), set(system.models)),
+        ):
+            if doubled := sorted(taken & wanted):
+                raise UserError(f"system {system.name!r}: {other.name} already has the {what} {doubled[0]!r}")
     _SYSTEMS[system.name] = system
 
 
+def _architecture_names(system: System) -> set[str]:
+    return {architecture.name for architecture in system.architectures}
+
+
 def systems() -> Mapping[str, System]:
-    """All registered systems by name."""
-    return dict(_SYSTEMS)
+    """All registered systems by name. Raises UserError where there are none: those of this package are registered by
+    `import fastvtp.systems`."""
+    if not _SYSTEMS:
+        raise UserError("no system is registered: import fastvtp.systems first")
+    return _SYSTEMS
 
 
 def architectures() -> dict[str, Architecture]:
     """All registered architectures by name."""
-    return {architecture.name: architecture for system in _SYSTEMS.values() for architecture in system.architectures}
+    return {architecture.name: architecture for system in systems().values() for architecture in system.architectures}
 
 
 def named_models() -> dict[str, NamedModel]:
     """All models that have a name."""
-    return {name: model for system in _SYSTEMS.values() for name, model in system.models.items()}
+    return {name: model for system in systems().values() for name, model in system.models.items()}
 
 
 def all_runs() -> Iterator[Runs]:
     """What each system brings to training, system by system."""
-    return (system.runs() for system in _SYSTEMS.values())
+    return (system.runs() for system in systems().values())
 
 
 def find_architecture(name: str) -> Architecture:
@@ -162,15 +170,12 @@ def find(what: str, name: str, known: Mapping[str, Any]) -> Any:
 def architecture_of(thing: Any) -> Architecture:
     """The architecture of a model or of a configuration.
 
-    Raises UserError for what no registered system has: `import fastvtp.systems.catalogue` registers those of this
-    package.
+    Raises UserError for what no registered system has.
     """
     for architecture in architectures().values():
         if type(thing) in (architecture.config, architecture.model):
             return architecture
-    raise UserError(
-        f"{type(thing).__name__} is no model of a registered system ({', '.join(_SYSTEMS) or 'there are none'})"
-    )
+    raise UserError(f"{type(thing).__name__} is no model of a registered system ({', '.join(systems())})")
 
 
 def model_config(name: str, *, preset: str = "fastvtp", **overrides: Any) -> Any:

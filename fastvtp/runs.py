@@ -10,7 +10,7 @@ from fastvtp.data.synthetic import SyntheticConfig, generate_dataset
 from fastvtp.errors import UserError
 from fastvtp.evaluation.protocol import EvaluationProtocol
 from fastvtp.evaluation.report import REPORT_NAME, bad_file_report, write_report
-from fastvtp.evaluation.scoring import ScoreRequest, evaluate, evaluation_loader
+from fastvtp.evaluation.scoring import evaluate, evaluation_loader
 from fastvtp.model_folder import OpenedModel, open_model, with_companions
 from fastvtp.settings import choose_device
 from fastvtp.training.config import TrainConfig, find_task
@@ -75,15 +75,10 @@ def pretrain(config: TrainConfig, *, resume: bool = False, progress_bar: bool = 
             max_text_length=data.max_text_length,
             precision=config.precision,
         )
-        request = ScoreRequest(
-            opened=with_companions(result.model, result.model_dir),
-            data=data.test,
-            protocol=protocol,
-            output=run_dir,
-            train_data=data.train,
-            progress_bar=progress_bar,
+        opened = with_companions(result.model, result.model_dir)
+        scores = evaluate(
+            opened, data.test, protocol=protocol, output=run_dir, train_data=data.train, progress_bar=progress_bar
         )
-        scores = evaluate(request)
         bad_files = result.bad_files | scores.pop("bad_files")["files"]
         report = {**scores, **report, "bad_files": bad_file_report(bad_files)}
         write_report(run_dir / REPORT_NAME, report)

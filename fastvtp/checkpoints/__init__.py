@@ -1,0 +1,1 @@
+"""Weights of others: reading them, recognising them, and loading them into a model."""

@@ -1,0 +1,1 @@
+"""The `fastvtp` command: thin, every command calls a function elsewhere."""

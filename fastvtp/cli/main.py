@@ -142,7 +142,6 @@ def evaluate(
     """Score a model: text-video retrieval both ways, question answering, or classification."""
     from fastvtp.evaluation.protocol import EvaluationProtocol
     from fastvtp.evaluation.report import REPORT_NAME, write_report
-    from fastvtp.evaluation.scoring import ScoreRequest
     from fastvtp.evaluation.scoring import evaluate as evaluate_model
     from fastvtp.settings import choose_device, parse_value
     from fastvtp.systems.catalogue import open_model
@@ -153,9 +152,7 @@ def evaluate(
     )  # fmt: skip
     opened = open_model(model, choose_device(device))
     report = evaluate_model(
-        ScoreRequest(
-            opened=opened, data=data, protocol=protocol, output=output, train_data=train_data, progress_bar=not quiet
-        )
+        opened, data, protocol=protocol, output=output, train_data=train_data, progress_bar=not quiet
     )
     if output is not None:
         write_report(output / REPORT_NAME, report)

@@ -1,0 +1,1 @@
+"""From lists and files to batches of clips and token ids."""

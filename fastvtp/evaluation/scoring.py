@@ -35,7 +35,7 @@ GALLERY_NAME, PREDICTIONS_NAME = "gallery.html", "predictions.jsonl"
 _PROTOCOL = EvaluationProtocol()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ScoreRequest:
     """What is to be scored, and how.
 
@@ -64,25 +64,33 @@ class ScoreRequest:
 Scorer = Callable[[ScoreRequest], dict[str, Any]]
 
 
-def evaluate(request: ScoreRequest) -> dict[str, Any]:
-    """Score a model in the way of its architecture: retrieval, question answering, classification or another.
+def evaluate(
+    opened: OpenedModel,
+    data: str,
+    *,
+    protocol: EvaluationProtocol = _PROTOCOL,
+    output: Path | None = None,
+    train_data: str | None = None,
+    progress_bar: bool = True,
+) -> dict[str, Any]:
+    """Score a model on `data` in the way of its architecture: retrieval, question answering, classification or another.
 
     Retrieval asks with every caption of a clip, and finds a clip's captions by the best of them. It goes by the
     matching head where there is one, which takes one view of a clip and scores each caption with it.
 
-    Returns the scores, num_test and bad_files. Raises UserError for data of another kind, and for a model that has no
-    scores.
+    The arguments are those of `ScoreRequest`. Returns the scores, num_test and bad_files. Raises UserError for data of
+    another kind, and for a model that has no scores.
     """
-    model, protocol = request.opened.model, request.protocol
-    architecture = architecture_of(model)
+    architecture = architecture_of(opened.model)
     if architecture.scored_by is None:
         raise UserError(f"a {architecture.name} has no scores: fine-tune it (fastvtp finetune RECIPE init=FOLDER)")
     if protocol.add_similarity and architecture.scored_by != "matching":
         raise UserError(f"add_similarity is for models with a matching head, not for {architecture.name}")
     score = find_scorer(architecture.scored_by)
-    if request.output is not None:
-        request.output.mkdir(parents=True, exist_ok=True)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16"):
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+    request = ScoreRequest(opened, data, protocol, output, train_data, progress_bar)
+    with torch.autocast(opened.model.device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16"):
         return score(request)
 
 

@@ -1,0 +1,1 @@
+"""Frozen video models: their features, and the heads that are trained on these."""

@@ -14,14 +14,14 @@ from fastvtp.data.annotations import load_annotations
 from fastvtp.errors import UserError
 from fastvtp.model_folder import read_weights
 from fastvtp.systems.catalogue import build_model
+from fastvtp.systems.recipes import find_study
 from fastvtp.systems.simvtp.ablation import QUICK, base_config
-from fastvtp.systems.studies import SYSTEMS
 
 SCALE = replace(QUICK, num_train=24, num_test=8, probe_clips=16)
 
 
 def ablate(*arguments, **options):
-    return run_ablation(SYSTEMS["simvtp"], *arguments, **options)
+    return run_ablation(find_study("simvtp", []), *arguments, **options)
 
 
 def settings(folder, *more: str):
@@ -68,8 +68,8 @@ def test_weights_are_deleted_and_finished_runs_not_repeated(finished, trained):
     assert json.loads((finished / "ablation.json").read_text()) == before
 
 
-def test_an_interrupted_study_continues_to_the_same_scores(finished, tmp_path, trained, monkeypatch):
-    folder, score = tmp_path / "cut", SYSTEMS["simvtp"].score
+def test_an_interrupted_study_continues_to_the_same_scores(finished, tmp_path, trained):
+    folder, score = tmp_path / "cut", find_study("simvtp", []).score
     calls = iter([False, False, True])
 
     def interrupted(*arguments):
@@ -77,9 +77,14 @@ def test_an_interrupted_study_continues_to_the_same_scores(finished, tmp_path, t
             raise KeyboardInterrupt
         return score(*arguments)
 
-    monkeypatch.setitem(SYSTEMS, "simvtp", replace(SYSTEMS["simvtp"], score=interrupted))
     with pytest.raises(KeyboardInterrupt):
-        ablate(settings(folder), SCALE, study="data", progress_bar=False)
+        run_ablation(
+            replace(find_study("simvtp", []), score=interrupted),
+            settings(folder),
+            SCALE,
+            study="data",
+            progress_bar=False,
+        )
     assert len(json.loads((folder / "ablation.json").read_text())["runs"]) == 2
     ablate(settings(folder), SCALE, study="data", keep=True, progress_bar=False)
     assert [name.rpartition("/")[2] for name in trained] == [

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvtp.systems.catalogue import ARCHITECTURES, build_model
+from fastvtp.architecture import find_architecture
+from fastvtp.systems.catalogue import build_model
 
 SIZES: dict[str, Any] = {
     "num_frames": 4, "image_size": 16, "tubelet": (2, 8, 8), "width": 32, "depth": 2, "num_heads": 2,
@@ -18,7 +19,7 @@ SIZES: dict[str, Any] = {
 
 def tiny_model(architecture: str, seed: int = 0, **changes: Any) -> Any:
     """A model whose parameters are all random, biases and norms too."""
-    config_class = ARCHITECTURES[architecture][0]
+    config_class = find_architecture(architecture).config
     values = {name: value for name, value in SIZES.items() if name in config_class.__dataclass_fields__}
     model = build_model(config_class(**{**values, **changes})).eval()
     generator = torch.Generator().manual_seed(seed)

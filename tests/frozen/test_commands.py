@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
+from fastvtp.architecture import architecture_of
 from fastvtp.evaluation import scoring
 from fastvtp.frozen.feature_sets import FeatureSet
 from fastvtp.model_folder import write_model_folder
-from fastvtp.systems.catalogue import architecture_of, build_model
+from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.videoprism.video_text import VideoTextPrismConfig
 from tests.cli.test_main import run
 from tests.frozen.frozen_clips import write_classes, write_rows
@@ -23,7 +24,7 @@ def place(tmp_path_factory):
     """A folder with a model and clips of three colours."""
     root = tmp_path_factory.mktemp("frozen")
     model = make_tower_model("videomae")
-    write_model_folder(root / "model", model, architecture_of(model))
+    write_model_folder(root / "model", model, architecture_of(model).name)
     write_classes(root / "train", per_class=3)
     write_classes(root / "test", per_class=2, names=("red", "blue"))
     return root
@@ -223,7 +224,7 @@ def test_boxes_by_the_command(command, place):
 
 def test_a_text_model_without_its_vocabulary_still_sees(command, place):
     model = build_model(VideoTextPrismConfig(**SIZES, **TEXT))
-    write_model_folder(place / "lvt", model, architecture_of(model))
+    write_model_folder(place / "lvt", model, architecture_of(model).name)
     short = ("steps=2", "batch_size=2", "warmup_steps=1", "num_heads=2", "head_dim=8")
     assert "4 clips of" in command("extract", "lvt", "test", "--output", "f_lvt")
     command("probe", "lvt", *short, "--train", "train", "--test", "test", "--output", "p_lvt")

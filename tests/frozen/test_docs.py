@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+from fastvtp.architecture import architecture_of
 from fastvtp.model_folder import write_model_folder
-from fastvtp.systems.catalogue import architecture_of
 from tests.frozen.frozen_clips import write_classes
 from tests.frozen.towers import make_tower_model
 
@@ -17,7 +17,7 @@ def test_the_code_block_classifies_clips(tmp_path, monkeypatch, capsys):
     assert len(steps) + block.count("\n    ") <= 10
     monkeypatch.chdir(tmp_path)
     model = make_tower_model()
-    write_model_folder(Path("models/videoprism_base"), model, architecture_of(model))
+    write_model_folder(Path("models/videoprism_base"), model, architecture_of(model).name)
     write_classes(Path("clips/train"), per_class=3)
     write_classes(Path("clips/test"), per_class=2)
     namespace: dict = {}

@@ -79,15 +79,15 @@ def test_without_a_list_it_is_said(place, monkeypatch, capsys):
 
 
 def test_a_folder_passes_on_what_it_has(place):
-    convert("alpro_qa.pt", "qa", overrides=SETTINGS, answers="answers.txt")
+    convert("alpro_qa.pt", "qa", overrides=SETTINGS, lists={"answers": "answers.txt"})
     convert("qa", "again")
     found = opened("again").answers
     assert found is not None
     assert found.answers == tuple(ANSWERS)
     (place / "other.txt").write_text("a\nb\nc\nd")
-    assert convert("qa", "renamed", answers="other.txt").lists == {"answers": "4 of other.txt"}
+    assert convert("qa", "renamed", lists={"answers": "other.txt"}).lists == {"answers": "4 of other.txt"}
     assert opened("renamed").answers == read_answers("other.txt")
-    convert("alpro.pt", "all", overrides=SETTINGS, entities="nouns.txt")
+    convert("alpro.pt", "all", overrides=SETTINGS, lists={"entities": "nouns.txt"})
     assert convert("all", "retrieval", architecture="alpro_retrieval").lists == {}
     assert not (place / "retrieval/entities.txt").exists()
 
@@ -118,7 +118,7 @@ def test_a_classifier_keeps_the_names_of_its_classes(place, monkeypatch, capsys)
 
 def test_how_clips_were_read_goes_along(place):
     """ALPRO's release squashed them; of other weights a folder may say so."""
-    convert("alpro_qa.pt", "qa", overrides=SETTINGS, answers="answers.txt")
+    convert("alpro_qa.pt", "qa", overrides=SETTINGS, lists={"answers": "answers.txt"})
     assert opened("qa").fit == "squash"
     write_model_folder(place / "own", tiny_alpro("alpro_retrieval"), "alpro_retrieval")
     convert("own", "unsaid")

@@ -2,7 +2,7 @@ import pytest
 
 from fastvtp.errors import UserError
 from fastvtp.settings import setting_names
-from fastvtp.systems.recipes import RECIPES, get_recipe
+from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import (
     apply_overrides,
     differing_settings,
@@ -15,7 +15,7 @@ def config():
     return get_recipe("simvtp_tiny")
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", recipes())
 @pytest.mark.parametrize("preset", ["official", "fastvtp"])
 def test_recipes_build(name, preset):
     config = get_recipe(name, preset)

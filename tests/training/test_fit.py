@@ -23,10 +23,11 @@ from fastvtp.frozen.training_heads import FitSettings
 from fastvtp.model_folder import write_model_folder, write_reading
 from fastvtp.systems.captioner import tasks as captioning_tasks
 from fastvtp.systems.catalogue import build_model
-from fastvtp.systems.recipes import build_task, get_recipe
+from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import apply_overrides
 from fastvtp.training.loop import training_loader
 from fastvtp.training.state import Progress
+from fastvtp.training.task import build_task
 from tests.data.clips import write_clip
 from tests.systems.alpro.test_training import configure
 from tests.training.labelled import SIZES, write_rows

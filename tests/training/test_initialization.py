@@ -6,15 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastvtp import create_model, runs
+from fastvtp import create_model
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import CheckpointError, ConfigError
 from fastvtp.model_folder import write_model_folder
 from fastvtp.systems.catalogue import build_model
-from fastvtp.systems.recipes import build_task, get_recipe
+from fastvtp.systems.recipes import get_recipe, recipe_config
 from fastvtp.training.config import apply_overrides
 from fastvtp.training.initialization import load_initial_weights, prepare_tokenizer
 from fastvtp.training.loop import train
+from fastvtp.training.task import build_task
 from tests.training.labelled import (
     DECODER,
     classes,
@@ -130,12 +131,12 @@ def test_init_is_no_longer_needed_for_resuming(captioned_videos, simvtp_run, tmp
     first = train(config, progress_bar=False)
     shutil.rmtree(copy)
     with pytest.raises(ConfigError, match="source does not exist; give a checkpoint"):
-        runs.recipe_config("qa_finetune_tiny", "fastvtp", overrides)
-    again = train(runs.recipe_config("qa_finetune_tiny", "fastvtp", overrides, resume=True), resume=True)
+        recipe_config("qa_finetune_tiny", "fastvtp", overrides)
+    again = train(recipe_config("qa_finetune_tiny", "fastvtp", overrides, resume=True), resume=True)
     assert again.metrics == first.metrics
     # without a checkpoint there is nothing else to start from
     with pytest.raises(ConfigError, match="source does not exist; give a checkpoint"):
-        runs.recipe_config("qa_finetune_tiny", "fastvtp", [*overrides, f"output_dir={tmp_path / 'new'}"], resume=True)
+        recipe_config("qa_finetune_tiny", "fastvtp", [*overrides, f"output_dir={tmp_path / 'new'}"], resume=True)
 
 
 def test_resuming_computes_as_the_checkpoint_does(captioned_videos, tmp_path):
@@ -188,4 +189,4 @@ def test_what_does_not_fit_is_one_line(captioned_videos, simvtp_run, tmp_path):
         initial("qa_finetune_tiny", data, tmp_path / "empty", tmp_path)
     absent = settings(data, tmp_path / "new", f"init={tmp_path / 'absent'}")
     with pytest.raises(ConfigError, match="absent does not exist; give a checkpoint file or folder, or init=none"):
-        runs.recipe_config("qa_finetune_tiny", "fastvtp", absent)
+        recipe_config("qa_finetune_tiny", "fastvtp", absent)

@@ -13,9 +13,10 @@ from fastvtp.checkpoints.loading import absent_parts
 from fastvtp.data.annotations import load_videos
 from fastvtp.errors import ConfigError, UserError
 from fastvtp.model_folder import write_model_folder
-from fastvtp.systems.recipes import build_task, get_recipe
+from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import TrainConfig, apply_overrides
 from fastvtp.training.loop import train
+from fastvtp.training.task import build_task
 from tests.training.labelled import (
     DECODER,
     choices,

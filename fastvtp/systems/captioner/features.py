@@ -3,8 +3,9 @@
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -127,5 +128,13 @@ def attach_backbone(model: VideoCaptioner) -> VideoCaptioner:
         return model
     if model.config.backbone is None:
         raise UserError("backbone is none: expected a model folder, a function given to `attach`, or features")
-    tower = video_tower(load_pretrained(model.config.backbone, device=model.device).requires_grad_(False))
-    return model.attach(backbone=lambda video: tower.encode_layers(video)[:, -1])
+    return model.attach(backbone=load_backbone(model.config.backbone, model.device))
+
+
+def load_backbone(folder: str | Path, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+    """The video tower of a frozen model as a function: uint8 [B, T, H, W, 3] -> [B, N, D].
+
+    folder: a fastvtp model folder. Raises UserError for a model without a tower.
+    """
+    tower = video_tower(load_pretrained(folder, device=device).requires_grad_(False))
+    return lambda video: tower.encode_layers(video)[:, -1]

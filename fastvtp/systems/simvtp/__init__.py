@@ -1,0 +1,1 @@
+"""SimVTP (arXiv:2212.03490): masked video and text in one encoder."""

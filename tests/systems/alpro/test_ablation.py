@@ -29,7 +29,7 @@ from fastvtp.systems.alpro.ablation import (
 )
 from fastvtp.systems.alpro.towers import AlproConfig
 from fastvtp.systems.catalogue import build_model
-from fastvtp.systems.studies import SYSTEMS
+from fastvtp.systems.recipes import find_study
 
 SCALE = replace(QUICK, num_train=24, num_test=8, probe_clips=16, prompter_steps=2)
 
@@ -42,7 +42,7 @@ def settings(folder, *more: str):
 def finished(tmp_path_factory):
     """A folder with the whole study."""
     folder = tmp_path_factory.mktemp("ablation") / "alpro"
-    ablate(SYSTEMS["alpro"], settings(folder), SCALE, command="fastvtp ablate alpro", progress_bar=False)
+    ablate(find_study("alpro", []), settings(folder), SCALE, command="fastvtp ablate alpro", progress_bar=False)
     return folder
 
 
@@ -75,7 +75,7 @@ def test_a_study_is_reported_and_starts_all_runs_from_one_prompter(finished):
 def test_what_is_finished_is_not_trained_again(finished, monkeypatch):
     before = (finished / "ablation.json").read_bytes()
     monkeypatch.setattr("fastvtp.training.loop.train", None)
-    ablate(SYSTEMS["alpro"], settings(finished), SCALE, command="fastvtp ablate alpro", progress_bar=False)
+    ablate(find_study("alpro", []), settings(finished), SCALE, command="fastvtp ablate alpro", progress_bar=False)
     assert (finished / "ablation.json").read_bytes() == before
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fastvtp import runs
 from fastvtp.errors import ConfigError, UserError
+from fastvtp.systems.recipes import recipe_config
 from fastvtp.training.loop import train
 from tests.systems.alpro.test_training import configure
 
@@ -45,15 +45,15 @@ def test_published_recipes_start_from_weights_or_say_so(captioned_videos):
         with pytest.raises(
             ConfigError, match=f"{source} does not exist; give a checkpoint file or folder, or init=none"
         ):
-            runs.recipe_config(recipe, "official", [data])
+            recipe_config(recipe, "official", [data])
     settings = [data, "init=none"]
     for setting, what in (
         ("text_init", "a checkpoint file or folder"), ("prompter", "a checkpoint file or folder"),
         ("entities", "a list from `fastvtp entities`"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"{setting}=.* does not exist; give {what}, or {setting}=none"):
-            runs.recipe_config("alpro_pretrain", "official", settings)
+            recipe_config("alpro_pretrain", "official", settings)
         settings.append(f"{setting}=none")
     for preset, patches, frames in (("official", "black", "repeat"), ("fastvtp", "grey", "one")):
-        config = runs.recipe_config("alpro_pretrain", preset, settings)
+        config = recipe_config("alpro_pretrain", preset, settings)
         assert (config.model.hidden_patches, config.data.image_frames) == (patches, frames)

@@ -17,10 +17,11 @@ from fastvtp.errors import ConfigError, UserError
 from fastvtp.evaluation.scoring import evaluation_loader
 from fastvtp.systems.alpro.entities import PROMPT_TEMPLATES
 from fastvtp.systems.catalogue import build_model
-from fastvtp.systems.recipes import build_task, get_recipe
+from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import TrainConfig, apply_overrides
 from fastvtp.training.loop import train, training_loader
 from fastvtp.training.state import Progress
+from fastvtp.training.task import build_task
 from tests.training.labelled import (
     choices,
     rows_of,

@@ -14,15 +14,16 @@ from fastvtp.cli import main as cli
 from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.errors import ConfigError, UserError
+from fastvtp.evaluation.report import score_lines
 from fastvtp.frozen.features import FeatureSettings, extract_features
 from fastvtp.frozen.towers import video_tower
 from fastvtp.model_folder import write_model_folder
-from fastvtp.systems.captioner.features import CachedClips, FeatureLoader
-from fastvtp.systems.captioner.model import load_backbone
+from fastvtp.systems.captioner.features import CachedClips, FeatureLoader, load_backbone
 from fastvtp.systems.catalogue import build_model
-from fastvtp.systems.recipes import build_task, get_recipe
+from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import TrainConfig, apply_overrides
 from fastvtp.training.loop import train
+from fastvtp.training.task import build_task
 from tests.frozen.frozen_clips import make_loader
 from tests.frozen.towers import make_tower_model
 from tests.training.labelled import (
@@ -180,7 +181,7 @@ def test_a_run_is_scored_resumed_and_used(captioned_videos, backbone, language, 
     assert set(scores["captions"]) == {"exact", "overlap"}
     assert scores["text_only"] is not None
     assert (report["num_test"], report["bad_files"]["count"]) == (8, 0)
-    assert any(line.startswith("captions: exact") for line in runs.score_lines(report))
+    assert any(line.startswith("captions: exact") for line in score_lines(report))
 
     # the folder alone: weights of the resampler, which finds the frozen parts again
     opened = runs.open_model(tmp_path / "run", torch.device("cpu"))

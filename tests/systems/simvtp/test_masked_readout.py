@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 
 from fastvtp.model_folder import write_model_folder
 from fastvtp.systems.catalogue import build_model, create_model
-from fastvtp.systems.recipes import build_task, get_recipe
+from fastvtp.systems.recipes import get_recipe
 from fastvtp.systems.simvtp.tasks import FinetuneQA, word_head
 from fastvtp.training.config import apply_overrides
 from fastvtp.training.initialization import load_initial_weights, prepare_tokenizer
 from fastvtp.training.loop import train
+from fastvtp.training.task import build_task
 from tests.training.labelled import DECODER, settings
 
 

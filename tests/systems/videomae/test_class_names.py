@@ -7,8 +7,9 @@ import pytest
 
 from fastvtp import runs
 from fastvtp.errors import ConfigError
-from fastvtp.systems.recipes import build_task, get_recipe
+from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import TrainConfig, apply_overrides
+from fastvtp.training.task import build_task
 from tests.training.labelled import (
     classes,
     rows_of,

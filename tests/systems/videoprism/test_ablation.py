@@ -13,7 +13,7 @@ from fastvtp.data.synthetic.scene import (
     PAIR_MOTIONS,
 )
 from fastvtp.systems.catalogue import build_model
-from fastvtp.systems.studies import SYSTEMS
+from fastvtp.systems.recipes import find_study
 from fastvtp.systems.videoprism import ablation as prism_scoring
 from fastvtp.systems.videoprism import ablation as prism_studies
 from fastvtp.systems.videoprism.ablation import (
@@ -32,7 +32,7 @@ def test_a_study_of_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(prism_scoring, "_STEPS", 3)
     config = base_config("fastvtp", [f"output_dir={tmp_path}", "device=cpu", "steps=2"], quick=True)
     scale = replace(QUICK, num_train=24, num_test=12, probe_clips=16, stage1_steps=2)
-    ablate(SYSTEMS["videoprism"], config, scale, keep=True, command="fastvtp ablate", progress_bar=False)
+    ablate(find_study("videoprism", []), config, scale, keep=True, command="fastvtp ablate", progress_bar=False)
     state = json.loads((tmp_path / "ablation.json").read_text())
     steps = {name: run["steps"] for name, run in state["runs"].items()}
     assert steps.pop("stage 1") == 0

@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastvtp.architecture import find_architecture
 from fastvtp.checkpoints.loading import absent_parts, load_released
 from fastvtp.checkpoints.sizes import config_of_released
 from fastvtp.errors import CheckpointError
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.positions import sinusoid_positions
 from fastvtp.systems.alpro.timesformer import CLIP_MEAN, CLIP_STD
-from fastvtp.systems.catalogue import ARCHITECTURES, build_model
+from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.conversion import convert
 from fastvtp.systems.videoprism.encoder import VideoPrismConfig
 from tests.checkpoints.make_prism_arrays import (
@@ -183,7 +184,7 @@ def test_image_tower_becomes_blocks_within_frames(kind, stem, tmp_path):
     shared = {"num_frames": 3, "image_size": 24, "patch_size": 6, "width": 24, "depth": 2, "temporal_depth": 1,
               "num_heads": 3, "mlp_hidden": 40, "softcap": 0.0}  # fmt: skip
     more = {"vocab_size": 9, "text_depth": 1} if stem == "video_encoder." else {}
-    model = build_model(ARCHITECTURES[name][0](**shared, **more)).eval()
+    model = build_model(find_architecture(name).config(**shared, **more)).eval()
     report = load_released(model, tmp_path)
     encoder = model.get_submodule(stem.rstrip("."))
     filled = {f"{stem}{n}" for n in encoder.state_dict() if not n.startswith("temporal")}

@@ -13,11 +13,12 @@ from fastvtp import runs
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import CheckpointError, ConfigError
 from fastvtp.systems.catalogue import build_model
-from fastvtp.systems.recipes import build_task, get_recipe
+from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import TrainConfig, apply_overrides
 from fastvtp.training.loop import train, training_loader
 from fastvtp.training.optimizer import build_optimizer
 from fastvtp.training.state import Progress
+from fastvtp.training.task import build_task
 from tests.training.labelled import rows_of, write_rows
 
 SIZES = [

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastvtp.architecture import architecture_of
 from fastvtp.modules.pooler import AttentionPooler, scale_query
 from fastvtp.modules.positions import sinusoid_positions
 from fastvtp.systems.catalogue import (
-    ARCHITECTURES,
     build_model,
     create_model,
     model_config,
@@ -80,7 +80,7 @@ def test_a_scale_of_zero_is_one():
 def test_sizes(name, parameters):
     config = model_config(name)
     with torch.device("meta"):
-        model = next(model for known, model in ARCHITECTURES.values() if known is type(config))(config)
+        model = architecture_of(config).model(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
@@ -94,7 +94,7 @@ def test_sizes(name, parameters):
 )
 def test_every_parameter_is_initialised(config):
     with torch.device("meta"):
-        model: Any = next(model for known, model in ARCHITECTURES.values() if known is type(config))(config)
+        model: Any = architecture_of(config).model(config)
     model.to_empty(device="cpu")
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data.fill_(torch.nan)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import fastvtp
+from fastvtp.architecture import architecture_of
 from fastvtp.checkpoints.loading import absent_parts, load_released
 from fastvtp.checkpoints.reading import read_checkpoint
 from fastvtp.checkpoints.sizes import config_of_released
@@ -21,11 +22,9 @@ from fastvtp.cli import main as cli
 from fastvtp.data.sentencepiece import PrismTokenizer
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import CheckpointError, ConfigError, UserError
-from fastvtp.evaluation.scoring import with_companions
+from fastvtp.model_folder import with_companions
 from fastvtp.modules.positions import resize_positions
 from fastvtp.systems.catalogue import (
-    ARCHITECTURES,
-    architecture_of,
     build_model,
     model_config,
 )
@@ -65,7 +64,7 @@ def test_every_released_array_has_its_place(name):
     config = config_of_released(weights)
     assert config == model_config(name)
     with torch.device("meta"):
-        model = ARCHITECTURES[architecture_of(config)][1](config)
+        model = architecture_of(config).model(config)
     report = load_released(model, weights)
     assert (report.fresh, report.ignored, report.resized) == ((), (), ())
     assert len(report.loaded) == len(model.state_dict())
