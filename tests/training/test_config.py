@@ -2,7 +2,7 @@ import pytest
 
 from fastvtp.errors import UserError
 from fastvtp.settings import setting_names
-from fastvtp.systems.recipes import get_recipe
+from fastvtp.systems.recipes import get_recipe, recipes
 from fastvtp.training.config import (
     apply_overrides,
     differing_settings,

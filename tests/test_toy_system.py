@@ -1,0 +1,121 @@
+"""A system from outside is the equal of those inside: registered by one call, it is created, trained, scored, read."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastvtp
+from fastvtp.architecture import Architecture, NamedModel, System, architecture_of, register
+from fastvtp.errors import ConfigError, UserError
+from fastvtp.evaluation.scoring import evaluate
+from fastvtp.systems import catalogue
+from fastvtp.systems.catalogue import create_model, list_models, open_model
+from fastvtp.systems.conversion import convert
+from fastvtp.systems.recipes import get_recipe, recipe_config
+from fastvtp.training.config import apply_overrides
+from fastvtp.training.loop import train
+from tests.toy_system.model import Toy, ToyConfig
+from tests.toy_system.system import SYSTEM
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    fastvtp.register(SYSTEM)
+
+
+@pytest.fixture
+def config(captioned_videos, tmp_path):
+    settings = ["device=cpu", "batch_size=4", "log_every=1", "checkpoint_every=2", "data.num_workers=0"]
+    data = [f"data.{part}={captioned_videos / f'{part}.jsonl'}" for part in ("train", "test")]
+    return recipe_config("toy_tiny", "fastvtp", [*data, *settings, f"output_dir={tmp_path / 'run'}", "brightness=0.5"])
+
+
+def test_it_is_created_and_listed_by_name():
+    assert {"toy_base", "toy_tiny"} <= set(list_models())
+    assert create_model("toy_tiny").config == ToyConfig(width=8)
+    assert create_model("toy_base").config.width == 64
+    assert create_model("toy_base", preset="official").config.width == 16
+    with pytest.raises(UserError, match="did you mean 'toy_tiny'"):
+        create_model("toy_tny")
+
+
+def test_its_own_settings_are_no_others(config):
+    assert config.options.brightness == 0.5
+    with pytest.raises(ConfigError, match="brightness is for pretrain_toy, the task is pretrain_simvtp"):
+        apply_overrides(get_recipe("simvtp_tiny"), ["brightness=2"])
+    with pytest.raises(ConfigError, match="batch_size must be at least 2"):
+        apply_overrides(config, ["batch_size=1"])
+    with pytest.raises(ConfigError, match=r"data\.images is for .*pretrain_alpro.*, the task is pretrain_toy"):
+        apply_overrides(config, ["data.images=x.jsonl"])
+
+
+def test_it_is_pretrained_resumed_and_evaluated(config, captioned_videos, tmp_path):
+    whole = train(config, progress_bar=False)
+    for folder in ("model", "checkpoints/step_00000004"):  # as if killed after the second step
+        path = tmp_path / "run" / folder
+        path.rename(path.with_name(f"partial_{path.name}"))
+    resumed = train(config, resume=True, progress_bar=False)
+    for before, after in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(before, after)
+    opened = open_model(tmp_path / "run", torch.device("cpu"))
+    assert isinstance(opened.model, Toy)
+    scores = evaluate(opened, str(captioned_videos / "test.jsonl"), progress_bar=False)
+    assert scores["num_test"] == 8
+    assert 0 <= scores["retrieval"]["t2v"]["R1"] <= 100
+
+
+def test_its_published_weights_are_converted(tmp_path):
+    weights = {
+        "vision.proj.weight": torch.ones(6, 3),
+        "vision.proj.bias": torch.ones(6),
+        "words.weight": torch.ones(9, 6),
+    }
+    torch.save({"model": weights}, tmp_path / "toy.pth")
+    done = convert(tmp_path / "toy.pth", tmp_path / "toy")
+    assert (done.architecture, len(done.report.loaded)) == ("toy", 3)
+    model = fastvtp.load_pretrained(tmp_path / "toy")
+    assert (model.config.width, model.config.vocab_size) == (6, 9)
+    assert all((parameter == 1).all() for parameter in model.parameters())
+
+
+def test_the_command_finds_it_by_its_entry_point(tmp_path):
+    """A package that is installed with an entry point is known to `fastvtp` without a line of code."""
+    info = tmp_path / "toy-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[fastvtp.systems]\ntoy = tests.toy_system.system:SYSTEM\nbroken = no_such_package:SYSTEM\n"
+    )
+    code = "import sys; sys.path.append(sys.argv[1]); import fastvtp; print('toy_tiny' in fastvtp.list_models())"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+    assert "the system 'broken' of no_such_package:SYSTEM cannot be used" in done.stderr
+
+
+def test_names_are_taken_once():
+    toy = Architecture(name="toy", config=ToyConfig, model=Toy, reads_text=True)
+    for name, system, fault in (
+        ("toy", System(name="toy", architectures=()), "a system 'toy' is registered already"),
+        ("other", System(name="other", architectures=(toy,)), "toy already has the architecture 'toy'"),
+        (
+            "third",
+            System(name="third", architectures=(), models={"toy_tiny": NamedModel("toy")}),
+            "the model 'toy_tiny'",
+        ),
+    ):
+        with pytest.raises(UserError, match=fault):
+            register(system)
+        assert name == "toy" or name not in {known.name for known in catalogue.SYSTEMS}
+    assert architecture_of(ToyConfig()).model is Toy
+
+
+def test_no_engine_knows_it(request):
+    """Neither its model nor its task is named in any file of fastvtp."""
+    root = request.config.rootpath / "fastvtp"
+    knowing = [
+        path for path in root.rglob("*.py") if "toy_tiny" in path.read_text() or "pretrain_toy" in path.read_text()
+    ]
+    assert json.dumps([str(path.relative_to(root)) for path in knowing]) == "[]"
