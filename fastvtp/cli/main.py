@@ -49,21 +49,22 @@ def demo(
     """Make captioned videos, pretrain SimVTP on them, score and draw: minutes on two CPU cores."""
     from fastvtp import runs
     from fastvtp.data.synthetic import SyntheticConfig
-    from fastvtp.systems.recipes import get_recipe
+    from fastvtp.evaluation.report import score_lines
+    from fastvtp.systems.recipes import DEMO_RECIPE, get_recipe
     from fastvtp.training.config import apply_overrides
 
     if any(override.startswith(("data.train=", "data.test=")) for override in overrides or []):
         raise UserError("the demo makes its own videos; for yours: fastvtp pretrain RECIPE data.train=...")
-    config = apply_overrides(get_recipe("simvtp_demo", preset), overrides or [])
+    config = apply_overrides(get_recipe(DEMO_RECIPE, preset), overrides or [])
     report = runs.demo(config, SyntheticConfig(seed=config.seed), progress_bar=not quiet)
-    typer.echo("\n".join(runs.score_lines(report)))
+    typer.echo("\n".join(score_lines(report)))
     typer.echo(f"chance R1 {report['chance_R1']:.2f}; report, pictures and gallery are in {config.output_dir}")
     if compare_presets:
         from fastvtp.ablation import presets
         from fastvtp.systems.catalogue import PRESETS
 
         other = next(name for name in PRESETS if name != preset)
-        other_config = apply_overrides(get_recipe("simvtp_demo", other), overrides or [])
+        other_config = apply_overrides(get_recipe(DEMO_RECIPE, other), overrides or [])
         found = presets.compare_presets(config, other_config, names=(preset, other), progress_bar=not quiet)
         for line in presets.preset_table(found):
             typer.echo(line)
@@ -71,12 +72,14 @@ def demo(
 
 def _train(command: str, recipe: str, overrides: list[str] | None, *, resume: bool, preset: str, quiet: bool) -> None:
     from fastvtp import runs
+    from fastvtp.evaluation.report import score_lines
+    from fastvtp.systems.recipes import recipe_config
 
-    config = runs.recipe_config(recipe, preset, overrides or [], command=command, resume=resume)
+    config = recipe_config(recipe, preset, overrides or [], command=command, resume=resume)
     report = runs.pretrain(config, resume=resume, progress_bar=not quiet)
     bad_files = report["bad_files"]["count"]
     done = f"{report['steps']} steps, {bad_files} undecodable files; see {config.output_dir}/report.json"
-    typer.echo("\n".join([*runs.score_lines(report), done]))
+    typer.echo("\n".join([*score_lines(report), done]))
 
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in output_dir.")]

@@ -77,6 +77,9 @@ RECIPES: dict[str, Callable[[str], TrainConfig]] = {
     )
 }  # fmt: skip
 
+DEMO_RECIPE = "simvtp_demo"
+"""What `fastvtp demo` trains by."""
+
 
 def get_recipe(name: str, preset: str = "fastvtp") -> TrainConfig:
     """The configuration of a recipe. Raises UserError with the nearest known name."""
