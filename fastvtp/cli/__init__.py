@@ -1,0 +1,1 @@
+"""The command line: each command is thin and calls a function elsewhere."""
