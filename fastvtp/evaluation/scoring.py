@@ -1,11 +1,12 @@
 """Opening a model with what stands beside it, and scoring it in the way of its architecture."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.classes import load_classes, read_class_names
@@ -22,6 +23,7 @@ from fastvtp.evaluation.matching import (
     encode_set,
     match_scores,
     matching_metrics,
+    matching_ranks,
 )
 from fastvtp.evaluation.protocol import EvaluationProtocol
 from fastvtp.evaluation.question_answering import evaluate_multiple_choice, evaluate_open_ended
@@ -43,7 +45,12 @@ from fastvtp.model_folder import (
     tokenizer_beside,
 )
 from fastvtp.systems.catalogue import architecture_of, load_pretrained
-from fastvtp.visualization.gallery import animated_thumbnail, save_retrieval_gallery
+from fastvtp.visualization.gallery import (
+    GalleryContent,
+    RankedScores,
+    animated_thumbnail,
+    save_retrieval_gallery,
+)
 
 GALLERY_NAME, PREDICTIONS_NAME = "gallery.html", "predictions.jsonl"
 _PROTOCOL = EvaluationProtocol()
@@ -181,12 +188,22 @@ class _Thumbnails:
                     self.images[index] = animated_thumbnail(frames.cpu().numpy())
             yield batch
 
-    def save_gallery(self, folder: Path, found: RetrievalEmbeddings | EncodedSet, data: str, **shown: Any) -> None:
-        """shown: scores and metrics of `save_retrieval_gallery`."""
-        save_retrieval_gallery(
-            folder / GALLERY_NAME, captions=found.captions, thumbnails=[self.images[index] for index in found.ids],
-            ids=found.ids, title=f"Retrieval on {data}", video_of_text=found.video_of_text, **shown,
-        )  # fmt: skip
+    def save_gallery(
+        self,
+        folder: Path,
+        found: RetrievalEmbeddings | EncodedSet,
+        scores: tuple[Tensor, Tensor],
+        *,
+        metrics: Mapping[str, Mapping[str, float]],
+        title: str,
+    ) -> None:
+        """scores: [N texts, M videos], of text-to-video and of video-to-text. metrics: see `save_retrieval_gallery`."""
+        content = GalleryContent(
+            found.captions, [self.images[index] for index in found.ids], found.ids, found.video_of_text
+        )
+        ranks = matching_ranks(*scores, video_of_text=found.video_of_text)
+        to_video, to_text = (RankedScores(*side) for side in zip(scores, ranks, strict=True))
+        save_retrieval_gallery(folder / GALLERY_NAME, content, to_video, to_text, metrics=metrics, title=title)
 
 
 def _encode_clips(
@@ -223,7 +240,8 @@ def _score_retrieval(
         **numbers,
     }
     if output is not None:
-        thumbnails.save_gallery(output, embeddings, data, similarity=similarity, metrics=report["retrieval"])
+        both = (similarity, similarity)
+        thumbnails.save_gallery(output, embeddings, both, metrics=report["retrieval"], title=f"Retrieval on {data}")
     return report
 
 
@@ -248,8 +266,8 @@ def _score_matching(
         **numbers,
     }
     if output is not None:
-        shown = {"similarity": text_to_video, "video_to_text": video_to_text, "metrics": metrics}
-        thumbnails.save_gallery(output, encoded, data, **shown)
+        both = (text_to_video, video_to_text)
+        thumbnails.save_gallery(output, encoded, both, metrics=metrics, title=f"Retrieval on {data}")
     return report
 
 
