@@ -137,7 +137,7 @@ def test_a_recipe_gives_what_no_setting_does(command, place):
         ("answer", "model", "test"),
     ],
 )
-def test_every_command_that_reads_clips_takes_their_fit(command, features, place, monkeypatch, arguments):
+def test_every_command_that_reads_clips_takes_their_framing(command, features, place, monkeypatch, arguments):
     monkeypatch.setattr("fastvtp.systems.captioner.runs.open_captioner", lambda *_, **__: None)
     if not (place / "p_fit").exists():
         command("probe", features, "steps=1", "num_heads=2", "head_dim=8", "--output", "p_fit")
@@ -145,7 +145,7 @@ def test_every_command_that_reads_clips_takes_their_fit(command, features, place
     assert error == "fastvtp: fit must be 'crop' or 'squash', got 'stretch'\n"
 
 
-def test_the_fit_overrules_that_of_the_model(command, place):
+def test_the_framing_overrules_that_of_the_model(command, place):
     command("extract", "model", "test", "--output", "f_squash", "--framing", "squash")
     assert FeatureSet(place / "f_squash").description["fit"] == "squash"
     settings = ("steps=1", "num_heads=2", "head_dim=8")
@@ -165,7 +165,7 @@ def test_several_crops_of_squashed_frames_stand_in_the_way_of_a_test_alone(comma
     assert json.loads((place / "p_views/probe.json").read_text())["protocol"]["fit"] == "squash"
 
 
-def test_a_probe_keeps_to_the_fit_of_its_features(command, place, monkeypatch):
+def test_a_probe_keeps_to_the_framing_of_its_features(command, place, monkeypatch):
     for name in ("train", "test"):
         command("extract", "model", name, "--output", f"fit_{name}", "--framing", "squash")
     command("extract", "model", "test", "--output", "fit_crop")
