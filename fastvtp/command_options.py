@@ -1,10 +1,182 @@
-"""Options that several commands share."""
+"""Options that several commands share, each declared once, and how a command takes many of them by few parameters.
 
-from typing import Annotated
+An option of the command line is an annotated type: its help, its bounds, its metavar. Options that belong together are
+the fields of a dataclass, a bundle, and a command has one parameter for the whole bundle:
+
+    def classify(
+        model: Model,
+        *,
+        reading: Annotated[ReadingOptions, Only("views", "framing")],
+        run: RunOptions = SMALL_RUN,
+    ) -> None: ...
+
+`add_commands` shows typer the options themselves (`--views`, `--framing`, `--num-workers`, ...) in place of the bundles
+and calls the function with the bundles built. `Only` names the options of a bundle that the command has; the other
+fields keep their defaults. The defaults are those of the fields, or, where the parameter has a default, those of that
+object.
+
+Nothing here imports torch, so that `fastvtp --help` is quick.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-NumWorkers = Annotated[int, typer.Option(min=0, help="Decoding processes; 0: none beside this one.")]
-Fit = Annotated[str | None, typer.Option(help='Frames to squares: "crop" or "squash"; else as in training, or crop.')]
-Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda".')]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+# --- Options and arguments
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="The model: a folder of a training run, one of its checkpoints, or a model folder as `fastvtp convert` "
+        "writes it."
+    ),
+]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the names of the classes, one a line in the order of their numbers; or a .json file with a "
+        "list of names, or with an object {name: number}."
+    ),
+]
+VIEWS = typer.Option(
+    metavar="SxC",
+    help="The views that are read of each clip, whose scores are averaged: S segments in time by C crops of each, "
+    "e.g. 4x3.",
+)
+Sampling = Annotated[
+    str,
+    typer.Option(
+        help='How frames are chosen. "uniform": evenly over the whole video. "strided": a segment of frames that stand '
+        "--frame-stride apart."
+    ),
+]
+FrameStride = Annotated[
+    int,
+    typer.Option(min=1, help='Distance between the frames of a segment; used with "--sampling strided" alone.'),
+]
+Framing = Annotated[
+    str | None,
+    typer.Option(
+        help='How frames become squares. "crop": cut to the centre, or to several crops. "squash": shrunk as a whole, '
+        "without regard to proportions. If it is not given, it is done as in the model's training, or by crops where "
+        "that is not known."
+    ),
+]
+NumWorkers = Annotated[
+    int, typer.Option(min=0, help="Processes that decode videos; with 0 the command's own process decodes them.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="How many views of clips the model sees at a time, at most.")]
+Precision = Annotated[str, typer.Option(help='Arithmetic of the model: "float32", or "bfloat16" by autocast.')]
+Device = Annotated[
+    str,
+    typer.Option(help='Where the model runs: "cpu", "cuda", "cuda:1", or "auto", which is cuda where there is one.'),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How clips are read from videos."""
+
+    views: Annotated[str, VIEWS] = "1x1"
+    sampling: Sampling = "uniform"
+    frame_stride: FrameStride = 4
+    framing: Framing = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a command runs: processes, memory, arithmetic, machine, noise."""
+
+    num_workers: NumWorkers = 1
+    batch_size: BatchSize = 16
+    precision: Precision = "float32"
+    device: Device = "auto"
+    quiet: Quiet = False
+
+
+def protocol_settings(reading: ReadingOptions, run: RunOptions) -> dict[str, Any]:
+    """The fields of an `EvaluationProtocol` that these options give.
+
+    Raises ConfigError where --views is not two numbers.
+    """
+    from fastvtp.settings import parse_value  # here, because it imports torch
+
+    return {
+        "views": parse_value(reading.views, tuple[int, int], "--views"),
+        "sampling": reading.sampling,
+        "frame_stride": reading.frame_stride,
+        "fit": reading.framing,
+        "num_workers": run.num_workers,
+        "batch_size": run.batch_size,
+        "precision": run.precision,
+    }
+
+
+# --- Bundles of options
+
+
+class Only:
+    """Beside the type of a bundle in `Annotated`: the names of those of its options that the command has."""
+
+    def __init__(self, *names: str):
+        self.names = names
+
+
+def add_commands(app: typer.Typer, panel: str, *commands: Callable[..., None]) -> None:
+    """Make functions commands of `app`, with their bundles spread, under the heading `panel` of its help."""
+    for command in commands:
+        paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+        description = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+        app.command(rich_help_panel=panel, help=description)(spread_bundles(command))
+
+
+def spread_bundles(command: Callable[..., None]) -> Callable[..., None]:
+    """A function that does what `command` does and has, in place of each bundle, the options in it.
+
+    All its parameters are passed by keyword, as typer does.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    flat: list[inspect.Parameter] = []
+    bundles: dict[str, tuple[Any, list[str]]] = {}
+    for parameter in inspect.signature(command).parameters.values():
+        annotation = hints[parameter.name]
+        kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+        if not dataclasses.is_dataclass(kind):
+            flat.append(parameter.replace(annotation=annotation, kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        preset = kind() if parameter.default is parameter.empty else parameter.default  # pyright: ignore[reportCallIssue]
+        options = list(_options(annotation, preset))
+        bundles[parameter.name] = (preset, [option.name for option in options])
+        flat.extend(options)
+
+    @functools.wraps(command)
+    def spread(**values: Any) -> None:
+        built = {
+            name: dataclasses.replace(preset, **{option: values.pop(option) for option in options})
+            for name, (preset, options) in bundles.items()
+        }
+        command(**values, **built)
+
+    spread.__signature__ = inspect.Signature(flat)  # pyright: ignore[reportAttributeAccessIssue]
+    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    return spread
+
+
+def _options(annotation: Any, preset: Any) -> Iterator[inspect.Parameter]:
+    """The options of a bundle, as parameters of a command. Raises ValueError for a name in `Only` that is none."""
+    hints = get_type_hints(type(preset), include_extras=True)
+    wanted = next((note.names for note in get_args(annotation)[1:] if isinstance(note, Only)), tuple(hints))
+    if unknown := [name for name in wanted if name not in hints]:
+        raise ValueError(f"{type(preset).__name__} has no option {unknown[0]!r}")
+    for name in hints:
+        if name in wanted:
+            yield inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=getattr(preset, name), annotation=hints[name]
+            )

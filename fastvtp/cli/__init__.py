@@ -1,1 +1,1 @@
-"""The `fastvtp` command: thin, every command calls a function elsewhere."""
+"""The command line: each command is thin and calls a function elsewhere."""

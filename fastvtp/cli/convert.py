@@ -1,52 +1,101 @@
 """The command that makes model folders of other checkpoints."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fastvtp.command_options import add_commands
+
+
+@dataclass(frozen=True)
+class CompanionOptions:
+    """Files that belong beside a model's weights."""
+
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="The model's vocabulary: a vocab.txt, tokenizer.json or SentencePiece .model file, or a folder with "
+            "one. If it is not given, the one beside IN is taken."
+        ),
+    ] = None
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            help="The answers of a question answerer: a text file, one a line in the order of its outputs, or a .json "
+            "file with an object {answer: output}."
+        ),
+    ] = None
+    entities: Annotated[
+        Path | None, typer.Option(help="The entities of a pretrained ALPRO: a text file, one a line.")
+    ] = None
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="The classes of a classifier: a text file, one a line in the order of its outputs, or a .json file "
+            "with a list of names or an object {name: output}."
+        ),
+    ] = None
+
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="IN", help="Checkpoint: .pth, .safetensors, .npz, or a folder, also of a run.")
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="The checkpoint: a .pth, .safetensors or .npz file, a folder from the Hugging Face Hub, or a folder "
+            "of a fastvtp run.",
+        ),
     ],
-    output: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write.")],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="The folder to write, which must not exist.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the model, e.g. num_frames=8.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Settings of the model in place of the checkpoint's, e.g. num_frames=8."
+        ),
     ] = None,
     architecture: Annotated[
         str | None,
         typer.Option(
-            help="simvtp, videomae, video_classifier, dual_encoder, video_qa, alpro, alpro_prompter, alpro_retrieval, "
-            "alpro_qa, videoprism, video_text_prism or prism_classifier; else the checkpoint's own."
+            help="What the model becomes: simvtp, videomae, video_classifier, dual_encoder, video_qa, alpro, "
+            "alpro_prompter, alpro_retrieval, alpro_qa, videoprism, video_text_prism or prism_classifier. If it is not "
+            "given, what the checkpoint holds."
         ),
     ] = None,
     origin: Annotated[
-        str | None, typer.Option(help="videomae, simvtp, alpro, videoprism, fastvtp, hf_videomae...; else told.")
+        str | None,
+        typer.Option(
+            help="Who wrote the checkpoint: fastvtp, simvtp, videomae, hf_videomae, alpro, videoprism, hf_videoprism, "
+            "bert, vit or clip. If it is not given, it is recognised from the names of the tensors."
+        ),
     ] = None,
     position_resize: Annotated[
-        str, typer.Option(help="ALPRO's patch positions to another image_size: bicubic, or official (nearest in 1-D).")
+        str,
+        typer.Option(
+            help="How the position embeddings of an ALPRO's patches are fitted to another image_size: by "
+            '"bicubic" interpolation, or the "official" way, nearest in one dimension.'
+        ),
     ] = "bicubic",
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="vocab.txt, tokenizer.json, .model or a folder with one; else that beside IN.")
-    ] = None,
-    answers: Annotated[
-        Path | None, typer.Option(help="List of a question answerer's answers, one a line; or {answer: class}, .json.")
-    ] = None,
-    entities: Annotated[Path | None, typer.Option(help="List of a pretrained ALPRO's entities, one a line.")] = None,
-    classes: Annotated[
-        Path | None,
-        typer.Option(help="List of a classifier's classes, one a line; or .json: a list, or {name: number}."),
-    ] = None,
+    *,
+    companions: CompanionOptions,
 ) -> None:
-    """Write a released or a Hugging Face checkpoint as a fastvtp model folder."""
+    """Write a released checkpoint, or one from the Hugging Face Hub, as a fastvtp model folder.
+
+    What was loaded, initialised anew, left out and resized is printed.
+    """
     from fastvtp.systems.conversion import convert as run_conversion
 
     done = run_conversion(
-        source, output,
-        architecture=architecture, origin=origin, overrides=overrides or [], position_resize=position_resize,
-        tokenizer=tokenizer, lists={"answers": answers, "entities": entities, "classes": classes},
-    )  # fmt: skip
+        source,
+        output,
+        architecture=architecture,
+        origin=origin,
+        overrides=overrides or [],
+        position_resize=position_resize,
+        tokenizer=companions.tokenizer,
+        lists={"answers": companions.answers, "entities": companions.entities, "classes": companions.classes},
+    )
     for name in ("loaded", "fresh", "ignored", "resized"):
         entries = getattr(done.report, name)
         listed = ": " + ", ".join(entries) if entries and name != "loaded" else ""
@@ -60,4 +109,4 @@ def convert(
 
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
-    app.command()(convert)
+    add_commands(app, "Checkpoints and machine", convert)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from torch import Tensor
 
 from fastvtp.data.pipeline import automatic_decoder
@@ -15,9 +18,17 @@ from fastvtp_kernels.attention import choice, libraries
 from fastvtp_kernels.attention.reference import Options
 
 PACKAGES = (
-    "torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av", "tokenizers", "flash-attn", "xformers",
-    "tensorboard", "numpy",
-)  # fmt: skip
+    "torch",
+    "triton",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
+    "av",
+    "tokenizers",
+    "flash-attn",
+    "xformers",
+    "tensorboard",
+    "numpy",
+)
 
 
 class AttentionShape(NamedTuple):
@@ -37,16 +48,32 @@ ATTENTION_SHAPES = (
     AttentionShape("an image of ViT-B", 197),
     AttentionShape("video and long text", 400),
     AttentionShape("whole clip", 1568),
-    AttentionShape("whole clip of VideoPrism", 4096, softcap=50.0),
+    AttentionShape("whole clip of 4096 patches", 4096, softcap=50.0),
 )
 ATTENTION_DTYPES = (torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True)
 class Finding:
+    """A line of a table: of what, what was found, and why it is so."""
+
     subject: str
     value: str
     reason: str = ""
+
+
+def print_findings() -> None:
+    """Print tables of packages, devices and ops."""
+    console = Console()
+    for columns, rows in (
+        (("package", "version", ""), package_findings()),
+        (("device", "found", "why"), device_findings()),
+        (("op", "backend", "why, and what is missing"), backend_findings()),
+    ):
+        table = Table(*columns)
+        for row in rows:
+            table.add_row(row.subject, row.value, escape(row.reason))
+        console.print(table)
 
 
 def package_findings() -> list[Finding]:

@@ -1,87 +1,171 @@
 """The commands on frozen models: features, probes, zero-shot scores, localisation."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fastvtp.command_options import (
-    Device,
-    Fit,
-    NumWorkers,
-    Quiet,
+    VIEWS,
+    ClassNames,
+    Framing,
+    Model,
+    Only,
+    ReadingOptions,
+    RunOptions,
+    add_commands,
+    protocol_settings,
 )
 from fastvtp.errors import UserError
 
-Model = Annotated[str, typer.Argument(help="Run, checkpoint or model folder.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. steps=2000 learning_rate=1e-3.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings of the training and of the head, e.g. steps=2000 learning_rate=1e-3 num_heads=8.",
+    ),
 ]
-Output = Annotated[Path | None, typer.Option(help="Folder for what was trained, and report.json.")]
-Views = Annotated[str, typer.Option(metavar="SxC", help="Segments and crops of each clip.")]
-Sampling = Annotated[str, typer.Option(help='Frames: "uniform", or "strided" segments.')]
-FrameStride = Annotated[int, typer.Option(min=1, help="Distance of the frames of a strided segment.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Most views of clips at a time.")]
-Precision = Annotated[str, typer.Option(help='"float32", or "bfloat16" (autocast).')]
-ClassNames = Annotated[Path | None, typer.Option(help="File that names the classes.")]
+Trained = Annotated[
+    Path | None, typer.Option(help="Folder to keep what was trained in, with its scores in report.json.")
+]
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """What is kept of each clip."""
+
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="The blocks of the model whose tokens are kept beside its output, counted from 0, e.g. 2,5,8; "
+            '"mlap" takes the three, at even distances, that an MLAP probe reads.'
+        ),
+    ] = ""
+    pool: Annotated[
+        str,
+        typer.Option(
+            help='What is kept of the tokens: "none" pools nothing and keeps all, "frames" keeps their mean in each '
+            'slot of time, "mean" their mean over the clip.'
+        ),
+    ] = "none"
+    dtype: Annotated[
+        str, typer.Option(help='Number format of the features on disk: "float32", "float16" or "bfloat16".')
+    ] = "float16"
+    shard_size: Annotated[int, typer.Option(min=1, help="How many videos a file holds the features of.")] = 64
+
+
+@dataclass(frozen=True)
+class ProbedVideoOptions:
+    """How a model reads the videos that a probe is trained on, where there are no features of them."""
+
+    train: Annotated[
+        str | None,
+        typer.Option(help="The training videos with their classes, for a model; of the same forms as for `extract`."),
+    ] = None
+    adapter_dim: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train adapters of this inner width in the frozen model, beside the probe."),
+    ] = None
+    class_names: ClassNames = None
+    views: Annotated[str | None, VIEWS] = None
+    framing: Framing = None
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """The texts that videos are compared with."""
+
+    templates: Annotated[
+        str,
+        typer.Option(
+            help='The prompts for a class: "video" (one), "kinetics" (28), or a text file with one a line, in which '
+            "{} stands for the class."
+        ),
+    ] = "video"
+    form: Annotated[str, typer.Option(help="The text made of an option of a question, e.g. '{question} {option}'.")] = (
+        "{option}"
+    )
+    temperature: Annotated[
+        float,
+        typer.Option(help="What similarities are divided by to make the probabilities that are averaged over views."),
+    ] = 0.01
 
 
 def extract(
     model: Model,
-    data: Annotated[str, typer.Argument(help="Videos, with classes or without: a folder, .jsonl or .csv.")],
-    output: Annotated[Path, typer.Option(help="Folder of the features; a killed extraction is continued.")],
-    layers: Annotated[
-        str, typer.Option(help='Blocks beside the output, e.g. 2,5,8; "mlap": three in even steps.')
-    ] = "",
-    pool: Annotated[str, typer.Option(help='"none": all tokens; "frames": one a time slot; "mean": one.')] = "none",
-    dtype: Annotated[str, typer.Option(help='On disk: "float32", "float16" or "bfloat16".')] = "float16",
-    shard_size: Annotated[int, typer.Option(min=1, help="Videos in a file.")] = 64,
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="The videos, with classes or without: a folder of videos, or with one subfolder per class; a .jsonl "
+            'file of {"video": path} lines, which may say "label": "run" or "labels": ["run", "jump"]; or a .csv file '
+            "of `path,number` lines."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Folder to write the features to. An extraction that was stopped goes on there.")
+    ],
+    features: FeatureOptions,
     class_names: ClassNames = None,
-    views: Views = "1x1",
-    sampling: Sampling = "uniform",
-    frame_stride: FrameStride = 4,
-    fit: Fit = None,
-    num_workers: NumWorkers = 1,
-    batch_size: BatchSize = 16,
-    precision: Precision = "float32",
-    device: Device = "auto",
-    quiet: Quiet = False,
+    *,
+    reading: ReadingOptions,
+    run: RunOptions,
 ) -> None:
-    """Write a frozen model's features of videos, from which probes train in minutes."""
+    """Write a frozen model's features of videos to disk, for probes and localisation heads to be trained on."""
     from fastvtp.frozen import runs as probing
     from fastvtp.frozen.features import FeatureSettings
 
-    opened = _open(model, device)
-    settings = FeatureSettings(_layers(layers, opened), pool, dtype, shard_size)
-    protocol = _protocol(views, sampling, frame_stride, fit, num_workers, batch_size, precision)
+    opened = _open(model, run)
+    settings = FeatureSettings(
+        _layers(features.layers, opened), features.pool, features.dtype, shard_size=features.shard_size
+    )
+    protocol = _protocol(reading, run)
     done = probing.extract(
-        opened, data, output, settings, protocol=protocol, names_file=class_names, progress_bar=not quiet
+        opened, data, output, settings, protocol=protocol, names_file=class_names, progress_bar=not run.quiet
     )
     shape = " x ".join(map(str, (done.num_views, *done[0].shape[1:])))
     typer.echo(f"{len(done)} clips of {shape} are in {output}; {len(done.left_out)} undecodable files")
 
 
 def probe(
-    source: Annotated[str, typer.Argument(help="A feature folder; or a model, which then reads --train.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="What the probe is trained on: a folder of features that `fastvtp extract` wrote; or a model, as "
+            "`extract` takes it, that reads the videos of --train."
+        ),
+    ],
     overrides: Overrides = None,
-    kind: Annotated[str, typer.Option(help='"attentive", "linear" or "mlap".')] = "attentive",
-    test: Annotated[str | None, typer.Option(help="Features, or videos, to score.")] = None,
-    output: Output = None,
-    train: Annotated[str | None, typer.Option(help="Videos with classes, for a model.")] = None,
-    adapter_dim: Annotated[int | None, typer.Option(min=1, help="Adapters of this inner width; for a model.")] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="VideoGLUE's settings: k400, moments, diving48, ssv2, charades.")
+    kind: Annotated[
+        str,
+        typer.Option(
+            help='The probe: "attentive" pools tokens by attention, "linear" by their mean, "mlap" reads the tokens of '
+            "several blocks by attention."
+        ),
+    ] = "attentive",
+    test: Annotated[
+        str | None,
+        typer.Option(help="What the probe is scored on: a folder of features, or for a model a list of videos."),
     ] = None,
-    class_names: ClassNames = None,
-    views: Annotated[str | None, typer.Option(metavar="SxC", help="Segments and crops of each test clip.")] = None,
-    fit: Fit = None,
-    num_workers: NumWorkers = 1,
-    device: Device = "auto",
-    quiet: Quiet = False,
+    output: Trained = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Take VideoGLUE's settings for a data set: k400, moments, diving48, ssv2 or charades. Settings that "
+            "are given come before them."
+        ),
+    ] = None,
+    *,
+    videos: ProbedVideoOptions,
+    run: Annotated[RunOptions, Only("num_workers", "device", "quiet")],
 ) -> None:
-    """Train a probe on frozen features, extracted before or on the fly, and score it."""
+    """Train a classifier, a probe, on what a frozen model gives, and score it.
+
+    From a folder of features it takes minutes. From a model and videos it takes longer, and training clips are
+    augmented; --train, --adapter-dim, --class-names, --views and --framing are for this alone. Test clips are then read
+    in the views of the recipe, or in one, unless --views is given.
+    """
     from fastvtp.evaluation.report import REPORT_NAME, write_report
     from fastvtp.frozen import runs as probing
     from fastvtp.frozen.features import DESCRIPTION_NAME
@@ -96,28 +180,34 @@ def probe(
         overrides or [], *classes, without=("width", "num_outputs", "num_layers", "kind", "num_workers")
     )
     published = ProbeRecipe(FitSettings(), probing.TrainingClips(), (1, 1)) if recipe is None else probe_recipe(recipe)
-    settings, common = replace(published.fit, **fitting), {"kind": kind, "progress_bar": not quiet, **sizes}
+    settings, common = replace(published.fit, **fitting), {"kind": kind, "progress_bar": not run.quiet, **sizes}
     if cached:
-        if (train, adapter_dim, class_names, views, fit) != (None,) * 5:
-            options = "--train, --adapter-dim, --class-names, --views, --fit"
+        if videos != ProbedVideoOptions():
+            options = "--train, --adapter-dim, --class-names, --views, --framing"
             raise UserError(f"{source} holds features: {options} are for a model")
         report = probing.train_probe(
-            source, test, output, settings, device=choose_device(device), num_workers=num_workers, **common
+            source, test, output, settings, device=choose_device(run.device), num_workers=run.num_workers, **common
         )
     else:
-        if train is None:
+        if videos.train is None:
             raise UserError(f"{source} is no feature folder; to read videos with a model, give --train")
-        opened = _open(source, device)
-        drawn = replace(published.clips, num_workers=num_workers, **clips[0])
-        shown = views or "x".join(map(str, published.views))
+        opened = _open(source, run)
+        drawn = replace(published.clips, num_workers=run.num_workers, **clips[0])
+        views = videos.views or "x".join(map(str, published.views))
+        reading = ReadingOptions(views, drawn.sampling, drawn.frame_stride, videos.framing)
         report = probing.train_on_videos(
-            opened, train, test, output, settings, layers=_layers("mlap" if kind == "mlap" else "", opened),
-            adapter_dim=adapter_dim, clips=drawn, names_file=class_names,
-            protocol=_protocol(
-                shown, drawn.sampling, drawn.frame_stride, fit, num_workers, settings.batch_size, "float32"
-            ),
+            opened,
+            videos.train,
+            test,
+            output,
+            settings,
+            layers=_layers("mlap" if kind == "mlap" else "", opened),
+            adapter_dim=videos.adapter_dim,
+            clips=drawn,
+            protocol=_protocol(reading, replace(run, batch_size=settings.batch_size)),
+            names_file=videos.class_names,
             **common,
-        )  # fmt: skip
+        )
     if output is not None:
         write_report(output / REPORT_NAME, report)
     typer.echo(json.dumps(report, indent=2))
@@ -125,23 +215,29 @@ def probe(
 
 def classify(
     model: Model,
-    probe: Annotated[Path, typer.Argument(help="Folder of a trained probe.")],
-    videos: Annotated[str, typer.Argument(help="Videos: a folder, .jsonl or .csv.")],
-    top: Annotated[int, typer.Option(min=1, help="Classes to name.")] = 3,
-    views: Views = "1x1",
-    fit: Fit = None,
-    num_workers: NumWorkers = 1,
-    batch_size: BatchSize = 16,
-    device: Device = "auto",
-    quiet: Quiet = False,
+    probe: Annotated[Path, typer.Argument(help="Folder of a probe that `fastvtp probe --output` trained.")],
+    videos: Annotated[
+        str,
+        typer.Argument(
+            help='The videos: a folder of video files, a .jsonl file of {"video": path} lines, or a .csv file of '
+            "`path,number` lines."
+        ),
+    ],
+    top: Annotated[int, typer.Option(min=1, help="How many of the likeliest classes are printed for a video.")] = 3,
+    *,
+    reading: Annotated[ReadingOptions, Only("views", "framing")],
+    run: Annotated[RunOptions, Only("num_workers", "batch_size", "device", "quiet")],
 ) -> None:
-    """Say what videos show, by a probe on its frozen model: a line of JSON a video."""
+    """Print what videos show, by a probe on its frozen model: a line of JSON a video.
+
+    Frames are sampled as the probe's clips were, and framed so unless --framing is given.
+    """
     from fastvtp.frozen import runs as probing
     from fastvtp.frozen.probe_files import read_probe_description
 
-    reading = read_probe_description(probe).protocol
-    protocol = _protocol(views, reading["sampling"], reading["frame_stride"], fit, num_workers, batch_size, "float32")
-    found = probing.classify(_open(model, device), probe, videos, protocol=protocol, progress_bar=not quiet)
+    known = read_probe_description(probe).protocol
+    protocol = _protocol(replace(reading, sampling=known["sampling"], frame_stride=known["frame_stride"]), run)
+    found = probing.classify(_open(model, run), probe, videos, protocol=protocol, progress_bar=not run.quiet)
     for video, row in found.items():
         shown = {name: round(score, 4) for name, score in list(row.items())[:top]}
         typer.echo(json.dumps({"video": video, "classes": shown}, ensure_ascii=False))
@@ -149,67 +245,98 @@ def classify(
 
 def zeroshot(
     model: Model,
-    data: Annotated[str, typer.Argument(help="Videos with named classes, or questions with options.")],
-    templates: Annotated[str, typer.Option(help='Prompts: "video", "kinetics" (28), or a file, one a line.')] = "video",
-    form: Annotated[str, typer.Option(help="Text of an option, e.g. '{question} {option}'.")] = "{option}",
-    temperature: Annotated[float, typer.Option(help="Of the probabilities that views are averaged by.")] = 0.01,
-    output: Annotated[Path | None, typer.Option(help="Write report.json, and the answers to questions, here.")] = None,
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Videos with named classes: a folder with one subfolder per class, a .jsonl file of "
+            '{"video": path, "label": class} lines, or a .csv file of `path,number` lines with --class-names. Or '
+            'questions with options: a .jsonl file of lines such as {"video": path, "question": "what colour is it?", '
+            '"answer": "red", "options": ["red", "blue"]}.'
+        ),
+    ],
+    prompts: PromptOptions,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write report.json to, and the answers to questions.")
+    ] = None,
     class_names: ClassNames = None,
-    views: Views = "1x1",
-    sampling: Sampling = "uniform",
-    frame_stride: FrameStride = 4,
-    fit: Fit = None,
-    num_workers: NumWorkers = 1,
-    batch_size: BatchSize = 16,
-    precision: Precision = "float32",
-    device: Device = "auto",
-    quiet: Quiet = False,
+    *,
+    reading: ReadingOptions,
+    run: RunOptions,
 ) -> None:
-    """Classify videos by prompts, or answer multiple choice, without training."""
+    """Classify videos by the text that fits best, or answer multiple choice, without training, and print the scores."""
     from fastvtp.evaluation.report import REPORT_NAME, write_report
     from fastvtp.evaluation.scoring import PREDICTIONS_NAME
     from fastvtp.evaluation.zero_shot import read_templates, zero_shot
 
-    prompts = read_templates(templates)
-    protocol = _protocol(views, sampling, frame_stride, fit, num_workers, batch_size, precision)
+    templates = read_templates(prompts.templates)
+    protocol = _protocol(reading, run)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     report = zero_shot(
-        _open(model, device), data, templates=prompts, form=form, temperature=temperature, names_file=class_names,
-        protocol=protocol, predictions=None if output is None else output / PREDICTIONS_NAME, progress_bar=not quiet,
-    )  # fmt: skip
+        _open(model, run),
+        data,
+        templates=templates,
+        form=prompts.form,
+        temperature=prompts.temperature,
+        names_file=class_names,
+        protocol=protocol,
+        predictions=None if output is None else output / PREDICTIONS_NAME,
+        progress_bar=not run.quiet,
+    )
     if output is not None:
         write_report(output / REPORT_NAME, report)
     typer.echo(json.dumps(report, indent=2))
 
 
 def localize(
-    features: Annotated[str, typer.Argument(help="Feature folder of the training videos.")],
-    annotations: Annotated[str, typer.Argument(help="Their segments or boxes, .jsonl.")],
-    test_features: Annotated[str, typer.Argument(help="Feature folder of the test videos.")],
-    test_annotations: Annotated[str, typer.Argument(help="Their segments or boxes, .jsonl.")],
+    features: Annotated[
+        str, typer.Argument(help="Folder of the training videos' features, as `fastvtp extract` wrote it.")
+    ],
+    annotations: Annotated[
+        str,
+        typer.Argument(
+            help='What happens in them, a .jsonl file with one video a line. Segments: {"video": path, "duration": '
+            '12.5, "segments": [{"start": 1, "end": 3.5, "label": "jump"}]}. Boxes, by left, top, right and bottom: '
+            '{"video": path, "width": 640, "height": 480, "boxes": [{"box": [20, 10, 120, 210], "labels": ["stand", '
+            '"talk"]}]}.'
+        ),
+    ],
+    test_features: Annotated[str, typer.Argument(help="Folder of the test videos' features.")],
+    test_annotations: Annotated[str, typer.Argument(help="What happens in the test videos, in the same form.")],
     overrides: Overrides = None,
     detections: Annotated[
-        str | None, typer.Option(help="A detector's boxes in the test videos; else the true ones.")
+        str | None,
+        typer.Option(
+            help='Boxes that a detector found in the test videos, in the form of the annotations and with a "score" '
+            "each. If they are not given, the true boxes are classified."
+        ),
     ] = None,
-    output: Output = None,
-    device: Device = "auto",
-    quiet: Quiet = False,
+    output: Trained = None,
+    *,
+    run: Annotated[RunOptions, Only("device", "quiet")],
 ) -> None:
-    """Train and score a head that finds segments in time, or says what is done in boxes."""
+    """Train and score a head that finds segments in time, or that says what is done in boxes of the picture."""
     from fastvtp.evaluation.report import REPORT_NAME, write_report
+    from fastvtp.frozen import runs as probing
     from fastvtp.frozen.heads import BoxHeadConfig, SegmentHeadConfig
-    from fastvtp.frozen.runs import localize as run
     from fastvtp.frozen.spans import load_spans
     from fastvtp.frozen.training_heads import FitSettings
     from fastvtp.settings import choose_device, split_settings
 
     config = SegmentHeadConfig if load_spans(annotations).kind == "segments" else BoxHeadConfig
     fitting, sizes = split_settings(overrides or [], FitSettings, config, without=("width", "num_classes", "grid"))
-    report = run(
-        features, annotations, test_features, test_annotations, output, FitSettings(**fitting),
-        detections=detections, device=choose_device(device), progress_bar=not quiet, **sizes,
-    )  # fmt: skip
+    report = probing.localize(
+        features,
+        annotations,
+        test_features,
+        test_annotations,
+        output,
+        FitSettings(**fitting),
+        detections=detections,
+        device=choose_device(run.device),
+        progress_bar=not run.quiet,
+        **sizes,
+    )
     if output is not None:
         write_report(output / REPORT_NAME, report)
     typer.echo(json.dumps(report, indent=2))
@@ -217,31 +344,24 @@ def localize(
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (extract, probe, classify, zeroshot, localize):
-        app.command()(command)
+    add_commands(app, "Frozen models", extract, probe, classify, zeroshot, localize)
 
 
-def _open(model: str, device: str) -> Any:
+def _open(model: str, run: RunOptions) -> Any:
     from fastvtp.settings import choose_device
     from fastvtp.systems.catalogue import open_model
 
-    return open_model(model, choose_device(device))
+    return open_model(model, choose_device(run.device))
 
 
-def _protocol(
-    views: str, sampling: str, stride: int, fit: str | None, num_workers: int, batch_size: int, precision: str
-) -> Any:
+def _protocol(reading: ReadingOptions, run: RunOptions) -> Any:
     from fastvtp.evaluation.protocol import EvaluationProtocol
-    from fastvtp.settings import parse_value
 
-    return EvaluationProtocol(
-        parse_value(views, tuple[int, int], "--views"), sampling, stride, num_workers, batch_size, precision=precision,
-        fit=fit,
-    )  # fmt: skip
+    return EvaluationProtocol(**protocol_settings(reading, run))
 
 
 def _layers(text: str, opened: Any) -> tuple[int, ...]:
-    """Blocks by their numbers, or those that MLAP reads by default."""
+    """Blocks by their numbers, or those that an MLAP probe reads by default."""
     from fastvtp.frozen.runs import mlap_layers
     from fastvtp.settings import parse_value
 

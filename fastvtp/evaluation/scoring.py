@@ -1,11 +1,12 @@
 """Scoring a model in the way of its architecture."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastvtp.architecture import all_runs, architecture_of, find
 from fastvtp.data.annotations import VideoRecord, load_annotations
@@ -17,7 +18,13 @@ from fastvtp.data.wordpiece import MIN_TEXT_LENGTH, no_text
 from fastvtp.errors import UserError
 from fastvtp.evaluation.captions import all_captions
 from fastvtp.evaluation.classification import evaluate_classification
-from fastvtp.evaluation.matching import EncodedSet, encode_set, match_scores, matching_metrics
+from fastvtp.evaluation.matching import (
+    EncodedSet,
+    encode_set,
+    match_scores,
+    matching_metrics,
+    matching_ranks,
+)
 from fastvtp.evaluation.protocol import EvaluationProtocol
 from fastvtp.evaluation.question_answering import evaluate_multiple_choice, evaluate_open_ended
 from fastvtp.evaluation.report import bad_file_report, scores_report
@@ -29,7 +36,12 @@ from fastvtp.evaluation.retrieval import (
     shuffled_control,
 )
 from fastvtp.model_folder import OpenedModel
-from fastvtp.visualization.gallery import animated_thumbnail, save_retrieval_gallery
+from fastvtp.visualization.gallery import (
+    GalleryContent,
+    RankedScores,
+    animated_thumbnail,
+    save_retrieval_gallery,
+)
 
 GALLERY_NAME, PREDICTIONS_NAME = "gallery.html", "predictions.jsonl"
 _PROTOCOL = EvaluationProtocol()
@@ -155,17 +167,22 @@ class _Thumbnails:
                     self.images[index] = animated_thumbnail(frames.cpu().numpy())
             yield batch
 
-    def save_gallery(self, folder: Path, found: RetrievalEmbeddings | EncodedSet, data: str, **shown: Any) -> None:
-        """shown: scores and metrics of `save_retrieval_gallery`."""
-        save_retrieval_gallery(
-            folder / GALLERY_NAME,
-            captions=found.captions,
-            thumbnails=[self.images[index] for index in found.ids],
-            ids=found.ids,
-            title=f"Retrieval on {data}",
-            video_of_text=found.video_of_text,
-            **shown,
+    def save_gallery(
+        self,
+        folder: Path,
+        found: RetrievalEmbeddings | EncodedSet,
+        scores: tuple[Tensor, Tensor],
+        *,
+        metrics: Mapping[str, Mapping[str, float]],
+        title: str,
+    ) -> None:
+        """scores: [N texts, M videos], of text-to-video and of video-to-text. metrics: see `save_retrieval_gallery`."""
+        content = GalleryContent(
+            found.captions, [self.images[index] for index in found.ids], found.ids, found.video_of_text
         )
+        ranks = matching_ranks(*scores, video_of_text=found.video_of_text)
+        to_video, to_text = (RankedScores(*side) for side in zip(scores, ranks, strict=True))
+        save_retrieval_gallery(folder / GALLERY_NAME, content, to_video, to_text, metrics=metrics, title=title)
 
 
 def _encode_clips(encode: Callable, request: ScoreRequest) -> tuple[Any, _Thumbnails, dict[str, Any]]:
@@ -201,8 +218,8 @@ def score_retrieval(request: ScoreRequest) -> dict[str, Any]:
         **numbers,
     }
     if request.output is not None:
-        shown = {"similarity": similarity, "metrics": report["retrieval"]}
-        thumbnails.save_gallery(request.output, embeddings, request.data, **shown)
+        both, title = (similarity, similarity), f"Retrieval on {request.data}"
+        thumbnails.save_gallery(request.output, embeddings, both, metrics=report["retrieval"], title=title)
     return report
 
 
@@ -230,8 +247,8 @@ def score_matching(request: ScoreRequest) -> dict[str, Any]:
         **numbers,
     }
     if request.output is not None:
-        shown = {"similarity": text_to_video, "video_to_text": video_to_text, "metrics": metrics}
-        thumbnails.save_gallery(request.output, encoded, request.data, **shown)
+        both, title = (text_to_video, video_to_text), f"Retrieval on {request.data}"
+        thumbnails.save_gallery(request.output, encoded, both, metrics=metrics, title=title)
     return report
 
 

@@ -23,6 +23,10 @@ def recipes() -> dict[str, Callable[[str], TrainConfig]]:
     return {recipe.__name__: recipe for runs in all_runs() for recipe in runs.recipes}
 
 
+DEMO_RECIPE = "simvtp_demo"
+"""What `fastvtp demo` trains by."""
+
+
 def get_recipe(name: str, preset: str = "fastvtp") -> TrainConfig:
     """The configuration of a recipe. Raises UserError with the nearest known name."""
     recipe = find("recipe", name, recipes())

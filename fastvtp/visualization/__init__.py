@@ -1,1 +1,1 @@
-"""Pictures and pages, from arrays and reports alone."""
+"""Pictures and pages: training curves, reconstructions, retrieval galleries. What they show is handed in."""

@@ -3,6 +3,7 @@
 import base64
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
-from fastvtp.evaluation.matching import matching_ranks
 from fastvtp.visualization.reconstruction import encode_animation
 
 MAX_PAGE_BYTES = 10_000_000
@@ -35,63 +35,70 @@ def animated_thumbnail(frames: np.ndarray, *, size: int = 96, fps: float = 8.0) 
     return encode_animation(images, ".webp", fps=fps, quality=60)
 
 
+@dataclass(frozen=True)
+class GalleryContent:
+    """What a gallery shows of N texts and M videos.
+
+    captions: one a text. thumbnails: WebP, GIF or PNG bytes, one a video. ids: the name shown for each video.
+    video_of_text: int64 [N], the column of each text's video; None: text i describes video i.
+    """
+
+    captions: Sequence[str]
+    thumbnails: Sequence[bytes]
+    ids: Sequence[Any]
+    video_of_text: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RankedScores:
+    """One direction of retrieval.
+
+    scores: float [N texts, M videos], whichever asks. ranks: float, for each text or video that asks, the place of its
+    right answer, from 1; NaN for one that has none and does not ask.
+    """
+
+    scores: Tensor
+    ranks: Tensor
+
+
 def save_retrieval_gallery(
     path: Path | str,
+    content: GalleryContent,
+    text_to_video: RankedScores,
+    video_to_text: RankedScores,
     *,
-    similarity: Tensor,
-    captions: Sequence[str],
-    thumbnails: Sequence[bytes],
-    ids: Sequence[Any],
     metrics: Mapping[str, Mapping[str, float]],
     title: str = "Retrieval gallery",
     top_k: int = 5,
     num_queries: int = 40,
-    video_of_text: Tensor | None = None,
-    video_to_text: Tensor | None = None,
 ) -> None:
     """Write a page with the metrics and, in both directions, queries with their best `top_k` answers.
 
-    similarity: float [N texts, M videos]. captions: one a text. thumbnails: WebP, GIF or PNG bytes, one a video.
-    ids: the name shown for each video. metrics: a row of the table by name, e.g. all of `retrieval_metrics`, plus
-    "chance". video_of_text: int64 [N], the column of each text's video; None = text i describes video i. video_to_text:
-    scores of that direction where they are others, float [N texts, M videos]; None: `similarity` serves both.
+    metrics: a row of the table by name, e.g. the scores of each direction, plus "chance".
 
     The `num_queries` of a direction are evenly spaced in the order of their ranks, worst first: failures lead, and the
     page still shows the run as it is. The right answer is framed green and appended where it missed the top `top_k`.
 
     Raises ValueError for lengths or images that do not fit; warns when the page passes 10 MB.
     """
-    num_texts, num_videos = similarity.shape
-    video_to_text = similarity if video_to_text is None else video_to_text
-    if video_to_text.shape != similarity.shape:
-        raise ValueError(f"video_to_text must be {[num_texts, num_videos]}, got {list(video_to_text.shape)}")
-    for name, values, expected in (
-        ("captions", captions, num_texts),
-        ("thumbnails", thumbnails, num_videos),
-        ("ids", ids, num_videos),
-    ):
-        if len(values) != expected:
-            raise ValueError(
-                f"{name} must have {expected} entries for similarity {num_texts} x {num_videos}, got {len(values)}"
-            )
+    num_texts, num_videos = text_to_video.scores.shape
+    _check(content, text_to_video, video_to_text)
     if top_k < 1 or num_queries < 1:
         raise ValueError(f"top_k and num_queries must be positive, got {top_k} and {num_queries}")
-    ranks = matching_ranks(similarity, video_to_text, video_of_text=video_of_text)
-    if video_of_text is None:
-        video_of_text = torch.arange(num_texts)
-    is_right = video_of_text.cpu()[:, None] == torch.arange(num_videos)
-    to_video, to_text = (scores.detach().float().cpu() for scores in (similarity, video_to_text))
-    t2v = _queries(to_video, is_right, ranks.t2v.cpu(), top_k, num_queries)
-    v2t = _queries(to_text.T, is_right.T, ranks.v2t.cpu(), top_k, num_queries)
+    video_of_text = torch.arange(num_texts) if content.video_of_text is None else content.video_of_text.cpu()
+    is_right = video_of_text[:, None] == torch.arange(num_videos)
+    to_video, to_text = (side.scores.detach().float().cpu() for side in (text_to_video, video_to_text))
+    t2v = _queries(to_video, is_right, text_to_video.ranks.cpu(), top_k, num_queries)
+    v2t = _queries(to_text.T, is_right.T, video_to_text.ranks.cpu(), top_k, num_queries)
     shown = {answer["index"] for query in t2v for answer in query["answers"]} | {query["index"] for query in v2t}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(files("fastvtp.visualization").joinpath("gallery.html").read_text("utf-8")).render(
         title=title,
         metrics=metrics,
         columns=list(dict.fromkeys(name for row in metrics.values() for name in row)),
-        captions=captions,
-        ids=ids,
-        images={video: _data_uri(thumbnails[video], f"thumbnails[{video}]") for video in sorted(shown)},
+        captions=content.captions,
+        ids=content.ids,
+        images={video: _data_uri(content.thumbnails[video], f"thumbnails[{video}]") for video in sorted(shown)},
         directions={"t2v": (t2v, num_texts), "v2t": (v2t, int(is_right.any(dim=0).sum()))},
         num_texts=num_texts,
         num_videos=num_videos,
@@ -100,6 +107,24 @@ def save_retrieval_gallery(
     Path(path).write_text(page, "utf-8")
     if len(page) > MAX_PAGE_BYTES:
         logger.warning("%s is %.1f MB: lower num_queries, top_k or the size of the thumbnails", path, len(page) / 1e6)
+
+
+def _check(content: GalleryContent, text_to_video: RankedScores, video_to_text: RankedScores) -> None:
+    """Raise ValueError for the first length that does not fit the scores of text-to-video."""
+    num_texts, num_videos = text_to_video.scores.shape
+    if video_to_text.scores.shape != text_to_video.scores.shape:
+        raise ValueError(f"video_to_text must be {[num_texts, num_videos]}, got {list(video_to_text.scores.shape)}")
+    for name, values, expected in (
+        ("captions", content.captions, num_texts),
+        ("thumbnails", content.thumbnails, num_videos),
+        ("ids", content.ids, num_videos),
+        ("ranks of texts", text_to_video.ranks, num_texts),
+        ("ranks of videos", video_to_text.ranks, num_videos),
+    ):
+        if len(values) != expected:
+            raise ValueError(
+                f"{name} must have {expected} entries for scores {num_texts} x {num_videos}, got {len(values)}"
+            )
 
 
 def _queries(scores_QC: Tensor, is_right_QC: Tensor, ranks_Q: Tensor, top_k: int, num_queries: int) -> list[dict]:
@@ -128,6 +153,7 @@ def _queries(scores_QC: Tensor, is_right_QC: Tensor, ranks_Q: Tensor, top_k: int
 
 
 def _data_uri(image: bytes, name: str) -> str:
+    """The bytes of a picture as the address of an image. Raises ValueError naming them for an unknown format."""
     for signature, mime in SIGNATURES.items():
         if image.startswith(signature):
             return f"data:{mime};base64,{base64.b64encode(image).decode('ascii')}"

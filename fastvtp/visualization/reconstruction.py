@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-if TYPE_CHECKING:  # who only draws the examples needs neither the models nor the loader
-    pass
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, features
 
-from fastvtp.visualization.drawing import (
-    GAP,
-    LINE_HEIGHT,
-    draw_page,
-    draw_words,
-    label,
-    stack,
-)
+from fastvtp.visualization.drawing import GAP, LINE_HEIGHT, draw_page, draw_words, label, stack
 
 
 def reconstruction_grid(
@@ -150,7 +138,8 @@ def _captions(example: ReconstructionExample, width: int) -> Image.Image:
 class ReconstructionExample:
     """One clip with its caption, before masking, after masking and after prediction.
 
-    frames, visible, reconstruction: uint8 [T, H, W, 3]; `hide_tubelets` and `tokens_to_video` make the last two.
+    frames, visible, reconstruction: uint8 [T, H, W, 3]; of the last two, the first is grey where the model saw
+        nothing, the second has the model's pixels there.
     caption, masked_caption, predicted_caption: the same number of tokens separated by blanks. masked_caption has
         [MASK] (or a substitute) at the hidden tokens and is the caption elsewhere, predicted_caption has the model's
         choice there; WordPiece continuations keep their "##" and are drawn attached.

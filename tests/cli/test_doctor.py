@@ -14,6 +14,8 @@ with contextlib.suppress(ImportError):
     # Before a test clears TRITON_INTERPRET: it is read when the kernels are imported.
     import fastvtp_kernels.attention.kernels  # noqa: F401
 
+SHAPES = ("8 x 64", "16 x 64", "168 x 64", "168 x 80", "197 x 64", "400 x 64", "1568 x 64", "4096 x 64 softcap")
+
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch):
@@ -38,9 +40,7 @@ def on_an_accelerator(monkeypatch, architecture):
 
 def test_the_reference_pads_in_buckets_on_the_cpu(monkeypatch):
     rows = attention_rows("cpu", monkeypatch)
-    assert list(rows) == [
-        "8 x 64", "16 x 64", "168 x 64", "168 x 80", "197 x 64", "400 x 64", "1568 x 64", "4096 x 64 softcap",
-    ]  # fmt: skip
+    assert tuple(rows) == SHAPES
     assert set(rows.values()) == {("reference", "padded in buckets of similar length")}
 
 
@@ -49,10 +49,8 @@ def test_the_kernels_have_three_regimes_by_length_width_and_dtype(monkeypatch):
     rows = attention_rows("cuda", monkeypatch)
     tiny, streaming = "tiny: several sequences share a tile", "forward streaming, backward streaming"
     resident = f"bfloat16: forward resident, backward resident; float32: {streaming}"
-    assert {shape: reason for shape, (_, reason) in rows.items()} == {
-        "8 x 64": tiny, "16 x 64": tiny, "168 x 64": resident, "168 x 80": streaming, "197 x 64": resident,
-        "400 x 64": streaming, "1568 x 64": streaming, "4096 x 64 softcap": streaming,
-    }  # fmt: skip
+    reasons = (tiny, tiny, resident, streaming, resident, streaming, streaming, streaming)
+    assert {shape: reason for shape, (_, reason) in rows.items()} == dict(zip(SHAPES, reasons, strict=True))
     assert {backend for backend, _ in rows.values()} == {"triton"}
 
 

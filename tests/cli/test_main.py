@@ -82,7 +82,9 @@ def test_pretrain_evaluate_visualize(capsys, monkeypatch, tiny_settings, caption
     for line in out.split():
         assert Path(line).stat().st_size > 1000
     bad = tmp_path / "bad"
-    status, _, err = run(capsys, monkeypatch, "visualize", str(run_dir), test, "--output", str(bad), "--fit", "stretch")
+    status, _, err = run(
+        capsys, monkeypatch, "visualize", str(run_dir), test, "--output", str(bad), "--framing", "stretch"
+    )
     assert (status, err) == (2, "fastvtp: fit must be 'crop' or 'squash', got 'stretch'\n")
     assert not bad.exists()
 

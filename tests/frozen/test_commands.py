@@ -85,10 +85,10 @@ def test_probe_from_the_cache_and_classify(command, features, place, kind):
 
 
 def test_probe_on_the_fly_with_adapters(command, place):
-    report = json.loads(command(
-        "probe", "model", *TRAIN, "flip=false", "--train", "train", "--test", "test", "--adapter-dim", "4", "--views",
-        "2x2", "--output", "p_fly",
-    ))  # fmt: skip
+    videos = ("--train", "train", "--test", "test", "--views", "2x2")
+    report = json.loads(
+        command("probe", "model", *TRAIN, "flip=false", *videos, "--adapter-dim", "4", "--output", "p_fly")
+    )
     assert report["classification"]["top"] == {"top1": 100}
     out = command("classify", "model", "p_fly", "test")
     assert json.loads(out.splitlines()[0])["classes"]["blue"] > 0.4
@@ -138,19 +138,19 @@ def test_a_recipe_gives_what_no_setting_does(command, place):
         ("answer", "model", "test"),
     ],
 )
-def test_every_command_that_reads_clips_takes_their_fit(command, features, place, monkeypatch, arguments):
+def test_every_command_that_reads_clips_takes_their_framing(command, features, place, monkeypatch, arguments):
     monkeypatch.setattr("fastvtp.systems.captioner.runs.open_captioner", lambda *_, **__: None)
     if not (place / "p_fit").exists():
         command("probe", features, "steps=1", "num_heads=2", "head_dim=8", "--output", "p_fit")
-    error = command(*arguments, "--fit", "stretch", fails=True)
+    error = command(*arguments, "--framing", "stretch", fails=True)
     assert error == "fastvtp: fit must be 'crop' or 'squash', got 'stretch'\n"
 
 
-def test_the_fit_overrules_that_of_the_model(command, place):
-    command("extract", "model", "test", "--output", "f_squash", "--fit", "squash")
+def test_the_framing_overrules_that_of_the_model(command, place):
+    command("extract", "model", "test", "--output", "f_squash", "--framing", "squash")
     assert FeatureSet(place / "f_squash").description["fit"] == "squash"
-    command("probe", "model", "steps=1", "num_heads=2", "head_dim=8", "--train", "train", "--fit", "squash",
-            "--output", "p_squash")  # fmt: skip
+    settings = ("steps=1", "num_heads=2", "head_dim=8")
+    command("probe", "model", *settings, "--train", "train", "--framing", "squash", "--output", "p_squash")
     described = json.loads((place / "p_squash/probe.json").read_text())
     assert described["protocol"]["fit"] == "squash"
     (place / "p_squash/probe.json").write_text(json.dumps({**described, "protocol": {"fit": "stretch"}}))
@@ -166,9 +166,9 @@ def test_several_crops_of_squashed_frames_stand_in_the_way_of_a_test_alone(comma
     assert json.loads((place / "p_views/probe.json").read_text())["protocol"]["fit"] == "squash"
 
 
-def test_a_probe_keeps_to_the_fit_of_its_features(command, place, monkeypatch):
+def test_a_probe_keeps_to_the_framing_of_its_features(command, place, monkeypatch):
     for name in ("train", "test"):
-        command("extract", "model", name, "--output", f"fit_{name}", "--fit", "squash")
+        command("extract", "model", name, "--output", f"fit_{name}", "--framing", "squash")
     command("extract", "model", "test", "--output", "fit_crop")
     settings = ("steps=1", "num_heads=2", "head_dim=8")
     assert "fit_crop has fit 'crop', fit_train 'squash': extract both alike" in command(
@@ -177,10 +177,10 @@ def test_a_probe_keeps_to_the_fit_of_its_features(command, place, monkeypatch):
     command("probe", "fit_train", *settings, "--test", "fit_test", "--output", "p_fits")
     assert json.loads((place / "p_fits/probe.json").read_text())["protocol"]["fit"] == "squash"
     loader, seen = scoring.VideoTextLoader, []
-    monkeypatch.setattr(scoring, "VideoTextLoader", lambda *given, **said: seen.append(said["fit"]) or loader(
-        *given, **said
-    ))  # fmt: skip
-    for options in ((), ("--fit", "crop")):
+    monkeypatch.setattr(
+        scoring, "VideoTextLoader", lambda *given, **said: seen.append(said["fit"]) or loader(*given, **said)
+    )
+    for options in ((), ("--framing", "crop")):
         command("classify", "model", "p_fits", "test", *options)
     assert seen == ["squash", "crop"]
 
@@ -196,9 +196,9 @@ def test_segments_by_the_command(command, place):
         write_rows(place / f"{name}.jsonl", *(line for line in lines if line["video"].startswith(name)))
         command("extract", "model", f"{name}.jsonl", "--output", f"s_{name}", "--pool", "frames")
     settings = ("steps=80", "batch_size=6", "learning_rate=5e-3", "hidden=16", "warmup_steps=5")
-    report = json.loads(command(
-        "localize", "s_train", "train.jsonl", "s_test", "test.jsonl", *settings, "--output", "head"
-    ))  # fmt: skip
+    report = json.loads(
+        command("localize", "s_train", "train.jsonl", "s_test", "test.jsonl", *settings, "--output", "head")
+    )
     assert report["segments"]["by_threshold"]["0.50"] > 90
     found = [json.loads(line) for line in (place / "head/detections.jsonl").read_text().splitlines()]
     assert {row["labels"][0] for row in found} == {"red", "blue"}
@@ -215,9 +215,9 @@ def test_boxes_by_the_command(command, place):
         ]
         write_rows(place / f"{name}_boxes.jsonl", *rows)
         command("extract", "model", f"{name}_boxes.jsonl", "--output", f"b_{name}")
-    report = json.loads(command(
-        "localize", "b_train", "train_boxes.jsonl", "b_test", "test_boxes.jsonl", *TRAIN, "steps=60"
-    ))  # fmt: skip
+    report = json.loads(
+        command("localize", "b_train", "train_boxes.jsonl", "b_test", "test_boxes.jsonl", *TRAIN, "steps=60")
+    )
     assert report["boxes"]["mean_average_precision"] == 100
     assert report["boxes_outside"] == 0
 
@@ -241,7 +241,7 @@ def test_a_text_model_without_its_vocabulary_still_sees(command, place):
         (("probe", "f_train", "steps=many"), "steps expects int, got 'many'"),
         (("probe", "f_train", "--kind", "best"), "kind must be one of 'attentive', 'linear', 'mlap', got 'best'"),
         (("probe", "f_train", "--adapter-dim", "4"), "f_train holds features: --train, --adapter-dim"),
-        (("probe", "f_train", "--fit", "crop"), "--views, --fit are for a model"),
+        (("probe", "f_train", "--framing", "crop"), "--views, --framing are for a model"),
         (("probe", "f_train", "--recipe", "k40"), "no probe recipe 'k40'; did you mean 'k400'?"),
         (("probe", "model"), "to read videos with a model, give --train"),
         (("probe", "f_train", "--test", "pooled"), "pooled has grid [2, 1, 1], f_train [2, 4, 4]: extract both alike"),
@@ -269,19 +269,27 @@ def test_zero_shot_of_a_dual_encoder(command, place):
 
     tokenizer = CaptionTokenizer.train(["a video of red green blue", "what colour is it ?"], 100)
     torch.manual_seed(0)
-    model = build_model(DualEncoderConfig(
-        image_size=32, num_frames=4, tubelet=(2, 8, 8), width=32, depth=1, num_heads=2, max_text_length=16,
-        vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id,
-    ))  # fmt: skip
+    model = build_model(
+        DualEncoderConfig(
+            image_size=32,
+            num_frames=4,
+            tubelet=(2, 8, 8),
+            width=32,
+            depth=1,
+            num_heads=2,
+            max_text_length=16,
+            vocab_size=tokenizer.vocab_size,
+            pad_token_id=tokenizer.pad_id,
+        )
+    )
     write_model_folder(place / "dual", model, "dual_encoder")
     tokenizer.save(place / "dual" / "tokenizer.json")
     report = json.loads(command("zeroshot", "dual", "train", "--templates", "kinetics", "--output", "z"))
     assert report["classification"]["chance"] == pytest.approx(100 / 3)
     assert report["num_test"] == 9
-    write_rows(place / "questions.jsonl", *(
-        {"video": f"train/{name}/0.mp4", "question": "what colour is it ?", "answer": name, "options": ["red", "blue"]}
-        for name in ("red", "blue")
-    ))  # fmt: skip
+    question = {"question": "what colour is it ?", "options": ["red", "blue"]}
+    rows = [{"video": f"train/{name}/0.mp4", "answer": name, **question} for name in ("red", "blue")]
+    write_rows(place / "questions.jsonl", *rows)
     report = json.loads(
         command("zeroshot", "dual", "questions.jsonl", "--form", "{question} {option}", "--output", "z")
     )

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from fastvtp.evaluation.matching import matching_ranks
 from fastvtp.evaluation.retrieval import retrieval_metrics
 from fastvtp.visualization import gallery
-from fastvtp.visualization.gallery import animated_thumbnail, save_retrieval_gallery
+from fastvtp.visualization.gallery import GalleryContent, RankedScores, animated_thumbnail, save_retrieval_gallery
 
 
 class Page(HTMLParser):
@@ -53,16 +54,22 @@ def png(value: int) -> bytes:
     return buffer.getvalue()
 
 
-def save(path, similarity, **changes):
-    num_texts, num_videos = similarity.shape
-    arguments = {
-        "similarity": similarity,
+def content(shape, **changes) -> GalleryContent:
+    num_texts, num_videos = shape
+    shown = {
         "captions": [f"caption {text}" for text in range(num_texts)],
         "thumbnails": [png(video) for video in range(num_videos)],
         "ids": [f"clip-{video}" for video in range(num_videos)],
-        "metrics": {},
     }
-    save_retrieval_gallery(path, **(arguments | changes))
+    return GalleryContent(**(shown | changes))
+
+
+def save(path, similarity, *, video_to_text=None, metrics=None, shown=None, **settings):
+    """The page for scores with the ranks that they give. shown: changes of the content."""
+    scores = (similarity, similarity if video_to_text is None else video_to_text)
+    made = content(similarity.shape, **(shown or {}))
+    sides = zip(scores, matching_ranks(*scores, video_of_text=made.video_of_text), strict=True)
+    save_retrieval_gallery(path, made, *(RankedScores(*side) for side in sides), metrics=metrics or {}, **settings)
     return path.read_text("utf-8")
 
 
@@ -91,7 +98,7 @@ def test_right_answer_is_framed_and_appended_where_missed(tmp_path):
 
 def test_several_captions_of_a_video_are_all_right_and_a_distractor_asks_nothing(tmp_path):
     similarity = torch.tensor([[0.9, 0.1, 0.0], [0.8, 0.3, 0.2], [0.1, 0.7, 0.3]])
-    text = save(tmp_path / "g.html", similarity, video_of_text=torch.tensor([0, 0, 1]))
+    text = save(tmp_path / "g.html", similarity, shown={"video_of_text": torch.tensor([0, 0, 1])})
     page = Page(text)
     assert len(page.articles) == 3 + 2
     assert "2 of 2 queries" in text
@@ -116,7 +123,7 @@ def test_each_direction_shows_its_own_scores(tmp_path):
 
 def test_captions_and_titles_stay_text(tmp_path):
     evil = "<script>alert(1)</script> & \"quoted\" 'x' {{ 7 * 7 }}"
-    text = save(tmp_path / "g.html", torch.eye(2), captions=[evil, "fine"], ids=[evil, "b"], title=evil)
+    text = save(tmp_path / "g.html", torch.eye(2), shown={"captions": [evil, "fine"], "ids": [evil, "b"]}, title=evil)
     page = Page(text)
     assert "script" not in page.tags
     assert "<script" not in text
@@ -182,24 +189,39 @@ def test_realistic_page_stays_under_ten_megabytes(tmp_path):
     noisy = (smooth.astype(int) + generator.integers(-12, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
     thumbnail = animated_thumbnail(noisy)
     similarity = torch.rand(256, 256, generator=torch.Generator().manual_seed(0))
-    text = save(tmp_path / "g.html", similarity, thumbnails=[thumbnail] * 256)
+    text = save(tmp_path / "g.html", similarity, shown={"thumbnails": [thumbnail] * 256})
     assert len(text) < gallery.MAX_PAGE_BYTES
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"captions": ["one"]}, "captions must have 2 entries for similarity 2 x 2, got 1"),
+        ({"captions": ["one"]}, "captions must have 2 entries for scores 2 x 2, got 1"),
         ({"thumbnails": [png(0)]}, "thumbnails must have 2 entries"),
         ({"ids": []}, "ids must have 2 entries"),
         ({"thumbnails": [png(0), b"BM12"]}, r"thumbnails\[1\] must be the bytes of a WebP, GIF or PNG, got b'BM12'"),
-        ({"top_k": 0}, "must be positive, got 0 and 40"),
-        ({"video_to_text": torch.eye(3)}, r"video_to_text must be \[2, 2\], got \[3, 3\]"),
     ],
 )
-def test_bad_input_gets_one_clear_line(tmp_path, changes, message):
+def test_content_that_does_not_fit_gets_one_clear_line(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        save(tmp_path / "g.html", torch.eye(2), **changes)
+        save(tmp_path / "g.html", torch.eye(2), shown=changes)
+    assert not (tmp_path / "g.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("texts", "videos", "settings", "message"),
+    [
+        ((2, 2), (2, 2), {"top_k": 0}, "must be positive, got 0 and 40"),
+        ((2, 2), (3, 2), {}, r"video_to_text must be \[2, 2\], got \[3, 3\]"),
+        ((2, 1), (2, 2), {}, "ranks of texts must have 2 entries for scores 2 x 2, got 1"),
+        ((2, 2), (2, 3), {}, "ranks of videos must have 2 entries"),
+    ],
+)
+def test_scores_that_do_not_fit_get_one_clear_line(tmp_path, texts, videos, settings, message):
+    """texts, videos: the size of the scores, and the number of ranks."""
+    sides = (RankedScores(torch.eye(size), torch.ones(ranks)) for size, ranks in (texts, videos))
+    with pytest.raises(ValueError, match=message):
+        save_retrieval_gallery(tmp_path / "g.html", content((2, 2)), *sides, metrics={}, **settings)
     assert not (tmp_path / "g.html").exists()
 
 

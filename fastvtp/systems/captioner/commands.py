@@ -1,92 +1,161 @@
-"""The commands of captioning."""
+"""The commands of captioning. Imports no torch, so that `fastvtp --help` is quick."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fastvtp.command_options import (
-    Device,
-    Fit,
-    NumWorkers,
-    Quiet,
-)
+from fastvtp.command_options import Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
 
-Model = Annotated[str, typer.Argument(help="Run, checkpoint or model folder of a captioner.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Clips at a time.")]
-Backbone = Annotated[str | None, typer.Option(help="Where its frozen video model is now, if not where it was.")]
-Language = Annotated[str | None, typer.Option(help="Where its frozen language model is now.")]
+Framed = Annotated[ReadingOptions, Only("framing")]
+Run = Annotated[RunOptions, Only("num_workers", "batch_size", "device", "quiet")]
+
+
+@dataclass(frozen=True)
+class PartOptions:
+    """Where the frozen parts of a captioner are."""
+
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of the frozen video model, a run or a model folder. If it is not given, it is looked for "
+            "where it was in the training."
+        ),
+    ] = None
+    language_model: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of the frozen language model, as Hugging Face's transformers writes it. If it is not given, "
+            "it is looked for where it was in the training."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class CandidateOptions:
+    """Which answers to a question are compared, and how."""
+
+    train_data: Annotated[
+        str | None,
+        typer.Option(
+            help="The training questions, a .jsonl file of the same form: their answers are the candidates for "
+            "questions without options, and --shots takes its examples from them."
+        ),
+    ] = None
+    shots: Annotated[
+        int,
+        typer.Option(
+            min=0, help="How many solved training questions, without their videos, stand before each question."
+        ),
+    ] = 0
+    length: Annotated[
+        str,
+        typer.Option(
+            help='What makes a candidate likely: the "sum" of its tokens\' log-probabilities, or their "mean", '
+            "which does not favour short answers."
+        ),
+    ] = "sum"
+    candidates: Annotated[
+        int, typer.Option(min=1, help="How many of the most frequent training answers are candidates, at most.")
+    ] = 250
 
 
 def caption(
     model: Model,
-    videos: Annotated[str, typer.Argument(help='A folder of videos, or a .jsonl of {"video": path}.')],
-    output: Annotated[Path, typer.Option(help="File to write, a line a video.")] = Path("captions.jsonl"),
-    beams: Annotated[int, typer.Option(min=1, help="1: greedy.")] = 1,
-    prompt: Annotated[str | None, typer.Option(help="Words that captions follow; else those of training.")] = None,
-    fit: Fit = None,
-    num_workers: NumWorkers = 1,
-    batch_size: BatchSize = 16,
-    device: Device = "auto",
-    backbone: Backbone = None,
-    language_model: Language = None,
-    quiet: Quiet = False,
+    videos: Annotated[
+        str, typer.Argument(help='The videos: a folder of video files, or a .jsonl file of {"video": path} lines.')
+    ],
+    output: Annotated[
+        Path, typer.Option(help="The .jsonl file to write, one line a video: id, video and caption.")
+    ] = Path("captions.jsonl"),
+    beams: Annotated[
+        int, typer.Option(min=1, help="Width of the beam search; 1 takes the likeliest word each time.")
+    ] = 1,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="The words that every caption goes on from. If they are not given, those of the training."),
+    ] = None,
+    *,
+    reading: Framed,
+    run: Run,
+    parts: PartOptions,
 ) -> None:
-    """Write a caption of each video to a file."""
+    """Write a caption for each of a list of videos.
+
+    The model is one that `fastvtp finetune` trained for captioning.
+    """
     from fastvtp.systems.captioner import runs as captioning
 
+    protocol = _protocol(reading, run)
     done = captioning.caption_videos(
-        _open(model, device, backbone, language_model), videos, output,
-        protocol=_protocol(num_workers, batch_size, fit), num_beams=beams, prompt=prompt, progress_bar=not quiet,
-    )  # fmt: skip
+        _open(model, run, parts),
+        videos,
+        output,
+        protocol=protocol,
+        num_beams=beams,
+        prompt=prompt,
+        progress_bar=not run.quiet,
+    )
     bad_files = done["bad_files"]["count"]
     typer.echo(f"{done['num_clips']} captions are in {output}; {bad_files} undecodable files")
 
 
 def answer(
     model: Model,
-    questions: Annotated[str, typer.Argument(help="Questions with answers, .jsonl.")],
-    train_data: Annotated[
-        str | None, typer.Option(help="Training questions: candidates where questions have no options, examples.")
+    questions: Annotated[
+        str,
+        typer.Argument(
+            help='The questions, a .jsonl file of {"video": path, "question": text, "answer": text} lines, which may '
+            'say "options": ["red", "blue"] where the choice is among a few answers.'
+        ),
+    ],
+    candidates: CandidateOptions,
+    output: Annotated[
+        Path | None, typer.Option(help="A .jsonl file to write the answer to each question to, one a line.")
     ] = None,
-    shots: Annotated[int, typer.Option(min=0, help="Solved questions, in words alone, before each question.")] = 0,
-    length: Annotated[str, typer.Option(help='"sum" or "mean" of a candidate\'s tokens.')] = "sum",
-    candidates: Annotated[int, typer.Option(min=1, help="Most candidates, the most frequent answers.")] = 250,
-    output: Annotated[Path | None, typer.Option(help="Write the answer to each question here, .jsonl.")] = None,
-    fit: Fit = None,
-    num_workers: NumWorkers = 1,
-    batch_size: BatchSize = 16,
-    device: Device = "auto",
-    backbone: Backbone = None,
-    language_model: Language = None,
-    quiet: Quiet = False,
+    *,
+    reading: Framed,
+    run: Run,
+    parts: PartOptions,
 ) -> None:
-    """Answer questions by the candidate that the language model finds likeliest."""
+    """Answer questions about videos by a captioner's language model, and print the scores.
+
+    The answer is the candidate that the language model finds likeliest after the video and the question.
+    """
     from fastvtp.systems.captioner import runs as captioning
 
+    protocol = _protocol(reading, run)
     report = captioning.answer_questions(
-        _open(model, device, backbone, language_model), questions,
-        protocol=_protocol(num_workers, batch_size, fit), train_data=train_data, shots=shots, length=length,
-        num_candidates=candidates, predictions=output, progress_bar=not quiet,
-    )  # fmt: skip
+        _open(model, run, parts),
+        questions,
+        protocol=protocol,
+        train_data=candidates.train_data,
+        shots=candidates.shots,
+        length=candidates.length,
+        num_candidates=candidates.candidates,
+        predictions=output,
+        progress_bar=not run.quiet,
+    )
     typer.echo(json.dumps(report, indent=2))
 
 
 def register(app: typer.Typer) -> None:
-    """Make them commands of `app`."""
-    app.command()(caption)
-    app.command()(answer)
+    """Add the commands to the command line."""
+    add_commands(app, "Captioning", caption, answer)
 
 
-def _open(model: str, device: str, backbone: str | None, language_model: str | None) -> Any:
+def _open(model: str, run: RunOptions, parts: PartOptions) -> Any:
     from fastvtp.settings import choose_device
     from fastvtp.systems.captioner.runs import open_captioner
 
-    return open_captioner(model, choose_device(device), backbone=backbone, language_model=language_model)
+    return open_captioner(
+        model, choose_device(run.device), backbone=parts.backbone, language_model=parts.language_model
+    )
 
 
-def _protocol(num_workers: int, batch_size: int, fit: str | None) -> Any:
+def _protocol(reading: ReadingOptions, run: RunOptions) -> Any:
     from fastvtp.evaluation.protocol import EvaluationProtocol
 
-    return EvaluationProtocol(num_workers=num_workers, batch_size=batch_size, fit=fit)
+    return EvaluationProtocol(**protocol_settings(reading, run))

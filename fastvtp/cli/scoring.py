@@ -1,0 +1,121 @@
+"""The commands that show what a trained model does: scores and pictures."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastvtp.command_options import Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
+
+EVALUATION_RUN = RunOptions(batch_size=32)
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How texts are read and compared with clips."""
+
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="For a model with a matching head: score by it only the pairs that the contrast ranks first, so many "
+            "of each text and clip. If it is not given, all pairs.",
+        ),
+    ] = None
+    add_similarity: Annotated[
+        bool,
+        typer.Option(
+            "--add-similarity",
+            help="For a model with a matching head: add the similarity of the contrast to its scores, as LAVIS does.",
+        ),
+    ] = False
+    max_text_length: Annotated[
+        int | None,
+        typer.Option(
+            min=3, help="How many tokens of a text are read, at most. If it is not given, as many as the model can."
+        ),
+    ] = None
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[
+        str,
+        typer.Argument(
+            help='What the model is scored on. For retrieval and captioning: a .jsonl file of {"video": path, '
+            '"caption": text} lines. For question answering: lines of {"video": path, "question": text, "answer": '
+            'text}. For classification: lines of {"video": path, "label": class}, a .csv file of `path,number` lines, '
+            "or a folder with one subfolder per class."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write report.json to, and the retrieval gallery or the answer to each question."),
+    ] = None,
+    *,
+    reading: ReadingOptions,
+    texts: TextOptions,
+    train_data: Annotated[
+        str | None,
+        typer.Option(
+            help="The training questions, a .jsonl file, for scoring questions: they give a baseline that answers by "
+            "the kind of a question."
+        ),
+    ] = None,
+    run: RunOptions = EVALUATION_RUN,
+) -> None:
+    """Score a model and print the report: text-video retrieval both ways, question answering, or classification."""
+    from fastvtp.evaluation.protocol import EvaluationProtocol
+    from fastvtp.evaluation.report import REPORT_NAME, write_report
+    from fastvtp.evaluation.scoring import evaluate as score
+    from fastvtp.settings import choose_device
+    from fastvtp.systems.catalogue import open_model
+
+    protocol = EvaluationProtocol(
+        **protocol_settings(reading, run),
+        top_k=texts.top_k,
+        add_similarity=texts.add_similarity,
+        max_text_length=texts.max_text_length,
+    )
+    opened = open_model(model, choose_device(run.device))
+    report = score(opened, data, protocol=protocol, output=output, train_data=train_data, progress_bar=not run.quiet)
+    if output is not None:
+        write_report(output / REPORT_NAME, report)
+    typer.echo(json.dumps(report, indent=2))
+
+
+def visualize(
+    model: Model,
+    data: Annotated[
+        str,
+        typer.Argument(
+            help='The captioned videos: a .jsonl file of {"video": path, "caption": text} lines, or a folder with a '
+            ".txt file of captions beside each video."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write the pictures to.")] = Path("runs/pictures"),
+    clips: Annotated[int, typer.Option(min=1, help="How many clips to show, from the first on.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the masks and crops; another one hides other parts.")] = 0,
+    *,
+    reading: Annotated[ReadingOptions, Only("framing")],
+    run: Annotated[RunOptions, Only("device")],
+) -> None:
+    """Draw what a pretrained model makes of clips, and print the paths of the pictures.
+
+    Of a SimVTP: the frames and words it got, those hidden from it, and what it filled in, as reconstruction.png and
+    .gif. Of an ALPRO: what it recognises in crops of the clips, as entities.png.
+    """
+    from fastvtp import runs
+    from fastvtp.settings import choose_device
+    from fastvtp.systems.catalogue import open_model
+
+    opened = open_model(model, choose_device(run.device))
+    for path in runs.visualize(opened, data, output, num_clips=clips, seed=seed, fit=reading.framing):
+        typer.echo(path)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    add_commands(app, "Scores and pictures", evaluate, visualize)
