@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-import fastvtp
+import fastvtp.systems
+from fastvtp import architecture
 from fastvtp.architecture import Architecture, NamedModel, System, architecture_of, register
 from fastvtp.errors import ConfigError, UserError
 from fastvtp.evaluation.scoring import evaluate
@@ -22,7 +23,9 @@ from tests.toy_system.system import SYSTEM
 
 
 @pytest.fixture(autouse=True)
-def registered():
+def registered(monkeypatch):
+    """The toy is known within a test, and to no other test of the same process."""
+    monkeypatch.setattr(architecture, "_SYSTEMS", dict(architecture.systems()))
     fastvtp.register(SYSTEM)
 
 

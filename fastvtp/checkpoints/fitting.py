@@ -11,7 +11,7 @@ from fastvtp.modules.positions import resize_positions
 
 POSITION_RESIZES = ("bicubic", "official")
 _TEXTS, _PATCHES, _FRAMES = "text_embeddings.position_embeddings.weight", ".patch_positions", ".time_positions"
-_PRISM_PLACES, _PRISM_TIMES = "spatial_positions", "temporal_positions"
+_PLACES, _TIMES = "spatial_positions", "temporal_positions"
 
 
 def fit(name: str, tensor: Tensor, own: Tensor, position_resize: str) -> tuple[Tensor, str | None]:
@@ -32,10 +32,10 @@ def fit(name: str, tensor: Tensor, own: Tensor, position_resize: str) -> tuple[T
         return _nearest(tensor, len(own)), f"{name}: {change}, nearest in the flattened index"
     if name.endswith(_PATCHES):
         return _bicubic(name, tensor, len(own)), f"{name}: {change}, bicubic"
-    if name.endswith(_PRISM_TIMES):
+    if name.endswith(_TIMES):
         resized = resize_positions(tensor, (1, len(tensor)), (1, len(own)))
         return resized, f"{name}: {change}, antialiased linear"
-    if name.endswith(_PRISM_PLACES):
+    if name.endswith(_PLACES):
         before, after = _sides(name, len(tensor), len(own))
         return resize_positions(tensor, (before, before), (after, after)), f"{name}: {change}, antialiased bilinear"
     return tensor, None
