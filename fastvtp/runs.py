@@ -31,7 +31,7 @@ def visualize(
     pictures = {name: draw for runs in all_runs() for name, draw in runs.pictures.items()}
     name = architecture_of(opened.model).name
     if name not in pictures:
-        raise UserError(f"pictures are of a {' or a '.join(pictures)}, this model is a {name}")
+        raise UserError(f"pictures are of {' and '.join(pictures)}, this model is a {name}")
     protocol = EvaluationProtocol(batch_size=num_clips, num_workers=0, fit=fit)
     output.mkdir(parents=True, exist_ok=True)
     with evaluation_loader(opened, load_annotations(data), protocol) as loader:

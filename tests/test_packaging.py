@@ -58,7 +58,7 @@ def test_import_time_beyond_torch():
     code = """
 import time, torch
 start = time.perf_counter()
-import fastvtp.models.registry, fastvtp_kernels
+import fastvtp.systems.catalogue, fastvtp_kernels
 print(time.perf_counter() - start)
 """
     assert min(float(run_python(code)) for _ in range(3)) < 2.0
@@ -97,7 +97,7 @@ def test_wheel_holds_both_packages_and_the_template(tmp_path):
         "fastvtp/py.typed",
         "fastvtp_kernels/py.typed",
         "fastvtp/visualization/gallery.html",
-        "fastvtp/models/simvtp.py",
+        "fastvtp/systems/simvtp/model.py",
     ):
         assert name in names
     assert not any(name.startswith(("kernels/", "tests/")) for name in names)

@@ -154,7 +154,7 @@ def spatial_encoder(
     return entries
 
 
-def sizes(shapes: Shapes, checkpoint: str, _: Mapping[str, Any]) -> dict[str, Any]:
+def sizes(shapes: Shapes, checkpoint: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a video encoder that a tower fits, whose shapes are those of "video_encoder."; the number of
     heads is not among them. Raises CheckpointError without a patch embedding or a square of positions."""
     patch_weight, (patches, *_) = (
@@ -195,7 +195,7 @@ VIT_KINDS = tuple(
     Kind(
         origin="vit",
         architecture="vit",
-        marks=(f"{stem}cls_token", patches),
+        marks=marks,
         names=_names,
         ignores=(r"^(head|classifier|pre_logits)\.", r"^(vit\.)?pooler\.", r"\.k_bias$"),
         prepare=prepare_vit,
@@ -203,10 +203,10 @@ VIT_KINDS = tuple(
         sizes=sizes,
         fills="ViT: it fills the video encoder",
     )
-    for stem, patches in (
-        ("", "patch_embed."),
-        ("vit.embeddings.", "vit.embeddings."),
-        ("embeddings.", "embeddings.patch_"),
+    for marks in (
+        ("cls_token", "patch_embed."),
+        ("vit.embeddings.cls_token", "vit.embeddings.patch_", "vit.embeddings.position_"),
+        ("embeddings.cls_token", "embeddings.patch_", "embeddings.position_"),
     )
 )
 CLIP_KINDS = tuple(

@@ -27,7 +27,8 @@ def _same_place(name: str, _: Any) -> str:
     return name
 
 
-def _refuses_nothing(_: Sequence[str]) -> str:
+def accepted(_: Sequence[str]) -> str:
+    """No reason to refuse a checkpoint, see `Kind.refuses`."""
     return ""
 
 
@@ -64,7 +65,7 @@ class Kind:
     settings: Callable[[Checkpoint], dict[str, Any]] = _states_nothing
     sizes: Callable[[Shapes, str, Mapping[str, Any]], dict[str, Any]] = _shows_nothing
     fills: str = ""
-    refuses: Callable[[Sequence[str]], str] = _refuses_nothing
+    refuses: Callable[[Sequence[str]], str] = accepted
     framing: str | None = None
     note: str = ""
 

@@ -77,7 +77,7 @@ def config_of_kind(
     if target.name != kind.architecture:
         for name in target.chosen_anew:
             values.pop(name, None)
-    values = {name: value for name, value in values.items() if name in known} | overrides
+    values = {**{name: value for name, value in values.items() if name in known}, **overrides}
     for heads, width in _HEADS:
         if heads in known and heads not in values and width in values:
             if values[width] % _HEAD_WIDTH:

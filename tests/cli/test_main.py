@@ -113,7 +113,7 @@ def test_finetune_and_evaluate(capsys, monkeypatch, captioned_videos, tmp_path):
     ):
         status, _, err = run(capsys, monkeypatch, *map(str, command))
         assert status == 2
-        assert "field 'question'" in err or "pictures are of a simvtp or an alpro, this model is a video_qa" in err
+        assert "field 'question'" in err or "pictures are of simvtp and alpro, this model is a video_qa" in err
         assert err.count("\n") == 1
 
 

@@ -348,7 +348,7 @@ SCRIPT = """
 import sys
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.loader import VideoTextLoader
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.wordpiece import CaptionTokenizer
 print("start")
 records = [VideoRecord("a", sys.argv[1], ("a clip",))]
 tokenizer = CaptionTokenizer.train(["a clip"], 50)

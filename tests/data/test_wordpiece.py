@@ -92,7 +92,7 @@ def test_special_ids_are_distinct_and_inside_the_vocabulary(tokenizer):
 
 TRAIN = """
 import random, sys
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.wordpiece import CaptionTokenizer
 generator = random.Random(0)
 words = ["".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(200)]
 captions = [" ".join(generator.choices(words, k=8)) for _ in range(100)]

@@ -159,7 +159,7 @@ def test_the_framing_overrules_that_of_the_model(command, place):
 
 
 def test_several_crops_of_squashed_frames_stand_in_the_way_of_a_test_alone(command, place, monkeypatch):
-    monkeypatch.setattr("fastvtp.evaluation.scoring.read_fit", lambda _: "squash")
+    monkeypatch.setattr("fastvtp.model_folder.read_fit", lambda _: "squash")
     settings = ("steps=1", "num_heads=2", "head_dim=8", "--train", "train", "--views", "2x3")
     assert "expected one crop, got 3" in command("probe", "model", *settings, "--test", "test", fails=True)
     command("probe", "model", *settings, "--output", "p_views")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fastvtp.checkpoints.kinds import Kind, Shapes
+from fastvtp.checkpoints.kinds import Kind, Shapes, accepted
 from fastvtp.checkpoints.names import NameMap, join_attention
 from fastvtp.checkpoints.reading import Checkpoint
 from fastvtp.errors import CheckpointError
@@ -84,7 +84,7 @@ def kinds(
             prepare=join_attention,
             settings=settings,
             sizes=sizes,
-            **({"refuses": refuses} if marks else {}),
+            refuses=refuses if marks else accepted,
         )
         for model in ("videomae.", "")
         for architecture, marks, names in (

@@ -41,7 +41,7 @@ _ROWS = {
 }
 
 
-def sizes(shapes: Shapes, checkpoint: str, _: Mapping[str, Any]) -> dict[str, Any]:
+def sizes(shapes: Shapes, checkpoint: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a model of tubelets, VideoMAE's or one that shares its encoder, that shapes show; the number of
     heads is not among them. Raises CheckpointError without a tubelet embedding."""
     tubelet_weight = shapes.get("video_embeddings.weight", ())

@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_one_line(captioner, monkeypatch, tmp_path):
         captioner.prefix(torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"features must be 32 wide, got tokens \[8, 16\]"):
         captioner.prefix(torch.zeros(2, 4, 16))
-    with pytest.raises(UserError, match="backbone is none: expected a model folder"):
+    with pytest.raises(UserError, match="backbone is none: expected a function given to `attach`"):
         captioner.prefix(make_clips(1))
     with pytest.raises(UserError, match="language_model is none: expected a folder"):
         captioner.texts(["a"])

@@ -237,7 +237,7 @@ def test_what_is_learned_of_a_question_is_its_answer(captioned_videos, backbone,
     )
     given = []
     output = SimpleNamespace(loss=torch.zeros(()), terms={})
-    model = SimpleNamespace(device="cpu", texts=lambda *texts: given.append(texts))
+    model = SimpleNamespace(device="cpu", has_backbone=True, texts=lambda *texts: given.append(texts))
     task.loss(lambda video, texts: output, model, cast(VideoTextBatch, batch))
     assert given == [
         ([rows[5]["answer"], rows[1]["answer"]], [f"Question: {rows[row]['question']} Answer:" for row in (5, 1)])

@@ -257,8 +257,8 @@ def test_a_vocabulary_comes_along(tmp_path):
     assert with_companions(fastvtp.load_pretrained(tmp_path / "ours"), tmp_path / "ours").tokenizer.vocab_size == 64
     with pytest.raises(UserError, match="has 63 entries, the model's vocabulary 64"):
         convert(source, tmp_path / "other", tokenizer=tmp_path / "63.json")
-    settings = SimpleNamespace(data=SimpleNamespace(tokenizer=None), text_init=None, init=str(source), prompter=None)
-    reading: Any = SimpleNamespace(reads_text=True)
+    settings = SimpleNamespace(data=SimpleNamespace(tokenizer=None), path=lambda _: str(source))
+    reading: Any = SimpleNamespace(reads_text=True, tokenizer_sources=lambda: {"init": str(source)})
     with pytest.raises(ConfigError, match="has text embeddings and no tokenizer beside it"):
         prepare_tokenizer(cast(Any, settings), reading, None)
     settings.data.tokenizer = str(tmp_path / "64.json")
