@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import tiny_overrides
-from tests.training.forked_command import start_command
+from tests.forking import start_command
 
 STEPS = 20
 
