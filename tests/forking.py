@@ -7,6 +7,7 @@ pools of threads would not survive the fork.
 
 import multiprocessing
 import os
+import runpy
 import sys
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
@@ -42,10 +43,8 @@ def start_command(arguments: list[str], errors: Path) -> BaseProcess:
 
 
 def _command(arguments: list[str], errors: Path) -> None:
-    from fastvtp.cli import main  # not above: tests that need no command run without its extras
-
     with errors.open("w") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
     sys.argv = ["fastvtp", *arguments]
     assert torch.get_num_threads() == THREADS
-    main()
+    runpy.run_module("fastvtp", run_name="__main__")
