@@ -5,6 +5,8 @@ import pytest
 
 # Two test processes share two cores: torch's own threads would only fight each other. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A test that asks for more has them wait for each other without spinning, while others have the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
+from tests.forking import forking_context
+
 
 def _enter(rank: int, work: Callable[..., Any], folder: Path, processes: int, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
@@ -31,8 +33,9 @@ def run_ranks(
 
     Raises TimeoutError for processes that have not ended in time, which are killed.
     """
+    forking_context()
     context: Any = start_processes(
-        _enter, (work, folder, processes, arguments), nprocs=processes, join=False, start_method="spawn"
+        _enter, (work, folder, processes, arguments), nprocs=processes, join=False, start_method="forkserver"
     )
     deadline = time.monotonic() + seconds
     try:

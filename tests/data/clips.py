@@ -5,7 +5,8 @@ encoder motion to predict, and the left half is red while the right half is blue
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -45,43 +46,49 @@ def frame_numbers(video: np.ndarray) -> list[int]:
     return numbers
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """How `write_clip` turns pictures into a file."""
+
+    codec: str = "libx264"
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Of the encoder."""
+    container_options: Mapping[str, str] = field(default_factory=dict)
+    pix_fmt: str = "yuv420p"
+    gop: int = 8
+    fps: int = 8
+    pts: Sequence[int] | None = None
+    """One per frame, in 1/(1000 fps) s: makes the frame rate variable."""
+    rotation: int = 0
+    """Degrees counterclockwise that bring the picture upright, for the header of an mp4 alone."""
+
+
 def write_clip(
     path: Path,
     num_frames: int = 16,
     height: int = 64,
     width: int = 96,
     *,
-    codec: str = "libx264",
-    options: dict[str, str] | None = None,
-    container_options: dict[str, str] | None = None,
-    pix_fmt: str = "yuv420p",
-    gop: int = 8,
-    fps: int = 8,
     first: int = 0,
     frames: np.ndarray | None = None,
-    pts: Sequence[int] | None = None,
-    rotation: int = 0,
+    **encoding: Any,
 ) -> Path:
-    """Write a barcode clip, or the given `frames` (uint8 [T, H, W, 3]).
-
-    `pts` (one per frame, in 1/(1000 fps) s) makes the frame rate variable.
-
-    `rotation` (degrees counterclockwise that bring the picture upright) goes into the header of an mp4 alone.
-    """
+    """Write a barcode clip, or the given `frames` (uint8 [T, H, W, 3]), with the fields of `Encoding` as keywords."""
+    how = Encoding(**encoding)
     pictures = barcode_frames(num_frames, height, width, first) if frames is None else frames
-    with av.open(str(path), "w", options=container_options or {}) as container:
-        stream: Any = container.add_stream(codec, rate=fps, options={"threads": "1", **(options or {})})
-        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], pix_fmt
-        stream.gop_size = gop
-        tick = Fraction(1, fps) if pts is None else Fraction(1, fps * 1000)
+    with av.open(str(path), "w", options=dict(how.container_options)) as container:
+        stream: Any = container.add_stream(how.codec, rate=how.fps, options={"threads": "1", **how.options})
+        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], how.pix_fmt
+        stream.gop_size = how.gop
+        tick = Fraction(1, how.fps if how.pts is None else how.fps * 1000)
         stream.codec_context.time_base = tick
         for t, pixels in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = t if pts is None else pts[t], tick
+            frame.pts, frame.time_base = t if how.pts is None else how.pts[t], tick
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    if rotation:
-        _set_mp4_rotation(path, rotation)
+    if how.rotation:
+        _set_mp4_rotation(path, how.rotation)
     return path
 
 
