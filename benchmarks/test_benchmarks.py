@@ -7,8 +7,9 @@ command line.
 import pytest
 import torch
 
-from benchmarks import attention, contrastive, masking, pixel_loss, token_assembly, tubelets
-from benchmarks.harness import DTYPES, Case, Missing, Options
+from benchmarks.harness.case import Case, Missing, Options
+from benchmarks.harness.command import DTYPES
+from benchmarks.ops import attention, contrastive, masking, pixel_loss, token_assembly, tubelets
 
 pytest.importorskip("pytest_benchmark")
 
