@@ -30,10 +30,11 @@ from fastvtp_kernels import varlen_attention
 from fastvtp_kernels.dispatch import ATTENTION_BACKENDS
 
 from ..harness.case import Case, CaseFactory, Cost, Missing, Options
-from ..harness.command import TOLERANCES, bind, command_line, measure, plot_path
-from ..harness.command import op_variants as backends_of
+from ..harness.command import command_line, measure, plot_path
 from ..harness.record import Direction, Record, Row
 from ..harness.timing import Ceilings
+from ..harness.variants import TOLERANCES, bind
+from ..harness.variants import op_variants as backends_of
 from ..peers.attention import Batch, exact, exact_padded, padded_input_sdpa, peers
 
 LENGTHS = (8, 16, 32, 64, 128, 168, 197, 256, 400, 512, 1568, 4096)

@@ -29,9 +29,10 @@ from torch import Tensor
 from fastvtp_kernels import contrastive_loss, hard_negatives, sigmoid_loss
 
 from ..harness.case import Case, CaseFactory, Cost, Missing, Options
-from ..harness.command import TOLERANCES, bind, command_line, measure, plot_path
-from ..harness.command import op_variants as backends_of
+from ..harness.command import command_line, measure, plot_path
 from ..harness.record import Direction, Row
+from ..harness.variants import TOLERANCES, bind
+from ..harness.variants import op_variants as backends_of
 from ..peers.contrastive import peers
 
 WIDTH, SMOKE_WIDTH = 512, 128

@@ -21,8 +21,9 @@ from torch import Tensor
 from fastvtp_kernels import TubeMask, tube_mask
 
 from ..harness.case import Case, CaseFactory, Cost, Missing, Options
-from ..harness.command import main, op_variants
+from ..harness.command import main
 from ..harness.timing import Function, HostSide
+from ..harness.variants import op_variants
 from ..harness.workload import Workload, boolean_mask, workload
 
 INDEX_BYTES, SAMPLE_ID_BYTES = 4, 8

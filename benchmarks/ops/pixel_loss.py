@@ -17,8 +17,9 @@ from torch import Tensor
 from fastvtp_kernels import masked_pixel_loss
 
 from ..harness.case import Case, CaseFactory, Cost, Missing, Options
-from ..harness.command import TOLERANCES, bind, compiled, main, op_variants
+from ..harness.command import main
 from ..harness.record import Direction
+from ..harness.variants import TOLERANCES, bind, compiled, op_variants
 from ..harness.workload import Workload, boolean_mask, engine_loss, normalized_clip, workload
 
 INDEX_BYTES, LOSS_BYTES = 4, 4

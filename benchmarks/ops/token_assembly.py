@@ -20,8 +20,9 @@ from torch import Tensor
 from fastvtp_kernels import assemble_tokens
 
 from ..harness.case import Case, CaseFactory, Cost, Missing, Options
-from ..harness.command import TOLERANCES, bind, main, op_variants
+from ..harness.command import main
 from ..harness.record import Direction
+from ..harness.variants import TOLERANCES, bind, op_variants
 from ..harness.workload import Workload, boolean_mask, workload
 
 INDEX_BYTES = 4

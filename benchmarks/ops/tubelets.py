@@ -22,8 +22,9 @@ from torch import Tensor
 from fastvtp_kernels import gather_tubelets, tubelet_embed
 
 from ..harness.case import Case, CaseFactory, Cost, Missing, Options
-from ..harness.command import TOLERANCES, bind, main, op_variants
+from ..harness.command import main
 from ..harness.record import Direction
+from ..harness.variants import TOLERANCES, bind, op_variants
 from ..harness.workload import IMAGENET_MEAN, IMAGENET_STD, Workload, boolean_mask, normalized_clip, patchify, workload
 
 INDEX_BYTES = 4

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from ..harness.case import Missing, Options
-from ..harness.command import compiled
+from ..harness.variants import compiled
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 LARGEST_LOOP = 64

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..harness.case import Missing, Options
-from ..harness.command import compiled
+from ..harness.variants import compiled
 
 Peer = Callable[..., Any]
 # B x B float32 matrices that the usual code holds at once, at most: the sigmoid loss's backward pass holds 5.5.

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..harness.case import Case, Cost, Missing, Options
-from ..harness.command import compiled
 from ..harness.memory import Graphed
 from ..harness.record import Direction
 from ..harness.timing import Function
+from ..harness.variants import compiled
 
 # Relative difference of the loss from the float32 one.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}

@@ -1,4 +1,4 @@
-"""A run that is stopped, or of which something fails, leaves all that it has measured."""
+"""What becomes of right, wrong, missing and failing variants; a run that is stopped leaves what it has measured."""
 
 import json
 from dataclasses import replace
@@ -13,10 +13,45 @@ from benchmarks.harness.case import Case, Missing, Options
 from benchmarks.harness.record import LEFT_OUT, NOT_REACHED, Row
 from benchmarks.harness.running import Choice, run, run_case
 from benchmarks.harness.timing import HostSide, Timing
-from tests.benchmarks.harness.test_command import CASE, CEILINGS, CPU
+from tests.benchmarks.harness.made import CASE, CEILINGS, CPU, FixedTimer
 
 OPTIONS = Options(CPU, torch.float32, smoke=True)
 NAMES = ("usual", "right", "third")
+
+
+def rows_of(*only: str) -> dict[str, Row]:
+    return {row.variant: row for row in run_case(Choice(only).of(CASE), CEILINGS, FixedTimer(), seconds=0)}
+
+
+def test_right_variants_are_timed():
+    row = rows_of()["right"]
+    assert (row.median_s, row.p20_s, row.p80_s, row.wall_s, row.calls) == (2, 1, 9, 10, 7)
+    assert (row.error, row.note, row.dtype, row.baseline, row.peak_bytes) == (0.5, "", "float32", "usual", 0)
+    assert (row.model_bytes, row.model_flops, row.floor_s) == (100, 500, 1.0)
+    assert (row.speedup, row.fraction_of_floor) == (4.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("variant", "error", "note"),
+    [
+        ("wrong", 0.6, "wrong: error 0.6, at most 0.5 allowed"),
+        ("not a number", None, "wrong: error nan, at most 0.5 allowed"),
+        ("far off", None, "wrong: error inf, at most 0.5 allowed"),
+        ("absent", None, "missing: not installed"),
+        ("unavailable", None, "missing: no such chip"),
+        ("failing", None, "failed: RuntimeError: out of luck"),
+    ],
+)
+def test_others_are_named_and_get_no_time(variant, error, note):
+    row = rows_of()[variant]
+    assert (row.error, row.note) == (error, note)
+    assert row.median_s is row.wall_s is row.speedup is row.peak_bytes is None
+
+
+def test_only_some_variants():
+    rows = rows_of("right", "absent")
+    assert set(rows) == {"right", "absent"}
+    assert rows["right"].speedup is None
 
 
 class Calls:
