@@ -1,7 +1,7 @@
-"""pytest-benchmark entry points: every variant of every case in smoke shapes.
+"""Runs every variant of every op's cases, in smoke shapes, under pytest-benchmark.
 
-`pytest benchmarks/ --benchmark-only` times them, on CUDA where there is one; for figures to keep use the files' own
-command line.
+`pytest benchmarks/ --benchmark-only` times them, on CUDA where there is one. For figures to keep, use the command line
+of the files.
 """
 
 import pytest
@@ -28,6 +28,7 @@ CASES = [factory() for module in MODULES for factory in module.cases(OPTIONS)]
     ],
 )
 def test_variant(benchmark, case: Case, variant: str):
+    """Check that the variant is right, then time it."""
     function = case.variants[variant]
     if isinstance(function, Missing):
         pytest.skip(function.reason)

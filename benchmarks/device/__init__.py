@@ -1,2 +1,2 @@
-"""What is run on a GPU: the one command that tests and measures everything, the search for better tiles, and the table
-of attention backends that follows from a measurement."""
+"""These commands are for a GPU: one tests and measures everything, one searches better tiles, one writes the table of
+attention backends that follows from a measurement."""

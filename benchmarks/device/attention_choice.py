@@ -1,4 +1,4 @@
-"""Lines for `fastvtp_kernels/attention/choice.py` from a measurement of `python -m benchmarks.ops.attention`.
+"""Writes lines for `fastvtp_kernels/attention/choice.py` from what `python -m benchmarks.ops.attention` measured.
 
     python -m benchmarks.device.attention_choice results.json --architecture sm_90
 
@@ -28,10 +28,14 @@ Entries = dict[Situation, tuple[str, ...]]
 def _situation(row: Mapping[str, Any], architecture: str) -> Situation:
     shape = row["shape"]
     return Situation(
-        tuning.known_architecture(architecture), tuning.precision(getattr(torch, row["dtype"])),
-        width_bucket(shape["width"]), length_bucket(shape["longest"]), softcap=bool(shape.get("softcap")),
-        causal=bool(shape.get("causal")), backward=row["direction"] == "forward+backward",
-    )  # fmt: skip
+        tuning.known_architecture(architecture),
+        tuning.precision(getattr(torch, row["dtype"])),
+        width_bucket(shape["width"]),
+        length_bucket(shape["longest"]),
+        softcap=bool(shape.get("softcap")),
+        causal=bool(shape.get("causal")),
+        backward=row["direction"] == "forward+backward",
+    )
 
 
 def _backend(variant: str) -> str | None:
@@ -40,7 +44,7 @@ def _backend(variant: str) -> str | None:
 
 
 def entries(rows: Iterable[Mapping[str, Any]], architecture: str) -> Entries:
-    """Situations in which a library beats the Triton kernels, and the backends in the order of their speed.
+    """Return the situations in which a library beats the Triton kernels, with the backends in the order of their speed.
 
     `rows` are those of a benchmark's JSON. Rows of other ops, of other variants and without a time are passed over,
     and so is a case without a time of the Triton kernels.
@@ -68,16 +72,21 @@ def entries(rows: Iterable[Mapping[str, Any]], architecture: str) -> Entries:
 
 
 def lines(found: Entries) -> str:
-    """The table as Python."""
+    """Write the table as Python."""
     body = "".join(f"    {situation!r}: {backends!r},\n" for situation, backends in found.items())
     return "MEASURED: dict[Situation, tuple[str, ...]] = {" + (f"\n{body}" if body else "") + "}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Read a file of results and print the table that follows from it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.device.attention_choice", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("results", type=Path, help="JSON of python -m benchmarks.ops.attention --json")
-    parser.add_argument("--architecture", required=True, metavar="sm_90", help="of the device that was measured")
+    parser.add_argument(
+        "results", type=Path, help="read this JSON, written by python -m benchmarks.ops.attention --json"
+    )
+    parser.add_argument(
+        "--architecture", required=True, metavar="sm_90", help="name the architecture of the device that was measured"
+    )
     given = parser.parse_args(arguments)
     content = json.loads(given.results.read_text())
     if content.get("schema") != SCHEMA:

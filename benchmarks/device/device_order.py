@@ -29,19 +29,20 @@ ESSENTIAL = pytest.StashKey[bool]()
 
 
 def family_of(node: str) -> str:
-    """The family that a test id speaks of; COMMON if none, and then it is every family's."""
+    """Return the family that a test id speaks of; COMMON if none, and then it is every family's."""
     return next((family for family, words in WORDS.items() if any(word in node for word in words)), COMMON)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Give pytest the options of this plugin."""
     group = parser.getgroup("fastvtp")
-    group.addoption("--family", choices=tuple(WORDS), help="only the tests of this family of ops")
-    group.addoption("--until", type=float, help="time.time() after which only essential tests run")
-    group.addoption("--most", type=int, help="no more tests than this")
+    group.addoption("--family", choices=tuple(WORDS), help="run the tests of this family of ops alone")
+    group.addoption("--until", type=float, help="start only essential tests after this time.time()")
+    group.addoption("--most", type=int, help="run no more tests than this")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Essential: what only a device can show, each tile once, each test function once. The rest follows."""
+    """Put essential tests first: what only a device can show, each tile once, each test function once."""
     family = config.getoption("family")
     kept = [item for item in items if family is None or family_of(item.nodeid) in (family, COMMON)]
     seen: Counter[Hashable] = Counter()
@@ -59,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _group(item: pytest.Item) -> Hashable:
-    """Its function, and its tile where it has one."""
+    """Return what a test shares with its like: its function, and its tile where it has one."""
     parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
     tile = str(parameters["tile"]) if "tile" in parameters else ""
     return item.path.name, getattr(item, "originalname", item.name), str(parameters.get("kernel", "")), tile
@@ -67,6 +68,7 @@ def _group(item: pytest.Item) -> Hashable:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is not essential once the time is over."""
     until = item.config.getoption("until")
     if until is not None and not item.stash[ESSENTIAL] and time.time() > until:
         pytest.skip(LEFT_OUT)

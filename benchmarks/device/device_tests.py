@@ -1,4 +1,4 @@
-"""The kernel tests on the device at hand, counted per family of ops: what no speed is reported without.
+"""Runs the kernel tests on the device at hand and counts them per family of ops; no speed is reported without them.
 
 Each family runs in processes of its own, all families at the same time: an illegal memory access spoils every later
 test of its process, but no other family's. With pytest-xdist a family has several processes; Triton compiles on the
@@ -36,9 +36,10 @@ FAMILIES = {
     "contrastive": ("contrastive_loss", "sigmoid_loss", "hard_negatives"),
 }
 PROCESSES = {"attention": 5, "contrastive": 4, "pixel_loss": 2, "tubelets": 2, "token_assembly": 1, "masking": 1}
+COUNTS = ("passed", "failed", "skipped", "left_out")
 SAVE_EVERY_S, POLL_S, GRACE_S = 5.0, 0.5, 3.0
 MOST_MESSAGES = 20
-# Of --seconds, the part after which only essential tests start.
+# After this part of --seconds only essential tests start.
 REST = 0.75
 # A test that takes longer hangs (with pytest-timeout).
 TEST_SECONDS = 60
@@ -53,17 +54,17 @@ class Recorder:
 
     def __init__(self, path: Path, family: str, device: torch.device):
         self._path, self._environment = path, environment(device)
-        self._row: dict[str, Any] = {
-            "op": family, "finished": False, "passed": 0, "failed": 0, "skipped": 0, "left_out": 0, "seconds": 0.0,
-            "failures": [],
-        }  # fmt: skip
+        counts = dict.fromkeys(COUNTS, 0)
+        self._row: dict[str, Any] = {"op": family, "finished": False, **counts, "seconds": 0.0, "failures": []}
         self._saved = time.monotonic()
 
     def pytest_collectreport(self, report: Any) -> None:
+        """Count a file that cannot be read as a failure."""
         if report.outcome == "failed":
             self._fail(report)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
+        """Count the outcome of a test, and save now and then."""
         # Set-up and tear-down count only where they fail or skip.
         if report.when != "call" and report.outcome == "passed":
             return
@@ -86,17 +87,19 @@ class Recorder:
             self._row["failures"].append({"test": report.nodeid, "message": " ".join(message[:3])[:300]})
 
     def save(self, *, finished: bool = False) -> None:
+        """Write the counts; `finished` says that all tests of the family have had their turn."""
         self._saved = time.monotonic()
         self._row["finished"] = finished
         write_json_rows(self._path, [self._row], self._environment)
 
 
 def has(module: str) -> bool:
+    """Say whether a module is installed."""
     return importlib.util.find_spec(module) is not None
 
 
 def run_family(family: str, path: Path, device: torch.device, until: float, processes: int, smoke: bool) -> int:
-    """The family's tests in this process and, with pytest-xdist, its workers."""
+    """Run the family's tests in this process and, with pytest-xdist, its workers; return pytest's exit status."""
     import pytest
 
     from .device_order import DEVICE_TESTS, family_of
@@ -123,7 +126,7 @@ def run_family(family: str, path: Path, device: torch.device, until: float, proc
 def run_families(
     path: Path, device: torch.device, seconds: float, processes: int, smoke: bool, logs: Path
 ) -> dict[str, int]:
-    """All families side by side; their counts in one file, renewed while they run. Exit status by family."""
+    """Run all families side by side, with their counts in one file that is renewed; return exit statuses by family."""
     started, until = time.monotonic(), time.time() + REST * seconds
     logs.mkdir(parents=True, exist_ok=True)
     about, places = (
@@ -157,7 +160,7 @@ def run_families(
 
 
 def _ended(running: dict[str, subprocess.Popen[bytes]]) -> dict[str, int]:
-    """Exit status of each, after a while by force: a process may be waiting for the device."""
+    """End the processes, after a while by force, for one may wait for the device; return their exit statuses."""
     for process in running.values():
         process.terminate()
     for process in running.values():
@@ -177,12 +180,13 @@ def _stop(*_: object) -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run all families, or one of them in this process, and return the worst exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--smoke", action="store_true", help="a handful of tests")
-    parser.add_argument("--processes", type=int, default=min(15, os.cpu_count() or 1))
-    parser.add_argument("--seconds", type=float, default=600.0, help="for all of them; default: 600")
-    parser.add_argument("--family", choices=FAMILIES, help="one family, in this process")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="write the counts to this file")
+    parser.add_argument("--smoke", action="store_true", help="run a handful of tests")
+    parser.add_argument("--processes", type=int, default=min(15, os.cpu_count() or 1), help="run so many at a time")
+    parser.add_argument("--seconds", type=float, default=600.0, help="end all of them after so long; default: 600")
+    parser.add_argument("--family", choices=FAMILIES, help="run one family, in this process")
     parser.add_argument("--until", type=float, default=float("inf"), help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,11 +1,11 @@
-"""Everything there is to measure, in one command and a limited time: `python -m benchmarks.device.gpu --out DIR`.
+"""Measures everything there is, in one command and a limited time: `python -m benchmarks.device.gpu --out DIR`.
 
 Each part runs in a process of its own, within a slice of the time that is left, and writes its JSON as it goes: a part
 that fails, hangs or runs out of time loses only what it has not measured yet. The kernel tests come first, because no
 speed is reported for an op whose tests failed, or did not run, in this run. What torch.compile takes long for comes
 last, in parts of its own (..._compiled), each beside its baseline.
 
-Works from a bare checkout (PYTHONPATH=.:kernels) with torch, triton and numpy; whatever else is missing is recorded.
+A bare checkout (PYTHONPATH=.:kernels) with torch, triton and numpy is enough; whatever else is missing is recorded.
 """
 
 import argparse
@@ -37,10 +37,9 @@ MODULES = {"tests": "benchmarks.device.device_tests", "ceilings": "benchmarks.ha
 
 @dataclass(frozen=True)
 class Part:
-    """A module of this package that takes --json and --smoke.
+    """A part of a run is a module with the options --json and --smoke, its arguments, and its share of the time.
 
-    share: of the time, in parts of the whole. arguments: sizes, in whose place a smoke run takes `smoke`. selection: of
-    variants, in a smoke run too.
+    `arguments` are sizes, in whose place a smoke run takes `smoke`; `selection` chooses variants in either.
     """
 
     name: str
@@ -51,28 +50,40 @@ class Part:
 
     @property
     def module(self) -> str:
+        """Return the dotted name of the part's module."""
         return MODULES.get(self.name) or module_of(self.name.removesuffix(COMPILED))
 
 
-# In order of worth.
+HALF_A_SECOND = ("--seconds", "0.5")
+WITHOUT_COMPILED, WITH_COMPILED = ("--without", "compiled"), ("--with", "compiled")
+# The parts of most worth come first.
 PARTS = (
     Part("ceilings", 15),
     Part("tests", 165),
-    Part("train_step", 75, ("--seconds", "3"), ("--without", "compiled")),
-    Part("attention", 75, ("--lengths", "168", "16", "1568", "400", "--seconds", "0.5"),
-         ("--without", "compiled", "flex")),
+    Part("train_step", 75, ("--seconds", "3"), WITHOUT_COMPILED),
+    Part("attention", 75, ("--lengths", "168", "16", "1568", "400", *HALF_A_SECOND), (*WITHOUT_COMPILED, "flex")),
     Part("tubelets", 35, ("--seconds", "1")),
     Part("pixel_loss", 25, ("--seconds", "1")),
-    Part("contrastive", 35, ("--batches", "32768", "4096", "--seconds", "1"), ("--without", "compiled")),
-    Part("token_assembly", 20, ("--seconds", "0.5")),
-    Part("masking", 12, ("--seconds", "0.5")),
+    Part("contrastive", 35, ("--batches", "32768", "4096", "--seconds", "1"), WITHOUT_COMPILED),
+    Part("token_assembly", 20, HALF_A_SECOND),
+    Part("masking", 12, HALF_A_SECOND),
     Part("data_loading", 40),
-    Part("train_step_compiled", 70, ("--case", "base", "--seconds", "2"), ("--with", "compiled", "fastvtp, graph"),
-         ("--case", "videomae_base")),
-    Part("contrastive_compiled", 30, ("--batches", "32768", "--seconds", "0.5"), ("--with", "compiled")),
-    Part("attention_compiled", 25, ("--lengths", "168", "--seconds", "0.5"), ("--with", "compiled", "flex"),
-         ("--lengths", "4")),
-)  # fmt: skip
+    Part(
+        "train_step_compiled",
+        70,
+        ("--case", "base", "--seconds", "2"),
+        (*WITH_COMPILED, "fastvtp, graph"),
+        smoke=("--case", "videomae_base"),
+    ),
+    Part("contrastive_compiled", 30, ("--batches", "32768", *HALF_A_SECOND), WITH_COMPILED),
+    Part(
+        "attention_compiled",
+        25,
+        ("--lengths", "168", *HALF_A_SECOND),
+        (*WITH_COMPILED, "flex"),
+        smoke=("--lengths", "4"),
+    ),
+)
 
 
 def run_part(part: Part, out: Path, limit: float, smoke: bool) -> Outcome:
@@ -89,9 +100,13 @@ def run_part(part: Part, out: Path, limit: float, smoke: bool) -> Outcome:
     started = time.monotonic()
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            command, stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
+            command,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            start_new_session=True,
             env={**os.environ, "PYTHONPATH": search_path, **more},
-        )  # fmt: skip
+        )
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
@@ -109,7 +124,7 @@ def run_part(part: Part, out: Path, limit: float, smoke: bool) -> Outcome:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The process and whatever it started; they may be waiting for the device."""
+    """End a process and whatever it started, by force if need be: they may be waiting for the device."""
     for number, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -118,7 +133,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def run_parts(parts: Sequence[Part], out: Path, budget: float, smoke: bool) -> Iterator[Outcome]:
-    """One after the other; what a part leaves of its slice is the others'. Without the tests nothing is withheld."""
+    """Run parts one after the other, and yield how each ended.
+
+    What a part leaves of its slice goes to the others. Without the tests nothing is withheld.
+    """
     about = {**environment(_device(smoke)), "smoke": smoke}
     end, outcomes, tested = time.monotonic() + budget, [], False
     for number, part in enumerate(parts):
@@ -136,7 +154,7 @@ def run_parts(parts: Sequence[Part], out: Path, budget: float, smoke: bool) -> I
 
 
 def _share(part: Part, smoke: bool) -> float:
-    """In a smoke run parts take about as long as each other."""
+    """Return a part's share of the time; in a smoke run parts take about as long as each other."""
     return max(part.share, SMOKE_SHARE) if smoke else part.share
 
 
@@ -145,7 +163,7 @@ def _device(smoke: bool) -> torch.device:
 
 
 def run(parts: Sequence[Part], folder: Path, budget: float, smoke: bool) -> list[Outcome]:
-    """The parts with their summary and archive, renewed after each part: whatever ends the run, they are there."""
+    """Run the parts, and renew summary and archive after each: whatever ends the run, they are there."""
     folder.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     for outcome in run_parts(parts, folder, budget, smoke):
@@ -160,15 +178,24 @@ def _interrupted(*_: object) -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the parts that the command line asks for, print the summary, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--out", type=Path, metavar="DIR",
-        help="the JSON goes to DIR/<device>/, and in one file to DIR/<device>.tar.gz; benchmarks/results to keep it",
-    )  # fmt: skip
-    parser.add_argument("--only", nargs="+", metavar="PART", choices=[part.name for part in PARTS])
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write the JSON to DIR/<device>/ and into DIR/<device>.tar.gz; to keep it, take benchmarks/results",
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="PART", choices=[part.name for part in PARTS], help="run these parts alone"
+    )
     parser.add_argument("--list", action="store_true", help="name the parts and their slices, run nothing")
-    parser.add_argument("--budget", type=float, metavar="SECONDS", help=f"default {BUDGET_S:.0f}")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, always on the CPU: does every line run?")
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS", help=f"take so long for all parts together; default {BUDGET_S:.0f}"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="use tiny sizes, always on the CPU, only to see that every line runs"
+    )
     given = parser.parse_args(arguments)
     parts = [part for part in PARTS if not given.only or part.name in given.only]
     budget = given.budget or (SMOKE_BUDGET_S if given.smoke else BUDGET_S)

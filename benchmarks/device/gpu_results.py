@@ -1,4 +1,4 @@
-"""What becomes of the files that a run of `gpu.py` writes: withheld times, the list of parts, summary and archive."""
+"""Finishes the files that a run of `gpu.py` writes: withheld times, the list of parts, summary and archive."""
 
 import json
 import tarfile
@@ -12,19 +12,18 @@ from fastvtp.errors import UserError
 from ..harness.record import write_json_rows
 from ..report import tables
 from ..report.results import load_device
-from .device_tests import FAMILIES
+from .device_tests import COUNTS, FAMILIES
 
 # What the names of our variants contain; pyav and dali are the loader's two decoders.
 OURS = ("reference", "triton", "fastvtp", "pyav", "dali")
 TIMES = ("median_s", "p20_s", "p80_s", "wall_s", "fraction_of_floor", "speedup")
-COUNTS = ("passed", "failed", "skipped", "left_out")
 # Where a part's file goes as it was, when times are taken out of it.
 WITHHELD = "withheld"
 
 
 @dataclass
 class Outcome:
-    """How a part ended: "done", "out of time", or "failed" with the last line that it printed."""
+    """An outcome says how a part ended: "done", "out of time", or "failed" with the last line that it printed."""
 
     part: str
     status: str
@@ -33,7 +32,7 @@ class Outcome:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """None of an absent file, or of one that is no record."""
+    """Return a file's rows; an absent file, or one that is no record, has none."""
     return _content(path).get("rows", [])
 
 
@@ -46,7 +45,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def distrusted(out: Path) -> dict[str, str]:
-    """Op -> why it gets no speed: a family is trusted that has run to its end, passed tests and failed none."""
+    """Return the ops that get no speed, and why: their family did not run to its end, passed no test or failed one."""
     rows = {row["op"]: row for row in rows_of(out / "tests.json")}
     doubts = {family: doubt for family in FAMILIES if (doubt := _doubt(rows.get(family)))}
     reasons = {op: f"no speed: {doubt}" for family, doubt in doubts.items() for op in FAMILIES[family]}
@@ -64,7 +63,7 @@ def _doubt(row: dict[str, Any] | None) -> str:
 
 
 def withhold(path: Path, reasons: dict[str, str]) -> None:
-    """Take the times of our variants of such ops out of a part's file; a copy with them stays in withheld/."""
+    """Take the times of our variants of distrusted ops out of a part's file; a copy with them stays in withheld/."""
     content = _content(path)
     ours = [row for row in content.get("rows", ()) if any(word in row.get("variant", "") for word in OURS)]
     concerned = [row for row in ours if row["op"] in reasons and row["median_s"] is not None]
@@ -77,7 +76,7 @@ def withhold(path: Path, reasons: dict[str, str]) -> None:
 
 
 def write_outcomes(path: Path, outcomes: Sequence[Outcome], order: Sequence[str], environment: dict[str, Any]) -> None:
-    """Add them to those of earlier runs; a part that ran again takes the place of its earlier line."""
+    """Add outcomes to those of earlier runs; a part that ran again takes the place of its earlier line."""
     rows = {row["part"]: row for row in rows_of(path)}
     rows |= {outcome.part: {"op": outcome.part, **asdict(outcome)} for outcome in outcomes}
     known = [*order, *(name for name in rows if name not in order)]
@@ -85,7 +84,7 @@ def write_outcomes(path: Path, outcomes: Sequence[Outcome], order: Sequence[str]
 
 
 def summary(folder: Path, outcomes: Sequence[Outcome]) -> str:
-    """How the parts ended, the tests' counts, and of each op one case beside its best peer."""
+    """Say how the parts ended, what the tests counted, and of each op how one case stands beside its best peer."""
     return "\n".join(_summary(folder, outcomes))
 
 
@@ -109,7 +108,7 @@ def _summary(folder: Path, outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 
 def pack(folder: Path) -> Path:
-    """Everything in one file beside the folder, <folder>.tar.gz: where only a few files can be fetched, fetch this."""
+    """Pack everything into one file beside the folder, <folder>.tar.gz, for where only a few files can be fetched."""
     path = folder.parent / f"{folder.name}.tar.gz"
     temporary = path.with_suffix(".tmp")
     with tarfile.open(temporary, "w:gz") as archive:

@@ -1,4 +1,4 @@
-"""Search better tiles for the kernels of an op: `python -m benchmarks.device.tune attention --case "168 tokens each"`.
+"""Searches better tiles for an op's kernels: `python -m benchmarks.device.tune attention --case "168 tokens each"`.
 
 On a GPU the op's Triton variant runs with one tile changed at a time, in turns with the tiles as they stand. A
 candidate must compile without spills, meet the tolerance law (at most twice the reference's error) and be faster
@@ -43,7 +43,7 @@ BUDGET, SMOKE_BUDGET, SEARCH_SHARE = 120.0, 10.0, 0.6
 
 @dataclass(frozen=True)
 class Trial:
-    """One tile in one entry of the table: how it fared. Times in seconds per call of the whole variant."""
+    """A trial says how one tile fared in one entry of the table, in seconds per call of the whole variant."""
 
     entry: str
     case: str
@@ -55,7 +55,7 @@ class Trial:
 
 
 def neighbours(tile: Tile) -> Iterator[Tile]:
-    """The tile with one block halved or doubled, or another number of warps or stages."""
+    """Yield the tile with one block halved or doubled, or with another number of warps or stages."""
     for name, size in tile.blocks.items():
         for changed in (size // 2, size * 2):
             if SMALLEST_BLOCK <= changed <= LARGEST_BLOCK or size == 8:
@@ -68,7 +68,7 @@ def neighbours(tile: Tile) -> Iterator[Tile]:
 
 
 class Search:
-    """Coordinate descent over the tiles that one variant uses."""
+    """A search is a coordinate descent over the tiles that one variant uses."""
 
     def __init__(self, case: Case, timer: Timer, seconds_per_trial: float, deadline: float):
         self.case, self._deadline = case, deadline
@@ -77,7 +77,7 @@ class Search:
         self.trials: list[Trial] = []
 
     def run(self) -> dict[str, Tile]:
-        """Better tiles by entry; entries that stand as they were are left out."""
+        """Return better tiles by entry; entries that stand as they were are left out."""
         improved: dict[str, Tile] = {}
         progress = True
         while progress:
@@ -106,14 +106,14 @@ class Search:
 
 
 def occupancy(registers: int, shared_bytes: int, num_warps: int, shared_limit: int) -> int:
-    """Blocks that fit on an NVIDIA multiprocessor: registers are given to a warp in units of 256."""
+    """Return how many blocks fit on an NVIDIA multiprocessor; registers are given to a warp in units of 256."""
     by_registers = REGISTERS // (num_warps * -(-registers * 32 // 256) * 256)
     by_shared = shared_limit // shared_bytes if shared_bytes else MOST_BLOCKS
     return min(by_registers, by_shared, MOST_WARPS // num_warps, MOST_BLOCKS)
 
 
 def offline(kernel: str, architecture: str) -> Iterator[str]:
-    """A line for every neighbour of the kernel's tile that compiles without spills, in the cases that launch it."""
+    """Yield a line for every neighbour of a kernel's tile that compiles without spills, in the cases that launch it."""
     from fastvtp_kernels import compile_cases, compile_report
 
     limit = compile_report.SHARED_LIMIT[architecture]
@@ -139,7 +139,7 @@ def offline(kernel: str, architecture: str) -> Iterator[str]:
 
 
 def chosen(module: Any, options: Options, name: str | None) -> list[Callable[[], Case]]:
-    """The benchmark's cases, or those whose name contains a word."""
+    """Return the benchmark's cases, or those whose name contains a word."""
     factories = module.cases(options)
     if name is None:
         return factories
@@ -147,14 +147,14 @@ def chosen(module: Any, options: Options, name: str | None) -> list[Callable[[],
 
 
 def shares(items: Sequence[Any], end: float) -> Iterator[tuple[Any, float]]:
-    """Each item and when its turn is over: what is left of the time is shared evenly by those that are left."""
+    """Yield each item and when its turn is over; those that are left share evenly what is left of the time."""
     for number, item in enumerate(items):
         now = time.monotonic()
         yield item, now + (end - now) / (len(items) - number)
 
 
 def tune(factories: Sequence[Callable[[], Case]], given: Any, options: Options) -> None:
-    """Search in every case, then join the cases; what was found is printed and written as the command line asks."""
+    """Search in every case, join the cases, and print and write what was found as the command line asks."""
     budget = (SMOKE_BUDGET if options.smoke else BUDGET) if given.budget is None else given.budget
     seconds = given.seconds or (0.0 if options.smoke else 0.2)
     timer, start = timer_for(options.device), time.monotonic()
@@ -194,15 +194,23 @@ def _workbench(factory: Callable[[], Case], timer: Timer, seconds: float) -> Wor
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Search on the device, or compile offline, as the command line asks."""
     parser = command_line(__doc__)
-    parser.add_argument("op", choices=[part for part in OPS if part != "train_step"])
-    parser.add_argument("--case", metavar="WORD", help="only cases whose name contains it")
     parser.add_argument(
-        "--budget", type=float, metavar="SECONDS", help=f"for all cases (default {BUDGET:g}, smoke {SMOKE_BUDGET:g})"
+        "op", choices=[part for part in OPS if part != "train_step"], help="search for the ops of this file"
     )
-    parser.add_argument("--table", type=Path, metavar="FILE", help="write the joint table there, as JSON")
-    parser.add_argument("--offline", metavar="ARCH", help="compile only, for sm_90 and the like; needs --kernel")
-    parser.add_argument("--kernel", metavar="ENTRY", help=f"with --offline, one of {', '.join(tuning.TABLE)}")
+    parser.add_argument("--case", metavar="WORD", help="search only in cases whose name contains this word")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help=f"take so long for all cases; default {BUDGET:g}, in smoke {SMOKE_BUDGET:g}",
+    )
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the joint table to this file, as JSON")
+    parser.add_argument("--offline", metavar="ARCH", help="only compile, for sm_90 and the like; this needs --kernel")
+    parser.add_argument(
+        "--kernel", metavar="ENTRY", help=f"compile this kernel with --offline, one of {', '.join(tuning.TABLE)}"
+    )
     given = parser.parse_args(arguments)
     if given.offline:
         if given.kernel not in tuning.TABLE:

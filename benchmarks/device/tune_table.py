@@ -1,4 +1,4 @@
-"""From what each case found to one tile per entry of the table: the second half of `python -m benchmarks.device.tune`.
+"""Makes one tile per entry of the table of what each case found; it is the second half of `tune.py`.
 
 A line and a column of `fastvtp_kernels.tuning.TABLE` ("stream_forward_64 half") are the shape class of a tile: the
 kernel, with the regime, width and options in its name, and the precision. Cases that differ in nothing else run with
@@ -39,26 +39,29 @@ GAIN = 1.02
 
 @dataclass(frozen=True)
 class Pair:
-    """Times of one variant with the tiles as they were and with a changed one, taken in turns."""
+    """A pair has the times of one variant with the tiles as they were and with a changed one, taken in turns."""
 
     now: Timing
     then: Timing
 
     @property
     def speedup(self) -> float:
+        """Return how many times as fast the changed tiles are."""
         return self.now.median / self.then.median
 
     @property
     def better(self) -> bool:
+        """Say whether the changed tiles are faster beyond the spread."""
         return self.speedup > GAIN and self.then.p80 < self.now.p20
 
     @property
     def loses(self) -> bool:
+        """Say whether the changed tiles are slower beyond the spread."""
         return self.then.p20 > self.now.p80
 
 
 def entries_used(function: Function) -> dict[str, Tile]:
-    """Entry of the table ("embed half") -> tile, for every tile that the call asks for."""
+    """Call the function; return the tiles that it asks for by their entries in the table, like "embed half"."""
     found: dict[str, Tile] = {}
     original = tuning.tile
 
@@ -73,7 +76,7 @@ def entries_used(function: Function) -> dict[str, Tile]:
 
 
 class Workbench:
-    """A case whose Triton variant runs with tiles of choice. standing: what it uses by itself, by entry."""
+    """A workbench runs a case's Triton variant with tiles of choice; `standing` are those that it uses by itself."""
 
     def __init__(self, case: Case, timer: Timer, seconds: float):
         self._case, self._timer, self._seconds = case, timer, seconds
@@ -87,7 +90,7 @@ class Workbench:
         self.standing = entries_used(variant)
 
     def compare(self, now: dict[str, Tile], then: dict[str, Tile]) -> Pair | str:
-        """Tiles by entry against others; where the others spill, are wrong or fail, what is the matter with them."""
+        """Time tiles, given by entry, against others; say what is wrong where the others spill, err or fail."""
         changed = self._with(then)
         try:
             if spilled := self._spilled(changed):
@@ -110,7 +113,7 @@ class Workbench:
         return run
 
     def _spilled(self, function: Function) -> int:
-        """Bytes, of the worst kernel; the interpreter has no registers."""
+        """Return the bytes that the worst kernel spills; the interpreter has no registers."""
         if interpreting():
             return 0
         with compile_only() as compiled:
@@ -122,7 +125,7 @@ class Workbench:
 
 @dataclass(frozen=True)
 class Searched:
-    """A case after its search: the entries it uses, the tiles that won, and how to set it up once more."""
+    """A searched case knows the entries it uses, the tiles that won in it, and how to set it up once more."""
 
     label: str
     entries: set[str]
@@ -132,7 +135,10 @@ class Searched:
 
 @dataclass
 class Candidate:
-    """A tile that won in some case. pairs: against the tile that stands, by case; fault: why it is out already."""
+    """A candidate is a tile that won in some case.
+
+    `pairs` are its times against the tile that stands, by case; `fault` says why it is out already.
+    """
 
     entry: str
     tile: Tile
@@ -142,17 +148,17 @@ class Candidate:
 
     @property
     def speedups(self) -> dict[str, float]:
-        """By case, to four digits."""
+        """Return its speed-ups by case, to four digits."""
         return {label: round(pair.speedup, 4) for label, pair in self.pairs.items()}
 
     @property
     def speedup(self) -> float:
-        """The geometric mean over the cases."""
+        """Return the geometric mean of its speed-ups over the cases."""
         return statistics.geometric_mean(pair.speedup for pair in self.pairs.values())
 
     @property
     def refusal(self) -> str:
-        """Why it cannot stand for its entry; empty if it can."""
+        """Say why it cannot stand for its entry; empty if it can."""
         if self.fault:
             return self.fault
         if self.not_retimed:
@@ -163,7 +169,7 @@ class Candidate:
 
 
 def candidates(searched: Iterable[Searched]) -> list[Candidate]:
-    """Each winner once: first of every entry the tile that won most often, then the next of every entry, and so on."""
+    """Return each winner once: of every entry the tile that won most often, then the next of every entry, and so on."""
     won: Counter[tuple[str, str]] = Counter()
     tiles: dict[tuple[str, str], Tile] = {}
     for here in searched:
@@ -198,7 +204,7 @@ def retime(found: Sequence[Candidate], here: Searched, deadline: float) -> None:
 
 
 def choose(found: Iterable[Candidate]) -> list[Candidate]:
-    """The best of each entry, for the entries that have one."""
+    """Return the best candidate of each entry, for the entries that have one."""
     best: dict[str, Candidate] = {}
     for candidate in found:
         rival = best.get(candidate.entry)
@@ -208,7 +214,7 @@ def choose(found: Iterable[Candidate]) -> list[Candidate]:
 
 
 def table(better: Iterable[Candidate], architecture: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Architecture -> entry -> tile, the geometric mean of its speed-ups and the speed-up in each case."""
+    """Return tiles by architecture and entry, with the geometric mean of their speed-ups and that in each case."""
     return {
         architecture: {
             candidate.entry: {
@@ -224,7 +230,7 @@ def table(better: Iterable[Candidate], architecture: str) -> dict[str, dict[str,
 
 
 def snippet(better: dict[str, Tile], architecture: str) -> str:
-    """Entries for `tuning.TABLE`."""
+    """Write entries for `tuning.TABLE`."""
     lines = []
     for entry, tile in better.items():
         kernel, _, column = entry.rpartition(" ")
@@ -236,7 +242,7 @@ def snippet(better: dict[str, Tile], architecture: str) -> str:
 def write_table(
     path: Path, op: str, joint: dict[str, Any], found: Iterable[Candidate], environment: dict[str, Any]
 ) -> None:
-    """{"schema": 1, "environment": {...}, "op": ..., "tiles": `table`, "refused": [...]}; what was refused says why."""
+    """Write schema, environment, op, the joint table as "tiles", and what was refused, with the reason."""
     refused = [
         {"entry": one.entry, "tile": str(one.tile), "why": one.refusal, "speedups": one.speedups}
         for one in found

@@ -1,4 +1,4 @@
-"""What a benchmark file builds: cases, their variants, and what their work costs."""
+"""A benchmark file builds cases: variants of one op on the same inputs, and what their work costs at least."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from .timing import Function
 
 @dataclass(frozen=True)
 class Missing:
-    """A variant that cannot run here."""
+    """Missing stands in the place of a variant that cannot run here, and says why."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Useful work of an op: each needed input byte read once, each output byte written once, and the FLOP."""
+    """An op's cost is its useful work: each needed input byte read once, each output byte written once, the FLOP."""
 
     bytes: int
     flops: int
@@ -27,8 +27,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Options:
-    """What a benchmark file builds its cases from. Of training steps alone: batch, clips of one (None: as many as the
-    case wants); optimizer, whether its step is timed too."""
+    """The options say on which device, in which dtype and in which size a benchmark builds its cases.
+
+    Training steps alone read the last two: `batch` is the number of clips of a step (None: as many as the case wants),
+    `optimizer` says whether the optimizer's step is timed too.
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -37,16 +40,16 @@ class Options:
     optimizer: bool = True
 
     def clips(self, *, cpu: int, cuda: int, smoke: int) -> int:
-        """Clips of a batch."""
+        """Return how many clips a batch has: what was asked for, or what suits the device."""
         return self.batch or (smoke if self.smoke else cuda if self.device.type == "cuda" else cpu)
 
 
 @dataclass(frozen=True)
 class Case:
-    """Variants of one op on the same inputs.
+    """A case holds the variants of one op on the same inputs, and knows which of their outputs are right.
 
-    error: of a variant's output; above `tolerance` (or NaN) the variant is wrong. baseline: the variant that speedups
-    refer to.
+    `error` judges what a variant returns: above `tolerance`, or where it is NaN, the variant is wrong. Speedups refer
+    to the variant named `baseline`.
     """
 
     op: str

@@ -1,4 +1,4 @@
-"""The ceilings of a machine, measured by themselves: how fast it copies memory and multiplies matrices.
+"""Measures a machine's ceilings by themselves: how fast it copies memory and multiplies matrices.
 
     python -m benchmarks.harness.ceilings --json ceilings.json
 

@@ -1,4 +1,4 @@
-"""The command line of a benchmark: its options, and the run that they ask for.
+"""Gives every benchmark file the same command line, and carries out the run that it asks for.
 
 A benchmark file offers `cases(options)`, a list of functions that each build one `Case`, and calls `main`. A variant
 that cannot run, fails or computes something else than the truth gets a row that says so, and no time.
@@ -8,6 +8,7 @@ import argparse
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,30 +30,31 @@ def _device(name: str) -> torch.device:
 
 
 def command_line(description: str | None) -> argparse.ArgumentParser:
-    """The options that every benchmark file has; a file may add its own."""
+    """Return a parser with the options that every benchmark file has; a file may add its own."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on CUDA, float32 on the CPU")
-    parser.add_argument("--smoke", action="store_true", help="tiny shapes: does every line run?")
-    parser.add_argument("--seconds", type=float, help="timing per case; default: 10 on the CPU, 2 on CUDA")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and environment there")
-    parser.add_argument("--only", nargs="+", default=(), metavar="VARIANT", help="leave the other variants out")
-    parser.add_argument("--without", nargs="+", default=(), metavar="WORD", help="leave out variants that contain one")
-    parser.add_argument(
-        "--with", dest="having", nargs="+", default=(), metavar="WORD",
-        help="leave out variants that contain none, except the baseline",
-    )  # fmt: skip
+    add = parser.add_argument
+    words: dict[str, Any] = {"nargs": "+", "default": (), "metavar": "WORD"}
+    add("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu", help="run there: cpu or cuda")
+    add("--dtype", choices=DTYPES, help="compute in this dtype; default: bfloat16 on CUDA, float32 on the CPU")
+    add("--smoke", action="store_true", help="use tiny shapes, only to see that every line runs")
+    add("--seconds", type=float, help="time each case for so long; default: 10 on the CPU, 2 on CUDA")
+    add("--json", type=Path, metavar="FILE", help="write the rows and the environment to this file")
+    add("--only", nargs="+", default=(), metavar="VARIANT", help="leave all other variants out")
+    add("--without", **words, help="leave out variants whose name contains one of these words")
+    add(
+        "--with", dest="having", **words, help="leave out variants whose name contains none of them; the baseline stays"
+    )
     return parser
 
 
 def given_options(given: argparse.Namespace) -> Options:
-    """What the options of `command_line` ask for."""
+    """Return the options of a run, read from what a parser of `command_line` has understood."""
     dtype = DTYPES[given.dtype or ("bfloat16" if given.device.type == "cuda" else "float32")]
     return Options(given.device, dtype, given.smoke)
 
 
 def plot_path(text: str) -> Path:
-    """The type of a --plot option: asked for in vain, it says so before anything is measured."""
+    """Read the value of a --plot option, and refuse it without matplotlib before anything is measured."""
     if importlib.util.find_spec("matplotlib") is None:
         raise argparse.ArgumentTypeError("the package matplotlib is not installed")
     return Path(text)
@@ -61,7 +63,7 @@ def plot_path(text: str) -> Path:
 def measure(
     cases: Callable[[Options], Sequence[CaseFactory]], parser: argparse.ArgumentParser, given: argparse.Namespace
 ) -> Record:
-    """Run what the command line asks for: the table on stdout, progress on stderr, JSON where asked for."""
+    """Run what the command line asks for, with the table on stdout, progress on stderr and JSON where asked for."""
     options = given_options(given)
 
     def save(record: Record) -> None:
@@ -82,6 +84,6 @@ def measure(
 def main(
     cases: Callable[[Options], Sequence[CaseFactory]], description: str | None, arguments: Sequence[str] | None = None
 ) -> None:
-    """The command line of a benchmark file without options of its own."""
+    """Run a benchmark file that has no options of its own from its command line."""
     parser = command_line(description)
     measure(cases, parser, parser.parse_args(arguments))

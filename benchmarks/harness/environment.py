@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran: the record that goes beside its rows."""
+"""Finds out where and with what a benchmark runs; this goes into the record beside its rows."""
 
 import datetime
 import hashlib
@@ -23,10 +23,10 @@ GPU_FIELDS = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "pow
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Device, versions, commit and UTC date; whatever cannot be found out is None.
+    """Return device, versions, commit and UTC date; whatever cannot be found out is None.
 
-    commit: as git knows it, else as $FASTVTP_COMMIT says. dirty: are there sources that the commit does not hold?
-    None if git does not know. sources: a digest of them, which tells two copies apart without git.
+    `commit` is the one that git knows, else the one that $FASTVTP_COMMIT names. `dirty` says whether there are sources
+    that the commit does not hold. `sources` is a digest of them, which tells two copies apart without git.
     """
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -47,15 +47,20 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
+    """Return the name that the maker gave the GPU, or the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def platform_name() -> str:
-    """System, machine and libc, as in Linux-x86_64-glibc2.36; not the kernel's release, which may name one machine."""
+    """Return system, machine and libc, as in Linux-x86_64-glibc2.36.
+
+    The kernel's release is left out, because it may name one machine.
+    """
     return "-".join(filter(None, [platform.system(), platform.machine(), "".join(platform.libc_ver())]))
 
 
 def cpu_name() -> str:
+    """Return the processor's name, or the kind of machine where the system does not tell it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
@@ -77,13 +82,13 @@ def _git(*arguments: str) -> str | None:
 
 
 def _dirty() -> bool | None:
-    """Do the sources, files that git does not know among them, differ from the commit?"""
+    """Say whether the sources, files that git does not know among them, differ from the commit; None without git."""
     changes = _git("status", "--porcelain", "--untracked-files=all", "--", *SOURCES, NO_SOURCES)
     return None if changes is None else bool(changes)
 
 
 def source_digest(root: Path) -> str:
-    """The first 12 digits of SHA-256 over names and contents of the Python sources."""
+    """Return the first 12 digits of SHA-256 over names and contents of the Python sources under `root`."""
     digest = hashlib.sha256()
     for path in sorted(path for folder in SOURCES for path in (root / folder).rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
@@ -91,7 +96,7 @@ def source_digest(root: Path) -> str:
 
 
 def _gpu(device: torch.device) -> dict[str, str] | None:
-    """Driver, clocks and power limit as they are found; read, never set."""
+    """Read driver, clocks and power limit as they are found; they are never set."""
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
     answer = _output("nvidia-smi", f"--id={uuid}", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader")
     if answer is None:
@@ -100,7 +105,7 @@ def _gpu(device: torch.device) -> dict[str, str] | None:
 
 
 def _output(program: str, *arguments: str) -> str | None:
-    """What the program prints, or None where it is absent or fails."""
+    """Return what the program prints, or None where it is absent or fails."""
     if shutil.which(program) is None:
         return None
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)

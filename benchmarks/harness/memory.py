@@ -1,4 +1,4 @@
-"""Peak memory of a call, and of a call that replays a CUDA graph."""
+"""Measures the peak memory of a call, also of one that replays a CUDA graph."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ GRAPH_WARM_UP = 3
 
 
 class Graphed:
-    """`function` as one CUDA graph, captured on the first call after three calls on another stream.
+    """A graphed function runs as one CUDA graph, captured on the first call after three calls on another stream.
 
     A replay asks torch's allocator for nothing: what the call needs was handed out during the capture, so that is when
     its peak is taken.
@@ -33,7 +33,7 @@ class Graphed:
         return self._output
 
     def peak_bytes(self) -> int | None:
-        """None before the first call."""
+        """Return the peak of the capture in bytes, None before the first call."""
         return self._peak_bytes
 
     def _capture(self) -> None:
@@ -54,11 +54,11 @@ class Graphed:
 
 
 def peak_bytes(function: Function, device: torch.device) -> int | None:
-    """Most memory that torch's allocator hands out during one call, above what is held before it; output included.
+    """Return how much memory torch's allocator hands out at most during one call, beyond what is held before it.
 
-    Call the function once before: what it builds on first use would count too. On the CPU every allocation inside
-    every operator is followed through the profiler; memory that does not come from torch (numpy, MKL's and OpenMP's
-    own buffers) is not seen. A `Graphed` call knows its own.
+    The output counts, and so would what the function builds on first use: call it once before. On the CPU every
+    allocation inside every operator is followed through the profiler; memory that does not come from torch (numpy,
+    MKL's and OpenMP's own buffers) is not seen. A `Graphed` function knows its own peak.
     """
     if isinstance(function, Graphed):
         return function.peak_bytes()

@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: rows, the environment they were measured in, JSON and a table."""
+"""Keeps what a benchmark leaves behind: rows and the environment they were measured in, as JSON and as a table."""
 
 import json
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ LEFT_OUT, NOT_REACHED = "left out", "not reached: the run was stopped first"
 
 @dataclass
 class Row:
-    """One variant of one case. Times in seconds per call, None where nothing was timed; `note` then says why.
+    """A row says how one variant of one case fared; where nothing was timed its times are None and `note` says why.
 
-    On CUDA median, p20 and p80 are device time and `wall_s` includes the host; on the CPU `wall_s` is the mean.
-    peak_bytes: above what is held before the call (inputs; a model's weights and its optimizer's state). error: of the
-    output, relative to the truth. fraction_of_floor: 1 is the floor itself, `floor_s` / `median_s`. speedup: over the
-    variant `baseline` of the same case.
+    Times are seconds per call. On CUDA median, p20 and p80 are device time and `wall_s` includes the host; on the CPU
+    `wall_s` is the mean. `peak_bytes` comes on top of what is held before the call (inputs; a model's weights and its
+    optimizer's state). `error` is that of the output relative to the truth. `fraction_of_floor` is `floor_s` over
+    `median_s`, so that 1 is the floor itself. `speedup` is over the variant `baseline` of the same case.
     """
 
     op: str
@@ -49,7 +49,7 @@ class Row:
 
 @dataclass
 class Record:
-    """The rows of a run, its environment, the names of all variants its cases offered, and why it was cut short."""
+    """A record holds a run's rows and environment, the variants its cases offered, and why it was cut short, if so."""
 
     environment: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
@@ -58,19 +58,19 @@ class Record:
 
 
 def write_json(path: Path, rows: Sequence[Row], environment: dict[str, Any]) -> None:
-    """{"schema": 1, "environment": {...}, "rows": [...]}; complete under its name or not there at all."""
+    """Write {"schema": 1, "environment": {...}, "rows": [...]}, complete under its name or not at all."""
     write_json_rows(path, [asdict(row) for row in rows], environment)
 
 
 def write_json_rows(path: Path, rows: Sequence[dict[str, Any]], environment: dict[str, Any]) -> None:
-    """The same for rows of another kind."""
+    """Write rows of another kind (tests, tiles, loaders) in the form that `write_json` has for benchmarks'."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"schema": SCHEMA, "environment": environment, "rows": list(rows)}
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode())
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The rows as an aligned Markdown table."""
+    """Return the rows as an aligned Markdown table."""
     lines = [COLUMNS, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
     padded = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
@@ -85,7 +85,15 @@ def _cells(row: Row) -> tuple[str, ...]:
     spread = f"{number(row.p20_s, 1e3)}-{number(row.p80_s, 1e3)}" if row.median_s is not None else ""
     note = row.note or ("" if row.error is None else f"error {row.error:.1e}")
     return (
-        row.op, row.case, row.direction, row.variant, number(row.median_s, 1e3), spread, number(row.wall_s, 1e3),
-        number(row.peak_bytes, 1e-6, ".1f"), number(row.speedup, form=".2f"), number(row.fraction_of_floor, form=".1%"),
+        row.op,
+        row.case,
+        row.direction,
+        row.variant,
+        number(row.median_s, 1e3),
+        spread,
+        number(row.wall_s, 1e3),
+        number(row.peak_bytes, 1e-6, ".1f"),
+        number(row.speedup, form=".2f"),
+        number(row.fraction_of_floor, form=".1%"),
         note,
-    )  # fmt: skip
+    )

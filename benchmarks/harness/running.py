@@ -1,4 +1,4 @@
-"""Running cases: check the variants, time the right ones together, and write down at every step what there is.
+"""Runs cases: checks the variants, times the right ones together, and writes down at every step what there is.
 
 Whatever fails takes down no more than itself: a variant, or a case that cannot be built. Only a lost device (after an
 illegal access every later call of the process fails) ends the run, for it would blame the innocent.
@@ -30,11 +30,11 @@ NOT_BUILT = "not built"
 
 
 class DeviceLostError(Exception):
-    """The device answers no call of this process any more."""
+    """Raised when the device answers no call of this process any more."""
 
 
 class VariantError(Exception):
-    """The variant `name` raised while it was timed; __cause__ says what."""
+    """Raised when the variant `name` failed while it was timed; __cause__ says how."""
 
     def __init__(self, name: str):
         super().__init__(name)
@@ -43,16 +43,24 @@ class VariantError(Exception):
 
 @dataclass(frozen=True)
 class Choice:
-    """Which variants run: named in `only` (if any are), and then of those with a word of `having` (if there are any;
-    the baseline stays) those without a word of `without`. What the words leave out gets a row that says so."""
+    """A choice says which variants of a case run.
+
+    Where `only` names some, no others are looked at. Of these, names that contain a word of `without` are left out, and
+    where `having` has words, so are names that contain none of them, except the baseline. What the words leave out gets
+    a row that says so.
+    """
 
     only: Sequence[str] = ()
     without: Sequence[str] = ()
     having: Sequence[str] = ()
 
     def of(self, case: Case) -> Case:
-        chosen = {name: self._kept(name, variant, case.baseline) for name, variant in case.variants.items()
-                  if not self.only or name in self.only}  # fmt: skip
+        """Return the case with the chosen variants alone."""
+        chosen = {
+            name: self._kept(name, variant, case.baseline)
+            for name, variant in case.variants.items()
+            if not self.only or name in self.only
+        }
         return replace(case, variants=chosen)
 
     def _kept(self, name: str, variant: Function | Missing, baseline: str) -> Function | Missing:
@@ -72,7 +80,7 @@ def run_case(
 ) -> list[Row]:
     """Check every variant once, time the right ones together, then measure each one's peak memory.
 
-    save: called with the rows of the case after every step.
+    `save` is called with the rows of the case after every step.
 
     Raises:
         DeviceLostError: with the last words of the device.
@@ -109,14 +117,22 @@ def run_case(
 
 def _row(case: Case, variant: str, ceilings: Ceilings) -> Row:
     return Row(
-        case.op, case.name, variant, case.shape, str(case.dtype).removeprefix("torch."), case.direction,
-        case.cost.bytes, case.cost.flops, ceilings.floor_s(case.cost.bytes, case.cost.flops), case.baseline,
+        case.op,
+        case.name,
+        variant,
+        case.shape,
+        str(case.dtype).removeprefix("torch."),
+        case.direction,
+        case.cost.bytes,
+        case.cost.flops,
+        ceilings.floor_s(case.cost.bytes, case.cost.flops),
+        case.baseline,
         note=NOT_REACHED,
-    )  # fmt: skip
+    )
 
 
 def _check(case: Case, variant: Function) -> tuple[float | None, str]:
-    """The variant's error, and why it gets no time (empty if it does)."""
+    """Return the variant's error, and why it gets no time (empty if it does)."""
     try:
         error = case.error(variant())
     except BackendUnavailableError as reason:
@@ -136,7 +152,7 @@ def _failed(failure: BaseException | None) -> str:
 
 
 def _time(case: Case, rows: dict[str, Row], right: dict[str, Function], timer: Timer, seconds: float) -> None:
-    """Times into the rows; a variant that raises is taken out of `right`, and the others start again."""
+    """Enter times into the rows; a variant that raises is taken out of `right`, and the others start again."""
     while right:
         try:
             times = timer.time({name: _named(name, function) for name, function in right.items()}, seconds)
@@ -189,7 +205,7 @@ def _measure_memory(row: Row, function: Function, device: torch.device) -> None:
 
 
 def _refuse_a_lost_device(device: torch.device) -> None:
-    """After a failure: hand back what it held, and see whether the device still answers."""
+    """Hand back, after a failure, what it held, and raise DeviceLostError where the device answers no more."""
     if device.type != "cuda":
         return
     try:
@@ -201,13 +217,13 @@ def _refuse_a_lost_device(device: torch.device) -> None:
 
 
 def measured_environment(options: Options, timer: Timer) -> tuple[dict[str, Any], Ceilings]:
-    """The environment with the ceilings of this run, and the ceilings themselves."""
+    """Measure the ceilings, and return them in the environment and by themselves."""
     ceilings = measure_ceilings(options.device, options.dtype, timer, smoke=options.smoke)
     return {**environment(options.device), "ceilings": asdict(ceilings), "smoke": options.smoke}, ceilings
 
 
 def options_timer(options: Options) -> Timer:
-    """A smoke run is content with few calls."""
+    """Return the timer of a run's device; a smoke run is content with few calls."""
     return timer_for(options.device, SMOKE_ROUNDS if options.smoke else None)
 
 
@@ -218,12 +234,12 @@ def run(
     choice: Choice = Choice(),
     save: Callable[[Record], None] = lambda record: None,
 ) -> Record:
-    """Build and run one case after the other.
+    """Build and run one case after the other, and return the record of all.
 
     Args:
         factories: each builds a case; its inputs live until the next one's turn.
         options: device, dtype and size of the run.
-        seconds: of timing per case; by default 10 on the CPU, 2 on CUDA, none but the least number of calls in smoke.
+        seconds: how long a case is timed; by default 10 on the CPU, 2 on CUDA, in smoke the least number of calls.
         choice: which variants run.
         save: called before the first case and after every step, so that a run that is stopped leaves what it has
             measured. The record's environment counts `cases` and `cases_done`.
@@ -269,7 +285,7 @@ def _built(factory: CaseFactory, options: Options, keep: Callable[[list[Row]], N
 
 
 def _described(factory: CaseFactory) -> str:
-    """`partial(loss_case, "sigmoid_loss", 64, options)` -> "loss_case(sigmoid_loss, 64)"."""
+    """Name a case that was not built: `partial(loss_case, "sigmoid", 64, options)` is "loss_case(sigmoid, 64)"."""
     if not isinstance(factory, partial):
         return getattr(factory, "__name__", "case")
     return f"{factory.func.__name__}({', '.join(str(x) for x in factory.args if isinstance(x, str | int))})"

@@ -1,4 +1,4 @@
-"""How time and the machine's ceilings are measured.
+"""Measures time, and how fast the machine is at best.
 
 Variants are interleaved call by call (A B C A B C ...), so that clocks, heat and neighbours hit all of them alike.
 """
@@ -27,7 +27,7 @@ WARM_UP_S, WARM_UP_CYCLES, RATE_CYCLES, RATES = 0.1, 10_000_000, 1_000_000, 5
 
 
 class HostSide:
-    """A variant whose work is the host's own: on CUDA its time is the clock's, from call to result.
+    """A variant on the host's side does its work on the processor: on CUDA too the clock times it, from call to result.
 
     Between two events on the device that work would not be seen.
     """
@@ -41,9 +41,9 @@ class HostSide:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call: median and 20 % and 80 % quantiles of `calls` calls, and wall time back to back.
+    """A timing is in seconds per call: median, 20 % and 80 % quantiles of `calls` calls, and wall time back to back.
 
-    late: calls that the device began before the host had queued them whole; their times may hold gaps of the host.
+    `late` counts calls that the device began before the host had queued them whole; these may hold gaps of the host.
     """
 
     median: float
@@ -55,13 +55,15 @@ class Timing:
 
 
 class Timer(Protocol):
+    """A timer times several variants in turns; one stands for each kind of device."""
+
     def time(self, variants: dict[str, Function], seconds: float) -> dict[str, Timing]:
         """Time the variants for about `seconds` in all, at least MIN_ROUNDS calls of each."""
         ...
 
 
 def timer_for(device: torch.device, rounds: int | None = None) -> Timer:
-    """rounds: the least number of calls of each variant, by default MIN_ROUNDS."""
+    """Return a timer for the device that calls each variant at least `rounds` times, by default MIN_ROUNDS."""
     if device.type != "cuda":
         return CpuTimer(rounds=rounds)
     if device.index is not None:
@@ -71,17 +73,22 @@ def timer_for(device: torch.device, rounds: int | None = None) -> Timer:
 
 
 def summarize(samples: list[float], wall: float, late: int = 0) -> Timing:
+    """Return median and quantiles of the sampled seconds, together with what was counted beside."""
     deciles = statistics.quantiles(samples, n=10, method="inclusive")
     return Timing(statistics.median(samples), deciles[1], deciles[7], wall, len(samples), late)
 
 
 class CpuTimer:
-    """A clock around each call. The wall time is the mean of the same calls: a CPU has no queue to hide in."""
+    """The CPU's timer reads a clock around each call.
+
+    The wall time is the mean of the same calls: a CPU has no queue to hide in.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter, rounds: int | None = None):
         self._clock, self._least = clock, rounds or MIN_ROUNDS
 
     def time(self, variants: dict[str, Function], seconds: float) -> dict[str, Timing]:
+        """Call each variant once, then time all of them in turns."""
         for function in variants.values():
             function()
         samples: dict[str, list[float]] = {name: [] for name in variants}
@@ -96,7 +103,7 @@ class CpuTimer:
 
 @dataclass
 class Backlog:
-    """How long the device sleeps before a call. It grows where that was too short, unless growing has not helped."""
+    """A backlog says how long the device sleeps before a call; it grows where that was short, while growing helps."""
 
     cycles: int
     most: int
@@ -106,6 +113,7 @@ class Backlog:
         self.cycles = self._first = min(self.cycles, self.most)
 
     def grow(self) -> bool:
+        """Sleep twice as long from now on and return True, or count the call as late and return False."""
         if self.late or self.cycles >= self.most:
             self.late, self.cycles = self.late + 1, self._first
             return False
@@ -114,7 +122,7 @@ class Backlog:
 
 
 class CudaTimer:
-    """Device time between two events around each call, and wall time of back-to-back calls.
+    """The CUDA timer takes device time between two events around each call, and wall time of back-to-back calls.
 
     Before each call a sleep kernel, long enough for the host to queue the call behind it, keeps host gaps out of the
     device time; a write of twice the L2 cache then evicts the call's inputs. Where the device wakes before the host is
@@ -130,6 +138,7 @@ class CudaTimer:
         self._cycles_per_second = self._sleep_rate()
 
     def time(self, variants: dict[str, Function], seconds: float) -> dict[str, Timing]:
+        """Call each variant once, then time all of them in turns, and their wall time at the end."""
         for function in variants.values():
             function()
         queued = {name: function for name, function in variants.items() if not isinstance(function, HostSide)}
@@ -163,7 +172,7 @@ class CudaTimer:
         return start, end
 
     def _sleep_rate(self) -> float:
-        """Cycles a second of the clock at its highest: with a lower rate sleeps would come out short."""
+        """Return the cycles a second of the clock at its highest: with a lower rate sleeps would come out short."""
         begin = time.perf_counter()
         while time.perf_counter() - begin < WARM_UP_S:
             torch.cuda._sleep(WARM_UP_CYCLES)
@@ -221,19 +230,21 @@ def _no_garbage_collection() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this device reached in this run: bytes read plus written by a copy, FLOP of a square matmul, per second."""
+    """The ceilings are what a device reached in a run: bytes that a copy reads and writes, FLOP of a square matmul."""
 
     bytes_per_s: float
     flops_per_s: float
 
     def floor_s(self, num_bytes: int, flops: int) -> float:
-        """The time that these bytes take at the copy's rate, or these FLOP at the matmul's, whichever is longer."""
+        """Return how long these bytes take at the copy's rate, or these FLOP at the matmul's, whichever is longer."""
         return max(num_bytes / self.bytes_per_s, flops / self.flops_per_s)
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype, timer: Timer, *, smoke: bool = False) -> Ceilings:
-    """Copy bandwidth and matmul rate on random data: bfloat16 on CUDA, `dtype` on the CPU. `smoke`: too small to mean
-    anything."""
+    """Measure copy bandwidth and matmul rate on random data, in bfloat16 on CUDA and in `dtype` on the CPU.
+
+    In a smoke run the data are too small for the rates to mean anything.
+    """
     if device.type == "cuda":
         dtype = torch.bfloat16
     copied_bytes, side = (1 << 16, 64) if smoke else (1 << 30, 8192) if device.type == "cuda" else (1 << 26, 1024)

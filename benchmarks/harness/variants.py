@@ -1,4 +1,4 @@
-"""Variants of an op and what they are held against: its backends, its compiled form, and the truth in float64."""
+"""Makes variants of an op's functions (its backends, compiled forms), and holds them against the truth in float64."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,12 +18,12 @@ TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
 
 def compiled(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
-    """`function` under torch.compile; in a smoke run traced but not lowered, which would take minutes."""
+    """Return the function under torch.compile; in a smoke run it is only traced, for lowering it would take minutes."""
     return torch.compile(function, dynamic=False, backend="aot_eager" if options.smoke else "inductor")
 
 
 def op_variants(op: str, call: Callable[..., Any], options: Options) -> dict[str, Callable[..., Any] | Missing]:
-    """The op through its backends. `call` takes the keyword `backend`."""
+    """Return the op through each of its backends, which `call` takes as the keyword `backend`."""
     reference = partial(call, backend="reference")
     (found,) = (found for found in backends(op, options.device) if found.backend == "triton")
     triton = partial(call, backend="triton") if found.available else Missing(found.reason)
@@ -38,10 +38,10 @@ def bind(
     leaves: Sequence[Tensor],
     direction: Direction,
 ) -> tuple[dict[str, Function | Missing], Callable[[Any], float]]:
-    """Calls without arguments from functions of the leaves, and the error of what they return.
+    """Turn functions of the leaves into calls without arguments; return them and the error of what they return.
 
-    Forward: the output, without autograd. Forward and backward: the output and the gradient of each leaf, for one
-    random incoming gradient. The truth is what `truth` makes of the leaves in float64.
+    Forward, a call returns the output, without autograd. Forward and backward, it returns the output and the gradient
+    of each leaf, for one random incoming gradient. The truth is what `truth` makes of the leaves in float64.
     """
     leaves = [leaf.detach().requires_grad_(direction == "forward+backward") for leaf in leaves]
     exact_leaves = [leaf.detach().double().requires_grad_(leaf.requires_grad) for leaf in leaves]
@@ -64,7 +64,7 @@ def bind(
 
 
 def relative_error(output: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest max|output - expected| / max|expected| over the tensors; infinite for a wrong shape or a NaN."""
+    """Return the largest max|output - expected| / max|expected| of the tensors; a wrong shape or a NaN is infinite."""
     worst = 0.0
     for actual, exact in zip(output, expected, strict=True):
         if actual.shape != exact.shape or not actual.isfinite().all():

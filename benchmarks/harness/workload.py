@@ -1,4 +1,4 @@
-"""The shapes that the tubelet benchmarks share, and what the usual code is given instead of uint8 frames."""
+"""Gives the tubelet benchmarks their shapes, and the usual code what it takes in place of uint8 frames."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Workload:
-    """A VideoMAE pretraining step: clips, tubelet grid, widths of encoder and decoder."""
+    """A workload has the shapes of a VideoMAE pretraining step: clips, tubelets, widths of encoder and decoder."""
 
     name: str
     batch: int
@@ -29,49 +29,54 @@ class Workload:
 
     @property
     def grid(self) -> tuple[int, int, int]:
+        """Return how many tubelets a clip has along time, height and width."""
         frames, height, width = self.tubelet
         return self.frames // frames, self.size // height, self.size // width
 
     @property
     def tokens(self) -> int:
+        """Return how many tubelets, and so tokens, a clip has."""
         return math.prod(self.grid)
 
     @property
     def values(self) -> int:
-        """Pixel values of a tubelet, P."""
+        """Return how many pixel values a tubelet has, P."""
         return math.prod(self.tubelet) * 3
 
     def video(self, device: torch.device) -> Tensor:
+        """Return random frames, uint8 [B, T, H, W, 3]."""
         shape = (self.batch, self.frames, self.size, self.size, 3)
         return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
 
     def mask(self, device: torch.device) -> TubeMask:
+        """Return a tube mask of the clips, the same one in every run."""
         return tube_mask(self.batch, self.grid, self.mask_ratio, seed=0, device=device)
 
     def shape(self, **more: int) -> dict[str, int]:
+        """Return the sizes that a row names, with what a case adds to them."""
         return {"batch": self.batch, "frames": self.frames, "size": self.size, "tokens": self.tokens, **more}
 
 
 def workload(options: Options) -> Workload:
-    """VideoMAE-B at the batch of one H200 on CUDA, of a minute on the CPU; for smoke runs nine cells in two slots."""
+    """Return VideoMAE-B at the batch of one H200 on CUDA, of a minute on the CPU; in smoke nine cells in two slots."""
     if options.smoke:
         return Workload("smoke", batch=2, frames=4, size=24, width=32, decoder_width=16, tubelet=(2, 8, 8))
     return Workload("VideoMAE-B", batch=64 if options.device.type == "cuda" else 4)
 
 
 def channel_constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, float32 [C, 1, 1, 1]: they broadcast over [B, C, T, H, W]."""
+    """Return mean and standard deviation as float32 [C, 1, 1, 1]: they broadcast over [B, C, T, H, W]."""
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return mean, std
 
 
 def normalized_clip(video: Tensor) -> Tensor:
-    """What VideoMAE's loader makes of uint8 [B, T, H, W, C]: float32 [B, C, T, H, W], (x / 255 - mean) / std."""
+    """Make of uint8 [B, T, H, W, C] what VideoMAE's loader does: float32 [B, C, T, H, W], (x / 255 - mean) / std."""
     return _normalized(video.permute(0, 4, 1, 2, 3), *channel_constants(video.device))
 
 
 def normalized_frames(video: Tensor) -> Tensor:
-    """What transformers' VideoMAE is given, of uint8 [B, T, H, W, C]: the same in float32 [B, T, C, H, W]."""
+    """Make of uint8 [B, T, H, W, C] what transformers' VideoMAE takes: the same values as float32 [B, T, C, H, W]."""
     mean, std = (values.squeeze(-1) for values in channel_constants(video.device))
     return _normalized(video.permute(0, 1, 4, 2, 3), mean, std)
 
@@ -82,13 +87,13 @@ def _normalized(video: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def boolean_mask(masked: Tensor, tokens: int) -> Tensor:
-    """bool [B, tokens], True where hidden: the form in which VideoMAE's loader hands its masks on."""
+    """Return the listed tokens as bool [B, tokens], True where hidden, which is how VideoMAE's loader has masks."""
     mask = torch.zeros(masked.shape[0], tokens, dtype=torch.bool, device=masked.device)
     return mask.scatter_(1, masked.long(), True)
 
 
 def patchify(clip: Tensor, tubelet: tuple[int, int, int]) -> Tensor:
-    """[B, C, T, H, W] -> [B, tokens, pt * ph * pw, C], as einops' rearrange would copy it."""
+    """Cut [B, C, T, H, W] into tubelets [B, tokens, pt * ph * pw, C], as einops' rearrange would copy it."""
     pt, ph, pw = tubelet
     batch, channels, frames, height, width = clip.shape
     parts = clip.reshape(batch, channels, frames // pt, pt, height // ph, ph, width // pw, pw)
@@ -97,9 +102,10 @@ def patchify(clip: Tensor, tubelet: tuple[int, int, int]) -> Tensor:
 
 
 def engine_loss(prediction: Tensor, clip: Tensor, hidden: Tensor, tubelet: tuple[int, int, int]) -> Tensor:
-    """The loss of VideoMAE's pretraining loop: [B, Km, P] against the masked tubelets of a normalised clip, as [].
+    """Return the loss [] of VideoMAE's pretraining loop.
 
-    hidden: bool [B, tokens].
+    The prediction [B, Km, P] is held against those tubelets of the normalised clip [B, C, T, H, W] that `hidden`, bool
+    [B, tokens], marks.
     """
     mean, std = channel_constants(clip.device)
     # The named intermediates, and no others, stay in memory until the loss is there: as in the released loop.

@@ -1,4 +1,4 @@
-"""varlen_attention beside padded SDPA and the libraries' kernels, 12 heads of 64.
+"""Measures varlen_attention beside padded SDPA and the libraries' kernels, with 12 heads of 64.
 
 padded sdpa                     the usual code: pad query, key and value, SDPA under a mask, take the rows out again.
                                 Where lengths are equal it neither copies nor masks.
@@ -9,12 +9,13 @@ torch varlen, flash_attn, xformers, flex attention    kernels for packed rows, a
 naive                           the formula
 backend flash_attn, ...         varlen_attention through that library, on CUDA: with what the adapter adds
 
-Cases: L tokens each, and L video tokens with 10 to 32 text tokens after them; forward, and forward and backward. The
-backward pass alone is the difference of the two, in the second table. On CUDA about as many tokens as a training step
-of 64 clips has; on the CPU about a thousand, and two cases that the CPU path is accepted by: reference against padded
-sdpa at equal lengths (no slower) and at lengths from 10 to 400 (1.5 times as fast). There a case is timed for 5 s.
+A case has sequences of L tokens each, or of L video tokens with 10 to 32 text tokens after them, and is measured
+forward, and forward and backward. The backward pass alone is the difference of the two, in the second table. On CUDA a
+case has about as many tokens as a training step of 64 clips; on the CPU it has about a thousand, and two more cases are
+those that the CPU path is accepted by: reference against padded sdpa at equal lengths (no slower) and at lengths from
+10 to 400 (1.5 times as fast). There a case is timed for 5 s.
 
-Gradients: of query, key and value.
+Gradients are those of query, key and value.
 """
 
 import argparse
@@ -46,7 +47,7 @@ TEXT_TOKENS = (10, 32)
 # The lengths that the CPU path is accepted by, from and to, and how many sequences.
 ACCEPTED = {"acceptance, equal lengths": (168, 168), "acceptance, ragged lengths": (10, 400)}
 ACCEPTED_SEQUENCES = 12
-# Of timing per case; the cases are many.
+# How long a case is timed: the cases are many.
 CPU_SECONDS = 5.0
 INDEX_BYTES, LSE_BYTES = 4, 4
 DIRECTIONS = ("forward", "backward", "forward+backward")
@@ -56,21 +57,20 @@ REGIMES = {"tiny": 32, "short": 512, "long": float("inf")}
 
 
 def attention_cost(lengths: Sequence[int], heads: int, width: int, itemsize: int, backward: bool) -> Cost:
-    """Forward: query, key, value, offsets read, output and log-sum-exp (float32) written; 4 * sum(L^2) * H * Dh FLOP.
+    """Return what attention costs: forward 4 * sum(L^2) * H * Dh FLOP, with the backward pass another 10.
 
-    The backward pass, in one go, reads those five tensors, the offsets and the incoming gradient and writes three
-    gradients: eight tensors of N * H * Dh. It computes the weights again: five products, 10 * sum(L^2) * H * Dh FLOP.
+    The forward pass reads query, key, value and offsets, and writes output and log-sum-exp (float32). The backward
+    pass, in one go, reads those five tensors, the offsets and the incoming gradient and writes three gradients: eight
+    tensors of N * H * Dh. It computes the weights again, and so has five products where the forward pass has two.
     """
     tokens, pairs = sum(lengths), sum(length**2 for length in lengths)
     tensor = tokens * heads * width * itemsize
     beside = tokens * heads * LSE_BYTES + (len(lengths) + 1) * INDEX_BYTES
-    return Cost(
-        4 * tensor + beside + backward * (8 * tensor + beside), (4 + backward * 10) * pairs * heads * width
-    )  # fmt: skip
+    return Cost(4 * tensor + beside + backward * (8 * tensor + beside), (4 + backward * 10) * pairs * heads * width)
 
 
 def sequences_of(length: int, options: Options) -> int:
-    """How many sequences of up to `length` tokens make a case."""
+    """Return how many sequences of up to `length` tokens make a case."""
     if options.smoke:
         return 2
     if options.device.type != "cuda":
@@ -79,15 +79,16 @@ def sequences_of(length: int, options: Options) -> int:
 
 
 def lengths_between(shortest: int, longest: int, count: int) -> tuple[int, ...]:
-    """Drawn evenly, the same ones in every run."""
+    """Draw `count` lengths from `shortest` to `longest`, the same ones in every run."""
     generator = torch.Generator().manual_seed(longest)
     return tuple(torch.randint(shortest, longest + 1, (count,), generator=generator).tolist())
 
 
 def cases(options: Options, lengths: Sequence[int] | None = None) -> list[CaseFactory]:
-    """Cases of the given lengths; without any, those of the device and, on the CPU, of the acceptance.
+    """Return the cases of the given lengths; without any, those of the device and, on the CPU, of the acceptance.
 
-    Of most worth first, for a run may be stopped: equal lengths before ragged ones, training before inference.
+    Cases of most worth come first, for a run may be stopped: equal lengths before ragged ones, training before
+    inference.
     """
     shapes, ragged = {}, {}
     cpu = options.device.type == "cpu"
@@ -113,6 +114,7 @@ def _accepted(shortest: int, longest: int, smoke: bool) -> tuple[int, ...]:
 
 
 def attention_case(name: str, lengths: tuple[int, ...], options: Options, direction: Direction) -> Case:
+    """Build a case of sequences of these lengths, with every backend, every peer and their float64 truth."""
     device, dtype = options.device, options.dtype
     batch = Batch(lengths, *((2, 16) if options.smoke else (12, 64)), device)
     rows = [torch.randn(batch.tokens, batch.heads, batch.width, dtype=dtype, device=device) for _ in range(3)]
@@ -123,8 +125,9 @@ def attention_case(name: str, lengths: tuple[int, ...], options: Options, direct
         return varlen_attention(query, key, value, batch.offsets, batch.longest, backend=backend)
 
     functions: dict[str, Callable[..., Tensor] | Missing] = {
-        **peers(batch, options, backward), **backends_of("varlen_attention", call, options)
-    }  # fmt: skip
+        **peers(batch, options, backward),
+        **backends_of("varlen_attention", call, options),
+    }
     if device.type == "cuda":
         # The libraries as the op calls them: what benchmarks.device.attention_choice compares.
         functions |= {BACKEND + name: partial(call, backend=name) for name in ATTENTION_BACKENDS}
@@ -136,17 +139,29 @@ def attention_case(name: str, lengths: tuple[int, ...], options: Options, direct
         return (padded_error if output[0].ndim == 4 else packed_error)(output)
 
     return Case(
-        op="varlen_attention", name=name, direction=direction,
-        shape={"sequences": len(lengths), "tokens": batch.tokens, "shortest": min(lengths), "longest": batch.longest,
-               "heads": batch.heads, "width": batch.width},
-        dtype=dtype, device=device,
+        op="varlen_attention",
+        name=name,
+        direction=direction,
+        shape={
+            "sequences": len(lengths),
+            "tokens": batch.tokens,
+            "shortest": min(lengths),
+            "longest": batch.longest,
+            "heads": batch.heads,
+            "width": batch.width,
+        },
+        dtype=dtype,
+        device=device,
         cost=attention_cost(lengths, batch.heads, batch.width, dtype.itemsize, backward),
-        variants=variants | padded_variants, baseline="padded sdpa", error=error, tolerance=TOLERANCES[dtype],
-    )  # fmt: skip
+        variants=variants | padded_variants,
+        baseline="padded sdpa",
+        error=error,
+        tolerance=TOLERANCES[dtype],
+    )
 
 
 class Rate(NamedTuple):
-    """A timed row, or the backward pass as the difference of two; of_floor: floor over seconds."""
+    """A rate is that of a timed row, or of a backward pass as the difference of two rows, beside the floor."""
 
     row: Row
     direction: str
@@ -157,7 +172,7 @@ class Rate(NamedTuple):
 
 
 def rates(record: Record) -> Iterator[Rate]:
-    """Every timed row, and after forward+backward its difference to forward, where that was timed too."""
+    """Yield the rate of every timed row, and after forward+backward that of its difference to forward."""
     ceilings = Ceilings(**record.environment["ceilings"])
 
     def rate(row: Row, direction: str, seconds: float, num_bytes: int, flops: int) -> Rate:
@@ -176,7 +191,7 @@ def rates(record: Record) -> Iterator[Rate]:
 
 
 def rate_lines(found: Sequence[Rate]) -> Iterator[str]:
-    """A Markdown table of rates, by what the cost model counts."""
+    """Yield the lines of a Markdown table of rates, by what the cost model counts."""
     yield "| case | variant | direction | ms | TFLOP/s | GB/s | of floor |"
     yield "|---|---|---|---|---|---|---|"
     for rate in found:
@@ -188,7 +203,7 @@ def rate_lines(found: Sequence[Rate]) -> Iterator[str]:
 
 
 def save_plots(found: Sequence[Rate], folder: Path) -> list[Path]:
-    """attention_tiny.png, _short and _long: time and percent of floor over the longest sequence, per direction."""
+    """Save attention_tiny.png, _short and _long: time and percent of floor over the longest sequence, per direction."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -240,8 +255,11 @@ def _length(text: str) -> int:
 
 
 def attention_main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark from its command line, with a table of rates and, where asked for, plots."""
     parser = command_line(__doc__)
-    parser.add_argument("--lengths", type=_length, nargs="+", metavar="L", help=f"default on CUDA: {LENGTHS}")
+    parser.add_argument(
+        "--lengths", type=_length, nargs="+", metavar="L", help=f"measure these lengths; default on CUDA: {LENGTHS}"
+    )
     parser.add_argument("--plot", type=plot_path, metavar="DIR", help="save a plot per regime there (needs matplotlib)")
     given = parser.parse_args(arguments)
     if given.seconds is None and given.device.type == "cpu" and not given.smoke:

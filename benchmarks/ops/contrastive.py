@@ -1,4 +1,4 @@
-"""contrastive_loss, sigmoid_loss and hard_negatives beside the usual code, which holds all B x B logits.
+"""Measures contrastive_loss, sigmoid_loss and hard_negatives beside the usual code, which holds all B x B logits.
 
 open_clip             contrastive_loss: ClipLoss, logits computed for each direction; sigmoid_loss: SigLipLoss
 one product           contrastive_loss: one matrix of logits, and its transpose
@@ -8,12 +8,12 @@ inf_cl                contrastive_loss: the package's kernels, a pass per direct
 reference, triton     no B x B. The reference is not compiled: the losses are one operator each, and a compiler would
                       write the sampler's loop over strips out
 
-Normalised features of 512 values. B on CUDA: 1k to 64k; on the CPU 1k to 4k, a few minutes (with --batches 16384 about
-an hour). What would not fit into memory is missing, not tried. The losses are compared with the chunked reference in
-float64. Draws are random: their error is how many standard deviations the mean logit of the chosen is away from
-what the softmax over the others gives.
+Features have 512 values and are normalised. B goes from 1k to 64k on CUDA, from 1k to 4k on the CPU, where that takes a
+few minutes (with --batches 16384 about an hour). What would not fit into memory is missing, not tried. The losses are
+compared with the chunked reference in float64. Draws are random: their error is how many standard deviations the mean
+logit of the chosen is away from what the softmax over the others gives.
 
-Gradients: of both features, the scale and (sigmoid_loss) the bias.
+Gradients are those of both features, the scale and (sigmoid_loss) the bias.
 """
 
 import argparse
@@ -52,11 +52,11 @@ STRIP_LOGITS = 1 << 24
 
 
 def contrastive_cost(op: str, batch: int, width: int, itemsize: int, backward: bool) -> Cost:
-    """Features and scalars read once, the loss or two lists of indices written; backward: the gradients written.
+    """Return the cost of an op that reads features and scalars once and writes its loss or indices, and the gradients.
 
-    FLOP of the matrix products alone. Forward: the logits. With the backward pass the sigmoid loss multiplies them with
-    either features; InfoNCE must know all logits first and computes them twice (an implementation that keeps B x B of
-    them does with three products). What is done to each logit beside is not counted.
+    FLOP are those of the matrix products alone: forward, of the logits. With the backward pass the sigmoid loss
+    multiplies them with either features; InfoNCE must know all logits first and computes them twice (an implementation
+    that keeps B x B of them does with three products). What is done to each logit beside is not counted.
     """
     inputs = 2 * batch * width * itemsize + len(SCALARS[op]) * SCALAR_BYTES
     results = 2 * batch * INDEX_BYTES if op == "hard_negatives" else LOSS_BYTES
@@ -64,7 +64,7 @@ def contrastive_cost(op: str, batch: int, width: int, itemsize: int, backward: b
 
 
 def cases(options: Options, batches: Sequence[int] | None = None) -> list[CaseFactory]:
-    """Cases of the given batch sizes; without any, of those of the device."""
+    """Return the cases of the given batch sizes; without any, of those that suit the device."""
     if not batches:
         batches = SMOKE_BATCHES if options.smoke else CPU_BATCHES if options.device.type == "cpu" else BATCHES
     found: list[CaseFactory] = []
@@ -76,7 +76,7 @@ def cases(options: Options, batches: Sequence[int] | None = None) -> list[CaseFa
 
 
 def inputs_of(op: str, batch: int, options: Options) -> list[Tensor]:
-    """a, b [B, D] of length one, then the scalars, float32 []."""
+    """Return features a and b [B, D] of length one that belong together row by row, then the scalars, float32 []."""
     shape, device = (batch, SMOKE_WIDTH if options.smoke else WIDTH), options.device
     a, noise = (F.normalize(torch.randn(shape, device=device), dim=1) for _ in range(2))
     b = F.normalize(a + NOISE * noise, dim=1)
@@ -98,31 +98,44 @@ def _case(op: str, direction: Direction, a: Tensor, **rest: Any) -> Case:
 
 
 def loss_case(op: str, batch: int, options: Options, direction: Direction) -> Case:
+    """Build the case of one loss at one batch size."""
     leaves = inputs_of(op, batch, options)
     functions = _functions(op, LOSSES[op], leaves[0], options)
     variants, error = bind(functions, partial(LOSSES[op], backend="reference"), leaves, direction)
     return _case(
-        op, direction, leaves[0], variants=variants, baseline="open_clip", error=error,
+        op,
+        direction,
+        leaves[0],
+        variants=variants,
+        baseline="open_clip",
+        error=error,
         tolerance=TOLERANCES[options.dtype],
-    )  # fmt: skip
+    )
 
 
 def negatives_case(batch: int, options: Options) -> Case:
+    """Build the case of the draws of hard negatives at one batch size."""
     inputs = inputs_of("hard_negatives", batch, options)
     functions = _functions("hard_negatives", partial(hard_negatives, seed=0), inputs[0], options)
     variants = {
         name: found if isinstance(found, Missing) else partial(found, *inputs) for name, found in functions.items()
     }
     return _case(
-        "hard_negatives", "forward", inputs[0], variants=variants, baseline="albef", error=draw_error(*inputs),
+        "hard_negatives",
+        "forward",
+        inputs[0],
+        variants=variants,
+        baseline="albef",
+        error=draw_error(*inputs),
         tolerance=DRAW_TOLERANCE,
-    )  # fmt: skip
+    )
 
 
 def draw_error(a: Tensor, b: Tensor, scale: Tensor) -> Callable[[Any], float]:
-    """Standard deviations from the expected mean logit, of the worse direction; infinite for an index that must not be.
+    """Return a judge of draws: how many standard deviations their mean logit is off, in the worse direction.
 
-    Of a draw's logit each row has its expectation and variance under the softmax; over B rows the sum is near normal.
+    An index that must not be drawn is infinitely wrong. Each row's logit has its expectation and variance under the
+    softmax; the sum over B rows is near normal.
     """
     directions = [(x, y, *_moments(x, y, scale)) for x, y in ((a.float(), b.float()), (b.float(), a.float()))]
     own = torch.arange(len(a), device=a.device)
@@ -141,7 +154,7 @@ def draw_error(a: Tensor, b: Tensor, scale: Tensor) -> Callable[[Any], float]:
 
 
 def _moments(x: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance [B] of each row's logit under the softmax over the others, a strip of rows at a time."""
+    """Return mean and variance [B] of each row's logit under the softmax over the others, a strip of rows at a time."""
     means, variances = [], []
     for rows in torch.arange(len(x), device=x.device).split(max(1, STRIP_LOGITS // len(x))):
         logits = scale * (x[rows] @ y.T)
@@ -152,7 +165,7 @@ def _moments(x: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def save_plot(rows: Sequence[Row], path: Path) -> None:
-    """Time, with the floor, and peak memory over B: a column per op and direction."""
+    """Save a plot of time, with the floor, and of peak memory over B, in a column per op and direction."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -197,8 +210,11 @@ def _batch(text: str) -> int:
 
 
 def contrastive_main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark from its command line and, where asked for, save the plot."""
     parser = command_line(__doc__)
-    parser.add_argument("--batches", type=_batch, nargs="+", metavar="B", help=f"default on CUDA: {BATCHES}")
+    parser.add_argument(
+        "--batches", type=_batch, nargs="+", metavar="B", help=f"measure these batch sizes; default on CUDA: {BATCHES}"
+    )
     parser.add_argument("--plot", type=plot_path, metavar="FILE", help="save a plot of all there (needs matplotlib)")
     given = parser.parse_args(arguments)
     record = measure(partial(cases, batches=given.batches), parser, given)

@@ -1,4 +1,4 @@
-"""tube_mask beside the usual code.
+"""Measures tube_mask beside the usual code.
 
 videomae             VideoMAE's way: numpy shuffles one vector per clip, on the host; the batch is stacked, moved to the
                      device and made boolean. The mask stays boolean: finding its indices is part of what uses it.
@@ -30,15 +30,17 @@ INDEX_BYTES, SAMPLE_ID_BYTES = 4, 8
 
 
 def tube_mask_cost(batch: int, tokens: int) -> Cost:
-    """Sample ids read, every token's index written to one list or the other. Integer work is not counted as FLOP."""
+    """Return the cost of reading sample ids and writing every token's index to one of two lists, none of it FLOP."""
     return Cost(batch * (SAMPLE_ID_BYTES + tokens * INDEX_BYTES), 0)
 
 
 def cases(options: Options) -> list[CaseFactory]:
+    """Return the only case, that of the device's workload."""
     return [partial(tube_mask_case, workload(options), options)]
 
 
 def tube_mask_case(work: Workload, options: Options) -> Case:
+    """Build the case of one workload's masks."""
     device, batch = options.device, work.batch
     slots, cells = work.grid[0], work.grid[1] * work.grid[2]
     hidden_cells = int(work.mask_ratio * cells)
@@ -68,14 +70,22 @@ def tube_mask_case(work: Workload, options: Options) -> Case:
         **op_variants("tube_mask", call, options),
     }
     return Case(
-        op="tube_mask", name=work.name, direction="forward", shape=work.shape(hidden_cells=hidden_cells),
-        dtype=torch.int32, device=device, cost=tube_mask_cost(batch, work.tokens), variants=variants,
-        baseline="videomae", error=_mask_error(work.grid, hidden_cells, call("reference")), tolerance=0.0,
-    )  # fmt: skip
+        op="tube_mask",
+        name=work.name,
+        direction="forward",
+        shape=work.shape(hidden_cells=hidden_cells),
+        dtype=torch.int32,
+        device=device,
+        cost=tube_mask_cost(batch, work.tokens),
+        variants=variants,
+        baseline="videomae",
+        error=_mask_error(work.grid, hidden_cells, call("reference")),
+        tolerance=0.0,
+    )
 
 
 def _mask_error(grid: tuple[int, int, int], hidden_cells: int, expected: TubeMask) -> Callable[[Any], float]:
-    """Fraction of wrong indices for fastvtp's own masks, of clips without a right tube mask for any other."""
+    """Return a judge of masks: the share of wrong indices in fastvtp's own, of clips without a right mask in others."""
     tokens = grid[0] * grid[1] * grid[2]
 
     def error(output: Any) -> float:

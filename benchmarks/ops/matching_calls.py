@@ -1,10 +1,10 @@
-"""What retrieval by a matching head asks of its encoders, ours against the released way; counted, not timed.
+"""Counts what retrieval by a matching head asks of its encoders, in our way and in the released one.
 
     python -m benchmarks.ops.matching_calls                 # 200 texts x 200 clips, seconds on one core
 
 A small random ALPRO scores every pair. The released way takes one clip after the other and pairs it with all texts, 64
 pairs a call; each call encodes its texts and the clip anew. Ours encodes every text and clip once, and only pairs go
-through the fusion layers. Exits with an error where the scores differ.
+through the fusion layers. The command exits with an error where the scores differ.
 """
 
 import argparse
@@ -29,15 +29,27 @@ RELEASED_PAIRS = 64  # `inference_batch_size` of its MSR-VTT settings
 TOLERANCE = 1e-4  # of log-odds in float32: packed calls of other sizes round otherwise
 
 _CONFIG = AlproConfig(
-    num_frames=2, image_size=32, patch_size=16, width=64, depth=2, num_heads=2, drop_path=0.0, text_depth=2,
-    fusion_depth=2, text_num_heads=2, text_hidden=128, text_dropout=0.0, projection_dim=32, max_text_length=30,
+    num_frames=2,
+    image_size=32,
+    patch_size=16,
+    width=64,
+    depth=2,
+    num_heads=2,
+    drop_path=0.0,
+    text_depth=2,
+    fusion_depth=2,
+    text_num_heads=2,
+    text_hidden=128,
+    text_dropout=0.0,
+    projection_dim=32,
+    max_text_length=30,
     vocab_size=500,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Calls of an encoder, and texts or clips that went through it."""
+    """The counts of an encoder are how often it was called, and how many texts or clips went through it."""
 
     calls: int
     sequences: int
@@ -45,7 +57,7 @@ class Counts:
 
 @contextmanager
 def counting(model: AlproFusion) -> Iterator[dict[str, Counts]]:
-    """Fills the dictionary it gives, "text" and "video", when the block is left."""
+    """Count the calls of both encoders within the block; the dictionary, "text" and "video", is filled at its end."""
     calls, sequences, found = Counter[str](), Counter[str](), dict[str, Counts]()
 
     def note(name: str, count: int) -> None:
@@ -71,7 +83,7 @@ def counting(model: AlproFusion) -> Iterator[dict[str, Counts]]:
 
 
 def make_model() -> AlproFusion:
-    """Random, and far enough from its initialisation that pairs score differently."""
+    """Return a random model, far enough from its initialisation that pairs score differently."""
     torch.manual_seed(0)
     model: AlproFusion = build_model(_CONFIG).eval()
     with torch.no_grad():
@@ -81,7 +93,7 @@ def make_model() -> AlproFusion:
 
 
 def make_set(size: int, batch_size: int, *, seed: int = 0) -> list[VideoTextBatch]:
-    """`size` random clips, each with a random text of 5 to 30 tokens, in batches."""
+    """Return batches of `size` random clips in all, each with a random text of 5 to 30 tokens."""
     generator = torch.Generator().manual_seed(seed)
     lengths: list[int] = torch.randint(5, 31, (size,), generator=generator).tolist()
     texts = [torch.randint(5, _CONFIG.vocab_size, (length,), generator=generator) for length in lengths]
@@ -92,16 +104,22 @@ def make_set(size: int, batch_size: int, *, seed: int = 0) -> list[VideoTextBatc
         part = slice(int(rows[0]), int(rows[-1]) + 1)
         batches.append(
             VideoTextBatch(
-                video[part], torch.cat(texts[part]), _offsets(lengths[part]), tuple(lengths[part]), max(lengths[part]),
-                rows, [f"text {row}" for row in rows.tolist()], step,
+                video[part],
+                torch.cat(texts[part]),
+                _offsets(lengths[part]),
+                tuple(lengths[part]),
+                max(lengths[part]),
+                rows,
+                [f"text {row}" for row in rows.tolist()],
+                step,
             )
-        )  # fmt: skip
+        )
     return batches
 
 
 @torch.no_grad()
 def released_scores(model: AlproFusion, batches: Sequence[VideoTextBatch]) -> Tensor:
-    """Log-odds of every pair, [texts, clips], each text and clip encoded in every call that names it."""
+    """Return the log-odds of every pair, [texts, clips]; every call encodes its texts and its clip anew."""
     lengths = [length for batch in batches for length in batch.text_lengths]
     ids = torch.cat([batch.input_ids for batch in batches]).split(lengths)
     clips = torch.cat([batch.video for batch in batches])
@@ -122,9 +140,12 @@ def _offsets(lengths: Sequence[int]) -> Tensor:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Score the same pairs both ways, and print the calls of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=200, help="texts, and as many clips")
-    parser.add_argument("--batch-size", type=int, default=32, help="clips and texts that we encode at a time")
+    parser.add_argument("--size", type=int, default=200, help="score so many texts against as many clips")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="encode so many clips and texts at a time in our way"
+    )
     options = parser.parse_args(arguments)
     model = make_model()
     batches = make_set(options.size, options.batch_size)

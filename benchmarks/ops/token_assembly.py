@@ -1,4 +1,4 @@
-"""assemble_tokens beside the usual code, in VideoMAE's order and with VideoPrism's shuffle.
+"""Measures assemble_tokens beside the usual code, in VideoMAE's order and with VideoPrism's shuffle.
 
 Visible tokens first:
   videomae             VideoMAE's way: positions expanded and cloned for every clip, split with the boolean mask,
@@ -8,7 +8,7 @@ Shuffled:
   mae                  MAE's way (ViTMAE in transformers too): mask tokens repeated, appended, torch.gather with an
                        index repeated over the width, positions added
 
-Gradients: of the visible tokens and the mask token; positions are fixed.
+Gradients are those of the visible tokens and the mask token; positions are fixed.
 """
 
 from collections.abc import Callable
@@ -31,11 +31,11 @@ INDEX_BYTES = 4
 def assembly_cost(
     batch: int, visible: int, masked: int, width: int, tokens: int, itemsize: int, backward: bool
 ) -> Cost:
-    """Index, visible tokens, mask token and position rows read, tokens written; an addition per value.
+    """Return the cost of reading index, visible tokens, mask token and positions and writing tokens, one FLOP a value.
 
     Each position row is read once: min(B * (Kv + Km), tokens) rows. The backward pass reads the incoming gradient,
     writes those of the visible tokens and the mask token, and adds up the rows of the latter; with a permutation it
-    reads the index again, which `assembly_cost` leaves out.
+    reads the index again, which is left out here.
     """
     rows = batch * (visible + masked)
     read = batch * visible * width + width
@@ -45,6 +45,7 @@ def assembly_cost(
 
 
 def cases(options: Options) -> list[CaseFactory]:
+    """Return the cases of the device's workload: in order and shuffled, each in both directions."""
     work = workload(options)
     return [
         partial(assembly_case, work, options, direction, shuffled)
@@ -54,6 +55,7 @@ def cases(options: Options) -> list[CaseFactory]:
 
 
 def assembly_case(work: Workload, options: Options, direction: Direction, shuffled: bool) -> Case:
+    """Build the case of one workload and direction; `shuffled` says whether a permutation orders the tokens."""
     device, dtype, width, tokens = options.device, options.dtype, work.decoder_width, work.tokens
     mask = work.mask(device)
     hidden = boolean_mask(mask.masked, tokens)
@@ -90,12 +92,18 @@ def assembly_case(work: Workload, options: Options, direction: Direction, shuffl
     variants, error = bind(functions, partial(call, backend="reference"), (visible, mask_token), direction)
     counts = mask.visible.shape[1], mask.masked.shape[1]
     return Case(
-        op="assemble_tokens", name=f"{work.name}, shuffled" if shuffled else work.name, direction=direction,
+        op="assemble_tokens",
+        name=f"{work.name}, shuffled" if shuffled else work.name,
+        direction=direction,
         shape=work.shape(visible=counts[0], masked=counts[1], width=width),
-        dtype=dtype, device=device,
+        dtype=dtype,
+        device=device,
         cost=assembly_cost(work.batch, *counts, width, tokens, dtype.itemsize, direction == "forward+backward"),
-        variants=variants, baseline=next(iter(usual)), error=error, tolerance=TOLERANCES[dtype],
-    )  # fmt: skip
+        variants=variants,
+        baseline=next(iter(usual)),
+        error=error,
+        tolerance=TOLERANCES[dtype],
+    )
 
 
 if __name__ == "__main__":

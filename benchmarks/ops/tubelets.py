@@ -1,4 +1,4 @@
-"""gather_tubelets and tubelet_embed beside the usual code, which makes a float clip and embeds every token of it.
+"""Measures gather_tubelets and tubelet_embed beside the usual code, which makes a float clip and embeds all tokens.
 
 videomae                    VideoMAE's released way from uint8 frames: float32 clip, normalised; Conv3d on all tokens;
                             positions; x[~mask]. Its loader makes the clip on the CPU, but somebody must, and the bytes
@@ -8,7 +8,7 @@ videomae, float clip given  the same without the conversion, as if it were free.
 index after conv            as videomae, with a gather in place of the boolean index (no wait for the device)
 hf, float clip given        VideoMAEPatchEmbeddings of transformers, then as VideoMAEEmbeddings does
 
-Gradients: of weight and bias; positions are fixed, as VideoMAE's are.
+Gradients are those of weight and bias; positions are fixed, as VideoMAE's are.
 """
 
 from collections.abc import Callable
@@ -34,16 +34,17 @@ PIXELS: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 def gather_cost(batch: int, listed: int, values: int, itemsize: int) -> Cost:
-    """Index and uint8 pixels read, values written; a multiplication and an addition per value."""
+    """Return the cost of reading index and uint8 pixels and writing values: a multiplication and an addition each."""
     count = batch * listed * values
     return Cost(batch * listed * INDEX_BYTES + count + count * itemsize, 2 * count)
 
 
 def embed_cost(batch: int, listed: int, values: int, width: int, tokens: int, itemsize: int, backward: bool) -> Cost:
-    """Forward: index, uint8 pixels, weight, bias and position rows read, tokens written; 2 * B * K * P * D FLOP.
+    """Return the cost of an embedding: it is one matrix product of 2 * B * K * P * D FLOP, with the backward pass two.
 
-    Each position row is read once, however many clips list it: min(B * K, tokens) rows. The backward pass reads
-    index and pixels again and the incoming gradient, writes those of weight and bias, and is one more such product.
+    The forward pass reads index, uint8 pixels, weight, bias and position rows, and writes tokens. Each position row is
+    read once, however many clips list it: min(B * K, tokens) rows. The backward pass reads index and pixels again and
+    the incoming gradient, and writes those of weight and bias.
     """
     rows, parameters = batch * listed, (values + 1) * width
     pixels = rows * (INDEX_BYTES + values)
@@ -53,6 +54,7 @@ def embed_cost(batch: int, listed: int, values: int, width: int, tokens: int, it
 
 
 def cases(options: Options) -> list[CaseFactory]:
+    """Return the cases of both ops in the device's workload."""
     work = workload(options)
     return [
         partial(gather_case, work, options),
@@ -62,6 +64,7 @@ def cases(options: Options) -> list[CaseFactory]:
 
 
 def gather_case(work: Workload, options: Options) -> Case:
+    """Build the case of gather_tubelets in one workload."""
     video, mask = work.video(options.device), work.mask(options.device)
     visible, hidden = mask.visible, boolean_mask(mask.masked, work.tokens)
     clip = normalized_clip(video)
@@ -81,15 +84,22 @@ def gather_case(work: Workload, options: Options) -> Case:
     variants, error = bind(functions, partial(call, "reference", torch.float64), (), "forward")
     listed = visible.shape[1]
     return Case(
-        op="gather_tubelets", name=work.name, direction="forward",
+        op="gather_tubelets",
+        name=work.name,
+        direction="forward",
         shape=work.shape(listed=listed, values=work.values),
-        dtype=options.dtype, device=options.device,
+        dtype=options.dtype,
+        device=options.device,
         cost=gather_cost(work.batch, listed, work.values, options.dtype.itemsize),
-        variants=variants, baseline="videomae", error=error, tolerance=TOLERANCES[options.dtype],
-    )  # fmt: skip
+        variants=variants,
+        baseline="videomae",
+        error=error,
+        tolerance=TOLERANCES[options.dtype],
+    )
 
 
 def embed_case(work: Workload, options: Options, direction: Direction) -> Case:
+    """Build the case of tubelet_embed in one workload and direction."""
     device, dtype = options.device, options.dtype
     video, mask = work.video(device), work.mask(device)
     visible, hidden, index = mask.visible, boolean_mask(mask.masked, work.tokens), mask.visible.long()
@@ -109,9 +119,7 @@ def embed_case(work: Workload, options: Options, direction: Direction) -> Case:
         return tokens.gather(1, index[..., None].expand(-1, -1, work.width))
 
     def call(weight: Tensor, bias: Tensor, backend: str) -> Tensor:
-        return tubelet_embed(
-            video, visible, weight, bias, position, tubelet=work.tubelet, backend=backend, **PIXELS
-        )  # fmt: skip
+        return tubelet_embed(video, visible, weight, bias, position, tubelet=work.tubelet, backend=backend, **PIXELS)
 
     functions: dict[str, Callable[..., Tensor] | Missing] = {
         "videomae": lambda *leaves: boolean_index(all_tokens(normalized_clip(video), *leaves)),
@@ -123,12 +131,18 @@ def embed_case(work: Workload, options: Options, direction: Direction) -> Case:
     variants, error = bind(functions, partial(call, backend="reference"), (weight, bias), direction)
     listed, backward = visible.shape[1], direction == "forward+backward"
     return Case(
-        op="tubelet_embed", name=work.name, direction=direction,
+        op="tubelet_embed",
+        name=work.name,
+        direction=direction,
         shape=work.shape(listed=listed, values=work.values, width=work.width),
-        dtype=dtype, device=device,
+        dtype=dtype,
+        device=device,
         cost=embed_cost(work.batch, listed, work.values, work.width, work.tokens, dtype.itemsize, backward),
-        variants=variants, baseline="videomae", error=error, tolerance=max(TOLERANCES[dtype], TF32_TOLERANCE),
-    )  # fmt: skip
+        variants=variants,
+        baseline="videomae",
+        error=error,
+        tolerance=max(TOLERANCES[dtype], TF32_TOLERANCE),
+    )
 
 
 def _hugging_face(
@@ -143,10 +157,13 @@ def _hugging_face(
         return Missing(f"transformers cannot be imported: {error}")
     embeddings = VideoMAEPatchEmbeddings(
         VideoMAEConfig(
-            image_size=work.size, patch_size=work.tubelet[1], tubelet_size=work.tubelet[0], num_frames=work.frames,
+            image_size=work.size,
+            patch_size=work.tubelet[1],
+            tubelet_size=work.tubelet[0],
+            num_frames=work.frames,
             hidden_size=work.width,
         )
-    )  # fmt: skip
+    )
     frames_first = clip.transpose(1, 2).contiguous()
 
     def embed(weight: Tensor, bias: Tensor) -> Tensor:

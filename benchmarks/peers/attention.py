@@ -1,4 +1,4 @@
-"""What varlen_attention is held against: padded SDPA, the libraries' kernels for packed sequences, and the formula.
+"""Offers what varlen_attention is held against: padded SDPA, the libraries' kernels for packed rows, the formula.
 
 Each function takes a `Batch` and returns a function of query, key and value, [N, H, Dh] each. What one training step
 computes once for all its layers (places in the padding, masks, block masks) is made beforehand and is not timed.
@@ -27,7 +27,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Batch:
-    """S sequences side by side in rows [N, H, Dh], and their padded twin [S, H, longest, Dh]."""
+    """A batch has S sequences side by side in rows [N, H, Dh], and knows their padded twin [S, H, longest, Dh]."""
 
     lengths: tuple[int, ...]
     heads: int
@@ -36,24 +36,27 @@ class Batch:
 
     @property
     def tokens(self) -> int:
+        """Return how many tokens, N, all sequences have together."""
         return sum(self.lengths)
 
     @property
     def longest(self) -> int:
+        """Return how many tokens the longest sequence has."""
         return max(self.lengths)
 
     @property
     def equal(self) -> bool:
+        """Say whether all sequences are equally long."""
         return min(self.lengths) == self.longest
 
     @cached_property
     def offsets(self) -> Tensor:
-        """int32 [S + 1]."""
+        """Return the row at which each sequence begins, and the end: int32 [S + 1]."""
         return F.pad(torch.tensor(self.lengths).cumsum(0), (1, 0)).to(self.device, torch.int32)
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """bool [S, 1, 1, longest], True at a token; None where all sequences are equally long."""
+        """Return bool [S, 1, 1, longest], True at a token; None where all sequences are equally long."""
         return None if self.equal else self._is_token[:, None, None]
 
     @cached_property
@@ -65,13 +68,13 @@ class Batch:
         return self._is_token.flatten().nonzero().flatten()
 
     def pad(self, rows: Tensor) -> Tensor:
-        """[N, H, Dh] -> [S, H, longest, Dh]; a view where all sequences are equally long."""
+        """Pad rows [N, H, Dh] to [S, H, longest, Dh]; where all sequences are equally long, this is a view."""
         if not self.equal:
             rows = rows.new_zeros(self._is_token.numel(), *rows.shape[1:]).index_copy_(0, self._places, rows)
         return rows.unflatten(0, (len(self.lengths), self.longest)).transpose(1, 2)
 
     def unpad(self, padded: Tensor) -> Tensor:
-        """[S, H, longest, Dh] -> [N, H, Dh]."""
+        """Take the rows [N, H, Dh] out of their padded form [S, H, longest, Dh]."""
         rows = padded.transpose(1, 2).flatten(0, 1)
         return rows if self.equal else rows.index_select(0, self._places)
 
@@ -81,17 +84,20 @@ def _sdpa(mask: Tensor | None, query: Tensor, key: Tensor, value: Tensor) -> Ten
 
 
 def padded_input_sdpa(batch: Batch) -> Attention:
-    """SDPA of what is padded already, [S, H, longest, Dh], and stays so."""
+    """Return SDPA for a model that keeps everything padded: [S, H, longest, Dh] in and out."""
     return partial(_sdpa, batch.mask)
 
 
 def padded_sdpa(batch: Batch) -> Attention:
-    """The usual code: pad, SDPA under a mask, take the rows out again. Equal lengths need neither copies nor mask."""
+    """Return the usual code: pad, SDPA under a mask, take the rows out again.
+
+    Equal lengths need neither copies nor mask.
+    """
     return lambda *rows: batch.unpad(_sdpa(batch.mask, *(batch.pad(tensor) for tensor in rows)))
 
 
 def kernel_sdpa(kernel: SDPBackend, batch: Batch) -> Attention:
-    """`padded_sdpa` through one kernel and no other."""
+    """Return `padded_sdpa` through one of SDPA's kernels and no other."""
     if kernel == SDPBackend.FLASH_ATTENTION and not batch.equal:
         raise ValueError("SDPA's flash kernel takes no mask; its form for packed rows is torch varlen")
 
@@ -103,7 +109,10 @@ def kernel_sdpa(kernel: SDPBackend, batch: Batch) -> Attention:
 
 
 def exact_padded(batch: Batch) -> Attention:
-    """`padded_input_sdpa` some sequences at a time, weights computed again in the backward pass: fits in float64."""
+    """Return `padded_input_sdpa` in a form that fits into memory in float64.
+
+    It takes some sequences at a time and computes the weights again in the backward pass.
+    """
     size = max(1, EXACT_WEIGHTS // (batch.heads * batch.longest**2))
 
     def run(*padded: Tensor) -> Tensor:
@@ -119,12 +128,12 @@ def exact_padded(batch: Batch) -> Attention:
 
 
 def exact(batch: Batch) -> Attention:
-    """The same of packed rows."""
+    """Return the truth for packed rows: `exact_padded` between padding and taking the rows out again."""
     return lambda *rows: batch.unpad(exact_padded(batch)(*(batch.pad(tensor) for tensor in rows)))
 
 
 def naive(batch: Batch) -> Attention:
-    """softmax(q k^T) v written out: in one go at equal lengths, else one sequence after the other."""
+    """Return softmax(q k^T) v written out: in one go at equal lengths, else one sequence after the other."""
     if not batch.equal and len(batch.lengths) > LARGEST_LOOP:
         raise ValueError(f"a loop over {len(batch.lengths)} sequences, more than {LARGEST_LOOP}")
 
@@ -141,6 +150,7 @@ def naive(batch: Batch) -> Attention:
 
 
 def torch_varlen(batch: Batch) -> Attention:
+    """Return torch's own kernel for packed rows."""
     from torch.nn.attention.varlen import varlen_attn
 
     def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -152,13 +162,14 @@ def torch_varlen(batch: Batch) -> Attention:
 
 
 def flash_attn(batch: Batch) -> Attention:
-    """FlashAttention-2 as it comes: its backward pass adds with atomics, in no fixed order."""
+    """Return FlashAttention-2 as it comes: its backward pass adds with atomics, in no fixed order."""
     from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
 
     return lambda *rows: flash_attn_varlen_func(*rows, batch.offsets, batch.offsets, batch.longest, batch.longest)
 
 
 def xformers(batch: Batch) -> Attention:
+    """Return xFormers' memory-efficient attention under its mask for packed rows."""
     from xformers.ops import fmha, memory_efficient_attention  # pyright: ignore[reportMissingImports]
 
     bias = fmha.attn_bias.BlockDiagonalMask.from_seqlens(batch.lengths, device=batch.device)
@@ -166,26 +177,27 @@ def xformers(batch: Batch) -> Attention:
 
 
 def flex(batch: Batch, options: Options) -> Attention:
-    """FlexAttention, compiled, under a mask of documents."""
+    """Return FlexAttention, compiled, under a mask that keeps each sequence to itself."""
     from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
     lengths = batch.offsets.diff().long()
     document = torch.arange(len(batch.lengths), device=batch.device).repeat_interleave(lengths)
 
+    def same_document(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return document[query] == document[key]
+
     @functools.cache
     def block_mask() -> BlockMask:
         # Only the compiled form never holds the N x N mask.
-        return create_block_mask(
-            lambda _b, _h, query, key: document[query] == document[key], None, None, batch.tokens, batch.tokens,
-            device=batch.device, _compile=not options.smoke,
-        )  # fmt: skip
+        sizes = None, None, batch.tokens, batch.tokens
+        return create_block_mask(same_document, *sizes, device=batch.device, _compile=not options.smoke)
 
     run = compiled(flex_attention, options)
     return lambda *rows: run(*(row.transpose(0, 1)[None] for row in rows), block_mask=block_mask())[0].transpose(0, 1)
 
 
 def peers(batch: Batch, options: Options, backward: bool) -> dict[str, Attention | Missing]:
-    """Every peer, or the reason why it cannot run with these lengths, this dtype and on this device."""
+    """Return every peer, or the reason why it cannot run with these lengths, this dtype and on this device."""
     cuda, half = options.device.type == "cuda", options.dtype in HALF
 
     def offer(
@@ -202,6 +214,10 @@ def peers(batch: Batch, options: Options, backward: bool) -> dict[str, Attention
         except ValueError as error:
             return Missing(str(error))
 
+    if backward and not cuda:
+        flex_attention = Missing("FlexAttention has no backward pass on the CPU")
+    else:
+        flex_attention = offer(partial(flex, options=options), only_cuda=False)
     return {
         "padded sdpa": padded_sdpa(batch),
         "sdpa flash": offer(partial(kernel_sdpa, SDPBackend.FLASH_ATTENTION), only_half=True),
@@ -210,7 +226,6 @@ def peers(batch: Batch, options: Options, backward: bool) -> dict[str, Attention
         "torch varlen": offer(torch_varlen, only_half=True),
         "flash_attn": offer(flash_attn, only_half=True),
         "xformers": offer(xformers),
-        "flex attention": Missing("FlexAttention has no backward pass on the CPU") if backward and not cuda
-        else offer(partial(flex, options=options), only_cuda=False),
+        "flex attention": flex_attention,
         "naive": offer(naive, only_cuda=False),
-    }  # fmt: skip
+    }

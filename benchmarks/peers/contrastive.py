@@ -1,4 +1,4 @@
-"""What the contrastive ops are held against: the usual code, which holds all B x B logits, and Inf-CL, which does not.
+"""Offers what the contrastive ops are held against: usual code, which holds all B x B logits, and Inf-CL without them.
 
 Each peer takes features a and b [B, D] and the scalars that its op takes. As under torch.autocast, products are in the
 features' dtype, softmaxes and sums in float32.
@@ -24,7 +24,7 @@ INF_CL_WIDTHS = (256, 128, 64, 32, 16)
 
 
 def free_bytes(device: torch.device) -> int:
-    """What can be allocated on the device now."""
+    """Return how many bytes can be allocated on the device now."""
     if device.type == "cuda":
         # What torch keeps for later is its own to reuse.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -38,7 +38,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def too_large(batch: int, device: torch.device) -> str:
-    """Why the usual code is not tried at this batch size; empty if it is."""
+    """Say why the usual code is not tried at this batch size; empty if it is."""
     needed, allowed = MATRICES * batch**2 * 4, MOST_OF_FREE_MEMORY * free_bytes(device)
     if needed <= allowed:
         return ""
@@ -46,28 +46,28 @@ def too_large(batch: int, device: torch.device) -> str:
 
 
 def clip_loss(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """open_clip's ClipLoss on one GPU: each direction computes its own logits."""
+    """Return the contrastive loss as open_clip's ClipLoss does on one GPU: each direction computes its own logits."""
     labels = torch.arange(len(a), device=a.device)
     of_a, of_b = scale * a @ b.T, scale * b @ a.T
     return (F.cross_entropy(of_a.float(), labels) + F.cross_entropy(of_b.float(), labels)) / 2
 
 
 def one_product_loss(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """The pseudocode of CLIP's paper: one matrix of logits, read both ways."""
+    """Return the contrastive loss as the pseudocode of CLIP's paper does: one matrix of logits, read both ways."""
     labels = torch.arange(len(a), device=a.device)
     logits = (scale * a @ b.T).float()
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
 def siglip_loss(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """open_clip's SigLipLoss on one GPU."""
+    """Return the sigmoid loss as open_clip's SigLipLoss does on one GPU."""
     logits = scale * a @ b.T + bias
     signs = 2 * torch.eye(len(a), dtype=a.dtype, device=a.device) - 1
     return -F.logsigmoid(signs * logits).sum(dtype=torch.promote_types(a.dtype, torch.float32)) / len(a)
 
 
 def multinomial(a: Tensor, b: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """ALBEF's: softmax of both directions, no weight on the diagonal, torch.multinomial.
+    """Draw hard negatives as ALBEF does: softmax of both directions, no weight on the diagonal, torch.multinomial.
 
     The released loop draws row by row and waits for the device each time; here all rows are drawn at once.
     """
@@ -81,7 +81,7 @@ def multinomial(a: Tensor, b: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def inf_cl(width: int, device: torch.device) -> Peer | Missing:
-    """Inf-CL (Cheng et al. 2024) on one GPU: a pass per direction, float32 features, products in TF32."""
+    """Return Inf-CL (Cheng et al. 2024) on one GPU: a pass per direction, float32 features, products in TF32."""
     if device.type != "cuda":
         return Missing("its kernels need a CUDA device")
     try:
@@ -110,7 +110,7 @@ USUAL: dict[str, dict[str, Peer]] = {
 
 
 def peers(op: str, batch: int, width: int, options: Options) -> dict[str, Peer | Missing]:
-    """The op's peers, or the reason why one cannot run at this size and on this device."""
+    """Return the op's peers, or for one that cannot run at this size or on this device the reason."""
     usual = USUAL[op]
     *_, last = usual
     found: dict[str, Peer | Missing] = {**usual, f"compiled {last}": compiled(usual[last], options)}

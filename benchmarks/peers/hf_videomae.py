@@ -1,4 +1,4 @@
-"""VideoMAEForPreTraining of transformers with given weights: a peer of the training-step benchmark."""
+"""Gives VideoMAEForPreTraining of transformers our weights, which makes it a peer of the training step."""
 
 import re
 from collections.abc import Mapping
@@ -11,10 +11,12 @@ from fastvtp.models.videomae import VideoMAEConfig
 
 # fastvtp's name -> transformers'. Query, key and value stand in one matrix here, in three there.
 _BLOCK = (
-    (r"norm1\.", "layernorm_before."), (r"norm2\.", "layernorm_after."),
+    (r"norm1\.", "layernorm_before."),
+    (r"norm2\.", "layernorm_after."),
     (r"attn\.proj\.", "attention.output.dense."),
-    (r"mlp\.fc1\.", "intermediate.dense."), (r"mlp\.fc2\.", "output.dense."),
-)  # fmt: skip
+    (r"mlp\.fc1\.", "intermediate.dense."),
+    (r"mlp\.fc2\.", "output.dense."),
+)
 _NAMES = (
     (r"video_embeddings\.(weight|bias)", r"videomae.embeddings.patch_embeddings.projection.\1"),
     (r"encoder\.norm\.", "videomae.layernorm."),
@@ -27,7 +29,7 @@ _NAMES = (
 
 
 def hf_videomae(config: VideoMAEConfig, state: Mapping[str, Tensor], attention: str) -> nn.Module:
-    """The model with `attention` "sdpa" or "eager" and the weights of a fastvtp VideoMAE.
+    """Return transformers' model with the weights of a fastvtp VideoMAE; its attention is "sdpa" or "eager".
 
     Raises ImportError without transformers, RuntimeError where names or shapes do not fit.
     """
@@ -35,21 +37,31 @@ def hf_videomae(config: VideoMAEConfig, state: Mapping[str, Tensor], attention: 
 
     model = transformers.VideoMAEForPreTraining(
         transformers.VideoMAEConfig(
-            image_size=config.image_size, patch_size=config.tubelet[1], num_frames=config.num_frames,
-            tubelet_size=config.tubelet[0], hidden_size=config.width, num_hidden_layers=config.depth,
-            num_attention_heads=config.num_heads, intermediate_size=int(config.width * config.mlp_ratio),
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, layer_norm_eps=1e-6, use_mean_pooling=False,
-            decoder_num_attention_heads=config.decoder_num_heads, decoder_hidden_size=config.decoder_width,
+            image_size=config.image_size,
+            patch_size=config.tubelet[1],
+            num_frames=config.num_frames,
+            tubelet_size=config.tubelet[0],
+            hidden_size=config.width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.num_heads,
+            intermediate_size=int(config.width * config.mlp_ratio),
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            layer_norm_eps=1e-6,
+            use_mean_pooling=False,
+            decoder_num_attention_heads=config.decoder_num_heads,
+            decoder_hidden_size=config.decoder_width,
             decoder_num_hidden_layers=config.decoder_depth,
-            decoder_intermediate_size=int(config.decoder_width * config.mlp_ratio), attn_implementation=attention,
+            decoder_intermediate_size=int(config.decoder_width * config.mlp_ratio),
+            attn_implementation=attention,
         )
-    )  # fmt: skip
+    )
     model.load_state_dict(hf_state(state, model.state_dict()))
     return model
 
 
 def hf_state(state: Mapping[str, Tensor], expected: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The entries of `state` under the names, and in the shapes, of `expected`."""
+    """Return the weights in `state` under the names, and in the shapes, that `expected` has."""
     found: dict[str, Tensor] = {}
     for name, value in state.items():
         for pattern, replacement in (*_NAMES, *_BLOCK):

@@ -1,13 +1,15 @@
-"""ALPRO in plain PyTorch, arranged as the released code is: the peer of ALPRO's training step.
+"""Arranges ALPRO in plain PyTorch as the released code is; it is the peer of ALPRO's training step.
 
-Seven calls: the text tower reads plain and masked captions one after the other, the video tower clips and (the
-prompter's) crops; BERT's upper layers fuse matched pairs, then mismatched ones, then masked captions with their clips.
+A step makes seven calls: the text tower reads plain and masked captions one after the other, the video tower clips and
+(the prompter's) crops; BERT's upper layers fuse matched pairs, mismatched ones, then masked captions with their clips.
 Captions are padded to a fixed length, time and space attend on transposed copies, and words are predicted for every row
 of a caption. Modules carry the names of fastvtp's, so that one state dict fits both and both must give the same loss.
 In favour of this side: query, key and value of BERT come from one product, not three, and the hard negatives are given.
 
 Shape legend: B clips, T frames, S patches of a frame, L tokens of a padded sequence, D width, E entities.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,7 @@ from .plain_models import PlainAttention, PlainMlp, additive
 
 
 class PlainDividedBlock(nn.Module):
-    """Attention along time, attention within each frame, MLP; patches lie place by place, their frames together."""
+    """A divided block attends along time, then within each frame; patches lie place by place, their frames together."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float, kernel: str):
         super().__init__()
@@ -31,7 +33,7 @@ class PlainDividedBlock(nn.Module):
         self.mlp = PlainMlp(width, int(width * mlp_ratio))
 
     def forward(self, x_BLD: Tensor, frames: int) -> Tensor:
-        """[B, 1 + S*T, D], the class token first."""
+        """Take and return [B, 1 + S*T, D], the class token first."""
         batch, cls = len(x_BLD), x_BLD[:, :1]
         times = x_BLD[:, 1:].unflatten(1, (-1, frames)).flatten(0, 1)
         update = self.temporal_attn(self.temporal_norm(times), None).unflatten(0, (batch, -1)).flatten(1, 2)
@@ -47,7 +49,7 @@ class PlainDividedBlock(nn.Module):
 
 
 class PlainTimeSformer(nn.Module):
-    """forward(clip): float32 [B, T, 3, H, W] -> [B, 1 + S, D], patches averaged over time."""
+    """The video tower turns a clip, float32 [B, T, 3, H, W], into [B, 1 + S, D], its patches averaged over time."""
 
     def __init__(self, config: TimeSformerConfig, kernel: str):
         super().__init__()
@@ -81,6 +83,8 @@ class PlainTimeSformer(nn.Module):
 
 
 class PlainBertLayer(nn.Module):
+    """A layer of BERT normalises after it has added attention, and after the MLP (post-norm)."""
+
     def __init__(self, width: int, num_heads: int, hidden: int, kernel: str):
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-12) for _ in range(2))
@@ -93,13 +97,15 @@ class PlainBertLayer(nn.Module):
 
 
 class PlainBert(nn.Module):
+    """A stack of BERT's layers reads texts, or fuses them with clips."""
+
     def __init__(self, config: AlproConfig, depth: int, kernel: str):
         super().__init__()
         sizes = config.width, config.text_num_heads, config.text_hidden
         self.layers = nn.ModuleList(PlainBertLayer(*sizes, kernel) for _ in range(depth))
 
     def forward(self, x_BLD: Tensor, real: Tensor) -> Tensor:
-        """real: bool [B, L], the tokens that are attended to."""
+        """Send [B, L, D] through the layers; the tokens marked in `real`, bool [B, L], are attended to."""
         mask = additive(real, x_BLD.dtype)
         for layer in self.layers:
             x_BLD = layer(x_BLD, mask)
@@ -107,7 +113,7 @@ class PlainBert(nn.Module):
 
 
 class PlainTowers(nn.Module):
-    """Tokens and, from their [CLS], features of unit length."""
+    """The two towers encode clips and texts by themselves, with a projection of each into the common space."""
 
     def __init__(self, config: AlproConfig, kernel: str):
         super().__init__()
@@ -118,13 +124,32 @@ class PlainTowers(nn.Module):
         self.temperature = nn.Parameter(torch.empty(()))
 
     def read(self, ids: Tensor, real: Tensor) -> Tensor:
+        """Encode padded texts, int64 [B, L], whose words `real` marks, to [B, L, D]."""
         positions = torch.arange(ids.shape[1], device=ids.device).repeat(len(ids))
         return self.text_encoder(self.text_embeddings(ids.flatten(), positions).view(*ids.shape, -1), real)
 
 
+class AlproInputs(NamedTuple):
+    """The inputs of a step are clips with their crops, and captions with their masked words and wrong partners.
+
+    `clip` and `crops` are float32 [B, T, 3, H, W], the latter zero outside the crop, whose patches `inside`, bool
+    [B, S], marks. Captions are padded, int64 [B, L]: `ids` has them whole, `masked_ids` with words masked, and `labels`
+    those words, -100 elsewhere. `wrong_clip` and `wrong_text`, int64 [B], name each text's clip and each clip's text of
+    the mismatched pairs.
+    """
+
+    clip: Tensor
+    crops: Tensor
+    inside: Tensor
+    ids: Tensor
+    masked_ids: Tensor
+    labels: Tensor
+    wrong_clip: Tensor
+    wrong_text: Tensor
+
+
 class PlainAlpro(PlainTowers):
-    """forward(clip, crops, inside, ids, masked_ids, labels, wrong_clip, wrong_text): all four losses, each with weight
-    1; official preset, no dropout."""
+    """The plain ALPRO returns all four losses added up, each with weight 1, in the official preset without dropout."""
 
     video_prompts: Tensor
 
@@ -140,20 +165,9 @@ class PlainAlpro(PlainTowers):
         for kind in ("video", "image"):
             self.register_buffer(f"{kind}_prompts", torch.empty(entities, config.projection_dim))
 
-    def forward(
-        self,
-        clip: Tensor,
-        crops: Tensor,
-        inside: Tensor,
-        ids: Tensor,
-        masked_ids: Tensor,
-        labels: Tensor,
-        wrong_clip: Tensor,
-        wrong_text: Tensor,
-    ) -> Tensor:
-        """clip, crops: float32 [B, T, 3, H, W], the latter zero outside the crop, whose patches inside, bool [B, S],
-        marks. ids, masked_ids, labels: int64 [B, L] captions, padded, with words masked, and those words (-100
-        elsewhere). wrong_clip, wrong_text: int64 [B], the mismatched clip of each text and text of each clip."""
+    def forward(self, inputs: AlproInputs) -> Tensor:
+        """Return the loss [] of a step."""
+        clip, crops, inside, ids, masked_ids, labels, wrong_clip, wrong_text = inputs
         real = ids != self.pad_token_id
         video = self.video_encoder(clip)
         text = self.read(ids, real)
@@ -172,24 +186,29 @@ class PlainAlpro(PlainTowers):
         return contrast + F.cross_entropy(match_logits, matched) + words + entities
 
     def fuse(self, text: Tensor, real: Tensor, video: Tensor) -> Tensor:
+        """Fuse each text [B, L, D] with its clip [B, 1 + S, D], the text's tokens first."""
         keys = torch.cat([real, real.new_ones(video.shape[:2])], dim=1)
         return self.fusion_encoder(torch.cat([text, video.to(text.dtype)], dim=1), keys)
 
     def contrast(self, text: Tensor, video: Tensor) -> Tensor:
+        """Return the contrastive loss [] between the class tokens [B, D] of texts and clips."""
         text, video = F.normalize(self.text_projection(text), dim=-1), F.normalize(self.video_projection(video), dim=-1)
         logits, index = text @ video.T / self.temperature, torch.arange(len(text), device=text.device)
         return (F.cross_entropy(logits, index) + F.cross_entropy(logits.T, index)) / 2
 
     @torch.no_grad()
     def soft_labels(self, crops: Tensor) -> Tensor:
-        """Likeness of the crops to the prompts, logits float32 [B, E]."""
+        """Return how like the crops are to the prompts, as logits float32 [B, E]."""
         tokens = self.prompter.video_encoder(crops)
         with torch.autocast(crops.device.type, enabled=False):
             features = F.normalize(self.prompter.video_projection(tokens[:, 0].float()), dim=-1)
             return features @ self.video_prompts.T / self.prompter.temperature
 
     def entities(self, patches: Tensor, inside: Tensor, targets: Tensor) -> Tensor:
-        """Of the mean patch [B, S, D] inside the crop; what looks most like entity 0 is left out, as released."""
+        """Return the loss [] of the entities told from the mean patch [B, S, D] inside each crop.
+
+        A crop that looks most like entity 0 is left out, as released.
+        """
         with torch.autocast(patches.device.type, enabled=False):
             pooled = (patches.float() * inside[..., None]).sum(dim=1) / inside.sum(dim=1, keepdim=True)
             each = -(targets.softmax(dim=1) * F.log_softmax(self.entity_head(pooled), dim=1)).sum(dim=1)

@@ -1,4 +1,4 @@
-"""VideoMAE and SimVTP in plain PyTorch, arranged as the released code is: peers of the training-step benchmark.
+"""Arranges VideoMAE and SimVTP in plain PyTorch as the released code is; they are peers of the training step.
 
 Every token of the clip is embedded before nine of ten are dropped, captions are padded, attention is over padded rows,
 and SimVTP encodes five times a step: joint, video, text, and then matched and mismatched pairs, the last two as one
@@ -20,7 +20,7 @@ from ..harness.workload import engine_loss
 
 
 class PlainAttention(nn.Module):
-    """softmax(q k^T) v over [B, L]; `kernel` "manual" as released, or "sdpa"."""
+    """Plain attention computes softmax(q k^T) v over padded rows; `kernel` is "manual" as released, or "sdpa"."""
 
     def __init__(self, width: int, num_heads: int, kernel: str):
         super().__init__()
@@ -43,6 +43,8 @@ class PlainAttention(nn.Module):
 
 
 class PlainMlp(nn.Module):
+    """The MLP of a block is two linear layers with a GELU between them."""
+
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
@@ -52,6 +54,8 @@ class PlainMlp(nn.Module):
 
 
 class PlainBlock(nn.Module):
+    """A block adds attention and then an MLP to its input, each of the normalised input (pre-norm)."""
+
     def __init__(self, width: int, num_heads: int, mlp_ratio: float, kernel: str):
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
@@ -64,6 +68,8 @@ class PlainBlock(nn.Module):
 
 
 class PlainTransformer(nn.Module):
+    """A plain transformer is a stack of blocks with a norm at its end."""
+
     def __init__(self, width: int, depth: int, num_heads: int, mlp_ratio: float, kernel: str):
         super().__init__()
         self.blocks = nn.ModuleList(PlainBlock(width, num_heads, mlp_ratio, kernel) for _ in range(depth))
@@ -76,7 +82,7 @@ class PlainTransformer(nn.Module):
 
 
 class PlainVideoEmbeddings(nn.Module):
-    """Conv3d over every tubelet of the float clip, positions, then the visible ones by boolean index."""
+    """The embeddings convolve every tubelet of the float clip, add positions, then pick the visible ones."""
 
     positions: Tensor
 
@@ -88,13 +94,15 @@ class PlainVideoEmbeddings(nn.Module):
         self.register_buffer("positions", torch.empty(tokens, config.width), persistent=False)
 
     def forward(self, clip: Tensor, hidden: Tensor) -> Tensor:
-        """clip: float32 [B, 3, T, H, W], hidden: bool [B, tokens] -> [B, Kv, D]."""
+        """Embed a clip, float32 [B, 3, T, H, W]; return the tokens [B, Kv, D] that `hidden`, bool [B, L], leaves."""
         x_BLD = F.conv3d(clip, self.weight, self.bias, stride=self.tubelet).flatten(2).transpose(1, 2)
         x_BLD = x_BLD + self.positions.type_as(x_BLD)
         return x_BLD[~hidden].reshape(len(clip), -1, x_BLD.shape[-1])
 
 
 class PlainVideoDecoder(nn.Module):
+    """The decoder appends mask tokens to the visible ones and predicts the pixels of the hidden tubelets."""
+
     positions: Tensor
 
     def __init__(self, config: VideoMAEConfig, kernel: str):
@@ -110,7 +118,7 @@ class PlainVideoDecoder(nn.Module):
         self.register_buffer("positions", torch.empty(tokens, width), persistent=False)
 
     def forward(self, visible: Tensor, hidden: Tensor) -> Tensor:
-        """[B, Kv, D], bool [B, tokens] -> [B, Km, P]."""
+        """Return the pixels [B, Km, P] of hidden tubelets, bool [B, L], from the encoded visible ones [B, Kv, D]."""
         x = self.project(visible)
         batch, _, width = x.shape
         positions = self.positions.expand(batch, -1, -1).type_as(x)
@@ -121,7 +129,7 @@ class PlainVideoDecoder(nn.Module):
 
 
 class PlainVideoMAE(nn.Module):
-    """forward(clip, hidden): the pixel loss []."""
+    """The plain VideoMAE returns the pixel loss [] of a float clip whose hidden tubelets it predicts."""
 
     def __init__(self, config: VideoMAEConfig, kernel: str = "manual"):
         super().__init__()
@@ -136,7 +144,7 @@ class PlainVideoMAE(nn.Module):
 
 
 class PlainSimVTP(PlainVideoMAE):
-    """forward(clip, hidden, ids, labels, other): all four losses, each with weight 1; official preset."""
+    """The plain SimVTP returns the sum of all four losses, each with weight 1, in the official preset."""
 
     def __init__(self, config: SimVTPConfig, kernel: str = "manual"):
         super().__init__(config, kernel)
@@ -146,8 +154,11 @@ class PlainSimVTP(PlainVideoMAE):
         self.match_head = nn.Linear(config.width, 2)
 
     def forward(self, clip: Tensor, hidden: Tensor, ids: Tensor, labels: Tensor, other: Tensor) -> Tensor:
-        """ids: int64 [B, Lt] masked captions, padded; labels: int64 [B, Lt], -100 where no word is masked; other:
-        int64 [B], the wrong clip shown with each caption."""
+        """Return the loss [] of clips with their captions, which are masked and padded.
+
+        `ids` are the captions' words, int64 [B, Lt]; `labels`, int64 [B, Lt], is -100 where no word is masked; `other`,
+        int64 [B], names the wrong clip that is shown with each caption.
+        """
         video = self.video_embeddings(clip, hidden)
         text = self.text_embeddings(ids.flatten(), torch.arange(ids.shape[1], device=ids.device).repeat(len(ids)))
         text = text.view(*ids.shape, -1)
@@ -176,10 +187,10 @@ class PlainSimVTP(PlainVideoMAE):
 
 
 def additive(keys: Tensor, dtype: torch.dtype) -> Tensor:
-    """bool [B, L] to the mask [B, 1, 1, L] that is added to logits."""
+    """Return the mask [B, 1, 1, L] that, added to logits, hides the keys that are False in bool [B, L]."""
     return torch.zeros(keys.shape, dtype=dtype, device=keys.device).masked_fill(~keys, -1e4)[:, None, None, :]
 
 
 def mean_of(x_BLD: Tensor) -> Tensor:
-    """Mean over all tokens, float32 [B, D]; padding counts, as in the released code."""
+    """Return the mean over all tokens, float32 [B, D]; padding counts, as in the released code."""
     return x_BLD.float().mean(dim=1)

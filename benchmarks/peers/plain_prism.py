@@ -1,5 +1,6 @@
-"""VideoPrism's encoder and its second stage's student in plain PyTorch, on the weights of fastvtp's models: every token
-goes through every block, masked ones too, which are only no keys of others.
+"""Writes VideoPrism's encoder and its second stage's student out in plain PyTorch, on the weights of fastvtp's models.
+
+Every token goes through every block, masked ones too; nobody looks at those, which is all that masks them.
 
 B = clips, T = frames, S = patches of a frame, L = T*S tokens of a clip, D = width.
 """
@@ -16,7 +17,7 @@ from fastvtp.models.prism_layers import AttentionPooler, PrismTransformer
 
 
 def by_torch(model: nn.Module) -> nn.Module:
-    """The model itself, from now on with torch's own linear layers."""
+    """Give the model torch's own linear layers, and return it."""
     for module in model.modules():
         if isinstance(module, Linear):
             module.__class__ = nn.Linear  # pyright: ignore[reportAttributeAccessIssue]
@@ -24,7 +25,7 @@ def by_torch(model: nn.Module) -> nn.Module:
 
 
 def plain_stack(stack: PrismTransformer, x: Tensor, hidden: Tensor | None = None) -> Tensor:
-    """Sequences [N, L, D]; hidden: bool [N, L], tokens that are no keys, None: none."""
+    """Send sequences [N, L, D] through a stack's blocks; tokens marked in `hidden`, bool [N, L], are no keys."""
     block: Any
     for block in stack.blocks:
         attention = block.attn
@@ -41,8 +42,10 @@ def plain_stack(stack: PrismTransformer, x: Tensor, hidden: Tensor | None = None
 
 
 def plain_encoder(encoder: Any, clip: Tensor, hidden: Tensor | None = None) -> Tensor:
-    """A `VideoPrismEncoder`'s float32 [B, T, 3, H, W] -> [B, L, D]; hidden: bool [B, L]. The clip is of the tables'
-    size."""
+    """Encode a clip, float32 [B, T, 3, H, W], to tokens [B, L, D]; those marked in `hidden`, bool [B, L], are no keys.
+
+    The clip has the size of the encoder's tables of positions.
+    """
     batch, frames = clip.shape[:2]
     patches = conv2d(clip.flatten(0, 1), encoder.weight[:, :, 0], encoder.bias, stride=encoder.config.patch_size)
     x = patches.flatten(2).transpose(1, 2) + encoder.spatial_positions
@@ -56,7 +59,7 @@ def plain_encoder(encoder: Any, clip: Tensor, hidden: Tensor | None = None) -> T
 
 
 def plain_pool(pooler: AttentionPooler, x: Tensor) -> Tensor:
-    """[B, L, D] -> [B, D] of one query, with keys and values of all tokens."""
+    """Pool tokens [B, L, D] to [B, D] with one query that looks at all of them."""
     scale = pooler.per_dim_scale
     assert scale is not None
     query = linear(pooler.queries, pooler.query.weight, pooler.query.bias).unflatten(-1, (pooler.num_heads, -1))
@@ -68,15 +71,18 @@ def plain_pool(pooler: AttentionPooler, x: Tensor) -> Tensor:
 
 
 class PlainStudent(nn.Module):
-    """The step of a `PrismStudent` without auxiliary blocks, without packing."""
+    """The plain student takes the step of a `PrismStudent` without auxiliary blocks, on all tokens, not packed ones."""
 
     def __init__(self, student: PrismStudent):
         super().__init__()
         self.student = student
 
     def forward(self, clip: Tensor, visible: Tensor, hidden: Tensor, order: Tensor) -> Tensor:
-        """clip: float32 [B, T, 3, H, W]. visible: int64 [B, Kv]. hidden: bool [B, L], the others. order: int64 [B, L],
-        see `LocalDecoder`. -> the loss []."""
+        """Return the loss [] of a clip, float32 [B, T, 3, H, W].
+
+        `visible`, int64 [B, Kv], lists the tokens that the student sees, `hidden`, bool [B, L], marks the others, and
+        `order`, int64 [B, L], is the one that `LocalDecoder` takes.
+        """
         student = self.student
         local, pooled = student.local_decoder, student.global_decoder
         assert local is not None

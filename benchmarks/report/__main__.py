@@ -1,4 +1,4 @@
-"""`python -m benchmarks.report` prints or writes the report."""
+"""Runs the report's command, `python -m benchmarks.report`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Before and after: the same benchmarks from the commit BASE and from this working tree as it stands.
+"""Compares before and after: the same benchmarks from the commit BASE and from this working tree as it stands.
 
     python -m benchmarks.report.compare --base main
     python -m benchmarks.report.compare --base HEAD~1 --only attention --rounds 7 --variants triton
@@ -44,7 +44,10 @@ Key = tuple[str, str, str, str, str, str]
 
 @dataclass(frozen=True)
 class Side:
-    """One variant of one case in one tree, over the rounds. Seconds; None if a round has no time, `note` says why."""
+    """A side is one variant of one case in one tree, over all rounds.
+
+    Times are in seconds, and None if a round has no time; `note` then says why.
+    """
 
     median: float | None
     low: float
@@ -54,6 +57,7 @@ class Side:
 
 
 def side(rows: Sequence[Row]) -> Side:
+    """Sum up one variant's rows of all rounds."""
     timed = [(row.median_s, row.p20_s, row.p80_s) for row in rows]
     medians, lows, highs = ([value for value in values if value is not None] for values in zip(*timed, strict=True))
     note = next((row.note for row in rows if row.note), "")
@@ -64,7 +68,7 @@ def side(rows: Sequence[Row]) -> Side:
 
 
 def significant(before: Side, after: Side) -> bool:
-    """Larger than the spread of both, and than 3 %; see the head of this file."""
+    """Say whether the difference is larger than the spread of both, and than 3 %; the head of this file says why."""
     if before.median is None or after.median is None:
         return False
     apart = before.high < after.low or after.high < before.low
@@ -72,6 +76,7 @@ def significant(before: Side, after: Side) -> bool:
 
 
 def verdict(before: Side | None, after: Side | None) -> str:
+    """Say in words what became of a variant, in capitals where that is bad."""
     if before is None or after is None:
         return "only here" if before is None else "only in the base"
     if before.median is None or after.median is None:
@@ -85,20 +90,22 @@ def verdict(before: Side | None, after: Side | None) -> str:
 
 
 def report(before: dict[Key, list[Row]], after: dict[Key, list[Row]]) -> Iterator[str]:
-    """A line per variant and case, in the order of the new tree."""
+    """Yield a table with a line per variant and case, in the order of the new tree."""
     head = ("op", "case", "variant", "before", "spread", "after", "spread", "peak MB before", "after", "verdict")
     lines = []
     for key in dict.fromkeys([*after, *before]):
         op, case, direction, dtype, _, variant = key
         sides = [side(found[key]) if key in found else None for found in (before, after)]
-        times = [
-            cell for found in sides
-            for cell in (("", "") if found is None or found.median is None else
-                         (seconds(found.median), f"{seconds(found.low)}–{seconds(found.high)}"))
-        ]  # fmt: skip
+        times = [cell for found in sides for cell in _time_and_spread(found)]
         memory = [megabytes(found.peak_bytes) if found else "" for found in sides]
         lines.append((op, f"{case}, {direction}, {dtype}", variant, *times, *memory, verdict(*sides)))
     yield from table(head, lines)
+
+
+def _time_and_spread(found: Side | None) -> tuple[str, str]:
+    if found is None or found.median is None:
+        return "", ""
+    return seconds(found.median), f"{seconds(found.low)}–{seconds(found.high)}"
 
 
 # --- git
@@ -110,7 +117,7 @@ def _interrupted(*_: object) -> NoReturn:
 
 @contextmanager
 def _on_interrupt(handler: Any) -> Iterator[None]:
-    """What Ctrl-C and `kill` do inside the block."""
+    """Let Ctrl-C and `kill` call the handler inside the block."""
     previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -124,7 +131,11 @@ def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def commit_of(root: Path, revision: str) -> str:
-    """Raises UserError: no such commit, or no repository."""
+    """Return the full name of a commit.
+
+    Raises:
+        UserError: there is no such commit, or no repository.
+    """
     found = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     if found.returncode:
         raise UserError(f"--base: git knows no commit {revision!r} in {root}")
@@ -133,7 +144,7 @@ def commit_of(root: Path, revision: str) -> str:
 
 @contextmanager
 def worktree(root: Path, commit: str) -> Iterator[Path]:
-    """A checkout of the commit in a temporary folder, removed however the block ends."""
+    """Check the commit out in a temporary folder, which is removed however the block ends."""
     with tempfile.TemporaryDirectory(prefix="fastvtp-base-", ignore_cleanup_errors=True) as folder:
         tree = Path(folder) / "tree"
         try:
@@ -152,15 +163,15 @@ def worktree(root: Path, commit: str) -> Iterator[Path]:
 
 
 def places_of(name: str) -> tuple[Path, Path]:
-    """Where a tree may hold a benchmark: in the folder that it is in today, or beside all others, as in old commits."""
+    """Return where a tree may hold a benchmark: in the folder of today, or beside all others, as in old commits."""
     return Path(*module_of(name).split(".")).with_suffix(".py"), Path("benchmarks") / f"{name}.py"
 
 
 def benchmarks_to_run(root: Path, commit: str, only: Sequence[str]) -> list[str]:
-    """Benchmark files by their names or those of their ops; without any, all that both trees have.
+    """Return the benchmarks that are named by file or by op; without any, all that both trees have.
 
     Raises:
-        UserError: no such benchmark here or in the base.
+        UserError: there is no such benchmark here or in the base.
     """
     by_op = {op: name for name, ops in OPS.items() for op in ops}
     here = [name for name in OPS if any((root / place).exists() for place in places_of(name))]
@@ -186,10 +197,10 @@ def benchmarks_to_run(root: Path, commit: str, only: Sequence[str]) -> list[str]
 
 
 def run_once(tree: Path, name: str, arguments: Sequence[str]) -> dict[Key, Row]:
-    """Rows of one benchmark of the tree, in a process of its own.
+    """Run one benchmark of a tree in a process of its own, and return its rows.
 
     Raises:
-        UserError: it failed; with its last line.
+        UserError: it failed; the message holds its last line.
     """
     # Before whatever is installed: each tree must measure itself.
     paths = [str(tree), str(tree / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -206,7 +217,7 @@ def run_once(tree: Path, name: str, arguments: Sequence[str]) -> dict[Key, Row]:
 
 
 def _by_key(entries: Sequence[dict[str, Any]]) -> dict[Key, Row]:
-    """An older or newer Row may have fields that this one lacks: they are left out."""
+    """Read rows by what tells them apart; fields that only an older or newer Row has are left out."""
     known = set(Row.__dataclass_fields__)
     rows = [Row(**{name: value for name, value in entry.items() if name in known}) for entry in entries]
     return {
@@ -218,7 +229,7 @@ def _by_key(entries: Sequence[dict[str, Any]]) -> dict[Key, Row]:
 def alternate(
     trees: Sequence[Path], name: str, arguments: Sequence[str], rounds: int
 ) -> tuple[dict[Key, list[Row]], ...]:
-    """Rows of each tree over the rounds; a variant that not every round has is left out."""
+    """Run a benchmark in both trees in turns; return the rows of each, without variants that not every round has."""
     found: tuple[dict[Key, list[Row]], ...] = tuple({} for _ in trees)
     for count in range(1, rounds + 1):
         for tree, rows, label in zip(trees, found, ("base", "new"), strict=True):
@@ -240,22 +251,34 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--base", required=True, metavar="REV", help="the commit to compare with")
-    parser.add_argument("--only", nargs="+", default=(), metavar="OP", help="benchmark files or ops; default: all")
-    parser.add_argument("--rounds", type=_rounds, default=ROUNDS, metavar="N", help=f"default: {ROUNDS}")
-    parser.add_argument("--variants", nargs="+", metavar="VARIANT", help="default: ours; peers too would be a control")
-    parser.add_argument("--seconds", help="timing per case and round; default: the benchmark's own")
-    parser.add_argument("--device")
-    parser.add_argument("--dtype")
-    parser.add_argument("--smoke", action="store_true", help="tiny shapes: does it run?")
+    parser.add_argument("--base", required=True, metavar="REV", help="compare this tree with that commit")
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="OP", help="compare these benchmark files or ops; default: all"
+    )
+    parser.add_argument(
+        "--rounds", type=_rounds, default=ROUNDS, metavar="N", help=f"run each benchmark so often; default: {ROUNDS}"
+    )
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        metavar="VARIANT",
+        help="compare these variants; default: ours; peers too would be a control",
+    )
+    parser.add_argument("--seconds", help="time each case for so long a round; default: the benchmark's own")
+    parser.add_argument("--device", help="run there: cpu or cuda; default: the benchmark's own")
+    parser.add_argument("--dtype", help="compute in this dtype; default: the benchmark's own")
+    parser.add_argument("--smoke", action="store_true", help="use tiny shapes, only to see that it runs")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Compare as the command line asks, print a table per benchmark, and return the exit status."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    passed = [part for name in ("seconds", "device", "dtype") if (value := getattr(given, name)) is not None
-              for part in (f"--{name}", value)]  # fmt: skip
+    passed = []
+    for name in ("seconds", "device", "dtype"):
+        if (value := getattr(given, name)) is not None:
+            passed += [f"--{name}", value]
     passed += ["--smoke"] * given.smoke
     try:
         commit = commit_of(root, given.base)

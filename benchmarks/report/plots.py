@@ -1,4 +1,4 @@
-"""The plots of the report: a roofline and throughput bars per op and device, as SVG.
+"""Draws the plots of the report, a roofline and throughput bars per op and device, as SVG.
 
 Each file carries a digest of what it shows, so that a stale plot is found without drawing it again: the bytes of an SVG
 depend on matplotlib's version, the digest does not.
@@ -26,7 +26,7 @@ STYLE: dict[Any, Any] = {"svg.hashsalt": "fastvtp", "svg.fonttype": "none", "fon
 
 @dataclass(frozen=True)
 class Bar:
-    """One variant of one case. Rates in FLOP or bytes per second, intensity in FLOP per byte."""
+    """A bar, or a point of the roofline, is one variant of one case: its times in seconds and its useful work."""
 
     case: str
     variant: str
@@ -43,13 +43,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class Plot:
-    """name: under docs/images/performance/. digest: of all that `draw` shows."""
+    """A plot has a file name under docs/images/performance/, a digest of all that it shows, and a way to draw it."""
 
     name: str
     digest: str
     draw: Callable[[Any], None]
 
     def save(self, folder: Path) -> None:
+        """Draw the plot into its file, with the digest inside."""
         from matplotlib import rc_context
         from matplotlib.figure import Figure
 
@@ -61,12 +62,13 @@ class Plot:
             figure.savefig(path, metadata={"Date": None, "Description": self.digest})
 
     def is_current(self, folder: Path) -> bool:
+        """Say whether the file is there and shows what the results say."""
         path = folder / self.name
         return path.exists() and f">{self.digest}<" in path.read_text()
 
 
 def plots(device: Device) -> dict[str, list[Plot]]:
-    """By op; none for an op without a time."""
+    """Return a device's plots by op; an op without a time has none."""
     return {op: found for op, cases in device.by_op().items() if (found := _plots(device, op, cases))}
 
 
@@ -93,15 +95,25 @@ def _bars(case: Case, dtypes: int) -> list[Bar]:
     kept = {found.variant for found in (case.ours, case.best_peer) if found} | {row.baseline}
     return [
         Bar(
-            name, row.variant, row.direction, row.median_s, row.p20_s or row.median_s, row.p80_s or row.median_s,
-            row.model_flops, row.model_bytes, row.floor_s, row is case.ours, row.variant in kept,
+            name,
+            row.variant,
+            row.direction,
+            row.median_s,
+            row.p20_s or row.median_s,
+            row.p80_s or row.median_s,
+            row.model_flops,
+            row.model_bytes,
+            row.floor_s,
+            row is case.ours,
+            row.variant in kept,
         )
-        for row in case.rows if row.median_s
-    ]  # fmt: skip
+        for row in case.rows
+        if row.median_s
+    ]
 
 
 def _colours(bars: Sequence[Bar]) -> dict[str, Any]:
-    """Red is ours."""
+    """Give each variant a colour; red is ours."""
     from matplotlib import colormaps
 
     palette = [colormaps["tab20"](number) for number in range(20) if number not in (6, 7)]
@@ -115,7 +127,7 @@ def _scale(per_second: float) -> tuple[float, str]:
 
 
 def draw_roofline(figure: Any, bars: Sequence[Bar], ceilings: dict[str, float], title: str) -> None:
-    """Useful FLOP per second over useful FLOP per byte, under the ceilings measured on the device."""
+    """Draw useful FLOP per second over useful FLOP per byte, under the ceilings measured on the device."""
     figure.set_size_inches(8, 4.5)
     axes = figure.add_subplot()
     ridge = ceilings["flops_per_s"] / ceilings["bytes_per_s"]
@@ -128,20 +140,16 @@ def draw_roofline(figure: Any, bars: Sequence[Bar], ceilings: dict[str, float], 
     for bar, intensity in zip(bars, intensities, strict=True):
         label = None if bar.variant in labelled else bar.variant
         labelled.add(bar.variant)
-        axes.plot(
-            intensity, bar.flops / bar.median / scale, MARKERS.get(bar.direction, "x"), color=colours[bar.variant],
-            markersize=4, label=label,
-        )  # fmt: skip
-    axes.set(
-        xscale="log", yscale="log", xlabel="useful FLOP / byte", ylabel=f"useful {prefix}FLOP/s",
-        title=f"{title} (circles: forward, squares: with backward)",
-    )  # fmt: skip
+        style = {"marker": MARKERS.get(bar.direction, "x"), "color": colours[bar.variant], "markersize": 4}
+        axes.plot(intensity, bar.flops / bar.median / scale, linestyle="none", label=label, **style)
+    axes.set(xscale="log", yscale="log", xlabel="useful FLOP / byte", ylabel=f"useful {prefix}FLOP/s")
+    axes.set_title(f"{title} (circles: forward, squares: with backward)")
     axes.grid(color="#d8dee4", linewidth=0.6)
     figure.legend(loc="outside right upper", frameon=False)
 
 
 def draw_bars(figure: Any, bars: Sequence[Bar], by_bytes: bool, title: str) -> None:
-    """Useful work per second; whiskers from the 20 % to the 80 % quantile, a black tick at the floor."""
+    """Draw useful work per second, with whiskers from the 20 % to the 80 % quantile and a black tick at the floor."""
     if len(bars) > MOST_BARS:
         bars = [bar for bar in bars if bar.kept]
         title += "\nours, baseline and fastest peer"

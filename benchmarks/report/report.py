@@ -1,4 +1,4 @@
-"""Tables and plots of the committed results.
+"""Writes the tables and plots of the committed results.
 
     python -m benchmarks.report              # print the whole report
     python -m benchmarks.report --readme     # write README.md, docs/performance.md and docs/images/performance/
@@ -25,21 +25,20 @@ RESULTS = ROOT / "benchmarks" / "results"
 MARKERS = ("<!-- performance -->", "<!-- end of performance -->")
 PAGE = Path("docs") / "performance.md"
 IMAGES = Path("docs") / "images" / "performance"
+LEGEND = """\
+Ours against it: the best peer's median time over ours. Of floor: 100 % is the rate of a plain copy or matmul
+measured in the same run, and no bound: what is faster than that one goes beyond."""
 
 
 def readme_section(devices: Sequence[Device]) -> str:
+    """Return the README's part: one table of all devices, and what it means."""
     cases = [case for device in devices for found in device.by_op().values() for case in found]
-    return "\n".join([
-        *summary(devices), "",
-        "Ours against it: the best peer's median time over ours. Of floor: 100 % is the rate of a plain copy or matmul",
-        "measured in the same run, and no bound: what is faster than that one goes beyond.",
-        *peer_remarks(cases),
-        f"All cases, peers, plots and the protocol: [{PAGE}]({PAGE}).",
-    ])  # fmt: skip
+    remarks = [LEGEND, *peer_remarks(cases), f"All cases, peers, plots and the protocol: [{PAGE}]({PAGE})."]
+    return "\n".join([*summary(devices), "", *remarks])
 
 
 def page_section(devices: Sequence[Device]) -> str:
-    """A chapter per device; image paths relative to docs/."""
+    """Return the page's part: a chapter per device, with image paths relative to docs/."""
     return "\n".join(line for device in devices for line in _chapter(device)).rstrip() or _no_results()
 
 
@@ -66,7 +65,7 @@ def _chapter(device: Device) -> Iterator[str]:
 
 
 def with_section(path: Path, section: str) -> str:
-    """The file's text with `section` between its markers.
+    """Return the file's text with `section` between its markers.
 
     Raises:
         UserError: the file or a marker is missing.
@@ -79,13 +78,13 @@ def with_section(path: Path, section: str) -> str:
 
 
 def texts(devices: Sequence[Device], root: Path) -> dict[Path, str]:
-    """README.md and docs/performance.md as they must be."""
+    """Return README.md and docs/performance.md as they must be."""
     sections = {root / "README.md": readme_section(devices), root / PAGE: page_section(devices)}
     return {path: with_section(path, section) for path, section in sections.items()}
 
 
 def differences(devices: Sequence[Device], root: Path) -> list[Path]:
-    """Files that are not what the results make of them, plots without a device or op among them."""
+    """Return the files that are not what the results make of them, plots without a device or op among them."""
     different = [path for path, text in texts(devices, root).items() if path.read_text() != text]
     drawn = _all_plots(devices)
     different += [root / IMAGES / plot.name for plot in drawn if not plot.is_current(root / IMAGES)]
@@ -116,19 +115,26 @@ def write(devices: Sequence[Device], root: Path) -> None:
 
 
 def refuse_smoke(devices: Sequence[Device]) -> None:
-    """Raises UserError: a smoke run's times mean nothing and must not be published."""
+    """Raise UserError where a result is a smoke run's: its times mean nothing and must not be published."""
     for part in (part for device in devices for part in device.parts):
         if part.environment.get("smoke"):
             raise UserError(f"{part.path}: a smoke run, whose times mean nothing; measure without --smoke")
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Print, write or check the report as the command line asks, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, default=root / RESULTS.relative_to(ROOT), metavar="DIR")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=root / RESULTS.relative_to(ROOT),
+        metavar="DIR",
+        help="read these results; default: the committed ones",
+    )
     parser.add_argument("--readme", action="store_true", help="write README.md, docs/performance.md and the plots")
-    parser.add_argument("--check", action="store_true", help="status 1 if they differ from the results")
+    parser.add_argument("--check", action="store_true", help="end with status 1 if they differ from the results")
     given = parser.parse_args(arguments)
     try:
         devices = load(given.results)

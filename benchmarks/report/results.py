@@ -1,4 +1,4 @@
-"""The results that are reported, benchmarks/results/<device>/<part>.json, and what is held against what.
+"""Reads the results, benchmarks/results/<device>/<part>.json, and says what is held against what.
 
 Ours is what a call gets without asking: the Triton kernels on CUDA, the reference on the CPU; of a training step, the
 fastest variant whose name starts with "fastvtp". Every other right variant is a peer, our own reference on CUDA too.
@@ -36,19 +36,19 @@ OURS = "fastvtp"
 
 
 def module_of(benchmark: str) -> str:
-    """The module that measures a benchmark, by its dotted name: "tubelets" -> "benchmarks.ops.tubelets"."""
+    """Return the dotted name of the module that measures a benchmark: "tubelets" -> "benchmarks.ops.tubelets"."""
     return f"benchmarks.{'steps' if benchmark in STEPS else 'ops'}.{benchmark}"
 
 
 def device_slug(name: str, device_type: str) -> str:
-    """Folder of a device's results: "NVIDIA H200" -> "nvidia-h200"; a CPU's begins with "cpu-"."""
+    """Return the folder of a device's results: "NVIDIA H200" -> "nvidia-h200"; a CPU's begins with "cpu-"."""
     words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return words if device_type == "cuda" else f"cpu-{words}"
 
 
 @dataclass(frozen=True)
 class Case:
-    """Variants of one op on the same inputs, where they were measured."""
+    """A case has the rows of one op's variants on the same inputs, and the environment they were measured in."""
 
     rows: tuple[Row, ...]
     environment: dict[str, Any]
@@ -56,15 +56,17 @@ class Case:
 
     @property
     def first(self) -> Row:
+        """Return the row that stands for what all rows share: op, case, direction, dtype, cost."""
         return self.rows[0]
 
     @property
     def on_gpu(self) -> bool:
+        """Say whether the case was measured on a GPU."""
         return self.environment["device_type"] == "cuda"
 
     @cached_property
     def ours(self) -> Row | None:
-        """Also where it has no time; its note then says why."""
+        """Return our row, also where it has no time; its note then says why."""
         own = [row for row in self.rows if row.variant.startswith(OURS)]
         if own:
             return min(own, key=lambda row: float("inf") if row.median_s is None else row.median_s)
@@ -73,44 +75,46 @@ class Case:
 
     @cached_property
     def best_peer(self) -> Row | None:
-        peers = [
-            row for row in self.rows
-            if row is not self.ours and row.median_s is not None and not row.variant.startswith(OURS)
-        ]  # fmt: skip
-        return min(peers, key=lambda row: row.median_s or 0.0, default=None)
+        """Return the fastest row that is not ours, None if no other has a time."""
+        timed = [row for row in self._peers if row.median_s is not None]
+        return min(timed, key=lambda row: row.median_s or 0.0, default=None)
+
+    @property
+    def _peers(self) -> list[Row]:
+        return [row for row in self.rows if row is not self.ours and not row.variant.startswith(OURS)]
 
     @property
     def untimed_peers(self) -> int:
-        """How many could have run but did not: left out, or the run was stopped first. The best may be among them."""
-        notes = (row.note for row in self.rows if row is not self.ours and not row.variant.startswith(OURS))
-        return sum(note.startswith((f"missing: {LEFT_OUT}", NOT_REACHED)) for note in notes)
+        """Count the peers that could have run but did not, or were not reached; the best may be among them."""
+        return sum(row.note.startswith((f"missing: {LEFT_OUT}", NOT_REACHED)) for row in self._peers)
 
     @cached_property
     def ratio(self) -> float | None:
-        """How many times as fast as the fastest peer ours is."""
+        """Return how many times as fast as the fastest peer ours is."""
         return self.times_faster_than(self.best_peer)
 
     def times_faster_than(self, row: Row | None) -> float | None:
+        """Return the row's time over ours, None where either is missing."""
         if row is None or row.median_s is None or self.ours is None or self.ours.median_s is None:
             return None
         return row.median_s / self.ours.median_s
 
     @property
     def bound_by_bytes(self) -> bool:
-        """Does the floor come from the bytes?"""
+        """Say whether the floor comes from the bytes, not from the FLOP."""
         ceilings = self.environment["ceilings"]
         row = self.first
         return row.model_bytes / ceilings["bytes_per_s"] >= row.model_flops / ceilings["flops_per_s"]
 
     @property
     def work(self) -> int:
-        """Useful bytes or FLOP, whichever bound the floor."""
+        """Return the useful bytes or FLOP, whichever bound the floor."""
         return self.first.model_bytes if self.bound_by_bytes else self.first.model_flops
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file of results. Entries that are no timed variants (of tests, say) stay as they are."""
+    """A part is one file of results; entries that are no timed variants (of tests, say) stay as they are."""
 
     path: Path
     environment: dict[str, Any]
@@ -119,33 +123,36 @@ class Part:
 
     @property
     def name(self) -> str:
+        """Return the part's name, which is its file's."""
         return self.path.stem
 
 
 @dataclass(frozen=True)
 class Device:
-    """All parts measured on one device, in the order of PARTS."""
+    """A device has all parts that were measured on it, in the order of PARTS."""
 
     slug: str
     parts: tuple[Part, ...]
 
     @property
     def on_gpu(self) -> bool:
+        """Say whether the device is a GPU."""
         return any(part.environment["device_type"] == "cuda" for part in self.parts)
 
     @property
     def name(self) -> str:
+        """Return the maker's name of the device, or all names if its parts do not agree."""
         return ", ".join(dict.fromkeys(part.environment["device"] for part in self.parts))
 
     @cached_property
     def failed(self) -> set[str]:
-        """What has failed tests: an op or a whole part. A training step uses them all."""
+        """Return the ops and parts that have failed tests; with any of them a training step has, for it uses all."""
         tests = (entry for part in self.parts if part.name == "tests" for entry in part.others)
         failed = {entry["op"] for entry in tests if entry.get("failed")}
         return failed | {"train_step"} if failed else failed
 
     def cases(self, part: Part) -> list[Case]:
-        """In the order of the file."""
+        """Return a part's cases in the order of its file."""
         found: dict[tuple[str, ...], list[Row]] = {}
         for row in part.rows:
             found.setdefault((row.op, row.case, row.direction, row.dtype), []).append(row)
@@ -153,6 +160,7 @@ class Device:
         return [Case(tuple(rows), part.environment, bool(self.failed & {name, rows[0].op})) for rows in found.values()]
 
     def by_op(self) -> dict[str, list[Case]]:
+        """Return all cases by op, with a case that two parts of a run measured joined into one."""
         found: dict[str, dict[tuple[Any, ...], Case]] = {}
         for part in self.parts:
             for case in self.cases(part):
@@ -165,7 +173,7 @@ class Device:
 
 
 def _joined(case: Case, more: Case, part: str) -> Case:
-    """The case with what it has no time for taken from another part of the same run."""
+    """Return the case with what it has no time for taken from another part of the same run."""
     rows = {row.variant: row for row in case.rows}
     for row in more.rows:
         if row.variant not in rows or (rows[row.variant].median_s is None and row.median_s is not None):
@@ -175,17 +183,17 @@ def _joined(case: Case, more: Case, part: str) -> Case:
 
 
 def load(folder: Path) -> list[Device]:
-    """GPUs first, then by name. An absent folder holds no results.
+    """Read the results of all devices, GPUs first, then by name; an absent folder holds none.
 
     Raises:
-        UserError: a file is not what `record.write_json` writes; it is named.
+        UserError: a file is not what `record.write_json` writes; the message names it.
     """
     devices = [load_device(place) for place in sorted(path for path in folder.glob("*") if path.is_dir())]
     return sorted((device for device in devices if device.parts), key=lambda device: not device.on_gpu)
 
 
 def load_device(place: Path) -> Device:
-    """The results of one device's folder; raises as `load` does."""
+    """Read the results of one device's folder; a wrong file raises UserError, as in `load`."""
     files = sorted(place.glob("*.json"), key=lambda path: (_rank(path.stem), path.stem))
     return Device(place.name, tuple(_part(path) for path in files))
 

@@ -1,1 +1,1 @@
-"""Benchmarks of what a training run does over and over: a whole step of each model, and the loading of its clips."""
+"""Each file measures what a training run does over and over: the whole step of some models, or the loading of clips."""

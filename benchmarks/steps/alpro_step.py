@@ -1,7 +1,7 @@
-"""ALPRO's training step: its batch, its cost, its two sides. `train_step.py` says what is measured and how.
+"""Builds ALPRO's training step: its batch, its cost, its two sides. `train_step.py` says what is measured and how.
 
-Both sides are given the hard negatives: drawing them is measured in contrastive.py. Dropout and drop path are off, for
-they would give every variant a loss of its own. All variants share one set of weights in memory.
+Both sides are given the hard negatives: drawing them is measured in ops/contrastive.py. Dropout and drop path are off,
+for they would give every variant a loss of its own. All variants share one set of weights in memory.
 """
 
 import dataclasses
@@ -19,37 +19,49 @@ from fastvtp.models.registry import build_model, model_config
 from fastvtp.models.timesformer import CLIP_MEAN, CLIP_STD, DividedBlock, TimeSformer, TimeSformerConfig
 
 from ..harness.case import Case, Options
-from ..peers.plain_alpro import PlainAlpro
+from ..peers.plain_alpro import AlproInputs, PlainAlpro
 from .step import SMOKE_TEXT, Side, block_flops, case_of, draw_captions, padded, sharing_flops, transformer_flops
 
-# To which the released loader pads every caption.
+# The released loader pads every caption to this length.
 LONGEST_CAPTION = 30
 SMOKE: dict[str, Any] = {
-    "width": 32, "depth": 1, "num_heads": 2, "num_frames": 2, "image_size": 32, "patch_size": 8, "text_depth": 1,
-    "fusion_depth": 1, "text_num_heads": 2, "text_hidden": 64, "projection_dim": 16, "num_entities": 5, **SMOKE_TEXT,
-}  # fmt: skip
+    "width": 32,
+    "depth": 1,
+    "num_heads": 2,
+    "num_frames": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "text_depth": 1,
+    "fusion_depth": 1,
+    "text_num_heads": 2,
+    "text_hidden": 64,
+    "projection_dim": 16,
+    "num_entities": 5,
+    **SMOKE_TEXT,
+}
 
 
 @dataclass(frozen=True)
 class AlproBatch:
-    """The same clips, crops and captions for both sides.
+    """A batch gives both sides the same clips, crops and captions.
 
-    video, plan, negatives: what the library's model is given. released: the arguments of `PlainAlpro`.
+    The library's model takes `video`, `plan` and `negatives`, the released structure takes `released`.
     """
 
     video: Tensor
     plan: AlproPlan
     negatives: tuple[Tensor, Tensor]
-    released: tuple[Tensor, ...]
+    released: AlproInputs
 
 
 def alpro_config(name: str, options: Options) -> AlproConfig:
+    """Return the official settings of a model without dropout, in smoke runs in tiny sizes."""
     config = model_config(name, preset="official")
     return dataclasses.replace(config, drop_path=0.0, text_dropout=0.0, **SMOKE if options.smoke else {})
 
 
 def alpro_model(config: AlproConfig, device: torch.device) -> Alpro:
-    """With weights in place of the zeros that training begins with: the loss shall depend on every part."""
+    """Return a model with weights in place of the zeros that training begins with: its loss depends on every part."""
     model = build_model(config, device)
     for module in model.modules():
         if isinstance(module, TimeSformer):
@@ -62,6 +74,7 @@ def alpro_model(config: AlproConfig, device: torch.device) -> Alpro:
 
 
 def alpro_batch(model: Alpro, options: Options) -> AlproBatch:
+    """Draw a batch, the same one in every run."""
     config, device = model.config, options.device
     clips = options.clips(cpu=2, cuda=16, smoke=3)
     generator = torch.Generator().manual_seed(0)
@@ -81,28 +94,30 @@ def alpro_batch(model: Alpro, options: Options) -> AlproBatch:
     labels[plan.wanted.pair[words] - 3 * clips, plan.wanted.position[words]] = plan.word_labels
     each = torch.arange(clips, device=device)
     negatives = (each + 1) % clips, (each - 1) % clips
-    released = clip, clip * shown[:, None, None], plan.crop, *text.split(clips), labels, *negatives
+    crops = clip * shown[:, None, None]
+    ids, masked_ids = text.split(clips)
+    released = AlproInputs(clip, crops, plan.crop, ids, masked_ids, labels, *negatives)
     return AlproBatch(video, plan, negatives, released)
 
 
 def normalized_frames(video: Tensor) -> Tensor:
-    """What ALPRO's loader makes of uint8 [B, T, H, W, 3]: float32 [B, T, 3, H, W], normalised with CLIP's numbers."""
+    """Make of uint8 [B, T, H, W, 3] what ALPRO's loader does: float32 [B, T, 3, H, W], normalised as CLIP does."""
     mean, std = (torch.tensor(values, device=video.device)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
     return ((video.permute(0, 1, 4, 2, 3) / 255 - mean) / std).contiguous()
 
 
 def divided_flops(config: TimeSformerConfig, clips: int, *, class_only: bool = False) -> int:
-    """Forward FLOP of the blocks: 2 per weight and row, 4 width per pair that attends.
+    """Count the forward FLOP of the divided blocks: 2 per weight and row, 4 * width per pair that attends.
 
-    The two linear layers after the attention along time are one, whose weights are multiplied first. class_only: in
-    the last block the class tokens alone ask within frames and go through the MLP.
+    The two linear layers after the attention along time are one, whose weights are multiplied first. With `class_only`
+    the class tokens alone ask within frames and go through the MLP in the last block.
     """
     width, frames, patches, depth = config.width, config.num_frames, config.num_patches, config.depth
     tokens, framed = frames * patches, frames * (1 + patches)
     along_time = clips * (2 * 4 * tokens * width**2 + 4 * patches * frames**2 * width) + 2 * width**3
 
     def within_frames(asking: int) -> int:
-        """asking: rows of each frame."""
+        """Count the FLOP of one block beside its attention along time, where so many rows of each frame ask."""
         weights = 2 * frames * asking + 2 * framed + 2 * config.mlp_ratio * (1 + frames * (asking - 1))
         return int(clips * (2 * weights * width**2 + 4 * framed * asking * width))
 
@@ -111,7 +126,7 @@ def divided_flops(config: TimeSformerConfig, clips: int, *, class_only: bool = F
 
 
 def alpro_flops(config: AlproConfig, batch: AlproBatch) -> int:
-    """FLOP of ours in a step: forward once, backward twice; the prompter and frames get no gradient.
+    """Count our FLOP of a step: forward once, backward twice; the prompter and frames get no gradient.
 
     In the last fusion layer those rows alone ask that a loss reads; in the first, a text's or clip's rows are projected
     once for all their pairs.
@@ -127,10 +142,8 @@ def alpro_flops(config: AlproConfig, batch: AlproBatch) -> int:
     texts = transformer_flops(int(lengths.sum()), int((lengths**2).sum()), width, config.text_depth, ratio)
     fusion = transformer_flops(rows, int((pairs**2).sum()), width, config.fusion_depth - 1, ratio)
     fusion += block_flops(int(read.sum()), rows, int((read * pairs).sum()), width, ratio)
-    fusion -= sharing_flops(
-        int(lengths.sum()) + clips * (1 + config.num_patches), rows,
-        rows if config.fusion_depth > 1 else int(read.sum()), rows, width,
-    )  # fmt: skip
+    distinct, asking = int(lengths.sum()) + clips * (1 + config.num_patches), int(read.sum())
+    fusion -= sharing_flops(distinct, rows, rows if config.fusion_depth > 1 else asking, rows, width)
     words = len(plan.word_labels) * (width + config.vocab_size)
     of_each_clip = 2 * (width + config.num_entities) + 2 * config.projection_dim + 3 * 2
     trained = divided_flops(config, clips) + texts + fusion + 2 * width * (words + clips * of_each_clip)
@@ -140,6 +153,7 @@ def alpro_flops(config: AlproConfig, batch: AlproBatch) -> int:
 
 
 def alpro_case(name: str, options: Options) -> Case:
+    """Build the case of one ALPRO model."""
     torch.manual_seed(0)
     config = alpro_config(name, options)
     model = alpro_model(config, options.device)
@@ -149,7 +163,7 @@ def alpro_case(name: str, options: Options) -> Case:
         with torch.device("meta"):
             plain = PlainAlpro(config, kernel)
         plain.load_state_dict(state, assign=True)
-        return plain, plain, batch.released
+        return plain, plain, (batch.released,)
 
     def ours() -> Side:
         with torch.device("meta"):
@@ -159,6 +173,10 @@ def alpro_case(name: str, options: Options) -> Case:
 
     clips, frames = batch.video.shape[:2]
     return case_of(
-        name, options, released=released, ours=ours, flops=alpro_flops(config, batch),
+        name,
+        options,
+        released=released,
+        ours=ours,
+        flops=alpro_flops(config, batch),
         shape={"batch": clips, "frames": frames, "tokens": 1 + frames * config.num_patches, "pairs": 4 * clips},
-    )  # fmt: skip
+    )

@@ -1,9 +1,10 @@
-"""Clips a second out of the loader: decoded, cropped, resized uint8 clips on the device, captions tokenised.
+"""Measures how many clips a second the loader makes: decoded, cropped, resized uint8 clips on the device.
 
 dali                 frames decoded by DALI, on CUDA with NVDEC (needs libnvcuvid)
 pyav, N workers      frames decoded by PyAV in N worker processes
 
-The clips are synthetic captioned ones of 256 pixels, generated first; a batch is a step of 16 frames of 224 pixels.
+The clips are synthetic ones of 256 pixels, generated first, with captions that the loader turns into tokens; a batch is
+a step of 16 frames of 224 pixels.
 Loaders prefetch, so they are timed one after the other, not in turns: the time between batches once warm, with nothing
 else to do, which is the best that a training step can ask for. The slowest, a single worker, comes last and is given
 fewer seconds than it may want.
@@ -26,25 +27,25 @@ from ..harness.record import NOT_REACHED, Row, markdown_table, write_json
 from ..harness.running import measured_environment, options_timer
 
 WARM_UP, BATCHES, SMOKE_BATCHES, LEAST_BATCHES = 3, 20, 3, 3
-# Of timing per loader, once LEAST_BATCHES are there.
+# How long a loader is timed, once LEAST_BATCHES are there.
 SECONDS = 8.0
 
-# Makes a loader of endless training batches, or the reason why there is none.
+# What makes a loader of endless training batches, or the reason why there is none.
 Loaders = dict[str, Callable[[], Any] | str]
 
 
 def processors() -> int:
-    """Those that this process may use: a container often has fewer than the machine."""
+    """Return how many processors this process may use: a container often has fewer than the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def worker_counts(smoke: bool) -> list[int]:
-    """Of most worth first."""
+    """Return how many worker processes to try, the number of most worth first."""
     return [0] if smoke else sorted({1, processors()}, reverse=True)
 
 
 def loaders(folder: Path, device: torch.device, smoke: bool) -> Loaders:
-    """By name, DALI first."""
+    """Return the loaders by name, DALI's first; the clips are generated in the folder."""
     counts = [f"pyav, {count} workers" for count in worker_counts(smoke)]
     try:
         make = _loader_maker(folder, device, smoke)
@@ -71,7 +72,7 @@ def _why_no_dali(device: torch.device) -> str:
 
 
 def _loader_maker(folder: Path, device: torch.device, smoke: bool) -> Callable[[str, int], Any]:
-    """Generate the clips; then loaders of them by decoder and number of workers."""
+    """Generate the clips, and return what makes a loader of them from a decoder and a number of workers."""
     from fastvtp.data.annotations import load_annotations
     from fastvtp.data.loader import VideoTextLoader
     from fastvtp.data.synthetic import SyntheticConfig, generate_dataset
@@ -85,9 +86,17 @@ def _loader_maker(folder: Path, device: torch.device, smoke: bool) -> Callable[[
 
     def make(decoder: str, workers: int) -> VideoTextLoader:
         return VideoTextLoader(
-            records, tokenizer, batch_size=batch_size(device, smoke), num_frames=4 if smoke else 16,
-            image_size=pixels, max_text_length=32, train=True, num_workers=workers, decoder=decoder, device=device,
-        )  # fmt: skip
+            records,
+            tokenizer,
+            batch_size=batch_size(device, smoke),
+            num_frames=4 if smoke else 16,
+            image_size=pixels,
+            max_text_length=32,
+            train=True,
+            num_workers=workers,
+            decoder=decoder,
+            device=device,
+        )
 
     return make
 
@@ -97,11 +106,12 @@ def _first_line(failure: Exception) -> str:
 
 
 def batch_size(device: torch.device, smoke: bool) -> int:
+    """Return how many clips a batch has."""
     return 2 if smoke else 64 if device.type == "cuda" else 8
 
 
 def seconds_per_batch(loader: Any, device: torch.device, batches: int, seconds: float = SECONDS) -> list[float]:
-    """Times between up to `batches` batches after a warm-up; after `seconds` in all, LEAST_BATCHES are enough."""
+    """Return the times between up to `batches` batches once warm; after `seconds` in all, LEAST_BATCHES are enough."""
     times: list[float] = []
     with loader:
         iterator = iter(loader)
@@ -120,7 +130,7 @@ def seconds_per_batch(loader: Any, device: torch.device, batches: int, seconds: 
 
 
 def measured(folder: Path, device: torch.device, smoke: bool) -> Iterator[list[Row]]:
-    """All rows, again after each loader."""
+    """Yield all rows, again after each loader."""
     found = loaders(folder, device, smoke)
     shape = {"batch": batch_size(device, smoke), "frames": 4 if smoke else 16}
     rows = {
@@ -149,6 +159,7 @@ def _measure(row: Row, make: Callable[[], Any] | str, device: torch.device, smok
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Time the loaders one after the other, and save the rows after each."""
     parser = command_line(__doc__)
     given: argparse.Namespace = parser.parse_args(arguments)
     options = given_options(given)

@@ -1,11 +1,11 @@
-"""VideoPrism's training steps: their batches, costs and sides. `train_step.py` says what is measured and how.
+"""Builds VideoPrism's training steps: their batches, costs and sides. `train_step.py` says what is measured and how.
 
 videoprism_base      the encoder on whole clips of 8 frames of 288 pixels, against VideoPrismVisionModel of transformers
                      (which has only its own attention: no library's knows the cap) and the same in plain PyTorch.
                      The loss is the squared distance to noise around the right tokens, so that wrong ones show in it.
 videoprism_stage2_base
                      the second stage: frozen teacher, student, both decoders; against all tokens through every block of
-                     the student with masked attention (plain_prism.py).
+                     the student with masked attention (peers/plain_prism.py).
 """
 
 import importlib.util
@@ -22,23 +22,33 @@ from fastvtp.models.registry import build_model, model_config
 from fastvtp.models.video_text_prism import POOLER_WIDTHS
 from fastvtp.models.videoprism import VideoPrismConfig, VideoPrismEncoder
 
-from ..harness.case import Case, Cost, Missing, Options
+from ..harness.case import Case, Missing, Options
 from ..harness.timing import Function
 from ..harness.workload import boolean_mask
 from ..peers.plain_prism import PlainStudent, by_torch, plain_encoder
-from .step import TOLERANCES, Loss, Side, direction_of, graphed, training_step, transformer_flops
+from .step import Loss, Side, compared, training_step, transformer_flops
 
 SMOKE: dict[str, Any] = {
-    "num_frames": 4, "image_size": 32, "patch_size": 8, "width": 32, "depth": 1, "temporal_depth": 1, "num_heads": 2,
+    "num_frames": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "width": 32,
+    "depth": 1,
+    "temporal_depth": 1,
+    "num_heads": 2,
     "mlp_hidden": 64,
-}  # fmt: skip
+}
 SMOKE_DECODERS: dict[str, Any] = {
-    "decoder_width": 16, "decoder_depth": 1, "decoder_num_heads": 2, "decoder_hidden": 32, "mask_min_cells": 2
-}  # fmt: skip
+    "decoder_width": 16,
+    "decoder_depth": 1,
+    "decoder_num_heads": 2,
+    "decoder_hidden": 32,
+    "mask_min_cells": 2,
+}
 
 
 class TokenLoss(nn.Module):
-    """The squared distance of a clip's tokens to a target [B, L, D]; tokens: clips -> [B, L, D]."""
+    """The loss is the squared distance between a target [B, L, D] and the tokens that a function makes of clips."""
 
     def __init__(self, tokens: Callable[[Tensor], Tensor]):
         super().__init__()
@@ -49,7 +59,7 @@ class TokenLoss(nn.Module):
 
 
 def _video(config: VideoPrismConfig, options: Options, clips: int) -> tuple[Tensor, Tensor]:
-    """uint8 frames for the library, the same as float32 [B, T, 3, H, W] in [0, 1] for others."""
+    """Return uint8 frames for the library, and for others the same as float32 [B, T, 3, H, W] in [0, 1]."""
     shape = clips, config.num_frames, config.image_size, config.image_size, 3
     video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     video = video.to(options.device)
@@ -57,7 +67,7 @@ def _video(config: VideoPrismConfig, options: Options, clips: int) -> tuple[Tens
 
 
 def encoder_flops(config: VideoPrismConfig, in_frames: Tensor, at_places: Tensor) -> int:
-    """Forward FLOP of the blocks, for the listed tokens of each frame and of each place."""
+    """Count the forward FLOP of the blocks, from how many tokens each frame and each place of a clip has."""
     ratio = config.mlp_hidden / config.width
     return sum(
         transformer_flops(int(counts.sum()), int((counts**2).sum()), config.width, depth, ratio)
@@ -75,6 +85,7 @@ def _embedding_flops(config: VideoPrismConfig, tokens: int) -> int:
 
 
 def encoder_case(name: str, options: Options) -> Case:
+    """Build the case of the encoder on whole clips."""
     sizes: dict[str, Any] = SMOKE if options.smoke else {"num_frames": 8}
     config: VideoPrismConfig = model_config(name, **sizes)
     found = importlib.util.find_spec("transformers") is not None
@@ -109,29 +120,41 @@ def encoder_case(name: str, options: Options) -> Case:
         peers = dict.fromkeys(peers, Missing("transformers is not installed"))
     tokens = config.grid[0] * config.grid[1] * config.grid[2]
     flops = 3 * _whole_flops(config, clips) + 2 * _embedding_flops(config, clips * tokens)
-    return _case(
-        name, options, {"plain": step(plain), **peers}, ours, baseline="hf, eager" if found else "plain",
-        expected=expected, flops=flops, shape={"batch": clips, "frames": config.num_frames, "tokens": tokens},
-    )  # fmt: skip
+    return compared(
+        name,
+        options,
+        {"plain": step(plain), **peers},
+        ours,
+        baseline="hf, eager" if found else "plain",
+        expected=expected,
+        flops=flops,
+        shape={"batch": clips, "frames": config.num_frames, "tokens": tokens},
+    )
 
 
 def hf_encoder(config: VideoPrismConfig) -> nn.Module:
-    """VideoPrismVisionModel of transformers, each time with the same weights. Raises ImportError without it."""
+    """Return transformers' VideoPrismVisionModel, each time with the same weights; without transformers ImportError."""
     import transformers  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(0)
     return transformers.VideoPrismVisionModel._from_config(
         transformers.VideoPrismVisionConfig(
-            image_size=config.image_size, num_frames=config.num_frames, hidden_size=config.width,
-            tubelet_size=[1, config.patch_size, config.patch_size], intermediate_size=config.mlp_hidden,
-            num_attention_heads=config.num_heads, num_spatial_layers=config.depth,
-            num_temporal_layers=config.temporal_depth, attn_logit_softcapping=config.softcap,
+            image_size=config.image_size,
+            num_frames=config.num_frames,
+            hidden_size=config.width,
+            tubelet_size=[1, config.patch_size, config.patch_size],
+            intermediate_size=config.mlp_hidden,
+            num_attention_heads=config.num_heads,
+            num_spatial_layers=config.depth,
+            num_temporal_layers=config.temporal_depth,
+            attn_logit_softcapping=config.softcap,
         ),
         attn_implementation="eager",
-    )  # fmt: skip
+    )
 
 
 def student_case(name: str, options: Options) -> Case:
+    """Build the case of the second stage."""
     sizes = {**SMOKE, **SMOKE_DECODERS} if options.smoke else {}
     config: PrismStudentConfig = model_config("prism_student_base", **sizes)
     torch.manual_seed(0)
@@ -161,28 +184,34 @@ def student_case(name: str, options: Options) -> Case:
         return own, PlainStudent(own), inputs
 
     step = partial(training_step, options=options)
-    return _case(
-        name, options, {"unpacked": step(plain), "unpacked, compiled": step(plain, compile=True)}, ours,
-        baseline="unpacked", expected=expected, flops=_student_flops(config, plan.visible, clips, tokens),
+    return compared(
+        name,
+        options,
+        {"unpacked": step(plain), "unpacked, compiled": step(plain, compile=True)},
+        ours,
+        baseline="unpacked",
+        expected=expected,
+        flops=_student_flops(config, plan.visible, clips, tokens),
         shape={"batch": clips, "frames": config.num_frames, "tokens": tokens, "visible": visible.shape[1]},
-    )  # fmt: skip
+    )
 
 
 def _student_flops(config: PrismStudentConfig, visible: Any, clips: int, tokens: int) -> int:
-    """FLOP of ours in a step on packed tokens: forward once, backward twice; once for the teacher."""
+    """Count our FLOP of a step on packed tokens: the student's forward once and backward twice, the teacher's once."""
     shown = visible.index.numel()
     in_frames = visible.spatial.cu_seqlens.cpu().long().diff()
     listed = torch.zeros(clips, tokens, dtype=torch.int64).scatter_(1, visible.index.cpu().long(), 1)
     at_places = listed.view(clips, config.num_frames, -1).sum(dim=1).flatten()
+    width, num_heads, ratio = (
+        config.decoder_width,
+        config.decoder_num_heads,
+        config.decoder_hidden / config.decoder_width,
+    )
     decoders = sum(
-        transformer_flops(
-            clips * length, clips * length**2, config.decoder_width, config.decoder_depth,
-            config.decoder_hidden / config.decoder_width,
-        )
+        transformer_flops(clips * length, clips * length**2, width, config.decoder_depth, ratio)
         for length in (tokens, shown // clips)
-    )  # fmt: skip
-    heads = 2 * config.width * config.decoder_width * (2 * shown + clips * tokens + clips)
-    width, num_heads = config.decoder_width, config.decoder_num_heads
+    )
+    heads = 2 * config.width * width * (2 * shown + clips * tokens + clips)
     heads += _pooler_flops(width, num_heads, width, clips, shown)
     student = encoder_flops(config, in_frames, at_places) + decoders + heads
     teacher = _whole_flops(config, clips) + _embedding_flops(config, clips * tokens)
@@ -191,31 +220,5 @@ def _student_flops(config: PrismStudentConfig, visible: Any, clips: int, tokens:
 
 
 def _pooler_flops(width: int, num_heads: int, hidden: int, clips: int, tokens: int) -> int:
-    """Forward FLOP of an `AttentionPooler` of one query; tokens: of all clips."""
+    """Count the forward FLOP of an `AttentionPooler` of one query; `tokens` are those of all clips."""
     return 2 * width * (2 * (1 + clips) * hidden + 2 * tokens * num_heads)
-
-
-def _case(
-    name: str,
-    options: Options,
-    others: dict[str, Function | Missing],
-    ours: Callable[[], Side],
-    *,
-    baseline: str,
-    expected: float,
-    flops: int,
-    shape: dict[str, int],
-) -> Case:
-    """The library's step beside `others`; expected: the loss in float32."""
-    step = partial(training_step, options=options)
-    variants = {
-        **others,
-        "fastvtp": step(ours),
-        "fastvtp, compiled": step(ours, compile=True),
-        "fastvtp, graph": graphed(step(ours, capturable=True), options.device),
-    }
-    return Case(
-        op="train_step", name=name, direction=direction_of(options), shape=shape, dtype=options.dtype,
-        device=options.device, cost=Cost(0, flops), variants=variants, baseline=baseline,
-        error=lambda loss: abs(loss.item() - expected) / abs(expected), tolerance=TOLERANCES[options.dtype],
-    )  # fmt: skip

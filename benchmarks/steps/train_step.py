@@ -1,9 +1,9 @@
-"""A whole pretraining step: forward, backward and, unless --no-optimizer, fused AdamW.
+"""Measures a whole pretraining step: forward, backward and, unless --no-optimizer, fused AdamW.
 
-On CUDA in bfloat16 autocast, on the CPU in float32.
+It runs in bfloat16 autocast on CUDA, in float32 on the CPU.
 
-released          the released structure in plain PyTorch (plain_models.py, plain_alpro.py), from the float32 clip that
-                  its loader gives
+released          the released structure in plain PyTorch (peers/plain_models.py and plain_alpro.py), from the float32
+                  clip that its loader gives
 released, sdpa    the same with scaled_dot_product_attention; compiled: under torch.compile
 hf, sdpa          VideoMAEForPreTraining of transformers, VideoMAE only: also given the float32 clip, compiled too; from
                   frames: given uint8 frames, as ours is, and normalising them in the step; hf, eager: with its own
@@ -57,17 +57,24 @@ from .step import (
 
 LONGEST_CAPTION = 32
 SMOKE: dict[str, Any] = {
-    "width": 32, "depth": 1, "num_heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_num_heads": 1,
-    "num_frames": 4, "image_size": 32, "tubelet": (2, 8, 8),
-}  # fmt: skip
+    "width": 32,
+    "depth": 1,
+    "num_heads": 2,
+    "decoder_width": 16,
+    "decoder_depth": 1,
+    "decoder_num_heads": 1,
+    "num_frames": 4,
+    "image_size": 32,
+    "tubelet": (2, 8, 8),
+}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The same clips and captions for both sides.
+    """A batch gives both sides the same clips and captions.
 
-    video, plan: what the library's model is given. clip, hidden: float32 [B, 3, T, H, W] and bool [B, tokens], what the
-    released one is given; SimVTP's also captions: (ids, labels, other) of `PlainSimVTP`.
+    The library's model takes `video` and `plan`. The released structure takes `clip`, float32 [B, 3, T, H, W], and
+    `hidden`, bool [B, tokens]; SimVTP's takes `captions` too, the ids, labels and wrong clips of `PlainSimVTP`.
     """
 
     video: Tensor
@@ -78,7 +85,7 @@ class Batch:
 
 
 def step_flops(config: VideoMAEConfig, batch: Batch) -> int:
-    """FLOP of ours on packed tokens: forward once, backward twice (embedding: once, frames get no gradient).
+    """Count our FLOP of a step on packed tokens: forward once, backward twice (once for the embedding of frames).
 
     Padding counts where the preset carries it: such a row asks, and no row looks at it. In the decoder's last block
     predicted tokens alone ask. In the first blocks, rows that begin alike are projected once.
@@ -109,16 +116,18 @@ def step_flops(config: VideoMAEConfig, batch: Batch) -> int:
 
 
 def cases(options: Options, words: Sequence[str] = ()) -> list[CaseFactory]:
-    """One per model whose name contains one of `words`; without words all, or in a smoke run one per class."""
+    """Return the cases of models whose name contains one of `words`; without words all, in smoke one per class."""
     return [partial(CASES[name], name, options) for name in chosen_names(options.smoke, words)]
 
 
 def chosen_names(smoke: bool, words: Sequence[str]) -> list[str]:
+    """Return the models that a command line asks for."""
     offered = SMOKE_CASES if smoke and not words else tuple(CASES)
     return [name for name in offered if not words or any(word in name for word in words)]
 
 
 def config_of(name: str, options: Options) -> VideoMAEConfig:
+    """Return the official settings of a model without dropout of text, in smoke runs in tiny sizes."""
     config = model_config(name, preset="official")
     if options.smoke:
         config = dataclasses.replace(config, **SMOKE)
@@ -128,6 +137,7 @@ def config_of(name: str, options: Options) -> VideoMAEConfig:
 
 
 def make_batch(model: VideoMAE | SimVTP, options: Options) -> Batch:
+    """Draw a batch, the same one in every run."""
     config, device = model.config, options.device
     clips = options.clips(cpu=2, cuda=64, smoke=3)
     generator = torch.Generator().manual_seed(0)
@@ -144,7 +154,7 @@ def make_batch(model: VideoMAE | SimVTP, options: Options) -> Batch:
 def make_captions(
     model: SimVTP, clips: int, generator: torch.Generator
 ) -> tuple[SimVTPPlan, tuple[Tensor, Tensor, Tensor]]:
-    """A plan with captions of random words, and the same captions padded."""
+    """Return a plan with captions of random words, and the same captions padded for the released structure."""
     config, device = model.config, model.device
     ids, lengths = draw_captions(clips, config.vocab_size, LONGEST_CAPTION, generator)
     plan = model.plan(ids, lengths, torch.arange(clips), seed=0, step=0)
@@ -158,6 +168,7 @@ def make_captions(
 
 
 def step_case(name: str, options: Options) -> Case:
+    """Build the case of a VideoMAE or SimVTP model."""
     torch.manual_seed(0)
     model = build_model(config_of(name, options), options.device).train()
     config, state, batch = model.config, model.state_dict(), make_batch(model, options)
@@ -196,28 +207,40 @@ def step_case(name: str, options: Options) -> Case:
         if importlib.util.find_spec("transformers") is None:
             peers = dict.fromkeys(peers, Missing("transformers is not installed"))
     return case_of(
-        name, options, released=released, ours=ours, flops=step_flops(config, batch), peers=peers,
+        name,
+        options,
+        released=released,
+        ours=ours,
+        flops=step_flops(config, batch),
+        peers=peers,
         shape={"batch": len(batch.video), "tokens": batch.hidden.shape[1], "visible": batch.plan.visible.shape[1]},
-    )  # fmt: skip
+    )
 
 
 # What builds the case of each model. Of most worth first: a run may be stopped.
 CASES: dict[str, Callable[[str, Options], Case]] = {
-    "videomae_base": step_case, "simvtp_base": step_case, "alpro_base": alpro_case,
-    "videoprism_base": encoder_case, "videoprism_stage2_base": student_case,
-    "videomae_small": step_case, "simvtp_small": step_case,
-}  # fmt: skip
+    "videomae_base": step_case,
+    "simvtp_base": step_case,
+    "alpro_base": alpro_case,
+    "videoprism_base": encoder_case,
+    "videoprism_stage2_base": student_case,
+    "videomae_small": step_case,
+    "simvtp_small": step_case,
+}
 SMOKE_CASES = ("videomae_base", "simvtp_base", "alpro_base", "videoprism_base", "videoprism_stage2_base")
 # Models that tell right pairs of clip and text from wrong ones.
 PAIRED = ("simvtp", "alpro")
 
 
 def train_step_main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark from its command line."""
     parser = command_line(__doc__)
     parser.add_argument(
-        "--case", nargs="+", default=(), metavar="WORD", help=f"cases that contain one: {', '.join(CASES)}"
+        "--case", nargs="+", default=(), metavar="WORD", help=f"measure models whose name has one: {', '.join(CASES)}"
     )
-    parser.add_argument("--batch", type=int, metavar="CLIPS", help="clips of a step; default: as the case wants")
+    parser.add_argument(
+        "--batch", type=int, metavar="CLIPS", help="take so many clips a step; default: as the case wants"
+    )
     parser.add_argument("--no-optimizer", action="store_true", help="time forward and backward alone")
     given = parser.parse_args(arguments)
     if unknown := [word for word in given.case if not any(word in name for name in CASES)]:

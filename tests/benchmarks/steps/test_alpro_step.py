@@ -52,7 +52,7 @@ def test_the_plain_model_has_loss_and_gradients_of_ours(sides, kernel):
     model, batch = sides
     plain = plain_of(model, kernel)
     ours = model(batch.video, batch.plan, negatives=batch.negatives)
-    theirs = plain(*batch.released)
+    theirs = plain(batch.released)
     assert 0 < ours.terms["entities_ignored"] < 1, "both kinds of crops, or a rule is not tested"
     torch.testing.assert_close(theirs, ours.loss, rtol=1e-5, atol=0)
     model.zero_grad()
