@@ -93,6 +93,16 @@ def test_each_tree_runs_its_own_code_in_turn(repository, capsys):
     assert_clean(repository)
 
 
+def test_a_base_from_before_the_folders_is_found(repository, capsys):
+    """Its benchmarks lie beside each other; those of this tree in a folder per kind."""
+    git(repository, "mv", "benchmarks/ops/tubelets.py", "benchmarks/tubelets.py")
+    git(repository, "commit", "--quiet", "--message", "old")
+    git(repository, "mv", "benchmarks/tubelets.py", "benchmarks/ops/tubelets.py")
+    assert compare.main(["--base", "HEAD", "--only", "tubelets", "--rounds", "3"], repository) == 0
+    assert "no difference beyond the spread" in capsys.readouterr().out
+    assert [line.split()[0] for line in log_of(repository)] == ["tree", "repository"] * 3
+
+
 def test_equal_trees_show_no_difference(repository, capsys):
     assert compare.main(["--base", "HEAD", "--rounds", "3"], repository) == 0
     out, err = capsys.readouterr()
