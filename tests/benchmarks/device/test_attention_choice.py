@@ -13,10 +13,18 @@ from fastvtp_kernels.attention.choice import Situation
 
 def row(variant: str, seconds: float | None, longest: int = 1568, case: str = "", **changes: Any) -> Row:
     values: dict[str, Any] = {
-        "op": "varlen_attention", "case": case or f"{longest} tokens each", "variant": variant,
-        "shape": {"width": 64, "longest": longest}, "dtype": "bfloat16", "direction": "forward", "model_bytes": 1,
-        "model_flops": 1, "floor_s": 1.0, "baseline": "padded sdpa", "median_s": seconds,
-    }  # fmt: skip
+        "op": "varlen_attention",
+        "case": case or f"{longest} tokens each",
+        "variant": variant,
+        "shape": {"width": 64, "longest": longest},
+        "dtype": "bfloat16",
+        "direction": "forward",
+        "model_bytes": 1,
+        "model_flops": 1,
+        "floor_s": 1.0,
+        "baseline": "padded sdpa",
+        "median_s": seconds,
+    }
     return Row(**{**values, **changes})
 
 

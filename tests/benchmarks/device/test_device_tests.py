@@ -44,9 +44,13 @@ class Item(SimpleNamespace):
 def item(name: str, file: str = "test_triton_attention.py", **parameters: object) -> Item:
     identity = f"{file}::{name}[{'-'.join(map(str, parameters.values()))}]"
     return Item(
-        nodeid=identity, originalname=name, name=name, path=SimpleNamespace(name=file),
-        callspec=SimpleNamespace(params=parameters), stash={},
-    )  # fmt: skip
+        nodeid=identity,
+        originalname=name,
+        name=name,
+        path=SimpleNamespace(name=file),
+        callspec=SimpleNamespace(params=parameters),
+        stash={},
+    )
 
 
 class Config:
@@ -61,20 +65,28 @@ class Config:
 
 def items() -> list:
     return [
-        item("law", dtype=1), item("law", dtype=2), item("tiles", kernel="a", tile=1, order=0),
-        item("tiles", kernel="a", tile=1, order=1), item("tiles", kernel="a", tile=2, order=0),
-        item("law", file="test_triton_masking.py"), item("graph", file=DEVICE_TESTS, case="attention tiny"),
+        item("law", dtype=1),
+        item("law", dtype=2),
+        item("tiles", kernel="a", tile=1, order=0),
+        item("tiles", kernel="a", tile=1, order=1),
+        item("tiles", kernel="a", tile=2, order=0),
+        item("law", file="test_triton_masking.py"),
+        item("graph", file=DEVICE_TESTS, case="attention tiny"),
         item("repeats", file=DEVICE_TESTS, case="tube_mask"),
-    ]  # fmt: skip
+    ]
 
 
 def test_a_familys_tests_come_by_worth():
     config, found = Config(), items()
     device_order.pytest_collection_modifyitems(config, found)  # pyright: ignore[reportArgumentType]
     assert [(one.originalname, *one.callspec.params.values()) for one in found] == [
-        ("graph", "attention tiny"), ("law", 1), ("tiles", "a", 1, 0), ("tiles", "a", 2, 0), ("law", 2),
+        ("graph", "attention tiny"),
+        ("law", 1),
+        ("tiles", "a", 1, 0),
+        ("tiles", "a", 2, 0),
+        ("law", 2),
         ("tiles", "a", 1, 1),
-    ]  # fmt: skip
+    ]
     assert {one.originalname for one in config.dropped} == {"law", "repeats"}
     assert [one.stash[device_order.ESSENTIAL] for one in found] == [True] * 4 + [False] * 2
 
@@ -105,16 +117,25 @@ def test_what_is_counted(tmp_path):
     recorder.pytest_collectreport(report("passed"))
     recorder.pytest_collectreport(report("failed", why="ImportError: x\ny"))
     for one in (
-        report("passed", "setup"), report("passed"), report("failed", "teardown"), report("skipped", "setup"),
+        report("passed", "setup"),
+        report("passed"),
+        report("failed", "teardown"),
+        report("skipped", "setup"),
         report("skipped", "setup", ("file", 1, f"Skipped: {device_order.LEFT_OUT}")),
-    ):  # fmt: skip
+    ):
         recorder.pytest_runtest_logreport(one)
     recorder.save()
     (row,) = json.loads((tmp_path / "counts.json").read_text())["rows"]
     failures = row.pop("failures")
     assert row == {
-        "op": "masking", "finished": False, "passed": 1, "failed": 2, "skipped": 1, "left_out": 1, "seconds": 4.0
-    }  # fmt: skip
+        "op": "masking",
+        "finished": False,
+        "passed": 1,
+        "failed": 2,
+        "skipped": 1,
+        "left_out": 1,
+        "seconds": 4.0,
+    }
     assert [failure["message"] for failure in failures] == ["ImportError: x y", "why"]
 
 

@@ -71,9 +71,18 @@ def test_an_earlier_run_is_not_taken_for_this_one(parts):
 
 def row(op, variant, seconds, case="c"):
     return {
-        "op": op, "case": case, "direction": "forward", "variant": variant, "median_s": seconds, "p20_s": seconds,
-        "p80_s": seconds, "wall_s": seconds, "fraction_of_floor": 0.5, "speedup": 1.0, "note": "",
-    }  # fmt: skip
+        "op": op,
+        "case": case,
+        "direction": "forward",
+        "variant": variant,
+        "median_s": seconds,
+        "p20_s": seconds,
+        "p80_s": seconds,
+        "wall_s": seconds,
+        "fraction_of_floor": 0.5,
+        "speedup": 1.0,
+        "note": "",
+    }
 
 
 def write(path, rows):
@@ -153,8 +162,10 @@ def test_the_list_of_parts_grows_and_renews(tmp_path):
     write_outcomes(path, [Outcome("a", "failed", 2.0), Outcome("b", "failed", 3.0)], ["a", "b"], {"commit": "c"})
     content = json.loads(path.read_text())
     assert [(row["part"], row["status"]) for row in content["rows"]] == [
-        ("a", "failed"), ("b", "failed"), ("new", "done")
-    ]  # fmt: skip
+        ("a", "failed"),
+        ("b", "failed"),
+        ("new", "done"),
+    ]
     assert content["environment"] == {"commit": "c"}
 
 
@@ -205,8 +216,10 @@ def test_what_a_part_is_told(parts):
 def test_summary_tells_how_parts_ended_and_what_came_out(tmp_path):
     folder = tmp_path / "device"
     about = {"device": "Fast", "device_type": "cuda", "date": "2026-01-01", "ceilings": CEILINGS}
-    rows = [Row("tube_mask", "c", name, {}, "int32", "forward", 1, 1, 1e-3, "usual", median_s=seconds)
-            for name, seconds in (("usual", 4e-3), ("better", 3e-3), ("triton", 1e-3))]  # fmt: skip
+    rows = [
+        Row("tube_mask", "c", name, {}, "int32", "forward", 1, 1, 1e-3, "usual", median_s=seconds)
+        for name, seconds in (("usual", 4e-3), ("better", 3e-3), ("triton", 1e-3))
+    ]
     write_json(folder / "masking.json", rows, about | {"cases": 3, "cases_done": 1})
     write_json_rows(folder / "tests.json", [counts("masking", 0)], about)
     outcomes = [Outcome("masking", "done", 3.0), Outcome("tests", "done", 1.0), Outcome("lost", "failed", 1.0, "why")]

@@ -69,8 +69,9 @@ def test_neighbours_change_one_thing(monkeypatch):
     monkeypatch.setattr(tune, "WARPS", (2, 4, 8))
     monkeypatch.setattr(tune, "STAGES", (1, 2, 3))
     tile = Tile({"BLOCK_M": 64, "BLOCK_N": 16}, 4, 3)
-    found = [(near.blocks["BLOCK_M"], near.blocks["BLOCK_N"], near.num_warps, near.num_stages)
-             for near in neighbours(tile)]  # fmt: skip
+    found = [
+        (near.blocks["BLOCK_M"], near.blocks["BLOCK_N"], near.num_warps, near.num_stages) for near in neighbours(tile)
+    ]
     assert found == [(32, 16, 4, 3), (128, 16, 4, 3), (64, 32, 4, 3), (64, 16, 2, 3), (64, 16, 8, 3), (64, 16, 4, 2)]
 
 

@@ -53,9 +53,12 @@ def case(name, seconds, wrong=(), failing=()):
 
     broken = {seconds[rows] for rows in wrong}
     return Case(
-        "gather_tubelets", name, "forward", {}, torch.float32, CPU, Cost(1, 1),
-        {"triton": variant, "reference": lambda: 0}, "reference", lambda time: float(time in broken), 1e-4,
-    )  # fmt: skip
+        *("gather_tubelets", name, "forward", {}, torch.float32, CPU, Cost(1, 1)),
+        variants={"triton": variant, "reference": lambda: 0},
+        baseline="reference",
+        error=lambda time: float(time in broken),
+        tolerance=1e-4,
+    )
 
 
 def rows(count):
@@ -64,9 +67,7 @@ def rows(count):
 
 def searched(label, winner, seconds, wrong=(), spread=0.002):
     winners = {GATHER: rows(winner)} if winner else {}
-    return Searched(
-        label, {GATHER}, winners, lambda: Workbench(case(label, seconds, wrong), FakeTimer(spread), 0.0)
-    )  # fmt: skip
+    return Searched(label, {GATHER}, winners, lambda: Workbench(case(label, seconds, wrong), FakeTimer(spread), 0.0))
 
 
 def must_not_run():
@@ -159,9 +160,12 @@ def test_table_says_what_was_found_where(tmp_path):
     out = Candidate(GATHER, rows(16), {"a": timed(1.0, 3.0)}, "loses in a")
     joint = table([chosen], "sm_90")
     expected = {
-        "blocks": {"BLOCK_M": 32, "BLOCK_P": 512}, "num_warps": 4, "num_stages": 2, "speedup": 1.7321,
+        "blocks": {"BLOCK_M": 32, "BLOCK_P": 512},
+        "num_warps": 4,
+        "num_stages": 2,
+        "speedup": 1.7321,
         "speedups": {"a": 2.0, "b": 1.5},
-    }  # fmt: skip
+    }
     assert joint == {"sm_90": {GATHER: expected}}
     write_table(tmp_path / "table.json", "tubelets", joint, [chosen, out], {"device": "one", "commit": "abc"})
     assert json.loads((tmp_path / "table.json").read_text()) == {

@@ -40,6 +40,15 @@ VARIANTS: dict[str, Any] = {
     "failing": failing,
 }
 CASE = Case(
-    op="op", name="one", direction="forward", shape={"batch": 1}, dtype=torch.float32, device=CPU,
-    cost=Cost(100, 500), variants=VARIANTS, baseline="usual", error=lambda output: output, tolerance=0.5,
-)  # fmt: skip
+    op="op",
+    name="one",
+    direction="forward",
+    shape={"batch": 1},
+    dtype=torch.float32,
+    device=CPU,
+    cost=Cost(100, 500),
+    variants=VARIANTS,
+    baseline="usual",
+    error=lambda output: output,
+    tolerance=0.5,
+)

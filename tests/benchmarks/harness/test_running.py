@@ -152,15 +152,14 @@ def build(name: str, size: int, options: Options) -> Case:
 def test_a_case_that_cannot_be_built_is_a_row_and_the_others_run():
     saved: list[tuple[int, int]] = []
     record = run(
-        [partial(build, name, 3, OPTIONS) for name in ("one", "bad", "two")], OPTIONS,
+        [partial(build, name, 3, OPTIONS) for name in ("one", "bad", "two")],
+        OPTIONS,
         save=lambda record: saved.append((len(record.rows), record.environment["cases_done"])),
-    )  # fmt: skip
+    )
     assert saved[0] == (0, 0), "a file is there before the first case"
     assert saved[-1] == (3, 3)
     assert record.environment["cases"] == 3
-    assert [(row.op, row.case) for row in record.rows] == [
-        ("op", "one"), ("not built", "build(bad, 3)"), ("op", "two")
-    ]  # fmt: skip
+    assert [(row.op, row.case) for row in record.rows] == [("op", "one"), ("not built", "build(bad, 3)"), ("op", "two")]
     assert record.rows[1].note == "failed: ValueError: too large"
 
 
@@ -188,11 +187,11 @@ def test_what_words_leave_out_is_said():
     gone = "missing: gone"
     found = notes(Choice(without=("comp", "flex")))
     assert found == {
-        "usual": "", "compiled": f"missing: {LEFT_OUT} (--without comp)",
-        "flex": f"missing: {LEFT_OUT} (--without flex)", "gone": gone,
-    }  # fmt: skip
+        "usual": "",
+        "compiled": f"missing: {LEFT_OUT} (--without comp)",
+        "flex": f"missing: {LEFT_OUT} (--without flex)",
+        "gone": gone,
+    }
     left_out = f"missing: {LEFT_OUT} (--with compiled)"
-    assert notes(Choice(having=("compiled",))) == {
-        "usual": "", "compiled": "", "flex": left_out, "gone": left_out
-    }  # fmt: skip
+    assert notes(Choice(having=("compiled",))) == {"usual": "", "compiled": "", "flex": left_out, "gone": left_out}
     assert notes(Choice(only=("flex", "gone"))) == {"flex": "", "gone": gone}

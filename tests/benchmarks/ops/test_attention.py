@@ -150,35 +150,49 @@ def test_of_most_worth_first():
     names = ["168 tokens each", "16 tokens each", *(f"{length} video + 10-32 text tokens" for length in (168, 16))]
     assert found == [
         (name, direction)
-        for group in (names[:2], names[2:]) for direction in ("forward+backward", "forward") for name in group
-    ]  # fmt: skip
+        for group in (names[:2], names[2:])
+        for direction in ("forward+backward", "forward")
+        for name in group
+    ]
 
 
 def row(variant: str, direction: Any, seconds: float | None, backward: bool, longest: int = 6) -> Row:
     shape = {"shortest": 3, "longest": longest}
     return Row(
-        "op", f"{longest}", variant, shape, "float32", direction, 100 + 200 * backward, 10 + 50 * backward, 1.0, "a",
+        *("op", f"{longest}", variant, shape, "float32", direction),
+        model_bytes=100 + 200 * backward,
+        model_flops=10 + 50 * backward,
+        floor_s=1.0,
+        baseline="a",
         median_s=seconds,
-    )  # fmt: skip
+    )
 
 
 RECORD = Record(
     {"ceilings": {"bytes_per_s": 100.0, "flops_per_s": 20.0}},
     [
-        row("a", "forward", 2.0, False), row("noise", "forward", 9.0, False), row("gone", "forward", None, False),
-        row("a", "forward+backward", 12.0, True), row("noise", "forward+backward", 8.0, True),
-        row("alone", "forward+backward", 6.0, True), row("a", "forward", 1.0, False, longest=600),
+        row("a", "forward", 2.0, False),
+        row("noise", "forward", 9.0, False),
+        row("gone", "forward", None, False),
+        row("a", "forward+backward", 12.0, True),
+        row("noise", "forward+backward", 8.0, True),
+        row("alone", "forward+backward", 6.0, True),
+        row("a", "forward", 1.0, False, longest=600),
     ],
-)  # fmt: skip
+)
 
 
 def test_backward_alone_is_the_difference():
     later = sorted(RECORD.rows[:-1], key=lambda row: row.direction != "forward+backward")
     found = {(rate.row.variant, rate.direction): rate for rate in rates(Record(RECORD.environment, later))}
     assert set(found) == {
-        ("a", "forward"), ("noise", "forward"), ("a", "forward+backward"), ("a", "backward"),
-        ("noise", "forward+backward"), ("alone", "forward+backward"),
-    }  # fmt: skip
+        ("a", "forward"),
+        ("noise", "forward"),
+        ("a", "forward+backward"),
+        ("a", "backward"),
+        ("noise", "forward+backward"),
+        ("alone", "forward+backward"),
+    }
     assert found["a", "forward"][2:] == (2.0, 100, 10, 0.5)
     assert found["a", "backward"][2:] == (10.0, 200, 50, pytest.approx(0.25))
     *_, line = attention.rate_lines([found["a", "backward"]])

@@ -176,9 +176,12 @@ def test_cases_of_each_device():
     assert len(offered(on_cuda)) == 5 * 7
     assert offered(on_cuda)[-1] == (65536, on_cuda)
     assert offered(on_cpu, 9) == [
-        ("contrastive_loss", 9, on_cpu, "forward"), ("contrastive_loss", 9, on_cpu, "forward+backward"),
-        ("sigmoid_loss", 9, on_cpu, "forward"), ("sigmoid_loss", 9, on_cpu, "forward+backward"), (9, on_cpu),
-    ]  # fmt: skip
+        ("contrastive_loss", 9, on_cpu, "forward"),
+        ("contrastive_loss", 9, on_cpu, "forward+backward"),
+        ("sigmoid_loss", 9, on_cpu, "forward"),
+        ("sigmoid_loss", 9, on_cpu, "forward+backward"),
+        (9, on_cpu),
+    ]
 
 
 def test_pairs_are_alike_and_nobody_else_is():
@@ -224,9 +227,14 @@ def test_draws_from_the_softmax_are_right_and_no_others(monkeypatch):
 def row(op: str, variant: str, batch: int, seconds: float | None, peak: int | None = 3_000_000) -> Row:
     shape = {"batch": batch, "width": 4}
     return Row(
-        op, f"B = {batch}", variant, shape, "float32", "forward", 1, 1, batch / 1e4, "a", median_s=seconds,
+        *(op, f"B = {batch}", variant, shape, "float32", "forward"),
+        model_bytes=1,
+        model_flops=1,
+        floor_s=batch / 1e4,
+        baseline="a",
+        median_s=seconds,
         peak_bytes=peak,
-    )  # fmt: skip
+    )
 
 
 def test_what_a_plot_shows():

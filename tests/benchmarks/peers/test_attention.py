@@ -98,11 +98,14 @@ def libraries(monkeypatch):
 @pytest.mark.parametrize(
     "make",
     [
-        attention.torch_varlen, attention.flash_attn, attention.xformers, attention.naive,
+        attention.torch_varlen,
+        attention.flash_attn,
+        attention.xformers,
+        attention.naive,
         partial(attention.kernel_sdpa, SDPBackend.MATH),
     ],
     ids=["torch varlen", "flash_attn", "xformers", "naive", "sdpa kernel"],
-)  # fmt: skip
+)
 def test_peers_compute_attention(make, batch, libraries):
     rows = rows_of(batch)
     torch.testing.assert_close(make(batch)(*rows), attended(batch, *rows))

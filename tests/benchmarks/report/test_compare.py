@@ -87,9 +87,17 @@ def test_each_tree_runs_its_own_code_in_turn(repository, capsys):
     assert log_of(repository) == [f"{name} {passed}" for name in ("tree", "repository") * 3]
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "tubelet_embed" in line]
     assert [cell.strip() for cell in line.split("|")[1:-1]] == [
-        "tubelet_embed", "tiny, forward, float32", "triton", "1.00 ms", "990 µs–1.01 ms", "400 µs", "396 µs–404 µs",
-        "5.00", "2.00", "2.50× as fast",
-    ]  # fmt: skip
+        "tubelet_embed",
+        "tiny, forward, float32",
+        "triton",
+        "1.00 ms",
+        "990 µs–1.01 ms",
+        "400 µs",
+        "396 µs–404 µs",
+        "5.00",
+        "2.00",
+        "2.50× as fast",
+    ]
     assert_clean(repository)
 
 
@@ -153,11 +161,13 @@ def test_interrupted_it_leaves_nothing_behind(number, repository, tmp_path):
 def rows(*medians: float | None, width: float = 0.01) -> list[Row]:
     return [
         Row(
-            "op", "case", "triton", {}, "float32", "forward", 1, 1, 1.0, "", median,
-            None if median is None else median * (1 - width), None if median is None else median * (1 + width),
+            *("op", "case", "triton", {}, "float32", "forward", 1, 1, 1.0, ""),
+            median_s=median,
+            p20_s=None if median is None else median * (1 - width),
+            p80_s=None if median is None else median * (1 + width),
         )
         for median in medians
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,12 @@ def test_peers_that_were_not_timed_are_counted_and_taken_from_the_part_that_time
     (case,) = devices(checkout)[0].by_op()["tubelet_embed"]
     medians = {found.variant: found.median_s for found in case.rows}
     assert medians == {
-        "videomae": 400e-6, "compiled reference": 40e-6, "compiled peer": 10e-6, "hf": None, "triton": 20e-6
-    }  # fmt: skip
+        "videomae": 400e-6,
+        "compiled reference": 40e-6,
+        "compiled peer": 10e-6,
+        "hf": None,
+        "triton": 20e-6,
+    }
     assert "timed in tubelets_compiled" in report.page_section(devices(checkout))
     (line,) = lines_of(report.readme_section(devices(checkout)), "tubelet_embed")
     assert line[3:5] == ["compiled peer: 10.0 µs", "0.50×"]

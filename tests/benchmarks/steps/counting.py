@@ -78,10 +78,8 @@ def masked_word_loss(features: Tensor, weight: Tensor, bias: Tensor, labels: Ten
 
 PLAIN = {
     function.__name__: function
-    for function in (
-        varlen_attention, varlen_attention_packed, axial_attention_packed, tubelet_embed, masked_word_loss
-    )
-}  # fmt: skip
+    for function in (varlen_attention, varlen_attention_packed, axial_attention_packed, tubelet_embed, masked_word_loss)
+}
 
 
 def counted_flops(step: Callable[[], Tensor]) -> int:

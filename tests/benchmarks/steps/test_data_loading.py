@@ -30,9 +30,7 @@ class Loader:
             yield "batch"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "batches"), [(100, BATCHES), (WARM_UP + 7.5, 8), (0, LEAST_BATCHES)]
-)  # fmt: skip
+@pytest.mark.parametrize(("seconds", "batches"), [(100, BATCHES), (WARM_UP + 7.5, 8), (0, LEAST_BATCHES)])
 def test_a_slow_loader_ends_early_but_not_without_a_time(seconds, batches, monkeypatch):
     assert seconds_per_batch(Loader(monkeypatch), CPU, BATCHES, seconds) == [1.0] * batches
 
@@ -69,8 +67,9 @@ def test_a_loader_that_fails_leaves_the_others(monkeypatch, tmp_path):
     monkeypatch.setattr(data_loading, "processors", lambda: 3)
     found = [[(row.variant, row.note, row.median_s) for row in rows] for rows in measured(tmp_path, CPU, smoke=False)]
     assert found[0] == [
-        ("dali", "missing: no GPU", None), ("pyav, 3 workers", NOT_REACHED, None),
+        ("dali", "missing: no GPU", None),
+        ("pyav, 3 workers", NOT_REACHED, None),
         ("pyav, 1 workers", NOT_REACHED, None),
-    ]  # fmt: skip
+    ]
     assert found[-1][1][1].startswith("failed: TypeError")
     assert found[-1][2] == ("pyav, 1 workers", "8 clips/s", 1.0)

@@ -76,9 +76,11 @@ def test_smoke_run_gives_one_loss_and_a_peak_everywhere(tmp_path, monkeypatch):
     train_step_main(["--smoke", "--device", "cpu", "--case", "videoprism", "--json", str(path), "--only", *variants])
     rows = json.loads(path.read_text())["rows"]
     assert [(row["case"], row["variant"]) for row in rows] == [
-        ("videoprism_base", "plain"), ("videoprism_base", "fastvtp"),
-        ("videoprism_stage2_base", "unpacked"), ("videoprism_stage2_base", "fastvtp"),
-    ]  # fmt: skip
+        ("videoprism_base", "plain"),
+        ("videoprism_base", "fastvtp"),
+        ("videoprism_stage2_base", "unpacked"),
+        ("videoprism_stage2_base", "fastvtp"),
+    ]
     assert all(row["error"] < 1e-5 and row["median_s"] > 0 and row["peak_bytes"] > 0 for row in rows)
 
 
