@@ -49,7 +49,7 @@ lint: setup  ## ruff, formatting, types
 
 gpu:  ## kernel tests and all benchmarks on this machine's GPU, within nine minutes: make gpu OUT=folder
 	@test -n "$(OUT)" || { echo "make gpu OUT=folder: where shall the results go?"; exit 1; }
-	@PYTHONPATH=.:kernels$${PYTHONPATH:+:$$PYTHONPATH} $$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) -m benchmarks.gpu --out $(OUT)
+	@PYTHONPATH=.:kernels$${PYTHONPATH:+:$$PYTHONPATH} $$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) -m benchmarks.device.gpu --out $(OUT)
 
 format: setup  ## rewrite the sources in the house format
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -1,14 +1,15 @@
-"""pytest-benchmark entry points: every variant of every case in smoke shapes.
+"""Runs every variant of every op's cases, in smoke shapes, under pytest-benchmark.
 
-`pytest benchmarks/ --benchmark-only` times them, on CUDA where there is one; for figures to keep use the files' own
-command line.
+`pytest benchmarks/ --benchmark-only` times them, on CUDA where there is one. For figures to keep, use the command line
+of the files.
 """
 
 import pytest
 import torch
 
-from benchmarks import attention, contrastive, masking, pixel_loss, token_assembly, tubelets
-from benchmarks.harness import DTYPES, Case, Missing, Options
+from benchmarks.harness.case import Case, Missing, Options
+from benchmarks.harness.command import DTYPES
+from benchmarks.ops import attention, contrastive, masking, pixel_loss, token_assembly, tubelets
 
 pytest.importorskip("pytest_benchmark")
 
@@ -27,6 +28,7 @@ CASES = [factory() for module in MODULES for factory in module.cases(OPTIONS)]
     ],
 )
 def test_variant(benchmark, case: Case, variant: str):
+    """Check that the variant is right, then time it."""
     function = case.variants[variant]
     if isinstance(function, Missing):
         pytest.skip(function.reason)

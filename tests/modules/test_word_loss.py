@@ -86,7 +86,7 @@ def test_no_masked_word_costs_nothing_and_is_differentiable():
 
 
 def test_memory_is_a_chunk_of_logits(monkeypatch):
-    from benchmarks.memory import peak_bytes
+    from benchmarks.harness.memory import peak_bytes
 
     words, vocabulary, width = 256, 4096, 4
     monkeypatch.setattr(reconstruction, "_CHUNK_LOGITS", 8 * vocabulary)

@@ -3,8 +3,8 @@
 A line of MEASURED says for one situation which backends to try, fastest first; what is absent or cannot do the call is
 passed over, and situations without a line run the Triton kernels. Lines are never written by hand:
 
-    python -m benchmarks.attention --device cuda --json results.json
-    python -m benchmarks.attention_choice results.json --architecture sm_90
+    python -m benchmarks.ops.attention --device cuda --json results.json
+    python -m benchmarks.device.attention_choice results.json --architecture sm_90
 
 prints those that follow from a measurement, ready to be put here. It has not been run on a GPU yet: there are none.
 """
