@@ -20,17 +20,17 @@ OP_FILES = ("__init__.py", "reference.py", "kernels.py", "op.py")
 
 # The law: a room of fastvtp imports itself, the rooms before it, and the kernels. Nothing else, and nobody excepted.
 LAW = (
-    *("errors", "files", "version", "settings", "command_options", "architecture"),
+    *("errors", "files", "version", "settings", "architecture"),
     *("modules", "visualization", "data", "model_folder", "checkpoints", "evaluation"),
     *("training", "frozen", "runs", "ablation", "systems", "cli", "__main__", "__init__"),
 )
 # Within systems: a system imports itself, and one of these another; then come the files that list them.
 MAY_IMPORT_SYSTEM = {"simvtp": {"videomae"}}
-AFTER_SYSTEMS = ("catalogue", "conversion", "recipes", "commands", "__init__")
+AFTER_SYSTEMS = ("catalogue", "conversion", "recipes", "captioning", "__init__")
 # Models and weights are had without training.
 WITHOUT_TRAINING = ("model", "weights", "hf_weights", "system")
 # The drawers of benchmarks, in the same order of imports.
-DRAWERS = ("harness", "peers", "ops", "steps", "report", "device")
+DRAWERS = ("harness", "peers", "ops", "steps", "report", "device", "test_benchmarks")
 KERNELS_MAY_IMPORT = {"torch", "triton"}
 # Triton's interpreter computes with numpy arrays, which the repair of its bfloat16 has to handle.
 KERNELS_MAY_ALSO = {"fastvtp_kernels.interpreter": {"numpy"}}

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from fastvtp import architecture
 from fastvtp.cli.main import app
 from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import apply_overrides
+from tests.toy_system.system import SYSTEM as TOY
 
 README = Path(__file__).parents[1] / "README.md"
 PAGES = [README, *sorted((README.parent / "docs").rglob("*.md"))]
@@ -47,8 +49,10 @@ def commands_of(page: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", [command for page in PAGES for command in commands_of(page)])
-def test_commands_are_understood(command):
-    """Their options and values are read, and the settings of a recipe; nothing runs."""
+def test_commands_are_understood(command, monkeypatch):
+    """Their options and values are read, and the settings of a recipe; nothing runs. One page is about the toy."""
+    monkeypatch.setattr(architecture, "_SYSTEMS", dict(architecture.systems()))
+    architecture.register(TOY)
     name, *arguments = shlex.split(command)
     assert "fastvtp" not in arguments
     context = get_command(app).commands[name].make_context(name, list(arguments))  # pyright: ignore[reportAttributeAccessIssue]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastvtp.command_options import add_commands
+from fastvtp.cli.options import add_commands
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastvtp.command_options import (
+from fastvtp.cli.options import (
     VIEWS,
     ClassNames,
     Framing,

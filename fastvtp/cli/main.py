@@ -9,9 +9,8 @@ from fastvtp.errors import UserError
 try:
     import typer
 
-    from fastvtp.cli import convert, frozen, scoring, training
-    from fastvtp.command_options import add_commands
-    from fastvtp.systems.commands import COMMANDS
+    from fastvtp.cli import captioning, convert, frozen, scoring, training
+    from fastvtp.cli.options import add_commands
 except ImportError:
     sys.exit("fastvtp: the command needs its extras: pip install 'fastvtp[train,dali]'")
 
@@ -34,7 +33,7 @@ def doctor() -> None:
     print_findings()
 
 
-for register in (training.register, scoring.register, *COMMANDS, frozen.register, convert.register):
+for register in (training.register, scoring.register, captioning.register, frozen.register, convert.register):
     register(app)
 add_commands(app, "Checkpoints and machine", doctor)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fastvtp.command_options import Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
+from fastvtp.cli.options import Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
 
 EVALUATION_RUN = RunOptions(batch_size=32)
 

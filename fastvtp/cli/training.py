@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fastvtp.command_options import Quiet, add_commands
+from fastvtp.cli.options import Quiet, add_commands
 from fastvtp.errors import UserError
 
 Overrides = Annotated[

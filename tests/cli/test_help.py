@@ -12,7 +12,7 @@ from typer.main import get_command
 from fastvtp.cli import main as cli
 
 PACKAGE = Path(cli.__file__).parents[1]
-COMMAND_FILES = (*sorted((PACKAGE / "cli").glob("*.py")), PACKAGE / "command_options.py")
+COMMAND_FILES = tuple(sorted((PACKAGE / "cli").glob("*.py")))
 COMMANDS = get_command(cli.app).commands  # pyright: ignore[reportAttributeAccessIssue]
 MOST_PARAMETERS = 8
 
@@ -96,7 +96,7 @@ def test_recipes_in_helps_exist():
 def test_the_former_name_of_an_option_is_understood_and_not_shown(monkeypatch, capsys):
     shown = []
     monkeypatch.setattr("fastvtp.runs.visualize", lambda *_, **said: shown.append(said) or [])
-    monkeypatch.setattr("fastvtp.evaluation.scoring.open_model", lambda *_: None)  # runs has its own by now
+    monkeypatch.setattr("fastvtp.systems.catalogue.open_model", lambda *_: None)  # runs has its own by now
     for option in ("--fit", "--framing"):
         with pytest.raises(SystemExit) as stopped:
             cli.app(["visualize", "model", "data", option, "squash", "--device", "cpu"])

@@ -139,7 +139,7 @@ def test_a_recipe_gives_what_no_setting_does(command, place):
     ],
 )
 def test_every_command_that_reads_clips_takes_their_framing(command, features, place, monkeypatch, arguments):
-    monkeypatch.setattr("fastvtp.systems.captioner.runs.open_captioner", lambda *_, **__: None)
+    monkeypatch.setattr("fastvtp.systems.captioner.runs.open_captioning", lambda *_, **__: None)
     if not (place / "p_fit").exists():
         command("probe", features, "steps=1", "num_heads=2", "head_dim=8", "--output", "p_fit")
     error = command(*arguments, "--framing", "stretch", fails=True)

@@ -83,7 +83,7 @@ def test_overrides(config, override, value):
         ("precision=fp8", "precision must be"),
         ("task=finetune_qa", "task finetune_qa trains a model of VideoQAConfig, got SimVTPConfig"),
         ("task=finetune_qas", "no task 'finetune_qas'; did you mean 'finetune_qa'"),
-        ("mixup=0.8", "label_smoothing and mixup are for finetune_classification"),
+        ("mixup=0.8", "mixup is for finetune_classification"),
         ("ema_decay=1", "ema_decay must be in (0, 1)"),
         ("accumulate=0", "accumulate must be at least 1"),
         ("optimizer.layer_decay=0", "optimizer.layer_decay must be in (0, 1]"),

@@ -33,7 +33,7 @@ NUM_CANDIDATES = 250  # VideoPrism, appendix G
 _PROTOCOL = EvaluationProtocol()
 
 
-def open_captioner(
+def open_captioning(
     source: str | Path, device: torch.device, *, backbone: str | None = None, language_model: str | None = None
 ) -> OpenedModel:
     """`open_model` of a captioner, whose frozen parts may have moved: a run or model folder, and a folder of

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastvtp.command_options import Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
+from fastvtp.cli.options import Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
 
 Framed = Annotated[ReadingOptions, Only("framing")]
 Run = Annotated[RunOptions, Only("num_workers", "batch_size", "device", "quiet")]
@@ -86,7 +86,7 @@ def caption(
 
     The model is one that `fastvtp finetune` trained for captioning.
     """
-    from fastvtp.systems.captioner import runs as captioning
+    from fastvtp.systems import captioning
 
     protocol = _protocol(reading, run)
     done = captioning.caption_videos(
@@ -124,7 +124,7 @@ def answer(
 
     The answer is the candidate that the language model finds likeliest after the video and the question.
     """
-    from fastvtp.systems.captioner import runs as captioning
+    from fastvtp.systems import captioning
 
     protocol = _protocol(reading, run)
     report = captioning.answer_questions(
@@ -148,9 +148,9 @@ def register(app: typer.Typer) -> None:
 
 def _open(model: str, run: RunOptions, parts: PartOptions) -> Any:
     from fastvtp.settings import choose_device
-    from fastvtp.systems.captioner.runs import open_captioner
+    from fastvtp.systems.captioning import open_captioning
 
-    return open_captioner(
+    return open_captioning(
         model, choose_device(run.device), backbone=parts.backbone, language_model=parts.language_model
     )
 

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fastvtp.command_options import Only, add_commands, spread_bundles
+from fastvtp.cli.options import Only, add_commands, spread_bundles
 
 
 @dataclass(frozen=True)
