@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastvtp.modules.attention import Asking, Attention
+from fastvtp.modules.attention import Attention
 from fastvtp.modules.checks import (
     check_ids,
     check_positive,
@@ -20,7 +20,7 @@ from fastvtp.modules.layers import (
     run_blocks,
 )
 from fastvtp.modules.packing import Packing, pad_sequences
-from fastvtp.modules.rows import composed, take_rows
+from fastvtp.modules.rows import Rows
 from fastvtp_kernels.packing import locate_rows
 
 
@@ -97,14 +97,11 @@ class BertLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x_ND: Tensor, packing: Packing, asking: Asking | None = None, source_rows: Tensor | None = None
-    ) -> Tensor:
-        """[N, D] -> [N, D], or [R, D] of the rows that ask. source_rows: as `Attention`'s."""
-        update = self.attn(x_ND, packing, asking, source_rows)
-        x_ND = take_rows(x_ND, composed(source_rows, asking and asking.rows))
-        x_ND = self.norm1(x_ND + self.dropout(update))
-        return self.norm2(x_ND + self.dropout(self.mlp(x_ND)))
+    def forward(self, x_MD: Tensor, rows: Rows | Packing) -> Tensor:
+        """[M, D] -> [R, D], both [N, D] where `rows` picks nothing."""
+        rows = Rows.of(rows)
+        x_RD = self.norm1(self.dropout(self.attn(x_MD, rows)) + rows.residual(x_MD))
+        return self.norm2(x_RD + self.dropout(self.mlp(x_RD)))
 
 
 class BertEncoder(nn.Module):
@@ -117,13 +114,9 @@ class BertEncoder(nn.Module):
     def init_weights(self) -> None:
         self.apply(init_linear_normal)
 
-    def forward(
-        self, x_ND: Tensor, packing: Packing, asking: Asking | None = None, source_rows: Tensor | None = None
-    ) -> Tensor:
-        """[N, D] -> [N, D]; with `asking` its rows alone, [R, D], and the last layer computes no others.
-
-        source_rows: as `Transformer`'s."""
-        return run_blocks(self.layers, x_ND, packing, asking, source_rows)
+    def forward(self, x_MD: Tensor, rows: Rows | Packing) -> Tensor:
+        """[M, D] -> [R, D], both [N, D] where `rows` picks nothing; the last layer computes the query rows alone."""
+        return run_blocks(self.layers, x_MD, rows)
 
 
 class WordTransform(nn.Module):

@@ -1,22 +1,20 @@
 """Transformer blocks on packed tokens.
 
-Shape legend: N = packed tokens of all sequences, M = those of a memory or of a source, R = rows that ask, D = width.
-Every module takes `x_ND` with a `Packing` and knows nothing of batches or padding.
+Shape legend: N = packed tokens of all sequences, M = those of a memory or of a source, R = query rows, D = width.
+Every module takes packed rows with a `Rows`, or with a `Packing` where it picks none, and knows nothing of batches or
+padding.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from fastvtp.modules.attention import (
-    Asking,
-    Attention,
-    CrossAttention,
-)
+from fastvtp.modules.attention import Attention, CrossAttention
 from fastvtp.modules.linear import Linear
 from fastvtp.modules.packing import Packing
-from fastvtp.modules.rows import composed, take_rows
+from fastvtp.modules.rows import Rows, take_rows
 from fastvtp_kernels.packing import locate_rows
 
 
@@ -76,15 +74,11 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.residual2 = Residual(width, layer_scale, drop_path)
 
-    def forward(
-        self, x_ND: Tensor, packing: Packing, asking: Asking | None = None, source_rows: Tensor | None = None
-    ) -> Tensor:
-        """[N, D] -> [N, D], or [R, D] of the rows that ask. source_rows: as `Attention`'s."""
-        update = self.attn(self.norm1(x_ND), packing, asking, source_rows)
-        x_ND = take_rows(x_ND, composed(source_rows, asking and asking.rows))
-        packing = packing if asking is None else asking.packing
-        x_ND = x_ND + self.residual1(update, packing)
-        return x_ND + self.residual2(self.mlp(self.norm2(x_ND)), packing)
+    def forward(self, x_MD: Tensor, rows: Rows | Packing) -> Tensor:
+        """[M, D] -> [R, D], both [N, D] where `rows` picks nothing."""
+        rows = Rows.of(rows)
+        x_RD = self.residual1(self.attn(self.norm1(x_MD), rows), rows.results) + rows.residual(x_MD)
+        return x_RD + self.residual2(self.mlp(self.norm2(x_RD)), rows.results)
 
 
 class CrossBlock(nn.Module):
@@ -102,18 +96,21 @@ class CrossBlock(nn.Module):
         return x_ND + self.mlp(self.norm2(x_ND))
 
 
-def run_blocks(
-    blocks: nn.ModuleList, x_ND: Tensor, packing: Packing, asking: Asking | None, source_rows: Tensor | None
-) -> Tensor:
-    """The blocks one after another; `asking` is the last one's, `source_rows` the first one's where that saves work."""
-    if source_rows is not None and (len(source_rows) <= len(x_ND) or not blocks):
-        x_ND, source_rows = take_rows(x_ND, source_rows), None
+def run_blocks(blocks: nn.ModuleList, x_MD: Tensor, rows: Rows | Packing) -> Tensor:
+    """The blocks one after another: [M, D] -> [R, D].
+
+    The first block reads the sources, the last returns the query rows, and those between have all packed rows. Sources
+    are laid out before the first block where they are no fewer than the packed rows: nothing is then computed twice.
+    """
+    rows = Rows.of(rows)
+    if rows.sources is not None and (len(rows.sources) <= len(x_MD) or not blocks):
+        x_MD, rows = take_rows(x_MD, rows.sources), replace(rows, sources=None)
     if not blocks:
-        return take_rows(x_ND, asking and asking.rows)
+        return rows.residual(x_MD)
     for number, block in enumerate(blocks, 1):
-        last = number == len(blocks)
-        x_ND = block(x_ND, packing, asking if last else None, source_rows if number == 1 else None)
-    return x_ND
+        first, last = number == 1, number == len(blocks)
+        x_MD = block(x_MD, Rows(rows.packing, rows.queries if last else None, rows.sources if first else None))
+    return x_MD
 
 
 class Transformer(nn.Module):
@@ -144,15 +141,13 @@ class Transformer(nn.Module):
         )  # fmt: skip
         self.norm = nn.LayerNorm(width, eps=1e-6) if final_norm else nn.Identity()
 
-    def forward(
-        self, x_ND: Tensor, packing: Packing, asking: Asking | None = None, source_rows: Tensor | None = None
-    ) -> Tensor:
-        """[N, D] -> [N, D]; with `asking` its rows alone, [R, D], and the last block computes no others.
+    def forward(self, x_MD: Tensor, rows: Rows | Packing) -> Tensor:
+        """[M, D] -> [R, D], both [N, D] where `rows` picks nothing.
 
-        source_rows: int64 [N]; then x_ND is [M, D], and packed row n begins as x_ND[source_rows[n]]. Until the first
-        attention mixes them, rows that begin alike are alike, and are computed once.
+        The last block computes no rows but the queries. Until the first attention mixes them, rows with one source are
+        alike, and are computed once.
         """
-        return self.norm(run_blocks(self.blocks, x_ND, packing, asking, source_rows))
+        return self.norm(run_blocks(self.blocks, x_MD, rows))
 
 
 def set_norm_eps(module: nn.Module, eps: float) -> None:

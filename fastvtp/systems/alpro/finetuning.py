@@ -24,7 +24,7 @@ from fastvtp.systems.alpro.fusion import (
     AlproFusion,
     AlproOutput,
     AlproPlan,
-    Wanted,
+    PairRows,
 )
 from fastvtp.systems.alpro.towers import AlproConfig
 
@@ -122,7 +122,7 @@ class AlproQA(AlproFusion):
         text_ND = self.text_tokens(plan.text_ids, plan.text_positions, plan.packing)
         fused, ends = self.fuse(
             text_ND, plan.packing, self.video_tokens(video), torch.arange(len(plan.clip), device=video.device),
-            plan.clip, num_text_rows=len(plan.text_ids), wanted=Wanted.first(len(plan.clip), video.device),
+            plan.clip, num_text_rows=len(plan.text_ids), pair_rows=PairRows.first(len(plan.clip), video.device),
         )  # fmt: skip
         with torch.autocast(fused.device.type, enabled=False):
             return self.classifier(take_rows(fused, ends[:-1].long()).float())

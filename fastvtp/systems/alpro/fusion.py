@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastvtp.modules.attention import Asking
 from fastvtp.modules.bert import BertEncoder
 from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.losses import matching_accuracy, matching_loss
@@ -22,31 +21,58 @@ from fastvtp.modules.packing import (
     pair_sequences,
     span_rows,
 )
-from fastvtp.modules.rows import take_rows
+from fastvtp.modules.rows import QueryRows, Rows, take_rows
 from fastvtp.systems.alpro.towers import AlproConfig, AlproTowers
 from fastvtp_kernels import hard_negatives
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The rows of fused pairs that are read. pair, position: int64 [R], pair after pair, the row within the pair;
-    packing: how these rows divide into all pairs."""
+class PairRows:
+    """The rows of fused pairs whose results are read, by pair and place within it: where a pair's rows begin in the
+    packed call depends on hard negatives, which only the device knows.
+
+    pair, position: int64 [R], one pair's rows behind the other's. packing: how these R rows divide into all pairs.
+    """
 
     pair: Tensor
     position: Tensor
     packing: Packing
 
     @staticmethod
-    def first(num_pairs: int, device: torch.device) -> "Wanted":
-        """Of each pair its [CLS]."""
+    def first(num_pairs: int, device: torch.device) -> "PairRows":
+        """The [CLS] of each pair, which is its first row."""
         pair = torch.arange(num_pairs, device=device)
-        return Wanted(pair, torch.zeros_like(pair), Packing.uniform(num_pairs, 1, device))
+        return PairRows(pair, torch.zeros_like(pair), Packing.uniform(num_pairs, 1, device))
+
+    @staticmethod
+    def of_losses(
+        lengths: np.ndarray, crop: Tensor | None, word_caption: np.ndarray | None, word_position: np.ndarray
+    ) -> "PairRows":
+        """The rows that ALPRO's losses read, in the order that `AlproPlan` says, on the host.
+
+        lengths: int64 [B], tokens of each text. crop: bool [B, S], patches inside each clip's crop; None: none are
+        read. word_caption, word_position: int64 [M], the caption of each masked word and its place therein;
+        word_caption None: there are no pairs of masked texts.
+        """
+        batch = len(lengths)
+        pair, position = [np.arange(3 * batch)], [np.zeros(3 * batch, dtype=np.int64)]
+        if crop is not None:
+            clip, patch = crop.numpy().nonzero()
+            pair.append(clip)
+            position.append(lengths[clip] + 1 + patch)  # behind the text and the clip's class token
+        if word_caption is not None:
+            pair.append(3 * batch + word_caption)
+            position.append(word_position)
+        pairs, positions = np.concatenate(pair), np.concatenate(position)
+        order = np.lexsort((positions, pairs))
+        counts = np.bincount(pairs, minlength=(3 if word_caption is None else 4) * batch)
+        return PairRows(torch.from_numpy(pairs[order]), torch.from_numpy(positions[order]), pack_lengths(counts))
 
 
 @dataclass(frozen=True)
 class AlproPlan:
     """The integers of one step. text_ids, text_positions: int64 [N] plain captions, then masked ones where the config
-    masks words; packing: those sequences. word_labels: int64 [M] masked words. wanted: what the losses read of the
+    masks words; packing: those sequences. word_labels: int64 [M] masked words. pair_rows: what the losses read of the
     fused pairs: [CLS] of the matched pairs, of texts with wrong clips and of clips with wrong texts; after it the
     patches inside the crop, of the matched; M masked words, of the pairs of masked texts. crop: bool [B, S] patches
     inside the crop, or None. seed, step: of the hard negatives."""
@@ -56,33 +82,13 @@ class AlproPlan:
     text_positions: Tensor
     packing: Packing
     word_labels: Tensor
-    wanted: Wanted
+    pair_rows: PairRows
     crop: Tensor | None
     seed: int
     step: int
 
     def to(self, device: torch.device | str) -> "AlproPlan":
         return on_device(self, torch.device(device))
-
-
-def wanted_rows(
-    lengths: np.ndarray, crop: Tensor | None, word_caption: np.ndarray | None, word_position: np.ndarray
-) -> Wanted:
-    """As `AlproPlan` says. lengths: int64 [B] of the texts. crop: bool [B, S]. word_caption, word_position: int64 [M],
-    the masked words; None: there are no pairs of masked texts."""
-    batch = len(lengths)
-    pair, position = [np.arange(3 * batch)], [np.zeros(3 * batch, dtype=np.int64)]
-    if crop is not None:
-        clip, patch = crop.numpy().nonzero()
-        pair.append(clip)
-        position.append(lengths[clip] + 1 + patch)  # behind the text and the clip's class token
-    if word_caption is not None:
-        pair.append(3 * batch + word_caption)
-        position.append(word_position)
-    pairs, positions = np.concatenate(pair), np.concatenate(position)
-    order = np.lexsort((positions, pairs))
-    counts = np.bincount(pairs, minlength=(3 if word_caption is None else 4) * batch)
-    return Wanted(torch.from_numpy(pairs[order]), torch.from_numpy(positions[order]), pack_lengths(counts))
 
 
 @dataclass(frozen=True)
@@ -133,25 +139,25 @@ class AlproFusion(AlproTowers):
         video_index: Tensor,
         *,
         num_text_rows: int,
-        wanted: Wanted | None = None,
+        pair_rows: PairRows | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Fused tokens of Q pairs in one packed call.
 
         text_ND: encoded texts; video_BVD: encoded clips; text_index, video_index: int64 [Q]. num_text_rows: at least
-        the text tokens of all pairs, a host integer. wanted: the rows to return; None: all. Returns ([rows, D],
+        the text tokens of all pairs, a host integer. pair_rows: the rows to return; None: all. Returns ([rows, D],
         cu_seqlens int32 [Q+1]); a pair's rows are its text's and then the clip's.
         """
         clip_rows = video_BVD.shape[1]
-        rows, cu_seqlens = pair_sequences(
+        sources, cu_seqlens = pair_sequences(
             text_packing.cu_seqlens, text_index, video_index, clip_rows,
             num_rows=num_text_rows + len(text_index) * clip_rows,
         )  # fmt: skip
         pool = torch.cat([text_ND, video_BVD.flatten(0, 1).to(text_ND.dtype)])
         packing = Packing(cu_seqlens, text_packing.max_seqlen + clip_rows)
-        if wanted is None:
-            return self.fusion_encoder(pool, packing, source_rows=rows), cu_seqlens
-        asking = Asking(cu_seqlens[wanted.pair].long() + wanted.position, wanted.packing)
-        return self.fusion_encoder(pool, packing, asking, source_rows=rows), wanted.packing.cu_seqlens
+        if pair_rows is None:
+            return self.fusion_encoder(pool, Rows(packing, sources=sources)), cu_seqlens
+        queries = QueryRows(cu_seqlens[pair_rows.pair].long() + pair_rows.position, pair_rows.packing)
+        return self.fusion_encoder(pool, Rows(packing, queries, sources)), pair_rows.packing.cu_seqlens
 
     def match_logits(self, fused: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Logits [Q, 2] (no, yes) of fused pairs, from their [CLS]."""
@@ -189,7 +195,7 @@ class AlproFusion(AlproTowers):
         clips, place = clip_index.unique(return_inverse=True)
         fused, ends = self.fuse(
             text_tokens, Packing(cu_seqlens, max_seqlen), clip_tokens[clips], text_index, place,
-            num_text_rows=len(text_index) * max_seqlen, wanted=Wanted.first(len(text_index), text_index.device),
+            num_text_rows=len(text_index) * max_seqlen, pair_rows=PairRows.first(len(text_index), text_index.device),
         )  # fmt: skip
         no, yes = self.match_logits(fused, ends).unbind(dim=1)
         return yes - no if odds else yes
@@ -229,7 +235,7 @@ class AlproFusion(AlproTowers):
             text_positions=position.repeat(len(texts)),
             packing=pack_lengths(np.tile(lengths, len(texts))),
             word_labels=input_ids[words],
-            wanted=wanted_rows(lengths, crop, caption, position[words].numpy()),
+            pair_rows=PairRows.of_losses(lengths, crop, caption, position[words].numpy()),
             crop=crop,
             seed=seed,
             step=step,
@@ -253,7 +259,7 @@ class AlproFusion(AlproTowers):
         fused, cu_seqlens = self.fuse(
             text_ND, plan.packing, video_BVD, torch.cat(text_index), torch.cat(video_index),
             num_text_rows=len(plan.text_ids) // copies * (len(text_index) - 1) + batch * plan.packing.max_seqlen,
-            wanted=plan.wanted,
+            pair_rows=plan.pair_rows,
         )  # fmt: skip
 
         match_logits = self.match_logits(fused, cu_seqlens[: 3 * batch + 1])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastvtp.modules.attention import Asking, Attention
+from fastvtp.modules.attention import Attention
 from fastvtp.modules.checks import (
     check_choice,
     check_heads,
@@ -21,6 +21,7 @@ from fastvtp.modules.checks import (
 from fastvtp.modules.layers import Mlp, init_linear_normal
 from fastvtp.modules.linear import linear
 from fastvtp.modules.packing import Packing
+from fastvtp.modules.rows import QueryRows, Rows
 from fastvtp_kernels import axial_attention_packed, tubelet_embed
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -101,12 +102,12 @@ class DividedBlock(nn.Module):
         return self._drop(out, (batch, 1, patches)) + second.bias
 
     def _within_frames(self, cls_B1D: Tensor, x_BTSD: Tensor, class_only: bool) -> tuple[Tensor, Tensor]:
-        """Class token and patches after the attention; class_only: no patches, which did not ask."""
+        """Class token and patches behind the attention of each frame; class_only: without patches, [B, T, 0, D]."""
         batch, frames, patches, width = x_BTSD.shape
         framed = torch.cat([cls_B1D[:, None].expand(-1, frames, -1, -1), x_BTSD], dim=2)
         packing = Packing.uniform(batch * frames, patches + 1, x_BTSD.device)
-        rows = self.norm1(framed).view(-1, width)
-        out = self.attn(rows, packing, Asking.first(packing) if class_only else None)
+        rows = Rows(packing, QueryRows.first(packing) if class_only else None)
+        out = self.attn(self.norm1(framed).view(-1, width), rows)
         out = self._drop(out.view(batch, frames, -1, width), (batch, frames))
         cls_B1D = cls_B1D + out[:, :, 0].mean(dim=1, keepdim=True)
         return cls_B1D, x_BTSD[:, :, : out.shape[2] - 1] + out[:, :, 1:]

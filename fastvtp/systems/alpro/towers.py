@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from fastvtp.modules.attention import Asking
 from fastvtp.modules.bert import (
     BertEncoder,
     TextConfig,
@@ -26,7 +25,7 @@ from fastvtp.modules.contrast import world_group
 from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.losses import video_text_contrast
 from fastvtp.modules.packing import Packing
-from fastvtp.modules.rows import take_rows
+from fastvtp.modules.rows import QueryRows, Rows, take_rows
 from fastvtp.systems.alpro.entities import IGNORE_RULES
 from fastvtp.systems.alpro.timesformer import TimeSformer, TimeSformerConfig
 
@@ -160,8 +159,8 @@ class AlproTowers(nn.Module):
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """Retrieval features: int64 [N], int32 [B+1] -> float32 [B, projection_dim] of unit length."""
         x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
-        asking = Asking.first(packing)
-        return self.text_features(self.text_encoder(x_ND, packing, asking), asking.packing.cu_seqlens[:-1].long())
+        first = QueryRows.first(packing)
+        return self.text_features(self.text_encoder(x_ND, Rows(packing, first)), first.packing.cu_seqlens[:-1].long())
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """`embed_text`, under the name that retrieval knows for features of unit length."""

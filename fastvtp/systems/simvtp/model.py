@@ -31,7 +31,7 @@ from fastvtp.modules.losses import (
     random_mismatch,
 )
 from fastvtp.modules.packing import check_texts, offsets
-from fastvtp.modules.rows import segment_mean, take_rows
+from fastvtp.modules.rows import Rows, segment_mean, take_rows
 from fastvtp.systems.simvtp.config import SimVTPConfig
 from fastvtp.systems.simvtp.plan import SimVTPPlan, lay_out
 from fastvtp.systems.videomae.model import (
@@ -119,7 +119,7 @@ class SimVTP(nn.Module):
             self.video_embeddings(video, plan.visible).flatten(0, 1),
             self.text_embeddings(plan.text_ids, plan.text_positions),
         ])  # fmt: skip
-        x_ND = self.encoder(pool, plan.packing, source_rows=plan.gather)
+        x_ND = self.encoder(pool, Rows(plan.packing, sources=plan.gather))
 
         visible = take_rows(x_ND, plan.joint_video_rows).view(batch_size, num_visible, -1)
         pixel_prediction = self.decoder(visible, plan.visible, plan.predicted)
@@ -170,8 +170,8 @@ class SimVTP(nn.Module):
                 normalize(text.detach().float(), dim=-1), normalize(video.detach().float(), dim=-1),
                 self.contrast.logit_scale().detach(), seed=plan.seed, step=plan.step, groups=plan.sample_ids,
             )  # fmt: skip
-        rows = plan.mismatched.gather(clips.clamp(min=0), plan.visible.shape[1])
-        x_ND = self.encoder(pool, plan.mismatched.packing, source_rows=rows)
+        sources = plan.mismatched.gather(clips.clamp(min=0), plan.visible.shape[1])
+        x_ND = self.encoder(pool, Rows(plan.mismatched.packing, sources=sources))
         # a caption whose clip is the whole batch has no negative
         return segment_mean(x_ND, plan.mismatched.packing.cu_seqlens), matching_labels(clips >= 0)
 

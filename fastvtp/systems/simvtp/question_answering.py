@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastvtp.modules.attention import Asking
 from fastvtp.modules.bert import TextConfig, TextEmbeddings
 from fastvtp.modules.checks import (
     check_choice,
@@ -28,7 +27,7 @@ from fastvtp.modules.packing import (
     on_device,
     span_rows,
 )
-from fastvtp.modules.rows import segment_mean, take_rows
+from fastvtp.modules.rows import QueryRows, Rows, segment_mean, take_rows
 from fastvtp.systems.videomae.model import VideoEmbeddings, VideoEncoderConfig
 
 
@@ -179,8 +178,8 @@ class VideoQA(nn.Module):
         text_ND = self.text_embeddings(plan.text_ids, plan.text_positions)
         pool = torch.cat([self.video_embeddings(video).flatten(0, 1), text_ND])
         masked = self.config.readout == "mask"
-        asking = Asking.last(plan.packing) if masked else None
-        x_ND = self.encoder(take_rows(pool, plan.gather), plan.packing, asking)
+        queries = QueryRows.last(plan.packing) if masked else None
+        x_ND = self.encoder(take_rows(pool, plan.gather), Rows(plan.packing, queries))
         with torch.autocast(x_ND.device.type, enabled=False):
             if not masked:
                 return self.head(segment_mean(x_ND, plan.packing.cu_seqlens))

@@ -6,7 +6,6 @@ Shape legend: B = clips, Kv / Kp = visible / predicted tokens of a clip, D = wid
 import torch
 from torch import Tensor, nn
 
-from fastvtp.modules.attention import Asking
 from fastvtp.modules.layers import (
     CrossBlock,
     Transformer,
@@ -15,6 +14,7 @@ from fastvtp.modules.layers import (
 from fastvtp.modules.linear import Linear
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.positions import sincos_positions
+from fastvtp.modules.rows import QueryRows, Rows
 from fastvtp_kernels import assemble_tokens
 
 DECODERS = ("joint", "cross")
@@ -37,7 +37,7 @@ class CrossTransformer(nn.Module):
 class VideoDecoder(nn.Module):
     """Visible features and mask tokens -> predicted values of the predicted tubelets.
 
-    The last block asks for predicted tokens alone, and the head sees no others: nobody reads the visible ones.
+    The last block and the head compute predicted tokens alone: nobody reads what becomes of the visible ones.
 
     kind: "joint" puts visible and predicted tokens into one sequence (VideoMAE); "cross" has predicted tokens look at
     visible ones and at nothing else (CrossMAE), so that its cost is linear in what is predicted.
@@ -88,18 +88,18 @@ class VideoDecoder(nn.Module):
         (batch, visible), predicted = visible_index.shape, predicted_index.shape[1]
         tokens = visible + predicted
         rows = torch.arange(batch * tokens, device=x.device).view(batch, tokens)
-        asking = Asking(rows[:, visible:].flatten(), Packing.uniform(batch, predicted, x.device))
+        queries = QueryRows(rows[:, visible:].flatten(), Packing.uniform(batch, predicted, x.device))
         packing = Packing.uniform(batch, tokens, x.device)
         if predicted_index.numel() > len(self.positions):
             # a mask token begins alike in every clip: one row per place for all of them
             placed = x + nn.functional.embedding(visible_index, self.positions)
             pool = torch.cat([placed.flatten(0, 1), self.mask_token + self.positions])
             own = torch.arange(batch * visible, device=x.device).view(batch, visible)
-            source_rows = torch.cat([own, batch * visible + predicted_index.long()], dim=1).flatten()
-            x_ND = self.transformer(pool, packing, asking, source_rows=source_rows)
+            sources = torch.cat([own, batch * visible + predicted_index.long()], dim=1).flatten()
+            x_ND = self.transformer(pool, Rows(packing, queries, sources))
         else:
             x = assemble_tokens(x, self.mask_token, self.positions, visible_index, predicted_index)
-            x_ND = self.transformer(x.flatten(0, 1), packing, asking)
+            x_ND = self.transformer(x.flatten(0, 1), Rows(packing, queries))
         return x_ND.view(batch, predicted, -1)
 
     def _cross(self, x: Tensor, visible_index: Tensor, predicted_index: Tensor) -> Tensor:

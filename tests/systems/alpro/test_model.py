@@ -65,8 +65,8 @@ def test_one_fusion_call_equals_one_call_per_pair():
     torch.testing.assert_close(output.match_logits, expected, rtol=1e-4, atol=1e-5)
     assert output.match_labels.tolist() == [1] * 3 + [0] * 6
 
-    masked = slice(len(plan.wanted.pair) - len(plan.word_labels), None)
-    places = zip(plan.wanted.pair[masked] - 9, plan.wanted.position[masked], strict=True)
+    masked = slice(len(plan.pair_rows.pair) - len(plan.word_labels), None)
+    places = zip(plan.pair_rows.pair[masked] - 9, plan.pair_rows.position[masked], strict=True)
     words = [fused(3 + caption, caption)[place] for caption, place in places]
     logits = model.word_transform(torch.stack(words)) @ model.text_embeddings.word_embeddings.weight.T
     loss = torch.nn.functional.cross_entropy(logits + model.word_transform.bias, plan.word_labels)
@@ -121,7 +121,7 @@ def test_captions_without_masked_words():
             input_ids=ids, masked_ids=ids, hidden=hidden, lengths=np.array(LENGTHS), sample_ids=plan.sample_ids,
             crop=plan.crop, seed=1, step=2,
         )  # fmt: skip
-        assert (bare.wanted.pair >= 9).sum() == words
+        assert (bare.pair_rows.pair >= 9).sum() == words
         found.append(model(video, bare))
     assert found[0].terms["loss/word"] == 0 < found[1].terms["loss/word"]
     for output in found:
