@@ -93,7 +93,7 @@ class _PrismTower(VideoTower):
         return [*self._encoder.spatial.blocks, *self._encoder.temporal.blocks]
 
     def _encode(self, video: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        return self._encoder.encode_layers(video, layers)
+        return self._encoder.layer_tokens(video, layers)
 
 
 def video_tower(model: nn.Module) -> VideoTower:

@@ -82,7 +82,7 @@ class TextEmbeddings(nn.Module):
         if self.pad_token_id is None:
             _, positions = locate_rows(cu_seqlens, len(input_ids))
             return self(input_ids, positions), Packing(cu_seqlens, max_seqlen)
-        input_ids, positions, packing = pad_sequences(input_ids, cu_seqlens, max_seqlen, self.pad_token_id)
+        input_ids, positions, packing = pad_sequences(input_ids, cu_seqlens, max_seqlen, pad_token_id=self.pad_token_id)
         return self(input_ids, positions), packing
 
 
@@ -107,7 +107,7 @@ class BertLayer(nn.Module):
 class BertEncoder(nn.Module):
     """`depth` layers, on packed tokens; a BERT may be cut into several of these (ALPRO: 6 for text, 6 to fuse)."""
 
-    def __init__(self, width: int, depth: int, num_heads: int, hidden: int, dropout: float):
+    def __init__(self, width: int, depth: int, num_heads: int, *, hidden: int, dropout: float):
         super().__init__()
         self.layers = nn.ModuleList(BertLayer(width, num_heads, hidden, dropout) for _ in range(depth))
 

@@ -119,7 +119,7 @@ def offsets(lengths: np.ndarray) -> Tensor:
 
 
 def pad_sequences(
-    input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, pad_token_id: int
+    input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, pad_token_id: int
 ) -> tuple[Tensor, Tensor, Packing]:
     """Packed texts padded to `max_seqlen`, padding asking but never answering; nothing is read from the device.
 
@@ -152,7 +152,7 @@ def join_packings(first: Packing, second: Packing, first_rows: int) -> Packing:
 
 
 def pair_sequences(
-    text_cu_seqlens: Tensor, text_index: Tensor, video_index: Tensor, video_rows: int, *, num_rows: int
+    text_cu_seqlens: Tensor, text_index: Tensor, video_index: Tensor, *, video_rows: int, num_rows: int
 ) -> tuple[Tensor, Tensor]:
     """Sequences [text ; clip] for pairs that only the device knows.
 

@@ -121,8 +121,13 @@ class AlproQA(AlproFusion):
             raise ValueError(f"video_of_text names clip {plan.num_videos - 1} of a batch of {len(video)}")
         text_ND = self.text_tokens(plan.text_ids, plan.text_positions, plan.packing)
         fused, ends = self.fuse(
-            text_ND, plan.packing, self.video_tokens(video), torch.arange(len(plan.clip), device=video.device),
-            plan.clip, num_text_rows=len(plan.text_ids), pair_rows=PairRows.first(len(plan.clip), video.device),
-        )  # fmt: skip
+            text_ND,
+            plan.packing,
+            self.video_tokens(video),
+            text_index=torch.arange(len(plan.clip), device=video.device),
+            video_index=plan.clip,
+            num_text_rows=len(plan.text_ids),
+            pair_rows=PairRows.first(len(plan.clip), video.device),
+        )
         with torch.autocast(fused.device.type, enabled=False):
             return self.classifier(take_rows(fused, ends[:-1].long()).float())

@@ -121,7 +121,11 @@ class AlproFusion(AlproTowers):
     def __init__(self, config: AlproConfig):
         super().__init__(config)
         self.fusion_encoder = BertEncoder(
-            config.width, config.fusion_depth, config.text_num_heads, config.text_hidden, config.text_dropout
+            config.width,
+            config.fusion_depth,
+            config.text_num_heads,
+            hidden=config.text_hidden,
+            dropout=config.text_dropout,
         )
         self.match_head = nn.Linear(config.width, 2)
 
@@ -135,23 +139,28 @@ class AlproFusion(AlproTowers):
         text_ND: Tensor,
         text_packing: Packing,
         video_BVD: Tensor,
+        *,
         text_index: Tensor,
         video_index: Tensor,
-        *,
         num_text_rows: int,
         pair_rows: PairRows | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Fused tokens of Q pairs in one packed call.
+        """Read texts together with clips, Q pairs in one packed call.
 
-        text_ND: encoded texts; video_BVD: encoded clips; text_index, video_index: int64 [Q]. num_text_rows: at least
-        the text tokens of all pairs, a host integer. pair_rows: the rows to return; None: all. Returns ([rows, D],
-        cu_seqlens int32 [Q+1]); a pair's rows are its text's and then the clip's.
+        text_ND: encoded texts in `text_packing`. video_BVD: encoded clips. text_index, video_index: int64 [Q], the text
+        and the clip of each pair. num_text_rows: a host integer that is at least the text tokens of all pairs.
+        pair_rows: the rows to return; None: all.
+
+        Returns fused tokens [R, D] and their cu_seqlens int32 [Q+1]; a pair's rows are its text's and then the clip's.
         """
         clip_rows = video_BVD.shape[1]
         sources, cu_seqlens = pair_sequences(
-            text_packing.cu_seqlens, text_index, video_index, clip_rows,
+            text_packing.cu_seqlens,
+            text_index,
+            video_index,
+            video_rows=clip_rows,
             num_rows=num_text_rows + len(text_index) * clip_rows,
-        )  # fmt: skip
+        )
         pool = torch.cat([text_ND, video_BVD.flatten(0, 1).to(text_ND.dtype)])
         packing = Packing(cu_seqlens, text_packing.max_seqlen + clip_rows)
         if pair_rows is None:
@@ -164,39 +173,49 @@ class AlproFusion(AlproTowers):
         with torch.autocast(fused.device.type, enabled=False):
             return self.match_head(take_rows(fused, cu_seqlens[:-1].long()).float())
 
-    def encode_texts(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
-        """Packed captions -> tokens [N, D] and features of unit length float32 [B, projection_dim]."""
+    def read_texts(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
+        """Packed captions, int64 [N] and int32 [B+1] -> their tokens [N, D], which pairs are scored by, and their
+        features of unit length, float32 [B, projection_dim]."""
         x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
         x_ND = self.text_encoder(x_ND, packing)
         return x_ND, self.text_features(x_ND, cu_seqlens[:-1].long())
 
-    def encode_clips(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, T, H, W, 3] -> tokens [B, V, D] and features of unit length float32 [B, projection_dim]."""
+    def read_clips(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Clips, uint8 [B, T, H, W, 3] -> their tokens [B, V, D], which pairs are scored by, and their features of unit
+        length, float32 [B, projection_dim]."""
         tokens_BVD = self.video_tokens(video)
         return tokens_BVD, self.video_features(tokens_BVD)
 
     def score_pairs(
         self,
         text_tokens: Tensor,
+        clip_tokens: Tensor,
+        *,
         cu_seqlens: Tensor,
         max_seqlen: int,
-        clip_tokens: Tensor,
         text_index: Tensor,
         clip_index: Tensor,
-        *,
         odds: bool = True,
     ) -> Tensor:
-        """Log-odds that encoded texts and clips belong together, for pairs int64 [Q], int64 [Q] -> float32 [Q].
+        """Judge whether texts and clips belong together: the log-odds that they do, float32 [Q].
 
-        odds: False for the logit that they do, without that against it.
+        text_tokens: [N, D] with cu_seqlens int32 [texts + 1] and max_seqlen, as from `read_texts`. clip_tokens:
+        [clips, V, D], as from `read_clips`. text_index, clip_index: int64 [Q], the pairs. odds: False gives the logit
+        for a match alone, without that against it.
 
-        Clips that no pair names are not copied. For evaluation: which clips those are is read back from the device.
+        Clips that no pair names are not copied; which these are is read back from the device, so that this is for
+        evaluation only.
         """
         clips, place = clip_index.unique(return_inverse=True)
         fused, ends = self.fuse(
-            text_tokens, Packing(cu_seqlens, max_seqlen), clip_tokens[clips], text_index, place,
-            num_text_rows=len(text_index) * max_seqlen, pair_rows=PairRows.first(len(text_index), text_index.device),
-        )  # fmt: skip
+            text_tokens,
+            Packing(cu_seqlens, max_seqlen),
+            clip_tokens[clips],
+            text_index=text_index,
+            video_index=place,
+            num_text_rows=len(text_index) * max_seqlen,
+            pair_rows=PairRows.first(len(text_index), text_index.device),
+        )
         no, yes = self.match_logits(fused, ends).unbind(dim=1)
         return yes - no if odds else yes
 
@@ -257,10 +276,14 @@ class AlproFusion(AlproTowers):
         text_index = [each, each, wrong_text.clamp(min=0)] + [each + batch] * (copies - 1)
         video_index = [each, wrong_clip.clamp(min=0), each] + [each] * (copies - 1)
         fused, cu_seqlens = self.fuse(
-            text_ND, plan.packing, video_BVD, torch.cat(text_index), torch.cat(video_index),
+            text_ND,
+            plan.packing,
+            video_BVD,
+            text_index=torch.cat(text_index),
+            video_index=torch.cat(video_index),
             num_text_rows=len(plan.text_ids) // copies * (len(text_index) - 1) + batch * plan.packing.max_seqlen,
             pair_rows=plan.pair_rows,
-        )  # fmt: skip
+        )
 
         match_logits = self.match_logits(fused, cu_seqlens[: 3 * batch + 1])
         wrong = torch.cat([wrong_clip, wrong_text])

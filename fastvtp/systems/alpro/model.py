@@ -142,7 +142,7 @@ class Alpro(AlproFusion):
     @torch.no_grad()
     def _prompted(self, video: Tensor, crop: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         """The prompter's features of the crops, and of the prompts of this kind of batch."""
-        return self.prompter.embed_video(video, crop), self.prompts(kind)
+        return self.prompter.encode_video(video, crop), self.prompts(kind)
 
     def prompts(self, kind: str) -> Tensor:
         """What the prompter made of the entities' prompts, [E, projection_dim]. kind: "video" or "image".

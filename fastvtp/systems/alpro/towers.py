@@ -100,13 +100,20 @@ class AlproPrompterConfig(AlproConfig):
 class AlproTowers(nn.Module):
     """Clips and captions to tokens and to features of unit length; `forward` is the prompter's whole objective."""
 
+    averages_unit_views = True
+    """Retrieval averages a clip's views after they are scaled to unit length."""
+
     def __init__(self, config: AlproConfig):
         super().__init__()
         self.config = config
         self.video_encoder = TimeSformer(config)
         self.text_embeddings = TextEmbeddings(config, config.width)
         self.text_encoder = BertEncoder(
-            config.width, config.text_depth, config.text_num_heads, config.text_hidden, config.text_dropout
+            config.width,
+            config.text_depth,
+            config.text_num_heads,
+            hidden=config.text_hidden,
+            dropout=config.text_dropout,
         )
         self.video_projection = nn.Linear(config.width, config.projection_dim)
         self.text_projection = nn.Linear(config.width, config.projection_dim)
@@ -140,31 +147,41 @@ class AlproTowers(nn.Module):
         return self.text_encoder(self.text_embeddings(input_ids, positions), packing)
 
     def video_features(self, tokens_BVD: Tensor) -> Tensor:
-        """Tokens of clips -> float32 [B, projection_dim] of unit length."""
-        with torch.autocast(tokens_BVD.device.type, enabled=False):
-            return normalize(self.video_projection(tokens_BVD[:, 0].float()), dim=-1)
+        """Clips' features of unit length, from their class tokens: [B, V, D] -> float32 [B, projection_dim]."""
+        return normalize(self._project(self.video_projection, tokens_BVD[:, 0]), dim=-1)
 
     def text_features(self, tokens_ND: Tensor, first_rows: Tensor) -> Tensor:
-        """Packed tokens of texts, rows of their [CLS] int64 [B] -> float32 [B, projection_dim] of unit length."""
-        with torch.autocast(tokens_ND.device.type, enabled=False):
-            return normalize(self.text_projection(take_rows(tokens_ND, first_rows).float()), dim=-1)
+        """Texts' features of unit length, from their [CLS]: packed tokens [N, D], the rows of the [CLS] int64 [B]
+        -> float32 [B, projection_dim]."""
+        return normalize(self._project(self.text_projection, take_rows(tokens_ND, first_rows)), dim=-1)
 
     def embed_video(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
-        """Retrieval features: uint8 [B, T, H, W, 3] -> float32 [B, projection_dim] of unit length.
+        """Project clips' class tokens, without scaling them: uint8 [B, T, H, W, 3] -> float32 [B, projection_dim].
 
-        shown: as for `video_tokens`.
+        shown: bool [B, S], patches that are not hidden, as for `video_tokens`; None: all.
         """
-        return self.video_features(self.video_encoder(video, shown, class_only=True))
+        return self._project(self.video_projection, self.video_encoder(video, shown, class_only=True)[:, 0])
 
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """Retrieval features: int64 [N], int32 [B+1] -> float32 [B, projection_dim] of unit length."""
+        """Project texts' [CLS], without scaling them: int64 [N], int32 [B+1] -> float32 [B, projection_dim].
+
+        max_seqlen: a bound on the longest text. Raises ValueError where that is more than the model has positions for.
+        """
         x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
-        first = QueryRows.first(packing)
-        return self.text_features(self.text_encoder(x_ND, Rows(packing, first)), first.packing.cu_seqlens[:-1].long())
+        return self._project(self.text_projection, self.text_encoder(x_ND, Rows(packing, QueryRows.first(packing))))
+
+    def encode_video(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
+        """`embed_video` at unit length."""
+        return normalize(self.embed_video(video, shown), dim=-1)
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """`embed_text`, under the name that retrieval knows for features of unit length."""
-        return self.embed_text(input_ids, cu_seqlens, max_seqlen)
+        """`embed_text` at unit length."""
+        return normalize(self.embed_text(input_ids, cu_seqlens, max_seqlen), dim=-1)
+
+    def _project(self, projection: nn.Module, tokens_BD: Tensor) -> Tensor:
+        """A projection in float32, under autocast too: [B, D] -> float32 [B, projection_dim]."""
+        with torch.autocast(tokens_BD.device.type, enabled=False):
+            return projection(tokens_BD.float())
 
     def contrast(self, text: Tensor, video: Tensor, sample_ids: Tensor | None) -> Tensor:
         """InfoNCE, mean of both directions, of unit-length features [B, projection_dim] -> []."""
@@ -173,7 +190,11 @@ class AlproTowers(nn.Module):
         )
 
     def forward(
-        self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, sample_ids: Tensor | None = None
+        self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, sample_ids: Tensor | None = None
     ) -> Tensor:
-        """The contrast of a batch of clips, uint8 [B, T, H, W, 3], and packed captions -> []."""
-        return self.contrast(self.embed_text(input_ids, cu_seqlens, max_seqlen), self.embed_video(video), sample_ids)
+        """The contrast of a batch of clips, uint8 [B, T, H, W, 3], with its packed captions, int64 [N] and int32 [B+1]:
+        a loss [].
+
+        sample_ids: int64 [B]; rows with equal ids are the same clip and no negatives of each other.
+        """
+        return self.contrast(self.encode_text(input_ids, cu_seqlens, max_seqlen), self.encode_video(video), sample_ids)

@@ -67,6 +67,9 @@ class SimVTP(nn.Module):
     Construction leaves parameters as torch's own constructors do; call `init_weights`, or load a checkpoint.
     """
 
+    averages_unit_views = False
+    """Retrieval averages a clip's views as `embed_video` gives them."""
+
     def __init__(self, config: SimVTPConfig):
         super().__init__()
         self.config = config
@@ -176,13 +179,16 @@ class SimVTP(nn.Module):
         return segment_mean(x_ND, plan.mismatched.packing.cu_seqlens), matching_labels(clips >= 0)
 
     def embed_video(self, video: Tensor) -> Tensor:
-        """Retrieval features of whole clips: uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim]."""
+        """One vector for each whole clip, not scaled: uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim]."""
         x_ND, packing = self.video_embeddings.embed_clips(video)
         features = segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens)
         return self.contrast.video_projection(features)
 
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """Retrieval features of captions: int64 [N], int32 [B+1] -> float32 [B, D or projection_dim]."""
+        """One vector for each caption, not scaled: int64 [N], int32 [B+1] -> float32 [B, D or projection_dim].
+
+        max_seqlen: a bound on the longest caption. Raises ValueError where that is more than there are positions.
+        """
         x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
         return self.contrast.text_projection(segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens))
 

@@ -132,6 +132,7 @@ class VideoQA(nn.Module):
         input_ids: Tensor,
         text_lengths: Sequence[int],
         video_of_text: Sequence[int],
+        *,
         num_videos: int | None = None,
     ) -> VideoQAPlan:
         """Lay out the sequences of a batch. input_ids: int64 [Nt] packed texts, on the CPU; text_lengths: tokens of

@@ -43,6 +43,9 @@ class DualEncoder(nn.Module):
     `text_encoder` is None where the config shares the transformer; `video_encoder` then reads both.
     """
 
+    averages_unit_views = False
+    """Retrieval averages a clip's views as `embed_video` gives them."""
+
     def __init__(self, config: DualEncoderConfig):
         super().__init__()
         self.config = config
@@ -72,6 +75,7 @@ class DualEncoder(nn.Module):
         input_ids: Tensor,
         cu_seqlens: Tensor,
         max_seqlen: int,
+        *,
         sample_ids: Tensor | None = None,
     ) -> DualEncoderOutput:
         """The contrast of a batch.
@@ -87,13 +91,16 @@ class DualEncoder(nn.Module):
         return DualEncoderOutput(loss, {"loss/contrastive": loss.detach()}, text, clips)
 
     def embed_video(self, video: Tensor) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim]; views of a clip are averaged as they are here."""
+        """One vector for each whole clip, not scaled: uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim]."""
         x_ND, packing = self.video_embeddings.embed_clips(video)
         means = segment_mean(self.video_encoder(x_ND, packing), packing.cu_seqlens)
         return self.contrast.video_projection(self.video_norm(means))
 
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """int64 [N], int32 [B+1] -> float32 [B, D or projection_dim]."""
+        """One vector for each text, not scaled: int64 [N], int32 [B+1] -> float32 [B, D or projection_dim].
+
+        max_seqlen: a bound on the longest text. Raises ValueError where that is more than the model has positions for.
+        """
         x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
         encoder: Transformer = self.text_encoder or self.video_encoder
         means = segment_mean(encoder(x_ND, packing), packing.cu_seqlens)

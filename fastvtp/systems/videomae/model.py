@@ -247,7 +247,7 @@ class VideoMAE(nn.Module):
 
     def forward(self, video: Tensor, plan: VideoMAEPlan) -> VideoMAEOutput:
         """The reconstruction loss of a batch. video: uint8 [B, T, H, W, 3]; plan: from `plan`."""
-        prediction = self.decoder(self.encode(video, plan.visible), plan.visible, plan.predicted)
+        prediction = self.decoder(self.video_tokens(video, plan.visible), plan.visible, plan.predicted)
         loss = masked_pixel_loss(
             prediction, video, plan.predicted,
             tubelet=self.config.tubelet, mean=IMAGENET_MEAN, std=IMAGENET_STD,
@@ -255,7 +255,7 @@ class VideoMAE(nn.Module):
         )  # fmt: skip
         return VideoMAEOutput(loss, {"loss/pixel": loss.detach()}, prediction)
 
-    def encode(self, video: Tensor, index: Tensor | None = None) -> Tensor:
-        """Encoded tokens of the listed tubelets (all: None): uint8 [B, T, H, W, 3], int32 [B, K] -> [B, K, D]."""
+    def video_tokens(self, video: Tensor, index: Tensor | None = None) -> Tensor:
+        """Encode the listed tubelets alone: uint8 [B, T, H, W, 3], int32 [B, K] -> [B, K, D]; None lists all."""
         x_ND, packing = self.video_embeddings.embed_clips(video, index)
         return self.encoder(x_ND, packing).view(len(video), packing.max_seqlen, self.config.width)

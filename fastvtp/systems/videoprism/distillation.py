@@ -118,7 +118,11 @@ class PrismStudentConfig(PrismTeacherConfig):
     def decoder_stack(self) -> PrismTransformer:
         """Blocks of the decoders' sizes and a LayerNorm, uninitialised."""
         return PrismTransformer(
-            self.decoder_width, self.decoder_depth, self.decoder_num_heads, self.decoder_hidden, self.softcap
+            self.decoder_width,
+            self.decoder_depth,
+            self.decoder_num_heads,
+            hidden=self.decoder_hidden,
+            softcap=self.softcap,
         )
 
     def decoder_projector(self) -> nn.Module:
@@ -179,7 +183,7 @@ class LocalDecoder(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.positions.copy_(sincos_positions(*self.positions.shape))
 
-    def forward(self, visible_BKD: Tensor, visible: Tensor, masked: Tensor, order: Tensor) -> Tensor:
+    def forward(self, visible_BKD: Tensor, *, visible: Tensor, masked: Tensor, order: Tensor) -> Tensor:
         """[B, Kv, D], int32 [B, Kv], int32 [B, Km] -> [B, L, D], row i of place i.
 
         order: int64 [L] or [B, L]; place i is handed number order[i] of the visible tokens and the masked ones behind.
@@ -300,7 +304,7 @@ class PrismStudent(nn.Module):
         x_BKD = self.encoder(video, visible=plan.visible)
         losses: dict[str, tuple[float, Tensor]] = {}
         if self.local_decoder is not None:
-            made = self.local_decoder(x_BKD, plan.visible.index, plan.masked, plan.order)
+            made = self.local_decoder(x_BKD, visible=plan.visible.index, masked=plan.masked, order=plan.order)
             losses["loss/token"] = config.token_weight, cosine_distance(made, tokens_BLD)
         if self.global_decoder is not None and pooled_BD is not None:
             losses["loss/global"] = config.global_weight, cosine_distance(self.global_decoder(x_BKD), pooled_BD)

@@ -98,7 +98,14 @@ class VideoPrismConfig:
 
     def encoder_stack(self, depth: int, *, final_norm: bool = True) -> PrismTransformer:
         """Blocks of the encoder's sizes, uninitialised."""
-        return PrismTransformer(self.width, depth, self.num_heads, self.mlp_hidden, self.softcap, final_norm=final_norm)
+        return PrismTransformer(
+            self.width,
+            depth,
+            self.num_heads,
+            hidden=self.mlp_hidden,
+            softcap=self.softcap,
+            final_norm=final_norm,
+        )
 
 
 @dataclass(frozen=True)
@@ -181,9 +188,9 @@ class VideoPrismEncoder(nn.Module):
         frame_paddings: bool [B, T], frames that stand for nothing (on the CPU, or it is waited for). visible: from
         `plan`. Raises ValueError where the clip's sides are no multiples of the patch, or both options are given.
         """
-        return self.encode_layers(video, (), frame_paddings, visible=visible)[-1]
+        return self.layer_tokens(video, (), frame_paddings, visible=visible)[-1]
 
-    def encode_layers(
+    def layer_tokens(
         self,
         video: Tensor,
         layers: Sequence[int],

@@ -32,9 +32,13 @@ class PretrainPrismContrast(CaptionedTask):
         visible = model.plan(batch.video, batch.sample_ids, seed=self.config.seed, step=batch.step)
         on_device = batch.to(model.device, non_blocking=True)
         output = compute(
-            on_device.video, on_device.input_ids, on_device.cu_seqlens, batch.max_text_length, on_device.sample_ids,
+            on_device.video,
+            on_device.input_ids,
+            on_device.cu_seqlens,
+            batch.max_text_length,
+            sample_ids=on_device.sample_ids,
             visible=visible,
-        )  # fmt: skip
+        )
         return output.loss, output.terms
 
 

@@ -81,9 +81,14 @@ class PrismText(nn.Module):
         self.token_embeddings = nn.Embedding(config.vocab_size, width)
         self.cls_token = nn.Parameter(torch.empty(width))
         self.transformer = PrismTransformer(
-            width, config.text_depth, config.num_heads, 4 * width, config.softcap,
-            activation="relu", norm_policy=config.text_norm,
-        )  # fmt: skip
+            width,
+            config.text_depth,
+            config.num_heads,
+            hidden=4 * width,
+            softcap=config.softcap,
+            activation="relu",
+            norm_policy=config.text_norm,
+        )
         self.register_buffer("positions", torch.empty(config.max_text_length, width), persistent=False)
 
     def init_weights(self) -> None:
@@ -125,6 +130,9 @@ class VideoTextPrismOutput:
 
 class VideoTextPrism(nn.Module):
     """Clips and texts to one vector each; `forward` is the first stage's contrast (paper, section 2.3.1)."""
+
+    averages_unit_views = True
+    """Retrieval averages a clip's views after they are scaled to unit length."""
 
     def __init__(self, config: VideoTextPrismConfig):
         super().__init__()
@@ -182,8 +190,8 @@ class VideoTextPrism(nn.Module):
         input_ids: Tensor,
         cu_seqlens: Tensor,
         max_seqlen: int,
-        sample_ids: Tensor | None = None,
         *,
+        sample_ids: Tensor | None = None,
         visible: VisibleTokens | None = None,
     ) -> VideoTextPrismOutput:
         """InfoNCE, mean of both directions, of a batch of clips and packed texts.
@@ -201,29 +209,37 @@ class VideoTextPrism(nn.Module):
     def pool_video(
         self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None
     ) -> Tensor:
-        """One vector a clip before projection and scaling: [B, D]."""
+        """Pool the tokens of each clip, before any projection: uint8 [B, T, H, W, 3] -> [B, D]. Options as
+        `video_tokens`."""
         return self.pooler(self.video_tokens(video, frame_paddings, visible=visible))[:, 0]
+
+    def embed_video(
+        self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None
+    ) -> Tensor:
+        """One vector for each clip, not scaled: uint8 [B, T, H, W, 3] -> [B, D or projection_dim]. Options as
+        `video_tokens`."""
+        return self.contrast.video_projection(self.pool_video(video, frame_paddings, visible=visible))
 
     def encode_video(
         self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None
     ) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim] of unit length."""
-        return unit_length(self.contrast.video_projection(self.pool_video(video, frame_paddings, visible=visible)))
+        """`embed_video` at unit length, float32."""
+        return unit_length(self.embed_video(video, frame_paddings, visible=visible))
 
     def encode_frames(self, video: Tensor) -> Tensor:
-        """The same pooler on the tokens of each frame: uint8 [B, T, H, W, 3] -> float32 [B, T, D or projection_dim]."""
+        """`encode_video` with every frame pooled by itself: uint8 [B, T, H, W, 3] -> float32 [B, T, D or
+        projection_dim], each of unit length."""
         tokens = self.video_tokens(video).unflatten(1, (video.shape[1], -1))
         pooled = self.pooler(tokens.flatten(0, 1)).view(*tokens.shape[:2], -1)
         return unit_length(self.contrast.video_projection(pooled))
 
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """int64 [N], int32 [B+1] -> [B, D or projection_dim], not scaled to unit length."""
+        """One vector for each text, not scaled: int64 [N], int32 [B+1] -> [B, D or projection_dim].
+
+        max_seqlen: a bound on the longest text. Raises ValueError where that is more than `max_text_length`.
+        """
         return self.contrast.text_projection(self.text_encoder(input_ids, cu_seqlens, max_seqlen))
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """`embed_text` at unit length, float32."""
         return unit_length(self.embed_text(input_ids, cu_seqlens, max_seqlen))
-
-    def embed_video(self, video: Tensor) -> Tensor:
-        """`encode_video`, under the name whose views of a clip are averaged in retrieval."""
-        return self.encode_video(video)

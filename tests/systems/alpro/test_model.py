@@ -221,7 +221,7 @@ def test_question_answering():
 
 def test_pair_sequences():
     cu_seqlens = torch.tensor([0, 2, 2, 5], dtype=torch.int32)
-    rows, ends = pair_sequences(cu_seqlens, torch.tensor([2, 1, 0]), torch.tensor([1, 0, 1]), 2, num_rows=14)
+    rows, ends = pair_sequences(cu_seqlens, torch.tensor([2, 1, 0]), torch.tensor([1, 0, 1]), video_rows=2, num_rows=14)
     assert ends.tolist() == [0, 5, 7, 11]
     # texts are rows 0-4 of the pool, clip 0 rows 5-6, clip 1 rows 7-8
     assert rows.tolist() == [2, 3, 4, 7, 8, 5, 6, 0, 1, 7, 8, 0, 0, 0]

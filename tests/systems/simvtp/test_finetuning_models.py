@@ -78,7 +78,7 @@ def test_dual_encoder(shared, pad_text):
     alone = model.embed_text(ids[6:10], torch.tensor([0, 4], dtype=torch.int32), 4)
     assert torch.allclose(alone, output.text[1:2], atol=1e-5) is not pad_text  # padding makes it depend on the batch
     assert (model.text_encoder is None) is shared
-    first, last = fit(model, lambda: model(video, ids, CU_SEQLENS, 9, torch.arange(3)).loss)
+    first, last = fit(model, lambda: model(video, ids, CU_SEQLENS, 9, sample_ids=torch.arange(3)).loss)
     assert last < 0.5 * first
 
 

@@ -48,7 +48,7 @@ def test_predictions_of_the_random_kind_follow_step_and_sample():
 def test_the_cross_decoder_sees_visible_tokens_and_no_other_predicted_one():
     model = make_model(decoder="cross")
     plan = model.plan(torch.arange(3), seed=0, step=0)
-    visible = model.encode(VIDEO, plan.visible)
+    visible = model.video_tokens(VIDEO, plan.visible)
     whole = model.decoder(visible, plan.visible, plan.predicted)
     torch.testing.assert_close(model.decoder(visible, plan.visible, plan.predicted[:, 3:5]), whole[:, 3:5])
     changed = visible.clone()

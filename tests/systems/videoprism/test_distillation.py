@@ -129,7 +129,7 @@ def test_targets_stand_at_their_own_places_in_any_order(video):
         local = model.local_decoder
         seen = torch.randn(3, plan.visible.index.shape[1], 24)
         with torch.no_grad():
-            made = local(seen, plan.visible.index, plan.masked, plan.order)
+            made = local(seen, visible=plan.visible.index, masked=plan.masked, order=plan.order)
             pool = torch.cat([local.project(seen), local.mask_token.expand(*plan.masked.shape, -1)], dim=1)
             order = plan.order.expand(3, -1)
             sequence = torch.stack([pool[row, order[row]] for row in range(3)]) + local.positions

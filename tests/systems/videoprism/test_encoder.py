@@ -110,12 +110,12 @@ def test_an_index_that_is_no_list_of_tokens(index):
 @torch.no_grad()
 def test_layers_in_order(encoder, video):
     for visible in (None, encoder.plan(ragged())):
-        *kept, last = encoder.encode_layers(video, (0, 1, 2, 3), visible=visible)
+        *kept, last = encoder.layer_tokens(video, (0, 1, 2, 3), visible=visible)
         assert torch.equal(last, encoder(video, visible=visible))
         assert len(kept) == 4
         torch.testing.assert_close(encoder.temporal.norm(kept[-1]), last, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match=r"layers must be in 0 to 3, got \[4\]"):
-        encoder.encode_layers(video, (0, 4))
+        encoder.layer_tokens(video, (0, 4))
 
 
 @torch.no_grad()
