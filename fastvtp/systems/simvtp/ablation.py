@@ -27,7 +27,7 @@ from fastvtp.modules.packing import Packing
 from fastvtp.systems.recipes import get_recipe
 from fastvtp.systems.simvtp.config import SimVTPConfig
 from fastvtp.systems.simvtp.model import SimVTP
-from fastvtp.systems.simvtp.plan import SimVTPPlan, lay_out
+from fastvtp.systems.simvtp.plan import CaptionTokens, SimVTPPlan, StepMasks, lay_out
 from fastvtp.systems.videomae.model import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -187,12 +187,14 @@ def _masked(
         visible, predicted = masks.draw_masks(batch.sample_ids, seed=MASK_SEED, step=0)
         plans = [
             lay_out(
-                config, visible=visible.roll(shift, 0), predicted=predicted.roll(shift, 0), input_ids=batch.input_ids,
-                hidden=hidden, lengths=np.asarray(batch.text_lengths, dtype=np.int64),
-                mismatch=np.roll(np.arange(len(batch.captions)), 1), sample_ids=batch.sample_ids,
+                config,
+                StepMasks(visible.roll(shift, 0), predicted.roll(shift, 0), hidden),
+                CaptionTokens(batch.input_ids, np.asarray(batch.text_lengths, dtype=np.int64)),
+                mismatch=np.roll(np.arange(len(batch.captions)), 1),
+                sample_ids=batch.sample_ids,
             ).to(model.device)
             for shift in (0, 1)
-        ]  # fmt: skip
+        ]
         yield batch, batch.video.to(model.device), plans[0], plans[1]
 
 

@@ -33,7 +33,7 @@ from fastvtp.modules.losses import (
 from fastvtp.modules.packing import check_texts, offsets
 from fastvtp.modules.rows import Rows, segment_mean, take_rows
 from fastvtp.systems.simvtp.config import SimVTPConfig
-from fastvtp.systems.simvtp.plan import SimVTPPlan, lay_out
+from fastvtp.systems.simvtp.plan import CaptionTokens, SimVTPPlan, StepMasks, lay_out
 from fastvtp.systems.videomae.model import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -110,10 +110,14 @@ class SimVTP(nn.Module):
         visible, predicted = config.draw_masks(sample_ids, seed=seed, step=step)
         hard = config.matching_negatives == "hard"
         return lay_out(
-            config, visible=visible, predicted=predicted, input_ids=input_ids, hidden=hidden, lengths=lengths,
+            config,
+            StepMasks(visible, predicted, hidden),
+            CaptionTokens(input_ids, lengths),
             mismatch=None if hard else random_mismatch(sample_ids.numpy(), seed=seed, step=step),
-            sample_ids=sample_ids, seed=seed, step=step,
-        ).to(self.device)  # fmt: skip
+            sample_ids=sample_ids,
+            seed=seed,
+            step=step,
+        ).to(self.device)
 
     def forward(self, video: Tensor, plan: SimVTPPlan) -> SimVTPOutput:
         """All four losses of a batch. video: uint8 [B, T, H, W, 3]; plan: from `plan`."""

@@ -75,28 +75,52 @@ class SimVTPPlan:
         return on_device(self, torch.device(device))
 
 
+@dataclass(frozen=True)
+class StepMasks:
+    """What a step hides and what it predicts, on the host.
+
+    visible: int32 [B, Kv], the tubelets of each clip that the encoder sees. predicted: int32 [B, Kp], those that the
+    decoder predicts. hidden: bool [Nt], True at the caption tokens that are masked and predicted.
+    """
+
+    visible: Tensor
+    predicted: Tensor
+    hidden: Tensor
+
+
+@dataclass(frozen=True)
+class CaptionTokens:
+    """The captions of a batch, on the host.
+
+    input_ids: int64 [Nt], one caption's tokens behind the other's. lengths: int64 [B], tokens of each.
+    padded_length: rows that each caption takes where the config pads them; None: as many as the longest has.
+    """
+
+    input_ids: Tensor
+    lengths: np.ndarray
+    padded_length: int | None = None
+
+
 def lay_out(
     config: SimVTPConfig,
+    masks: StepMasks,
+    captions: CaptionTokens,
     *,
-    visible: Tensor,
-    predicted: Tensor,
-    input_ids: Tensor,
-    hidden: Tensor,
-    lengths: np.ndarray,
     mismatch: np.ndarray | None,
     sample_ids: Tensor,
-    padded_length: int | None = None,
     seed: int = 0,
     step: int = 0,
 ) -> SimVTPPlan:
     """The plan of given masks and negatives; everything is on the host, and so is the result.
 
-    visible, predicted: int32 [B, Kv], [B, Kp]. input_ids: int64 [Nt]. hidden: bool [Nt], True for a masked word.
-    lengths: int64 [B] tokens of each caption. mismatch: int64 [B], the wrong video shown with each text; None: hard
-    negatives, to be drawn by similarity. sample_ids: int64 [B], equal where a clip stands in the batch twice.
-    padded_length: rows of each caption where the config pads them; None: as many as the longest has.
+    mismatch: int64 [B], the wrong clip that each caption is shown with; None: the plan is for hard negatives, which are
+    drawn by similarity later, keyed by (seed, step). sample_ids: int64 [B], equal where a clip stands in the batch
+    twice.
+
+    Raises ValueError where a caption is longer than `padded_length`.
     """
-    batch_size, num_text, num_visible = len(lengths), len(input_ids), visible.shape[1]
+    input_ids, lengths, hidden = captions.input_ids, captions.lengths, masks.hidden
+    batch_size, num_text, num_visible = len(lengths), len(input_ids), masks.visible.shape[1]
     ids = [input_ids.masked_fill(hidden, config.mask_token_id)]
     positions = [torch.from_numpy(span_rows(np.zeros_like(lengths), lengths))]
     video = (np.arange(batch_size) * num_visible, np.full(batch_size, num_visible))
@@ -108,9 +132,10 @@ def lay_out(
         contrast = (text[0] + num_text, lengths)
     if config.pad_text:
         longest = lengths.max(initial=0)
-        if padded_length is not None and padded_length < longest:
+        padded_length = longest if captions.padded_length is None else captions.padded_length
+        if padded_length < longest:
             raise ValueError(f"padded_length {padded_length} is less than the longest caption's {longest} tokens")
-        missing = (longest if padded_length is None else padded_length) - lengths
+        missing = padded_length - lengths
         padding = (batch_size * num_visible + num_text * len(ids) + exclusive_cumsum(missing), missing)
         ids.append(torch.full((int(missing.sum()),), config.pad_token_id))
         positions.append(torch.from_numpy(span_rows(lengths, missing)))
@@ -129,8 +154,8 @@ def lay_out(
     joint_text_rows = torch.from_numpy(span_rows(joint_rows + num_visible, lengths))
     return SimVTPPlan(
         sample_ids=sample_ids,
-        visible=visible,
-        predicted=predicted,
+        visible=masks.visible,
+        predicted=masks.predicted,
         text_ids=torch.cat(ids),
         text_positions=torch.cat(positions),
         gather=sequences.gather(),

@@ -3,6 +3,8 @@
 Shape legend: B = clips, Kv / Kp = visible / predicted tokens of a clip, D = width, P = values of a tubelet.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,24 @@ from fastvtp.modules.rows import QueryRows, Rows
 from fastvtp_kernels import assemble_tokens
 
 DECODERS = ("joint", "cross")
+
+
+@dataclass(frozen=True)
+class DecoderSizes:
+    """Sizes of a `VideoDecoder` and the kind of its blocks.
+
+    kind: "joint" puts visible and predicted tokens into one sequence (VideoMAE); "cross" has predicted tokens look at
+    visible ones and at nothing else (CrossMAE), so that its cost is linear in what is predicted. qkv_bias, layer_scale:
+    of the "joint" blocks, see `Block`.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    kind: str = "joint"
+    qkv_bias: bool = True
+    layer_scale: float = 0.0
 
 
 class CrossTransformer(nn.Module):
@@ -39,36 +59,21 @@ class VideoDecoder(nn.Module):
 
     The last block and the head compute predicted tokens alone: nobody reads what becomes of the visible ones.
 
-    kind: "joint" puts visible and predicted tokens into one sequence (VideoMAE); "cross" has predicted tokens look at
-    visible ones and at nothing else (CrossMAE), so that its cost is linear in what is predicted.
+    encoder_width: of the visible features. num_tokens: tubelets of a clip, each with a position. values: P.
     """
 
     positions: Tensor
 
-    def __init__(
-        self,
-        encoder_width: int,
-        num_tokens: int,
-        width: int,
-        depth: int,
-        num_heads: int,
-        mlp_ratio: float,
-        *,
-        values: int,
-        kind: str = "joint",
-        qkv_bias: bool = True,
-        layer_scale: float = 0.0,
-    ):
+    def __init__(self, sizes: DecoderSizes, *, encoder_width: int, num_tokens: int, values: int):
         super().__init__()
-        self.kind = kind
+        self.kind, width = sizes.kind, sizes.width
         self.project = Linear(encoder_width, width, bias=False)
         self.mask_token = nn.Parameter(torch.empty(width))
-        if kind == "joint":
-            self.transformer = Transformer(
-                width, depth, num_heads, mlp_ratio, qkv_bias=qkv_bias, layer_scale=layer_scale
-            )
+        blocks = width, sizes.depth, sizes.num_heads, sizes.mlp_ratio
+        if sizes.kind == "joint":
+            self.transformer = Transformer(*blocks, qkv_bias=sizes.qkv_bias, layer_scale=sizes.layer_scale)
         else:
-            self.transformer = CrossTransformer(width, depth, num_heads, mlp_ratio)
+            self.transformer = CrossTransformer(*blocks)
         self.head = Linear(width, values)
         self.register_buffer("positions", torch.empty(num_tokens, width), persistent=False)
 
@@ -106,7 +111,9 @@ class VideoDecoder(nn.Module):
         memory = x + self.positions[visible_index.long()]
         queries = self.mask_token + self.positions[predicted_index.long()]
         x_ND = self.transformer(
-            queries.flatten(0, 1), memory.flatten(0, 1),
-            Packing.uniform(*queries.shape[:2], device=x.device), Packing.uniform(*x.shape[:2], device=x.device),
-        )  # fmt: skip
+            queries.flatten(0, 1),
+            memory.flatten(0, 1),
+            Packing.uniform(*queries.shape[:2], device=x.device),
+            Packing.uniform(*x.shape[:2], device=x.device),
+        )
         return x_ND.view_as(queries)

@@ -24,7 +24,7 @@ from fastvtp.modules.layers import (
 )
 from fastvtp.modules.packing import Packing, on_device
 from fastvtp.modules.positions import sincos_positions
-from fastvtp.systems.videomae.decoder import DECODERS, VideoDecoder
+from fastvtp.systems.videomae.decoder import DECODERS, DecoderSizes, VideoDecoder
 from fastvtp_kernels import TubeMask, masked_pixel_loss, running_cell_mask, tube_mask, tubelet_embed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -155,11 +155,17 @@ class VideoMAEConfig(VideoEncoderConfig):
 
     def video_decoder(self) -> VideoDecoder:
         """The decoder, uninitialised."""
-        decoder = VideoDecoder(
-            self.width, self.num_tokens, self.decoder_width, self.decoder_depth, self.decoder_num_heads,
-            self.mlp_ratio, values=3 * math.prod(self.tubelet), kind=self.decoder, qkv_bias=self.qkv_bias,
+        sizes = DecoderSizes(
+            self.decoder_width,
+            self.decoder_depth,
+            self.decoder_num_heads,
+            self.mlp_ratio,
+            kind=self.decoder,
+            qkv_bias=self.qkv_bias,
             layer_scale=self.layer_scale,
-        )  # fmt: skip
+        )
+        values = 3 * math.prod(self.tubelet)
+        decoder = VideoDecoder(sizes, encoder_width=self.width, num_tokens=self.num_tokens, values=values)
         set_norm_eps(decoder, self.norm_eps)
         set_norm_eps(decoder.transformer.norm, self.head_norm_eps)
         return decoder

@@ -6,7 +6,7 @@ import torch
 
 from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.simvtp.config import SimVTPConfig
-from fastvtp.systems.simvtp.plan import lay_out
+from fastvtp.systems.simvtp.plan import CaptionTokens, StepMasks, lay_out
 from fastvtp.systems.simvtp.question_answering import VideoQAConfig
 from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
 from fastvtp.systems.videomae.classifier import VideoClassifierConfig
@@ -168,9 +168,12 @@ def test_an_answer_is_read_where_pretraining_reads_a_masked_word():
     hidden = torch.zeros(len(ids), dtype=torch.bool).index_fill(0, closing, True)
     every = torch.arange(model.config.num_tokens, dtype=torch.int32).repeat(3, 1)
     plan = lay_out(
-        pretrained.config, visible=every, predicted=every[:, :1], input_ids=ids, hidden=hidden,
-        lengths=np.array(LENGTHS), mismatch=np.array([1, 2, 0]), sample_ids=torch.arange(3),
-    )  # fmt: skip
+        pretrained.config,
+        StepMasks(every, every[:, :1], hidden),
+        CaptionTokens(ids, np.array(LENGTHS)),
+        mismatch=np.array([1, 2, 0]),
+        sample_ids=torch.arange(3),
+    )
     words = pretrained.word_head(pretrained(video, plan).word_features)
     expected = torch.stack([words[:, answer].mean(1) for answer in answers], dim=1)
     torch.testing.assert_close(model(video, model.plan(ids, LENGTHS, range(3))), expected, rtol=1e-4, atol=1e-5)
