@@ -96,7 +96,12 @@ class CrossAttention(nn.Module):
         query_NHK = self.query(x_ND).view(len(x_ND), self.num_heads, -1)
         key, value = self.key_value(memory_MD).view(len(memory_MD), 2, self.num_heads, -1).unbind(1)
         out_NHK = varlen_attention(
-            query_NHK, key, value, packing.cu_seqlens, packing.max_seqlen,
-            cu_seqlens_k=memory_packing.cu_seqlens, max_seqlen_k=memory_packing.max_seqlen,
-        )  # fmt: skip
+            query_NHK,
+            key,
+            value,
+            packing.cu_seqlens,
+            packing.max_seqlen,
+            cu_seqlens_k=memory_packing.cu_seqlens,
+            max_seqlen_k=memory_packing.max_seqlen,
+        )
         return self.proj(out_NHK.flatten(1))

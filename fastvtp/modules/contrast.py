@@ -67,9 +67,13 @@ class Contrast(nn.Module):
         sample_ids: int64 [B]; rows with equal ids are the same clip and no negatives of each other.
         """
         return video_text_contrast(
-            text, video, self.logit_scale(), sample_ids=sample_ids, directions=self.config.contrastive_directions,
+            text,
+            video,
+            self.logit_scale(),
+            sample_ids=sample_ids,
+            directions=self.config.contrastive_directions,
             group=world_group(self.config.gather_negatives),
-        )  # fmt: skip
+        )
 
 
 def world_group(gather: bool) -> dist.ProcessGroup | None:

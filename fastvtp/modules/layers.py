@@ -133,12 +133,9 @@ class Transformer(nn.Module):
     ):
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(
-                width, num_heads, mlp_ratio,
-                qkv_bias=qkv_bias, layer_scale=layer_scale, drop_path=drop_path * i / max(depth - 1, 1),
-            )
-            for i in range(depth)
-        )  # fmt: skip
+            Block(width, num_heads, mlp_ratio, qkv_bias=qkv_bias, layer_scale=layer_scale, drop_path=share)
+            for share in rising_drop_path(drop_path, depth)
+        )
         self.norm = nn.LayerNorm(width, eps=1e-6) if final_norm else nn.Identity()
 
     def forward(self, x_MD: Tensor, rows: Rows | Packing) -> Tensor:
@@ -148,6 +145,11 @@ class Transformer(nn.Module):
         alike, and are computed once.
         """
         return self.norm(run_blocks(self.blocks, x_MD, rows))
+
+
+def rising_drop_path(last: float, depth: int) -> list[float]:
+    """The probability that a sequence skips a branch, for each of `depth` blocks: linearly from 0 to `last`."""
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def set_norm_eps(module: nn.Module, eps: float) -> None:

@@ -177,9 +177,12 @@ def video_text_contrast(
         raise ValueError(f"directions must be 'mean' or 'sum', got {directions!r}")
     with torch.autocast(text.device.type, enabled=False):
         loss = contrastive_loss(
-            normalize(text.float(), dim=-1), normalize(video.float(), dim=-1), logit_scale.float(),
-            positives=sample_ids, group=group,
-        )  # fmt: skip
+            normalize(text.float(), dim=-1),
+            normalize(video.float(), dim=-1),
+            logit_scale.float(),
+            positives=sample_ids,
+            group=group,
+        )
     return loss if directions == "mean" else 2 * loss
 
 

@@ -224,9 +224,13 @@ class AlproFusion(AlproTowers):
         temperature = self.config.negative_temperature
         with torch.no_grad():
             drawn = hard_negatives(
-                text.detach(), video.detach(), self.logit_scale().detach() if temperature is None else 1 / temperature,
-                seed=plan.seed, step=plan.step, groups=plan.sample_ids,
-            )  # fmt: skip
+                text.detach(),
+                video.detach(),
+                self.logit_scale().detach() if temperature is None else 1 / temperature,
+                seed=plan.seed,
+                step=plan.step,
+                groups=plan.sample_ids,
+            )
         return drawn.b_for_a, drawn.a_for_b
 
     def lay_out(

@@ -89,14 +89,26 @@ class Alpro(AlproFusion):
         draw = {"special_ids": config.special_token_ids, "seed": seed, "step": step, "sample_ids": sample_ids}
         hidden = text_mask(input_ids, cu_seqlens, config.word_mask_ratio, **draw)
         masked_ids = replace_masked_tokens(
-            input_ids, hidden, cu_seqlens, mask_id=config.mask_token_id, vocab_size=config.vocab_size,
-            random_fraction=_RANDOM_FRACTION, keep_fraction=_KEEP_FRACTION, **draw,
-        )  # fmt: skip
+            input_ids,
+            hidden,
+            cu_seqlens,
+            mask_id=config.mask_token_id,
+            vocab_size=config.vocab_size,
+            random_fraction=_RANDOM_FRACTION,
+            keep_fraction=_KEEP_FRACTION,
+            **draw,
+        )
         crop = crop_patches(sample_ids.numpy(), config.grid, seed=seed, step=step) if config.entity_weight else None
         return self.lay_out(
-            input_ids=input_ids, masked_ids=masked_ids, hidden=hidden, lengths=lengths, sample_ids=sample_ids,
-            crop=crop, seed=seed, step=step,
-        ).to(self.device)  # fmt: skip
+            input_ids=input_ids,
+            masked_ids=masked_ids,
+            hidden=hidden,
+            lengths=lengths,
+            sample_ids=sample_ids,
+            crop=crop,
+            seed=seed,
+            step=step,
+        ).to(self.device)
 
     def forward(
         self, video: Tensor, plan: AlproPlan, *, kind: str = "video", negatives: tuple[Tensor, Tensor] | None = None
@@ -111,8 +123,10 @@ class Alpro(AlproFusion):
         if config.word_weight:
             words, predicted = masked_word_loss(
                 self.word_transform(fused[len(fused) - len(plan.word_labels) :]),
-                self.text_embeddings.word_embeddings.weight, self.word_transform.bias, plan.word_labels,
-            )  # fmt: skip
+                self.text_embeddings.word_embeddings.weight,
+                self.word_transform.bias,
+                plan.word_labels,
+            )
             loss = loss + config.word_weight * words
             accuracy = (predicted == plan.word_labels).sum() / max(len(plan.word_labels), 1)
             terms |= {"loss/word": words, "word_accuracy": accuracy}

@@ -18,7 +18,7 @@ from fastvtp.modules.checks import (
     check_positive,
     check_share,
 )
-from fastvtp.modules.layers import Mlp, init_linear_normal
+from fastvtp.modules.layers import Mlp, init_linear_normal, rising_drop_path
 from fastvtp.modules.linear import linear
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.rows import QueryRows, Rows
@@ -135,10 +135,8 @@ class TimeSformer(nn.Module):
         self.patch_positions = nn.Parameter(torch.empty(config.num_patches, config.width))
         self.time_positions = nn.Parameter(torch.empty(config.num_frames, config.width))
         self.blocks = nn.ModuleList(
-            DividedBlock(
-                config.width, config.num_heads, config.mlp_ratio, config.drop_path * i / max(config.depth - 1, 1)
-            )
-            for i in range(config.depth)
+            DividedBlock(config.width, config.num_heads, config.mlp_ratio, drop_path)
+            for drop_path in rising_drop_path(config.drop_path, config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
 
@@ -167,9 +165,15 @@ class TimeSformer(nn.Module):
         index = torch.arange(frames * config.num_patches, dtype=torch.int32, device=video.device)
         positions = (self.time_positions[:frames, None] + self.patch_positions).flatten(0, 1)
         x_BND = tubelet_embed(
-            video, index.expand(len(video), -1), self.weight, self.bias, positions,
-            tubelet=(1, config.patch_size, config.patch_size), mean=CLIP_MEAN, std=CLIP_STD,
-        )  # fmt: skip
+            video,
+            index.expand(len(video), -1),
+            self.weight,
+            self.bias,
+            positions,
+            tubelet=(1, config.patch_size, config.patch_size),
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+        )
         if shown is not None:
             hidden = (self._embedded_blank() + positions).to(x_BND.dtype)
             x_BND = torch.where(shown.repeat(1, frames)[..., None], x_BND, hidden)

@@ -138,9 +138,14 @@ class LanguageModel:
         lengths = torch.tensor([len(row) for row in rows], device=embedded.device)
         present = torch.arange(embedded.shape[1], device=embedded.device) >= embedded.shape[1] - lengths[:, None]
         found = self.model.generate(
-            inputs_embeds=embedded, attention_mask=present.long(), max_new_tokens=max_tokens, num_beams=num_beams,
-            do_sample=False, eos_token_id=self.end, pad_token_id=self.end,
-        )  # fmt: skip
+            inputs_embeds=embedded,
+            attention_mask=present.long(),
+            max_new_tokens=max_tokens,
+            num_beams=num_beams,
+            do_sample=False,
+            eos_token_id=self.end,
+            pad_token_id=self.end,
+        )
         return [text.strip() for text in self.tokenizer.batch_decode(found, skip_special_tokens=True)]
 
     @torch.no_grad()

@@ -104,9 +104,14 @@ class SimVTP(nn.Module):
         lengths = np.asarray(text_lengths, dtype=np.int64)
         check_texts(input_ids, lengths, config.max_text_length)
         hidden = text_mask(
-            input_ids, offsets(lengths), config.text_mask_ratio,
-            special_ids=config.special_token_ids, seed=seed, step=step, sample_ids=sample_ids,
-        )  # fmt: skip
+            input_ids,
+            offsets(lengths),
+            config.text_mask_ratio,
+            special_ids=config.special_token_ids,
+            seed=seed,
+            step=step,
+            sample_ids=sample_ids,
+        )
         visible, predicted = config.draw_masks(sample_ids, seed=seed, step=step)
         hard = config.matching_negatives == "hard"
         return lay_out(
@@ -122,18 +127,21 @@ class SimVTP(nn.Module):
     def forward(self, video: Tensor, plan: SimVTPPlan) -> SimVTPOutput:
         """All four losses of a batch. video: uint8 [B, T, H, W, 3]; plan: from `plan`."""
         config, (batch_size, num_visible) = self.config, plan.visible.shape
-        pool = torch.cat([
-            self.video_embeddings(video, plan.visible).flatten(0, 1),
-            self.text_embeddings(plan.text_ids, plan.text_positions),
-        ])  # fmt: skip
+        tubelets = self.video_embeddings(video, plan.visible).flatten(0, 1)
+        pool = torch.cat([tubelets, self.text_embeddings(plan.text_ids, plan.text_positions)])
         x_ND = self.encoder(pool, Rows(plan.packing, sources=plan.gather))
 
         visible = take_rows(x_ND, plan.joint_video_rows).view(batch_size, num_visible, -1)
         pixel_prediction = self.decoder(visible, plan.visible, plan.predicted)
         pixel_loss = masked_pixel_loss(
-            pixel_prediction, video, plan.predicted,
-            tubelet=config.tubelet, mean=IMAGENET_MEAN, std=IMAGENET_STD, normalize=config.target_normalization,
-        )  # fmt: skip
+            pixel_prediction,
+            video,
+            plan.predicted,
+            tubelet=config.tubelet,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            normalize=config.target_normalization,
+        )
         word_features = take_rows(x_ND, plan.word_rows)
         word_loss, words = masked_word_loss(word_features, self.word_head.weight, self.word_head.bias, plan.word_labels)
 
@@ -162,9 +170,16 @@ class SimVTP(nn.Module):
             "matching_accuracy": matching_accuracy(match_logits, match_labels),
         }
         return SimVTPOutput(
-            loss, {name: value.detach() for name, value in terms.items()}, pixel_prediction, word_features, x_ND,
-            text, video_only, match_logits, match_labels,
-        )  # fmt: skip
+            loss=loss,
+            terms={name: value.detach() for name, value in terms.items()},
+            pixel_prediction=pixel_prediction,
+            word_features=word_features,
+            encoded=x_ND,
+            text_features=text,
+            video_features=video_only,
+            match_logits=match_logits,
+            match_labels=match_labels,
+        )
 
     def _mismatched(
         self, pool: Tensor, plan: SimVTPPlan, means: Sequence[Tensor], text: Tensor, video: Tensor
@@ -174,9 +189,13 @@ class SimVTP(nn.Module):
             return means[3], plan.match_labels
         with torch.no_grad():
             clips, _ = hard_negatives(
-                normalize(text.detach().float(), dim=-1), normalize(video.detach().float(), dim=-1),
-                self.contrast.logit_scale().detach(), seed=plan.seed, step=plan.step, groups=plan.sample_ids,
-            )  # fmt: skip
+                normalize(text.detach().float(), dim=-1),
+                normalize(video.detach().float(), dim=-1),
+                self.contrast.logit_scale().detach(),
+                seed=plan.seed,
+                step=plan.step,
+                groups=plan.sample_ids,
+            )
         sources = plan.mismatched.gather(clips.clamp(min=0), plan.visible.shape[1])
         x_ND = self.encoder(pool, Rows(plan.mismatched.packing, sources=sources))
         # a caption whose clip is the whole batch has no negative

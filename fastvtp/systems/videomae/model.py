@@ -87,9 +87,15 @@ class VideoEncoderConfig:
     def transformer(self, *, final_norm: bool = True) -> Transformer:
         """The encoder's blocks, uninitialised."""
         encoder = Transformer(
-            self.width, self.depth, self.num_heads, self.mlp_ratio,
-            qkv_bias=self.qkv_bias, layer_scale=self.layer_scale, drop_path=self.drop_path, final_norm=final_norm,
-        )  # fmt: skip
+            self.width,
+            self.depth,
+            self.num_heads,
+            self.mlp_ratio,
+            qkv_bias=self.qkv_bias,
+            layer_scale=self.layer_scale,
+            drop_path=self.drop_path,
+            final_norm=final_norm,
+        )
         set_norm_eps(encoder, self.norm_eps)
         return encoder
 
@@ -213,9 +219,15 @@ class VideoEmbeddings(nn.Module):
         if index is None:
             index = torch.arange(self.num_tokens, dtype=torch.int32, device=video.device).expand(len(video), -1)
         return tubelet_embed(
-            video, index, self.weight, self.bias, self.positions,
-            tubelet=self.tubelet, mean=IMAGENET_MEAN, std=IMAGENET_STD,
-        )  # fmt: skip
+            video,
+            index,
+            self.weight,
+            self.bias,
+            self.positions,
+            tubelet=self.tubelet,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        )
 
     def embed_clips(self, video: Tensor, index: Tensor | None = None) -> tuple[Tensor, Packing]:
         """The same tokens as packed sequences, one a clip: [B*K, D], packing."""
@@ -255,10 +267,14 @@ class VideoMAE(nn.Module):
         """The reconstruction loss of a batch. video: uint8 [B, T, H, W, 3]; plan: from `plan`."""
         prediction = self.decoder(self.video_tokens(video, plan.visible), plan.visible, plan.predicted)
         loss = masked_pixel_loss(
-            prediction, video, plan.predicted,
-            tubelet=self.config.tubelet, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+            prediction,
+            video,
+            plan.predicted,
+            tubelet=self.config.tubelet,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
             normalize=self.config.target_normalization,
-        )  # fmt: skip
+        )
         return VideoMAEOutput(loss, {"loss/pixel": loss.detach()}, prediction)
 
     def video_tokens(self, video: Tensor, index: Tensor | None = None) -> Tensor:

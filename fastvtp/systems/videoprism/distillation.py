@@ -276,9 +276,14 @@ class PrismStudent(nn.Module):
             mask = tube_mask(len(sample_ids), config.grid, config.mask_ratio, **settings)
         else:
             mask = block_tube_mask(
-                len(sample_ids), config.grid, config.mask_ratio, min_cells=config.mask_min_cells,
-                aspect=config.mask_aspect, tube_length=config.mask_run, **settings,
-            )  # fmt: skip
+                len(sample_ids),
+                config.grid,
+                config.mask_ratio,
+                min_cells=config.mask_min_cells,
+                aspect=config.mask_aspect,
+                tube_length=config.mask_run,
+                **settings,
+            )
         length = mask.visible.shape[1] + mask.masked.shape[1]
         if not config.shuffle_tokens:
             order = torch.cat([mask.visible, mask.masked], dim=1).argsort(dim=1)

@@ -10,7 +10,7 @@ Notable choices:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -144,10 +144,8 @@ def lay_out_visible(index: Tensor, grid: tuple[int, int, int]) -> VisibleTokens:
     at_place = np.bincount(clip * places + place, minlength=batch * places)
     back = np.empty_like(by_place)
     back[by_place] = np.arange(len(by_place))
-    return VisibleTokens(
-        index, spatial, Packing(offsets(at_place), int(at_place.max())),
-        torch.from_numpy(by_place), torch.from_numpy(back),
-    )  # fmt: skip
+    temporal = Packing(offsets(at_place), int(at_place.max()))
+    return VisibleTokens(index, spatial, temporal, torch.from_numpy(by_place), torch.from_numpy(back))
 
 
 class VideoPrismEncoder(nn.Module):
@@ -248,9 +246,15 @@ class VideoPrismEncoder(nn.Module):
             weight = self.weight[:, :, 0].permute(0, 2, 3, 1).flatten(1)
             return linear(listed, weight, self.bias) + take_rows(positions, index.flatten().long())
         x_BKD = tubelet_embed(
-            video, index.contiguous(), self.weight, self.bias, positions,
-            tubelet=(1, patch, patch), mean=_MEAN, std=_STD,
-        )  # fmt: skip
+            video,
+            index.contiguous(),
+            self.weight,
+            self.bias,
+            positions,
+            tubelet=(1, patch, patch),
+            mean=_MEAN,
+            std=_STD,
+        )
         return x_BKD.flatten(0, 1)
 
     def _times(self, index: Tensor, grid: tuple[int, int, int], dtype: torch.dtype, whole: bool) -> Tensor:
@@ -284,15 +288,12 @@ def _pad_frames(
     keys = (~padded | nothing[:, None])[:, None].expand(-1, places, -1)
     rows = torch.arange(padded.numel() * places).view(len(padded), frames, places)
     by_place = rows.transpose(1, 2).flatten()
-    layout = VisibleTokens(
-        visible.index, visible.spatial,
-        Packing(
-            Packing.uniform(len(padded) * places, frames).cu_seqlens, frames,
-            key_rows=keys.flatten().nonzero()[:, 0],
-            cu_seqlens_k=offsets(keys.sum(dim=-1).flatten().numpy()),
-        ),
-        by_place, by_place.argsort(),
-    )  # fmt: skip
+    along_time = replace(
+        Packing.uniform(len(padded) * places, frames),
+        key_rows=keys.flatten().nonzero()[:, 0],
+        cu_seqlens_k=offsets(keys.sum(dim=-1).flatten().numpy()),
+    )
+    layout = VisibleTokens(visible.index, visible.spatial, along_time, by_place, by_place.argsort())
     in_frame = padded.flatten().repeat_interleave(places)
     even = nothing.repeat_interleave(places * frames)
     within, along = Padding(~in_frame, in_frame), Padding(~in_frame[by_place], even if nothing.any() else None)

@@ -69,9 +69,15 @@ class CappedAttention(nn.Module):
                 pair = take_rows(qkv_N3HK[:, 1:].flatten(1), layout.key_rows)
                 key, value = pair.view(len(pair), 2, self.num_heads, -1).unbind(1)
             out = varlen_attention(
-                query, key, value, layout.cu_seqlens, layout.max_seqlen, cu_seqlens_k=layout.cu_seqlens_k,
-                max_seqlen_k=None if layout.cu_seqlens_k is None else layout.max_seqlen, **options,
-            )  # fmt: skip
+                query,
+                key,
+                value,
+                layout.cu_seqlens,
+                layout.max_seqlen,
+                cu_seqlens_k=layout.cu_seqlens_k,
+                max_seqlen_k=None if layout.cu_seqlens_k is None else layout.max_seqlen,
+                **options,
+            )
         return self.proj(out.reshape(x_ND.shape))
 
 

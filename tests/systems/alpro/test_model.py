@@ -17,11 +17,26 @@ from fastvtp.systems.alpro.towers import AlproConfig
 
 LENGTHS = (6, 4, 9)
 SIZES = {
-    "num_frames": 2, "image_size": 32, "patch_size": 8, "width": 32, "depth": 1, "num_heads": 2, "drop_path": 0.0,
-    "text_depth": 1, "fusion_depth": 1, "text_num_heads": 2, "text_hidden": 64, "projection_dim": 16,
-    "vocab_size": 50, "max_text_length": 12, "text_dropout": 0.0, "num_entities": 5, "word_mask_ratio": 0.5,
-    "mask_token_id": 4, "special_token_ids": (0, 1, 2, 3, 4),
-}  # fmt: skip
+    "num_frames": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "width": 32,
+    "depth": 1,
+    "num_heads": 2,
+    "drop_path": 0.0,
+    "text_depth": 1,
+    "fusion_depth": 1,
+    "text_num_heads": 2,
+    "text_hidden": 64,
+    "projection_dim": 16,
+    "vocab_size": 50,
+    "max_text_length": 12,
+    "text_dropout": 0.0,
+    "num_entities": 5,
+    "word_mask_ratio": 0.5,
+    "mask_token_id": 4,
+    "special_token_ids": (0, 1, 2, 3, 4),
+}
 
 
 def make(cls=Alpro, config_class=AlproConfig, **overrides):
@@ -118,9 +133,15 @@ def test_captions_without_masked_words():
     for words in (0, 2):
         hidden[:words] = True  # in the first caption
         bare = model.lay_out(
-            input_ids=ids, masked_ids=ids, hidden=hidden, lengths=np.array(LENGTHS), sample_ids=plan.sample_ids,
-            crop=plan.crop, seed=1, step=2,
-        )  # fmt: skip
+            input_ids=ids,
+            masked_ids=ids,
+            hidden=hidden,
+            lengths=np.array(LENGTHS),
+            sample_ids=plan.sample_ids,
+            crop=plan.crop,
+            seed=1,
+            step=2,
+        )
         assert (bare.pair_rows.pair >= 9).sum() == words
         found.append(model(video, bare))
     assert found[0].terms["loss/word"] == 0 < found[1].terms["loss/word"]

@@ -12,8 +12,13 @@ from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
 from fastvtp.systems.videomae.classifier import VideoClassifierConfig
 
 VIDEO = {
-    "image_size": 32, "num_frames": 4, "tubelet": (2, 8, 8), "width": 64, "depth": 2, "num_heads": 2,
-}  # fmt: skip
+    "image_size": 32,
+    "num_frames": 4,
+    "tubelet": (2, 8, 8),
+    "width": 64,
+    "depth": 2,
+    "num_heads": 2,
+}
 TEXT = {"vocab_size": 50, "max_text_length": 12, "text_dropout": 0.0}
 LENGTHS = (6, 4, 9)
 CU_SEQLENS = torch.tensor([0, 6, 10, 19], dtype=torch.int32)
@@ -67,9 +72,7 @@ def packing_of(sequences: int, length: int):
 @pytest.mark.parametrize("pad_text", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
 def test_dual_encoder(shared, pad_text):
-    model = make(
-        DualEncoderConfig(**VIDEO, **TEXT, shared_encoder=shared, pad_text=pad_text, projection_dim=16)
-    )  # fmt: skip
+    model = make(DualEncoderConfig(**VIDEO, **TEXT, shared_encoder=shared, pad_text=pad_text, projection_dim=16))
     video, ids = make_batch()
     output = model(video, ids, CU_SEQLENS, 9)
     # one call for both modalities gives what two give
@@ -111,8 +114,9 @@ def test_question_answering(answers):
 
     def loss():
         found = model(video[:2], model.plan(ids, LENGTHS, clips))
-        return torch.nn.functional.cross_entropy(found if answers > 1 else found.view(1, 3), target[: len(found)] if
-                                                 answers > 1 else torch.tensor([1]))  # fmt: skip
+        return torch.nn.functional.cross_entropy(
+            found if answers > 1 else found.view(1, 3), target[: len(found)] if answers > 1 else torch.tensor([1])
+        )
 
     first, last = fit(model, loss)
     assert last < 0.5 * first
@@ -154,9 +158,16 @@ def test_a_masked_readout_needs_a_token_of_each_text():
 
 def test_an_answer_is_read_where_pretraining_reads_a_masked_word():
     """SimVTP shown the whole clip and asked for the last token of the text gives the same logits."""
-    pretrained = make(SimVTPConfig(
-        **VIDEO, **TEXT, decoder_width=16, decoder_num_heads=2, mask_token_id=4, special_token_ids=(4,),
-    ))  # fmt: skip
+    pretrained = make(
+        SimVTPConfig(
+            **VIDEO,
+            **TEXT,
+            decoder_width=16,
+            decoder_num_heads=2,
+            mask_token_id=4,
+            special_token_ids=(4,),
+        )
+    )
     model = make(VideoQAConfig(**MASKED, num_answers=3))
     shared = pretrained.state_dict()
     model.load_state_dict({name: shared.get(name, value) for name, value in model.state_dict().items()})

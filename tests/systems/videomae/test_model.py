@@ -84,8 +84,11 @@ def test_plain_pixels_as_target():
 
 def test_sizes_are_the_papers():
     for name, width, depth, heads in (
-        ("small", 384, 12, 6), ("base", 768, 12, 12), ("large", 1024, 24, 16), ("huge", 1280, 32, 16),
-    ):  # fmt: skip
+        ("small", 384, 12, 6),
+        ("base", 768, 12, 12),
+        ("large", 1024, 24, 16),
+        ("huge", 1280, 32, 16),
+    ):
         with torch.device("meta"):
             model = VideoMAE(fastvtp.systems.catalogue.model_config(f"videomae_{name}"))
         encoder = sum(p.numel() for p in model.encoder.parameters())

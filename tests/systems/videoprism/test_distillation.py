@@ -8,10 +8,20 @@ from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.videoprism.distillation import PrismStudent, PrismStudentConfig
 
 SIZES = {
-    "num_frames": 4, "image_size": 32, "patch_size": 8, "width": 24, "depth": 2, "temporal_depth": 1, "num_heads": 2,
-    "mlp_hidden": 48, "decoder_width": 16, "decoder_depth": 1, "decoder_num_heads": 2, "decoder_hidden": 32,
+    "num_frames": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "width": 24,
+    "depth": 2,
+    "temporal_depth": 1,
+    "num_heads": 2,
+    "mlp_hidden": 48,
+    "decoder_width": 16,
+    "decoder_depth": 1,
+    "decoder_num_heads": 2,
+    "decoder_hidden": 32,
     "mask_min_cells": 2,
-}  # fmt: skip
+}
 IDS = torch.tensor([4, 1, 7])
 
 

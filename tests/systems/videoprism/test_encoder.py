@@ -74,8 +74,9 @@ def listed_in(index: Tensor) -> Tensor:
     return torch.zeros(len(index), 64, dtype=torch.bool).scatter(1, index.long(), True)
 
 
-@pytest.mark.parametrize("layout", [ragged, tubes, lambda: torch.arange(64).expand(2, -1).int(),
-                                    lambda: torch.tensor([[7], [63]]).int()])  # fmt: skip
+@pytest.mark.parametrize(
+    "layout", [ragged, tubes, lambda: torch.arange(64).expand(2, -1).int(), lambda: torch.tensor([[7], [63]]).int()]
+)
 @torch.no_grad()
 def test_visible_tokens_see_one_another_alone(layout, encoder, video):
     index = layout()
