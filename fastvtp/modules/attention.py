@@ -16,10 +16,11 @@ from fastvtp_kernels import varlen_attention, varlen_attention_packed
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention inside each packed sequence.
+    """Multi-head self-attention within each packed sequence.
 
-    The key bias is left out, as in BEiT and VideoMAE: it shifts all logits of a query alike and cancels in the
-    softmax.
+    qkv_bias: learn biases of queries and values. That of the keys is left out, as in BEiT and VideoMAE: it shifts all
+    logits of a query alike and cancels in the softmax. dropout: the probability that an attention weight is dropped in
+    training.
     """
 
     def __init__(self, width: int, num_heads: int, qkv_bias: bool = True, dropout: float = 0.0):
@@ -33,7 +34,7 @@ class Attention(nn.Module):
         self.proj = Linear(width, width)
 
     def project_qkv(self, x: Tensor) -> Tensor:
-        """Queries, keys and values side by side: [..., D] -> [..., 3D]."""
+        """Project tokens to queries, keys and values side by side: [..., D] -> [..., 3D]."""
         bias = None
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
@@ -81,7 +82,7 @@ def _project_rows(x_MD: Tensor, rows: Tensor | None, weight: Tensor, bias: Tenso
 class CrossAttention(nn.Module):
     """Multi-head attention of packed queries to the packed memory of the same sequence (arXiv:1706.03762).
 
-    hidden: the width of all heads together; None: that of the queries.
+    hidden: the width of all heads together; None: `width`, that of queries and memory.
     """
 
     def __init__(self, width: int, num_heads: int, hidden: int | None = None):
@@ -92,7 +93,10 @@ class CrossAttention(nn.Module):
         self.proj = Linear(hidden, width)
 
     def forward(self, x_ND: Tensor, memory_MD: Tensor, packing: Packing, memory_packing: Packing) -> Tensor:
-        """x_ND, memory_MD: [N, D], [M, D] with as many sequences each -> [N, D]."""
+        """Let each row, [N, D], look at the memory of its sequence, [M, D]: -> [N, D].
+
+        packing, memory_packing: how rows and memory divide into equally many sequences.
+        """
         query_NHK = self.query(x_ND).view(len(x_ND), self.num_heads, -1)
         key, value = self.key_value(memory_MD).view(len(memory_MD), 2, self.num_heads, -1).unbind(1)
         out_NHK = varlen_attention(

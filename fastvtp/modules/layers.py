@@ -19,7 +19,7 @@ from fastvtp_kernels.packing import locate_rows
 
 
 class Mlp(nn.Module):
-    """Linear, activation (exact GELU by default), linear."""
+    """A linear layer to `hidden` values, an activation (exact GELU by default), and a linear layer back."""
 
     def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor] = nn.functional.gelu):
         super().__init__()
@@ -28,14 +28,16 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x_ND: Tensor) -> Tensor:
+        """Transform each row by itself: [..., D] -> [..., D]."""
         return self.fc2(self.activation(self.fc1(x_ND)))
 
 
 class Residual(nn.Module):
-    """What a branch adds to the residual stream: scaled by a learned vector, left out for whole sequences at random.
+    """Makes of a branch's result what is added to the residual stream: it is scaled by a learned vector, and left out
+    for whole sequences at random.
 
-    layer_scale: initial value of the vector (CaiT, arXiv:2103.17239); 0: none. drop_path: probability that a sequence
-    skips the branch in training, the others being scaled up (stochastic depth, arXiv:1603.09382).
+    layer_scale: the initial value of the vector (CaiT, arXiv:2103.17239); 0: there is none. drop_path: the probability
+    that a sequence skips the branch in training, the others being scaled up (stochastic depth, arXiv:1603.09382).
     """
 
     def __init__(self, width: int, layer_scale: float = 0.0, drop_path: float = 0.0):
@@ -44,6 +46,7 @@ class Residual(nn.Module):
         self.gamma = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
 
     def forward(self, branch_ND: Tensor, packing: Packing) -> Tensor:
+        """[N, D] -> [N, D]; `packing` says which rows are skipped together."""
         if self.gamma is not None:
             branch_ND = branch_ND * self.gamma
         if self.training and self.drop_path:
@@ -54,7 +57,7 @@ class Residual(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block (ViT, arXiv:2010.11929)."""
+    """Pre-norm transformer block (ViT, arXiv:2010.11929). layer_scale, drop_path: see `Residual`."""
 
     def __init__(
         self,
@@ -82,7 +85,10 @@ class Block(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Pre-norm block whose tokens look at a memory and not at one another (CrossMAE, arXiv:2401.14391, section 3.2)."""
+    """Pre-norm block whose tokens look at a memory and not at one another (CrossMAE, arXiv:2401.14391, section 3.2).
+
+    hidden: the width of all heads together; None: `width`.
+    """
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0, hidden: int | None = None):
         super().__init__()
@@ -92,12 +98,13 @@ class CrossBlock(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(self, x_ND: Tensor, memory_MD: Tensor, packing: Packing, memory_packing: Packing) -> Tensor:
+        """[N, D], looking at a memory [M, D] that is packed into equally many sequences, -> [N, D]."""
         x_ND = x_ND + self.attn(self.norm1(x_ND), memory_MD, packing, memory_packing)
         return x_ND + self.mlp(self.norm2(x_ND))
 
 
 def run_blocks(blocks: nn.ModuleList, x_MD: Tensor, rows: Rows | Packing) -> Tensor:
-    """The blocks one after another: [M, D] -> [R, D].
+    """Run blocks one after another: [M, D] -> [R, D], both [N, D] where `rows` picks nothing.
 
     The first block reads the sources, the last returns the query rows, and those between have all packed rows. Sources
     are laid out before the first block where they are no fewer than the packed rows: nothing is then computed twice.
@@ -114,9 +121,10 @@ def run_blocks(blocks: nn.ModuleList, x_MD: Tensor, rows: Rows | Packing) -> Ten
 
 
 class Transformer(nn.Module):
-    """`depth` blocks and, unless `final_norm` is False, a LayerNorm on packed tokens.
+    """`depth` blocks on packed tokens and, unless `final_norm` is False, a LayerNorm behind them.
 
-    drop_path: of the last block; that of the others rises linearly from 0 (as in VideoMAE).
+    drop_path: the probability that a sequence skips a branch of the last block; it rises linearly from 0 at the first
+    (as in VideoMAE).
     """
 
     def __init__(
@@ -153,7 +161,7 @@ def rising_drop_path(last: float, depth: int) -> list[float]:
 
 
 def set_norm_eps(module: nn.Module, eps: float) -> None:
-    """Compute every LayerNorm inside `module` with `eps`."""
+    """Make every LayerNorm inside `module` add `eps` to the variance that it divides by."""
     for norm in module.modules():
         if isinstance(norm, nn.LayerNorm):
             norm.eps = eps

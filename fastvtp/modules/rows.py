@@ -84,10 +84,10 @@ class Rows:
 
 
 def take_rows(x_ND: Tensor, rows: Tensor | None) -> Tensor:
-    """`x_ND[rows]` with a deterministic backward: [N, D], int64 [M] -> [M, D]; a row may be taken several times, and
-    None takes all.
+    """`x_ND[rows]` with a backward that repeats bit for bit: [N, D], int64 [M] -> [M, D]; None takes all rows.
 
-    Indexing adds such a row's gradients up in whatever order threads reach it; an embedding look-up sorts them first.
+    A row may be taken several times. Indexing adds such a row's gradients up in whatever order threads reach it; an
+    embedding look-up sorts them first.
     """
     if rows is None:
         return x_ND
@@ -98,14 +98,15 @@ def take_rows(x_ND: Tensor, rows: Tensor | None) -> Tensor:
 
 _HALF = (torch.float16, torch.bfloat16)
 _FEW_ROWS = 3072
-"""Up to here torch sums on CUDA by a kernel that adds in the gradient's dtype."""
+"""Picked rows up to which torch, on CUDA, sums their gradients by a kernel that adds in the gradients' dtype."""
 
 
 @torch.library.custom_op("fastvtp::sum_rows", mutates_args=())
 def _sum_rows(gradient: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    """The gradient of `take_rows`, as one op: Inductor would take the look-up's own apart into atomic additions.
+    """The gradient of `take_rows`: [M, D], int64 [M] -> [num_rows, D]. It is one op, since Inductor would take the
+    look-up's own gradient apart into atomic additions.
 
-    In half precision the CPU, and CUDA for few rows, would lose what they add to a long sum: those are of float32.
+    In half precision the CPU, and CUDA for few rows, would lose small terms of a long sum, and so sum in float32.
     """
     wide = gradient.float() if gradient.is_cpu or len(rows) <= _FEW_ROWS else gradient
     return torch.ops.aten.embedding_dense_backward(wide, rows, num_rows, -1, False).to(gradient.dtype)
@@ -138,7 +139,8 @@ class _TakeRows(torch.autograd.Function):
 
 
 def segment_mean(x_ND: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """Mean of the rows of each sequence: [N, D] -> float32 [S, D], zero for an empty sequence."""
+    """The mean of each sequence's rows: [N, D] divided by cu_seqlens int32 [S+1] -> float32 [S, D], zero for an empty
+    sequence."""
     lengths = cu_seqlens.diff().long()
     # unsafe: skips the check of the lengths, which would read them back from the device
     total = torch.segment_reduce(x_ND.float(), "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0)
