@@ -62,7 +62,7 @@ class SequenceBuilder:
                       clip 0  clip 1  caption 0  caption 1
 
         add(clips, captions), then add(clips):
-        gather()      0  1  4  5  6 │ 2  3  7 │ 0  1 │ 2  3
+        sources()     0  1  4  5  6 │ 2  3  7 │ 0  1 │ 2  3
         packing()     cu_seqlens = 0, 5, 8, 10, 12
 
     A pool row may stand in several sequences: a clip's visible tokens are embedded once and attend in the joint, the
@@ -100,7 +100,7 @@ class SequenceBuilder:
         self.num_rows += int(sequence_lengths.sum())
         return first_rows
 
-    def gather(self) -> Tensor:
+    def sources(self) -> Tensor:
         """The pool row that each packed row is taken from: int64 [N], on the host."""
         return torch.from_numpy(span_rows(np.concatenate(self._starts), np.concatenate(self._lengths)))
 

@@ -1,7 +1,7 @@
 """ALPRO's fusion of texts and clips, and the losses that all of its stages after the prompter share.
 
 Shape legend: B = clips, N = packed text tokens, V = 1 + S rows of a clip (class token, patches), D = width,
-Q = pairs of a text and a clip, M = masked words, E = entities.
+Q = pairs of a text and a clip, R = rows of pairs that are read, M = masked words, S = patches of a frame, E = entities.
 """
 
 from dataclasses import dataclass
@@ -71,11 +71,18 @@ class PairRows:
 
 @dataclass(frozen=True)
 class AlproPlan:
-    """The integers of one step. text_ids, text_positions: int64 [N] plain captions, then masked ones where the config
-    masks words; packing: those sequences. word_labels: int64 [M] masked words. pair_rows: what the losses read of the
-    fused pairs: [CLS] of the matched pairs, of texts with wrong clips and of clips with wrong texts; after it the
-    patches inside the crop, of the matched; M masked words, of the pairs of masked texts. crop: bool [B, S] patches
-    inside the crop, or None. seed, step: of the hard negatives."""
+    """The integers of one step.
+
+    sample_ids: int64 [B], equal where the same clip stands in the batch twice.
+    text_ids, text_positions: int64 [N], the tokens of the plain captions, then of those with words masked where the
+        config masks words, and their places in their captions. packing: how they divide into captions.
+    word_labels: int64 [M], the words that stood at the masked places.
+    pair_rows: the rows of fused pairs that the losses read: the [CLS] of each matched pair, each text with a wrong clip
+        and each clip with a wrong text; behind that of a matched pair the patches inside its crop; and the masked words
+        of the pairs of a masked text with its clip.
+    crop: bool [B, S], the patches inside each clip's crop; None: there are no entities to predict.
+    seed, step: the key of the hard negatives' draw.
+    """
 
     sample_ids: Tensor
     text_ids: Tensor
@@ -88,13 +95,19 @@ class AlproPlan:
     step: int
 
     def to(self, device: torch.device | str) -> "AlproPlan":
+        """The plan with its tensors on `device`, in copies that the host does not wait for."""
         return on_device(self, torch.device(device))
 
 
 @dataclass(frozen=True)
 class AlproOutput:
-    """loss: []. terms: detached losses and accuracies by name. match_logits: [3B, 2] of the matched pairs, texts with
-    wrong clips, clips with wrong texts; match_labels int64 [3B]. entity_logits: [B, E] or None."""
+    """The losses of a batch.
+
+    loss: [], the weighted sum. terms: unweighted losses and accuracies by name, [] each, detached. match_logits:
+    [3B, 2], (no, yes) of the matched pairs, texts with wrong clips, clips with wrong texts. match_labels: int64 [3B], 1
+    for a match, 0 for a mismatch, -100 where there was no wrong clip or text to draw. entity_logits: [B, E], or None
+    where there are no entities.
+    """
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -104,8 +117,11 @@ class AlproOutput:
 
 
 class Aligned(NamedTuple):
-    """Contrast and matching of a batch. loss: []. terms: values by name, with graph. fused: the rows [R, D] that the
-    plan wants of the pairs, with cu_seqlens int32 [Q+1]. match_logits, match_labels: as in `AlproOutput`."""
+    """Contrast and matching of a batch.
+
+    loss: [], the weighted sum of both. terms: values by name, with their graph. fused: [R, D], the plan's `pair_rows`,
+    divided into pairs by cu_seqlens int32 [Q+1]. match_logits, match_labels: as in `AlproOutput`.
+    """
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -130,6 +146,7 @@ class AlproFusion(AlproTowers):
         self.match_head = nn.Linear(config.width, 2)
 
     def init_weights(self) -> None:
+        """As the towers'; uses torch's global generator."""
         super().init_weights()
         self.fusion_encoder.init_weights()
         self.match_head.apply(init_linear_normal)
@@ -169,7 +186,8 @@ class AlproFusion(AlproTowers):
         return self.fusion_encoder(pool, Rows(packing, queries, sources)), pair_rows.packing.cu_seqlens
 
     def match_logits(self, fused: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Logits [Q, 2] (no, yes) of fused pairs, from their [CLS]."""
+        """Judge fused pairs by their [CLS], the first row of each: [R, D], divided into pairs by cu_seqlens int32
+        [Q+1], -> logits float32 [Q, 2], (no, yes)."""
         with torch.autocast(fused.device.type, enabled=False):
             return self.match_head(take_rows(fused, cu_seqlens[:-1].long()).float())
 
@@ -220,7 +238,8 @@ class AlproFusion(AlproTowers):
         return yes - no if odds else yes
 
     def draw_negatives(self, text: Tensor, video: Tensor, plan: AlproPlan) -> tuple[Tensor, Tensor]:
-        """A wrong clip for every text and a wrong text for every clip, int64 [B] each; -1 where there is none."""
+        """Draw by similarity a wrong clip for every text and a wrong text for every clip, int64 [B] each; -1 where the
+        batch has none. text, video: [B, projection_dim] of unit length."""
         temperature = self.config.negative_temperature
         with torch.no_grad():
             drawn = hard_negatives(
@@ -245,8 +264,13 @@ class AlproFusion(AlproTowers):
         seed: int = 0,
         step: int = 0,
     ) -> AlproPlan:
-        """The plan of given masks, on the host. input_ids, masked_ids: int64 [Nt] packed captions, and with words
-        masked; None: without. hidden: bool [Nt], words to predict. lengths: int64 [B]. crop: bool [B, S]."""
+        """The plan of given masks, on the host.
+
+        input_ids: int64 packed captions. lengths: int64 [B], tokens of each. sample_ids: int64 [B]. masked_ids: the
+        captions with words masked, and hidden: bool, where they are; None, or a `word_weight` of 0: no words are
+        predicted. crop: bool [B, S], patches inside each clip's crop; None: no entities are predicted. seed, step: the
+        key of the hard negatives' draw.
+        """
         position = torch.from_numpy(span_rows(np.zeros_like(lengths), lengths))
         texts, words, caption = [input_ids], torch.zeros_like(input_ids, dtype=torch.bool), None
         if masked_ids is not None and hidden is not None and self.config.word_weight:
@@ -265,7 +289,7 @@ class AlproFusion(AlproTowers):
         )
 
     def align(self, video: Tensor, plan: AlproPlan, negatives: tuple[Tensor, Tensor] | None = None) -> Aligned:
-        """Contrast, and matching of one fusion call; arguments as `Alpro.forward`."""
+        """Contrast the batch, and match its pairs in one call of the fusion layers. Arguments as `Alpro.forward`."""
         config, batch = self.config, len(video)
         video_BVD = self.video_tokens(video)
         text_ND = self.text_tokens(plan.text_ids, plan.text_positions, plan.packing)

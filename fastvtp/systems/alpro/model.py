@@ -42,7 +42,7 @@ _RANDOM_FRACTION = _KEEP_FRACTION = 0.1  # of the masked words, as in BERT
 
 
 class Alpro(AlproFusion):
-    """Contrast, matching, masked words and prompted entities.
+    """Pretrained by contrast, matching, masked words and prompted entities.
 
     prompter: frozen towers trained by contrast alone (`load_prompter`), and what they make of the entities' prompts.
     """
@@ -62,6 +62,7 @@ class Alpro(AlproFusion):
         self._prompts_seen = False
 
     def init_weights(self) -> None:
+        """As the towers', with no entity prompted yet; uses torch's global generator."""
         super().init_weights()
         self.word_transform.init_weights()
         self.entity_head.apply(init_linear_normal)
@@ -70,6 +71,7 @@ class Alpro(AlproFusion):
             nn.init.zeros_(prompts)
 
     def train(self, mode: bool = True) -> "Alpro":
+        """As of any module, except that the prompter stays in evaluation mode."""
         super().train(mode)
         self.prompter.eval()
         return self
@@ -113,7 +115,7 @@ class Alpro(AlproFusion):
     def forward(
         self, video: Tensor, plan: AlproPlan, *, kind: str = "video", negatives: tuple[Tensor, Tensor] | None = None
     ) -> AlproOutput:
-        """All losses of a batch.
+        """Compute all losses of a batch.
 
         video: uint8 [B, T, H, W, 3]. plan: from `plan`. kind: "video" or "image", whose prompts the entities are.
         negatives: a wrong clip for every text, a wrong text for every clip, int64 [B] each; None: drawn by similarity.
@@ -145,8 +147,11 @@ class Alpro(AlproFusion):
         return AlproOutput(loss, detached, match_logits, match_labels, entity_logits)
 
     def _entity_logits(self, fused: Tensor, cu_seqlens: Tensor, num_patches: int) -> Tensor:
-        """From the mean of the matched pairs' patches inside the crop: the rows behind each one's [CLS], in all
-        `num_patches`."""
+        """Logits of the entities in each crop, [B, E], from the mean of its patches.
+
+        fused: [R, D], which begins with the matched pairs, cu_seqlens int32 [B+1]: of each its [CLS] and then the
+        patches inside its crop, `num_patches` in all.
+        """
         cu_patches = cu_seqlens - torch.arange(len(cu_seqlens), dtype=torch.int32, device=fused.device)
         clip, _ = locate_rows(cu_patches, num_patches)
         rows = torch.arange(1, num_patches + 1, device=fused.device) + clip
@@ -155,7 +160,8 @@ class Alpro(AlproFusion):
 
     @torch.no_grad()
     def _prompted(self, video: Tensor, crop: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-        """The prompter's features of the crops, and of the prompts of this kind of batch."""
+        """The prompter's features of the crops, [B, projection_dim] of unit length, and of the prompts of this kind of
+        batch, [E, projection_dim]. crop: bool [B, S]."""
         return self.prompter.encode_video(video, crop), self.prompts(kind)
 
     def prompts(self, kind: str) -> Tensor:
@@ -169,7 +175,8 @@ class Alpro(AlproFusion):
         return prompts[kind]
 
     def _check_prompts(self) -> None:
-        """Zeros say that every crop shows every entity alike. Read back from the device for the first plan alone."""
+        """Raises UserError where no prompt was ever set: zeros would teach that every crop shows every entity alike.
+        This is read back from the device for the first plan alone."""
         if not (self.video_prompts.any() or self.image_prompts.any()):
             raise UserError("video_prompts and image_prompts are all zero: fill them first, by `encode_prompts`")
         self._prompts_seen = True

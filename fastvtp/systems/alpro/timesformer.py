@@ -30,7 +30,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, kw_only=True)
 class TimeSformerConfig:
-    """Sizes; the defaults are ALPRO's (ViT-B/16)."""
+    """Sizes of clips and of the tower that reads them; the defaults are ALPRO's (ViT-B/16)."""
 
     num_frames: int = 4
     image_size: int = 224
@@ -58,12 +58,12 @@ class TimeSformerConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches of a frame along (height, width)."""
+        """Numbers of patches of a frame along (height, width)."""
         return self.image_size // self.patch_size, self.image_size // self.patch_size
 
     @property
     def num_patches(self) -> int:
-        """Patches of a frame."""
+        """The number of patches of a frame."""
         return self.grid[0] * self.grid[1]
 
 
@@ -85,7 +85,7 @@ class DividedBlock(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, tokens_BND: Tensor, num_frames: int, class_only: bool = False) -> Tensor:
-        """tokens_BND: [B, 1 + T*S, D], the class token first -> the same; class_only: that alone, [B, 1, D]."""
+        """[B, 1 + T*S, D], the class token first, -> the same. class_only: compute the class token alone, [B, 1, D]."""
         x_BTSD = tokens_BND[:, 1:].unflatten(1, (num_frames, -1))
         x_BTSD = x_BTSD + self._along_time(x_BTSD)
         cls_B1D, x_BTSD = self._within_frames(tokens_BND[:, :1], x_BTSD, class_only)
@@ -93,6 +93,7 @@ class DividedBlock(nn.Module):
         return tokens_BND + self._drop(self.mlp(self.norm2(tokens_BND)), tokens_BND.shape[:1])
 
     def _along_time(self, x_BTSD: Tensor) -> Tensor:
+        """What attention along time adds to the patches: [B, T, S, D] -> [B, T, S, D]."""
         qkv = self.temporal_attn.project_qkv(self.temporal_norm(x_BTSD))
         out = axial_attention_packed(qkv.unflatten(-1, (3, self.temporal_attn.num_heads, -1)))
         # Two linear layers in a row are one; the product of their weights costs less than that of the rows with both.
@@ -113,7 +114,7 @@ class DividedBlock(nn.Module):
         return cls_B1D, x_BTSD[:, :, : out.shape[2] - 1] + out[:, :, 1:]
 
     def _drop(self, branch: Tensor, leading: tuple[int, ...]) -> Tensor:
-        """Leaves the branch out for whole sequences, one draw for each entry of the shape `leading`."""
+        """Leave a branch out for whole sequences at random, one draw for each entry of the shape `leading`."""
         if not (self.training and self.drop_path):
             return branch
         shape = (*leading, *(1,) * (branch.ndim - len(leading)))
@@ -122,7 +123,7 @@ class DividedBlock(nn.Module):
 
 
 class TimeSformer(nn.Module):
-    """uint8 frames -> class token and patches, patches averaged over time."""
+    """Makes of a clip's frames a class token and patches, which are averaged over time."""
 
     def __init__(self, config: TimeSformerConfig):
         super().__init__()
@@ -153,10 +154,10 @@ class TimeSformer(nn.Module):
                 nn.init.zeros_(module.temporal_fc.weight)
 
     def embed(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
-        """Class token and embedded patches: uint8 [B, T, H, W, 3] -> [B, 1 + T*S, D].
+        """Embed patches and put the class token before them: uint8 [B, T, H, W, 3] -> [B, 1 + T*S, D].
 
         T is the config's, or 1 for images. shown: bool [B, S]; the other patches of every frame are taken as mid grey
-        or black, as the config's `hidden_patches` says.
+        or black, as the config's `hidden_patches` says. Raises ValueError for clips of another size.
         """
         config = self.config
         frames, size = video.shape[1], config.image_size
@@ -181,14 +182,15 @@ class TimeSformer(nn.Module):
         return torch.cat([cls.expand(len(video), 1, -1), x_BND], dim=1)
 
     def _embedded_blank(self) -> Tensor:
-        """A hidden patch embedded, without its position: [D]."""
+        """What a hidden patch is embedded as, without its position: [D]."""
         if self.config.hidden_patches == "grey":
             return self.bias
         channels = zip(self.weight.unbind(dim=1), CLIP_MEAN, CLIP_STD, strict=True)
         return self.bias - sum(weight.sum(dim=(1, 2, 3)) * (mean / std) for weight, mean, std in channels)
 
     def forward(self, video: Tensor, shown: Tensor | None = None, *, class_only: bool = False) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> [B, 1 + S, D], see `embed`; class_only: the class token alone, [B, 1, D]."""
+        """Read clips, uint8 [B, T, H, W, 3] -> [B, 1 + S, D], the class token first. Arguments as `embed`; class_only:
+        compute the class token alone, [B, 1, D]."""
         tokens_BND = self.embed(video, shown)
         for number, block in enumerate(self.blocks, 1):
             tokens_BND = block(tokens_BND, video.shape[1], class_only and number == len(self.blocks))

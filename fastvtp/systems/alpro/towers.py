@@ -52,9 +52,9 @@ class AlproConfig(TimeSformerConfig, TextConfig):
     text_hidden: int = 3072
     projection_dim: int = 256
     temperature: float = 0.07
-    """Initial value, from 0.001 to 0.5; learned, and brought back within these bounds before each use."""
+    """Initial value, from 0.001 to 0.5; it is learned, and brought back within these bounds before each use."""
     gather_negatives: bool = True
-    """Contrast with the clips of all ranks."""
+    """Contrast each text with the clips of all ranks, and the other way round."""
     negative_temperature: float | None = None
     """Temperature at which wrong pairs are drawn by similarity; None: the contrast's, as released. A sharp contrast
     hands fusion layers that have learned nothing yet only pairs that they cannot tell apart; a higher one mixes in
@@ -65,13 +65,13 @@ class AlproConfig(TimeSformerConfig, TextConfig):
     word_mask_ratio: float = 0.15
     num_entities: int = 1000
     ignore_rule: str = "official"
-    """Crops that teach nothing: "paper", "official", see `fastvtp.systems.alpro.entities.entity_targets`."""
+    """Which crops teach nothing: "paper" or "official", see `fastvtp.systems.alpro.entities.entity_targets`."""
     contrastive_weight: float = 1.0
     matching_weight: float = 1.0
     word_weight: float = 1.0
-    """0: no masked words, whose pass is then left out."""
+    """Weight of the masked words' loss; at 0 no words are masked, and the pass that reads them is left out."""
     entity_weight: float = 1.0
-    """0: no entities; the prompter is not asked."""
+    """Weight of the entities' loss; at 0 there are no entities, and the prompter does not run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,7 +98,7 @@ class AlproPrompterConfig(AlproConfig):
 
 
 class AlproTowers(nn.Module):
-    """Clips and captions to tokens and to features of unit length; `forward` is the prompter's whole objective."""
+    """Makes of clips and captions tokens, and features that are contrasted; `forward` is the prompter's objective."""
 
     averages_unit_views = True
     """Retrieval averages a clip's views after they are scaled to unit length."""
@@ -133,17 +133,17 @@ class AlproTowers(nn.Module):
 
     def logit_scale(self) -> Tensor:
         """The inverse temperature []. The parameter itself is first brought back within its bounds, as released: a
-        temperature that walked beyond them would come back late."""
+        temperature that had walked far beyond them would take long to come back."""
         with torch.no_grad():
             self.temperature.clamp_(*_TEMPERATURES)
         return 1 / self.temperature
 
     def video_tokens(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> [B, V, D]; shown: bool [B, S] patches that are not hidden."""
+        """Read clips: uint8 [B, T, H, W, 3] -> [B, V, D]. shown: bool [B, S], the patches to show; None: all."""
         return self.video_encoder(video, shown)
 
     def text_tokens(self, input_ids: Tensor, positions: Tensor, packing: Packing) -> Tensor:
-        """int64 [N], int64 [N] -> [N, D]."""
+        """Read packed texts, by their token ids and the tokens' positions in their texts: int64 [N] each -> [N, D]."""
         return self.text_encoder(self.text_embeddings(input_ids, positions), packing)
 
     def video_features(self, tokens_BVD: Tensor) -> Tensor:
@@ -184,7 +184,10 @@ class AlproTowers(nn.Module):
             return projection(tokens_BD.float())
 
     def contrast(self, text: Tensor, video: Tensor, sample_ids: Tensor | None) -> Tensor:
-        """InfoNCE, mean of both directions, of unit-length features [B, projection_dim] -> []."""
+        """InfoNCE, mean of both directions, of features [B, projection_dim] each, of which rows i belong together: [].
+
+        sample_ids: int64 [B]; rows with equal ids are the same clip and no negatives of each other.
+        """
         return video_text_contrast(
             text, video, self.logit_scale(), sample_ids=sample_ids, group=world_group(self.config.gather_negatives)
         )

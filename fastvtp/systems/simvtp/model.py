@@ -44,10 +44,14 @@ from fastvtp_kernels import hard_negatives, masked_pixel_loss, text_mask
 
 @dataclass(frozen=True)
 class SimVTPOutput:
-    """loss: [] weighted sum. terms: unweighted detached losses and accuracies by name, each []. What follows keeps its
-    graph: pixel_prediction [B, Kp, P]; word_features [M, D], what the word head sees of the masked words;
-    encoded [N, D], the encoder's output in the plan's packing; text_features, video_features [B, D or projection_dim]
-    of the contrast, not normalised; match_logits [2B, 2] of the matched and mismatched pairs, match_labels int64 [2B].
+    """What `SimVTP.forward` gives; all but `terms` keeps its graph.
+
+    loss: [], the weighted sum of the losses. terms: unweighted losses and accuracies by name, [] each, detached.
+    pixel_prediction: [B, Kp, P]. word_features: [M, D], what the word head sees of the masked words.
+    encoded: [N, D], the encoder's output in the plan's packing.
+    text_features, video_features: [B, D or projection_dim], what the contrast compares, not scaled to unit length.
+    match_logits: [2B, 2], (no, yes) of the matched and then the mismatched pairs. match_labels: int64 [2B], see
+        `matching_labels`.
     """
 
     loss: Tensor
@@ -95,10 +99,11 @@ class SimVTP(nn.Module):
     def plan(
         self, input_ids: Tensor, text_lengths: Sequence[int], sample_ids: Tensor, *, seed: int, step: int
     ) -> SimVTPPlan:
-        """Draw the masks of a step and lay out its sequences, all from (seed, step, sample id).
+        """Draw the masks of a step and lay out its sequences, all of it from (seed, step, sample id).
 
         input_ids: int64 [Nt] packed captions, on the CPU. text_lengths: tokens of each caption, B host integers.
-        sample_ids: int64 [B] keys of the masks, on the CPU. Returns the plan on the model's device.
+        sample_ids: int64 [B] keys of the masks, on the CPU. Returns the plan on the model's device. Raises ValueError
+        where the captions do not fit their lengths or the model's positions.
         """
         config = self.config
         lengths = np.asarray(text_lengths, dtype=np.int64)
@@ -125,11 +130,11 @@ class SimVTP(nn.Module):
         ).to(self.device)
 
     def forward(self, video: Tensor, plan: SimVTPPlan) -> SimVTPOutput:
-        """All four losses of a batch. video: uint8 [B, T, H, W, 3]; plan: from `plan`."""
+        """Compute all four losses of a batch of clips, uint8 [B, T, H, W, 3], with what `plan` drew for it."""
         config, (batch_size, num_visible) = self.config, plan.visible.shape
         tubelets = self.video_embeddings(video, plan.visible).flatten(0, 1)
         pool = torch.cat([tubelets, self.text_embeddings(plan.text_ids, plan.text_positions)])
-        x_ND = self.encoder(pool, Rows(plan.packing, sources=plan.gather))
+        x_ND = self.encoder(pool, Rows(plan.packing, sources=plan.sources))
 
         visible = take_rows(x_ND, plan.joint_video_rows).view(batch_size, num_visible, -1)
         pixel_prediction = self.decoder(visible, plan.visible, plan.predicted)
@@ -184,7 +189,7 @@ class SimVTP(nn.Module):
     def _mismatched(
         self, pool: Tensor, plan: SimVTPPlan, means: Sequence[Tensor], text: Tensor, video: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Means of the wrong pairs, float32 [B, D], and the labels of all 2B pairs."""
+        """The mean encoded token of each wrong pair, float32 [B, D], and the labels of all 2B pairs, int64 [2B]."""
         if plan.mismatched is None:
             return means[3], plan.match_labels
         with torch.no_grad():
@@ -196,7 +201,7 @@ class SimVTP(nn.Module):
                 step=plan.step,
                 groups=plan.sample_ids,
             )
-        sources = plan.mismatched.gather(clips.clamp(min=0), plan.visible.shape[1])
+        sources = plan.mismatched.sources(clips.clamp(min=0), plan.visible.shape[1])
         x_ND = self.encoder(pool, Rows(plan.mismatched.packing, sources=sources))
         # a caption whose clip is the whole batch has no negative
         return segment_mean(x_ND, plan.mismatched.packing.cu_seqlens), matching_labels(clips >= 0)

@@ -1,6 +1,7 @@
 """The light decoder that turns visible features into the pixels of masked tubelets.
 
-Shape legend: B = clips, Kv / Kp = visible / predicted tokens of a clip, D = width, P = values of a tubelet.
+Shape legend: B = clips, Kv / Kp = visible / predicted tokens of a clip, N = packed tokens, M = those of a memory,
+D = width, P = values of a tubelet.
 """
 
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class CrossTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, x_ND: Tensor, memory_MD: Tensor, packing: Packing, memory_packing: Packing) -> Tensor:
+        """[N, D], looking at a memory [M, D] that is packed into equally many sequences, -> [N, D]."""
         for block in self.blocks:
             x_ND = block(x_ND, memory_MD, packing, memory_packing)
         return self.norm(x_ND)
@@ -78,12 +80,16 @@ class VideoDecoder(nn.Module):
         self.register_buffer("positions", torch.empty(num_tokens, width), persistent=False)
 
     def init_weights(self) -> None:
+        """VideoMAE's initialisation, with the mask token of deviation 0.02; uses torch's global generator."""
         self.apply(init_linear_xavier)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.positions.copy_(sincos_positions(*self.positions.shape))
 
     def forward(self, visible: Tensor, visible_index: Tensor, predicted_index: Tensor) -> Tensor:
-        """visible: [B, Kv, D_encoder], indices: int32 [B, Kv], [B, Kp] -> prediction [B, Kp, P]."""
+        """Predict tubelets from visible features, [B, Kv, encoder_width]: -> [B, Kp, P].
+
+        visible_index, predicted_index: int32 [B, Kv] and [B, Kp], the places of both in the clip.
+        """
         # under autocast the residual stream stays float32, as in the encoder
         x = self.project(visible).to(self.mask_token.dtype)
         decode = self._joint if self.kind == "joint" else self._cross

@@ -38,7 +38,7 @@ class VideoEncoderConfig:
     num_frames: int = 16
     image_size: int = 224
     tubelet: tuple[int, int, int] = (2, 16, 16)
-    """Time, height, width."""
+    """Frames, rows and columns of pixels that make up one token."""
     width: int = 768
     depth: int = 12
     num_heads: int = 12
@@ -46,13 +46,13 @@ class VideoEncoderConfig:
     qkv_bias: bool = True
     """Biases of queries and values; keys never have one."""
     layer_scale: float = 0.0
-    """Initial value of the learned scale of each residual branch; 0: none."""
+    """Initial value of the learned scale of each residual branch; 0: branches are not scaled."""
     drop_path: float = 0.0
     """Probability that a sequence skips a branch of the last block; it rises linearly from 0 at the first."""
     norm_eps: float = 1e-6
-    """Of the transformers' LayerNorms; transformers (the library) has 1e-12."""
+    """What the transformers' LayerNorms add to a variance; transformers (the library) has 1e-12."""
     head_norm_eps: float = 1e-6
-    """Of the LayerNorms right before heads; transformers has 1e-5."""
+    """What LayerNorms right before heads add to a variance; transformers has 1e-5."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tubelet", tuple(self.tubelet))  # JSON gives lists
@@ -75,17 +75,17 @@ class VideoEncoderConfig:
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Tubelets along (time, height, width)."""
+        """Numbers of tubelets along (time, height, width)."""
         pt, ph, pw = self.tubelet
         return self.num_frames // pt, self.image_size // ph, self.image_size // pw
 
     @property
     def num_tokens(self) -> int:
-        """Tubelets of a clip."""
+        """The number of tubelets of a clip."""
         return math.prod(self.grid)
 
     def transformer(self, *, final_norm: bool = True) -> Transformer:
-        """The encoder's blocks, uninitialised."""
+        """An encoder of these sizes, its weights not yet drawn. final_norm: end in a LayerNorm."""
         encoder = Transformer(
             self.width,
             self.depth,
@@ -111,9 +111,10 @@ class VideoMAEConfig(VideoEncoderConfig):
 
     video_mask_ratio: float = 0.9
     encoder_norm: bool = True
-    """LayerNorm after the encoder's last block."""
+    """Put a LayerNorm behind the encoder's last block."""
     decoder: str = "joint"
-    """"joint": self-attention over visible and predicted tokens; "cross": predicted tokens look at visible ones."""
+    """Whether visible and predicted tokens attend to one another ("joint"), or predicted tokens look at visible ones
+    alone ("cross")."""
     decoder_width: int = 384
     decoder_depth: int = 4
     decoder_num_heads: int = 6
@@ -122,7 +123,8 @@ class VideoMAEConfig(VideoEncoderConfig):
     prediction_ratio: float = 0.5
     """Share of the masked tokens that is predicted, where `prediction` is not "all"."""
     normalize_target: bool = True
-    """Pixels less their mean over their standard deviation, per tubelet and channel; else plain pixels in [0, 1]."""
+    """Predict pixels less their mean over their standard deviation, within each tubelet and channel, and not plain ones
+    in [0, 1]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,7 +144,8 @@ class VideoMAEConfig(VideoEncoderConfig):
             raise ValueError(f"prediction_ratio must be in (0, 1], got {self.prediction_ratio}")
 
     def draw_masks(self, sample_ids: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Visible and predicted tokens of each clip, int32 [B, Kv] and [B, Kp], from (seed, step, sample id)."""
+        """Draw the visible and the predicted tokens of each clip, int32 [B, Kv] and [B, Kp], from (seed, step, sample
+        id). sample_ids: int64 [B], on the CPU."""
         draw = {"seed": seed, "step": step, "sample_ids": sample_ids}
         tubes: TubeMask = tube_mask(len(sample_ids), self.grid, self.video_mask_ratio, **draw)
         if self.prediction == "all":
@@ -156,11 +159,11 @@ class VideoMAEConfig(VideoEncoderConfig):
 
     @property
     def target_normalization(self) -> Literal["patch_channel"] | None:
-        """`normalize` of `fastvtp_kernels.masked_pixel_loss`."""
+        """The argument `normalize` of `fastvtp_kernels.masked_pixel_loss` that `normalize_target` stands for."""
         return "patch_channel" if self.normalize_target else None
 
     def video_decoder(self) -> VideoDecoder:
-        """The decoder, uninitialised."""
+        """A decoder of these sizes, its weights not yet drawn."""
         sizes = DecoderSizes(
             self.decoder_width,
             self.decoder_depth,
@@ -179,7 +182,8 @@ class VideoMAEConfig(VideoEncoderConfig):
 
 @dataclass(frozen=True)
 class VideoMAEPlan:
-    """Tokens of one step: visible, predicted int32 [B, Kv], [B, Kp]; predicted ones are masked."""
+    """The tokens of a step that the encoder sees and the decoder predicts: visible int32 [B, Kv], predicted int32 [B,
+    Kp]."""
 
     visible: Tensor
     predicted: Tensor
@@ -187,7 +191,8 @@ class VideoMAEPlan:
 
 @dataclass(frozen=True)
 class VideoMAEOutput:
-    """loss: []. terms: detached losses by name, each []. pixel_prediction: [B, Kp, P], with its graph."""
+    """What `VideoMAE.forward` gives. loss: []. terms: the loss by name, [], detached. pixel_prediction: [B, Kp, P],
+    with its graph."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -195,7 +200,7 @@ class VideoMAEOutput:
 
 
 class VideoEmbeddings(nn.Module):
-    """Tubelet embedding of the listed tokens plus fixed positions; tubelets that are not listed are never read."""
+    """Embeds the listed tubelets of clips and adds fixed positions; tubelets that are not listed are never read."""
 
     positions: Tensor
 
@@ -207,12 +212,16 @@ class VideoEmbeddings(nn.Module):
         self.register_buffer("positions", torch.empty(self.num_tokens, width), persistent=False)
 
     def init_weights(self) -> None:
+        """VideoMAE's initialisation; uses torch's global generator."""
         nn.init.xavier_uniform_(self.weight.view(self.weight.shape[0], -1))
         nn.init.zeros_(self.bias)
         self.positions.copy_(sincos_positions(*self.positions.shape))
 
     def forward(self, video: Tensor, index: Tensor | None = None) -> Tensor:
-        """video: uint8 [B, T, H, W, 3], index: int32 [B, K] (None: all tokens) -> [B, K, D]."""
+        """Embed the tubelets that `index` lists, int32 [B, K]; None: all. uint8 [B, T, H, W, 3] -> [B, K, D].
+
+        Raises ValueError for clips of another size than the config's.
+        """
         expected = tuple(cells * size for cells, size in zip(self.grid, self.tubelet, strict=True))
         if tuple(video.shape[1:4]) != expected:
             raise ValueError(f"video must be [B, {', '.join(map(str, expected))}, 3], got {list(video.shape)}")
@@ -230,7 +239,7 @@ class VideoEmbeddings(nn.Module):
         )
 
     def embed_clips(self, video: Tensor, index: Tensor | None = None) -> tuple[Tensor, Packing]:
-        """The same tokens as packed sequences, one a clip: [B*K, D], packing."""
+        """What `forward` gives as packed rows [B*K, D], with their packing, in which each clip is a sequence."""
         x_BKD = self(video, index)
         return x_BKD.flatten(0, 1), Packing.uniform(*x_BKD.shape[:2], device=video.device)
 
@@ -264,7 +273,7 @@ class VideoMAE(nn.Module):
         return on_device(VideoMAEPlan(visible, predicted), self.device)
 
     def forward(self, video: Tensor, plan: VideoMAEPlan) -> VideoMAEOutput:
-        """The reconstruction loss of a batch. video: uint8 [B, T, H, W, 3]; plan: from `plan`."""
+        """Compute the reconstruction loss of a batch of clips, uint8 [B, T, H, W, 3], with what `plan` drew for it."""
         prediction = self.decoder(self.video_tokens(video, plan.visible), plan.visible, plan.predicted)
         loss = masked_pixel_loss(
             prediction,

@@ -119,7 +119,7 @@ def test_words_predicted_are_the_masked_ones():
     assert (masked_ids[hidden] == 4).all()
     assert torch.equal(plan.word_labels, input_ids[hidden])
     # the packed row of a masked word holds exactly its embedding from the pool
-    pool_rows = plan.gather[plan.word_rows] - plan.visible.numel()
+    pool_rows = plan.sources[plan.word_rows] - plan.visible.numel()
     assert torch.equal(pool_rows, hidden.nonzero().squeeze(1))
     assert not hidden[(input_ids == 2) | (input_ids == 3)].any()
 
@@ -290,6 +290,6 @@ def test_sequence_builder():
     a, b = (np.array([0, 2]), np.array([2, 2])), (np.array([4, 5]), np.array([1, 3]))
     assert builder.add(a, b).tolist() == [0, 3]
     assert builder.add(b).tolist() == [8, 9]
-    assert builder.gather().tolist() == [0, 1, 4, 2, 3, 5, 6, 7, 4, 5, 6, 7]
+    assert builder.sources().tolist() == [0, 1, 4, 2, 3, 5, 6, 7, 4, 5, 6, 7]
     assert builder.packing().cu_seqlens.tolist() == [0, 3, 8, 9, 12]
     assert builder.packing().max_seqlen == 5
