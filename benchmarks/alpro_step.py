@@ -12,15 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
+from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
 from fastvtp.systems.alpro.fusion import AlproPlan
 from fastvtp.systems.alpro.model import Alpro
-from fastvtp.systems.alpro.timesformer import (
-    CLIP_MEAN,
-    CLIP_STD,
-    DividedBlock,
-    TimeSformer,
-    TimeSformerConfig,
-)
+from fastvtp.systems.alpro.timesformer import DividedBlock, TimeSformer, TimeSformerConfig
 from fastvtp.systems.alpro.towers import AlproConfig
 from fastvtp.systems.catalogue import build_model, model_config
 

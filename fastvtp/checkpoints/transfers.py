@@ -4,7 +4,7 @@ from functools import partial
 
 from fastvtp.checkpoints.image_towers import LEFT_OUT, spatial_encoder
 from fastvtp.checkpoints.kinds import Transfer
-from fastvtp.systems.alpro.timesformer import CLIP_MEAN, CLIP_STD
+from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
 
 _TO_BOTH_TOWERS = (("encoder.blocks.", ("video_encoder.blocks.", "text_encoder.blocks.")),)
 _TO_VIDEO_TOWER = (("encoder.blocks.", ("video_encoder.blocks.",)),)

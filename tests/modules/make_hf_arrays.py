@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastvtp.systems.alpro.timesformer import CLIP_MEAN, CLIP_STD
+from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
 
 ARRAYS = Path(__file__).parent / "arrays"
 

@@ -21,11 +21,9 @@ from fastvtp.modules.checks import (
 from fastvtp.modules.layers import Mlp, init_linear_normal, rising_drop_path
 from fastvtp.modules.linear import linear
 from fastvtp.modules.packing import Packing
+from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
 from fastvtp.modules.rows import QueryRows, Rows
 from fastvtp_kernels import axial_attention_packed, tubelet_embed
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,16 +24,12 @@ from fastvtp.data.loader import VideoTextBatch
 from fastvtp.evaluation.inference import inference
 from fastvtp.evaluation.retrieval import encode_retrieval, retrieval_metrics
 from fastvtp.modules.packing import Packing
+from fastvtp.modules.pixels import IMAGENET_MEAN, IMAGENET_STD
 from fastvtp.systems.recipes import get_recipe
 from fastvtp.systems.simvtp.config import SimVTPConfig
 from fastvtp.systems.simvtp.model import SimVTP
 from fastvtp.systems.simvtp.plan import CaptionTokens, SimVTPPlan, StepMasks, lay_out
-from fastvtp.systems.videomae.model import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    VideoMAE,
-    VideoMAEConfig,
-)
+from fastvtp.systems.videomae.model import VideoMAE, VideoMAEConfig
 from fastvtp.training.config import TrainConfig, apply_overrides
 from fastvtp_kernels import masked_pixel_loss, text_mask
 from fastvtp_kernels.packing import locate_rows

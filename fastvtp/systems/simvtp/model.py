@@ -31,14 +31,11 @@ from fastvtp.modules.losses import (
     random_mismatch,
 )
 from fastvtp.modules.packing import check_texts, offsets
+from fastvtp.modules.pixels import IMAGENET_MEAN, IMAGENET_STD
 from fastvtp.modules.rows import Rows, segment_mean, take_rows
 from fastvtp.systems.simvtp.config import SimVTPConfig
 from fastvtp.systems.simvtp.plan import CaptionTokens, SimVTPPlan, StepMasks, lay_out
-from fastvtp.systems.videomae.model import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    VideoEmbeddings,
-)
+from fastvtp.systems.videomae.model import VideoEmbeddings
 from fastvtp_kernels import hard_negatives, masked_pixel_loss, text_mask
 
 

@@ -23,12 +23,10 @@ from fastvtp.modules.layers import (
     set_norm_eps,
 )
 from fastvtp.modules.packing import Packing, on_device
+from fastvtp.modules.pixels import IMAGENET_MEAN, IMAGENET_STD
 from fastvtp.modules.positions import sincos_positions
 from fastvtp.systems.videomae.decoder import DECODERS, DecoderSizes, VideoDecoder
 from fastvtp_kernels import TubeMask, masked_pixel_loss, running_cell_mask, tube_mask, tubelet_embed
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from fastvtp.checkpoints.loading import absent_parts, load_released
 from fastvtp.errors import UserError
 from fastvtp.modules.packing import Packing
+from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
 from fastvtp.systems.alpro.entities import (
     IGNORE_RULES,
     average_prompts,
@@ -23,11 +24,7 @@ from fastvtp.systems.alpro.finetuning import (
 )
 from fastvtp.systems.alpro.fusion import AlproFusion
 from fastvtp.systems.alpro.model import Alpro
-from fastvtp.systems.alpro.timesformer import (
-    CLIP_MEAN,
-    CLIP_STD,
-    TimeSformer,
-)
+from fastvtp.systems.alpro.timesformer import TimeSformer
 from fastvtp.systems.alpro.towers import (
     AlproConfig,
     AlproPrompterConfig,

@@ -12,14 +12,10 @@ from torch import Tensor, nn
 
 from fastvtp.errors import UserError
 from fastvtp.evaluation.retrieval import retrieval_metrics, retrieval_ranks
+from fastvtp.modules.pixels import IMAGENET_MEAN, IMAGENET_STD
 from fastvtp.modules.rows import take_rows
 from fastvtp.systems.catalogue import build_model
-from fastvtp.systems.videomae.model import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    VideoEmbeddings,
-    VideoMAEConfig,
-)
+from fastvtp.systems.videomae.model import VideoEmbeddings, VideoMAEConfig
 from fastvtp.training.config import OptimizerConfig
 from fastvtp.training.optimizer import learning_rate_at
 from fastvtp_kernels import masked_pixel_loss, tubelet_embed
