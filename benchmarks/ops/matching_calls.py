@@ -128,10 +128,17 @@ def released_scores(model: AlproFusion, batches: Sequence[VideoTextBatch]) -> Te
         for some in torch.arange(len(ids)).split(RELEASED_PAIRS):
             ends = _offsets([lengths[text] for text in some.tolist()])
             longest = max(lengths[text] for text in some.tolist())
-            tokens, _ = model.encode_texts(torch.cat([ids[text] for text in some.tolist()]), ends, longest)
-            clip_tokens, _ = model.encode_clips(clip[None])
+            tokens, _ = model.read_texts(torch.cat([ids[text] for text in some.tolist()]), ends, longest)
+            clip_tokens, _ = model.read_clips(clip[None])
             index = torch.arange(len(some))
-            scores[some, place] = model.score_pairs(tokens, ends, longest, clip_tokens, index, torch.zeros_like(index))
+            scores[some, place] = model.score_pairs(
+                tokens,
+                clip_tokens,
+                cu_seqlens=ends,
+                max_seqlen=longest,
+                text_index=index,
+                clip_index=torch.zeros_like(index),
+            )
     return scores
 
 

@@ -12,15 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
+from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
 from fastvtp.systems.alpro.fusion import AlproPlan
 from fastvtp.systems.alpro.model import Alpro
-from fastvtp.systems.alpro.timesformer import (
-    CLIP_MEAN,
-    CLIP_STD,
-    DividedBlock,
-    TimeSformer,
-    TimeSformerConfig,
-)
+from fastvtp.systems.alpro.timesformer import DividedBlock, TimeSformer, TimeSformerConfig
 from fastvtp.systems.alpro.towers import AlproConfig
 from fastvtp.systems.catalogue import build_model, model_config
 
@@ -96,8 +91,8 @@ def alpro_batch(model: Alpro, options: Options) -> AlproBatch:
     text = padded(plan.text_ids.cpu(), [*lengths, *lengths], config.pad_token_id).to(device)
     text = pad(text, (0, LONGEST_CAPTION - text.shape[1]), value=config.pad_token_id)
     labels = torch.full_like(text[:clips], -100)
-    words = slice(len(plan.wanted.pair) - len(plan.word_labels), None)
-    labels[plan.wanted.pair[words] - 3 * clips, plan.wanted.position[words]] = plan.word_labels
+    words = slice(len(plan.pair_rows.pair) - len(plan.word_labels), None)
+    labels[plan.pair_rows.pair[words] - 3 * clips, plan.pair_rows.position[words]] = plan.word_labels
     each = torch.arange(clips, device=device)
     negatives = (each + 1) % clips, (each - 1) % clips
     crops = clip * shown[:, None, None]
@@ -143,7 +138,7 @@ def alpro_flops(config: AlproConfig, batch: AlproBatch) -> int:
     lengths = plan.packing.cu_seqlens.cpu().long().diff()
     plain, masked = lengths.split(clips)
     pairs = torch.cat([plain, plain, plain[batch.negatives[1].cpu()], masked]) + 1 + config.num_patches
-    read = plan.wanted.packing.cu_seqlens.cpu().long().diff()
+    read = plan.pair_rows.packing.cu_seqlens.cpu().long().diff()
     rows = int(pairs.sum())
     texts = transformer_flops(int(lengths.sum()), int((lengths**2).sum()), width, config.text_depth, ratio)
     fusion = transformer_flops(rows, int((pairs**2).sum()), width, config.fusion_depth - 1, ratio)

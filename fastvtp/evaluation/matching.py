@@ -26,19 +26,31 @@ from fastvtp.evaluation.retrieval import (
 class MatchingModel(Module, Protocol):
     """What is asked of a model with a matching head (ALPRO)."""
 
-    def encode_texts(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
-        """Packed captions -> tokens [tokens, D] and features of unit length [B, P]."""
+    def read_texts(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
+        """Packed captions, int64 [tokens] and int32 [B+1] -> their tokens [tokens, D] and features of unit length
+        [B, P]. max_seqlen: a bound on the longest caption."""
         ...
 
-    def encode_clips(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, T, H, W, 3] -> tokens [B, V, D] and features of unit length [B, P]."""
+    def read_clips(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Clips, uint8 [B, T, H, W, 3] -> their tokens [B, V, D] and features of unit length [B, P]."""
         ...
 
     def score_pairs(
-        self, text_tokens: Tensor, cu_seqlens: Tensor, max_seqlen: int, clip_tokens: Tensor,
-        text_index: Tensor, clip_index: Tensor, *, odds: bool = True,
-    ) -> Tensor:  # fmt: skip
-        """Log-odds that pairs belong together, or the logit for it alone: int64 [Q], int64 [Q] -> [Q]."""
+        self,
+        text_tokens: Tensor,
+        clip_tokens: Tensor,
+        *,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        text_index: Tensor,
+        clip_index: Tensor,
+        odds: bool = True,
+    ) -> Tensor:
+        """Log-odds that the texts and clips of pairs belong together, [Q]; odds False: the logit for it alone.
+
+        text_tokens: [tokens, D] with cu_seqlens and max_seqlen, as `read_texts` gave them. clip_tokens: [M, V, D].
+        text_index, clip_index: int64 [Q], the text and the clip of each pair.
+        """
         ...
 
 
@@ -81,11 +93,12 @@ def encode_set(
         for batch in tqdm(loader, desc="encoding", unit="batch", disable=not progress):
             new = batch.sample_ids.tolist()
             found = captions(batch, range(len(new)))
-            text, text_features = model.encode_texts(
-                found.input_ids.to(device, non_blocking=True), found.cu_seqlens.to(device, non_blocking=True),
+            text, text_features = model.read_texts(
+                found.input_ids.to(device, non_blocking=True),
+                found.cu_seqlens.to(device, non_blocking=True),
                 max(found.lengths),
-            )  # fmt: skip
-            clip, clip_features = model.encode_clips(batch.video.to(device, non_blocking=True))
+            )
+            clip, clip_features = model.read_clips(batch.video.to(device, non_blocking=True))
             texts.append(text)
             clips.append(clip)
             features.append((text_features.float(), clip_features.float()))
@@ -98,10 +111,15 @@ def encode_set(
     with torch.autocast(text_features.device.type, enabled=False):  # in bfloat16 they would tie
         similarity = text_features @ clip_features.T
     return EncodedSet(
-        torch.cat(texts), torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=texts[0].device),
-        max(lengths), torch.cat(clips), similarity, [caption for of_clip in said for caption in of_clip], ids,
-        torch.tensor([row for row, of_clip in enumerate(said) for _ in of_clip]),
-    )  # fmt: skip
+        text_tokens=torch.cat(texts),
+        cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=texts[0].device),
+        max_seqlen=max(lengths),
+        clip_tokens=torch.cat(clips),
+        similarity=similarity,
+        captions=[caption for of_clip in said for caption in of_clip],
+        ids=ids,
+        video_of_text=torch.tensor([row for row, of_clip in enumerate(said) for _ in of_clip]),
+    )
 
 
 def match_scores(
@@ -184,9 +202,14 @@ def _score(
     with inference(model), bar:
         for texts, clips in zip(text_index.split(pairs_per_call), clip_index.split(pairs_per_call), strict=True):
             found = model.score_pairs(
-                encoded.text_tokens, encoded.cu_seqlens, encoded.max_seqlen, encoded.clip_tokens, texts, clips,
+                encoded.text_tokens,
+                encoded.clip_tokens,
+                cu_seqlens=encoded.cu_seqlens,
+                max_seqlen=encoded.max_seqlen,
+                text_index=texts,
+                clip_index=clips,
                 odds=odds,
-            )  # fmt: skip
+            )
             scores[texts, clips] = found.float()
             bar.update(len(texts))
     if ranks > 1:

@@ -23,15 +23,24 @@ UNIT_NORM_TOLERANCE = 0.02  # bf16 embeddings miss a norm of 1 by up to 0.4 %
 
 
 class RetrievalModel(Module, Protocol):
-    """What `encode_retrieval` asks of a model, an `nn.Module`. Both results are float [B, D]."""
+    """What `encode_retrieval` asks of a model, an `nn.Module`. Vectors are floats [B, D]: as they come from `embed_*`,
+    scaled to unit length from `encode_*`."""
+
+    averages_unit_views: bool
+    """Whether the views of a clip have unit length before they are averaged (VideoPrism, ALPRO), or only their mean
+    (SimVTP)."""
 
     def embed_video(self, video: Tensor) -> Tensor:
-        """video: uint8 [B, T, H, W, C]; the result is not normalised yet."""
+        """One vector for each clip, not scaled: uint8 [B, T, H, W, C] -> [B, D]."""
+        ...
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        """`embed_video` at unit length."""
         ...
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """input_ids: int64 [tokens of all texts], cu_seqlens: int32 [B+1], max_seqlen: a bound on the longest text.
-        The result is of unit length."""
+        """One vector of unit length for each text: int64 [tokens of all texts], int32 [B+1] -> [B, D]. max_seqlen: a
+        bound on the longest text."""
         ...
 
 
@@ -78,28 +87,31 @@ def encode_retrieval(
     A batch has `video` uint8 [B, T, H, W, C], `input_ids` int64 [tokens], `cu_seqlens` int32 [B+1],
     `max_text_length` int, `captions` list[str] and `sample_ids` int64 [B]. Autocast, if wanted, is the caller's.
 
-    Where `sample_ids` repeat, in whatever batches, they are views of one clip: its embedding is the mean over them of
-    what `embed_video` gives, normalised only then (SimVTP), and its captions are embedded once.
+    Where `sample_ids` repeat, in whatever batches, they are views of one clip: its embedding is the mean over them,
+    scaled to unit length, of what `embed_video` gives, or `encode_video` where the model `averages_unit_views`; its
+    captions are embedded once.
 
     captions: which captions a clip has, see `fastvtp.evaluation.captions`.
 
     Raises ValueError for an empty loader, shapes that do not fit and rows that are not of unit length (NaN included).
     """
+    look = "encode_video" if model.averages_unit_views else "embed_video"
     videos, texts, said = ViewMean(), dict[int, Tensor](), dict[int, tuple[str, ...]]()
     with inference(model):
         for batch in tqdm(loader, desc="encoding", unit="batch", disable=not progress):
             ids = batch.sample_ids.tolist()
-            video = model.embed_video(batch.video.to(device, non_blocking=True)).float()
+            video = getattr(model, look)(batch.video.to(device, non_blocking=True)).float()
             if video.ndim != 2 or len(video) != len(ids):
-                raise ValueError(f"embed_video must give [{len(ids)}, D], got {list(video.shape)}")
+                raise ValueError(f"{look} must give [{len(ids)}, D], got {list(video.shape)}")
             new = videos.add(ids, video)
             if not new:
                 continue
             found = captions(batch, new)
             text = model.encode_text(
-                found.input_ids.to(device, non_blocking=True), found.cu_seqlens.to(device, non_blocking=True),
+                found.input_ids.to(device, non_blocking=True),
+                found.cu_seqlens.to(device, non_blocking=True),
                 max(found.lengths),
-            )  # fmt: skip
+            )
             expected = [len(found.lengths), video.shape[1]]
             if list(text.shape) != expected:
                 raise ValueError(f"encode_text must give {expected}, got {list(text.shape)}")
@@ -112,15 +124,18 @@ def encode_retrieval(
     # Outside inference mode, so that the results are ordinary tensors which a probe may still train on.
     text = torch.cat([texts[index] for index in means])
     video = normalize(torch.stack(list(means.values())), dim=1)
-    for name, embedding in (("encode_text", text), ("normalised, embed_video", video)):
+    for name, embedding in (("encode_text", text), (f"normalised, {look}", video)):
         norms = embedding.norm(dim=1)
         if not (norms - 1).abs().le(UNIT_NORM_TOLERANCE).all():
             raise UserError(f"{name} must give rows of unit length, got norms {norms.min():.3g} to {norms.max():.3g}")
     by_clip = [said[index] for index in means]
     return RetrievalEmbeddings(
-        text, video, [caption for of_clip in by_clip for caption in of_clip], list(means),
-        torch.tensor([row for row, of_clip in enumerate(by_clip) for _ in of_clip]),
-    )  # fmt: skip
+        text,
+        video,
+        captions=[caption for of_clip in by_clip for caption in of_clip],
+        ids=list(means),
+        video_of_text=torch.tensor([row for row, of_clip in enumerate(by_clip) for _ in of_clip]),
+    )
 
 
 def retrieval_ranks(

@@ -1,6 +1,6 @@
 """BERT on packed tokens (arXiv:1810.04805): input embeddings, post-norm layers, the word head's transform.
 
-Shape legend: N = packed tokens of all sequences, D = width.
+Shape legend: B = texts, N = packed tokens of all sequences, M = rows of a source, R = query rows, D = width.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastvtp.modules.attention import Asking, Attention
+from fastvtp.modules.attention import Attention
 from fastvtp.modules.checks import (
     check_ids,
     check_positive,
@@ -20,13 +20,13 @@ from fastvtp.modules.layers import (
     run_blocks,
 )
 from fastvtp.modules.packing import Packing, pad_sequences
-from fastvtp.modules.rows import composed, take_rows
+from fastvtp.modules.rows import Rows
 from fastvtp_kernels.packing import locate_rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Vocabulary and captions; the defaults are those of bert-base-uncased in the released SimVTP."""
+    """Sizes of the vocabulary and of captions; the defaults are those of bert-base-uncased in the released SimVTP."""
 
     vocab_size: int = 30522
     max_text_length: int = 512
@@ -37,16 +37,17 @@ class TextConfig:
     """Carry [PAD] rows up to the longest caption of the batch; nobody attends to them, but means count them."""
 
     def check_text(self) -> None:
-        """Raises ValueError with one line."""
+        """Check these fields; raises ValueError with one line for the first that cannot be."""
         check_positive(self, "vocab_size", "max_text_length")
         check_share(self, "text_dropout")
         check_ids(self, "pad_token_id")
 
 
 class TextEmbeddings(nn.Module):
-    """Word + position + segment-0 embedding, LayerNorm, dropout (BERT, arXiv:1810.04805, section 3).
+    """The sum of a token's word, position and segment embedding, a LayerNorm, dropout (BERT, arXiv:1810.04805, section
+    3).
 
-    Keeps BERT's two-row segment table, of which captions use row 0, so that its weights load unchanged.
+    BERT's two-row segment table, of which captions use row 0, is kept so that its weights load unchanged.
     """
 
     def __init__(self, config: TextConfig, width: int):
@@ -59,21 +60,23 @@ class TextEmbeddings(nn.Module):
         self.pad_token_id = config.pad_token_id if config.pad_text else None
 
     def init_weights(self) -> None:
+        """Draw the tables as BERT does; uses torch's global generator."""
         for table in (self.word_embeddings, self.position_embeddings, self.token_type_embeddings):
             nn.init.normal_(table.weight, std=0.02)
         nn.init.ones_(self.norm.weight)
         nn.init.zeros_(self.norm.bias)
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """input_ids, positions: int64 [N] -> [N, D]."""
+        """Embed tokens by their ids and their positions within their texts: int64 [N] each -> [N, D]."""
         x_ND = self.word_embeddings(input_ids) + self.position_embeddings(positions)
         x_ND = x_ND + self.token_type_embeddings.weight[0]
         return self.dropout(self.norm(x_ND))
 
     def embed_texts(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Packing]:
-        """Whole texts, padded where the config says so: int64 [N], int32 [B+1] -> [N or B * max_seqlen, D], packing.
+        """Embed whole texts, int64 [N] divided by cu_seqlens int32 [B+1]; max_seqlen: a bound on the longest.
 
-        Raises ValueError where the longest has more tokens than there are positions.
+        Returns [N, D], or [B * max_seqlen, D] where the config pads texts, and how these rows divide into texts. Raises
+        ValueError where `max_seqlen` is more than there are positions.
         """
         if max_seqlen > self.position_embeddings.num_embeddings:
             raise ValueError(
@@ -82,12 +85,12 @@ class TextEmbeddings(nn.Module):
         if self.pad_token_id is None:
             _, positions = locate_rows(cu_seqlens, len(input_ids))
             return self(input_ids, positions), Packing(cu_seqlens, max_seqlen)
-        input_ids, positions, packing = pad_sequences(input_ids, cu_seqlens, max_seqlen, self.pad_token_id)
+        input_ids, positions, packing = pad_sequences(input_ids, cu_seqlens, max_seqlen, pad_token_id=self.pad_token_id)
         return self(input_ids, positions), packing
 
 
 class BertLayer(nn.Module):
-    """Post-norm transformer layer: LayerNorm after each residual sum."""
+    """Post-norm transformer layer, which has a LayerNorm after each residual sum."""
 
     def __init__(self, width: int, num_heads: int, hidden: int, dropout: float):
         super().__init__()
@@ -97,33 +100,27 @@ class BertLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x_ND: Tensor, packing: Packing, asking: Asking | None = None, source_rows: Tensor | None = None
-    ) -> Tensor:
-        """[N, D] -> [N, D], or [R, D] of the rows that ask. source_rows: as `Attention`'s."""
-        update = self.attn(x_ND, packing, asking, source_rows)
-        x_ND = take_rows(x_ND, composed(source_rows, asking and asking.rows))
-        x_ND = self.norm1(x_ND + self.dropout(update))
-        return self.norm2(x_ND + self.dropout(self.mlp(x_ND)))
+    def forward(self, x_MD: Tensor, rows: Rows | Packing) -> Tensor:
+        """[M, D] -> [R, D], both [N, D] where `rows` picks nothing."""
+        rows = Rows.of(rows)
+        x_RD = self.norm1(self.dropout(self.attn(x_MD, rows)) + rows.residual(x_MD))
+        return self.norm2(x_RD + self.dropout(self.mlp(x_RD)))
 
 
 class BertEncoder(nn.Module):
     """`depth` layers, on packed tokens; a BERT may be cut into several of these (ALPRO: 6 for text, 6 to fuse)."""
 
-    def __init__(self, width: int, depth: int, num_heads: int, hidden: int, dropout: float):
+    def __init__(self, width: int, depth: int, num_heads: int, *, hidden: int, dropout: float):
         super().__init__()
         self.layers = nn.ModuleList(BertLayer(width, num_heads, hidden, dropout) for _ in range(depth))
 
     def init_weights(self) -> None:
+        """Draw all layers, see `init_linear_normal`; uses torch's global generator."""
         self.apply(init_linear_normal)
 
-    def forward(
-        self, x_ND: Tensor, packing: Packing, asking: Asking | None = None, source_rows: Tensor | None = None
-    ) -> Tensor:
-        """[N, D] -> [N, D]; with `asking` its rows alone, [R, D], and the last layer computes no others.
-
-        source_rows: as `Transformer`'s."""
-        return run_blocks(self.layers, x_ND, packing, asking, source_rows)
+    def forward(self, x_MD: Tensor, rows: Rows | Packing) -> Tensor:
+        """[M, D] -> [R, D], both [N, D] where `rows` picks nothing; the last layer computes the query rows alone."""
+        return run_blocks(self.layers, x_MD, rows)
 
 
 class WordTransform(nn.Module):
@@ -136,9 +133,10 @@ class WordTransform(nn.Module):
         self.bias = nn.Parameter(torch.empty(vocab_size))
 
     def init_weights(self) -> None:
+        """Draw the layer, see `init_linear_normal`, and set the bias to zero; uses torch's global generator."""
         self.apply(init_linear_normal)
         nn.init.zeros_(self.bias)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        """[N, D] -> [N, D]; logits are its product with the word embeddings, plus `bias`."""
+        """[N, D] -> [N, D]; the words' logits are the product of this with the word embeddings, plus `bias`."""
         return self.norm(nn.functional.gelu(self.dense(x_ND)))

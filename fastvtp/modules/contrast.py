@@ -1,4 +1,7 @@
-"""The contrastive head: projections of both modalities and the temperature of their similarities."""
+"""The contrastive head: projections of both modalities and the temperature of their similarities.
+
+Shape legend: B = pairs of a text and a clip, D = width of the features.
+"""
 
 import math
 from dataclasses import dataclass
@@ -17,16 +20,16 @@ class ContrastConfig:
     """Settings of a `Contrast`; the defaults are the released SimVTP's."""
 
     contrastive_directions: str = "sum"
-    """"sum" or "mean" of text-to-video and video-to-text."""
+    """The loss is the "sum" or the "mean" of those from text to video and from video to text."""
     gather_negatives: bool = False
-    """Contrast with the clips of all ranks."""
+    """Contrast each text with the clips of all ranks, and the other way round, and not with those of its own alone."""
     projection_dim: int | None = None
-    """Width that both modalities are projected to; None: none."""
+    """Width that both modalities are projected to; None: there are no projections."""
     temperature: float = 0.05
     learnable_temperature: bool = False
 
     def check_contrast(self) -> None:
-        """Raises ValueError with one line."""
+        """Check these fields; raises ValueError with one line for the first that cannot be."""
         check_positive(self, "temperature")
         check_choice(self, "contrastive_directions", ("mean", "sum"))
         if self.projection_dim is not None and self.projection_dim < 1:
@@ -34,7 +37,10 @@ class ContrastConfig:
 
 
 class Contrast(nn.Module):
-    """Projections, temperature and loss of a video-text contrast (CLIP, arXiv:2103.00020)."""
+    """Projections, temperature and loss of a video-text contrast (CLIP, arXiv:2103.00020).
+
+    width: D, of the features before the projections, which are the caller's to apply.
+    """
 
     log_logit_scale: Tensor
 
@@ -53,6 +59,7 @@ class Contrast(nn.Module):
             self.register_buffer("log_logit_scale", log_scale, persistent=False)
 
     def init_weights(self) -> None:
+        """Draw the projections and set the temperature to the config's; uses torch's global generator."""
         self.apply(init_linear_xavier)
         with torch.no_grad():
             self.log_logit_scale.fill_(-math.log(self.config.temperature))
@@ -62,16 +69,20 @@ class Contrast(nn.Module):
         return self.log_logit_scale.exp().clamp(max=100.0)
 
     def forward(self, text: Tensor, video: Tensor, sample_ids: Tensor | None = None) -> Tensor:
-        """InfoNCE of projected features: text, video [B, projection_dim or D], row i belongs to row i -> [].
+        """InfoNCE of projected features, [B, projection_dim or D] each, of which rows i belong together: a loss [].
 
         sample_ids: int64 [B]; rows with equal ids are the same clip and no negatives of each other.
         """
         return video_text_contrast(
-            text, video, self.logit_scale(), sample_ids=sample_ids, directions=self.config.contrastive_directions,
+            text,
+            video,
+            self.logit_scale(),
+            sample_ids=sample_ids,
+            directions=self.config.contrastive_directions,
             group=world_group(self.config.gather_negatives),
-        )  # fmt: skip
+        )
 
 
 def world_group(gather: bool) -> dist.ProcessGroup | None:
-    """All ranks, where there are several and `gather` says so."""
+    """The group of all ranks where `gather` asks for it and torch.distributed is initialised, else None."""
     return dist.group.WORLD if gather and dist.is_available() and dist.is_initialized() else None

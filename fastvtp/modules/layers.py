@@ -1,27 +1,25 @@
 """Transformer blocks on packed tokens.
 
-Shape legend: N = packed tokens of all sequences, M = those of a memory or of a source, R = rows that ask, D = width.
-Every module takes `x_ND` with a `Packing` and knows nothing of batches or padding.
+Shape legend: N = packed tokens of all sequences, M = those of a memory or of a source, R = query rows, D = width.
+Every module takes packed rows with a `Rows`, or with a `Packing` where it picks none, and knows nothing of batches or
+padding.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from fastvtp.modules.attention import (
-    Asking,
-    Attention,
-    CrossAttention,
-)
+from fastvtp.modules.attention import Attention, CrossAttention
 from fastvtp.modules.linear import Linear
 from fastvtp.modules.packing import Packing
-from fastvtp.modules.rows import composed, take_rows
+from fastvtp.modules.rows import Rows, take_rows
 from fastvtp_kernels.packing import locate_rows
 
 
 class Mlp(nn.Module):
-    """Linear, activation (exact GELU by default), linear."""
+    """A linear layer to `hidden` values, an activation (exact GELU by default), and a linear layer back."""
 
     def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor] = nn.functional.gelu):
         super().__init__()
@@ -30,14 +28,16 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x_ND: Tensor) -> Tensor:
+        """Transform each row by itself: [..., D] -> [..., D]."""
         return self.fc2(self.activation(self.fc1(x_ND)))
 
 
 class Residual(nn.Module):
-    """What a branch adds to the residual stream: scaled by a learned vector, left out for whole sequences at random.
+    """Makes of a branch's result what is added to the residual stream: it is scaled by a learned vector, and left out
+    for whole sequences at random.
 
-    layer_scale: initial value of the vector (CaiT, arXiv:2103.17239); 0: none. drop_path: probability that a sequence
-    skips the branch in training, the others being scaled up (stochastic depth, arXiv:1603.09382).
+    layer_scale: the initial value of the vector (CaiT, arXiv:2103.17239); 0: there is none. drop_path: the probability
+    that a sequence skips the branch in training, the others being scaled up (stochastic depth, arXiv:1603.09382).
     """
 
     def __init__(self, width: int, layer_scale: float = 0.0, drop_path: float = 0.0):
@@ -46,6 +46,7 @@ class Residual(nn.Module):
         self.gamma = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
 
     def forward(self, branch_ND: Tensor, packing: Packing) -> Tensor:
+        """[N, D] -> [N, D]; `packing` says which rows are skipped together."""
         if self.gamma is not None:
             branch_ND = branch_ND * self.gamma
         if self.training and self.drop_path:
@@ -56,7 +57,7 @@ class Residual(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block (ViT, arXiv:2010.11929)."""
+    """Pre-norm transformer block (ViT, arXiv:2010.11929). layer_scale, drop_path: see `Residual`."""
 
     def __init__(
         self,
@@ -76,19 +77,18 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.residual2 = Residual(width, layer_scale, drop_path)
 
-    def forward(
-        self, x_ND: Tensor, packing: Packing, asking: Asking | None = None, source_rows: Tensor | None = None
-    ) -> Tensor:
-        """[N, D] -> [N, D], or [R, D] of the rows that ask. source_rows: as `Attention`'s."""
-        update = self.attn(self.norm1(x_ND), packing, asking, source_rows)
-        x_ND = take_rows(x_ND, composed(source_rows, asking and asking.rows))
-        packing = packing if asking is None else asking.packing
-        x_ND = x_ND + self.residual1(update, packing)
-        return x_ND + self.residual2(self.mlp(self.norm2(x_ND)), packing)
+    def forward(self, x_MD: Tensor, rows: Rows | Packing) -> Tensor:
+        """[M, D] -> [R, D], both [N, D] where `rows` picks nothing."""
+        rows = Rows.of(rows)
+        x_RD = self.residual1(self.attn(self.norm1(x_MD), rows), rows.results) + rows.residual(x_MD)
+        return x_RD + self.residual2(self.mlp(self.norm2(x_RD)), rows.results)
 
 
 class CrossBlock(nn.Module):
-    """Pre-norm block whose tokens look at a memory and not at one another (CrossMAE, arXiv:2401.14391, section 3.2)."""
+    """Pre-norm block whose tokens look at a memory and not at one another (CrossMAE, arXiv:2401.14391, section 3.2).
+
+    hidden: the width of all heads together; None: `width`.
+    """
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0, hidden: int | None = None):
         super().__init__()
@@ -98,28 +98,33 @@ class CrossBlock(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(self, x_ND: Tensor, memory_MD: Tensor, packing: Packing, memory_packing: Packing) -> Tensor:
+        """[N, D], looking at a memory [M, D] that is packed into equally many sequences, -> [N, D]."""
         x_ND = x_ND + self.attn(self.norm1(x_ND), memory_MD, packing, memory_packing)
         return x_ND + self.mlp(self.norm2(x_ND))
 
 
-def run_blocks(
-    blocks: nn.ModuleList, x_ND: Tensor, packing: Packing, asking: Asking | None, source_rows: Tensor | None
-) -> Tensor:
-    """The blocks one after another; `asking` is the last one's, `source_rows` the first one's where that saves work."""
-    if source_rows is not None and (len(source_rows) <= len(x_ND) or not blocks):
-        x_ND, source_rows = take_rows(x_ND, source_rows), None
+def run_blocks(blocks: nn.ModuleList, x_MD: Tensor, rows: Rows | Packing) -> Tensor:
+    """Run blocks one after another: [M, D] -> [R, D], both [N, D] where `rows` picks nothing.
+
+    The first block reads the sources, the last returns the query rows, and those between have all packed rows. Sources
+    are laid out before the first block where they are no fewer than the packed rows: nothing is then computed twice.
+    """
+    rows = Rows.of(rows)
+    if rows.sources is not None and (len(rows.sources) <= len(x_MD) or not blocks):
+        x_MD, rows = take_rows(x_MD, rows.sources), replace(rows, sources=None)
     if not blocks:
-        return take_rows(x_ND, asking and asking.rows)
+        return rows.residual(x_MD)
     for number, block in enumerate(blocks, 1):
-        last = number == len(blocks)
-        x_ND = block(x_ND, packing, asking if last else None, source_rows if number == 1 else None)
-    return x_ND
+        first, last = number == 1, number == len(blocks)
+        x_MD = block(x_MD, Rows(rows.packing, rows.queries if last else None, rows.sources if first else None))
+    return x_MD
 
 
 class Transformer(nn.Module):
-    """`depth` blocks and, unless `final_norm` is False, a LayerNorm on packed tokens.
+    """`depth` blocks on packed tokens and, unless `final_norm` is False, a LayerNorm behind them.
 
-    drop_path: of the last block; that of the others rises linearly from 0 (as in VideoMAE).
+    drop_path: the probability that a sequence skips a branch of the last block; it rises linearly from 0 at the first
+    (as in VideoMAE).
     """
 
     def __init__(
@@ -136,27 +141,27 @@ class Transformer(nn.Module):
     ):
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(
-                width, num_heads, mlp_ratio,
-                qkv_bias=qkv_bias, layer_scale=layer_scale, drop_path=drop_path * i / max(depth - 1, 1),
-            )
-            for i in range(depth)
-        )  # fmt: skip
+            Block(width, num_heads, mlp_ratio, qkv_bias=qkv_bias, layer_scale=layer_scale, drop_path=share)
+            for share in rising_drop_path(drop_path, depth)
+        )
         self.norm = nn.LayerNorm(width, eps=1e-6) if final_norm else nn.Identity()
 
-    def forward(
-        self, x_ND: Tensor, packing: Packing, asking: Asking | None = None, source_rows: Tensor | None = None
-    ) -> Tensor:
-        """[N, D] -> [N, D]; with `asking` its rows alone, [R, D], and the last block computes no others.
+    def forward(self, x_MD: Tensor, rows: Rows | Packing) -> Tensor:
+        """[M, D] -> [R, D], both [N, D] where `rows` picks nothing.
 
-        source_rows: int64 [N]; then x_ND is [M, D], and packed row n begins as x_ND[source_rows[n]]. Until the first
-        attention mixes them, rows that begin alike are alike, and are computed once.
+        The last block computes no rows but the queries. Until the first attention mixes them, rows with one source are
+        alike, and are computed once.
         """
-        return self.norm(run_blocks(self.blocks, x_ND, packing, asking, source_rows))
+        return self.norm(run_blocks(self.blocks, x_MD, rows))
+
+
+def rising_drop_path(last: float, depth: int) -> list[float]:
+    """The probability that a sequence skips a branch, for each of `depth` blocks: linearly from 0 to `last`."""
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def set_norm_eps(module: nn.Module, eps: float) -> None:
-    """Compute every LayerNorm inside `module` with `eps`."""
+    """Make every LayerNorm inside `module` add `eps` to the variance that it divides by."""
     for norm in module.modules():
         if isinstance(norm, nn.LayerNorm):
             norm.eps = eps

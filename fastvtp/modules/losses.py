@@ -1,4 +1,9 @@
-"""Reconstruction of the masked words; the masked pixels' loss is `fastvtp_kernels.masked_pixel_loss` itself."""
+"""Losses that several systems share: masked words, the contrast of texts and clips, their matching.
+
+The loss of masked pixels is `fastvtp_kernels.masked_pixel_loss` itself.
+
+Shape legend: M = masked words, V = words of the vocabulary, B = pairs of a text and a clip, D = width.
+"""
 
 import importlib.util
 from typing import Any, Literal, NamedTuple
@@ -14,12 +19,12 @@ from torch.nn.functional import cross_entropy, normalize
 from fastvtp_kernels import contrastive_loss
 from fastvtp_kernels.precision import accumulate_product, follow_autocast, without_autocast
 
-# Logits that are in memory at a time: 64 MB of float32.
+# logits that are in memory at a time: 64 MB of float32
 _CHUNK_LOGITS = 1 << 24
 
 
 class WordLoss(NamedTuple):
-    """loss: [] mean cross-entropy over the masked words. predicted: int64 [M], the likeliest word of each."""
+    """What `masked_word_loss` gives. loss: [], the mean cross-entropy. predicted: int64 [M], the likeliest words."""
 
     loss: Tensor
     predicted: Tensor
@@ -94,7 +99,8 @@ def _liger(features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
 def _chunked(
     features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, differentiate: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Summed loss, predictions, and the sum's gradients of features, weight and bias (empty unless asked for)."""
+    """The sum of the losses, the predicted words, and the sum's gradients of features, weight and bias, which are empty
+    unless `differentiate`."""
     dtype = torch.promote_types(features.dtype, torch.float32)
     total, predicted, *gradients = _fake_chunked(features, weight, bias, labels, differentiate)
     total.zero_()
@@ -164,22 +170,27 @@ def video_text_contrast(
     directions: str = "mean",
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """InfoNCE of cosine similarities over the batch.
+    """InfoNCE of the cosine similarities of a batch: a loss [], float32.
 
-    text, video: [B, D], row i of one belongs to row i of the other; normalised here in float32.
+    text, video: [B, D], of which rows i belong together; they are scaled to unit length here, in float32.
     logit_scale: [] the inverse temperature, with gradient if it is learned.
     sample_ids: int64 [B]; rows with equal ids are the same clip and count as right answers for each other.
     group: the ranks whose rows are negatives too; None: this batch alone. `fastvtp_kernels.contrastive_loss` says what
         each rank's gradient is.
-    directions: "mean" of text-to-video and video-to-text, or their "sum" (the released SimVTP).
+    directions: "mean" of the losses from text to video and from video to text, or their "sum" (the released SimVTP).
+
+    Raises ValueError for other directions.
     """
     if directions not in ("mean", "sum"):
         raise ValueError(f"directions must be 'mean' or 'sum', got {directions!r}")
     with torch.autocast(text.device.type, enabled=False):
         loss = contrastive_loss(
-            normalize(text.float(), dim=-1), normalize(video.float(), dim=-1), logit_scale.float(),
-            positives=sample_ids, group=group,
-        )  # fmt: skip
+            normalize(text.float(), dim=-1),
+            normalize(video.float(), dim=-1),
+            logit_scale.float(),
+            positives=sample_ids,
+            group=group,
+        )
     return loss if directions == "mean" else 2 * loss
 
 
@@ -187,11 +198,12 @@ _STREAM = 0x56544D  # keeps these numbers apart from the loader's, which are key
 
 
 def random_mismatch(sample_ids: np.ndarray, *, seed: int, step: int) -> np.ndarray:
-    """For each sample another clip of the batch, uniformly: int64 [B], sample_ids[result[i]] != sample_ids[i] (SimVTP).
+    """Draw for each sample another clip of the batch, uniformly: int64 [B], sample_ids[result[i]] != sample_ids[i]
+    (SimVTP).
 
     sample_ids: int64 [B], equal where the same clip stands in the batch twice. A sample with no other clip beside it
-    gets itself; `matching_loss` leaves it out. Made on the host from (seed, step), so that the packing that depends on
-    it costs no device read.
+    gets itself; `matching_loss` leaves it out. The draw follows from (seed, step) and is made on the host, so that the
+    packing that depends on it costs no device read.
     """
     different = sample_ids[:, None] != sample_ids[None, :]
     choices = different.sum(axis=1)
@@ -202,7 +214,8 @@ def random_mismatch(sample_ids: np.ndarray, *, seed: int, step: int) -> np.ndarr
 
 
 def matching_labels(is_mismatch: Tensor) -> Tensor:
-    """Labels of B matched and B mismatched pairs, int64 [2B]: 1, then 0 or, where `is_mismatch` [B] is False, -100."""
+    """Labels of B matched and then B mismatched pairs, int64 [2B]: 1 for a match and 0 for a mismatch, or -100, which
+    the loss leaves out, where `is_mismatch`, bool [B], is False."""
     mismatched = torch.where(is_mismatch, 0, -100)
     return torch.cat([torch.ones_like(mismatched), mismatched])
 

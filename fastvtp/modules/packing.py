@@ -1,4 +1,7 @@
-"""Host-side arithmetic of packed layouts: which rows of a token pool make up which sequences."""
+"""Packed layouts: which rows of a tensor make up which sequences, mostly computed on the host.
+
+Shape legend: S = sequences, N = packed rows of all sequences, Nk = those that may be attended to, B = samples.
+"""
 
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, TypeVar
@@ -14,13 +17,21 @@ Record = TypeVar("Record", bound=Any)
 
 @dataclass(frozen=True)
 class Packing:
-    """How packed rows divide into sequences.
+    """How the rows of a tensor [N, D] divide into sequences that lie one behind the other, without padding between.
 
-    cu_seqlens: int32 [S+1], sequence s holds rows cu_seqlens[s] to cu_seqlens[s+1].
+        sequences of 3, 1 and 2 rows
+        row             0   1   2 │ 3 │ 4   5         N = 6, S = 3
+        cu_seqlens      0           3   4       6     max_seqlen = 3
+
+        the same, row 2 being a [PAD] that attends and is attended to by none
+        key_rows        0   1       3   4   5         Nk = 5
+        cu_seqlens_k    0       2     3        5
+
+    cu_seqlens: int32 [S+1], sequence s holds the rows from cu_seqlens[s] up to, and without, cu_seqlens[s+1].
     max_seqlen: a bound on the longest sequence, a Python int so that no device value is ever read back.
-    key_rows: int64 [Nk], the rows that others may attend to; None: all. The rest (padding, where a released model
-        counts it in its means) only asks.
-    cu_seqlens_k: int32 [S+1] of `key_rows`; given with them.
+    key_rows: int64 [Nk], the rows that others may attend to; None: all. The rest are padding, where a released model
+        counts it in its means: such rows attend to others and are attended to by none.
+    cu_seqlens_k: int32 [S+1], how `key_rows` divide into the sequences; given where they are.
     """
 
     cu_seqlens: Tensor
@@ -30,22 +41,29 @@ class Packing:
 
     @staticmethod
     def uniform(num_sequences: int, length: int, device: torch.device | str | None = None) -> "Packing":
-        """`num_sequences` sequences of `length` rows each."""
+        """The packing of `num_sequences` sequences of `length` rows each, with its tensors on `device`."""
         return Packing(torch.arange(num_sequences + 1, dtype=torch.int32, device=device) * length, length)
 
 
 def span_rows(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The row numbers of consecutive spans, laid end to end: int64 [sum of lengths]."""
+    """The row numbers of spans laid end to end: starts and lengths int64 [spans] -> int64 [sum of lengths]."""
     return np.repeat(starts - exclusive_cumsum(lengths), lengths) + np.arange(lengths.sum())
 
 
 def exclusive_cumsum(lengths: np.ndarray) -> np.ndarray:
-    """Where each of the segments starts when they are laid end to end: int64, same shape."""
+    """Where each of some segments starts when they are laid end to end: lengths int64 [S] -> int64 [S]."""
     return np.cumsum(lengths) - lengths
 
 
 class SequenceBuilder:
-    """Collects sequences made of spans of a token pool and packs them into one gather.
+    """Collects sequences that are made of spans of a token pool, and packs them for one call of an encoder.
+
+        pool row      0  1 │ 2  3 │ 4  5  6 │ 7        two clips of 2 tubelets, two captions of 3 words and of 1
+                      clip 0  clip 1  caption 0  caption 1
+
+        add(clips, captions), then add(clips):
+        sources()     0  1  4  5  6 │ 2  3  7 │ 0  1 │ 2  3
+        packing()     cu_seqlens = 0, 5, 8, 10, 12
 
     A pool row may stand in several sequences: a clip's visible tokens are embedded once and attend in the joint, the
     video-only and a mismatched sequence.
@@ -62,10 +80,11 @@ class SequenceBuilder:
     def add(
         self, *parts: tuple[np.ndarray, np.ndarray], padding: tuple[np.ndarray, np.ndarray] | None = None
     ) -> np.ndarray:
-        """Append one sequence per sample; sample i is the concatenation of every part's span i.
+        """Append one sequence for each of B samples, whose sequence is made of one span of every part.
 
-        parts: (starts int64 [B], lengths int64 [B]) in the pool. padding: a last part that attends without being
-        attended to. Returns the packed row at which each sequence starts, int64 [B].
+        parts: the spans of a part as (starts int64 [B], lengths int64 [B]), rows of the pool. padding: a last part,
+        whose rows attend to others and are attended to by none. Returns the packed row at which each sequence starts,
+        int64 [B].
         """
         starts, lengths = (np.stack(values, axis=1) for values in zip(*parts, *filter(None, [padding]), strict=True))
         are_keys = np.ones(lengths.shape, dtype=bool)
@@ -81,11 +100,12 @@ class SequenceBuilder:
         self.num_rows += int(sequence_lengths.sum())
         return first_rows
 
-    def gather(self) -> Tensor:
-        """Pool row of every packed row: int64 [N]."""
+    def sources(self) -> Tensor:
+        """The pool row that each packed row is taken from: int64 [N], on the host."""
         return torch.from_numpy(span_rows(np.concatenate(self._starts), np.concatenate(self._lengths)))
 
     def packing(self) -> Packing:
+        """How the packed rows divide into the sequences, in the order in which these were added, on the host."""
         lengths, are_keys = np.concatenate(self._sequence_lengths), np.concatenate(self._are_keys)
         packing = pack_lengths(lengths)
         if are_keys.all():
@@ -97,8 +117,8 @@ class SequenceBuilder:
 
 
 def check_texts(input_ids: Tensor, lengths: np.ndarray, max_text_length: int) -> None:
-    """Raises ValueError where input_ids are not the packed texts of these lengths, int64 [B], on the host, or one is
-    longer than `max_text_length`."""
+    """Check that `input_ids`, int64 [N] on the host, hold packed texts of these lengths, int64 [B], and that none has
+    more than `max_text_length` tokens. Raises ValueError where that is not so."""
     if input_ids.device.type != "cpu" or len(input_ids) != lengths.sum():
         raise ValueError(
             f"input_ids must be a CPU tensor of {lengths.sum()} tokens (the sum of text_lengths), "
@@ -109,21 +129,22 @@ def check_texts(input_ids: Tensor, lengths: np.ndarray, max_text_length: int) ->
 
 
 def pack_lengths(lengths: np.ndarray) -> Packing:
-    """Sequences of these lengths, int64 [S], on the host."""
+    """The packing of sequences of these lengths, int64 [S], on the host."""
     return Packing(offsets(lengths), int(lengths.max()))
 
 
 def offsets(lengths: np.ndarray) -> Tensor:
-    """cu_seqlens of sequences of these lengths: int64 [S] -> int32 [S+1]."""
+    """Where sequences of these lengths begin and end, the `cu_seqlens` of a packing: int64 [S] -> int32 [S+1]."""
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
 def pad_sequences(
-    input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, pad_token_id: int
+    input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, pad_token_id: int
 ) -> tuple[Tensor, Tensor, Packing]:
-    """Packed texts padded to `max_seqlen`, padding asking but never answering; nothing is read from the device.
+    """Pad packed texts to `max_seqlen` tokens each, by rows that attend to others and are attended to by none.
 
-    input_ids: int64 [N], cu_seqlens: int32 [B+1] -> ids and positions int64 [B * max_seqlen], and their packing.
+    input_ids: int64 [N]. cu_seqlens: int32 [B+1]. Returns token ids and positions, int64 [B * max_seqlen] each, and
+    their packing, all on the texts' device, from which nothing is read back.
     """
     batch_size, device = len(cu_seqlens) - 1, input_ids.device
     sequence, position = locate_rows(cu_seqlens, len(input_ids))
@@ -135,7 +156,10 @@ def pad_sequences(
 
 
 def join_packings(first: Packing, second: Packing, first_rows: int) -> Packing:
-    """The packing of `first_rows` rows of one and then those of the other; on the device, nothing is read back."""
+    """The packing of two tensors laid one behind the other, `first_rows` rows of the first and then the second's.
+
+    It is computed on their device, from which nothing is read back.
+    """
 
     def chain(offsets: Tensor, more: Tensor) -> Tensor:
         return torch.cat([offsets, offsets[-1] + more[1:]])
@@ -152,13 +176,16 @@ def join_packings(first: Packing, second: Packing, first_rows: int) -> Packing:
 
 
 def pair_sequences(
-    text_cu_seqlens: Tensor, text_index: Tensor, video_index: Tensor, video_rows: int, *, num_rows: int
+    text_cu_seqlens: Tensor, text_index: Tensor, video_index: Tensor, *, video_rows: int, num_rows: int
 ) -> tuple[Tensor, Tensor]:
-    """Sequences [text ; clip] for pairs that only the device knows.
+    """Lay out sequences [text ; clip] for Q pairs that only the device knows.
 
-    The pool holds the texts of text_cu_seqlens, int32 [T+1], then `video_rows` rows for each clip.
-    text_index, video_index: int64 [Q], the pairs. num_rows: at least the rows of all pairs, a host integer.
-    Returns (pool row of every packed row int64 [num_rows], cu_seqlens int32 [Q+1]); rows past the end repeat row 0.
+    The rows come from a pool that holds T texts, divided by text_cu_seqlens int32 [T+1], and behind them `video_rows`
+    rows for each clip. text_index, video_index: int64 [Q], the text and the clip of each pair. num_rows: a host integer
+    that is at least the rows of all pairs.
+
+    Returns the pool row of every packed row, int64 [num_rows], and cu_seqlens int32 [Q+1]; rows behind the last pair
+    repeat pool row 0.
     """
     starts, lengths = text_cu_seqlens[:-1].long()[text_index], text_cu_seqlens.diff().long()[text_index]
     ends = (lengths + video_rows).cumsum(0)
@@ -173,14 +200,14 @@ def pair_sequences(
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy that leaves the host free to run ahead, which only one from pinned memory does."""
+    """Copy a tensor to `device` without the host's waiting for it, for which it must lie in pinned memory."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def on_device(record: Record, device: torch.device) -> Record:
-    """A dataclass with its tensors, and those of the dataclasses in it, on `device`, as `to_device` does."""
+    """A copy of a dataclass whose tensors, and those of the dataclasses in it, are on `device`, see `to_device`."""
     changes = {}
     for name, value in vars(record).items():
         if isinstance(value, Tensor):

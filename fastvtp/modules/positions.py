@@ -8,7 +8,8 @@ from torch.nn.functional import interpolate
 
 
 def sinusoid_positions(num_positions: int, width: int) -> Tensor:
-    """The text tower's positions: float32 [num_positions, width], sines in the first half, cosines in the second.
+    """Fixed positions of VideoPrism's text tower: float32 [num_positions, width], sines in the first half of a row,
+    cosines in the second.
 
     angle(p, i) = p * 10000^(-i / (n - 1)) for i < n = width // 2: the last timescale is 10000 itself. An odd width ends
     in a zero.
@@ -20,8 +21,10 @@ def sinusoid_positions(num_positions: int, width: int) -> Tensor:
 
 
 def resize_positions(table: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
-    """A table over a grid, [before[0] * before[1], D], for another grid: bilinear, antialiased where it shrinks
-    (`jax.image.resize`)."""
+    """Resize a table of positions over a grid to another grid: [before[0] * before[1], D] -> [after[0] * after[1], D].
+
+    It is interpolated bilinearly, antialiased where it shrinks (as `jax.image.resize` does), in float32.
+    """
     if before == after:
         return table
     grid = table.T.reshape(1, -1, *before).float()
@@ -30,7 +33,7 @@ def resize_positions(table: Tensor, before: tuple[int, int], after: tuple[int, i
 
 
 def sincos_positions(num_positions: int, width: int) -> Tensor:
-    """Fixed 1-D sin-cos table over the flat token index -> float32 [num_positions, width].
+    """Fixed positions over the flat token index: float32 [num_positions, width].
 
     angle(p, j) = p / 10000^(2*floor(j/2)/width); sine on even columns, cosine on odd ones (VideoMAE, SimVTP). Computed
     in float64: at p = 1567 the float32 angle is already off by 1e-4.

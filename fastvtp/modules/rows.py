@@ -1,19 +1,93 @@
-"""Rows of packed tokens, picked and averaged with gradients that repeat bit for bit.
+"""Rows of packed tokens: which of them a layer reads and computes, and picks whose gradients repeat bit for bit.
 
-Shape legend: N = packed rows of all sequences, M = picked rows, S = sequences, D = width.
+Shape legend: N = packed rows of all sequences, M = rows of a source or of a pick, R = query rows, S = sequences,
+D = width.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastvtp.modules.packing import Packing
+
+
+@dataclass(frozen=True)
+class QueryRows:
+    """The packed rows whose results are computed; attention still looks at the keys and values of all rows.
+
+    The last layer of an encoder needs no queries, no projection and no MLP of rows whose result no loss reads.
+
+    rows: int64 [R], numbers of packed rows, one sequence's behind the other's.
+    packing: how these R rows divide into the sequences that they come from; a sequence may have none.
+    """
+
+    rows: Tensor
+    packing: Packing
+
+    @staticmethod
+    def first(packing: Packing) -> "QueryRows":
+        """The first row of every sequence of `packing`."""
+        return QueryRows._one_each(packing.cu_seqlens[:-1].long())
+
+    @staticmethod
+    def last(packing: Packing) -> "QueryRows":
+        """The last row of every sequence of `packing`."""
+        return QueryRows._one_each(packing.cu_seqlens[1:].long() - 1)
+
+    @staticmethod
+    def _one_each(rows: Tensor) -> "QueryRows":
+        return QueryRows(rows, Packing.uniform(len(rows), 1, rows.device))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What rows a transformer layer reads, how they make up sequences, and which of them it returns.
+
+                 sources             packing             queries
+        x [M, D] ───────▶ rows [N] ─────────▶ sequences ─────────▶ results [R, D]
+
+    packing: how the N packed rows divide into sequences.
+    queries: the rows that the layer returns, [R, D]; None: all, [N, D].
+    sources: int64 [N]. The layer's input is [M, D], and packed row n is its row sources[n], so that what stands in
+        several sequences is normalised and projected once. None: the input is the packed rows themselves, [N, D].
+
+    Where a layer picks nothing, a bare `Packing` says as much and is accepted in place of a `Rows`.
+    """
+
+    packing: Packing
+    queries: QueryRows | None = None
+    sources: Tensor | None = None
+
+    @staticmethod
+    def of(rows: "Rows | Packing") -> "Rows":
+        """`rows` itself, or the `Rows` of a bare packing, which picks nothing."""
+        return Rows(rows) if isinstance(rows, Packing) else rows
+
+    @property
+    def results(self) -> Packing:
+        """How the returned rows divide into sequences."""
+        return self.packing if self.queries is None else self.queries.packing
+
+    def residual(self, x_MD: Tensor) -> Tensor:
+        """The rows of the layer's input that its returned rows begin as: [M, D] -> [R, D], to add the layer's update
+        to."""
+        return take_rows(x_MD, self.source_of(None if self.queries is None else self.queries.rows))
+
+    def source_of(self, picked: Tensor | None) -> Tensor | None:
+        """Rows of the layer's input that these packed rows begin as: int64 [P] -> int64 [P]. None stands for all rows
+        in their order, on either side."""
+        if self.sources is None or picked is None:
+            return picked if self.sources is None else self.sources
+        return self.sources[picked]
+
 
 def take_rows(x_ND: Tensor, rows: Tensor | None) -> Tensor:
-    """`x_ND[rows]` with a deterministic backward: [N, D], int64 [M] -> [M, D]; a row may be taken several times, and
-    None takes all.
+    """`x_ND[rows]` with a backward that repeats bit for bit: [N, D], int64 [M] -> [M, D]; None takes all rows.
 
-    Indexing adds such a row's gradients up in whatever order threads reach it; an embedding look-up sorts them first.
+    A row may be taken several times. Indexing adds such a row's gradients up in whatever order threads reach it; an
+    embedding look-up sorts them first.
     """
     if rows is None:
         return x_ND
@@ -22,21 +96,17 @@ def take_rows(x_ND: Tensor, rows: Tensor | None) -> Tensor:
     return nn.functional.embedding(rows, x_ND)
 
 
-def composed(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    """One pick for two: the rows that `second` picks of those that `first` picks. None picks all."""
-    return second if first is None else first if second is None else first[second]
-
-
 _HALF = (torch.float16, torch.bfloat16)
 _FEW_ROWS = 3072
-"""Up to here torch sums on CUDA by a kernel that adds in the gradient's dtype."""
+"""Picked rows up to which torch, on CUDA, sums their gradients by a kernel that adds in the gradients' dtype."""
 
 
 @torch.library.custom_op("fastvtp::sum_rows", mutates_args=())
 def _sum_rows(gradient: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    """The gradient of `take_rows`, as one op: Inductor would take the look-up's own apart into atomic additions.
+    """The gradient of `take_rows`: [M, D], int64 [M] -> [num_rows, D]. It is one op, since Inductor would take the
+    look-up's own gradient apart into atomic additions.
 
-    In half precision the CPU, and CUDA for few rows, would lose what they add to a long sum: those are of float32.
+    In half precision the CPU, and CUDA for few rows, would lose small terms of a long sum, and so sum in float32.
     """
     wide = gradient.float() if gradient.is_cpu or len(rows) <= _FEW_ROWS else gradient
     return torch.ops.aten.embedding_dense_backward(wide, rows, num_rows, -1, False).to(gradient.dtype)
@@ -69,7 +139,8 @@ class _TakeRows(torch.autograd.Function):
 
 
 def segment_mean(x_ND: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """Mean of the rows of each sequence: [N, D] -> float32 [S, D], zero for an empty sequence."""
+    """The mean of each sequence's rows: [N, D] divided by cu_seqlens int32 [S+1] -> float32 [S, D], zero for an empty
+    sequence."""
     lengths = cu_seqlens.diff().long()
     # unsafe: skips the check of the lengths, which would read them back from the device
     total = torch.segment_reduce(x_ND.float(), "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from fastvtp.systems.videomae.model import IMAGENET_MEAN, IMAGENET_STD
+from fastvtp.modules.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 ARRAYS = Path(__file__).parent / "arrays"
 SIZES: dict[str, Any] = {

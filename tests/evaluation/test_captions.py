@@ -19,6 +19,8 @@ TOKENIZER = CaptionTokenizer.train([text for record in RECORDS for text in recor
 class Reader(torch.nn.Module):
     """Embeds a text by its length and its first token, a clip by its pixels."""
 
+    averages_unit_views = False
+
     def embed_video(self, video):
         return torch.stack([video[:, 0, 0, 0, 0].float() + 1, torch.ones(len(video))], 1)
 
@@ -27,10 +29,10 @@ class Reader(torch.nn.Module):
         assert max_seqlen == max(map(len, texts))
         return torch.nn.functional.normalize(torch.tensor([[float(len(text)), float(text[1])] for text in texts]))
 
-    def encode_clips(self, video):
+    def read_clips(self, video):
         return self.embed_video(video)[:, None], torch.nn.functional.normalize(self.embed_video(video))
 
-    def encode_texts(self, input_ids, cu_seqlens, max_seqlen):
+    def read_texts(self, input_ids, cu_seqlens, max_seqlen):
         return input_ids[:, None].float(), self.encode_text(input_ids, cu_seqlens, max_seqlen)
 
 

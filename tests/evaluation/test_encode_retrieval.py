@@ -14,6 +14,8 @@ from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
 class MeanModel(nn.Module):
     """Embeds a clip by its mean pixel and a caption by its mean token, on the unit circle."""
 
+    averages_unit_views = False
+
     def __init__(self, scale: float = 1.0):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(scale))
@@ -97,6 +99,17 @@ def test_views_are_averaged_before_they_are_normalised_and_captions_are_read_onc
     torch.testing.assert_close(embeddings.video, sums / sums.norm(dim=1, keepdim=True))
     angles = torch.tensor([7.0, 3.0, 5.0]) / 100
     torch.testing.assert_close(embeddings.text, torch.stack([angles.cos(), angles.sin()], dim=1))
+
+
+def test_views_of_a_model_that_averages_unit_vectors():
+    """The mean of (1, 0) and (0, 1) points between them, however long what they were scaled from was."""
+    model = MeanModel()
+    model.averages_unit_views = True
+    model.encode_video = lambda video: torch.nn.functional.normalize(model.embed_video(video), dim=-1)
+    embeddings = encode_retrieval(model, viewed([6]), device="cpu", progress=False)
+    values = torch.tensor([[10.0, 200.0], [50.0, 80.0], [120.0, 30.0]]) / 100
+    sums = torch.stack([values.cos(), values.sin()], dim=-1).sum(1)
+    torch.testing.assert_close(embeddings.video, sums / sums.norm(dim=1, keepdim=True))
 
 
 def test_a_clip_that_lacks_views_leaves_no_caption_behind():

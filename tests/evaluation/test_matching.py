@@ -56,10 +56,17 @@ def released_way(model: AlproFusion) -> torch.Tensor:
     with torch.no_grad():
         for i, text in enumerate(batches):
             for j, clip in enumerate(batches):
-                tokens, _ = model.encode_texts(text.input_ids, text.cu_seqlens, text.max_text_length)
-                clips, _ = model.encode_clips(clip.video)
+                tokens, _ = model.read_texts(text.input_ids, text.cu_seqlens, text.max_text_length)
+                clips, _ = model.read_clips(clip.video)
                 pair = torch.zeros(1, dtype=torch.int64)
-                scores[i, j] = model.score_pairs(tokens, text.cu_seqlens, text.max_text_length, clips, pair, pair)
+                scores[i, j] = model.score_pairs(
+                    tokens,
+                    clips,
+                    cu_seqlens=text.cu_seqlens,
+                    max_seqlen=text.max_text_length,
+                    text_index=pair,
+                    clip_index=pair,
+                )
     return scores
 
 
@@ -107,12 +114,14 @@ def test_the_similarity_may_be_added_to_the_logit_of_a_match(model, top_k):
     batches, expected = list(make_loader(batch_size=1)), torch.empty(7, 7)
     with torch.no_grad():
         for i, text in enumerate(batches):
-            tokens, feature = model.encode_texts(text.input_ids, text.cu_seqlens, text.max_text_length)
+            tokens, feature = model.read_texts(text.input_ids, text.cu_seqlens, text.max_text_length)
             packing = Packing(text.cu_seqlens, text.max_text_length)
             for j, clip in enumerate(batches):
-                clips, clip_feature = model.encode_clips(clip.video)
+                clips, clip_feature = model.read_clips(clip.video)
                 pair = torch.zeros(1, dtype=torch.int64)
-                fused, ends = model.fuse(tokens, packing, clips, pair, pair, num_text_rows=len(tokens))
+                fused, ends = model.fuse(
+                    tokens, packing, clips, text_index=pair, video_index=pair, num_text_rows=len(tokens)
+                )
                 expected[i, j] = model.match_logits(fused, ends)[0, 1] + (feature * clip_feature).sum()
     found = match_scores(model, encoded, top_k=top_k, add_similarity=True, progress=False)
     plain = match_scores(model, encoded, top_k=top_k, progress=False)

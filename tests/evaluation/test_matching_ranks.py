@@ -24,7 +24,7 @@ def scored(rank: int) -> dict[str, Any]:
     score, pairs = model.score_pairs, []
 
     def counting(*arguments, **options):
-        pairs.append(len(arguments[-1]))
+        pairs.append(len(options["clip_index"]))
         return score(*arguments, **options)
 
     model.score_pairs = counting

@@ -26,7 +26,7 @@ def test_layers_are_those_of_the_model(name):
         block.register_forward_hook(lambda _, __, output: seen.append(output))
     with torch.no_grad():
         features = tower.encode_layers(video, (0, 2))
-        output = model.encode(video) if name == "videomae" else model(video)
+        output = model.video_tokens(video) if name == "videomae" else model(video)
     tokens = 32 if name == "videomae" else 64
     assert features.shape == (2, 3, tokens, 32)
     for place, layer in enumerate((0, 2)):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastvtp.systems.alpro.timesformer import CLIP_MEAN, CLIP_STD
+from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
 
 ARRAYS = Path(__file__).parent / "arrays"
 
@@ -30,9 +30,15 @@ def write_timesformer(folder: Path) -> None:
 
     torch.manual_seed(0)
     config = TimesformerConfig(
-        image_size=16, patch_size=4, num_frames=3, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
-        intermediate_size=48, attention_type="divided_space_time",
-    )  # fmt: skip
+        image_size=16,
+        patch_size=4,
+        num_frames=3,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=48,
+        attention_type="divided_space_time",
+    )
     model = randomised(TimesformerModel(config))
     video = torch.randint(0, 256, (2, 3, 16, 16, 3), dtype=torch.uint8)
     pixels = (video / 255 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
@@ -48,9 +54,13 @@ def write_bert(folder: Path) -> None:
 
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=40,
+        vocab_size=50,
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=40,
         max_position_embeddings=12,
-    )  # fmt: skip
+    )
     model = randomised(BertForMaskedLM(config))
     mask = (torch.arange(9) < torch.tensor([[9], [4], [7]])).long()
     ids = torch.randint(5, 50, mask.shape) * mask

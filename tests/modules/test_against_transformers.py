@@ -18,11 +18,17 @@ ARRAYS = Path(__file__).parent / "arrays"
 TOLERANCE = 1e-5
 WORDS = {"mask_token_id": 4, "special_token_ids": (0, 1, 2, 3, 4)}
 IN_BLOCK = {
-    "attention.attention.qkv": "attn.qkv", "temporal_attention.attention.qkv": "temporal_attn.qkv",
-    "attention.output.dense": "attn.proj", "temporal_attention.output.dense": "temporal_attn.proj",
-    "temporal_dense": "temporal_fc", "temporal_layernorm": "temporal_norm", "layernorm_before": "norm1",
-    "layernorm_after": "norm2", "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2",
-}  # fmt: skip
+    "attention.attention.qkv": "attn.qkv",
+    "temporal_attention.attention.qkv": "temporal_attn.qkv",
+    "attention.output.dense": "attn.proj",
+    "temporal_attention.output.dense": "temporal_attn.proj",
+    "temporal_dense": "temporal_fc",
+    "temporal_layernorm": "temporal_norm",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
 
 
 def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -40,9 +46,11 @@ def timesformer() -> TimeSformer:
         "bias": theirs.pop("embeddings.patch_embeddings.projection.bias"),
         "cls_token": theirs.pop("embeddings.cls_token").flatten(),
         "time_positions": theirs.pop("embeddings.time_embeddings")[0],
-        "cls_position": positions[0], "patch_positions": positions[1:],
-        "norm.weight": theirs.pop("layernorm.weight"), "norm.bias": theirs.pop("layernorm.bias"),
-    }  # fmt: skip
+        "cls_position": positions[0],
+        "patch_positions": positions[1:],
+        "norm.weight": theirs.pop("layernorm.weight"),
+        "norm.bias": theirs.pop("layernorm.bias"),
+    }
     for name, tensor in theirs.items():
         _, _, number, rest = name.split(".", 3)
         part, kind = rest.rsplit(".", 1)
@@ -83,10 +91,20 @@ def test_timesformer():
 def test_bert(text_depth):
     """Embeddings, layers wherever they are split, and the word head; packed, and padded as transformers computes."""
     config = AlproRetrievalConfig(
-        num_frames=1, image_size=16, patch_size=8, width=24, depth=0, num_heads=3, text_depth=text_depth,
-        fusion_depth=3 - text_depth, text_num_heads=3, text_hidden=40, vocab_size=50, max_text_length=12,
+        num_frames=1,
+        image_size=16,
+        patch_size=8,
+        width=24,
+        depth=0,
+        num_heads=3,
+        text_depth=text_depth,
+        fusion_depth=3 - text_depth,
+        text_num_heads=3,
+        text_hidden=40,
+        vocab_size=50,
+        max_text_length=12,
         **WORDS,
-    )  # fmt: skip
+    )
     model = build_model(config).eval()
     report = load_released(model, ARRAYS / "hf_bert")
     assert not any(name.startswith("text_e") for name in report.fresh)
@@ -109,9 +127,20 @@ def test_bert(text_depth):
 @torch.no_grad()
 def test_word_head():
     config = AlproConfig(
-        num_frames=1, image_size=16, patch_size=8, width=24, depth=0, num_heads=3, text_depth=2, fusion_depth=1,
-        text_num_heads=3, text_hidden=40, vocab_size=50, max_text_length=12, **WORDS,
-    )  # fmt: skip
+        num_frames=1,
+        image_size=16,
+        patch_size=8,
+        width=24,
+        depth=0,
+        num_heads=3,
+        text_depth=2,
+        fusion_depth=1,
+        text_num_heads=3,
+        text_hidden=40,
+        vocab_size=50,
+        max_text_length=12,
+        **WORDS,
+    )
     model = build_model(config).eval()
     load_released(model, ARRAYS / "hf_bert")
     expected = load_file(ARRAYS / "hf_bert" / "expected.safetensors")

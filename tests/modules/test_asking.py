@@ -3,15 +3,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastvtp.modules.attention import Asking, Attention
+from fastvtp.modules.attention import Attention
 from fastvtp.modules.bert import BertEncoder
 from fastvtp.modules.layers import Transformer
 from fastvtp.modules.linear import linear
 from fastvtp.modules.packing import Packing
-from fastvtp.modules.rows import take_rows
-from fastvtp.systems.videomae.decoder import VideoDecoder
+from fastvtp.modules.rows import QueryRows, Rows, take_rows
+from fastvtp.systems.videomae.decoder import DecoderSizes, VideoDecoder
 
-LENGTHS, ROWS, ASKING = (5, 1, 6), (0, 3, 6, 7, 11), (2, 0, 3)
+LENGTHS, QUERIES, COUNTS = (5, 1, 6), (0, 3, 6, 7, 11), (2, 0, 3)
+"""Tokens of three sequences, the packed rows whose results are computed, and how many of each sequence these are."""
 
 
 def packing(*lengths: int) -> Packing:
@@ -26,14 +27,14 @@ def rows() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("qkv_bias", [True, False])
-def test_rows_that_ask_get_what_the_whole_attention_gives_them(rows, qkv_bias):
+def test_query_rows_get_what_the_whole_attention_gives_them(rows, qkv_bias):
     attention = Attention(32, 4, qkv_bias).double()
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    asking = Asking(torch.tensor(ROWS), packing(*ASKING))
+    queries = QueryRows(torch.tensor(QUERIES), packing(*COUNTS))
     inputs = rows, *attention.parameters()
-    whole = attention(rows, packing(*LENGTHS))[asking.rows]
-    part = attention(rows, packing(*LENGTHS), asking)
+    whole = attention(rows, packing(*LENGTHS))[queries.rows]
+    part = attention(rows, Rows(packing(*LENGTHS), queries))
     torch.testing.assert_close(part, whole, rtol=0, atol=1e-12)
     incoming = torch.randn_like(part)
     for ours, expected in zip(*(torch.autograd.grad(out, inputs, incoming) for out in (part, whole)), strict=True):
@@ -41,39 +42,39 @@ def test_rows_that_ask_get_what_the_whole_attention_gives_them(rows, qkv_bias):
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_an_encoder_of_which_some_rows_are_wanted(rows, depth):
+def test_query_rows_of_an_encoder(rows, depth):
     encoder = BertEncoder(32, depth, num_heads=4, hidden=64, dropout=0.0).double()
-    asking = Asking(torch.tensor(ROWS), packing(*ASKING))
-    expected = encoder(rows, packing(*LENGTHS))[asking.rows]
-    torch.testing.assert_close(encoder(rows, packing(*LENGTHS), asking), expected, rtol=0, atol=1e-12)
+    queries = QueryRows(torch.tensor(QUERIES), packing(*COUNTS))
+    expected = encoder(rows, packing(*LENGTHS))[queries.rows]
+    torch.testing.assert_close(encoder(rows, Rows(packing(*LENGTHS), queries)), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("asking", [None, Asking(torch.tensor(ROWS), packing(*ASKING))])
-def test_rows_that_are_no_keys_change_nothing(rows, asking):
+@pytest.mark.parametrize("queries", [None, QueryRows(torch.tensor(QUERIES), packing(*COUNTS))])
+def test_rows_that_are_no_keys_change_nothing(rows, queries):
     attention = Attention(32, 4).double()
     keys = torch.tensor([0, 1, 3, 5, 6, 8, 11])  # 3 of 5, 1 of 1, 3 of 6
     padded = replace(packing(*LENGTHS), key_rows=keys, cu_seqlens_k=packing(3, 1, 3).cu_seqlens)
-    out = attention(rows, padded, asking)
-    asks = range(12) if asking is None else ROWS
+    out = attention(rows, Rows(padded, queries))
+    places = range(12) if queries is None else QUERIES
     seen = [sequence for sequence, length in enumerate(LENGTHS) for _ in range(length)]
-    for place, row in enumerate(asks):
+    for place, row in enumerate(places):
         own = keys[[seen[key] == seen[row] for key in keys]]
         query, key, value = attention.project_qkv(torch.cat([rows[row][None], rows[own]])).view(-1, 3, 4, 8).unbind(1)
         weights = torch.einsum("hk,nhk->hn", query[0], key[1:]).div(8**0.5).softmax(dim=1)
         expected = attention.proj(torch.einsum("hn,nhk->hk", weights, value[1:]).flatten())
         torch.testing.assert_close(out[place], expected, rtol=0, atol=1e-12)
-    if asking is not None:
+    if queries is not None:
         (gradient,) = torch.autograd.grad(out.sum(), rows)
-        heard = {*keys.tolist(), *ROWS} - {5}  # nobody asks in the sequence of row 5
-        assert all((gradient[row].abs().max() > 0) == (row in heard) for row in range(12))
+        read = {*keys.tolist(), *QUERIES} - {5}  # the sequence of row 5 has no query
+        assert all((gradient[row].abs().max() > 0) == (row in read) for row in range(12))
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
-def test_a_transformer_of_which_some_rows_are_wanted(rows, depth):
+def test_query_rows_of_a_transformer(rows, depth):
     transformer = Transformer(32, depth, 4, layer_scale=0.5).double()
-    asking = Asking(torch.tensor(ROWS), packing(*ASKING))
-    expected = transformer(rows, packing(*LENGTHS))[asking.rows]
-    part = transformer(rows, packing(*LENGTHS), asking)
+    queries = QueryRows(torch.tensor(QUERIES), packing(*COUNTS))
+    expected = transformer(rows, packing(*LENGTHS))[queries.rows]
+    part = transformer(rows, Rows(packing(*LENGTHS), queries))
     torch.testing.assert_close(part, expected, rtol=0, atol=1e-12)
     parameters = rows, *transformer.parameters()
     gradients = (torch.autograd.grad(out.square().sum(), parameters, allow_unused=True) for out in (part, expected))
@@ -81,22 +82,22 @@ def test_a_transformer_of_which_some_rows_are_wanted(rows, depth):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
-def test_the_last_block_asks_for_its_rows_alone(rows):
+def test_the_last_block_computes_its_query_rows_alone(rows):
     transformer = Transformer(32, 2, 4).double()
     counts = []
     for block in transformer.blocks:
         block.mlp.register_forward_hook(lambda module, given, out: counts.append(len(out)))
-    transformer(rows, packing(*LENGTHS), Asking.last(packing(*LENGTHS)))
+    transformer(rows, Rows(packing(*LENGTHS), QueryRows.last(packing(*LENGTHS))))
     assert counts == [12, 3]
 
 
-def test_dropout_is_drawn_for_rows_that_ask_too(rows):
+def test_dropout_is_drawn_for_query_rows_too(rows):
     attention = Attention(32, 4, dropout=0.5).double().train()
-    first = Asking.first(packing(*LENGTHS))
+    first = QueryRows.first(packing(*LENGTHS))
     assert first.rows.tolist() == [0, 5, 6]
-    draws = [attention(rows, packing(*LENGTHS), first) for _ in range(2)]
+    draws = [attention(rows, Rows(packing(*LENGTHS), first)) for _ in range(2)]
     assert not torch.equal(*draws)
-    again = [attention.eval()(rows, packing(*LENGTHS), first) for _ in range(2)]
+    again = [attention.eval()(rows, Rows(packing(*LENGTHS), first)) for _ in range(2)]
     assert torch.equal(*again)
 
 
@@ -104,7 +105,7 @@ SOURCE = torch.tensor([0, 1, 2, 0, 3, 1, 1, 4, 3, 0, 2, 1])
 """Twelve packed rows that begin as five."""
 
 
-@pytest.mark.parametrize("asking", [None, Asking(torch.tensor(ROWS), packing(*ASKING))], ids=["all", "asking"])
+@pytest.mark.parametrize("queries", [None, QueryRows(torch.tensor(QUERIES), packing(*COUNTS))], ids=["all", "queries"])
 @pytest.mark.parametrize("keys", [False, True], ids=["", "padded"])
 @pytest.mark.parametrize(
     "make",
@@ -116,7 +117,7 @@ SOURCE = torch.tensor([0, 1, 2, 0, 3, 1, 1, 4, 3, 0, 2, 1])
     ],
     ids=["no blocks", "one block", "three blocks", "bert"],
 )
-def test_rows_that_begin_alike(monkeypatch, rows, make, keys, asking):
+def test_rows_that_begin_alike(monkeypatch, rows, make, keys, queries):
     model, layout = make().double(), packing(*LENGTHS)
     if keys:
         few = torch.tensor([0, 1, 3, 5, 6, 8, 11])
@@ -125,9 +126,9 @@ def test_rows_that_begin_alike(monkeypatch, rows, make, keys, asking):
     monkeypatch.setattr(
         "fastvtp.modules.attention.linear", lambda x, *rest: projected.append(len(x)) or linear(x, *rest)
     )
-    part = model(pool, layout, asking, source_rows=SOURCE)
+    part = model(pool, Rows(layout, queries, SOURCE))
     assert projected[:1] in ([], [5]), "the first projection is of the pool"
-    whole = model(pool[SOURCE], layout, asking)
+    whole = model(pool[SOURCE], Rows(layout, queries))
     torch.testing.assert_close(part, whole, rtol=0, atol=1e-12)
     inputs = rows, *model.parameters()
     gradients = (torch.autograd.grad(out.square().sum(), inputs, allow_unused=True) for out in (part, whole))
@@ -162,14 +163,14 @@ def test_a_pool_larger_than_what_is_packed_of_it_is_not_projected(monkeypatch, r
     )
     model = Transformer(32, 1, 4).double()
     picked = torch.tensor([7, 2, 2])
-    out = model(rows, packing(2, 1), source_rows=picked)
+    out = model(rows, Rows(packing(2, 1), sources=picked))
     torch.testing.assert_close(out, model(rows[picked], packing(2, 1)))
     assert projected == [3, 3]
 
 
 def test_mask_tokens_of_several_clips_decode_as_those_of_one(rows):
     torch.manual_seed(0)
-    decoder = VideoDecoder(32, 10, 32, 2, 4, 2.0, values=6).double()
+    decoder = VideoDecoder(DecoderSizes(32, 2, 4, 2.0), encoder_width=32, num_tokens=10, values=6).double()
     decoder.init_weights()
     order = torch.stack([torch.randperm(10) for _ in range(3)]).int()
     visible, hidden = order[:, :4], order[:, 4:]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastvtp.systems.simvtp.config import SimVTPConfig
-from fastvtp.systems.simvtp.plan import lay_out
+from fastvtp.systems.simvtp.plan import CaptionTokens, StepMasks, lay_out
 from tests.parity.__main__ import main
 from tests.parity.compare import relative_error
 from tests.parity.made_folders import SYSTEMS as FORWARDS
@@ -177,7 +177,9 @@ def test_padding_shorter_than_a_caption():
     index = torch.zeros(1, 1, dtype=torch.int32)
     with pytest.raises(ValueError, match="padded_length 2 is less than the longest caption's 3 tokens"):
         lay_out(
-            SimVTPConfig(), visible=index, predicted=index, input_ids=torch.ones(3, dtype=torch.int64),
-            hidden=torch.zeros(3, dtype=torch.bool), lengths=np.array([3]), mismatch=np.array([0]),
-            sample_ids=torch.zeros(1, dtype=torch.int64), padded_length=2,
-        )  # fmt: skip
+            SimVTPConfig(),
+            StepMasks(index, index, hidden=torch.zeros(3, dtype=torch.bool)),
+            CaptionTokens(torch.ones(3, dtype=torch.int64), np.array([3]), padded_length=2),
+            mismatch=np.array([0]),
+            sample_ids=torch.zeros(1, dtype=torch.int64),
+        )

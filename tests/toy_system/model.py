@@ -28,6 +28,8 @@ class ToyConfig:
 class Toy(nn.Module):
     """What an engine asks of a model: `init_weights`, `device`, a forward pass, and the embeddings that scores need."""
 
+    averages_unit_views = False
+
     def __init__(self, config: ToyConfig):
         super().__init__()
         self.config = config
@@ -47,6 +49,10 @@ class Toy(nn.Module):
     def embed_video(self, video: Tensor) -> Tensor:
         """uint8 [B, T, H, W, 3] -> [B, D], raw."""
         return self.video_projection(video.float().mean(dim=(1, 2, 3)) / 255 - 0.5)
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        """uint8 [B, T, H, W, 3] -> [B, D] of unit length."""
+        return normalize(self.embed_video(video), dim=-1)
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """int64 [N] -> [B, D] of unit length, the mean over each caption."""

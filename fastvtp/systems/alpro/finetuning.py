@@ -24,14 +24,14 @@ from fastvtp.systems.alpro.fusion import (
     AlproFusion,
     AlproOutput,
     AlproPlan,
-    Wanted,
+    PairRows,
 )
 from fastvtp.systems.alpro.towers import AlproConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlproRetrievalConfig(AlproConfig):
-    """Contrast and matching; no masked words, no entities."""
+    """ALPRO's sizes and objectives for retrieval: contrast and matching, without masked words and entities."""
 
     word_weight: float = 0.0
     entity_weight: float = 0.0
@@ -54,7 +54,7 @@ class AlproQAConfig(AlproConfig):
 
 
 class AlproRetrieval(AlproFusion):
-    """Contrast and matching with hard negatives (ALPRO's fine-tuning)."""
+    """Retrieval, fine-tuned by contrast and by matching with hard negatives, as ALPRO is."""
 
     def plan(
         self, input_ids: Tensor, text_lengths: Sequence[int], sample_ids: Tensor, *, seed: int, step: int
@@ -66,7 +66,7 @@ class AlproRetrieval(AlproFusion):
         return plan.to(self.device)
 
     def forward(self, video: Tensor, plan: AlproPlan, *, negatives: tuple[Tensor, Tensor] | None = None) -> AlproOutput:
-        """Both losses of a batch; arguments as `Alpro.forward`."""
+        """Compute both losses of a batch. Arguments as `Alpro.forward`."""
         aligned = self.align(video, plan, negatives)
         terms = {name: value.detach() for name, value in aligned.terms.items()}
         return AlproOutput(aligned.loss, terms, aligned.match_logits, aligned.match_labels, None)
@@ -74,8 +74,11 @@ class AlproRetrieval(AlproFusion):
 
 @dataclass(frozen=True)
 class AlproQuestions:
-    """The integers of a batch of questions: text_ids, text_positions int64 [N]; clip int64 [Q], which each is about;
-    num_videos: clips that the batch must have."""
+    """The integers of a batch of questions.
+
+    text_ids, text_positions: int64 [N], the questions' tokens and their places in their questions. packing: how they
+    divide into Q questions. clip: int64 [Q], the clip that each is about. num_videos: clips that the batch must have.
+    """
 
     text_ids: Tensor
     text_positions: Tensor
@@ -85,7 +88,7 @@ class AlproQuestions:
 
 
 class AlproQA(AlproFusion):
-    """A question and a clip -> answer, from the fused [CLS] (ALPRO's fine-tuning)."""
+    """Answers a question about a clip from the fused [CLS], as ALPRO is fine-tuned."""
 
     def __init__(self, config: AlproQAConfig):
         super().__init__(config)
@@ -94,11 +97,13 @@ class AlproQA(AlproFusion):
         )
 
     def init_weights(self) -> None:
+        """As the towers'; uses torch's global generator."""
         super().init_weights()
         self.classifier.apply(init_linear_normal)
 
     def plan(self, input_ids: Tensor, text_lengths: Sequence[int], video_of_text: Sequence[int]) -> AlproQuestions:
-        """Lay out the questions of a batch; arguments as `VideoQA.plan`, the batch having at least the clips named."""
+        """Lay out the questions of a batch, which has at least the clips that they are about. Arguments and errors as
+        `VideoQA.plan`."""
         lengths = np.asarray(text_lengths, dtype=np.int64)
         check_texts(input_ids, lengths, self.config.max_text_length)
         if len(video_of_text) != len(lengths):
@@ -116,13 +121,19 @@ class AlproQA(AlproFusion):
         return on_device(questions, self.device)
 
     def forward(self, video: Tensor, plan: AlproQuestions) -> Tensor:
-        """Logits float32 [Q, num_answers]. video: uint8 [B, T, H, W, 3], every clip encoded once."""
+        """Judge every answer to each question: clips uint8 [B, T, H, W, 3], each encoded once, -> logits float32 [Q,
+        num_answers]. Raises ValueError where a question is about a clip that the batch lacks."""
         if plan.num_videos > len(video):
             raise ValueError(f"video_of_text names clip {plan.num_videos - 1} of a batch of {len(video)}")
         text_ND = self.text_tokens(plan.text_ids, plan.text_positions, plan.packing)
         fused, ends = self.fuse(
-            text_ND, plan.packing, self.video_tokens(video), torch.arange(len(plan.clip), device=video.device),
-            plan.clip, num_text_rows=len(plan.text_ids), wanted=Wanted.first(len(plan.clip), video.device),
-        )  # fmt: skip
+            text_ND,
+            plan.packing,
+            self.video_tokens(video),
+            text_index=torch.arange(len(plan.clip), device=video.device),
+            video_index=plan.clip,
+            num_text_rows=len(plan.text_ids),
+            pair_rows=PairRows.first(len(plan.clip), video.device),
+        )
         with torch.autocast(fused.device.type, enabled=False):
             return self.classifier(take_rows(fused, ends[:-1].long()).float())

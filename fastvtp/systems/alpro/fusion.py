@@ -1,7 +1,7 @@
 """ALPRO's fusion of texts and clips, and the losses that all of its stages after the prompter share.
 
 Shape legend: B = clips, N = packed text tokens, V = 1 + S rows of a clip (class token, patches), D = width,
-Q = pairs of a text and a clip, M = masked words, E = entities.
+Q = pairs of a text and a clip, R = rows of pairs that are read, M = masked words, S = patches of a frame, E = entities.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastvtp.modules.attention import Asking
 from fastvtp.modules.bert import BertEncoder
 from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.losses import matching_accuracy, matching_loss
@@ -22,73 +21,93 @@ from fastvtp.modules.packing import (
     pair_sequences,
     span_rows,
 )
-from fastvtp.modules.rows import take_rows
+from fastvtp.modules.rows import QueryRows, Rows, take_rows
 from fastvtp.systems.alpro.towers import AlproConfig, AlproTowers
 from fastvtp_kernels import hard_negatives
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The rows of fused pairs that are read. pair, position: int64 [R], pair after pair, the row within the pair;
-    packing: how these rows divide into all pairs."""
+class PairRows:
+    """The rows of fused pairs whose results are read, by pair and place within it: where a pair's rows begin in the
+    packed call depends on hard negatives, which only the device knows.
+
+    pair, position: int64 [R], one pair's rows behind the other's. packing: how these R rows divide into all pairs.
+    """
 
     pair: Tensor
     position: Tensor
     packing: Packing
 
     @staticmethod
-    def first(num_pairs: int, device: torch.device) -> "Wanted":
-        """Of each pair its [CLS]."""
+    def first(num_pairs: int, device: torch.device) -> "PairRows":
+        """The [CLS] of each pair, which is its first row."""
         pair = torch.arange(num_pairs, device=device)
-        return Wanted(pair, torch.zeros_like(pair), Packing.uniform(num_pairs, 1, device))
+        return PairRows(pair, torch.zeros_like(pair), Packing.uniform(num_pairs, 1, device))
+
+    @staticmethod
+    def of_losses(
+        lengths: np.ndarray, crop: Tensor | None, word_caption: np.ndarray | None, word_position: np.ndarray
+    ) -> "PairRows":
+        """The rows that ALPRO's losses read, in the order that `AlproPlan` says, on the host.
+
+        lengths: int64 [B], tokens of each text. crop: bool [B, S], patches inside each clip's crop; None: none are
+        read. word_caption, word_position: int64 [M], the caption of each masked word and its place therein;
+        word_caption None: there are no pairs of masked texts.
+        """
+        batch = len(lengths)
+        pair, position = [np.arange(3 * batch)], [np.zeros(3 * batch, dtype=np.int64)]
+        if crop is not None:
+            clip, patch = crop.numpy().nonzero()
+            pair.append(clip)
+            position.append(lengths[clip] + 1 + patch)  # behind the text and the clip's class token
+        if word_caption is not None:
+            pair.append(3 * batch + word_caption)
+            position.append(word_position)
+        pairs, positions = np.concatenate(pair), np.concatenate(position)
+        order = np.lexsort((positions, pairs))
+        counts = np.bincount(pairs, minlength=(3 if word_caption is None else 4) * batch)
+        return PairRows(torch.from_numpy(pairs[order]), torch.from_numpy(positions[order]), pack_lengths(counts))
 
 
 @dataclass(frozen=True)
 class AlproPlan:
-    """The integers of one step. text_ids, text_positions: int64 [N] plain captions, then masked ones where the config
-    masks words; packing: those sequences. word_labels: int64 [M] masked words. wanted: what the losses read of the
-    fused pairs: [CLS] of the matched pairs, of texts with wrong clips and of clips with wrong texts; after it the
-    patches inside the crop, of the matched; M masked words, of the pairs of masked texts. crop: bool [B, S] patches
-    inside the crop, or None. seed, step: of the hard negatives."""
+    """The integers of one step.
+
+    sample_ids: int64 [B], equal where the same clip stands in the batch twice.
+    text_ids, text_positions: int64 [N], the tokens of the plain captions, then of those with words masked where the
+        config masks words, and their places in their captions. packing: how they divide into captions.
+    word_labels: int64 [M], the words that stood at the masked places.
+    pair_rows: the rows of fused pairs that the losses read: the [CLS] of each matched pair, each text with a wrong clip
+        and each clip with a wrong text; behind that of a matched pair the patches inside its crop; and the masked words
+        of the pairs of a masked text with its clip.
+    crop: bool [B, S], the patches inside each clip's crop; None: there are no entities to predict.
+    seed, step: the key of the hard negatives' draw.
+    """
 
     sample_ids: Tensor
     text_ids: Tensor
     text_positions: Tensor
     packing: Packing
     word_labels: Tensor
-    wanted: Wanted
+    pair_rows: PairRows
     crop: Tensor | None
     seed: int
     step: int
 
     def to(self, device: torch.device | str) -> "AlproPlan":
+        """The plan with its tensors on `device`, in copies that the host does not wait for."""
         return on_device(self, torch.device(device))
-
-
-def wanted_rows(
-    lengths: np.ndarray, crop: Tensor | None, word_caption: np.ndarray | None, word_position: np.ndarray
-) -> Wanted:
-    """As `AlproPlan` says. lengths: int64 [B] of the texts. crop: bool [B, S]. word_caption, word_position: int64 [M],
-    the masked words; None: there are no pairs of masked texts."""
-    batch = len(lengths)
-    pair, position = [np.arange(3 * batch)], [np.zeros(3 * batch, dtype=np.int64)]
-    if crop is not None:
-        clip, patch = crop.numpy().nonzero()
-        pair.append(clip)
-        position.append(lengths[clip] + 1 + patch)  # behind the text and the clip's class token
-    if word_caption is not None:
-        pair.append(3 * batch + word_caption)
-        position.append(word_position)
-    pairs, positions = np.concatenate(pair), np.concatenate(position)
-    order = np.lexsort((positions, pairs))
-    counts = np.bincount(pairs, minlength=(3 if word_caption is None else 4) * batch)
-    return Wanted(torch.from_numpy(pairs[order]), torch.from_numpy(positions[order]), pack_lengths(counts))
 
 
 @dataclass(frozen=True)
 class AlproOutput:
-    """loss: []. terms: detached losses and accuracies by name. match_logits: [3B, 2] of the matched pairs, texts with
-    wrong clips, clips with wrong texts; match_labels int64 [3B]. entity_logits: [B, E] or None."""
+    """The losses of a batch.
+
+    loss: [], the weighted sum. terms: unweighted losses and accuracies by name, [] each, detached. match_logits:
+    [3B, 2], (no, yes) of the matched pairs, texts with wrong clips, clips with wrong texts. match_labels: int64 [3B], 1
+    for a match, 0 for a mismatch, -100 where there was no wrong clip or text to draw. entity_logits: [B, E], or None
+    where there are no entities.
+    """
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -98,8 +117,11 @@ class AlproOutput:
 
 
 class Aligned(NamedTuple):
-    """Contrast and matching of a batch. loss: []. terms: values by name, with graph. fused: the rows [R, D] that the
-    plan wants of the pairs, with cu_seqlens int32 [Q+1]. match_logits, match_labels: as in `AlproOutput`."""
+    """Contrast and matching of a batch.
+
+    loss: [], the weighted sum of both. terms: values by name, with their graph. fused: [R, D], the plan's `pair_rows`,
+    divided into pairs by cu_seqlens int32 [Q+1]. match_logits, match_labels: as in `AlproOutput`.
+    """
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -115,11 +137,16 @@ class AlproFusion(AlproTowers):
     def __init__(self, config: AlproConfig):
         super().__init__(config)
         self.fusion_encoder = BertEncoder(
-            config.width, config.fusion_depth, config.text_num_heads, config.text_hidden, config.text_dropout
+            config.width,
+            config.fusion_depth,
+            config.text_num_heads,
+            hidden=config.text_hidden,
+            dropout=config.text_dropout,
         )
         self.match_head = nn.Linear(config.width, 2)
 
     def init_weights(self) -> None:
+        """As the towers'; uses torch's global generator."""
         super().init_weights()
         self.fusion_encoder.init_weights()
         self.match_head.apply(init_linear_normal)
@@ -129,79 +156,100 @@ class AlproFusion(AlproTowers):
         text_ND: Tensor,
         text_packing: Packing,
         video_BVD: Tensor,
+        *,
         text_index: Tensor,
         video_index: Tensor,
-        *,
         num_text_rows: int,
-        wanted: Wanted | None = None,
+        pair_rows: PairRows | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Fused tokens of Q pairs in one packed call.
+        """Read texts together with clips, Q pairs in one packed call.
 
-        text_ND: encoded texts; video_BVD: encoded clips; text_index, video_index: int64 [Q]. num_text_rows: at least
-        the text tokens of all pairs, a host integer. wanted: the rows to return; None: all. Returns ([rows, D],
-        cu_seqlens int32 [Q+1]); a pair's rows are its text's and then the clip's.
+        text_ND: encoded texts in `text_packing`. video_BVD: encoded clips. text_index, video_index: int64 [Q], the text
+        and the clip of each pair. num_text_rows: a host integer that is at least the text tokens of all pairs.
+        pair_rows: the rows to return; None: all.
+
+        Returns fused tokens [R, D] and their cu_seqlens int32 [Q+1]; a pair's rows are its text's and then the clip's.
         """
         clip_rows = video_BVD.shape[1]
-        rows, cu_seqlens = pair_sequences(
-            text_packing.cu_seqlens, text_index, video_index, clip_rows,
+        sources, cu_seqlens = pair_sequences(
+            text_packing.cu_seqlens,
+            text_index,
+            video_index,
+            video_rows=clip_rows,
             num_rows=num_text_rows + len(text_index) * clip_rows,
-        )  # fmt: skip
+        )
         pool = torch.cat([text_ND, video_BVD.flatten(0, 1).to(text_ND.dtype)])
         packing = Packing(cu_seqlens, text_packing.max_seqlen + clip_rows)
-        if wanted is None:
-            return self.fusion_encoder(pool, packing, source_rows=rows), cu_seqlens
-        asking = Asking(cu_seqlens[wanted.pair].long() + wanted.position, wanted.packing)
-        return self.fusion_encoder(pool, packing, asking, source_rows=rows), wanted.packing.cu_seqlens
+        if pair_rows is None:
+            return self.fusion_encoder(pool, Rows(packing, sources=sources)), cu_seqlens
+        queries = QueryRows(cu_seqlens[pair_rows.pair].long() + pair_rows.position, pair_rows.packing)
+        return self.fusion_encoder(pool, Rows(packing, queries, sources)), pair_rows.packing.cu_seqlens
 
     def match_logits(self, fused: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Logits [Q, 2] (no, yes) of fused pairs, from their [CLS]."""
+        """Judge fused pairs by their [CLS], the first row of each: [R, D], divided into pairs by cu_seqlens int32
+        [Q+1], -> logits float32 [Q, 2], (no, yes)."""
         with torch.autocast(fused.device.type, enabled=False):
             return self.match_head(take_rows(fused, cu_seqlens[:-1].long()).float())
 
-    def encode_texts(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
-        """Packed captions -> tokens [N, D] and features of unit length float32 [B, projection_dim]."""
+    def read_texts(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
+        """Packed captions, int64 [N] and int32 [B+1] -> their tokens [N, D], which pairs are scored by, and their
+        features of unit length, float32 [B, projection_dim]."""
         x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
         x_ND = self.text_encoder(x_ND, packing)
         return x_ND, self.text_features(x_ND, cu_seqlens[:-1].long())
 
-    def encode_clips(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, T, H, W, 3] -> tokens [B, V, D] and features of unit length float32 [B, projection_dim]."""
+    def read_clips(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Clips, uint8 [B, T, H, W, 3] -> their tokens [B, V, D], which pairs are scored by, and their features of unit
+        length, float32 [B, projection_dim]."""
         tokens_BVD = self.video_tokens(video)
         return tokens_BVD, self.video_features(tokens_BVD)
 
     def score_pairs(
         self,
         text_tokens: Tensor,
+        clip_tokens: Tensor,
+        *,
         cu_seqlens: Tensor,
         max_seqlen: int,
-        clip_tokens: Tensor,
         text_index: Tensor,
         clip_index: Tensor,
-        *,
         odds: bool = True,
     ) -> Tensor:
-        """Log-odds that encoded texts and clips belong together, for pairs int64 [Q], int64 [Q] -> float32 [Q].
+        """Judge whether texts and clips belong together: the log-odds that they do, float32 [Q].
 
-        odds: False for the logit that they do, without that against it.
+        text_tokens: [N, D] with cu_seqlens int32 [texts + 1] and max_seqlen, as from `read_texts`. clip_tokens:
+        [clips, V, D], as from `read_clips`. text_index, clip_index: int64 [Q], the pairs. odds: False gives the logit
+        for a match alone, without that against it.
 
-        Clips that no pair names are not copied. For evaluation: which clips those are is read back from the device.
+        Clips that no pair names are not copied; which these are is read back from the device, so that this is for
+        evaluation only.
         """
         clips, place = clip_index.unique(return_inverse=True)
         fused, ends = self.fuse(
-            text_tokens, Packing(cu_seqlens, max_seqlen), clip_tokens[clips], text_index, place,
-            num_text_rows=len(text_index) * max_seqlen, wanted=Wanted.first(len(text_index), text_index.device),
-        )  # fmt: skip
+            text_tokens,
+            Packing(cu_seqlens, max_seqlen),
+            clip_tokens[clips],
+            text_index=text_index,
+            video_index=place,
+            num_text_rows=len(text_index) * max_seqlen,
+            pair_rows=PairRows.first(len(text_index), text_index.device),
+        )
         no, yes = self.match_logits(fused, ends).unbind(dim=1)
         return yes - no if odds else yes
 
     def draw_negatives(self, text: Tensor, video: Tensor, plan: AlproPlan) -> tuple[Tensor, Tensor]:
-        """A wrong clip for every text and a wrong text for every clip, int64 [B] each; -1 where there is none."""
+        """Draw by similarity a wrong clip for every text and a wrong text for every clip, int64 [B] each; -1 where the
+        batch has none. text, video: [B, projection_dim] of unit length."""
         temperature = self.config.negative_temperature
         with torch.no_grad():
             drawn = hard_negatives(
-                text.detach(), video.detach(), self.logit_scale().detach() if temperature is None else 1 / temperature,
-                seed=plan.seed, step=plan.step, groups=plan.sample_ids,
-            )  # fmt: skip
+                text.detach(),
+                video.detach(),
+                self.logit_scale().detach() if temperature is None else 1 / temperature,
+                seed=plan.seed,
+                step=plan.step,
+                groups=plan.sample_ids,
+            )
         return drawn.b_for_a, drawn.a_for_b
 
     def lay_out(
@@ -216,8 +264,13 @@ class AlproFusion(AlproTowers):
         seed: int = 0,
         step: int = 0,
     ) -> AlproPlan:
-        """The plan of given masks, on the host. input_ids, masked_ids: int64 [Nt] packed captions, and with words
-        masked; None: without. hidden: bool [Nt], words to predict. lengths: int64 [B]. crop: bool [B, S]."""
+        """The plan of given masks, on the host.
+
+        input_ids: int64 packed captions. lengths: int64 [B], tokens of each. sample_ids: int64 [B]. masked_ids: the
+        captions with words masked, and hidden: bool, where they are; None, or a `word_weight` of 0: no words are
+        predicted. crop: bool [B, S], patches inside each clip's crop; None: no entities are predicted. seed, step: the
+        key of the hard negatives' draw.
+        """
         position = torch.from_numpy(span_rows(np.zeros_like(lengths), lengths))
         texts, words, caption = [input_ids], torch.zeros_like(input_ids, dtype=torch.bool), None
         if masked_ids is not None and hidden is not None and self.config.word_weight:
@@ -229,14 +282,14 @@ class AlproFusion(AlproTowers):
             text_positions=position.repeat(len(texts)),
             packing=pack_lengths(np.tile(lengths, len(texts))),
             word_labels=input_ids[words],
-            wanted=wanted_rows(lengths, crop, caption, position[words].numpy()),
+            pair_rows=PairRows.of_losses(lengths, crop, caption, position[words].numpy()),
             crop=crop,
             seed=seed,
             step=step,
         )
 
     def align(self, video: Tensor, plan: AlproPlan, negatives: tuple[Tensor, Tensor] | None = None) -> Aligned:
-        """Contrast, and matching of one fusion call; arguments as `Alpro.forward`."""
+        """Contrast the batch, and match its pairs in one call of the fusion layers. Arguments as `Alpro.forward`."""
         config, batch = self.config, len(video)
         video_BVD = self.video_tokens(video)
         text_ND = self.text_tokens(plan.text_ids, plan.text_positions, plan.packing)
@@ -251,10 +304,14 @@ class AlproFusion(AlproTowers):
         text_index = [each, each, wrong_text.clamp(min=0)] + [each + batch] * (copies - 1)
         video_index = [each, wrong_clip.clamp(min=0), each] + [each] * (copies - 1)
         fused, cu_seqlens = self.fuse(
-            text_ND, plan.packing, video_BVD, torch.cat(text_index), torch.cat(video_index),
+            text_ND,
+            plan.packing,
+            video_BVD,
+            text_index=torch.cat(text_index),
+            video_index=torch.cat(video_index),
             num_text_rows=len(plan.text_ids) // copies * (len(text_index) - 1) + batch * plan.packing.max_seqlen,
-            wanted=plan.wanted,
-        )  # fmt: skip
+            pair_rows=plan.pair_rows,
+        )
 
         match_logits = self.match_logits(fused, cu_seqlens[: 3 * batch + 1])
         wrong = torch.cat([wrong_clip, wrong_text])

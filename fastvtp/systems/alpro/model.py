@@ -42,7 +42,7 @@ _RANDOM_FRACTION = _KEEP_FRACTION = 0.1  # of the masked words, as in BERT
 
 
 class Alpro(AlproFusion):
-    """Contrast, matching, masked words and prompted entities.
+    """Pretrained by contrast, matching, masked words and prompted entities.
 
     prompter: frozen towers trained by contrast alone (`load_prompter`), and what they make of the entities' prompts.
     """
@@ -62,6 +62,7 @@ class Alpro(AlproFusion):
         self._prompts_seen = False
 
     def init_weights(self) -> None:
+        """As the towers', with no entity prompted yet; uses torch's global generator."""
         super().init_weights()
         self.word_transform.init_weights()
         self.entity_head.apply(init_linear_normal)
@@ -70,6 +71,7 @@ class Alpro(AlproFusion):
             nn.init.zeros_(prompts)
 
     def train(self, mode: bool = True) -> "Alpro":
+        """As of any module, except that the prompter stays in evaluation mode."""
         super().train(mode)
         self.prompter.eval()
         return self
@@ -89,19 +91,31 @@ class Alpro(AlproFusion):
         draw = {"special_ids": config.special_token_ids, "seed": seed, "step": step, "sample_ids": sample_ids}
         hidden = text_mask(input_ids, cu_seqlens, config.word_mask_ratio, **draw)
         masked_ids = replace_masked_tokens(
-            input_ids, hidden, cu_seqlens, mask_id=config.mask_token_id, vocab_size=config.vocab_size,
-            random_fraction=_RANDOM_FRACTION, keep_fraction=_KEEP_FRACTION, **draw,
-        )  # fmt: skip
+            input_ids,
+            hidden,
+            cu_seqlens,
+            mask_id=config.mask_token_id,
+            vocab_size=config.vocab_size,
+            random_fraction=_RANDOM_FRACTION,
+            keep_fraction=_KEEP_FRACTION,
+            **draw,
+        )
         crop = crop_patches(sample_ids.numpy(), config.grid, seed=seed, step=step) if config.entity_weight else None
         return self.lay_out(
-            input_ids=input_ids, masked_ids=masked_ids, hidden=hidden, lengths=lengths, sample_ids=sample_ids,
-            crop=crop, seed=seed, step=step,
-        ).to(self.device)  # fmt: skip
+            input_ids=input_ids,
+            masked_ids=masked_ids,
+            hidden=hidden,
+            lengths=lengths,
+            sample_ids=sample_ids,
+            crop=crop,
+            seed=seed,
+            step=step,
+        ).to(self.device)
 
     def forward(
         self, video: Tensor, plan: AlproPlan, *, kind: str = "video", negatives: tuple[Tensor, Tensor] | None = None
     ) -> AlproOutput:
-        """All losses of a batch.
+        """Compute all losses of a batch.
 
         video: uint8 [B, T, H, W, 3]. plan: from `plan`. kind: "video" or "image", whose prompts the entities are.
         negatives: a wrong clip for every text, a wrong text for every clip, int64 [B] each; None: drawn by similarity.
@@ -111,8 +125,10 @@ class Alpro(AlproFusion):
         if config.word_weight:
             words, predicted = masked_word_loss(
                 self.word_transform(fused[len(fused) - len(plan.word_labels) :]),
-                self.text_embeddings.word_embeddings.weight, self.word_transform.bias, plan.word_labels,
-            )  # fmt: skip
+                self.text_embeddings.word_embeddings.weight,
+                self.word_transform.bias,
+                plan.word_labels,
+            )
             loss = loss + config.word_weight * words
             accuracy = (predicted == plan.word_labels).sum() / max(len(plan.word_labels), 1)
             terms |= {"loss/word": words, "word_accuracy": accuracy}
@@ -131,8 +147,11 @@ class Alpro(AlproFusion):
         return AlproOutput(loss, detached, match_logits, match_labels, entity_logits)
 
     def _entity_logits(self, fused: Tensor, cu_seqlens: Tensor, num_patches: int) -> Tensor:
-        """From the mean of the matched pairs' patches inside the crop: the rows behind each one's [CLS], in all
-        `num_patches`."""
+        """Logits of the entities in each crop, [B, E], from the mean of its patches.
+
+        fused: [R, D], which begins with the matched pairs, cu_seqlens int32 [B+1]: of each its [CLS] and then the
+        patches inside its crop, `num_patches` in all.
+        """
         cu_patches = cu_seqlens - torch.arange(len(cu_seqlens), dtype=torch.int32, device=fused.device)
         clip, _ = locate_rows(cu_patches, num_patches)
         rows = torch.arange(1, num_patches + 1, device=fused.device) + clip
@@ -141,8 +160,9 @@ class Alpro(AlproFusion):
 
     @torch.no_grad()
     def _prompted(self, video: Tensor, crop: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-        """The prompter's features of the crops, and of the prompts of this kind of batch."""
-        return self.prompter.embed_video(video, crop), self.prompts(kind)
+        """The prompter's features of the crops, [B, projection_dim] of unit length, and of the prompts of this kind of
+        batch, [E, projection_dim]. crop: bool [B, S]."""
+        return self.prompter.encode_video(video, crop), self.prompts(kind)
 
     def prompts(self, kind: str) -> Tensor:
         """What the prompter made of the entities' prompts, [E, projection_dim]. kind: "video" or "image".
@@ -155,7 +175,8 @@ class Alpro(AlproFusion):
         return prompts[kind]
 
     def _check_prompts(self) -> None:
-        """Zeros say that every crop shows every entity alike. Read back from the device for the first plan alone."""
+        """Raises UserError where no prompt was ever set: zeros would teach that every crop shows every entity alike.
+        This is read back from the device for the first plan alone."""
         if not (self.video_prompts.any() or self.image_prompts.any()):
             raise UserError("video_prompts and image_prompts are all zero: fill them first, by `encode_prompts`")
         self._prompts_seen = True

@@ -42,7 +42,11 @@ class PretrainPrompter(CaptionedTask):
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
         on_device = batch.to(model.device, non_blocking=True)
         loss = compute(
-            on_device.video, on_device.input_ids, on_device.cu_seqlens, batch.max_text_length, on_device.sample_ids
+            on_device.video,
+            on_device.input_ids,
+            on_device.cu_seqlens,
+            batch.max_text_length,
+            sample_ids=on_device.sample_ids,
         )
         return loss, {"loss/contrastive": loss.detach()}
 
@@ -151,7 +155,7 @@ def _text_features(prompter: AlproTowers, tokenizer: CaptionTokenizer, texts: li
     packed = tokenizer.encode_packed(texts, _PROMPT_LENGTH)
     cu_seqlens = torch.tensor([0, *packed.lengths]).cumsum(0).int()
     input_ids = torch.from_numpy(packed.input_ids).to(prompter.device)
-    return prompter.embed_text(input_ids, cu_seqlens.to(prompter.device), max(packed.lengths))
+    return prompter.encode_text(input_ids, cu_seqlens.to(prompter.device), max(packed.lengths))
 
 
 def load_prompter(

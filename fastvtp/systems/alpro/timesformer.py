@@ -11,25 +11,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastvtp.modules.attention import Asking, Attention
+from fastvtp.modules.attention import Attention
 from fastvtp.modules.checks import (
     check_choice,
     check_heads,
     check_positive,
     check_share,
 )
-from fastvtp.modules.layers import Mlp, init_linear_normal
+from fastvtp.modules.layers import Mlp, init_linear_normal, rising_drop_path
 from fastvtp.modules.linear import linear
 from fastvtp.modules.packing import Packing
+from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
+from fastvtp.modules.rows import QueryRows, Rows
 from fastvtp_kernels import axial_attention_packed, tubelet_embed
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeSformerConfig:
-    """Sizes; the defaults are ALPRO's (ViT-B/16)."""
+    """Sizes of clips and of the tower that reads them; the defaults are ALPRO's (ViT-B/16)."""
 
     num_frames: int = 4
     image_size: int = 224
@@ -57,12 +56,12 @@ class TimeSformerConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches of a frame along (height, width)."""
+        """Numbers of patches of a frame along (height, width)."""
         return self.image_size // self.patch_size, self.image_size // self.patch_size
 
     @property
     def num_patches(self) -> int:
-        """Patches of a frame."""
+        """The number of patches of a frame."""
         return self.grid[0] * self.grid[1]
 
 
@@ -84,7 +83,7 @@ class DividedBlock(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, tokens_BND: Tensor, num_frames: int, class_only: bool = False) -> Tensor:
-        """tokens_BND: [B, 1 + T*S, D], the class token first -> the same; class_only: that alone, [B, 1, D]."""
+        """[B, 1 + T*S, D], the class token first, -> the same. class_only: compute the class token alone, [B, 1, D]."""
         x_BTSD = tokens_BND[:, 1:].unflatten(1, (num_frames, -1))
         x_BTSD = x_BTSD + self._along_time(x_BTSD)
         cls_B1D, x_BTSD = self._within_frames(tokens_BND[:, :1], x_BTSD, class_only)
@@ -92,6 +91,7 @@ class DividedBlock(nn.Module):
         return tokens_BND + self._drop(self.mlp(self.norm2(tokens_BND)), tokens_BND.shape[:1])
 
     def _along_time(self, x_BTSD: Tensor) -> Tensor:
+        """What attention along time adds to the patches: [B, T, S, D] -> [B, T, S, D]."""
         qkv = self.temporal_attn.project_qkv(self.temporal_norm(x_BTSD))
         out = axial_attention_packed(qkv.unflatten(-1, (3, self.temporal_attn.num_heads, -1)))
         # Two linear layers in a row are one; the product of their weights costs less than that of the rows with both.
@@ -101,18 +101,18 @@ class DividedBlock(nn.Module):
         return self._drop(out, (batch, 1, patches)) + second.bias
 
     def _within_frames(self, cls_B1D: Tensor, x_BTSD: Tensor, class_only: bool) -> tuple[Tensor, Tensor]:
-        """Class token and patches after the attention; class_only: no patches, which did not ask."""
+        """Class token and patches behind the attention of each frame; class_only: without patches, [B, T, 0, D]."""
         batch, frames, patches, width = x_BTSD.shape
         framed = torch.cat([cls_B1D[:, None].expand(-1, frames, -1, -1), x_BTSD], dim=2)
         packing = Packing.uniform(batch * frames, patches + 1, x_BTSD.device)
-        rows = self.norm1(framed).view(-1, width)
-        out = self.attn(rows, packing, Asking.first(packing) if class_only else None)
+        rows = Rows(packing, QueryRows.first(packing) if class_only else None)
+        out = self.attn(self.norm1(framed).view(-1, width), rows)
         out = self._drop(out.view(batch, frames, -1, width), (batch, frames))
         cls_B1D = cls_B1D + out[:, :, 0].mean(dim=1, keepdim=True)
         return cls_B1D, x_BTSD[:, :, : out.shape[2] - 1] + out[:, :, 1:]
 
     def _drop(self, branch: Tensor, leading: tuple[int, ...]) -> Tensor:
-        """Leaves the branch out for whole sequences, one draw for each entry of the shape `leading`."""
+        """Leave a branch out for whole sequences at random, one draw for each entry of the shape `leading`."""
         if not (self.training and self.drop_path):
             return branch
         shape = (*leading, *(1,) * (branch.ndim - len(leading)))
@@ -121,7 +121,7 @@ class DividedBlock(nn.Module):
 
 
 class TimeSformer(nn.Module):
-    """uint8 frames -> class token and patches, patches averaged over time."""
+    """Makes of a clip's frames a class token and patches, which are averaged over time."""
 
     def __init__(self, config: TimeSformerConfig):
         super().__init__()
@@ -134,10 +134,8 @@ class TimeSformer(nn.Module):
         self.patch_positions = nn.Parameter(torch.empty(config.num_patches, config.width))
         self.time_positions = nn.Parameter(torch.empty(config.num_frames, config.width))
         self.blocks = nn.ModuleList(
-            DividedBlock(
-                config.width, config.num_heads, config.mlp_ratio, config.drop_path * i / max(config.depth - 1, 1)
-            )
-            for i in range(config.depth)
+            DividedBlock(config.width, config.num_heads, config.mlp_ratio, drop_path)
+            for drop_path in rising_drop_path(config.drop_path, config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
 
@@ -154,10 +152,10 @@ class TimeSformer(nn.Module):
                 nn.init.zeros_(module.temporal_fc.weight)
 
     def embed(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
-        """Class token and embedded patches: uint8 [B, T, H, W, 3] -> [B, 1 + T*S, D].
+        """Embed patches and put the class token before them: uint8 [B, T, H, W, 3] -> [B, 1 + T*S, D].
 
         T is the config's, or 1 for images. shown: bool [B, S]; the other patches of every frame are taken as mid grey
-        or black, as the config's `hidden_patches` says.
+        or black, as the config's `hidden_patches` says. Raises ValueError for clips of another size.
         """
         config = self.config
         frames, size = video.shape[1], config.image_size
@@ -166,9 +164,15 @@ class TimeSformer(nn.Module):
         index = torch.arange(frames * config.num_patches, dtype=torch.int32, device=video.device)
         positions = (self.time_positions[:frames, None] + self.patch_positions).flatten(0, 1)
         x_BND = tubelet_embed(
-            video, index.expand(len(video), -1), self.weight, self.bias, positions,
-            tubelet=(1, config.patch_size, config.patch_size), mean=CLIP_MEAN, std=CLIP_STD,
-        )  # fmt: skip
+            video,
+            index.expand(len(video), -1),
+            self.weight,
+            self.bias,
+            positions,
+            tubelet=(1, config.patch_size, config.patch_size),
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+        )
         if shown is not None:
             hidden = (self._embedded_blank() + positions).to(x_BND.dtype)
             x_BND = torch.where(shown.repeat(1, frames)[..., None], x_BND, hidden)
@@ -176,14 +180,15 @@ class TimeSformer(nn.Module):
         return torch.cat([cls.expand(len(video), 1, -1), x_BND], dim=1)
 
     def _embedded_blank(self) -> Tensor:
-        """A hidden patch embedded, without its position: [D]."""
+        """What a hidden patch is embedded as, without its position: [D]."""
         if self.config.hidden_patches == "grey":
             return self.bias
         channels = zip(self.weight.unbind(dim=1), CLIP_MEAN, CLIP_STD, strict=True)
         return self.bias - sum(weight.sum(dim=(1, 2, 3)) * (mean / std) for weight, mean, std in channels)
 
     def forward(self, video: Tensor, shown: Tensor | None = None, *, class_only: bool = False) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> [B, 1 + S, D], see `embed`; class_only: the class token alone, [B, 1, D]."""
+        """Read clips, uint8 [B, T, H, W, 3] -> [B, 1 + S, D], the class token first. Arguments as `embed`; class_only:
+        compute the class token alone, [B, 1, D]."""
         tokens_BND = self.embed(video, shown)
         for number, block in enumerate(self.blocks, 1):
             tokens_BND = block(tokens_BND, video.shape[1], class_only and number == len(self.blocks))

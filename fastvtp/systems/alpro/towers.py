@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from fastvtp.modules.attention import Asking
 from fastvtp.modules.bert import (
     BertEncoder,
     TextConfig,
@@ -26,7 +25,7 @@ from fastvtp.modules.contrast import world_group
 from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.losses import video_text_contrast
 from fastvtp.modules.packing import Packing
-from fastvtp.modules.rows import take_rows
+from fastvtp.modules.rows import QueryRows, Rows, take_rows
 from fastvtp.systems.alpro.entities import IGNORE_RULES
 from fastvtp.systems.alpro.timesformer import TimeSformer, TimeSformerConfig
 
@@ -53,9 +52,9 @@ class AlproConfig(TimeSformerConfig, TextConfig):
     text_hidden: int = 3072
     projection_dim: int = 256
     temperature: float = 0.07
-    """Initial value, from 0.001 to 0.5; learned, and brought back within these bounds before each use."""
+    """Initial value, from 0.001 to 0.5; it is learned, and brought back within these bounds before each use."""
     gather_negatives: bool = True
-    """Contrast with the clips of all ranks."""
+    """Contrast each text with the clips of all ranks, and the other way round."""
     negative_temperature: float | None = None
     """Temperature at which wrong pairs are drawn by similarity; None: the contrast's, as released. A sharp contrast
     hands fusion layers that have learned nothing yet only pairs that they cannot tell apart; a higher one mixes in
@@ -66,13 +65,13 @@ class AlproConfig(TimeSformerConfig, TextConfig):
     word_mask_ratio: float = 0.15
     num_entities: int = 1000
     ignore_rule: str = "official"
-    """Crops that teach nothing: "paper", "official", see `fastvtp.systems.alpro.entities.entity_targets`."""
+    """Which crops teach nothing: "paper" or "official", see `fastvtp.systems.alpro.entities.entity_targets`."""
     contrastive_weight: float = 1.0
     matching_weight: float = 1.0
     word_weight: float = 1.0
-    """0: no masked words, whose pass is then left out."""
+    """Weight of the masked words' loss; at 0 no words are masked, and the pass that reads them is left out."""
     entity_weight: float = 1.0
-    """0: no entities; the prompter is not asked."""
+    """Weight of the entities' loss; at 0 there are no entities, and the prompter does not run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,7 +98,10 @@ class AlproPrompterConfig(AlproConfig):
 
 
 class AlproTowers(nn.Module):
-    """Clips and captions to tokens and to features of unit length; `forward` is the prompter's whole objective."""
+    """Makes of clips and captions tokens, and features that are contrasted; `forward` is the prompter's objective."""
+
+    averages_unit_views = True
+    """Retrieval averages a clip's views after they are scaled to unit length."""
 
     def __init__(self, config: AlproConfig):
         super().__init__()
@@ -107,7 +109,11 @@ class AlproTowers(nn.Module):
         self.video_encoder = TimeSformer(config)
         self.text_embeddings = TextEmbeddings(config, config.width)
         self.text_encoder = BertEncoder(
-            config.width, config.text_depth, config.text_num_heads, config.text_hidden, config.text_dropout
+            config.width,
+            config.text_depth,
+            config.text_num_heads,
+            hidden=config.text_hidden,
+            dropout=config.text_dropout,
         )
         self.video_projection = nn.Linear(config.width, config.projection_dim)
         self.text_projection = nn.Linear(config.width, config.projection_dim)
@@ -127,54 +133,71 @@ class AlproTowers(nn.Module):
 
     def logit_scale(self) -> Tensor:
         """The inverse temperature []. The parameter itself is first brought back within its bounds, as released: a
-        temperature that walked beyond them would come back late."""
+        temperature that had walked far beyond them would take long to come back."""
         with torch.no_grad():
             self.temperature.clamp_(*_TEMPERATURES)
         return 1 / self.temperature
 
     def video_tokens(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> [B, V, D]; shown: bool [B, S] patches that are not hidden."""
+        """Read clips: uint8 [B, T, H, W, 3] -> [B, V, D]. shown: bool [B, S], the patches to show; None: all."""
         return self.video_encoder(video, shown)
 
     def text_tokens(self, input_ids: Tensor, positions: Tensor, packing: Packing) -> Tensor:
-        """int64 [N], int64 [N] -> [N, D]."""
+        """Read packed texts, by their token ids and the tokens' positions in their texts: int64 [N] each -> [N, D]."""
         return self.text_encoder(self.text_embeddings(input_ids, positions), packing)
 
     def video_features(self, tokens_BVD: Tensor) -> Tensor:
-        """Tokens of clips -> float32 [B, projection_dim] of unit length."""
-        with torch.autocast(tokens_BVD.device.type, enabled=False):
-            return normalize(self.video_projection(tokens_BVD[:, 0].float()), dim=-1)
+        """Clips' features of unit length, from their class tokens: [B, V, D] -> float32 [B, projection_dim]."""
+        return normalize(self._project(self.video_projection, tokens_BVD[:, 0]), dim=-1)
 
     def text_features(self, tokens_ND: Tensor, first_rows: Tensor) -> Tensor:
-        """Packed tokens of texts, rows of their [CLS] int64 [B] -> float32 [B, projection_dim] of unit length."""
-        with torch.autocast(tokens_ND.device.type, enabled=False):
-            return normalize(self.text_projection(take_rows(tokens_ND, first_rows).float()), dim=-1)
+        """Texts' features of unit length, from their [CLS]: packed tokens [N, D], the rows of the [CLS] int64 [B]
+        -> float32 [B, projection_dim]."""
+        return normalize(self._project(self.text_projection, take_rows(tokens_ND, first_rows)), dim=-1)
 
     def embed_video(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
-        """Retrieval features: uint8 [B, T, H, W, 3] -> float32 [B, projection_dim] of unit length.
+        """Project clips' class tokens, without scaling them: uint8 [B, T, H, W, 3] -> float32 [B, projection_dim].
 
-        shown: as for `video_tokens`.
+        shown: bool [B, S], patches that are not hidden, as for `video_tokens`; None: all.
         """
-        return self.video_features(self.video_encoder(video, shown, class_only=True))
+        return self._project(self.video_projection, self.video_encoder(video, shown, class_only=True)[:, 0])
 
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """Retrieval features: int64 [N], int32 [B+1] -> float32 [B, projection_dim] of unit length."""
+        """Project texts' [CLS], without scaling them: int64 [N], int32 [B+1] -> float32 [B, projection_dim].
+
+        max_seqlen: a bound on the longest text. Raises ValueError where that is more than the model has positions for.
+        """
         x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
-        asking = Asking.first(packing)
-        return self.text_features(self.text_encoder(x_ND, packing, asking), asking.packing.cu_seqlens[:-1].long())
+        return self._project(self.text_projection, self.text_encoder(x_ND, Rows(packing, QueryRows.first(packing))))
+
+    def encode_video(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
+        """`embed_video` at unit length."""
+        return normalize(self.embed_video(video, shown), dim=-1)
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """`embed_text`, under the name that retrieval knows for features of unit length."""
-        return self.embed_text(input_ids, cu_seqlens, max_seqlen)
+        """`embed_text` at unit length."""
+        return normalize(self.embed_text(input_ids, cu_seqlens, max_seqlen), dim=-1)
+
+    def _project(self, projection: nn.Module, tokens_BD: Tensor) -> Tensor:
+        """A projection in float32, under autocast too: [B, D] -> float32 [B, projection_dim]."""
+        with torch.autocast(tokens_BD.device.type, enabled=False):
+            return projection(tokens_BD.float())
 
     def contrast(self, text: Tensor, video: Tensor, sample_ids: Tensor | None) -> Tensor:
-        """InfoNCE, mean of both directions, of unit-length features [B, projection_dim] -> []."""
+        """InfoNCE, mean of both directions, of features [B, projection_dim] each, of which rows i belong together: [].
+
+        sample_ids: int64 [B]; rows with equal ids are the same clip and no negatives of each other.
+        """
         return video_text_contrast(
             text, video, self.logit_scale(), sample_ids=sample_ids, group=world_group(self.config.gather_negatives)
         )
 
     def forward(
-        self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, sample_ids: Tensor | None = None
+        self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, sample_ids: Tensor | None = None
     ) -> Tensor:
-        """The contrast of a batch of clips, uint8 [B, T, H, W, 3], and packed captions -> []."""
-        return self.contrast(self.embed_text(input_ids, cu_seqlens, max_seqlen), self.embed_video(video), sample_ids)
+        """The contrast of a batch of clips, uint8 [B, T, H, W, 3], with its packed captions, int64 [N] and int32 [B+1]:
+        a loss [].
+
+        sample_ids: int64 [B]; rows with equal ids are the same clip and no negatives of each other.
+        """
+        return self.contrast(self.encode_text(input_ids, cu_seqlens, max_seqlen), self.encode_video(video), sample_ids)

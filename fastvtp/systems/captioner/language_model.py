@@ -17,15 +17,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fastvtp.errors import UserError
 
-IGNORED = -100  # of labels, as in `cross_entropy`
+IGNORED = -100
+"""The label of a token that is not to be predicted, as in `cross_entropy`."""
 
 
 @dataclass(frozen=True)
 class PromptedTexts:
     """Prompts, each with the text that is to follow it, padded behind.
 
-    input_ids: int64 [B, L]. present: bool [B, L], what is no padding. labels: int64 [B, L], the ids of what is to be
-    predicted, -100 elsewhere.
+    input_ids: int64 [B, L]. present: bool [B, L], False at padding. labels: int64 [B, L], the ids of the tokens that
+    are to be predicted, `IGNORED` elsewhere.
     """
 
     input_ids: Tensor
@@ -51,7 +52,7 @@ class LanguageModel:
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu", dtype: str = "float32") -> "LanguageModel":
-        """The model of a local folder with config.json, safetensors and tokenizer; no code of the folder is run.
+        """Load the model of a local folder with config.json, safetensors and tokenizer; no code of the folder is run.
 
         dtype: "float32" or "bfloat16". Raises UserError with one line where `transformers` is missing, and for a folder
         that is absent or holds something else.
@@ -67,7 +68,7 @@ class LanguageModel:
 
     @property
     def width(self) -> int:
-        """W, of its input embeddings."""
+        """W, the width of its input embeddings."""
         return self.model.get_input_embeddings().embedding_dim
 
     @property
@@ -84,12 +85,13 @@ class LanguageModel:
         return [*self._start, *prompt_ids], joined_ids[len(prompt_ids) :]
 
     def texts(self, prompts: Sequence[str], texts: Sequence[str], max_tokens: int) -> PromptedTexts:
-        """What training reads: each text ends in the end token and is cut to `max_tokens`, that one included."""
+        """Tokenize what training reads, on the model's device: each text ends in the end token, and is cut to
+        `max_tokens` tokens with it."""
         pairs = [self.tokenize(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
         return self.pad([(before, [*after, self.end][:max_tokens]) for before, after in pairs])
 
     def pad(self, pairs: Sequence[tuple[list[int], list[int]]]) -> PromptedTexts:
-        """Token ids that are given and those to be predicted behind them, on the model's device."""
+        """Pad token ids that are given, each with those to be predicted behind them, on the model's device."""
         rows = [torch.tensor([*before, *after]) for before, after in pairs]
         labels = [torch.tensor([IGNORED] * len(before) + after) for before, after in pairs]
         lengths = torch.tensor([len(row) for row in rows])
@@ -99,8 +101,12 @@ class LanguageModel:
         return PromptedTexts(*(part.to(self.device, non_blocking=True) for part in (input_ids, present, padded)))
 
     def loss(self, prefix_BPW: Tensor | None, texts: PromptedTexts) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of the labels behind a prefix [B, P, W] and their prompts, [], and the share of them that
-        is guessed right, detached, []. None: no prefix, where prompts are not empty."""
+        """The mean cross-entropy of the labels behind a prefix and their prompts, [], and the share of them that is
+        guessed right, [], detached.
+
+        prefix_BPW: [B, P, W]; None: there is none, and prompts must not be empty. Raises UserError where the model has
+        too few positions.
+        """
         embedded = self.embed(texts.input_ids)
         present = texts.present
         if prefix_BPW is not None:
@@ -120,17 +126,17 @@ class LanguageModel:
         return loss, right.sum() / counted.sum()
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Input embeddings: int64 [...] -> [..., W]."""
+        """The input embeddings of token ids: int64 [...] -> [..., W]."""
         return self.model.get_input_embeddings()(input_ids)
 
     @torch.no_grad()
     def generate(
         self, prefix_BPW: Tensor | None, prompts: Sequence[str], *, max_tokens: int = 32, num_beams: int = 1
     ) -> list[str]:
-        """The texts that follow the prefixes [B, P, W] and prompts: greedy, or the best of `num_beams` beams.
+        """Write the texts that follow prefixes and prompts: greedily, or as the best of `num_beams` beams.
 
-        None: no prefix, where prompts are not empty. Raises UserError for that and where the model has too few
-        positions.
+        prefix_BPW: [B, P, W]; None: there are none. max_tokens: most tokens of a text. Raises UserError where neither a
+        prefix nor a prompt begins a text, and where the model has too few positions.
         """
         rows = [self._context(prefix_BPW, place, prompt) for place, prompt in enumerate(prompts)]
         self._check_room(max(map(len, rows)) + max_tokens)
@@ -138,9 +144,14 @@ class LanguageModel:
         lengths = torch.tensor([len(row) for row in rows], device=embedded.device)
         present = torch.arange(embedded.shape[1], device=embedded.device) >= embedded.shape[1] - lengths[:, None]
         found = self.model.generate(
-            inputs_embeds=embedded, attention_mask=present.long(), max_new_tokens=max_tokens, num_beams=num_beams,
-            do_sample=False, eos_token_id=self.end, pad_token_id=self.end,
-        )  # fmt: skip
+            inputs_embeds=embedded,
+            attention_mask=present.long(),
+            max_new_tokens=max_tokens,
+            num_beams=num_beams,
+            do_sample=False,
+            eos_token_id=self.end,
+            pad_token_id=self.end,
+        )
         return [text.strip() for text in self.tokenizer.batch_decode(found, skip_special_tokens=True)]
 
     @torch.no_grad()
@@ -156,7 +167,8 @@ class LanguageModel:
         """How likely each candidate follows its clip's prefix and prompt: one float32 [candidates of the clip] a clip.
 
         The prefix is read once for all candidates. length: "sum" of the tokens' log-likelihoods, which favours short
-        candidates, or their "mean". batch_size: candidates at a time. Raises UserError for another `length`.
+        candidates, or their "mean". batch_size: candidates at a time. Raises UserError for another `length`, for a
+        candidate without tokens, and as `generate`.
         """
         if length not in ("sum", "mean"):
             raise UserError(f"length must be 'sum' or 'mean', got {length!r}")
@@ -173,7 +185,7 @@ class LanguageModel:
         return scores
 
     def _context(self, prefix_BPW: Tensor | None, place: int, prompt: str) -> Tensor:
-        """Prefix and prompt of a clip as rows [P + prompt, W]."""
+        """The prefix and the prompt of clip number `place` as rows [P + tokens of the prompt, W]."""
         ids = self.tokenize(prompt, "")[0]
         if prefix_BPW is None and not ids:
             raise UserError("without a clip a text needs a prompt: the tokenizer writes no start token")
@@ -181,7 +193,7 @@ class LanguageModel:
         return embedded if prefix_BPW is None else torch.cat([prefix_BPW[place].to(embedded.dtype), embedded])
 
     def _follow(self, context: Tensor, texts: Sequence[list[int]], batch_size: int) -> Tensor:
-        """Log-likelihood of each text behind the rows of a context [P, W]: float32 [texts]."""
+        """The log-likelihood of each text, given as token ids, behind a context [rows, W]: float32 [texts]."""
         read = self.model(inputs_embeds=context[None], use_cache=True, logits_to_keep=1)
         firsts = torch.tensor([ids[0] for ids in texts], device=context.device)
         totals = read.logits[0, -1].float().log_softmax(-1)[firsts]
@@ -201,6 +213,7 @@ class LanguageModel:
         return totals
 
     def _check_room(self, length: int) -> None:
+        """Raises UserError where the model has fewer positions than `length`."""
         positions = getattr(self.model.config, "max_position_embeddings", None)
         if positions is not None and length > positions:
             raise UserError(
@@ -210,7 +223,7 @@ class LanguageModel:
 
 
 def language_width(folder: str | Path) -> int:
-    """W of the language model in a folder, from its config.json; errors as `LanguageModel.load`."""
+    """The width W of the language model in a folder, read from its config.json. Errors as `LanguageModel.load`."""
     transformers = _transformers()
     with _one_line(folder):
         config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
@@ -220,7 +233,8 @@ def language_width(folder: str | Path) -> int:
 def few_shot_prompt(
     question: str, examples: Sequence[tuple[str, str]] = (), template: str = "Question: {question} Answer:"
 ) -> str:
-    """A prompt that asks `question` behind examples in words alone: (question, answer) each, a line each."""
+    """A prompt that asks `question` behind solved examples, (question, answer), each on a line of its own and in words
+    alone."""
     solved = [f"{template.format(question=asked)} {answer}\n" for asked, answer in examples]
     return "".join([*solved, template.format(question=question)])
 

@@ -24,16 +24,12 @@ from fastvtp.data.loader import VideoTextBatch
 from fastvtp.evaluation.inference import inference
 from fastvtp.evaluation.retrieval import encode_retrieval, retrieval_metrics
 from fastvtp.modules.packing import Packing
+from fastvtp.modules.pixels import IMAGENET_MEAN, IMAGENET_STD
 from fastvtp.systems.simvtp.config import SimVTPConfig
 from fastvtp.systems.simvtp.model import SimVTP
-from fastvtp.systems.simvtp.plan import SimVTPPlan, lay_out
+from fastvtp.systems.simvtp.plan import CaptionTokens, SimVTPPlan, StepMasks, lay_out
 from fastvtp.systems.simvtp.recipes import simvtp_demo
-from fastvtp.systems.videomae.model import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    VideoMAE,
-    VideoMAEConfig,
-)
+from fastvtp.systems.videomae.model import VideoMAE, VideoMAEConfig
 from fastvtp.training.config import TrainConfig, apply_overrides
 from fastvtp_kernels import masked_pixel_loss, text_mask
 from fastvtp_kernels.packing import locate_rows
@@ -208,11 +204,8 @@ def _masked(
         plans = [
             lay_out(
                 config,
-                visible=visible.roll(shift, 0),
-                predicted=predicted.roll(shift, 0),
-                input_ids=batch.input_ids,
-                hidden=hidden,
-                lengths=np.asarray(batch.text_lengths, dtype=np.int64),
+                StepMasks(visible.roll(shift, 0), predicted.roll(shift, 0), hidden),
+                CaptionTokens(batch.input_ids, np.asarray(batch.text_lengths, dtype=np.int64)),
                 mismatch=np.roll(np.arange(len(batch.captions)), 1),
                 sample_ids=batch.sample_ids,
             ).to(model.device)
@@ -238,7 +231,7 @@ def _pixels_alone(model: Any, video: Tensor, plan: SimVTPPlan) -> Tensor:
 def _words_alone(model: SimVTP, batch: VideoTextBatch, plan: SimVTPPlan) -> dict[str, Tensor]:
     """[] word loss and accuracy where the encoder sees the masked caption and no clip."""
     # the plan's pool begins with the visible tubelets, its texts with the masked captions
-    hidden = plan.gather[plan.word_rows] - plan.visible.numel()
+    hidden = plan.sources[plan.word_rows] - plan.visible.numel()
     offsets, count = batch.cu_seqlens.to(model.device), len(batch.input_ids)
     _, positions = locate_rows(offsets, count)
     x_ND = model.text_embeddings(plan.text_ids[:count], positions)

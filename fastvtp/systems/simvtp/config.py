@@ -36,7 +36,7 @@ class SimVTPConfig(VideoMAEConfig, TextConfig, ContrastConfig):
     special_token_ids: tuple[int, ...] = (0, 100, 101, 102, 103)
     text_mask_ratio: float = 0.75
     contrastive_text: str = "masked"
-    """Captions of the contrast: "masked" as in reconstruction, or "clean"."""
+    """Captions that the contrast reads: "masked" as in reconstruction, or "clean"."""
     matching_negatives: str = "random"
     """Wrong clip of the matching loss: "random", or "hard": drawn in proportion to its similarity to the caption."""
     pixel_weight: float = 1.0

@@ -31,23 +31,24 @@ from fastvtp.modules.losses import (
     random_mismatch,
 )
 from fastvtp.modules.packing import check_texts, offsets
-from fastvtp.modules.rows import segment_mean, take_rows
+from fastvtp.modules.pixels import IMAGENET_MEAN, IMAGENET_STD
+from fastvtp.modules.rows import Rows, segment_mean, take_rows
 from fastvtp.systems.simvtp.config import SimVTPConfig
-from fastvtp.systems.simvtp.plan import SimVTPPlan, lay_out
-from fastvtp.systems.videomae.model import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    VideoEmbeddings,
-)
+from fastvtp.systems.simvtp.plan import CaptionTokens, SimVTPPlan, StepMasks, lay_out
+from fastvtp.systems.videomae.model import VideoEmbeddings
 from fastvtp_kernels import hard_negatives, masked_pixel_loss, text_mask
 
 
 @dataclass(frozen=True)
 class SimVTPOutput:
-    """loss: [] weighted sum. terms: unweighted detached losses and accuracies by name, each []. What follows keeps its
-    graph: pixel_prediction [B, Kp, P]; word_features [M, D], what the word head sees of the masked words;
-    encoded [N, D], the encoder's output in the plan's packing; text_features, video_features [B, D or projection_dim]
-    of the contrast, not normalised; match_logits [2B, 2] of the matched and mismatched pairs, match_labels int64 [2B].
+    """What `SimVTP.forward` gives; all but `terms` keeps its graph.
+
+    loss: [], the weighted sum of the losses. terms: unweighted losses and accuracies by name, [] each, detached.
+    pixel_prediction: [B, Kp, P]. word_features: [M, D], what the word head sees of the masked words.
+    encoded: [N, D], the encoder's output in the plan's packing.
+    text_features, video_features: [B, D or projection_dim], what the contrast compares, not scaled to unit length.
+    match_logits: [2B, 2], (no, yes) of the matched and then the mismatched pairs. match_labels: int64 [2B], see
+        `matching_labels`.
     """
 
     loss: Tensor
@@ -66,6 +67,9 @@ class SimVTP(nn.Module):
 
     Construction leaves parameters as torch's own constructors do; call `init_weights`, or load a checkpoint.
     """
+
+    averages_unit_views = False
+    """Retrieval averages a clip's views as `embed_video` gives them."""
 
     def __init__(self, config: SimVTPConfig):
         super().__init__()
@@ -92,41 +96,54 @@ class SimVTP(nn.Module):
     def plan(
         self, input_ids: Tensor, text_lengths: Sequence[int], sample_ids: Tensor, *, seed: int, step: int
     ) -> SimVTPPlan:
-        """Draw the masks of a step and lay out its sequences, all from (seed, step, sample id).
+        """Draw the masks of a step and lay out its sequences, all of it from (seed, step, sample id).
 
         input_ids: int64 [Nt] packed captions, on the CPU. text_lengths: tokens of each caption, B host integers.
-        sample_ids: int64 [B] keys of the masks, on the CPU. Returns the plan on the model's device.
+        sample_ids: int64 [B] keys of the masks, on the CPU. Returns the plan on the model's device. Raises ValueError
+        where the captions do not fit their lengths or the model's positions.
         """
         config = self.config
         lengths = np.asarray(text_lengths, dtype=np.int64)
         check_texts(input_ids, lengths, config.max_text_length)
         hidden = text_mask(
-            input_ids, offsets(lengths), config.text_mask_ratio,
-            special_ids=config.special_token_ids, seed=seed, step=step, sample_ids=sample_ids,
-        )  # fmt: skip
+            input_ids,
+            offsets(lengths),
+            config.text_mask_ratio,
+            special_ids=config.special_token_ids,
+            seed=seed,
+            step=step,
+            sample_ids=sample_ids,
+        )
         visible, predicted = config.draw_masks(sample_ids, seed=seed, step=step)
         hard = config.matching_negatives == "hard"
         return lay_out(
-            config, visible=visible, predicted=predicted, input_ids=input_ids, hidden=hidden, lengths=lengths,
+            config,
+            StepMasks(visible, predicted, hidden),
+            CaptionTokens(input_ids, lengths),
             mismatch=None if hard else random_mismatch(sample_ids.numpy(), seed=seed, step=step),
-            sample_ids=sample_ids, seed=seed, step=step,
-        ).to(self.device)  # fmt: skip
+            sample_ids=sample_ids,
+            seed=seed,
+            step=step,
+        ).to(self.device)
 
     def forward(self, video: Tensor, plan: SimVTPPlan) -> SimVTPOutput:
-        """All four losses of a batch. video: uint8 [B, T, H, W, 3]; plan: from `plan`."""
+        """Compute all four losses of a batch of clips, uint8 [B, T, H, W, 3], with what `plan` drew for it."""
         config, (batch_size, num_visible) = self.config, plan.visible.shape
-        pool = torch.cat([
-            self.video_embeddings(video, plan.visible).flatten(0, 1),
-            self.text_embeddings(plan.text_ids, plan.text_positions),
-        ])  # fmt: skip
-        x_ND = self.encoder(pool, plan.packing, source_rows=plan.gather)
+        tubelets = self.video_embeddings(video, plan.visible).flatten(0, 1)
+        pool = torch.cat([tubelets, self.text_embeddings(plan.text_ids, plan.text_positions)])
+        x_ND = self.encoder(pool, Rows(plan.packing, sources=plan.sources))
 
         visible = take_rows(x_ND, plan.joint_video_rows).view(batch_size, num_visible, -1)
         pixel_prediction = self.decoder(visible, plan.visible, plan.predicted)
         pixel_loss = masked_pixel_loss(
-            pixel_prediction, video, plan.predicted,
-            tubelet=config.tubelet, mean=IMAGENET_MEAN, std=IMAGENET_STD, normalize=config.target_normalization,
-        )  # fmt: skip
+            pixel_prediction,
+            video,
+            plan.predicted,
+            tubelet=config.tubelet,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            normalize=config.target_normalization,
+        )
         word_features = take_rows(x_ND, plan.word_rows)
         word_loss, words = masked_word_loss(word_features, self.word_head.weight, self.word_head.bias, plan.word_labels)
 
@@ -155,34 +172,48 @@ class SimVTP(nn.Module):
             "matching_accuracy": matching_accuracy(match_logits, match_labels),
         }
         return SimVTPOutput(
-            loss, {name: value.detach() for name, value in terms.items()}, pixel_prediction, word_features, x_ND,
-            text, video_only, match_logits, match_labels,
-        )  # fmt: skip
+            loss=loss,
+            terms={name: value.detach() for name, value in terms.items()},
+            pixel_prediction=pixel_prediction,
+            word_features=word_features,
+            encoded=x_ND,
+            text_features=text,
+            video_features=video_only,
+            match_logits=match_logits,
+            match_labels=match_labels,
+        )
 
     def _mismatched(
         self, pool: Tensor, plan: SimVTPPlan, means: Sequence[Tensor], text: Tensor, video: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Means of the wrong pairs, float32 [B, D], and the labels of all 2B pairs."""
+        """The mean encoded token of each wrong pair, float32 [B, D], and the labels of all 2B pairs, int64 [2B]."""
         if plan.mismatched is None:
             return means[3], plan.match_labels
         with torch.no_grad():
             clips, _ = hard_negatives(
-                normalize(text.detach().float(), dim=-1), normalize(video.detach().float(), dim=-1),
-                self.contrast.logit_scale().detach(), seed=plan.seed, step=plan.step, groups=plan.sample_ids,
-            )  # fmt: skip
-        rows = plan.mismatched.gather(clips.clamp(min=0), plan.visible.shape[1])
-        x_ND = self.encoder(pool, plan.mismatched.packing, source_rows=rows)
+                normalize(text.detach().float(), dim=-1),
+                normalize(video.detach().float(), dim=-1),
+                self.contrast.logit_scale().detach(),
+                seed=plan.seed,
+                step=plan.step,
+                groups=plan.sample_ids,
+            )
+        sources = plan.mismatched.sources(clips.clamp(min=0), plan.visible.shape[1])
+        x_ND = self.encoder(pool, Rows(plan.mismatched.packing, sources=sources))
         # a caption whose clip is the whole batch has no negative
         return segment_mean(x_ND, plan.mismatched.packing.cu_seqlens), matching_labels(clips >= 0)
 
     def embed_video(self, video: Tensor) -> Tensor:
-        """Retrieval features of whole clips: uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim]."""
+        """One vector for each whole clip, not scaled: uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim]."""
         x_ND, packing = self.video_embeddings.embed_clips(video)
         features = segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens)
         return self.contrast.video_projection(features)
 
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """Retrieval features of captions: int64 [N], int32 [B+1] -> float32 [B, D or projection_dim]."""
+        """One vector for each caption, not scaled: int64 [N], int32 [B+1] -> float32 [B, D or projection_dim].
+
+        max_seqlen: a bound on the longest caption. Raises ValueError where that is more than there are positions.
+        """
         x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
         return self.contrast.text_projection(segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens))
 

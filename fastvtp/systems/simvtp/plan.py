@@ -1,7 +1,8 @@
 """The integers of one SimVTP step, settled on the host: masks, masked words, and which rows make up which sequence.
 
-Shape legend: B = clips, Kv / Km / Kp = visible / masked / predicted tubelets of a clip, N = packed tokens, Nt = caption
-tokens of the batch, M = masked words.
+Shape legend: B = clips, Kv / Kp = visible / predicted tubelets of a clip, N = packed tokens, N2 = those of the wrong
+pairs, Nt = caption tokens of the batch, M = masked words. The pool holds the visible tubelets of all clips and, behind
+them, the text tokens, each embedded once.
 """
 
 from dataclasses import dataclass
@@ -25,33 +26,37 @@ from fastvtp.systems.simvtp.config import SimVTPConfig
 class Mismatched:
     """The wrong pairs of the matching loss, where they are drawn by similarity on the device (hard negatives).
 
-    base: int64 [N2] pool row of each packed row, for the video tokens that of clip 0. clip_of_row: int64 [N2] the
-    sample whose negative a video token is taken from, B for text. packing: B sequences.
+    clip_0_sources: int64 [N2], the pool row of each packed row if every caption were shown with clip 0. clip_of_row:
+        int64 [N2], for a tubelet the sample whose wrong clip it is taken from, for a text token B.
+    packing: how the packed rows divide into B sequences.
     """
 
-    base: Tensor
+    clip_0_sources: Tensor
     clip_of_row: Tensor
     packing: Packing
 
-    def gather(self, clips: Tensor, num_visible: int) -> Tensor:
-        """Pool row of every packed row: int64 [N2], when sample i is shown clip `clips[i]`, int64 [B]."""
+    def sources(self, clips: Tensor, num_visible: int) -> Tensor:
+        """The pool row of every packed row, int64 [N2], where caption i is shown with clip `clips[i]`, int64 [B], of
+        which the pool holds `num_visible` tubelets."""
         offsets = torch.cat([clips * num_visible, clips.new_zeros(1)])
-        return self.base + offsets[self.clip_of_row]
+        return self.clip_0_sources + offsets[self.clip_of_row]
 
 
 @dataclass(frozen=True)
 class SimVTPPlan:
-    """The integers of one step: masks, masked words, and the packing of all encoder passes.
+    """The integers of one step: masks, masked words, and the packing of all sequences that the encoder reads.
 
-    visible, predicted: int32 [B, Kv], [B, Kp] tubelet indices. sample_ids: int64 [B].
-    text_ids, text_positions: int64: masked words, then the clean ones where the contrast uses them, then padding where
-        the config keeps it.
-    gather: int64 [N] pool row of each packed row; packing: the sequences joint, video-only, text-only (B each), and the
+    sample_ids: int64 [B], equal where the same clip stands in the batch twice.
+    visible, predicted: int32 [B, Kv] and [B, Kp], the tubelets that the encoder sees and that the decoder predicts.
+    text_ids, text_positions: int64, the text tokens of the pool and their places in their captions: the captions with
+        words masked, then the clean ones where the contrast uses them, then padding where the config keeps it.
+    sources: int64 [N], the pool row that each packed row is taken from.
+    packing: how the packed rows divide into the joint, the video-only and the text-only sequences, B of each, and the
         mismatched ones unless they are hard negatives.
-    joint_video_rows: int64 [B*Kv] packed rows of the joint pass's video tokens.
-    match_labels: int64 [2B] of the matched and mismatched pairs; of no use with hard negatives.
-    word_rows, word_labels: int64 [M] packed rows of the masked words and what stood there.
-    mismatched: the layout of hard negatives, else None.
+    joint_video_rows: int64 [B*Kv], the packed rows of the tubelets in the joint sequences.
+    match_labels: int64 [2B], of the matched and the mismatched pairs; hard negatives make labels of their own.
+    word_rows, word_labels: int64 [M], the packed rows of the masked words and the words that stood there.
+    mismatched: the layout of the hard negatives; None where the negatives are known beforehand.
     seed, step: the key of the hard negatives' draw.
     """
 
@@ -60,7 +65,7 @@ class SimVTPPlan:
     predicted: Tensor
     text_ids: Tensor
     text_positions: Tensor
-    gather: Tensor
+    sources: Tensor
     packing: Packing
     joint_video_rows: Tensor
     match_labels: Tensor
@@ -75,28 +80,52 @@ class SimVTPPlan:
         return on_device(self, torch.device(device))
 
 
+@dataclass(frozen=True)
+class StepMasks:
+    """What a step hides and what it predicts, on the host.
+
+    visible: int32 [B, Kv], the tubelets of each clip that the encoder sees. predicted: int32 [B, Kp], those that the
+    decoder predicts. hidden: bool [Nt], True at the caption tokens that are masked and predicted.
+    """
+
+    visible: Tensor
+    predicted: Tensor
+    hidden: Tensor
+
+
+@dataclass(frozen=True)
+class CaptionTokens:
+    """The captions of a batch, on the host.
+
+    input_ids: int64 [Nt], one caption's tokens behind the other's. lengths: int64 [B], tokens of each.
+    padded_length: rows that each caption takes where the config pads them; None: as many as the longest has.
+    """
+
+    input_ids: Tensor
+    lengths: np.ndarray
+    padded_length: int | None = None
+
+
 def lay_out(
     config: SimVTPConfig,
+    masks: StepMasks,
+    captions: CaptionTokens,
     *,
-    visible: Tensor,
-    predicted: Tensor,
-    input_ids: Tensor,
-    hidden: Tensor,
-    lengths: np.ndarray,
     mismatch: np.ndarray | None,
     sample_ids: Tensor,
-    padded_length: int | None = None,
     seed: int = 0,
     step: int = 0,
 ) -> SimVTPPlan:
     """The plan of given masks and negatives; everything is on the host, and so is the result.
 
-    visible, predicted: int32 [B, Kv], [B, Kp]. input_ids: int64 [Nt]. hidden: bool [Nt], True for a masked word.
-    lengths: int64 [B] tokens of each caption. mismatch: int64 [B], the wrong video shown with each text; None: hard
-    negatives, to be drawn by similarity. sample_ids: int64 [B], equal where a clip stands in the batch twice.
-    padded_length: rows of each caption where the config pads them; None: as many as the longest has.
+    mismatch: int64 [B], the wrong clip that each caption is shown with; None: the plan is for hard negatives, which are
+    drawn by similarity later, keyed by (seed, step). sample_ids: int64 [B], equal where a clip stands in the batch
+    twice.
+
+    Raises ValueError where a caption is longer than `padded_length`.
     """
-    batch_size, num_text, num_visible = len(lengths), len(input_ids), visible.shape[1]
+    input_ids, lengths, hidden = captions.input_ids, captions.lengths, masks.hidden
+    batch_size, num_text, num_visible = len(lengths), len(input_ids), masks.visible.shape[1]
     ids = [input_ids.masked_fill(hidden, config.mask_token_id)]
     positions = [torch.from_numpy(span_rows(np.zeros_like(lengths), lengths))]
     video = (np.arange(batch_size) * num_visible, np.full(batch_size, num_visible))
@@ -108,9 +137,10 @@ def lay_out(
         contrast = (text[0] + num_text, lengths)
     if config.pad_text:
         longest = lengths.max(initial=0)
-        if padded_length is not None and padded_length < longest:
+        padded_length = longest if captions.padded_length is None else captions.padded_length
+        if padded_length < longest:
             raise ValueError(f"padded_length {padded_length} is less than the longest caption's {longest} tokens")
-        missing = (longest if padded_length is None else padded_length) - lengths
+        missing = padded_length - lengths
         padding = (batch_size * num_visible + num_text * len(ids) + exclusive_cumsum(missing), missing)
         ids.append(torch.full((int(missing.sum()),), config.pad_token_id))
         positions.append(torch.from_numpy(span_rows(lengths, missing)))
@@ -129,11 +159,11 @@ def lay_out(
     joint_text_rows = torch.from_numpy(span_rows(joint_rows + num_visible, lengths))
     return SimVTPPlan(
         sample_ids=sample_ids,
-        visible=visible,
-        predicted=predicted,
+        visible=masks.visible,
+        predicted=masks.predicted,
         text_ids=torch.cat(ids),
         text_positions=torch.cat(positions),
-        gather=sequences.gather(),
+        sources=sequences.sources(),
         packing=sequences.packing(),
         joint_video_rows=torch.from_numpy(span_rows(joint_rows, video[1])),
         match_labels=labels,
@@ -150,9 +180,10 @@ def _hard_layout(
     text: tuple[np.ndarray, np.ndarray],
     padding: tuple[np.ndarray, np.ndarray] | None,
 ) -> Mismatched:
-    """Every sample's wrong pair, with clip 0 in the place of the negative that is yet to be drawn."""
+    """Lay out each caption with a wrong clip, for which clip 0 stands in until it is drawn. video, text, padding: the
+    spans of clips, captions and their padding in the pool, as `SequenceBuilder.add` takes them."""
     pairs = SequenceBuilder()
     first_rows = pairs.add((np.zeros_like(video[0]), video[1]), text, padding=padding)
     clip_of_row = np.full(pairs.num_rows, len(first_rows))
     clip_of_row[span_rows(first_rows, video[1])] = np.repeat(np.arange(len(first_rows)), video[1])
-    return Mismatched(pairs.gather(), torch.from_numpy(clip_of_row), pairs.packing())
+    return Mismatched(pairs.sources(), torch.from_numpy(clip_of_row), pairs.packing())

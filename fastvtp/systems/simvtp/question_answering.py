@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastvtp.modules.attention import Asking
 from fastvtp.modules.bert import TextConfig, TextEmbeddings
 from fastvtp.modules.checks import (
     check_choice,
@@ -28,13 +27,13 @@ from fastvtp.modules.packing import (
     on_device,
     span_rows,
 )
-from fastvtp.modules.rows import segment_mean, take_rows
+from fastvtp.modules.rows import QueryRows, Rows, segment_mean, take_rows
 from fastvtp.systems.videomae.model import VideoEmbeddings, VideoEncoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoQAConfig(VideoEncoderConfig, TextConfig):
-    """The joint encoder's sizes and the head's."""
+    """Sizes of the joint encoder, and the head on it."""
 
     pad_text: bool = False
     num_answers: int = 1
@@ -61,19 +60,25 @@ class VideoQAConfig(VideoEncoderConfig, TextConfig):
 
 @dataclass(frozen=True)
 class VideoQAPlan:
-    """The integers of a batch: text_ids, text_positions int64 [Nt]; text_offsets int32 [Q+1], where each text begins;
-    gather int64 [N] pool row of each packed row; num_videos: clips that the batch must have."""
+    """The integers of a batch of questions.
+
+    text_ids, text_positions: int64, the tokens of all texts and their places in their texts. text_offsets: int32 [Q+1],
+    where each text begins and ends among them. sources: int64 [N], the pool row of each packed row, the pool being all
+    tubelets of the clips and then the text tokens. packing: how the packed rows divide into Q sequences. num_videos:
+    clips that the batch must have.
+    """
 
     text_ids: Tensor
     text_positions: Tensor
     text_offsets: Tensor
-    gather: Tensor
+    sources: Tensor
     packing: Packing
     num_videos: int
 
 
 class VideoQA(nn.Module):
-    """[all tubelets of a clip ; a text] -> joint encoder -> mean, or the [MASK] that closes the text -> head.
+    """Answers questions by a head on a joint encoder of [all tubelets of a clip ; a text]: it reads the mean token, or
+    the [MASK] that closes the text.
 
     Open-ended: logits over the answer vocabulary. Multiple choice (`num_answers` 1): each option is a text of its own,
     the question before it, and the scores of a question's options are compared; a clip is embedded once for all of
@@ -133,11 +138,14 @@ class VideoQA(nn.Module):
         input_ids: Tensor,
         text_lengths: Sequence[int],
         video_of_text: Sequence[int],
+        *,
         num_videos: int | None = None,
     ) -> VideoQAPlan:
-        """Lay out the sequences of a batch. input_ids: int64 [Nt] packed texts, on the CPU; text_lengths: tokens of
-        each; video_of_text: the clip that each is about, Q host integers; num_videos: clips of the batch, None: up to
-        the last that a text is about. Returns the plan on the model's device.
+        """Lay out the sequences of a batch.
+
+        input_ids: int64, packed texts, on the CPU. text_lengths: tokens of each, Q host integers. video_of_text: the
+        clip that each is about, Q host integers. num_videos: clips of the batch; None: up to the last that a text is
+        about. Returns the plan on the model's device.
 
         Raises ValueError where these do not go together, or a text has too many tokens, or none with readout "mask".
         """
@@ -166,21 +174,24 @@ class VideoQA(nn.Module):
             text_ids=input_ids,
             text_positions=positions,
             text_offsets=offsets(lengths),
-            gather=sequences.gather(),
+            sources=sequences.sources(),
             packing=sequences.packing(),
             num_videos=num_videos,
         )
         return on_device(plan, self.device)
 
     def forward(self, video: Tensor, plan: VideoQAPlan) -> Tensor:
-        """Logits float32 [Q, num_answers]. video: uint8 [B, T, H, W, 3], as many clips as the plan is for."""
+        """Judge every answer to each question: clips uint8 [B, T, H, W, 3] -> logits float32 [Q, num_answers].
+
+        Raises ValueError for a batch of another number of clips than the plan is for.
+        """
         if len(video) != plan.num_videos:
             raise ValueError(f"the plan is for {plan.num_videos} clips, video has {len(video)}")
         text_ND = self.text_embeddings(plan.text_ids, plan.text_positions)
         pool = torch.cat([self.video_embeddings(video).flatten(0, 1), text_ND])
         masked = self.config.readout == "mask"
-        asking = Asking.last(plan.packing) if masked else None
-        x_ND = self.encoder(take_rows(pool, plan.gather), plan.packing, asking)
+        queries = QueryRows.last(plan.packing) if masked else None
+        x_ND = self.encoder(take_rows(pool, plan.sources), Rows(plan.packing, queries))
         with torch.autocast(x_ND.device.type, enabled=False):
             if not masked:
                 return self.head(segment_mean(x_ND, plan.packing.cu_seqlens))

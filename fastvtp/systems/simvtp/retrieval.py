@@ -29,7 +29,8 @@ class DualEncoderConfig(VideoEncoderConfig, TextConfig, ContrastConfig):
 
 @dataclass(frozen=True)
 class DualEncoderOutput:
-    """loss: []. terms: detached values by name, each []. text, video: float32 [B, D or projection_dim], with graph."""
+    """What `DualEncoder.forward` gives. loss: []. terms: the loss by name, [], detached. text, video: float32 [B, D or
+    projection_dim], the features that were contrasted, not scaled to unit length, with their graph."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -38,10 +39,14 @@ class DualEncoderOutput:
 
 
 class DualEncoder(nn.Module):
-    """Whole clips and captions -> one vector each: mean of the encoded tokens, LayerNorm, projection if there is one.
+    """Makes one vector of each whole clip and of each caption: the mean of the encoded tokens, a LayerNorm, and a
+    projection if there is one.
 
     `text_encoder` is None where the config shares the transformer; `video_encoder` then reads both.
     """
+
+    averages_unit_views = False
+    """Retrieval averages a clip's views as `embed_video` gives them."""
 
     def __init__(self, config: DualEncoderConfig):
         super().__init__()
@@ -72,11 +77,13 @@ class DualEncoder(nn.Module):
         input_ids: Tensor,
         cu_seqlens: Tensor,
         max_seqlen: int,
+        *,
         sample_ids: Tensor | None = None,
     ) -> DualEncoderOutput:
-        """The contrast of a batch.
+        """Contrast the clips of a batch with their captions.
 
-        video: uint8 [B, T, H, W, 3]. input_ids: int64 [N], cu_seqlens: int32 [B+1], max_seqlen: the captions.
+        video: uint8 [B, T, H, W, 3]. input_ids: int64 [N], divided into captions by cu_seqlens int32 [B+1].
+        max_seqlen: a bound on the longest caption.
         sample_ids: int64 [B]; equal ones are the same clip and no negatives of each other.
         """
         if self.text_encoder is None:
@@ -87,13 +94,16 @@ class DualEncoder(nn.Module):
         return DualEncoderOutput(loss, {"loss/contrastive": loss.detach()}, text, clips)
 
     def embed_video(self, video: Tensor) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim]; views of a clip are averaged as they are here."""
+        """One vector for each whole clip, not scaled: uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim]."""
         x_ND, packing = self.video_embeddings.embed_clips(video)
         means = segment_mean(self.video_encoder(x_ND, packing), packing.cu_seqlens)
         return self.contrast.video_projection(self.video_norm(means))
 
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """int64 [N], int32 [B+1] -> float32 [B, D or projection_dim]."""
+        """One vector for each text, not scaled: int64 [N], int32 [B+1] -> float32 [B, D or projection_dim].
+
+        max_seqlen: a bound on the longest text. Raises ValueError where that is more than the model has positions for.
+        """
         x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
         encoder: Transformer = self.text_encoder or self.video_encoder
         means = segment_mean(encoder(x_ND, packing), packing.cu_seqlens)
@@ -110,7 +120,7 @@ class DualEncoder(nn.Module):
     def _embed_together(
         self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
     ) -> tuple[Tensor, Tensor]:
-        """Features of captions and clips from one call of the shared encoder."""
+        """What `embed_text` and `embed_video` give, of one call of the shared encoder. Arguments as `forward`."""
         clips, clip_packing = self.video_embeddings.embed_clips(video)
         texts, text_packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
         packing = join_packings(clip_packing, text_packing, len(clips))

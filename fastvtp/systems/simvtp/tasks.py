@@ -38,7 +38,11 @@ class FinetuneRetrieval(CaptionedTask):
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
         on_device = batch.to(model.device, non_blocking=True)
         output = compute(
-            on_device.video, on_device.input_ids, on_device.cu_seqlens, batch.max_text_length, on_device.sample_ids
+            on_device.video,
+            on_device.input_ids,
+            on_device.cu_seqlens,
+            batch.max_text_length,
+            sample_ids=on_device.sample_ids,
         )
         return output.loss, output.terms
 

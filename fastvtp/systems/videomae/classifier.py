@@ -1,4 +1,7 @@
-"""Video classification with a pretrained video tower (VideoMAE's fine-tuning)."""
+"""Video classification with a pretrained video tower (VideoMAE's fine-tuning).
+
+Shape legend: B = clips, D = width.
+"""
 
 from dataclasses import dataclass
 
@@ -13,7 +16,7 @@ from fastvtp.systems.videomae.model import VideoEmbeddings, VideoEncoderConfig
 
 @dataclass(frozen=True, kw_only=True)
 class VideoClassifierConfig(VideoEncoderConfig):
-    """The video tower's sizes and the head's."""
+    """Sizes of the video tower, and the head on it."""
 
     num_classes: int = 400
     head_dropout: float = 0.0
@@ -27,7 +30,8 @@ class VideoClassifierConfig(VideoEncoderConfig):
 
 
 class VideoClassifier(nn.Module):
-    """All tubelets of a clip -> encoder -> mean -> LayerNorm -> linear head, as VideoMAE is fine-tuned."""
+    """Classifies clips as VideoMAE is fine-tuned: an encoder reads all tubelets, whose normalised mean a linear head
+    judges."""
 
     def __init__(self, config: VideoClassifierConfig):
         super().__init__()
@@ -53,12 +57,12 @@ class VideoClassifier(nn.Module):
         return self.video_embeddings.weight.device
 
     def features(self, video: Tensor) -> Tensor:
-        """What the head sees: uint8 [B, T, H, W, 3] -> float32 [B, D]."""
+        """The normalised mean token of each clip, which the head reads: uint8 [B, T, H, W, 3] -> float32 [B, D]."""
         x_ND, packing = self.video_embeddings.embed_clips(video)
         return self.norm(segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens))
 
     def forward(self, video: Tensor) -> Tensor:
-        """Logits: uint8 [B, T, H, W, 3] -> [B, num_classes]."""
+        """Judge every class of each clip: uint8 [B, T, H, W, 3] -> logits [B, num_classes]."""
         features = self.features(video)
         # in float32: the loss of a bfloat16 logit is off by more than a step changes it
         with torch.autocast(features.device.type, enabled=False):

@@ -1,12 +1,14 @@
 """The light decoder that turns visible features into the pixels of masked tubelets.
 
-Shape legend: B = clips, Kv / Kp = visible / predicted tokens of a clip, D = width, P = values of a tubelet.
+Shape legend: B = clips, Kv / Kp = visible / predicted tokens of a clip, N = packed tokens, M = those of a memory,
+D = width, P = values of a tubelet.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fastvtp.modules.attention import Asking
 from fastvtp.modules.layers import (
     CrossBlock,
     Transformer,
@@ -15,9 +17,28 @@ from fastvtp.modules.layers import (
 from fastvtp.modules.linear import Linear
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.positions import sincos_positions
+from fastvtp.modules.rows import QueryRows, Rows
 from fastvtp_kernels import assemble_tokens
 
 DECODERS = ("joint", "cross")
+
+
+@dataclass(frozen=True)
+class DecoderSizes:
+    """Sizes of a `VideoDecoder` and the kind of its blocks.
+
+    kind: "joint" puts visible and predicted tokens into one sequence (VideoMAE); "cross" has predicted tokens look at
+    visible ones and at nothing else (CrossMAE), so that its cost is linear in what is predicted. qkv_bias, layer_scale:
+    of the "joint" blocks, see `Block`.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    kind: str = "joint"
+    qkv_bias: bool = True
+    layer_scale: float = 0.0
 
 
 class CrossTransformer(nn.Module):
@@ -29,6 +50,7 @@ class CrossTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, x_ND: Tensor, memory_MD: Tensor, packing: Packing, memory_packing: Packing) -> Tensor:
+        """[N, D], looking at a memory [M, D] that is packed into equally many sequences, -> [N, D]."""
         for block in self.blocks:
             x_ND = block(x_ND, memory_MD, packing, memory_packing)
         return self.norm(x_ND)
@@ -37,48 +59,37 @@ class CrossTransformer(nn.Module):
 class VideoDecoder(nn.Module):
     """Visible features and mask tokens -> predicted values of the predicted tubelets.
 
-    The last block asks for predicted tokens alone, and the head sees no others: nobody reads the visible ones.
+    The last block and the head compute predicted tokens alone: nobody reads what becomes of the visible ones.
 
-    kind: "joint" puts visible and predicted tokens into one sequence (VideoMAE); "cross" has predicted tokens look at
-    visible ones and at nothing else (CrossMAE), so that its cost is linear in what is predicted.
+    encoder_width: of the visible features. num_tokens: tubelets of a clip, each with a position. values: P.
     """
 
     positions: Tensor
 
-    def __init__(
-        self,
-        encoder_width: int,
-        num_tokens: int,
-        width: int,
-        depth: int,
-        num_heads: int,
-        mlp_ratio: float,
-        *,
-        values: int,
-        kind: str = "joint",
-        qkv_bias: bool = True,
-        layer_scale: float = 0.0,
-    ):
+    def __init__(self, sizes: DecoderSizes, *, encoder_width: int, num_tokens: int, values: int):
         super().__init__()
-        self.kind = kind
+        self.kind, width = sizes.kind, sizes.width
         self.project = Linear(encoder_width, width, bias=False)
         self.mask_token = nn.Parameter(torch.empty(width))
-        if kind == "joint":
-            self.transformer = Transformer(
-                width, depth, num_heads, mlp_ratio, qkv_bias=qkv_bias, layer_scale=layer_scale
-            )
+        blocks = width, sizes.depth, sizes.num_heads, sizes.mlp_ratio
+        if sizes.kind == "joint":
+            self.transformer = Transformer(*blocks, qkv_bias=sizes.qkv_bias, layer_scale=sizes.layer_scale)
         else:
-            self.transformer = CrossTransformer(width, depth, num_heads, mlp_ratio)
+            self.transformer = CrossTransformer(*blocks)
         self.head = Linear(width, values)
         self.register_buffer("positions", torch.empty(num_tokens, width), persistent=False)
 
     def init_weights(self) -> None:
+        """VideoMAE's initialisation, with the mask token of deviation 0.02; uses torch's global generator."""
         self.apply(init_linear_xavier)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.positions.copy_(sincos_positions(*self.positions.shape))
 
     def forward(self, visible: Tensor, visible_index: Tensor, predicted_index: Tensor) -> Tensor:
-        """visible: [B, Kv, D_encoder], indices: int32 [B, Kv], [B, Kp] -> prediction [B, Kp, P]."""
+        """Predict tubelets from visible features, [B, Kv, encoder_width]: -> [B, Kp, P].
+
+        visible_index, predicted_index: int32 [B, Kv] and [B, Kp], the places of both in the clip.
+        """
         # under autocast the residual stream stays float32, as in the encoder
         x = self.project(visible).to(self.mask_token.dtype)
         decode = self._joint if self.kind == "joint" else self._cross
@@ -88,25 +99,27 @@ class VideoDecoder(nn.Module):
         (batch, visible), predicted = visible_index.shape, predicted_index.shape[1]
         tokens = visible + predicted
         rows = torch.arange(batch * tokens, device=x.device).view(batch, tokens)
-        asking = Asking(rows[:, visible:].flatten(), Packing.uniform(batch, predicted, x.device))
+        queries = QueryRows(rows[:, visible:].flatten(), Packing.uniform(batch, predicted, x.device))
         packing = Packing.uniform(batch, tokens, x.device)
         if predicted_index.numel() > len(self.positions):
             # a mask token begins alike in every clip: one row per place for all of them
             placed = x + nn.functional.embedding(visible_index, self.positions)
             pool = torch.cat([placed.flatten(0, 1), self.mask_token + self.positions])
             own = torch.arange(batch * visible, device=x.device).view(batch, visible)
-            source_rows = torch.cat([own, batch * visible + predicted_index.long()], dim=1).flatten()
-            x_ND = self.transformer(pool, packing, asking, source_rows=source_rows)
+            sources = torch.cat([own, batch * visible + predicted_index.long()], dim=1).flatten()
+            x_ND = self.transformer(pool, Rows(packing, queries, sources))
         else:
             x = assemble_tokens(x, self.mask_token, self.positions, visible_index, predicted_index)
-            x_ND = self.transformer(x.flatten(0, 1), packing, asking)
+            x_ND = self.transformer(x.flatten(0, 1), Rows(packing, queries))
         return x_ND.view(batch, predicted, -1)
 
     def _cross(self, x: Tensor, visible_index: Tensor, predicted_index: Tensor) -> Tensor:
         memory = x + self.positions[visible_index.long()]
         queries = self.mask_token + self.positions[predicted_index.long()]
         x_ND = self.transformer(
-            queries.flatten(0, 1), memory.flatten(0, 1),
-            Packing.uniform(*queries.shape[:2], device=x.device), Packing.uniform(*x.shape[:2], device=x.device),
-        )  # fmt: skip
+            queries.flatten(0, 1),
+            memory.flatten(0, 1),
+            Packing.uniform(*queries.shape[:2], device=x.device),
+            Packing.uniform(*x.shape[:2], device=x.device),
+        )
         return x_ND.view_as(queries)

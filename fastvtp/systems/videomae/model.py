@@ -23,12 +23,10 @@ from fastvtp.modules.layers import (
     set_norm_eps,
 )
 from fastvtp.modules.packing import Packing, on_device
+from fastvtp.modules.pixels import IMAGENET_MEAN, IMAGENET_STD
 from fastvtp.modules.positions import sincos_positions
-from fastvtp.systems.videomae.decoder import DECODERS, VideoDecoder
+from fastvtp.systems.videomae.decoder import DECODERS, DecoderSizes, VideoDecoder
 from fastvtp_kernels import TubeMask, masked_pixel_loss, running_cell_mask, tube_mask, tubelet_embed
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,7 @@ class VideoEncoderConfig:
     num_frames: int = 16
     image_size: int = 224
     tubelet: tuple[int, int, int] = (2, 16, 16)
-    """Time, height, width."""
+    """Frames, rows and columns of pixels that make up one token."""
     width: int = 768
     depth: int = 12
     num_heads: int = 12
@@ -46,13 +44,13 @@ class VideoEncoderConfig:
     qkv_bias: bool = True
     """Biases of queries and values; keys never have one."""
     layer_scale: float = 0.0
-    """Initial value of the learned scale of each residual branch; 0: none."""
+    """Initial value of the learned scale of each residual branch; 0: branches are not scaled."""
     drop_path: float = 0.0
     """Probability that a sequence skips a branch of the last block; it rises linearly from 0 at the first."""
     norm_eps: float = 1e-6
-    """Of the transformers' LayerNorms; transformers (the library) has 1e-12."""
+    """What the transformers' LayerNorms add to a variance; transformers (the library) has 1e-12."""
     head_norm_eps: float = 1e-6
-    """Of the LayerNorms right before heads; transformers has 1e-5."""
+    """What LayerNorms right before heads add to a variance; transformers has 1e-5."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tubelet", tuple(self.tubelet))  # JSON gives lists
@@ -75,21 +73,27 @@ class VideoEncoderConfig:
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Tubelets along (time, height, width)."""
+        """Numbers of tubelets along (time, height, width)."""
         pt, ph, pw = self.tubelet
         return self.num_frames // pt, self.image_size // ph, self.image_size // pw
 
     @property
     def num_tokens(self) -> int:
-        """Tubelets of a clip."""
+        """The number of tubelets of a clip."""
         return math.prod(self.grid)
 
     def transformer(self, *, final_norm: bool = True) -> Transformer:
-        """The encoder's blocks, uninitialised."""
+        """An encoder of these sizes, its weights not yet drawn. final_norm: end in a LayerNorm."""
         encoder = Transformer(
-            self.width, self.depth, self.num_heads, self.mlp_ratio,
-            qkv_bias=self.qkv_bias, layer_scale=self.layer_scale, drop_path=self.drop_path, final_norm=final_norm,
-        )  # fmt: skip
+            self.width,
+            self.depth,
+            self.num_heads,
+            self.mlp_ratio,
+            qkv_bias=self.qkv_bias,
+            layer_scale=self.layer_scale,
+            drop_path=self.drop_path,
+            final_norm=final_norm,
+        )
         set_norm_eps(encoder, self.norm_eps)
         return encoder
 
@@ -105,9 +109,10 @@ class VideoMAEConfig(VideoEncoderConfig):
 
     video_mask_ratio: float = 0.9
     encoder_norm: bool = True
-    """LayerNorm after the encoder's last block."""
+    """Put a LayerNorm behind the encoder's last block."""
     decoder: str = "joint"
-    """"joint": self-attention over visible and predicted tokens; "cross": predicted tokens look at visible ones."""
+    """Whether visible and predicted tokens attend to one another ("joint"), or predicted tokens look at visible ones
+    alone ("cross")."""
     decoder_width: int = 384
     decoder_depth: int = 4
     decoder_num_heads: int = 6
@@ -116,7 +121,8 @@ class VideoMAEConfig(VideoEncoderConfig):
     prediction_ratio: float = 0.5
     """Share of the masked tokens that is predicted, where `prediction` is not "all"."""
     normalize_target: bool = True
-    """Pixels less their mean over their standard deviation, per tubelet and channel; else plain pixels in [0, 1]."""
+    """Predict pixels less their mean over their standard deviation, within each tubelet and channel, and not plain ones
+    in [0, 1]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,7 +142,8 @@ class VideoMAEConfig(VideoEncoderConfig):
             raise ValueError(f"prediction_ratio must be in (0, 1], got {self.prediction_ratio}")
 
     def draw_masks(self, sample_ids: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Visible and predicted tokens of each clip, int32 [B, Kv] and [B, Kp], from (seed, step, sample id)."""
+        """Draw the visible and the predicted tokens of each clip, int32 [B, Kv] and [B, Kp], from (seed, step, sample
+        id). sample_ids: int64 [B], on the CPU."""
         draw = {"seed": seed, "step": step, "sample_ids": sample_ids}
         tubes: TubeMask = tube_mask(len(sample_ids), self.grid, self.video_mask_ratio, **draw)
         if self.prediction == "all":
@@ -150,16 +157,22 @@ class VideoMAEConfig(VideoEncoderConfig):
 
     @property
     def target_normalization(self) -> Literal["patch_channel"] | None:
-        """`normalize` of `fastvtp_kernels.masked_pixel_loss`."""
+        """The argument `normalize` of `fastvtp_kernels.masked_pixel_loss` that `normalize_target` stands for."""
         return "patch_channel" if self.normalize_target else None
 
     def video_decoder(self) -> VideoDecoder:
-        """The decoder, uninitialised."""
-        decoder = VideoDecoder(
-            self.width, self.num_tokens, self.decoder_width, self.decoder_depth, self.decoder_num_heads,
-            self.mlp_ratio, values=3 * math.prod(self.tubelet), kind=self.decoder, qkv_bias=self.qkv_bias,
+        """A decoder of these sizes, its weights not yet drawn."""
+        sizes = DecoderSizes(
+            self.decoder_width,
+            self.decoder_depth,
+            self.decoder_num_heads,
+            self.mlp_ratio,
+            kind=self.decoder,
+            qkv_bias=self.qkv_bias,
             layer_scale=self.layer_scale,
-        )  # fmt: skip
+        )
+        values = 3 * math.prod(self.tubelet)
+        decoder = VideoDecoder(sizes, encoder_width=self.width, num_tokens=self.num_tokens, values=values)
         set_norm_eps(decoder, self.norm_eps)
         set_norm_eps(decoder.transformer.norm, self.head_norm_eps)
         return decoder
@@ -167,7 +180,8 @@ class VideoMAEConfig(VideoEncoderConfig):
 
 @dataclass(frozen=True)
 class VideoMAEPlan:
-    """Tokens of one step: visible, predicted int32 [B, Kv], [B, Kp]; predicted ones are masked."""
+    """The tokens of a step that the encoder sees and the decoder predicts: visible int32 [B, Kv], predicted int32 [B,
+    Kp]."""
 
     visible: Tensor
     predicted: Tensor
@@ -175,7 +189,8 @@ class VideoMAEPlan:
 
 @dataclass(frozen=True)
 class VideoMAEOutput:
-    """loss: []. terms: detached losses by name, each []. pixel_prediction: [B, Kp, P], with its graph."""
+    """What `VideoMAE.forward` gives. loss: []. terms: the loss by name, [], detached. pixel_prediction: [B, Kp, P],
+    with its graph."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -183,7 +198,7 @@ class VideoMAEOutput:
 
 
 class VideoEmbeddings(nn.Module):
-    """Tubelet embedding of the listed tokens plus fixed positions; tubelets that are not listed are never read."""
+    """Embeds the listed tubelets of clips and adds fixed positions; tubelets that are not listed are never read."""
 
     positions: Tensor
 
@@ -195,24 +210,34 @@ class VideoEmbeddings(nn.Module):
         self.register_buffer("positions", torch.empty(self.num_tokens, width), persistent=False)
 
     def init_weights(self) -> None:
+        """VideoMAE's initialisation; uses torch's global generator."""
         nn.init.xavier_uniform_(self.weight.view(self.weight.shape[0], -1))
         nn.init.zeros_(self.bias)
         self.positions.copy_(sincos_positions(*self.positions.shape))
 
     def forward(self, video: Tensor, index: Tensor | None = None) -> Tensor:
-        """video: uint8 [B, T, H, W, 3], index: int32 [B, K] (None: all tokens) -> [B, K, D]."""
+        """Embed the tubelets that `index` lists, int32 [B, K]; None: all. uint8 [B, T, H, W, 3] -> [B, K, D].
+
+        Raises ValueError for clips of another size than the config's.
+        """
         expected = tuple(cells * size for cells, size in zip(self.grid, self.tubelet, strict=True))
         if tuple(video.shape[1:4]) != expected:
             raise ValueError(f"video must be [B, {', '.join(map(str, expected))}, 3], got {list(video.shape)}")
         if index is None:
             index = torch.arange(self.num_tokens, dtype=torch.int32, device=video.device).expand(len(video), -1)
         return tubelet_embed(
-            video, index, self.weight, self.bias, self.positions,
-            tubelet=self.tubelet, mean=IMAGENET_MEAN, std=IMAGENET_STD,
-        )  # fmt: skip
+            video,
+            index,
+            self.weight,
+            self.bias,
+            self.positions,
+            tubelet=self.tubelet,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        )
 
     def embed_clips(self, video: Tensor, index: Tensor | None = None) -> tuple[Tensor, Packing]:
-        """The same tokens as packed sequences, one a clip: [B*K, D], packing."""
+        """What `forward` gives as packed rows [B*K, D], with their packing, in which each clip is a sequence."""
         x_BKD = self(video, index)
         return x_BKD.flatten(0, 1), Packing.uniform(*x_BKD.shape[:2], device=video.device)
 
@@ -246,16 +271,20 @@ class VideoMAE(nn.Module):
         return on_device(VideoMAEPlan(visible, predicted), self.device)
 
     def forward(self, video: Tensor, plan: VideoMAEPlan) -> VideoMAEOutput:
-        """The reconstruction loss of a batch. video: uint8 [B, T, H, W, 3]; plan: from `plan`."""
-        prediction = self.decoder(self.encode(video, plan.visible), plan.visible, plan.predicted)
+        """Compute the reconstruction loss of a batch of clips, uint8 [B, T, H, W, 3], with what `plan` drew for it."""
+        prediction = self.decoder(self.video_tokens(video, plan.visible), plan.visible, plan.predicted)
         loss = masked_pixel_loss(
-            prediction, video, plan.predicted,
-            tubelet=self.config.tubelet, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+            prediction,
+            video,
+            plan.predicted,
+            tubelet=self.config.tubelet,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
             normalize=self.config.target_normalization,
-        )  # fmt: skip
+        )
         return VideoMAEOutput(loss, {"loss/pixel": loss.detach()}, prediction)
 
-    def encode(self, video: Tensor, index: Tensor | None = None) -> Tensor:
-        """Encoded tokens of the listed tubelets (all: None): uint8 [B, T, H, W, 3], int32 [B, K] -> [B, K, D]."""
+    def video_tokens(self, video: Tensor, index: Tensor | None = None) -> Tensor:
+        """Encode the listed tubelets alone: uint8 [B, T, H, W, 3], int32 [B, K] -> [B, K, D]; None lists all."""
         x_ND, packing = self.video_embeddings.embed_clips(video, index)
         return self.encoder(x_ND, packing).view(len(video), packing.max_seqlen, self.config.width)

@@ -45,10 +45,10 @@ MASKS, ORDERS, PROJECTORS = ("block_tube", "tube"), ("sample", "batch"), ("linea
 
 @dataclass(frozen=True, kw_only=True)
 class PrismTeacherConfig(VideoPrismConfig):
-    """Sizes of a first stage's video tower."""
+    """Sizes of the teacher, a first stage's video tower."""
 
     auxiliary_depth: int = 0
-    """Blocks between its encoder and its pooler: none in the paper, 2 in the released video-text models."""
+    """Number of blocks between its encoder and its pooler: none in the paper, 2 in the released video-text models."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,12 +62,13 @@ class PrismStudentConfig(PrismTeacherConfig):
 
     num_frames: int = 8
     mask: str = "block_tube"
-    """"block_tube" (BEVT's blocks, each over a run of frames), or "tube" (places drawn one by one, in all frames)."""
+    """How tokens are hidden: "block_tube", in BEVT's blocks, each over a run of frames, or "tube", in all frames at
+    places that are drawn one by one."""
     mask_ratio: float = 0.65
     """Share of a clip's tokens that the student does not see, the same number of every clip. [gap]: BEVT leaves the
     number to chance; how `fastvtp_kernels.block_tube_mask` makes it exact, its docstring says."""
     mask_min_cells: int = 16
-    """Least patches of a block within a frame."""
+    """Least number of patches of a block within a frame."""
     mask_aspect: tuple[float, float] = (0.3, 1 / 0.3)
     """Least and greatest height / width of a block."""
     mask_run: tuple[float, float] = (0.5, 0.75)
@@ -75,20 +76,20 @@ class PrismStudentConfig(PrismTeacherConfig):
     shuffle_tokens: bool = True
     """Hand the decoder its tokens in random order, or else each at its own place."""
     shuffle_per: str = "sample"
-    """An order for each "sample", or one for the "batch" [gap]."""
+    """Whether an order is drawn for each "sample", or one for the "batch" [gap]."""
     decoder_width: int = 512
     decoder_depth: int = 4
-    """Blocks of each decoder."""
+    """Number of blocks of each decoder."""
     decoder_num_heads: int = 8
-    """[gap]"""
+    """Attention heads of each decoder [gap]."""
     decoder_hidden: int = 2048
     projector: str = "linear"
     """From the encoder's width to the decoders': "linear", or "mlp" (with a hidden layer of the decoders' width); the
     paper's text and its appendix differ."""
     token_weight: float = 1.0
-    """Of the local loss; 0: its decoder does not exist."""
+    """Weight of the local loss; at 0 its decoder does not exist."""
     global_weight: float = 1.0
-    """Of the global loss; 0: its decoder does not exist."""
+    """Weight of the global loss; at 0 its decoder does not exist."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,17 +113,21 @@ class PrismStudentConfig(PrismTeacherConfig):
 
     @property
     def teacher(self) -> PrismTeacherConfig:
-        """The teacher's part of the settings."""
+        """The part of the settings that is the teacher's."""
         return PrismTeacherConfig(**{field.name: getattr(self, field.name) for field in fields(PrismTeacherConfig)})
 
     def decoder_stack(self) -> PrismTransformer:
-        """Blocks of the decoders' sizes and a LayerNorm, uninitialised."""
+        """Blocks of the decoders' sizes and a LayerNorm, their weights not yet drawn."""
         return PrismTransformer(
-            self.decoder_width, self.decoder_depth, self.decoder_num_heads, self.decoder_hidden, self.softcap
+            self.decoder_width,
+            self.decoder_depth,
+            self.decoder_num_heads,
+            hidden=self.decoder_hidden,
+            softcap=self.softcap,
         )
 
     def decoder_projector(self) -> nn.Module:
-        """Features [..., D] -> [..., E], uninitialised."""
+        """What brings features to the decoders' width, [..., D] -> [..., E], its weights not yet drawn."""
         first = Linear(self.width, self.decoder_width)
         if self.projector == "linear":
             return first
@@ -130,7 +135,7 @@ class PrismStudentConfig(PrismTeacherConfig):
 
 
 class PrismTeacher(nn.Module):
-    """A first stage's video tower: encoder, blocks over all tokens where it has some, pooler."""
+    """A first stage's video tower: an encoder, blocks over all tokens where it has some, and a pooler."""
 
     def __init__(self, config: PrismTeacherConfig):
         super().__init__()
@@ -147,8 +152,8 @@ class PrismTeacher(nn.Module):
             part.init_weights()
 
     def forward(self, video: Tensor, *, pooled: bool = True) -> tuple[Tensor, Tensor | None]:
-        """uint8 [B, T, H, W, 3] -> the encoder's tokens [B, L, D], and what the pooler makes of them, [B, D], or None
-        where that is not asked for."""
+        """Clips, uint8 [B, T, H, W, 3] -> the encoder's tokens [B, L, D], and what the pooler makes of them, [B, D], or
+        None where `pooled` is False."""
         x_BLD = self.video_encoder(video)
         if not pooled:
             return x_BLD, None
@@ -158,7 +163,7 @@ class PrismTeacher(nn.Module):
 
 
 class LocalDecoder(nn.Module):
-    """Visible tokens and copies of a mask token, in an order of their own, to the features of all places.
+    """Makes the features of all places from visible tokens and copies of a mask token, which come in another order.
 
     Positions are fixed sines and cosines of the place, the mask token is of the decoder's width [gap].
     """
@@ -175,14 +180,16 @@ class LocalDecoder(nn.Module):
         self.register_buffer("positions", torch.empty(frames * rows * columns, config.decoder_width), persistent=False)
 
     def init_weights(self) -> None:
+        """As the encoder's; uses torch's global generator."""
         self.apply(init_linear_normal)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.positions.copy_(sincos_positions(*self.positions.shape))
 
-    def forward(self, visible_BKD: Tensor, visible: Tensor, masked: Tensor, order: Tensor) -> Tensor:
-        """[B, Kv, D], int32 [B, Kv], int32 [B, Km] -> [B, L, D], row i of place i.
+    def forward(self, visible_BKD: Tensor, *, visible: Tensor, masked: Tensor, order: Tensor) -> Tensor:
+        """Make the features of all places, [B, L, D], from those of the visible tokens, [B, Kv, D].
 
-        order: int64 [L] or [B, L]; place i is handed number order[i] of the visible tokens and the masked ones behind.
+        visible, masked: int32 [B, Kv] and [B, Km], the places of both. order: int64 [L] or [B, L]; place i is handed
+        number order[i] of the visible tokens with the masked ones behind them.
         """
         # under autocast the residual stream stays float32, as in the encoder
         x_BKE = self.project(visible_BKD).to(self.mask_token.dtype)
@@ -192,7 +199,7 @@ class LocalDecoder(nn.Module):
 
 
 class GlobalDecoder(nn.Module):
-    """Visible tokens, without positions and in no order, to the feature of the clip.
+    """Makes the feature of the clip from its visible tokens, without positions and in no order.
 
     Attention pooling at the decoder's width, then a linear layer [gap].
     """
@@ -205,11 +212,12 @@ class GlobalDecoder(nn.Module):
         self.head = Linear(config.decoder_width, config.width)
 
     def init_weights(self) -> None:
+        """As the encoder's; uses torch's global generator."""
         self.apply(init_linear_normal)
         self.pooler.init_weights()
 
     def forward(self, visible_BKD: Tensor) -> Tensor:
-        """[B, Kv, D] -> [B, D]."""
+        """Make one vector of each clip's visible tokens: [B, Kv, D] -> [B, D]."""
         x_BKE = self.project(visible_BKD).to(self.pooler.queries.dtype)
         x_NE = self.transformer(x_BKE.flatten(0, 1), Packing.uniform(*x_BKE.shape[:2], device=x_BKE.device))
         return self.head(self.pooler(x_NE.view_as(x_BKE))[:, 0])
@@ -217,8 +225,11 @@ class GlobalDecoder(nn.Module):
 
 @dataclass(frozen=True)
 class PrismStudentPlan:
-    """The integers of one step. visible: the tokens that the student sees. masked: int32 [B, Km], the others. order:
-    int64 [B, L] or [L], see `LocalDecoder`."""
+    """The integers of one step.
+
+    visible: the tokens that the student sees. masked: int32 [B, Km], the others. order: int64 [B, L] or [L], in which
+    the local decoder gets both, see `LocalDecoder.forward`.
+    """
 
     visible: VisibleTokens
     masked: Tensor
@@ -227,7 +238,8 @@ class PrismStudentPlan:
 
 @dataclass(frozen=True)
 class PrismStudentOutput:
-    """loss: []. terms: detached values by name, each []. tokens: the student's, [B, Kv, D], with graph."""
+    """What `PrismStudent.forward` gives. loss: [], the weighted sum. terms: unweighted losses by name, [] each,
+    detached. tokens: [B, Kv, D], the student's, with their graph."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -256,25 +268,35 @@ class PrismStudent(nn.Module):
         return self.encoder.device
 
     def train(self, mode: bool = True) -> "PrismStudent":
+        """As of any module, except that the teacher stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
         return self
 
     def start_from_teacher(self) -> None:
-        """Give the student the teacher's encoder."""
+        """Copy the teacher's encoder into the student."""
         self.encoder.load_state_dict(self.teacher.video_encoder.state_dict())
 
     def plan(self, sample_ids: Tensor, *, seed: int, step: int) -> PrismStudentPlan:
-        """Masks and orders of a step, drawn on the host from (seed, step, sample id): int64 [B] on the CPU."""
+        """Draw the masks and orders of a step on the host, from (seed, step, sample id). sample_ids: int64 [B] on the
+        CPU.
+
+        Returns the plan on the model's device.
+        """
         config, draw = self.config, {"seed": seed, "step": step}
         settings = {"sample_ids": sample_ids, **draw}
         if config.mask == "tube":
             mask = tube_mask(len(sample_ids), config.grid, config.mask_ratio, **settings)
         else:
             mask = block_tube_mask(
-                len(sample_ids), config.grid, config.mask_ratio, min_cells=config.mask_min_cells,
-                aspect=config.mask_aspect, tube_length=config.mask_run, **settings,
-            )  # fmt: skip
+                len(sample_ids),
+                config.grid,
+                config.mask_ratio,
+                min_cells=config.mask_min_cells,
+                aspect=config.mask_aspect,
+                tube_length=config.mask_run,
+                **settings,
+            )
         length = mask.visible.shape[1] + mask.masked.shape[1]
         if not config.shuffle_tokens:
             order = torch.cat([mask.visible, mask.masked], dim=1).argsort(dim=1)
@@ -286,7 +308,8 @@ class PrismStudent(nn.Module):
         return on_device(plan, self.device)
 
     def forward(self, video: Tensor, plan: PrismStudentPlan) -> PrismStudentOutput:
-        """The losses of a batch: uint8 [B, T, H, W, 3] of the config's frames and size; plan: from `plan`.
+        """Compute the losses of a batch of clips, uint8 [B, T, H, W, 3] of the config's size, with what `plan` drew for
+        it.
 
         Raises ValueError for clips of another size.
         """
@@ -300,7 +323,7 @@ class PrismStudent(nn.Module):
         x_BKD = self.encoder(video, visible=plan.visible)
         losses: dict[str, tuple[float, Tensor]] = {}
         if self.local_decoder is not None:
-            made = self.local_decoder(x_BKD, plan.visible.index, plan.masked, plan.order)
+            made = self.local_decoder(x_BKD, visible=plan.visible.index, masked=plan.masked, order=plan.order)
             losses["loss/token"] = config.token_weight, cosine_distance(made, tokens_BLD)
         if self.global_decoder is not None and pooled_BD is not None:
             losses["loss/global"] = config.global_weight, cosine_distance(self.global_decoder(x_BKD), pooled_BD)

@@ -10,7 +10,7 @@ Notable choices:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ _MEAN, _STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class VideoPrismConfig:
-    """Sizes; the defaults are the released base's.
+    """Sizes of clips and of the encoder; the defaults are the released base's.
 
     num_frames and image_size are those of the position tables: clips of other sizes have the tables resized.
     """
@@ -53,9 +53,9 @@ class VideoPrismConfig:
     patch_size: int = 18
     width: int = 768
     depth: int = 12
-    """Blocks within frames."""
+    """Number of blocks within frames."""
     temporal_depth: int = 4
-    """Blocks along time, above them."""
+    """Number of blocks along time, above those within frames."""
     num_heads: int = 12
     mlp_hidden: int = 3072
     softcap: float = 50.0
@@ -68,7 +68,7 @@ class VideoPrismConfig:
         self.check_encoder()
 
     def check_encoder(self) -> None:
-        """Raises ValueError with one line."""
+        """Check these fields; raises ValueError with one line for the first that cannot be."""
         check_positive(self, "num_frames", "image_size", "patch_size", "width", "num_heads", "mlp_hidden")
         check_heads(self, "width", "num_heads")
         check_choice(self, "few_frames", ("resize", "crop"))
@@ -80,16 +80,17 @@ class VideoPrismConfig:
 
     @property
     def frame_grid(self) -> tuple[int, int]:
-        """Patches of a frame of the position table, along (height, width)."""
+        """Numbers of patches along (height, width) of a frame of the position table's size."""
         return self.image_size // self.patch_size, self.image_size // self.patch_size
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Tokens along (time, height, width) of a clip of the tables' size."""
+        """Numbers of tokens along (time, height, width) of a clip of the position tables' size."""
         return self.num_frames, *self.frame_grid
 
     def grid_of(self, video: Tensor) -> tuple[int, int, int]:
-        """Tokens along (time, height, width) of a batch [B, T, H, W, 3]; raises ValueError where it does not fit."""
+        """Numbers of tokens along (time, height, width) of clips [B, T, H, W, 3]; raises ValueError where they do not
+        fit."""
         height, width = video.shape[2:4] if video.ndim == 5 else (0, 0)
         patch = self.patch_size
         if video.ndim != 5 or video.shape[4] != 3 or not height or height % patch or width % patch:
@@ -97,30 +98,41 @@ class VideoPrismConfig:
         return video.shape[1], height // patch, width // patch
 
     def encoder_stack(self, depth: int, *, final_norm: bool = True) -> PrismTransformer:
-        """Blocks of the encoder's sizes, uninitialised."""
-        return PrismTransformer(self.width, depth, self.num_heads, self.mlp_hidden, self.softcap, final_norm=final_norm)
+        """`depth` blocks of the encoder's sizes, their weights not yet drawn. final_norm: end in a LayerNorm."""
+        return PrismTransformer(
+            self.width,
+            depth,
+            self.num_heads,
+            hidden=self.mlp_hidden,
+            softcap=self.softcap,
+            final_norm=final_norm,
+        )
 
 
 @dataclass(frozen=True)
 class VisibleTokens:
-    """The listed tokens of a batch and how they pack, in the order of `index`, which is ascending in each clip.
+    """The listed tokens of a batch and how they make up sequences, within frames and along time.
 
-    index: int32 [B, K]. spatial: the sequences within frames. temporal: those along time, of rows in the order
-    `by_place`; a TimeAxis where that order is the packed one already. by_place: int64 [N], None with a TimeAxis.
-    back: int64 [N], its inverse.
+    index: int32 [B, K], ascending in each clip; packed rows follow it, frame after frame.
+    spatial: how the packed rows divide into frames.
+    temporal: how they divide into places, each with its tokens along time, once they are in the order `by_place`; a
+        TimeAxis where each frame lists the same places, which needs no other order.
+    by_place: int64 [N], the packed rows in the order of places; None with a TimeAxis.
+    by_frame: int64 [N], which rows of that order the packed rows are, to bring them back; None with a TimeAxis.
     """
 
     index: Tensor
     spatial: Packing
     temporal: Packing | TimeAxis
     by_place: Tensor | None = None
-    back: Tensor | None = None
+    by_frame: Tensor | None = None
 
 
 def lay_out_visible(index: Tensor, grid: tuple[int, int, int]) -> VisibleTokens:
     """Pack the listed tokens, int32 [B, K] ascending on the host, of clips with this (time, height, width) grid.
 
-    Frames and places may list any number of tokens, none included.
+    Frames and places may list any number of tokens, none included. Raises ValueError where a clip lists none, or its
+    tokens do not ascend below the number that there are.
     """
     frames, places = grid[0], grid[1] * grid[2]
     listed = index.numpy().astype(np.int64)
@@ -135,16 +147,14 @@ def lay_out_visible(index: Tensor, grid: tuple[int, int, int]) -> VisibleTokens:
         return VisibleTokens(index, spatial, TimeAxis(batch, frames))
     by_place = np.lexsort((frame, place, clip))
     at_place = np.bincount(clip * places + place, minlength=batch * places)
-    back = np.empty_like(by_place)
-    back[by_place] = np.arange(len(by_place))
-    return VisibleTokens(
-        index, spatial, Packing(offsets(at_place), int(at_place.max())),
-        torch.from_numpy(by_place), torch.from_numpy(back),
-    )  # fmt: skip
+    by_frame = np.empty_like(by_place)
+    by_frame[by_place] = np.arange(len(by_place))
+    temporal = Packing(offsets(at_place), int(at_place.max()))
+    return VisibleTokens(index, spatial, temporal, torch.from_numpy(by_place), torch.from_numpy(by_frame))
 
 
 class VideoPrismEncoder(nn.Module):
-    """Clips to tokens: no class token, no pooling."""
+    """Makes tokens of clips, without a class token and without pooling them."""
 
     def __init__(self, config: VideoPrismConfig):
         super().__init__()
@@ -170,20 +180,21 @@ class VideoPrismEncoder(nn.Module):
         return self.weight.device
 
     def plan(self, index: Tensor, grid: tuple[int, int, int] | None = None) -> VisibleTokens:
-        """How the listed tokens pack, on the model's device: int32 [B, K] on the host, of the config's grid if None."""
+        """Pack the listed tokens, int32 [B, K] on the host, of clips with this grid (None: the config's); the result is
+        on the model's device. Errors as `lay_out_visible`."""
         return on_device(lay_out_visible(index, grid or self.config.grid), self.device)
 
     def forward(
         self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None
     ) -> Tensor:
-        """Encoded tokens: uint8 (or floating in [0, 1]) [B, T, H, W, 3] -> [B, T*S, D], or [B, K, D] of `visible`.
+        """Encode clips, uint8 or floating in [0, 1], [B, T, H, W, 3] -> [B, T*S, D], or [B, K, D] of `visible`.
 
         frame_paddings: bool [B, T], frames that stand for nothing (on the CPU, or it is waited for). visible: from
         `plan`. Raises ValueError where the clip's sides are no multiples of the patch, or both options are given.
         """
-        return self.encode_layers(video, (), frame_paddings, visible=visible)[-1]
+        return self.layer_tokens(video, (), frame_paddings, visible=visible)[-1]
 
-    def encode_layers(
+    def layer_tokens(
         self,
         video: Tensor,
         layers: Sequence[int],
@@ -191,8 +202,11 @@ class VideoPrismEncoder(nn.Module):
         *,
         visible: VisibleTokens | None = None,
     ) -> list[Tensor]:
-        """The tokens after these blocks, counted from 0 through both stages (before any LayerNorm), and the encoder's
-        output, each [B, T*S or K, D]. Arguments as `forward`."""
+        """The tokens behind some blocks, before any LayerNorm, and last what the encoder gives, each [B, T*S or K, D].
+
+        layers: numbers of the blocks, counted from 0 through both stages. Other arguments and errors as `forward`;
+        raises ValueError for a block that does not exist.
+        """
         total = len(self.spatial.blocks) + len(self.temporal.blocks)
         if unknown := [layer for layer in layers if not 0 <= layer < total]:
             raise ValueError(f"layers must be in 0 to {total - 1}, got {unknown}")
@@ -216,7 +230,7 @@ class VideoPrismEncoder(nn.Module):
             for number, block in enumerate(stack.blocks, start=first):
                 x = block(x, layout, padding=pad)
                 if number in layers:
-                    in_order = x if first == 0 or visible.back is None else take_rows(x, visible.back)
+                    in_order = x if first == 0 or visible.by_frame is None else take_rows(x, visible.by_frame)
                     kept.append(in_order.view(batch, -1, x.shape[-1]))
             return stack.norm(x)
 
@@ -225,12 +239,12 @@ class VideoPrismEncoder(nn.Module):
         if visible.by_place is not None:
             x_ND = take_rows(x_ND, visible.by_place)
         x_ND = run(self.temporal, x_ND, temporal, in_time, len(self.spatial.blocks))
-        if visible.back is not None:
-            x_ND = take_rows(x_ND, visible.back)
+        if visible.by_frame is not None:
+            x_ND = take_rows(x_ND, visible.by_frame)
         return [*kept, x_ND.view(batch, -1, x_ND.shape[-1])]
 
     def _embed(self, video: Tensor, index: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Listed patches with their place's position: [B*K, D]."""
+        """Embed the listed patches, int32 [B, K], and add the positions of their places: -> [B*K, D]."""
         config = self.config
         places = resize_positions(self.spatial_positions, config.frame_grid, grid[1:])
         patch, positions = config.patch_size, places.repeat(grid[0], 1)
@@ -241,13 +255,20 @@ class VideoPrismEncoder(nn.Module):
             weight = self.weight[:, :, 0].permute(0, 2, 3, 1).flatten(1)
             return linear(listed, weight, self.bias) + take_rows(positions, index.flatten().long())
         x_BKD = tubelet_embed(
-            video, index.contiguous(), self.weight, self.bias, positions,
-            tubelet=(1, patch, patch), mean=_MEAN, std=_STD,
-        )  # fmt: skip
+            video,
+            index.contiguous(),
+            self.weight,
+            self.bias,
+            positions,
+            tubelet=(1, patch, patch),
+            mean=_MEAN,
+            std=_STD,
+        )
         return x_BKD.flatten(0, 1)
 
     def _times(self, index: Tensor, grid: tuple[int, int, int], dtype: torch.dtype, whole: bool) -> Tensor:
-        """The position in time of each listed token: [B*K, D]."""
+        """The position in time of each listed token, int32 [B, K] -> [B*K, D]. whole: all tokens of the grid are
+        listed."""
         frames, own = grid[0], self.config.num_frames
         if self.config.few_frames == "crop" and frames <= own:
             table = self.temporal_positions[:frames]
@@ -262,10 +283,11 @@ class VideoPrismEncoder(nn.Module):
 def _pad_frames(
     frame_paddings: Tensor, visible: VisibleTokens, grid: tuple[int, int, int]
 ) -> tuple[VisibleTokens, Padding, Padding]:
-    """How whole clips with padded frames attend, and what of them is padding within frames and along time.
+    """Lay out whole clips with padded frames, bool [B, T]: how they attend along time, and which of their rows are
+    padding within frames and, in the order of places, along time.
 
     Within a padded frame all keys are padding, and the softmax over equal logits is even; along time padded frames
-    are asked by none, unless a whole clip is padded.
+    are attended to by none, unless a whole clip is padded.
     """
     frames, places = grid[0], grid[1] * grid[2]
     if frame_paddings.shape != (len(visible.index), frames):
@@ -277,15 +299,12 @@ def _pad_frames(
     keys = (~padded | nothing[:, None])[:, None].expand(-1, places, -1)
     rows = torch.arange(padded.numel() * places).view(len(padded), frames, places)
     by_place = rows.transpose(1, 2).flatten()
-    layout = VisibleTokens(
-        visible.index, visible.spatial,
-        Packing(
-            Packing.uniform(len(padded) * places, frames).cu_seqlens, frames,
-            key_rows=keys.flatten().nonzero()[:, 0],
-            cu_seqlens_k=offsets(keys.sum(dim=-1).flatten().numpy()),
-        ),
-        by_place, by_place.argsort(),
-    )  # fmt: skip
+    along_time = replace(
+        Packing.uniform(len(padded) * places, frames),
+        key_rows=keys.flatten().nonzero()[:, 0],
+        cu_seqlens_k=offsets(keys.sum(dim=-1).flatten().numpy()),
+    )
+    layout = VisibleTokens(visible.index, visible.spatial, along_time, by_place, by_place.argsort())
     in_frame = padded.flatten().repeat_interleave(places)
     even = nothing.repeat_interleave(places * frames)
     within, along = Padding(~in_frame, in_frame), Padding(~in_frame[by_place], even if nothing.any() else None)
@@ -298,7 +317,7 @@ class PrismClassifierConfig(VideoPrismConfig):
 
     num_classes: int = 400
     pooler_hidden: int = 0
-    """Width of the pooler's hidden layer; 0: that of the tokens, as released (transformers': that of the MLPs)."""
+    """Width of the pooler's hidden layer; 0: that of the tokens, as released. transformers has that of the MLPs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -310,7 +329,8 @@ class PrismClassifierConfig(VideoPrismConfig):
 
 
 class PrismClassifier(nn.Module):
-    """Encoder, attention pooling (hidden width D), a linear layer; as released, without trained heads."""
+    """Classifies clips by the encoder's tokens, pooled by attention, and a linear layer; no trained head was
+    released."""
 
     def __init__(self, config: PrismClassifierConfig):
         super().__init__()
@@ -331,5 +351,6 @@ class PrismClassifier(nn.Module):
         return self.encoder.device
 
     def forward(self, video: Tensor, frame_paddings: Tensor | None = None) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> logits [B, num_classes]."""
+        """Judge every class of each clip: uint8 [B, T, H, W, 3] -> logits [B, num_classes]. frame_paddings: see
+        `VideoPrismEncoder.forward`."""
         return self.head(self.pooler(self.encoder(video, frame_paddings))[:, 0])

@@ -1,7 +1,6 @@
-"""Layers of VideoPrism (arXiv:2402.13217, and the released encoder): attention with capped logits, poolers, positions.
+"""Layers of VideoPrism (arXiv:2402.13217, and the released encoder): blocks whose attention caps its logits.
 
-Shape legend: N = packed rows, D = width, H = heads, K = head dim, B = clips, T = frames, L = tokens of a clip,
-Q = learned queries.
+Shape legend: N = packed rows, D = width, H = heads, K = width of a head.
 """
 
 from collections.abc import Callable
@@ -23,7 +22,8 @@ NORM_POLICIES = ("pre", "primer_hybrid")
 
 @dataclass(frozen=True)
 class TimeAxis:
-    """Rows that are a grid [num_clips, num_frames, places]: each place attends along time, by strides."""
+    """Says that packed rows are a grid [num_clips, num_frames, places], in which each place attends along time, by
+    strides."""
 
     num_clips: int
     num_frames: int
@@ -31,10 +31,10 @@ class TimeAxis:
 
 @dataclass(frozen=True)
 class Padding:
-    """Rows that stand for nothing, as the released encoder treats those of padded frames.
+    """Says which rows stand for nothing; they are treated as the released encoder treats those of padded frames.
 
-    real: bool [N]; the feed-forward branch adds nothing to other rows. even: bool [N], rows whose keys are all padding
-    and which therefore look at all of them evenly; None: there are none.
+    real: bool [N], False at padding, to which the feed-forward branch adds nothing. even: bool [N], True at rows whose
+    keys are all padding and which therefore look at all of them evenly; None: there are no such rows.
     """
 
     real: Tensor
@@ -42,7 +42,8 @@ class Padding:
 
 
 class CappedAttention(nn.Module):
-    """Self-attention with logits c * tanh(logits / c); unlike without the cap, the key bias does not cancel."""
+    """Self-attention with logits c * tanh(logits / c), c being `softcap`; 0: as they are. Unlike without a cap, the
+    bias of the keys does not cancel."""
 
     def __init__(self, width: int, num_heads: int, softcap: float):
         super().__init__()
@@ -53,7 +54,8 @@ class CappedAttention(nn.Module):
     def forward(
         self, x_ND: Tensor, layout: Packing | TimeAxis, *, causal: bool = False, even: Tensor | None = None
     ) -> Tensor:
-        """x_ND: [N, D] -> [N, D]. causal: rows look at themselves and back. even: bool [N], see `Padding`."""
+        """Attend within the sequences of `layout`: [N, D] -> [N, D]. causal: rows look at themselves and at those
+        before them. even: bool [N], see `Padding`."""
         qkv_N3HK = self.qkv(x_ND).view(len(x_ND), 3, self.num_heads, -1)
         options = {"softcap": self.softcap, "causal": causal}
         if isinstance(layout, TimeAxis):
@@ -69,9 +71,15 @@ class CappedAttention(nn.Module):
                 pair = take_rows(qkv_N3HK[:, 1:].flatten(1), layout.key_rows)
                 key, value = pair.view(len(pair), 2, self.num_heads, -1).unbind(1)
             out = varlen_attention(
-                query, key, value, layout.cu_seqlens, layout.max_seqlen, cu_seqlens_k=layout.cu_seqlens_k,
-                max_seqlen_k=None if layout.cu_seqlens_k is None else layout.max_seqlen, **options,
-            )  # fmt: skip
+                query,
+                key,
+                value,
+                layout.cu_seqlens,
+                layout.max_seqlen,
+                cu_seqlens_k=layout.cu_seqlens_k,
+                max_seqlen_k=None if layout.cu_seqlens_k is None else layout.max_seqlen,
+                **options,
+            )
         return self.proj(out.reshape(x_ND.shape))
 
 
@@ -100,6 +108,8 @@ class PrismBlock(nn.Module):
     def forward(
         self, x_ND: Tensor, layout: Packing | TimeAxis, *, causal: bool = False, padding: Padding | None = None
     ) -> Tensor:
+        """[N, D] -> [N, D]; options as `CappedAttention`. padding: rows that stand for nothing; None: there are
+        none."""
         even = None if padding is None else padding.even
         x_ND = x_ND + self.branch_norm1(self.attn(self.norm1(x_ND), layout, causal=causal, even=even))
         branch_ND = self.mlp(self.norm2(x_ND))
@@ -109,9 +119,10 @@ class PrismBlock(nn.Module):
 
 
 class PrismTransformer(nn.Module):
-    """`depth` blocks on packed rows and, unless `final_norm` is False, a LayerNorm.
+    """`depth` blocks on packed rows and, unless `final_norm` is False, a LayerNorm behind them.
 
-    activation: "gelu" (exact, vision) or "relu" (text).
+    hidden: width of the MLPs. softcap: see `CappedAttention`. activation: "gelu" (exact, vision) or "relu" (text).
+    norm_policy: see `PrismBlock`.
     """
 
     def __init__(
@@ -119,9 +130,9 @@ class PrismTransformer(nn.Module):
         width: int,
         depth: int,
         num_heads: int,
+        *,
         hidden: int,
         softcap: float,
-        *,
         activation: Literal["gelu", "relu"] = "gelu",
         norm_policy: str = "pre",
         final_norm: bool = True,
@@ -137,12 +148,14 @@ class PrismTransformer(nn.Module):
     def forward(
         self, x_ND: Tensor, layout: Packing | TimeAxis, *, causal: bool = False, padding: Padding | None = None
     ) -> Tensor:
+        """Run all blocks: [N, D] -> [N, D]; options as `PrismBlock`."""
         for block in self.blocks:
             x_ND = block(x_ND, layout, causal=causal, padding=padding)
         return self.norm(x_ND)
 
 
 def unit_length(x: Tensor) -> Tensor:
-    """x / sqrt(sum(x^2) + 1e-12) along the last axis, in float32; a zero vector stays zero."""
+    """Scale vectors to unit length, x / sqrt(sum(x^2) + 1e-12) along the last axis, in float32; a zero vector stays
+    zero."""
     x = x.float()
     return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + 1e-12)

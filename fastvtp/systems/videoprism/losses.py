@@ -15,7 +15,7 @@ _TINY = 1e-16  # the square of a length below which a row has no direction
 
 
 def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
-    """The mean of 1 - cos(prediction, target) over all rows, computed in float32: [..., D] each -> [].
+    """The mean over all rows of 1 - cos(prediction, target), computed in float32: [..., D] each -> [].
 
     Gradients reach `prediction` alone, and are made with the loss, a piece of the rows at a time: neither float32
     copies of bfloat16 features nor normalised ones exist as a whole, and the target is not kept for the backward.
@@ -55,12 +55,12 @@ class _CosineDistance(torch.autograd.Function):
 
 
 def _inverse_length(x: Tensor) -> Tensor:
-    """[..., D] -> [..., 1]; of a zero row it is finite."""
+    """One over the length of each row, finite for a zero row: [..., D] -> [..., 1]."""
     return x.square().sum(dim=-1, keepdim=True).clamp(min=_TINY).rsqrt()
 
 
 def shuffled_order(sample_ids: Tensor, length: int, *, seed: int, step: int) -> Tensor:
-    """A permutation of `length` places for each sample: int64 [B] -> int64 [B, length].
+    """Draw a permutation of `length` places for each sample: int64 [B] -> int64 [B, length].
 
     It follows from (seed, step, sample id) alone: bit-identical on every device, in any batch, on any rank.
     """

@@ -57,7 +57,7 @@ class PretrainPrismContrast(CaptionedTask):
             on_device.input_ids,
             on_device.cu_seqlens,
             batch.max_text_length,
-            on_device.sample_ids,
+            sample_ids=on_device.sample_ids,
             visible=visible,
         )
         return output.loss, output.terms

@@ -21,7 +21,7 @@ class PrismTower(VideoTower):
         return [*self._encoder.spatial.blocks, *self._encoder.temporal.blocks]
 
     def _encode(self, video: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        return self._encoder.encode_layers(video, layers)
+        return self._encoder.layer_tokens(video, layers)
 
 
 def own_tower(model: VideoPrismEncoder) -> PrismTower:

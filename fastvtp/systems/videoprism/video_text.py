@@ -32,7 +32,8 @@ from fastvtp.systems.videoprism.layers import (
 from fastvtp_kernels import tube_mask
 from fastvtp_kernels.packing import locate_rows
 
-POOLER_WIDTHS = 4  # of D, in its hidden layer: as released
+POOLER_WIDTHS = 4
+"""Width of the pooler's hidden layer, in multiples of D, as released."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +42,13 @@ class VideoTextPrismConfig(VideoPrismConfig, ContrastConfig):
     released checkpoints have no temperature and no projection."""
 
     auxiliary_depth: int = 2
-    """Blocks over all tokens of a clip, between the encoder and the pooler; the paper's first stage has none."""
+    """Number of blocks over all tokens of a clip, between the encoder and the pooler; the paper's first stage has
+    none."""
     vocab_size: int = 32000
     max_text_length: int = 64
     text_depth: int = 12
     text_norm: str = "pre"
-    """"pre", or "primer_hybrid": branches are normalised behind, too (the giant)."""
+    """Where a block normalises: "pre", before its branches, or "primer_hybrid", also behind them (the giant)."""
     contrastive_directions: str = "mean"
     gather_negatives: bool = True
     temperature: float = 0.07
@@ -70,7 +72,7 @@ class VideoTextPrismConfig(VideoPrismConfig, ContrastConfig):
 
 
 class PrismText(nn.Module):
-    """Causal text tower; the class token stands behind the text and has no position (CoCa's unimodal text tower,
+    """Causal text tower, whose class token stands behind the text and has no position (CoCa's unimodal text tower,
     arXiv:2205.01917). Packed texts carry no padding, which the class token would not see anyway."""
 
     positions: Tensor
@@ -81,12 +83,18 @@ class PrismText(nn.Module):
         self.token_embeddings = nn.Embedding(config.vocab_size, width)
         self.cls_token = nn.Parameter(torch.empty(width))
         self.transformer = PrismTransformer(
-            width, config.text_depth, config.num_heads, 4 * width, config.softcap,
-            activation="relu", norm_policy=config.text_norm,
-        )  # fmt: skip
+            width,
+            config.text_depth,
+            config.num_heads,
+            hidden=4 * width,
+            softcap=config.softcap,
+            activation="relu",
+            norm_policy=config.text_norm,
+        )
         self.register_buffer("positions", torch.empty(config.max_text_length, width), persistent=False)
 
     def init_weights(self) -> None:
+        """As the encoder's; uses torch's global generator."""
         self.apply(init_linear_normal)
         # embeddings are multiplied by sqrt(D), and positions are of the order of one
         nn.init.normal_(self.token_embeddings.weight, std=self.token_embeddings.embedding_dim**-0.5)
@@ -94,11 +102,14 @@ class PrismText(nn.Module):
         self.positions.copy_(sinusoid_positions(*self.positions.shape))
 
     def embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """Token ids and positions, int64 [N] each, -> [N, D]."""
+        """Embed tokens by their ids and their positions in their texts: int64 [N] each -> [N, D]."""
         return self.token_embeddings(input_ids) * self.cls_token.numel() ** 0.5 + self.positions[positions]
 
     def forward(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """Packed texts, int64 [N], int32 [B+1] -> the class tokens [B, D]. max_seqlen: the longest text."""
+        """Read packed texts, int64 [N] divided by cu_seqlens int32 [B+1], -> their class tokens [B, D].
+
+        max_seqlen: a bound on the longest text. Raises ValueError where that is more than `max_text_length`.
+        """
         if max_seqlen > len(self.positions):
             raise ValueError(f"texts have up to {max_seqlen} tokens, max_text_length is {len(self.positions)}")
         texts = len(cu_seqlens) - 1
@@ -115,7 +126,8 @@ class PrismText(nn.Module):
 
 @dataclass(frozen=True)
 class VideoTextPrismOutput:
-    """loss: []. terms: detached values by name, each []. text, video: float32 [B, D], unit length, with graph."""
+    """What `VideoTextPrism.forward` gives. loss: []. terms: loss and temperature by name, [] each, detached. text,
+    video: float32 [B, D or projection_dim], the features of unit length that were contrasted, with their graph."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -124,7 +136,10 @@ class VideoTextPrismOutput:
 
 
 class VideoTextPrism(nn.Module):
-    """Clips and texts to one vector each; `forward` is the first stage's contrast (paper, section 2.3.1)."""
+    """Makes one vector of each clip and text; `forward` is the first stage's contrast (paper, section 2.3.1)."""
+
+    averages_unit_views = True
+    """Retrieval averages a clip's views after they are scaled to unit length."""
 
     def __init__(self, config: VideoTextPrismConfig):
         super().__init__()
@@ -150,6 +165,7 @@ class VideoTextPrism(nn.Module):
         return self.video_encoder.device
 
     def train(self, mode: bool = True) -> "VideoTextPrism":
+        """As of any module, except that a frozen video tower stays in evaluation mode."""
         super().train(mode)
         if self.config.frozen_video:
             self.video_encoder.eval()
@@ -170,8 +186,11 @@ class VideoTextPrism(nn.Module):
     def video_tokens(
         self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None
     ) -> Tensor:
-        """Tokens that the pooler looks at: uint8 [B, T, H, W, 3] -> [B, T*S or K, D]. Options: see the encoder; the
-        blocks on top of it and the pooler do not know of padded frames (as released)."""
+        """Make the tokens that the pooler looks at: uint8 [B, T, H, W, 3] -> [B, T*S or K, D].
+
+        Options as `VideoPrismEncoder.forward`; the blocks on top of the encoder and the pooler do not know of padded
+        frames (as released).
+        """
         x_BLD = self.video_encoder(video, frame_paddings, visible=visible)
         packing = Packing.uniform(*x_BLD.shape[:2], device=x_BLD.device)
         return self.auxiliary(x_BLD.flatten(0, 1), packing).view_as(x_BLD)
@@ -182,11 +201,11 @@ class VideoTextPrism(nn.Module):
         input_ids: Tensor,
         cu_seqlens: Tensor,
         max_seqlen: int,
-        sample_ids: Tensor | None = None,
         *,
+        sample_ids: Tensor | None = None,
         visible: VisibleTokens | None = None,
     ) -> VideoTextPrismOutput:
-        """InfoNCE, mean of both directions, of a batch of clips and packed texts.
+        """Contrast the clips of a batch with their packed texts.
 
         video: uint8 [B, T, H, W, 3]. input_ids: int64 [N], cu_seqlens: int32 [B+1], max_seqlen: the texts. sample_ids:
         int64 [B]; equal ones are the same clip and no negatives of each other. visible: the tokens that are kept, from
@@ -201,29 +220,37 @@ class VideoTextPrism(nn.Module):
     def pool_video(
         self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None
     ) -> Tensor:
-        """One vector a clip before projection and scaling: [B, D]."""
+        """Pool the tokens of each clip, before any projection: uint8 [B, T, H, W, 3] -> [B, D]. Options as
+        `video_tokens`."""
         return self.pooler(self.video_tokens(video, frame_paddings, visible=visible))[:, 0]
+
+    def embed_video(
+        self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None
+    ) -> Tensor:
+        """One vector for each clip, not scaled: uint8 [B, T, H, W, 3] -> [B, D or projection_dim]. Options as
+        `video_tokens`."""
+        return self.contrast.video_projection(self.pool_video(video, frame_paddings, visible=visible))
 
     def encode_video(
         self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None
     ) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim] of unit length."""
-        return unit_length(self.contrast.video_projection(self.pool_video(video, frame_paddings, visible=visible)))
+        """`embed_video` at unit length, float32."""
+        return unit_length(self.embed_video(video, frame_paddings, visible=visible))
 
     def encode_frames(self, video: Tensor) -> Tensor:
-        """The same pooler on the tokens of each frame: uint8 [B, T, H, W, 3] -> float32 [B, T, D or projection_dim]."""
+        """`encode_video` with every frame pooled by itself: uint8 [B, T, H, W, 3] -> float32 [B, T, D or
+        projection_dim], each of unit length."""
         tokens = self.video_tokens(video).unflatten(1, (video.shape[1], -1))
         pooled = self.pooler(tokens.flatten(0, 1)).view(*tokens.shape[:2], -1)
         return unit_length(self.contrast.video_projection(pooled))
 
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """int64 [N], int32 [B+1] -> [B, D or projection_dim], not scaled to unit length."""
+        """One vector for each text, not scaled: int64 [N], int32 [B+1] -> [B, D or projection_dim].
+
+        max_seqlen: a bound on the longest text. Raises ValueError where that is more than `max_text_length`.
+        """
         return self.contrast.text_projection(self.text_encoder(input_ids, cu_seqlens, max_seqlen))
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """`embed_text` at unit length, float32."""
         return unit_length(self.embed_text(input_ids, cu_seqlens, max_seqlen))
-
-    def embed_video(self, video: Tensor) -> Tensor:
-        """`encode_video`, under the name whose views of a clip are averaged in retrieval."""
-        return self.encode_video(video)

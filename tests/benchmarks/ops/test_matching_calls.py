@@ -10,9 +10,9 @@ def test_calls_and_sequences_are_counted_until_the_block_is_left():
     model, batches = make_model(), make_set(5, 2)
     with counting(model) as found:
         for batch in batches:
-            model.encode_texts(batch.input_ids, batch.cu_seqlens, batch.max_text_length)
-        model.encode_clips(batches[0].video)
-    model.encode_clips(batches[0].video)
+            model.read_texts(batch.input_ids, batch.cu_seqlens, batch.max_text_length)
+        model.read_clips(batches[0].video)
+    model.read_clips(batches[0].video)
     assert found == {"text": Counts(3, 5), "video": Counts(1, 2)}
 
 

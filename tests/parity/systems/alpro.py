@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from fastvtp.checkpoints.loading import absent_parts, load_released
 from fastvtp.errors import UserError
 from fastvtp.modules.packing import Packing
+from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
 from fastvtp.systems.alpro.entities import (
     IGNORE_RULES,
     average_prompts,
@@ -23,11 +24,7 @@ from fastvtp.systems.alpro.finetuning import (
 )
 from fastvtp.systems.alpro.fusion import AlproFusion
 from fastvtp.systems.alpro.model import Alpro
-from fastvtp.systems.alpro.timesformer import (
-    CLIP_MEAN,
-    CLIP_STD,
-    TimeSformer,
-)
+from fastvtp.systems.alpro.timesformer import TimeSformer
 from fastvtp.systems.alpro.towers import (
     AlproConfig,
     AlproPrompterConfig,
@@ -207,7 +204,7 @@ def prompt_features(model: Alpro, folder: ParityFolder) -> dict[str, Tensor]:
     found = {}
     for kind in ("video", "image"):
         if f"{kind}_prompt_ids" in folder.inputs:
-            features = model.prompter.embed_text(*Texts(folder, f"{kind}_prompt").packed)
+            features = model.prompter.encode_text(*Texts(folder, f"{kind}_prompt").packed)
             found[f"{kind}_prompt_feat"] = average_prompts(features, model.config.num_entities)
     return found
 
@@ -218,7 +215,7 @@ def prompting(folder: ParityFolder, video: Tensor, texts: Texts) -> dict[str, Te
     model: AlproTowers = built(folder, AlproPrompterConfig, sizes(folder))
     own = {name.removeprefix(PROMPTER): w for name, w in folder.weights.items() if name.startswith(PROMPTER)}
     load(model, own)
-    text, clips = model.embed_text(*texts.packed), model.embed_video(video)
+    text, clips = model.encode_text(*texts.packed), model.encode_video(video)
     similarity = clips @ text.T * model.logit_scale()
     return {
         "prompter_itc_loss": model(video, *texts.packed),
@@ -242,7 +239,7 @@ def retrieval(folder: ParityFolder, video: Tensor, texts: Texts, released_logits
     wrong_text = (logits - for_clips[None]).norm(dim=-1).masked_fill(same, torch.inf).argmin(dim=0)
     plan = model.plan(texts.ids, texts.lengths.tolist(), torch.arange(batch), seed=0, step=0)
     output = model(video, plan, negatives=(wrong_clip, wrong_text))
-    similarity = model.embed_video(video) @ model.embed_text(*texts.packed).T * model.logit_scale()
+    similarity = model.encode_video(video) @ model.encode_text(*texts.packed).T * model.logit_scale()
     return {
         "ret_vneg_idx": wrong_clip,
         "ret_tneg_idx": wrong_text,
@@ -256,13 +253,17 @@ def retrieval(folder: ParityFolder, video: Tensor, texts: Texts, released_logits
 
 def pair_logits(model: AlproFusion, video: Tensor, texts: Texts) -> Tensor:
     """Logits of every text with every clip, [texts, clips, 2]."""
-    tokens, _ = model.encode_texts(*texts.packed)
-    clips, _ = model.encode_clips(video)
+    tokens, _ = model.read_texts(*texts.packed)
+    clips, _ = model.read_clips(video)
     count = len(video)
     fused, ends = model.fuse(
-        tokens, Packing(texts.cu_seqlens, texts.length), clips, torch.arange(count).repeat_interleave(count),
-        torch.arange(count).repeat(count), num_text_rows=count * len(tokens),
-    )  # fmt: skip
+        tokens,
+        Packing(texts.cu_seqlens, texts.length),
+        clips,
+        text_index=torch.arange(count).repeat_interleave(count),
+        video_index=torch.arange(count).repeat(count),
+        num_text_rows=count * len(tokens),
+    )
     return model.match_logits(fused, ends).unflatten(0, (count, count))
 
 

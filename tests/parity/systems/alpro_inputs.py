@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastvtp.errors import UserError
 from fastvtp.modules.packing import Packing
-from fastvtp.systems.alpro.timesformer import CLIP_MEAN, CLIP_STD
+from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
 from tests.parity.folder import ParityFolder
 
 

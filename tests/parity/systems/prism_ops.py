@@ -60,7 +60,7 @@ def _computed(name: str, part: Part) -> Tensor | None:
     operation, _, rest = name.partition("/")
     given, shape = part.ops, part.ops[name].shape
     if operation == "layer_norm":
-        norm = _loaded(PrismTransformer(shape[-1], 0, 1, 1, _SOFTCAP).norm, {
+        norm = _loaded(PrismTransformer(shape[-1], 0, 1, hidden=1, softcap=_SOFTCAP).norm, {
             "weight": 1 + given["layer_norm/scale"], "bias": given["layer_norm/bias"],
         })  # fmt: skip
         return norm(given["layer_norm/x"])
@@ -150,7 +150,7 @@ def _transformed(part: Part, policy: str) -> Tensor:
     depth = sum(name.endswith("mlp.fc1.weight") for name in state)
     primer = policy == "primer_hybrid"
     model = PrismTransformer(
-        width, depth, heads, hidden, _SOFTCAP,
+        width, depth, heads, hidden=hidden, softcap=_SOFTCAP,
         activation="relu" if primer else "gelu", norm_policy="primer_hybrid" if primer else "pre", final_norm=False,
     )  # fmt: skip
     _loaded(model, {name.removeprefix("spatial."): array for name, array in state.items()})

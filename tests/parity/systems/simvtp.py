@@ -13,7 +13,7 @@ from fastvtp.checkpoints.loading import load_released
 from fastvtp.errors import UserError
 from fastvtp.systems.simvtp.config import SimVTPConfig
 from fastvtp.systems.simvtp.model import SimVTP
-from fastvtp.systems.simvtp.plan import SimVTPPlan, lay_out
+from fastvtp.systems.simvtp.plan import CaptionTokens, SimVTPPlan, StepMasks, lay_out
 from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
 from tests.parity.folder import ParityFolder
 from tests.parity.systems.common import (
@@ -118,10 +118,12 @@ def _plan(model: SimVTP, folder: ParityFolder, case: str, visible: Tensor, maske
     if not torch.equal(words[real], ids.masked_fill(hidden, model.config.mask_token_id)):
         raise UserError(f"{case}input_ids are not input_ids_unmasked with [MASK] where mlm_labels has a word")
     return lay_out(
-        model.config, visible=visible, predicted=masked, input_ids=ids, hidden=hidden, lengths=lengths,
-        mismatch=folder.input(f"{case}vtm_neg_idx").numpy(), sample_ids=torch.arange(len(words)),
-        padded_length=words.shape[1],
-    )  # fmt: skip
+        model.config,
+        StepMasks(visible, masked, hidden),
+        CaptionTokens(ids, lengths, padded_length=words.shape[1]),
+        mismatch=folder.input(f"{case}vtm_neg_idx").numpy(),
+        sample_ids=torch.arange(len(words)),
+    )
 
 
 def _captions(folder: ParityFolder, case: str) -> tuple[Tensor, np.ndarray, Tensor]:

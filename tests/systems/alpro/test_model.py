@@ -17,11 +17,26 @@ from fastvtp.systems.alpro.towers import AlproConfig
 
 LENGTHS = (6, 4, 9)
 SIZES = {
-    "num_frames": 2, "image_size": 32, "patch_size": 8, "width": 32, "depth": 1, "num_heads": 2, "drop_path": 0.0,
-    "text_depth": 1, "fusion_depth": 1, "text_num_heads": 2, "text_hidden": 64, "projection_dim": 16,
-    "vocab_size": 50, "max_text_length": 12, "text_dropout": 0.0, "num_entities": 5, "word_mask_ratio": 0.5,
-    "mask_token_id": 4, "special_token_ids": (0, 1, 2, 3, 4),
-}  # fmt: skip
+    "num_frames": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "width": 32,
+    "depth": 1,
+    "num_heads": 2,
+    "drop_path": 0.0,
+    "text_depth": 1,
+    "fusion_depth": 1,
+    "text_num_heads": 2,
+    "text_hidden": 64,
+    "projection_dim": 16,
+    "vocab_size": 50,
+    "max_text_length": 12,
+    "text_dropout": 0.0,
+    "num_entities": 5,
+    "word_mask_ratio": 0.5,
+    "mask_token_id": 4,
+    "special_token_ids": (0, 1, 2, 3, 4),
+}
 
 
 def make(cls=Alpro, config_class=AlproConfig, **overrides):
@@ -65,8 +80,8 @@ def test_one_fusion_call_equals_one_call_per_pair():
     torch.testing.assert_close(output.match_logits, expected, rtol=1e-4, atol=1e-5)
     assert output.match_labels.tolist() == [1] * 3 + [0] * 6
 
-    masked = slice(len(plan.wanted.pair) - len(plan.word_labels), None)
-    places = zip(plan.wanted.pair[masked] - 9, plan.wanted.position[masked], strict=True)
+    masked = slice(len(plan.pair_rows.pair) - len(plan.word_labels), None)
+    places = zip(plan.pair_rows.pair[masked] - 9, plan.pair_rows.position[masked], strict=True)
     words = [fused(3 + caption, caption)[place] for caption, place in places]
     logits = model.word_transform(torch.stack(words)) @ model.text_embeddings.word_embeddings.weight.T
     loss = torch.nn.functional.cross_entropy(logits + model.word_transform.bias, plan.word_labels)
@@ -118,10 +133,16 @@ def test_captions_without_masked_words():
     for words in (0, 2):
         hidden[:words] = True  # in the first caption
         bare = model.lay_out(
-            input_ids=ids, masked_ids=ids, hidden=hidden, lengths=np.array(LENGTHS), sample_ids=plan.sample_ids,
-            crop=plan.crop, seed=1, step=2,
-        )  # fmt: skip
-        assert (bare.wanted.pair >= 9).sum() == words
+            input_ids=ids,
+            masked_ids=ids,
+            hidden=hidden,
+            lengths=np.array(LENGTHS),
+            sample_ids=plan.sample_ids,
+            crop=plan.crop,
+            seed=1,
+            step=2,
+        )
+        assert (bare.pair_rows.pair >= 9).sum() == words
         found.append(model(video, bare))
     assert found[0].terms["loss/word"] == 0 < found[1].terms["loss/word"]
     for output in found:
@@ -221,7 +242,7 @@ def test_question_answering():
 
 def test_pair_sequences():
     cu_seqlens = torch.tensor([0, 2, 2, 5], dtype=torch.int32)
-    rows, ends = pair_sequences(cu_seqlens, torch.tensor([2, 1, 0]), torch.tensor([1, 0, 1]), 2, num_rows=14)
+    rows, ends = pair_sequences(cu_seqlens, torch.tensor([2, 1, 0]), torch.tensor([1, 0, 1]), video_rows=2, num_rows=14)
     assert ends.tolist() == [0, 5, 7, 11]
     # texts are rows 0-4 of the pool, clip 0 rows 5-6, clip 1 rows 7-8
     assert rows.tolist() == [2, 3, 4, 7, 8, 5, 6, 0, 1, 7, 8, 0, 0, 0]

@@ -12,10 +12,20 @@ from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.recipes import get_recipe
 
 SIZES: dict[str, Any] = {
-    "num_frames": 2, "image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2, "text_depth": 1,
-    "fusion_depth": 1, "text_num_heads": 2, "text_hidden": 16, "projection_dim": 16, "max_text_length": 12,
+    "num_frames": 2,
+    "image_size": 16,
+    "patch_size": 8,
+    "width": 16,
+    "depth": 1,
+    "num_heads": 2,
+    "text_depth": 1,
+    "fusion_depth": 1,
+    "text_num_heads": 2,
+    "text_hidden": 16,
+    "projection_dim": 16,
+    "max_text_length": 12,
     "vocab_size": 200,
-}  # fmt: skip
+}
 DRAWS = 200
 
 

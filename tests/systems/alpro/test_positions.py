@@ -12,12 +12,28 @@ from fastvtp.training.config import apply_overrides
 from fastvtp.training.loop import train
 
 SIZES = [
-    "model.width=16", "model.depth=1", "model.num_heads=2", "model.text_depth=1", "model.fusion_depth=1",
-    "model.text_num_heads=2", "model.text_hidden=16", "model.projection_dim=8", "model.num_frames=2",
-    "model.patch_size=8", "model.image_size=16", "data.vocab_size=200", "data.test=none", "data.num_workers=0",
-    "device=cpu", "tensorboard=false", "batch_size=4", "steps=1", "optimizer.learning_rate=1e-30",
-    "optimizer.final_learning_rate=0", "optimizer.weight_decay=0",
-]  # fmt: skip
+    "model.width=16",
+    "model.depth=1",
+    "model.num_heads=2",
+    "model.text_depth=1",
+    "model.fusion_depth=1",
+    "model.text_num_heads=2",
+    "model.text_hidden=16",
+    "model.projection_dim=8",
+    "model.num_frames=2",
+    "model.patch_size=8",
+    "model.image_size=16",
+    "data.vocab_size=200",
+    "data.test=none",
+    "data.num_workers=0",
+    "device=cpu",
+    "tensorboard=false",
+    "batch_size=4",
+    "steps=1",
+    "optimizer.learning_rate=1e-30",
+    "optimizer.final_learning_rate=0",
+    "optimizer.weight_decay=0",
+]
 
 
 def configure(recipe: str, data: Path, output_dir: Path, *more: str):
@@ -37,9 +53,15 @@ def prompter(captioned_videos, tmp_path_factory) -> Path:
 def test_init_and_prompter_are_resized_as_the_run_says(captioned_videos, prompter, tmp_path, way):
     (tmp_path / "entities.txt").write_text("circle\nstar\n")
     config = configure(
-        "alpro_pretrain_tiny", captioned_videos / "train.jsonl", tmp_path / "run", "model.image_size=24",
-        f"init={prompter}", f"prompter={prompter}", f"entities={tmp_path / 'entities.txt'}", f"position_resize={way}",
-    )  # fmt: skip
+        "alpro_pretrain_tiny",
+        captioned_videos / "train.jsonl",
+        tmp_path / "run",
+        "model.image_size=24",
+        f"init={prompter}",
+        f"prompter={prompter}",
+        f"entities={tmp_path / 'entities.txt'}",
+        f"position_resize={way}",
+    )
     weights = train(config, progress_bar=False).model.state_dict()
     before = runs.open_model(prompter, torch.device("cpu")).model.video_encoder.patch_positions
     nearest = before[[0, 0, 0, 1, 1, 2, 2, 3, 3]]

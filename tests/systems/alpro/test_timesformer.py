@@ -3,12 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastvtp.systems.alpro.timesformer import (
-    CLIP_MEAN,
-    CLIP_STD,
-    TimeSformer,
-    TimeSformerConfig,
-)
+from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
+from fastvtp.systems.alpro.timesformer import TimeSformer, TimeSformerConfig
 
 CONFIG = TimeSformerConfig(num_frames=3, image_size=32, patch_size=8, width=32, depth=2, num_heads=2, drop_path=0.0)
 VIDEO = torch.randint(0, 256, (2, 3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

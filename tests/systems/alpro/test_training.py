@@ -117,7 +117,7 @@ def mean_of_prompts(opened: runs.OpenedModel, kind: str, entity: str) -> torch.T
     for template in PROMPT_TEMPLATES[kind]:
         (ids,) = opened.tokenizer.encode([template.format(entity)], 15)
         ends = torch.tensor([0, len(ids)], dtype=torch.int32)
-        rows.append(opened.model.embed_text(torch.from_numpy(ids), ends, len(ids))[0])
+        rows.append(opened.model.encode_text(torch.from_numpy(ids), ends, len(ids))[0])
     return torch.stack(rows).mean(0).detach()
 
 

@@ -35,8 +35,13 @@ def make_language_model(kind: str = "llama", width: int = 32) -> LanguageModel:
         network = transformers.GPT2LMHeadModel(config)
     else:
         config = transformers.LlamaConfig(
-            hidden_size=width, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=2, max_position_embeddings=64, **common,
-        )  # fmt: skip
+            hidden_size=width,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            **common,
+        )
         network = transformers.LlamaForCausalLM(config)
     return LanguageModel(network, make_tokenizer(start=kind == "llama"))

@@ -6,14 +6,19 @@ import torch
 
 from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.simvtp.config import SimVTPConfig
-from fastvtp.systems.simvtp.plan import lay_out
+from fastvtp.systems.simvtp.plan import CaptionTokens, StepMasks, lay_out
 from fastvtp.systems.simvtp.question_answering import VideoQAConfig
 from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
 from fastvtp.systems.videomae.classifier import VideoClassifierConfig
 
 VIDEO = {
-    "image_size": 32, "num_frames": 4, "tubelet": (2, 8, 8), "width": 64, "depth": 2, "num_heads": 2,
-}  # fmt: skip
+    "image_size": 32,
+    "num_frames": 4,
+    "tubelet": (2, 8, 8),
+    "width": 64,
+    "depth": 2,
+    "num_heads": 2,
+}
 TEXT = {"vocab_size": 50, "max_text_length": 12, "text_dropout": 0.0}
 LENGTHS = (6, 4, 9)
 CU_SEQLENS = torch.tensor([0, 6, 10, 19], dtype=torch.int32)
@@ -67,9 +72,7 @@ def packing_of(sequences: int, length: int):
 @pytest.mark.parametrize("pad_text", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
 def test_dual_encoder(shared, pad_text):
-    model = make(
-        DualEncoderConfig(**VIDEO, **TEXT, shared_encoder=shared, pad_text=pad_text, projection_dim=16)
-    )  # fmt: skip
+    model = make(DualEncoderConfig(**VIDEO, **TEXT, shared_encoder=shared, pad_text=pad_text, projection_dim=16))
     video, ids = make_batch()
     output = model(video, ids, CU_SEQLENS, 9)
     # one call for both modalities gives what two give
@@ -78,7 +81,7 @@ def test_dual_encoder(shared, pad_text):
     alone = model.embed_text(ids[6:10], torch.tensor([0, 4], dtype=torch.int32), 4)
     assert torch.allclose(alone, output.text[1:2], atol=1e-5) is not pad_text  # padding makes it depend on the batch
     assert (model.text_encoder is None) is shared
-    first, last = fit(model, lambda: model(video, ids, CU_SEQLENS, 9, torch.arange(3)).loss)
+    first, last = fit(model, lambda: model(video, ids, CU_SEQLENS, 9, sample_ids=torch.arange(3)).loss)
     assert last < 0.5 * first
 
 
@@ -111,8 +114,9 @@ def test_question_answering(answers):
 
     def loss():
         found = model(video[:2], model.plan(ids, LENGTHS, clips))
-        return torch.nn.functional.cross_entropy(found if answers > 1 else found.view(1, 3), target[: len(found)] if
-                                                 answers > 1 else torch.tensor([1]))  # fmt: skip
+        return torch.nn.functional.cross_entropy(
+            found if answers > 1 else found.view(1, 3), target[: len(found)] if answers > 1 else torch.tensor([1])
+        )
 
     first, last = fit(model, loss)
     assert last < 0.5 * first
@@ -154,9 +158,16 @@ def test_a_masked_readout_needs_a_token_of_each_text():
 
 def test_an_answer_is_read_where_pretraining_reads_a_masked_word():
     """SimVTP shown the whole clip and asked for the last token of the text gives the same logits."""
-    pretrained = make(SimVTPConfig(
-        **VIDEO, **TEXT, decoder_width=16, decoder_num_heads=2, mask_token_id=4, special_token_ids=(4,),
-    ))  # fmt: skip
+    pretrained = make(
+        SimVTPConfig(
+            **VIDEO,
+            **TEXT,
+            decoder_width=16,
+            decoder_num_heads=2,
+            mask_token_id=4,
+            special_token_ids=(4,),
+        )
+    )
     model = make(VideoQAConfig(**MASKED, num_answers=3))
     shared = pretrained.state_dict()
     model.load_state_dict({name: shared.get(name, value) for name, value in model.state_dict().items()})
@@ -168,9 +179,12 @@ def test_an_answer_is_read_where_pretraining_reads_a_masked_word():
     hidden = torch.zeros(len(ids), dtype=torch.bool).index_fill(0, closing, True)
     every = torch.arange(model.config.num_tokens, dtype=torch.int32).repeat(3, 1)
     plan = lay_out(
-        pretrained.config, visible=every, predicted=every[:, :1], input_ids=ids, hidden=hidden,
-        lengths=np.array(LENGTHS), mismatch=np.array([1, 2, 0]), sample_ids=torch.arange(3),
-    )  # fmt: skip
+        pretrained.config,
+        StepMasks(every, every[:, :1], hidden),
+        CaptionTokens(ids, np.array(LENGTHS)),
+        mismatch=np.array([1, 2, 0]),
+        sample_ids=torch.arange(3),
+    )
     words = pretrained.word_head(pretrained(video, plan).word_features)
     expected = torch.stack([words[:, answer].mean(1) for answer in answers], dim=1)
     torch.testing.assert_close(model(video, model.plan(ids, LENGTHS, range(3))), expected, rtol=1e-4, atol=1e-5)

@@ -88,8 +88,14 @@ def test_the_word_head_is_found_under_any_name(tmp_path):
     assert torch.equal(found[1], released["text_cls.bias"])
 
     videomae = create_model(
-        "videomae_tiny", width=32, depth=1, num_heads=2, decoder_width=16, decoder_num_heads=2, image_size=32,
+        "videomae_tiny",
+        width=32,
+        depth=1,
+        num_heads=2,
+        decoder_width=16,
+        decoder_num_heads=2,
+        image_size=32,
         video_mask_ratio=0.5,
-    )  # fmt: skip
+    )
     write_model_folder(tmp_path / "videomae", videomae, "videomae")
     assert word_head(str(tmp_path / "videomae")) is None

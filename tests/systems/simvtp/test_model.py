@@ -19,9 +19,17 @@ from fastvtp.systems.simvtp.model import SimVTP
 from fastvtp_kernels import hard_negatives
 
 SMALL = {
-    "image_size": 32, "num_frames": 4, "tubelet": (2, 8, 8), "depth": 2, "vocab_size": 50, "mask_token_id": 4,
-    "special_token_ids": (0, 1, 2, 3, 4), "text_dropout": 0.0, "video_mask_ratio": 0.75, "text_mask_ratio": 0.5,
-}  # fmt: skip
+    "image_size": 32,
+    "num_frames": 4,
+    "tubelet": (2, 8, 8),
+    "depth": 2,
+    "vocab_size": 50,
+    "mask_token_id": 4,
+    "special_token_ids": (0, 1, 2, 3, 4),
+    "text_dropout": 0.0,
+    "video_mask_ratio": 0.75,
+    "text_mask_ratio": 0.5,
+}
 LENGTHS = (6, 4, 9)
 
 
@@ -50,8 +58,12 @@ def alone(model: SimVTP, *parts: torch.Tensor, padding: torch.Tensor | None = No
     encoded = [model.encoder(x_ND, Packing.uniform(1, len(x_ND)))]
     for row in padding if padding is not None else ():
         # as the last of a sequence it must not be a key: keys are all rows but itself
-        keys = Packing(torch.tensor([0, len(x_ND) + 1]).int(), len(x_ND) + 1, torch.arange(len(x_ND)),
-                       torch.tensor([0, len(x_ND)]).int())  # fmt: skip
+        keys = Packing(
+            torch.tensor([0, len(x_ND) + 1]).int(),
+            len(x_ND) + 1,
+            torch.arange(len(x_ND)),
+            torch.tensor([0, len(x_ND)]).int(),
+        )
         encoded.append(model.encoder(torch.cat([x_ND, row[None]]), keys)[-1:])
     return torch.cat(encoded).mean(0)
 
@@ -81,9 +93,13 @@ def test_packed_passes_equal_separate_encoder_calls(preset, negatives):
     if negatives == "random":
         mismatch = random_mismatch(np.arange(3), seed=1, step=0)
     else:
-        features = [normalize(torch.stack(x), dim=-1) for x in (
-            [model.contrast.text_projection(t) for t in text], [model.contrast.video_projection(c) for c in clip],
-        )]  # fmt: skip
+        features = [
+            normalize(torch.stack(x), dim=-1)
+            for x in (
+                [model.contrast.text_projection(t) for t in text],
+                [model.contrast.video_projection(c) for c in clip],
+            )
+        ]
         mismatch = hard_negatives(*features, model.contrast.logit_scale(), seed=1, step=0).b_for_a.numpy()
     wrong = [alone(model, clips[mismatch[i]], masked[i], padding=padding[i]) for i in range(3)]
     if negatives == "random":
@@ -103,7 +119,7 @@ def test_words_predicted_are_the_masked_ones():
     assert (masked_ids[hidden] == 4).all()
     assert torch.equal(plan.word_labels, input_ids[hidden])
     # the packed row of a masked word holds exactly its embedding from the pool
-    pool_rows = plan.gather[plan.word_rows] - plan.visible.numel()
+    pool_rows = plan.sources[plan.word_rows] - plan.visible.numel()
     assert torch.equal(pool_rows, hidden.nonzero().squeeze(1))
     assert not hidden[(input_ids == 2) | (input_ids == 3)].any()
 
@@ -274,6 +290,6 @@ def test_sequence_builder():
     a, b = (np.array([0, 2]), np.array([2, 2])), (np.array([4, 5]), np.array([1, 3]))
     assert builder.add(a, b).tolist() == [0, 3]
     assert builder.add(b).tolist() == [8, 9]
-    assert builder.gather().tolist() == [0, 1, 4, 2, 3, 5, 6, 7, 4, 5, 6, 7]
+    assert builder.sources().tolist() == [0, 1, 4, 2, 3, 5, 6, 7, 4, 5, 6, 7]
     assert builder.packing().cu_seqlens.tolist() == [0, 3, 8, 9, 12]
     assert builder.packing().max_seqlen == 5

@@ -48,7 +48,7 @@ def test_predictions_of_the_random_kind_follow_step_and_sample():
 def test_the_cross_decoder_sees_visible_tokens_and_no_other_predicted_one():
     model = make_model(decoder="cross")
     plan = model.plan(torch.arange(3), seed=0, step=0)
-    visible = model.encode(VIDEO, plan.visible)
+    visible = model.video_tokens(VIDEO, plan.visible)
     whole = model.decoder(visible, plan.visible, plan.predicted)
     torch.testing.assert_close(model.decoder(visible, plan.visible, plan.predicted[:, 3:5]), whole[:, 3:5])
     changed = visible.clone()
@@ -84,8 +84,11 @@ def test_plain_pixels_as_target():
 
 def test_sizes_are_the_papers():
     for name, width, depth, heads in (
-        ("small", 384, 12, 6), ("base", 768, 12, 12), ("large", 1024, 24, 16), ("huge", 1280, 32, 16),
-    ):  # fmt: skip
+        ("small", 384, 12, 6),
+        ("base", 768, 12, 12),
+        ("large", 1024, 24, 16),
+        ("huge", 1280, 32, 16),
+    ):
         with torch.device("meta"):
             model = VideoMAE(fastvtp.systems.catalogue.model_config(f"videomae_{name}"))
         encoder = sum(p.numel() for p in model.encoder.parameters())

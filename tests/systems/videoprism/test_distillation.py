@@ -8,10 +8,20 @@ from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.videoprism.distillation import PrismStudent, PrismStudentConfig
 
 SIZES = {
-    "num_frames": 4, "image_size": 32, "patch_size": 8, "width": 24, "depth": 2, "temporal_depth": 1, "num_heads": 2,
-    "mlp_hidden": 48, "decoder_width": 16, "decoder_depth": 1, "decoder_num_heads": 2, "decoder_hidden": 32,
+    "num_frames": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "width": 24,
+    "depth": 2,
+    "temporal_depth": 1,
+    "num_heads": 2,
+    "mlp_hidden": 48,
+    "decoder_width": 16,
+    "decoder_depth": 1,
+    "decoder_num_heads": 2,
+    "decoder_hidden": 32,
     "mask_min_cells": 2,
-}  # fmt: skip
+}
 IDS = torch.tensor([4, 1, 7])
 
 
@@ -129,7 +139,7 @@ def test_targets_stand_at_their_own_places_in_any_order(video):
         local = model.local_decoder
         seen = torch.randn(3, plan.visible.index.shape[1], 24)
         with torch.no_grad():
-            made = local(seen, plan.visible.index, plan.masked, plan.order)
+            made = local(seen, visible=plan.visible.index, masked=plan.masked, order=plan.order)
             pool = torch.cat([local.project(seen), local.mask_token.expand(*plan.masked.shape, -1)], dim=1)
             order = plan.order.expand(3, -1)
             sequence = torch.stack([pool[row, order[row]] for row in range(3)]) + local.positions

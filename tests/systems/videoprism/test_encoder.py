@@ -74,8 +74,9 @@ def listed_in(index: Tensor) -> Tensor:
     return torch.zeros(len(index), 64, dtype=torch.bool).scatter(1, index.long(), True)
 
 
-@pytest.mark.parametrize("layout", [ragged, tubes, lambda: torch.arange(64).expand(2, -1).int(),
-                                    lambda: torch.tensor([[7], [63]]).int()])  # fmt: skip
+@pytest.mark.parametrize(
+    "layout", [ragged, tubes, lambda: torch.arange(64).expand(2, -1).int(), lambda: torch.tensor([[7], [63]]).int()]
+)
 @torch.no_grad()
 def test_visible_tokens_see_one_another_alone(layout, encoder, video):
     index = layout()
@@ -110,12 +111,12 @@ def test_an_index_that_is_no_list_of_tokens(index):
 @torch.no_grad()
 def test_layers_in_order(encoder, video):
     for visible in (None, encoder.plan(ragged())):
-        *kept, last = encoder.encode_layers(video, (0, 1, 2, 3), visible=visible)
+        *kept, last = encoder.layer_tokens(video, (0, 1, 2, 3), visible=visible)
         assert torch.equal(last, encoder(video, visible=visible))
         assert len(kept) == 4
         torch.testing.assert_close(encoder.temporal.norm(kept[-1]), last, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match=r"layers must be in 0 to 3, got \[4\]"):
-        encoder.encode_layers(video, (0, 4))
+        encoder.layer_tokens(video, (0, 4))
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ from fastvtp.checkpoints.loading import absent_parts, load_released
 from fastvtp.checkpoints.sizes import config_of_released
 from fastvtp.errors import CheckpointError
 from fastvtp.modules.packing import Packing
+from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
 from fastvtp.modules.positions import sinusoid_positions
-from fastvtp.systems.alpro.timesformer import CLIP_MEAN, CLIP_STD
 from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.conversion import convert
 from fastvtp.systems.videoprism.encoder import VideoPrismConfig

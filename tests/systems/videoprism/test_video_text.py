@@ -47,17 +47,30 @@ def test_pooler_is_attention_with_keys_and_values(queries, hidden, plain):
         if pooler.per_dim_scale is not None:
             query = query * F.softplus(pooler.per_dim_scale) / F.softplus(torch.zeros(1, dtype=torch.float64))
         out = F.scaled_dot_product_attention(
-            query.transpose(0, 1).expand(3, -1, -1, -1), keys, values,
+            query.transpose(0, 1).expand(3, -1, -1, -1),
+            keys,
+            values,
             attn_mask=None if mask is None else mask[:, None, None].expand(-1, 4, queries, -1),
-        )  # fmt: skip
+        )
         wanted = pooler.norm(pooler.proj(out.transpose(1, 2).flatten(2)))
         torch.testing.assert_close(pooler(x, mask), wanted, rtol=0, atol=1e-5)  # its softmax is float32
         if plain:
             theirs, _ = F.multi_head_attention_forward(
-                pooler.queries[:, None].expand(-1, 3, -1), x.transpose(0, 1), x.transpose(0, 1), 32, 4, weights,
-                torch.cat([pooler.query.bias, pooler.key.bias, pooler.value.bias]), None, None, False, 0.0,
-                pooler.proj.weight, pooler.proj.bias, key_padding_mask=None if mask is None else ~mask,
-            )  # fmt: skip
+                pooler.queries[:, None].expand(-1, 3, -1),
+                x.transpose(0, 1),
+                x.transpose(0, 1),
+                32,
+                4,
+                weights,
+                torch.cat([pooler.query.bias, pooler.key.bias, pooler.value.bias]),
+                None,
+                None,
+                False,
+                0.0,
+                pooler.proj.weight,
+                pooler.proj.bias,
+                key_padding_mask=None if mask is None else ~mask,
+            )
             torch.testing.assert_close(pooler(x, mask), theirs.transpose(0, 1), rtol=0, atol=1e-5)
 
 
@@ -72,11 +85,14 @@ def test_a_scale_of_zero_is_one():
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("videoprism_base", 114_365_184), ("videoprism_large", 353_965_056), ("videoprism_giant", 1_112_755_072),
-        ("videoprism_lvt_base", 247_623_424), ("videoprism_lvt_large", 579_877_120),
+        ("videoprism_base", 114_365_184),
+        ("videoprism_large", 353_965_056),
+        ("videoprism_giant", 1_112_755_072),
+        ("videoprism_lvt_base", 247_623_424),
+        ("videoprism_lvt_large", 579_877_120),
         ("videoprism_lvt_giant", 1_621_074_016),
     ],
-)  # fmt: skip
+)
 def test_sizes(name, parameters):
     config = model_config(name)
     with torch.device("meta"):
