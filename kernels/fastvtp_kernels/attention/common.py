@@ -78,9 +78,23 @@ def zero_forward_tail(
 
 @triton.jit
 def zero_backward_tails(
-    dq_ptr, dk_ptr, dv_ptr, offsets_ptr, offsets_k_ptr, head, part, parts, sequences, rows, rows_k,
-    dq_strides, dk_strides, d, D, BLOCK: tl.constexpr,
-):  # fmt: skip
+    dq_ptr,
+    dk_ptr,
+    dv_ptr,
+    offsets_ptr,
+    offsets_k_ptr,
+    head,
+    part,
+    parts,
+    sequences,
+    rows,
+    rows_k,
+    dq_strides,
+    dk_strides,
+    d,
+    D,
+    BLOCK: tl.constexpr,
+):
     """The same for all three gradients."""
     zero_tail(dq_ptr, offsets_ptr, head, part, parts, sequences, rows, dq_strides, d, D, BLOCK)
     zero_tail(dk_ptr, offsets_k_ptr, head, part, parts, sequences, rows_k, dk_strides, d, D, BLOCK)
@@ -161,9 +175,21 @@ def keyless(row, length, length_k, CAUSAL: tl.constexpr):
 
 @triton.jit
 def forward_tile(
-    state, query, key, value, mask, row, position, head, scale, softcap, dropout,
-    SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    state,
+    query,
+    key,
+    value,
+    mask,
+    row,
+    position,
+    head,
+    scale,
+    softcap,
+    dropout,
+    SOFTCAP: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """One tile of keys in the running softmax; state is (largest logit, sum of weights, weighted values)."""
     largest, total, output = state
     logits = capped(tl.dot(query, tl.trans(key), input_precision=PRECISION), scale, softcap, SOFTCAP)[0]
@@ -199,9 +225,23 @@ def finish(state, keyless, dropout, DROPOUT: tl.constexpr):
 
 @triton.jit
 def backward_tile(
-    query, key, value, grad, lse, delta, mask, row, position, head, scale, softcap, dropout,
-    SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    query,
+    key,
+    value,
+    grad,
+    lse,
+    delta,
+    mask,
+    row,
+    position,
+    head,
+    scale,
+    softcap,
+    dropout,
+    SOFTCAP: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """[M, N] each, as operands of the next products: the weights that met the values, the gradient of the logits.
 
     The mask comes last: whatever stands outside it, NaN included, becomes zero.

@@ -1,4 +1,4 @@
-"""Attention by other packages, with the signature of the reference: torch's own kernels, flash-attn and xformers.
+"""Attention by other packages, with the arguments of `bucketed.varlen_attention`: torch itself, flash-attn, xformers.
 
 None of them can drop weights by our random numbers, so all refuse dropout. Only flash-attn is asked for, and promises,
 a backward pass that repeats bit for bit; on a GPU the others add with atomics unless torch's deterministic algorithms
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import BackendUnavailableError, Library
-from . import reference
-from .reference import Options
+from . import bucketed
+from .call import Call, Options, axial_call
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -79,9 +79,10 @@ def _import(module: str, extra: str) -> tuple[Any, str | None]:
         return None, f"import {module} failed: {str(error).partition(chr(10))[0]}"
 
 
-def _needs_cuda(backend: str, device: torch.device, dtype: torch.dtype | None, dtypes: tuple[torch.dtype, ...]) -> (
-    str | None
-):  # fmt: skip
+def _needs_cuda(
+    backend: str, device: torch.device, dtype: torch.dtype | None, dtypes: tuple[torch.dtype, ...]
+) -> str | None:
+    """Why the library cannot run on this device in this dtype (None: no matter which), or None if it can."""
     if device.type != "cuda":
         return f"{backend} needs a CUDA device, not {device.type}"
     if dtype is not None and dtype not in dtypes:
@@ -99,15 +100,10 @@ def _sdpa(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=options.scale)
 
 
-def sdpa(
-    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int,
-    options: Options, dense: bool,
-) -> Tensor:  # fmt: skip
+def sdpa(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """All sequences padded to the longest, and whichever of its kernels torch prefers."""
-    _check("sdpa", query, options)
-    return reference.varlen_attention(
-        query, key, value, offsets, longest, offsets_k, longest_k, options, dense, attend=_sdpa, bucketed=False
-    )
+    _check("sdpa", query, call.options)
+    return bucketed.varlen_attention(query, key, value, call, attend=_sdpa, bucketed=False)
 
 
 # --- flash_attn
@@ -131,25 +127,22 @@ def _tail(rows: Tensor, offsets: Tensor) -> Tensor:
     return (torch.arange(rows.shape[0], device=rows.device) >= offsets[-1])[:, None, None]
 
 
-def flash_attn(
-    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int,
-    options: Options, _dense: bool,
-) -> Tensor:  # fmt: skip
+def flash_attn(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """flash_attn_varlen_func with its deterministic backward. It leaves the rows after the last sequence unwritten."""
-    _check("flash_attn", query, options)
+    _check("flash_attn", query, call.options)
     package = importlib.import_module("flash_attn")
-    tail, tail_k = _tail(query, offsets), _tail(key, offsets_k)
+    tail, tail_k = _tail(query, call.cu_seqlens), _tail(key, call.cu_seqlens_k)
     output = package.flash_attn_varlen_func(
         _WithoutTail.apply(query, tail),
         _WithoutTail.apply(key, tail_k),
         _WithoutTail.apply(value, tail_k),
-        offsets,
-        offsets_k,
-        longest,
-        longest_k,
-        softmax_scale=options.scale,
-        softcap=options.softcap,
-        causal=options.causal,
+        call.cu_seqlens,
+        call.cu_seqlens_k,
+        call.max_seqlen,
+        call.max_seqlen_k,
+        softmax_scale=call.options.scale,
+        softcap=call.options.softcap,
+        causal=call.options.causal,
         deterministic=True,
     )
     return output.masked_fill(tail, 0)
@@ -167,23 +160,20 @@ def _flash_attn_missing(device: torch.device, dtype: torch.dtype | None) -> str 
 # --- torch_varlen
 
 
-def torch_varlen(
-    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int,
-    options: Options, _dense: bool,
-) -> Tensor:  # fmt: skip
+def torch_varlen(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """torch.nn.attention.varlen: the flash kernels that torch brings along. Rows after the end as in flash-attn."""
-    _check("torch_varlen", query, options)
+    _check("torch_varlen", query, call.options)
     varlen_attn = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-    tail, tail_k = _tail(query, offsets), _tail(key, offsets_k)
+    tail, tail_k = _tail(query, call.cu_seqlens), _tail(key, call.cu_seqlens_k)
     rows = (_WithoutTail.apply(x, its) for x, its in ((query, tail), (key, tail_k), (value, tail_k)))
     output = varlen_attn(
         *(x if x.stride(-1) == 1 else x.contiguous() for x in rows),
-        offsets,
-        offsets_k,
-        longest,
-        longest_k,
-        scale=options.scale,
-        window_size=(-1, 0) if options.causal else (-1, -1),
+        call.cu_seqlens,
+        call.cu_seqlens_k,
+        call.max_seqlen,
+        call.max_seqlen_k,
+        scale=call.options.scale,
+        window_size=(-1, 0) if call.options.causal else (-1, -1),
     )
     return output.masked_fill(tail, 0)
 
@@ -222,26 +212,23 @@ def _live_rows(lengths: list[int], live: list[bool], device: torch.device) -> Te
     return torch.tensor(live, device=device).repeat_interleave(counts).nonzero()[:, 0]
 
 
-def xformers(
-    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int,
-    options: Options, _dense: bool,
-) -> Tensor:  # fmt: skip
+def xformers(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """memory_efficient_attention under a BlockDiagonalMask, which wants the lengths on the host."""
-    _check("xformers", query, options)
-    lengths, lengths_k = _host_lengths(offsets), _host_lengths(offsets_k)
-    if options.causal and any(queries > keys > 0 for queries, keys in zip(lengths, lengths_k, strict=True)):
+    _check("xformers", query, call.options)
+    lengths, lengths_k = _host_lengths(call.cu_seqlens), _host_lengths(call.cu_seqlens_k)
+    if call.options.causal and any(queries > keys > 0 for queries, keys in zip(lengths, lengths_k, strict=True)):
         raise _refuse("xformers", "causal with more queries than keys in a sequence")
     live = [queries > 0 < keys for queries, keys in zip(lengths, lengths_k, strict=True)]
     if not any(live):
-        return sdpa(query, key, value, offsets, longest, offsets_k, longest_k, options, False)
+        return sdpa(query, key, value, call._replace(dense=False))
     ops = importlib.import_module("xformers.ops")
     counts, counts_k = ([n for n, alive in zip(all_, live, strict=True) if alive] for all_ in (lengths, lengths_k))
     bias = ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens(counts, counts_k, device=query.device)
-    if options.causal:
+    if call.options.causal:
         bias = bias.make_causal() if counts == counts_k else bias.make_causal_from_bottomright()
     rows, rows_k = (_live_rows(all_, live, query.device) for all_ in (lengths, lengths_k))
     output = ops.memory_efficient_attention(
-        query[rows][None], key[rows_k][None], value[rows_k][None], attn_bias=bias, p=0.0, scale=options.scale
+        query[rows][None], key[rows_k][None], value[rows_k][None], attn_bias=bias, p=0.0, scale=call.options.scale
     )[0]
     if output.shape[0] == query.shape[0]:
         return output
@@ -259,21 +246,24 @@ def _xformers_missing(device: torch.device, dtype: torch.dtype | None) -> str | 
 
 
 def packed(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def attend(qkv: Tensor, offsets: Tensor, longest: int, options: Options, dense: bool) -> Tensor:
+    """`run`, an implementation of varlen_attention, as one of varlen_attention_packed."""
+
+    def attend(qkv: Tensor, call: Call) -> Tensor:
         query, key, value = qkv.unbind(1)
-        return run(query, key, value, offsets, longest, offsets, longest, options, dense)
+        return run(query, key, value, call)
 
     return attend
 
 
 def along_axis(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`run`, an implementation of varlen_attention, as one of axial_attention."""
+
     def attend(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
         if query.numel() == 0:
             return query.clone()
         outer, length, inner = query.shape[:3]
         rows = [x.transpose(1, 2).flatten(0, 2) for x in (query, key, value)]
-        offsets = torch.arange(outer * inner + 1, device=query.device, dtype=torch.int32) * length
-        output = run(*rows, offsets, length, offsets, length, options, True)
+        output = run(*rows, axial_call(query, options))
         return output.unflatten(0, (outer, inner, length)).transpose(1, 2).contiguous()
 
     return attend

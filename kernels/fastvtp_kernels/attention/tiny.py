@@ -128,9 +128,21 @@ def tiny_forward(
     key += tl.where(whole, 0.0, float("nan")).to(key.dtype)[:, None]
     # Rows stand for positions of several sequences: each pair's key position is that of its column.
     largest, total, weighted = forward_tile(
-        empty_state(BLOCK_M, BLOCK_D), query, key, value, _block_diagonal(queries, keys, CAUSAL), queries[0], keys[2],
-        head, scale, softcap, dropout, SOFTCAP, DROPOUT, PRECISION,
-    )  # fmt: skip
+        empty_state(BLOCK_M, BLOCK_D),
+        query,
+        key,
+        value,
+        _block_diagonal(queries, keys, CAUSAL),
+        queries[0],
+        keys[2],
+        head,
+        scale,
+        softcap,
+        dropout,
+        SOFTCAP,
+        DROPOUT,
+        PRECISION,
+    )
     keyless = total == 0.0
     total = tl.where(whole_query, total, float("nan"))
     output, lse = finish((largest, total, weighted), keyless, dropout, DROPOUT)
@@ -155,9 +167,23 @@ def tiny_backward(
     if not AXIAL:
         parts = tl.cdiv(sequences, group)
         zero_backward_tails(
-            dq_ptr, dk_ptr, dv_ptr, offsets_ptr, offsets_k_ptr, head, part, parts, sequences, rows, rows_k,
-            dq_strides, dk_strides, d, D, BLOCK_N,
-        )  # fmt: skip
+            dq_ptr,
+            dk_ptr,
+            dv_ptr,
+            offsets_ptr,
+            offsets_k_ptr,
+            head,
+            part,
+            parts,
+            sequences,
+            rows,
+            rows_k,
+            dq_strides,
+            dk_strides,
+            d,
+            D,
+            BLOCK_N,
+        )
     queries = _rows(offsets_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_M)
     keys = _rows(offsets_k_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_N)
     lse = tl.load(lse_ptr + head * rows + queries[0], mask=queries[4], other=float("inf"))
@@ -172,9 +198,23 @@ def tiny_backward(
     key = _load(key_ptr, _only(keys, whole), k_strides, inner, head, d, D, AXIAL)
     value = _load(value_ptr, keys, v_strides, inner, head, d, D, AXIAL)
     weights, logit_grad = backward_tile(
-        query, key, value, grad, lse, delta, _block_diagonal(queries, keys, CAUSAL), queries[0], keys[2], head,
-        scale, softcap, dropout, SOFTCAP, DROPOUT, PRECISION,
-    )  # fmt: skip
+        query,
+        key,
+        value,
+        grad,
+        lse,
+        delta,
+        _block_diagonal(queries, keys, CAUSAL),
+        queries[0],
+        keys[2],
+        head,
+        scale,
+        softcap,
+        dropout,
+        SOFTCAP,
+        DROPOUT,
+        PRECISION,
+    )
     dv = tl.dot(tl.trans(weights), grad, input_precision=PRECISION)
     _store(dv_ptr, keys, dk_strides, inner, head, d, D, dv, AXIAL)
     dk = tl.dot(tl.trans(logit_grad), query, input_precision=PRECISION) * scale
