@@ -28,9 +28,17 @@ def _random_bits(key, sample, step, cell):
 
 @triton.jit(do_not_specialize=["key", "step"])
 def _tube_mask(
-    sample_ids_ptr, visible_ptr, masked_ptr, key, step, slots, cells, hidden_cells,
-    BLOCK_CELLS: tl.constexpr, BLOCK_OTHERS: tl.constexpr,
-):  # fmt: skip
+    sample_ids_ptr,
+    visible_ptr,
+    masked_ptr,
+    key,
+    step,
+    slots,
+    cells,
+    hidden_cells,
+    BLOCK_CELLS: tl.constexpr,
+    BLOCK_OTHERS: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     sample = tl.load(sample_ids_ptr + row)
     cell = tl.arange(0, BLOCK_CELLS)
@@ -71,8 +79,17 @@ def tube_mask(
     tile = dataclasses.replace(tile, blocks={"BLOCK_OTHERS": others})
     key = (seed ^ philox.TUBE_MASK) & 0xFFFFFFFFFFFFFFFF
     launch(
-        _tube_mask, (sample_ids.shape[0],), sample_ids.contiguous(), visible, masked,
-        philox.signed(key), philox.signed(step, 32), slots, cells, hidden_cells,
-        BLOCK_CELLS=block_cells, tile=tile,
-    )  # fmt: skip
+        _tube_mask,
+        (sample_ids.shape[0],),
+        sample_ids.contiguous(),
+        visible,
+        masked,
+        philox.signed(key),
+        philox.signed(step, 32),
+        slots,
+        cells,
+        hidden_cells,
+        BLOCK_CELLS=block_cells,
+        tile=tile,
+    )
     return visible, masked
