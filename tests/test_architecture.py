@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from fastvtp_kernels.ops import OPS
+
 ROOT = Path(__file__).parents[1]
 SOURCES = ("fastvtp", "kernels", "benchmarks", "tests")
 MOST_LINES, MOST_MEDIAN_LINES = 600, 200
-OP_FOLDERS = ("masking", "tubelets", "pixel_loss", "token_assembly", "attention", "contrastive")
+OP_FOLDERS = tuple(OPS)
 OP_FILES = ("__init__.py", "reference.py", "kernels.py", "op.py")
 
 # What each room of fastvtp may import, beside itself and the kernels; None: everything.
