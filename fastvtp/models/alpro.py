@@ -27,7 +27,7 @@ from fastvtp.models.packing import check_texts, offsets
 from fastvtp.models.rows import segment_mean, take_rows
 from fastvtp.objectives.entity_prompts import crop_patches, entity_loss, entity_targets
 from fastvtp.objectives.reconstruction import masked_word_loss
-from fastvtp_kernels import replace_masked_tokens, text_mask
+from fastvtp_kernels import Replacement, replace_masked_tokens, text_mask
 from fastvtp_kernels.packing import locate_rows
 
 _RANDOM_FRACTION = _KEEP_FRACTION = 0.1  # of the masked words, as in BERT
@@ -78,12 +78,10 @@ class Alpro(AlproFusion):
         if config.entity_weight and not self._prompts_seen:
             self._check_prompts()
         cu_seqlens = offsets(lengths)
-        draw = {"special_ids": config.special_token_ids, "seed": seed, "step": step, "sample_ids": sample_ids}
-        hidden = text_mask(input_ids, cu_seqlens, config.word_mask_ratio, **draw)
-        masked_ids = replace_masked_tokens(
-            input_ids, hidden, cu_seqlens, mask_id=config.mask_token_id, vocab_size=config.vocab_size,
-            random_fraction=_RANDOM_FRACTION, keep_fraction=_KEEP_FRACTION, **draw,
-        )  # fmt: skip
+        draw, special = {"seed": seed, "step": step, "sample_ids": sample_ids}, config.special_token_ids
+        hidden = text_mask(input_ids, cu_seqlens, config.word_mask_ratio, special_ids=special, **draw)
+        words = Replacement(config.mask_token_id, config.vocab_size, _RANDOM_FRACTION, _KEEP_FRACTION, special)
+        masked_ids = replace_masked_tokens(input_ids, hidden, cu_seqlens, words, **draw)
         crop = crop_patches(sample_ids.numpy(), config.grid, seed=seed, step=step) if config.entity_weight else None
         return self.lay_out(
             input_ids=input_ids, masked_ids=masked_ids, hidden=hidden, lengths=lengths, sample_ids=sample_ids,

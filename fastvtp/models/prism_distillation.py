@@ -26,7 +26,7 @@ from fastvtp.models.prism_layers import AttentionPooler, PrismTransformer
 from fastvtp.models.video_text_prism import POOLER_WIDTHS
 from fastvtp.models.videoprism import VideoPrismConfig, VideoPrismEncoder, VisibleTokens, lay_out_visible
 from fastvtp.objectives.distillation import cosine_distance, shuffled_order
-from fastvtp_kernels import assemble_tokens, block_tube_mask, tube_mask
+from fastvtp_kernels import BlockShapes, assemble_tokens, block_tube_mask, tube_mask
 
 MASKS, ORDERS, PROJECTORS = ("block_tube", "tube"), ("sample", "batch"), ("linear", "mlp")
 
@@ -259,10 +259,8 @@ class PrismStudent(nn.Module):
         if config.mask == "tube":
             mask = tube_mask(len(sample_ids), config.grid, config.mask_ratio, **settings)
         else:
-            mask = block_tube_mask(
-                len(sample_ids), config.grid, config.mask_ratio, min_cells=config.mask_min_cells,
-                aspect=config.mask_aspect, tube_length=config.mask_run, **settings,
-            )  # fmt: skip
+            shapes = BlockShapes(config.mask_min_cells, config.mask_aspect, config.mask_run)
+            mask = block_tube_mask(len(sample_ids), config.grid, config.mask_ratio, shapes=shapes, **settings)
         length = mask.visible.shape[1] + mask.masked.shape[1]
         if not config.shuffle_tokens:
             order = torch.cat([mask.visible, mask.masked], dim=1).argsort(dim=1)

@@ -23,7 +23,7 @@ assert not Absent.names & set(sys.modules)
 """
 
 
-CLASSES = {"BackendUnavailableError", "HardNegatives", "TubeMask"}
+CLASSES = {"BackendUnavailableError", "BlockShapes", "HardNegatives", "Replacement", "TubeMask"}
 
 
 def test_the_table_holds_every_public_function_and_everything_that_is_registered():

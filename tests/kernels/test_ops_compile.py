@@ -40,7 +40,7 @@ CASES = {
         [torch.arange(3)],
     ),
     "replace_masked_tokens": (
-        lambda ids, masked, cu: kernels.replace_masked_tokens(ids, masked, cu, mask_id=3, seed=3),
+        lambda ids, masked, cu: kernels.replace_masked_tokens(ids, masked, cu, kernels.Replacement(3), seed=3),
         [torch.arange(9), torch.arange(9) % 2 == 0, OFFSETS],
     ),
     "gather_tubelets": (lambda v, i: kernels.gather_tubelets(v, i, **TUBELET, **IMAGENET), [VIDEO, INDEX]),

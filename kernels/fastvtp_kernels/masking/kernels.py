@@ -66,7 +66,13 @@ def _tube_mask(
 def tube_mask(
     sample_ids: Tensor, slots: int, cells: int, hidden_cells: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """`seed` in two's complement; sample_ids int64 [B]."""
+    """Returns visible and masked tokens, int32 [B, slots * cells] each in part, for sample_ids int64 [B].
+
+    `seed` is in two's complement.
+
+    Raises:
+        ValueError: a frame has more than LARGEST_FRAME cells.
+    """
     visible = sample_ids.new_empty(sample_ids.shape[0], slots * (cells - hidden_cells), dtype=torch.int32)
     masked = sample_ids.new_empty(sample_ids.shape[0], slots * hidden_cells, dtype=torch.int32)
     if cells > LARGEST_FRAME:
