@@ -34,11 +34,11 @@ _logged: set[tuple[str, "Choice"]] = set()
 
 
 class BackendUnavailableError(RuntimeError):
-    """The requested backend exists but cannot run this op here."""
+    """Raised for a requested backend that exists but cannot run this op here."""
 
 
 class UnknownBackendError(ValueError):
-    """The requested name is no backend at all."""
+    """Raised for a requested name that is no backend at all."""
 
 
 class Choice(NamedTuple):

@@ -23,14 +23,14 @@ def tiny(dtype: torch.dtype, magnitude: float) -> float:
 def assert_within_tolerance(name: str, actual: Tensor, reference_same_dtype: Tensor, reference_float64: Tensor) -> None:
     """The tolerance law: max|actual - ref64| <= 2 * max|ref_same_dtype - ref64| + tiny(dtype, max|ref64|).
 
-    A kernel may be at most twice as wrong as plain PyTorch in its own dtype, whatever the inputs: there is
-    no tolerance to choose.
+    A kernel may be at most twice as wrong as plain PyTorch in the kernel's own dtype, whatever the inputs: there is no
+    tolerance to choose. What is right is the specification in float64.
 
     Args:
         name: of the tensor, for the message ("output", "grad of weight").
         actual: the result under test.
-        reference_same_dtype: the reference's result in the dtype of `actual`, on the same inputs.
-        reference_float64: the reference's result in float64 on the same inputs, converted exactly.
+        reference_same_dtype: plain PyTorch's result in the dtype of `actual`, on the same inputs.
+        reference_float64: the specification's result in float64 on the same inputs, converted exactly.
 
     Raises:
         AssertionError: shape or dtype differ, a value is not finite, or the law is broken (naming the worst element).

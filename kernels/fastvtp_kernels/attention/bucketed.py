@@ -18,7 +18,7 @@ from .padded import Attend, attend, kept_weights, visible_keys
 
 
 class Bucket(NamedTuple):
-    """So many sequences, padded to common lengths; `exact`: none is shorter; `has_keys`: each has a key."""
+    """`count` sequences padded to common lengths; `exact`: none is shorter; `has_keys`: each has a key."""
 
     count: int
     length: int
@@ -32,7 +32,9 @@ CALL_COST = 400_000
 
 
 def fill_buckets(lengths: list[int], lengths_k: list[int], width: int) -> tuple[list[int], list[Bucket]]:
-    """Sequences in the order of the buckets, and these: lengths share one unless padding costs more than a call.
+    """Sorts sequences into buckets: lengths share one unless padding would cost more than a call.
+
+    Returns the sequences in the order of the buckets, and these.
 
     Sequences without queries or without keys are left out. `width` is that of all heads together.
     """
@@ -57,7 +59,10 @@ def _area(bucket: Bucket) -> int:
 
 
 def _slots(cu_seqlens: Tensor, rows: int, order: Tensor, sizes: Tensor) -> Tensor:
-    """Slot of each row when sequences order[i] lie one after another, sizes[i] slots each; other rows get the next."""
+    """The slot of each row, int64 [rows], when sequences order[i] lie one after another, sizes[i] slots each.
+
+    Rows of no such sequence get the slot after the last.
+    """
     table = cu_seqlens.new_zeros(2, cu_seqlens.shape[0], dtype=torch.int64)
     table[:, order] = torch.stack([sizes.cumsum(0) - sizes, sizes])
     sequence, position = locate_rows(cu_seqlens, rows)
@@ -66,14 +71,17 @@ def _slots(cu_seqlens: Tensor, rows: int, order: Tensor, sizes: Tensor) -> Tenso
 
 
 def _attend_bucket(bucket: Bucket, tensors: Sequence[Tensor], options: Options, attend: Attend) -> Tensor:
-    """Rows [n * Lq, H, Dh] from padded rows of query, key and value, and first row, length, key length of each [n]."""
+    """Attention of one bucket of n sequences, as rows [n * Lq, H, Dh].
+
+    `tensors` are the padded rows of query, key and value, and each sequence's first row, length and key length [n].
+    """
     *rows, first_row, lengths, lengths_k = tensors
     q, k, v = (x.unflatten(0, (bucket.count, -1)).transpose(1, 2) for x in rows)
     keep = mask = has_key = None
     if options.dropout_p:
         keep = kept_weights(first_row, q.shape[1], bucket.length, bucket.length_k, options)
     if options.causal or not bucket.exact:
-        # sequences of equal lengths share one mask
+        # Sequences of equal lengths share one mask.
         shared = slice(1) if bucket.exact else slice(None)
         mask = visible_keys(lengths[shared], lengths_k[shared], bucket.length, bucket.length_k, options.causal)
         if options.causal or not bucket.has_keys:
@@ -124,7 +132,7 @@ def varlen_attention(
 
 
 def _pad(rows: Tensor, slot: Tensor, sizes: list[int]) -> Sequence[Tensor]:
-    """Rows [N, H, Dh] at their slots, cut into the buckets; zero where there is no row."""
+    """Puts rows [N, H, Dh] at their slots and cuts these into buckets; zero where there is no row."""
     padded = rows.new_zeros(sum(sizes) + 1, *rows.shape[1:]).index_copy_(0, slot, rows)
     return padded.split([*sizes, 1])[:-1]
 

@@ -48,7 +48,7 @@ def _architecture(device: torch.device) -> str:
 
 
 def length_bucket(longest: int) -> int:
-    """The next power of two, 16 at least."""
+    """The next power of two from `longest` on, 16 at least."""
     bucket = 16
     # Comparisons, so that a symbolic length is guarded by its bucket and not by its value.
     while bucket < longest:

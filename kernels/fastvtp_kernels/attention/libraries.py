@@ -29,7 +29,7 @@ def _refuse(backend: str, what: str, instead: str = "triton") -> BackendUnavaila
 
 
 class _Limits(NamedTuple):
-    """Whether a library knows softcap, its widest heads, of what their width is a multiple (by size of the dtype)."""
+    """Whether a library knows softcap, its widest heads, and what divides their width, by bytes of the dtype."""
 
     softcap: bool = False
     widest: int | None = None
@@ -45,7 +45,15 @@ _LIMITS = {
 
 
 def refusal(backend: str, width: int, dtype: torch.dtype, options: Options, same: bool = True) -> str:
-    """What of a call the library cannot do, or "". same: queries and keys have the same lengths."""
+    """Says what of a call the library cannot do; "" if it can do it all.
+
+    Args:
+        backend: name of the library.
+        width: of a head.
+        dtype: of query, key and value.
+        options: of the call.
+        same: queries and keys have the same lengths.
+    """
     limits = _LIMITS[backend]
     multiple = (limits.multiple or {}).get(dtype.itemsize, 1)
     if options.dropout_p:
@@ -70,7 +78,7 @@ def _check(backend: str, query: Tensor, options: Options) -> None:
 
 
 def _import(module: str, extra: str) -> tuple[Any, str | None]:
-    """The module, or why there is none."""
+    """Returns the module and None, or None and why it cannot be imported; `extra` names what to install."""
     try:
         return importlib.import_module(module), None
     except ModuleNotFoundError:
@@ -101,7 +109,7 @@ def _sdpa(
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-    """All sequences padded to the longest, and whichever of its kernels torch prefers."""
+    """Pads all sequences to the longest and leaves the choice among its kernels to torch."""
     _check("sdpa", query, call.options)
     return bucketed.varlen_attention(query, key, value, call, attend=_sdpa, bucketed=False)
 
@@ -110,7 +118,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
 
 
 class _WithoutTail(torch.autograd.Function):
-    """The tensor itself; the gradient of the rows in `tail` is zero, whatever comes back for them."""
+    """Returns the tensor itself; the gradient of the rows in `tail` is zero, whatever comes back for them."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, tail: Tensor) -> Tensor:
@@ -123,12 +131,15 @@ class _WithoutTail(torch.autograd.Function):
 
 
 def _tail(rows: Tensor, offsets: Tensor) -> Tensor:
-    """[N, 1, 1], True for the rows of no sequence."""
+    """bool [N, 1, 1], True for rows of no sequence."""
     return (torch.arange(rows.shape[0], device=rows.device) >= offsets[-1])[:, None, None]
 
 
 def flash_attn(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-    """flash_attn_varlen_func with its deterministic backward. It leaves the rows after the last sequence unwritten."""
+    """Calls flash_attn_varlen_func with its deterministic backward.
+
+    It leaves the rows after the last sequence unwritten, in the output and in the gradients.
+    """
     _check("flash_attn", query, call.options)
     package = importlib.import_module("flash_attn")
     tail, tail_k = _tail(query, call.cu_seqlens), _tail(key, call.cu_seqlens_k)
@@ -161,7 +172,7 @@ def _flash_attn_missing(device: torch.device, dtype: torch.dtype | None) -> str 
 
 
 def torch_varlen(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-    """torch.nn.attention.varlen: the flash kernels that torch brings along. Rows after the end as in flash-attn."""
+    """Calls torch.nn.attention.varlen, torch's own flash kernels, which leave the same rows unwritten."""
     _check("torch_varlen", query, call.options)
     varlen_attn = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     tail, tail_k = _tail(query, call.cu_seqlens), _tail(key, call.cu_seqlens_k)
@@ -194,7 +205,7 @@ _LENGTHS = "_fastvtp_lengths"
 
 
 def _host_lengths(offsets: Tensor) -> list[int]:
-    """Lengths as Python integers. The first call waits for the device; the layers after it find them kept."""
+    """The sequences' lengths as Python integers, kept with the offsets: only the first call waits for the device."""
     version = None if offsets.is_inference() else offsets._version
     kept = getattr(offsets, _LENGTHS, None)
     if kept is not None and version is not None and kept[0] == version:
@@ -205,7 +216,7 @@ def _host_lengths(offsets: Tensor) -> list[int]:
 
 
 def _live_rows(lengths: list[int], live: list[bool], device: torch.device) -> Tensor | slice:
-    """The rows of live sequences: a view, if all sequences with rows are live."""
+    """Selects the rows of live sequences: a slice, if all sequences with rows are live, or else their numbers."""
     if all(alive or not length for alive, length in zip(live, lengths, strict=True)):
         return slice(sum(lengths))
     counts = torch.tensor(lengths, device=device)
@@ -213,7 +224,11 @@ def _live_rows(lengths: list[int], live: list[bool], device: torch.device) -> Te
 
 
 def xformers(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-    """memory_efficient_attention under a BlockDiagonalMask, which wants the lengths on the host."""
+    """Calls memory_efficient_attention under a BlockDiagonalMask, which wants the lengths on the host.
+
+    Raises:
+        BackendUnavailableError: causal, and a sequence has more queries than keys.
+    """
     _check("xformers", query, call.options)
     lengths, lengths_k = _host_lengths(call.cu_seqlens), _host_lengths(call.cu_seqlens_k)
     if call.options.causal and any(queries > keys > 0 for queries, keys in zip(lengths, lengths_k, strict=True)):
@@ -270,7 +285,7 @@ def along_axis(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def libraries(form: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda run: run) -> dict[str, Library]:
-    """What `dispatch.register` takes; `form` turns the implementations into those of another op."""
+    """All libraries as `dispatch.register` takes them; `form` makes their implementations those of another op."""
     return {
         "flash_attn": Library(form(flash_attn), _flash_attn_missing, "flash-attn's kernels, deterministic"),
         "torch_varlen": Library(form(torch_varlen), _torch_varlen_missing, "torch's flash kernels on packed rows"),

@@ -37,7 +37,7 @@ class Problem(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """Width of a head, and length and inner of a grid, in the kernels' order."""
+        """The width of a head, and length and inner of a grid, in the kernels' order."""
         return self.width, self.length, self.inner
 
     @property
@@ -57,7 +57,7 @@ class Problem(NamedTuple):
         }
 
     def numbers(self, device: torch.device) -> tuple[Any, ...]:
-        """Scale, cap, and of dropout: the seed, the threshold of the kept words, the factor of the kept weights."""
+        """Scale and cap, and dropout's seed, threshold of the kept words and factor of the kept weights."""
         scale, softcap, _, dropout_p, seed = self.options
         kept = 1 - dropout_p
         return scale, softcap, seed_tensor(seed, device) if dropout_p else None, round(kept * 2**32), 1 / kept

@@ -128,12 +128,12 @@ attention_packed = _define(
 
 
 def _as_rows(grid: Tensor) -> Tensor:
-    """[A, L, C, H, Dh] to rows [A * C * L, H, Dh]."""
+    """Lays a grid [A, L, C, H, Dh] out as rows [A * C * L, H, Dh]."""
     return grid.transpose(1, 2).flatten(0, 2)
 
 
 def _as_grid(rows: Tensor, like: Tensor) -> Tensor:
-    """`_as_rows` undone, in the shape of `like`."""
+    """Undoes `_as_rows` for a grid of the shape of `like` [A, L, C, ...]."""
     outer, length, inner = like.shape[:3]
     return rows.unflatten(0, (outer, inner, length)).transpose(1, 2).contiguous()
 

@@ -37,22 +37,25 @@ class LossAndGradients(NamedTuple):
 
 
 class _Gradients:
-    """Sums of the features' gradients over blocks and strips, before their common factor."""
+    """Adds up the features' gradients over blocks and strips, before their common factor."""
 
     def __init__(self, a: Tensor, wanted: WantedGradients):
         self._wanted, self._a = wanted, a
         self.a = a.new_zeros(a.shape if wanted.a else 0, dtype=compute_dtype(a.dtype))
 
     def block(self, b: Tensor) -> Tensor | None:
+        """Zeros to add the gradient of one rank's b to; None if nobody asks for it."""
         return torch.zeros_like(b, dtype=self.a.dtype) if self._wanted.b else None
 
     def add(self, strip: slice, logit_gradient: Tensor, b: Tensor, total_b: Tensor | None) -> None:
+        """Add what the logits of these rows with this b contribute to both."""
         if self._wanted.a:
             accumulate_product(self.a[strip], logit_gradient, b)
         if total_b is not None:
             accumulate_product(total_b, logit_gradient.T, self._a[strip])
 
     def finish(self, total_b: Tensor | None, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of this rank's a and b; without elements where nobody asks for them."""
         return self.a.mul_(factor), self.a.new_empty(0) if total_b is None else total_b.mul_(factor)
 
 

@@ -19,7 +19,7 @@ from .targets import Shifts, Targets
 
 
 def _join_parts(parts: Tensor) -> Tensor:
-    """[parts, count] to [count]."""
+    """Log-sum-exp [count] over the first axis of [parts, count], in a fixed order."""
     joined = parts.new_empty(parts.shape[1])
     tile = tuning.tile("contrastive_join", torch.float32, parts.device)
     launch(logits.join, (blocks(len(joined), tile.blocks["BLOCK"]),), parts, joined, *parts.shape, tile=tile)
@@ -29,7 +29,10 @@ def _join_parts(parts: Tensor) -> Tensor:
 def _sweep(
     a: Tensor, b: Tensor, scale: Tensor, targets: Targets, shifts: Shifts | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Without shifts: positives are left out."""
+    """Runs the kernel `logits.statistics` over a block; without shifts it leaves the positives out.
+
+    Returns log-sum-exps of rows [column tiles, M] and of columns [row tiles, N], and each tile's part of the target.
+    """
     tile = tuning.tile("contrastive_statistics", a.dtype, a.device)
     row_tiles, column_tiles = blocks(len(a), tile.blocks["BLOCK_M"]), blocks(len(b), tile.blocks["BLOCK_N"])
     rows, columns, target = (
@@ -84,12 +87,12 @@ def statistics(a: Tensor, b: Tensor, scale: Tensor, targets: Targets, shifts: Sh
 
 
 def prepare(x: Tensor) -> Tensor:
-    """As the other functions here want their features."""
+    """Features as the other functions here take them: contiguous."""
     return x.contiguous()
 
 
 def strip_rows(columns: int) -> int:
-    """Rows of logits whose gradient is in memory at a time: up to 2^27 numbers."""
+    """How many rows of logits have their gradient in memory at a time: up to 2^27 numbers."""
     return max(1024, (1 << 27) // columns)
 
 
@@ -98,14 +101,14 @@ UNIT = math.log(2)
 
 
 def gain(dtype: torch.dtype) -> float:
-    """What the gradient of a logit, at most 2, is multiplied by: float16 has no small numbers."""
+    """The factor by which gradients of logits, at most 2, are stored: float16 has no small numbers."""
     return 4096.0 if dtype == torch.float16 else 1.0
 
 
 def logit_gradient(
     a: Tensor, b: Tensor, scale: Tensor, rows: Tensor, columns: Tensor, targets: Targets, shifts: Shifts
 ) -> tuple[Tensor, Tensor]:
-    """gain * (softmax of rows + softmax of columns - 2 target) [M, N] in a's dtype, and its sum with the products.
+    """Returns gain * (softmax of rows + softmax of columns - 2 target) [M, N] in a's dtype; its sum with the products.
 
     The sum is without the gain; the other arguments are those, and the results, of `statistics`.
     """
@@ -176,7 +179,7 @@ def sigmoid(
 def hard_negatives(
     a: Tensor, b: Tensor, scale: Tensor, seed: int, step: int, groups: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """int64 [B] each; `seed` in two's complement, scale float32 []."""
+    """Returns b_for_a and a_for_b, int64 [B] each; `seed` is in two's complement, scale float32 []."""
     a, b = prepare(a), prepare(b)
     targets = Targets(row_ids=groups, column_ids=groups)
     tile = tuning.tile("contrastive_statistics", a.dtype, a.device)
@@ -215,8 +218,10 @@ def hard_negatives(
 
 
 def contrastive_loss(*inputs: Any) -> LossAndGradients:
+    """`blockwise.contrastive_loss` with these tiles, for the registered op's arguments."""
     return blockwise.contrastive_loss_of_flat(sys.modules[__name__], *inputs)
 
 
 def sigmoid_loss(*inputs: Any) -> LossAndGradients:
+    """`blockwise.sigmoid_loss` with these tiles, for the registered op's arguments."""
     return blockwise.sigmoid_loss_of_flat(sys.modules[__name__], *inputs)

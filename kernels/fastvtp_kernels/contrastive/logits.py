@@ -28,7 +28,7 @@ def _tile(
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """This program's tile: (number of its rows, of its columns, m, n, a[m] . b[n], which of the pairs exist).
+    """Returns this program's tile: number of its rows, of its columns, m, n, a[m] . b[n], which of the pairs exist.
 
     GROUP row tiles run through all columns together, so that b is read from the cache.
     """
@@ -52,7 +52,7 @@ def _tile(
 
 @triton.jit
 def positive_pairs(row_ids_ptr, column_ids_ptr, m, n, M, N, offset, IDS: tl.constexpr):
-    """bool [BLOCK_M, BLOCK_N]; the caller masks what is outside the block."""
+    """bool [BLOCK_M, BLOCK_N], True for pairs that belong together; the caller masks what is outside the block."""
     if IDS:
         row_id = tl.load(row_ids_ptr + m, mask=m < M, other=0)
         column_id = tl.load(column_ids_ptr + n, mask=n < N, other=0)
@@ -63,7 +63,7 @@ def positive_pairs(row_ids_ptr, column_ids_ptr, m, n, M, N, offset, IDS: tl.cons
 
 @triton.jit
 def _target(positive, weights_ptr, m, M, positive_weight, even, IDS: tl.constexpr):
-    """The target distribution's weight of each pair."""
+    """The weight of each pair in the target distribution, label smoothing (`even`) included."""
     if IDS:
         weight = tl.load(weights_ptr + m, mask=m < M, other=0.0)
         return tl.where(positive, weight[:, None], 0.0) + even
@@ -73,14 +73,14 @@ def _target(positive, weights_ptr, m, M, positive_weight, even, IDS: tl.constexp
 
 @triton.jit
 def _shifts(row_shifts_ptr, column_shifts_ptr, m, n, M, N):
-    """What the logits of a row, and of a column, are measured from."""
+    """Loads what the logits of each row [M, 1], and of each column [1, N], are measured from."""
     row_shift = tl.load(row_shifts_ptr + m, mask=m < M, other=0.0)
     return row_shift[:, None], tl.load(column_shifts_ptr + n, mask=n < N, other=0.0)[None, :]
 
 
 @triton.jit
 def own_products(a_ptr, b_ptr, products_ptr, M, D, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
-    """products[m] = a[m] . b[m]."""
+    """products[m] = a[m] . b[m], in float32."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     total = tl.zeros([BLOCK_M], tl.float32)
     for start in tl.range(0, D, BLOCK_D):
@@ -93,7 +93,7 @@ def own_products(a_ptr, b_ptr, products_ptr, M, D, BLOCK_M: tl.constexpr, BLOCK_
 
 @triton.jit
 def _log_sum(logits, AXIS: tl.constexpr):
-    """log2 of the sum of 2^logits along an axis; -inf where there are none."""
+    """log2 of the sum of 2^logits along an axis; -inf where all logits are."""
     largest = tl.max(logits, axis=AXIS)
     finite = tl.where(largest == float("-inf"), 0.0, largest)
     total = tl.sum(tl.exp2(logits - tl.expand_dims(finite, AXIS)), axis=AXIS)
@@ -108,7 +108,7 @@ def statistics(
     IDS: tl.constexpr, EXCLUDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Log-sum-exp of each row [column tiles, M] and column [row tiles, N] over one tile, less its shift.
+    """Writes the log-sum-exp of each row [column tiles, M] and column [row tiles, N] over one tile, less its shift.
 
     target[program] = sum over the tile of target weight * (twice the logit less both shifts). EXCLUDE: positives are
     left out of the log-sum-exps, and there are neither shifts nor a target.
@@ -135,7 +135,7 @@ def statistics(
 
 @triton.jit
 def join(parts_ptr, joined_ptr, parts, count, BLOCK_PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    """Log-sum-exp over the first axis of [parts, count], in order."""
+    """joined[count] = log-sum-exp over the first axis of parts [parts, count], in order."""
     entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     largest = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
@@ -159,7 +159,10 @@ def logit_gradient(
     IDS: tl.constexpr, GAIN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """gradient [M, N] = GAIN * g, g = softmax of rows + softmax of columns - 2 target; sum[program]: of g * product."""
+    """gradient [M, N] = GAIN * g with g = softmax of rows + softmax of columns - 2 target.
+
+    sum[program] = sum over the tile of g * product.
+    """
     program = tl.program_id(0)
     _, _, m, n, products, exists = _tile(a_ptr, b_ptr, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUP, PRECISION)
     logits = products * (tl.load(scale_ptr) * LOG2E)
@@ -206,7 +209,10 @@ def sigmoid(
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """sums [3, programs]: of the loss, of g * product, of g, the gradient of a logit; gradient [M, N] = GAIN * g."""
+    """gradient [M, N] = GAIN * g, the gradient of each logit.
+
+    sums [3, programs] are over each tile: of the loss, of g * product and of g.
+    """
     program = tl.program_id(0)
     _, _, m, n, products, exists = _tile(a_ptr, b_ptr, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUP, PRECISION)
     sign = tl.where((m + offset)[:, None] == n[None, :], -1.0, 1.0)

@@ -40,7 +40,7 @@ def sample(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """chosen[row] by inverse CDF: first the tile, from the row's parts [parts, M], then the column within the tile."""
+    """Draws chosen[row] by inverse CDF: first a tile, from the row's log-sum-exps parts [parts, M], then its column."""
     row = tl.program_id(0)
     part = tl.arange(0, BLOCK_PARTS)
     lse = tl.load(parts_ptr + part.to(tl.int64) * M + row, mask=part < parts, other=float("-inf"))

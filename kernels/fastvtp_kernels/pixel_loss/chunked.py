@@ -18,7 +18,7 @@ _CHUNK_VALUES = 1 << 19
 
 
 def _chunks(prediction: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Clips and tokens, a chunk at a time: whole clips, or parts of one."""
+    """Yields the clips and tokens of one chunk after another: whole clips, or parts of one."""
     clips, tokens, width = prediction.shape
     if torch.compiler.is_compiling():
         # A compiler fuses the target away; an unrolled loop would only give it dozens of copies to compile.
@@ -40,7 +40,7 @@ def loss_and_residual(
     eps: float,
     with_residual: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and prediction - target times `residual_scale` in the prediction's dtype (empty if not asked for)."""
+    """Returns the loss, and (prediction - target) * `residual_scale` in the prediction's dtype, empty unless wanted."""
     dtype = compute_dtype(prediction.dtype)
     total = prediction.new_zeros((), dtype=dtype)
     residual = prediction.new_empty(prediction.shape) if with_residual else prediction.new_empty(0)

@@ -21,7 +21,7 @@ from .residual import residual_scale
 
 @triton.jit
 def _of_group(values, p, GROUPS: tl.constexpr):
-    """The entry of each value's group: a tuple of GROUPS vectors [rows] to [rows, columns]."""
+    """Spreads a tuple of GROUPS vectors [rows] to [rows, columns]: each value gets the entry of its group."""
     chosen = values[0][:, None]
     for group in tl.static_range(1, GROUPS):
         chosen = tl.where((p % GROUPS == group)[None, :], values[group][:, None], chosen)
@@ -30,7 +30,7 @@ def _of_group(values, p, GROUPS: tl.constexpr):
 
 @triton.jit
 def _add_by_group(totals, values, p, GROUPS: tl.constexpr):
-    """Lane by lane, values [rows, columns] added to the total of their group."""
+    """Adds values [rows, columns], lane by lane, to the total of their group, and returns the tuple of totals."""
     sums = ()
     for group in tl.static_range(GROUPS):
         sums = sums + (totals[group] + tl.where((p % GROUPS == group)[None, :], values, 0.0),)
@@ -68,7 +68,7 @@ def _pixel_loss(
     BLOCK_M: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """partial[m] = sum of squared differences of token m; GROUPS: C or 1 normalised sets of values a token, 0: none.
+    """partial[m] = sum of squared differences of token m; GROUPS sets of its values (C, 1 or none) are normalised.
 
     Three sweeps over the same bytes (mean, variance, loss), of which the first reads memory and the others the cache:
     whole tokens in registers would leave too few programs on a multiprocessor to keep memory busy. Sums are of the

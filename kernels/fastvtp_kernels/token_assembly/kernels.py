@@ -17,7 +17,7 @@ from ..segments import sum_segments
 
 @triton.jit
 def _source(permutation_ptr, clip, place, length, order_stride, PERMUTED: tl.constexpr):
-    """Which of [visible ..., masked ...] stands at a place of the sequence."""
+    """Which of the tokens [visible ..., masked ...] stands at each place of the sequence."""
     if PERMUTED:
         return tl.load(permutation_ptr + clip * order_stride + place, mask=place < length, other=0).to(tl.int32)
     else:
@@ -82,7 +82,7 @@ def _assemble_backward(
     BLOCK_D: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """Rows of visible tokens go home; partial[program] = sum of this program's rows of mask tokens."""
+    """Writes each visible token's gradient to its own row; partial[program] = sum over this program's mask tokens."""
     parts = tl.cdiv(length, BLOCK_ROWS * STEPS)
     clip = (tl.program_id(0) // parts).to(tl.int64)
     first = tl.program_id(0) % parts * BLOCK_ROWS * STEPS

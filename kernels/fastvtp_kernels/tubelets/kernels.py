@@ -32,6 +32,7 @@ def _embed(
     POSITION: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
+    """output[row of m] = centered values of token m . folded weight + shift (+ position), one tile a program."""
     # Neighbouring programs share their tokens: the frames are read from memory once, the weight stays in L2.
     m = tl.program_id(0) // tl.cdiv(D, BLOCK_D) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.program_id(0) % tl.cdiv(D, BLOCK_D) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -82,7 +83,10 @@ def _fold(
     BIAS: tl.constexpr,
     BLOCK_VALUES: tl.constexpr,
 ):
-    """Row d of the weight from [C, pt, ph, pw] to [pt, ph, pw, C], scaled per channel; its product with the shifts."""
+    """Writes row d of the weight from [C, pt, ph, pw] to [pt, ph, pw, C], scaled per channel.
+
+    shift[d] = its product with the shifts, plus the bias.
+    """
     d = tl.program_id(0).to(tl.int64)
     value = tl.arange(0, BLOCK_VALUES)
     total = tl.zeros([BLOCK_VALUES], tl.float32)
@@ -151,7 +155,7 @@ def _unfold_gradient(
     C: tl.constexpr,
     BLOCK_VALUES: tl.constexpr,
 ):
-    """Row d: partials added in order, the folding of mean and std undone, back to [C, pt, ph, pw]."""
+    """Writes row d of the weight's gradient: partials added in order, folding undone, back to [C, pt, ph, pw]."""
     d = tl.program_id(0).to(tl.int64)
     value = tl.arange(0, BLOCK_VALUES)
     bias_grad = tl.load(bias_grad_ptr + d)
@@ -202,7 +206,7 @@ def _gather(
 
 
 def fold_constants(video: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], ...]:
-    """Per channel (scale, shift) with (pixel - mean) / std = scale * centered(pixel) + shift."""
+    """Scales and shifts, one per channel, with (pixel - mean) / std = scale * centered(pixel) + shift."""
     half_range = 128 / 255 if video.dtype == torch.uint8 else 0.5
     scales = tuple(half_range / s for s in std)
     return scales, tuple((half_range - m) / s for m, s in zip(mean, std, strict=True))
@@ -231,7 +235,7 @@ def tubelet_embed(video: Tensor, index: Tensor, *flat: Any) -> Tensor:
 
 
 def tubelet_embed_into(out: Tensor, rows: Tensor, video: Tensor, index: Tensor, *flat: Any) -> None:
-    """The same written to `rows` [B, K] of `out` [N, D], in place."""
+    """The same embedding written to `rows` [B, K] of `out` [N, D], in place."""
     _embed_into(out, rows, video, index, Embedding(*flat))
 
 

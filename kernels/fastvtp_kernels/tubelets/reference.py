@@ -10,7 +10,7 @@ from ..precision import compute_dtype
 
 
 def gather_pixels(video: Tensor, index: Tensor, tubelet: Sequence[int]) -> Tensor:
-    """Raw values of the listed tubelets, [B, K, P] in the video's dtype, value order (pt, ph, pw, C)."""
+    """Returns the raw values of the listed tubelets, [B, K, P] in the video's dtype, value order (pt, ph, pw, C)."""
     batch_size, frames, height, width, channels = video.shape
     pt, ph, pw = tubelet
     grid_height, grid_width = height // ph, width // pw
@@ -63,6 +63,6 @@ def tubelet_embed(
 
 
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    """[C] in the dtype and on the device of `like`."""
+    """The values as a tensor [C] in the dtype and on the device of `like`."""
     # Filled one by one: torch.tensor(values) on an accelerator would wait for a copy from the host.
     return torch.stack([like.new_full((), value) for value in values])
