@@ -15,7 +15,7 @@ from fastvtp.data.pipeline import automatic_decoder
 from fastvtp.version import __version__
 from fastvtp_kernels import dispatch, tuning
 from fastvtp_kernels.attention import choice, libraries
-from fastvtp_kernels.attention.reference import Options
+from fastvtp_kernels.attention.call import Call, Options
 
 PACKAGES = (
     "torch",
@@ -160,7 +160,7 @@ def _regime(backend: str, query: Tensor, options: Options, device: torch.device)
     from fastvtp_kernels.attention.problem import of_packed
 
     offsets = torch.empty(2, dtype=torch.int32, device="meta")
-    problem = of_packed(query, query, offsets, length, offsets, length, options, None)
+    problem = of_packed(query, query, Call(offsets, length, offsets, length, options))
     if is_tiny(problem, query):
         return "tiny: several sequences share a tile"
     forward, backward = (

@@ -7,14 +7,25 @@ B clips, K listed tokens, N packed rows, S sequences, H heads. Video is uint8 [B
 from .attention import axial_attention, axial_attention_packed, varlen_attention, varlen_attention_packed
 from .contrastive import HardNegatives, contrastive_loss, hard_negatives, sigmoid_loss
 from .dispatch import BackendUnavailableError
-from .masking import TubeMask, block_tube_mask, replace_masked_tokens, running_cell_mask, text_mask, tube_mask
+from .masking import (
+    BlockShapes,
+    Replacement,
+    TubeMask,
+    block_tube_mask,
+    replace_masked_tokens,
+    running_cell_mask,
+    text_mask,
+    tube_mask,
+)
 from .pixel_loss import masked_pixel_loss
 from .token_assembly import assemble_tokens
 from .tubelets import gather_tubelets, tubelet_embed
 
 __all__ = [
     "BackendUnavailableError",
+    "BlockShapes",
     "HardNegatives",
+    "Replacement",
     "TubeMask",
     "assemble_tokens",
     "axial_attention",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .attention import kernels as attention
-from .attention.reference import Options
+from .attention.call import Call, Options
 from .contrastive import kernels as contrastive
 from .contrastive.targets import Shifts, Targets
 from .masking import kernels as masking
@@ -153,7 +153,8 @@ def _attend(case: Attend) -> None:
         query = _empty(rows, 1 if case.length_k else 3, HEADS, case.width, dtype=case.dtype)[:, 0]
         _, key, value = _empty(BATCH * longest_k, 3, HEADS, case.width, dtype=case.dtype).unbind(1)
         tensors = [query, key, value, *(torch.empty_like(query.contiguous()) for _ in range(2))]
-        problem = attention.packed_problem(query, key, offsets, case.length, offsets, longest_k, case.options)
+        call = Call(offsets, case.length, offsets, longest_k, case.options)
+        problem = attention.packed_problem(query, key, call)
     query, key, value, output, grad = tensors
     lse = attention.forward(query, key, value, problem)[1]
     gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]

@@ -1,6 +1,6 @@
 """What the compiler makes of every shipped kernel: registers, spills, shared memory, tensor cores, width of the loads.
 
-    python -m fastvtp_kernels.compile_report [--arch sm_80 sm_90 gfx942] [--json FILE] [--readme FILE] [--jobs N]
+    python -m fastvtp_kernels.compile_report [--arch sm_80 sm_90 gfx942] [--json FILE] [--page FILE] [--jobs N]
 
 Needs Triton, but neither a GPU nor a driver: the real launchers run on the meta device for each architecture in turn,
 and what they would launch is compiled and disassembled. Ends with status 1 if a kernel spills registers, needs more
@@ -31,10 +31,19 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 SMALLER_ARCHITECTURES = ("sm_89", "sm_120")
 # Bytes that one block may have (CUDA C++ Programming Guide, table of compute capabilities; CDNA3 ISA).
 SHARED_LIMIT = {
-    "sm_80": 166912, "sm_86": 101376, "sm_87": 166912, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448,
-    "sm_103": 232448, "sm_110": 232448, "sm_120": 101376, "sm_121": 101376, "gfx942": 65536,
-}  # fmt: skip
-README_MARKERS = ("<!-- compile report -->", "<!-- end of compile report -->")
+    "sm_80": 166912,
+    "sm_86": 101376,
+    "sm_87": 166912,
+    "sm_89": 101376,
+    "sm_90": 232448,
+    "sm_100": 232448,
+    "sm_103": 232448,
+    "sm_110": 232448,
+    "sm_120": 101376,
+    "sm_121": 101376,
+    "gfx942": 65536,
+}
+PAGE_MARKERS = ("<!-- compile report -->", "<!-- end of compile report -->")
 _TENSOR_CORE = re.compile(r"\b(U?TC\w*MMA|HGMMA|HMMA|IGMMA|IMMA|v_mfma\w*|v_wmma\w*)")
 # A load's width in bits by the suffix of its opcode; no suffix means 32.
 _LOAD = re.compile(r"\b(?:LDG|LDGSTS)\.E((?:\.\w+)*)|\bglobal_load_(\w+)|\bbuffer_load_(\w+)")
@@ -63,7 +72,7 @@ class Row:
     """Line and column of the table of tiles that this kernel ran with."""
 
     def faults(self) -> list[str]:
-        """What must not be shipped, one line each."""
+        """Says what about this kernel must not be shipped, one line each."""
         found = []
         name = f"{self.arch} {self.case}: {self.kernel} ({self.tile})"
         if self.spilled_bytes:
@@ -130,9 +139,18 @@ def _inspect(case: str, arch: str, kernel: str, tile: Any, binary: Any) -> Row:
     dots = [line for line in binary.asm["ttir"].splitlines() if "tt.dot " in line]
     exact = [line for line in dots if "tf32" not in line and re.search(r"xf32> \* tensor<\w+xf32>", line)]
     return Row(
-        case, kernel.lstrip("_"), arch, str(tile), *resources, binary.metadata.shared, tensor_core,
-        dict(sorted(load_bits.items())), exact_fp32_dot=bool(exact), has_dot=bool(dots), entry=tile.entry,
-    )  # fmt: skip
+        case,
+        kernel.lstrip("_"),
+        arch,
+        str(tile),
+        *resources,
+        binary.metadata.shared,
+        tensor_core,
+        dict(sorted(load_bits.items())),
+        exact_fp32_dot=bool(exact),
+        has_dot=bool(dots),
+        entry=tile.entry,
+    )
 
 
 def _load_widths(assembly: str) -> Iterator[int]:
@@ -144,7 +162,10 @@ def _load_widths(assembly: str) -> Iterator[int]:
 
 
 def _disassemble_nvidia(binary: Any) -> tuple[tuple[int, int], str]:
-    """((registers, bytes of stack), SASS) by the tools in Triton's package. The stack holds nothing but spills."""
+    """Returns (registers, bytes of stack) and the SASS; the stack holds nothing but spills.
+
+    By the tools in Triton's package.
+    """
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -193,7 +214,7 @@ def report(
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: a line per kernel and launch, the architectures side by side."""
+    """Writes Markdown: a line per kernel and launch, the architectures side by side."""
     architectures = list(dict.fromkeys(row.arch for row in rows))
     together: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -218,33 +239,42 @@ def table(rows: list[Row]) -> str:
             return " / ".join(", ".join(f"{number(row):.0f}" for row in rows) or "-" for rows in groups)
 
         columns = [
-            case, f"`{kernel}`", "; ".join(tiles),
+            case,
+            f"`{kernel}`",
+            "; ".join(tiles),
             side_by_side(lambda row: row.registers),
             side_by_side(lambda row: row.spilled_bytes),
             side_by_side(lambda row: row.shared_bytes / 1024),
             " / ".join(dict.fromkeys(tensor_cores)),
             side_by_side(lambda row: max(row.load_bits, default=0)),
-        ]  # fmt: skip
+        ]
         lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
 
 
 def sources() -> str:
-    """Digest of everything that the machine code depends on, comments and layout aside."""
+    """Digest of everything that the machine code depends on: comments, docstrings and layout aside."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
     for path in sorted(folder.rglob("*.py")):
         text = path.read_text()
         if "import triton" in text or path.name in ("tuning.py", "compile_cases.py", "problem.py"):
             digest.update(path.relative_to(folder).as_posix().encode())
+            before, docstring = tokenize.NEWLINE, False
             for token in tokenize.generate_tokens(io.StringIO(text).readline):
-                if token.type not in (tokenize.COMMENT, tokenize.NL):
+                if token.type in (tokenize.COMMENT, tokenize.NL):
+                    continue
+                # A string that begins a statement is there for readers, and so is the end of its line.
+                starts = before in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+                docstring = (docstring and token.type == tokenize.NEWLINE) or (starts and token.type == tokenize.STRING)
+                if not docstring:
                     digest.update(token.string.encode())
+                before = token.type
     return digest.hexdigest()[:16]
 
 
 def not_compiled(rows: list[Row]) -> list[str]:
-    """Entries of the table of tiles that no case launched on an architecture of the report: nobody looked at them."""
+    """Names the entries of the table of tiles that no case launched on an architecture of the report, one line each."""
     compiled = {(row.entry, row.arch, row.tile) for row in rows}
     return [
         f"{arch} {kernel} {column}: no case launches {tile}"
@@ -256,18 +286,18 @@ def not_compiled(rows: list[Row]) -> list[str]:
     ]
 
 
-def with_table(readme: str, rows: list[Row]) -> str:
-    """The README with the table between its markers, and the digest of the sources that it is of.
+def with_table(page: str, rows: list[Row]) -> str:
+    """The page with the table between its markers, and the digest of the sources that it is of.
 
     Raises:
         ValueError: a marker is missing.
     """
     import triton
 
-    start, end = README_MARKERS
-    if start not in readme or end not in readme:
-        raise ValueError(f"the README has no lines {start} and {end} to put the table between")
-    before, after = readme.split(start)[0], readme.split(end)[1]
+    start, end = PAGE_MARKERS
+    if start not in page or end not in page:
+        raise ValueError(f"the page has no lines {start} and {end} to put the table between")
+    before, after = page.split(start)[0], page.split(end)[1]
     return f"{before}{start}\nTriton {triton.__version__}, sources {sources()}. {table(rows)}\n{end}{after}"
 
 
@@ -279,13 +309,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arch", nargs="+", default=list(everything), choices=sorted(SHARED_LIMIT), metavar="ARCH")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per processor)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row, with counts of all load widths")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="replace the table between the README's markers")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="replace the table between this page's markers")
     options = parser.parse_args(arguments)
     rows = report(tuple(options.arch), options.jobs)
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    if options.readme is not None:
-        options.readme.write_text(with_table(options.readme.read_text(), rows))
+    if options.page is not None:
+        options.page.write_text(with_table(options.page.read_text(), rows))
     print(table(rows))
     faults = [fault for row in rows for fault in row.faults()] + not_compiled(rows)
     print(

@@ -1,5 +1,8 @@
 """Which implementation of an op runs: the one place where a backend is chosen.
 
+The backend "reference" is the road in plain PyTorch: what CPU tensors take, tuned for CPUs (bucketed, chunked) and held
+by the tolerance law to the op's specification, its folder's reference.py.
+
 An explicit `backend=` argument wins over the environment variable FASTVTP_BACKEND, which wins over the automatic
 choice: the Triton kernels, or a library where it was measured to be faster (attention/choice.py). What cannot run
 raises and says why; an automatic choice other than the Triton kernels on an accelerator is logged once.
@@ -25,16 +28,17 @@ TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _logger = logging.getLogger("fastvtp_kernels")
 _implementations: dict[str, dict[str, Callable[..., Any]]] = {}
+_truths: dict[str, Callable[..., Any]] = {}
 _libraries: dict[str, dict[str, "Library"]] = {}
 _logged: set[tuple[str, "Choice"]] = set()
 
 
 class BackendUnavailableError(RuntimeError):
-    """The requested backend exists but cannot run this op here."""
+    """Raised for a requested backend that exists but cannot run this op here."""
 
 
 class UnknownBackendError(ValueError):
-    """The requested name is no backend at all."""
+    """Raised for a requested name that is no backend at all."""
 
 
 class Choice(NamedTuple):
@@ -68,10 +72,21 @@ def register(
     op: str,
     *,
     reference: Callable[..., Any],
+    truth: Callable[..., Any] | None = None,
     triton: Callable[..., Any] | None = None,
     libraries: Mapping[str, Library] | None = None,
 ) -> None:
-    """Enter an op into the table with its implementations; the names it understands are theirs and "triton"."""
+    """Enter an op into the table with its implementations; the names it understands are theirs and "triton".
+
+    Args:
+        op: the public function's name.
+        reference: runs the backend of that name: plain PyTorch, as fast as a CPU allows.
+        truth: the specification that every backend is held to, with the same arguments and result as `reference`;
+            default: `reference` itself, where it is plain enough to be one.
+        triton: launches the kernels; None where there are none.
+        libraries: other packages' implementations by the names of their backends.
+    """
+    _truths[op] = truth or reference
     _libraries[op] = dict(libraries or {})
     _implementations[op] = {name: library.run for name, library in _libraries[op].items()} | {"reference": reference}
     if triton is not None:

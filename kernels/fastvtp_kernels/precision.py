@@ -11,7 +11,7 @@ _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for 16-bit inputs, otherwise the dtype itself."""
+    """The dtype to compute in: float32 for inputs of up to 32 bits, float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

@@ -12,6 +12,7 @@ from .interpreter import interpreting
 
 _LIBRARY = torch.library.Library("fastvtp", "DEF")
 _launches: dict[Callable[..., Any], Callable[..., Any]] = {}
+_references: dict[str, Callable[..., Any]] = {}
 
 
 def launcher(module: str, name: str) -> Callable[..., Any]:
@@ -49,8 +50,13 @@ def define_op(
     _LIBRARY.impl(name, on_cpu, "CPU")
     torch.library.register_fake(f"fastvtp::{name}", fake, lib=_LIBRARY)
     op = getattr(torch.ops.fastvtp, name).default
-    _launches[op] = launch
+    _launches[op], _references[name] = launch, reference
     return op
+
+
+def defined() -> dict[str, Callable[..., Any]]:
+    """Every op of `define_op` by its name in torch.ops.fastvtp, with its plain PyTorch."""
+    return dict(_references)
 
 
 def define_gradient(

@@ -13,9 +13,14 @@ from .launching import blocks, launch
 
 @triton.jit
 def _sum_segments(
-    rows_ptr, order_ptr, start_ptr, output_ptr, D,
-    BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    rows_ptr,
+    order_ptr,
+    start_ptr,
+    output_ptr,
+    D,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     segment = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     start = tl.load(start_ptr + segment)

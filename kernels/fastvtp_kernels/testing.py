@@ -1,16 +1,17 @@
-"""What every kernel test uses: the tolerance law, poisoned memory and bfloat16 in Triton's interpreter."""
+"""What every kernel test uses: the tolerance law, the specifications, poisoned memory, bfloat16 in the interpreter."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from . import dispatch
 from .interpreter import fix_interpreter_bf16
 
-__all__ = ["assert_within_tolerance", "fix_interpreter_bf16", "poisoned_empty", "tiny"]
+__all__ = ["assert_within_tolerance", "fix_interpreter_bf16", "poisoned_empty", "tiny", "truths"]
 
 
 def tiny(dtype: torch.dtype, magnitude: float) -> float:
@@ -22,14 +23,14 @@ def tiny(dtype: torch.dtype, magnitude: float) -> float:
 def assert_within_tolerance(name: str, actual: Tensor, reference_same_dtype: Tensor, reference_float64: Tensor) -> None:
     """The tolerance law: max|actual - ref64| <= 2 * max|ref_same_dtype - ref64| + tiny(dtype, max|ref64|).
 
-    A kernel may be at most twice as wrong as the reference run in the kernel's own dtype, whatever the inputs: there is
-    no tolerance to choose.
+    A kernel may be at most twice as wrong as plain PyTorch in the kernel's own dtype, whatever the inputs: there is no
+    tolerance to choose. What is right is the specification in float64.
 
     Args:
         name: of the tensor, for the message ("output", "grad of weight").
         actual: the result under test.
-        reference_same_dtype: the reference's result in the dtype of `actual`, on the same inputs.
-        reference_float64: the reference's result in float64 on the same inputs, converted exactly.
+        reference_same_dtype: plain PyTorch's result in the dtype of `actual`, on the same inputs.
+        reference_float64: the specification's result in float64 on the same inputs, converted exactly.
 
     Raises:
         AssertionError: shape or dtype differ, a value is not finite, or the law is broken (naming the worst element).
@@ -61,6 +62,15 @@ def assert_within_tolerance(name: str, actual: Tensor, reference_same_dtype: Ten
             f"error {error.flatten()[worst].item():.3g}, allowed {allowed:.3g} in {actual.dtype} "
             f"(the reference's own error is {reference_error.max().item():.3g})"
         )
+
+
+@contextmanager
+def truths() -> Iterator[None]:
+    """Within the context backend="reference" runs each op's specification (reference.py) itself, however slow."""
+    with ExitStack() as stack:
+        for op in dispatch.ops():
+            stack.enter_context(patch.dict(dispatch._implementations[op], reference=dispatch._truths[op]))
+        yield
 
 
 @contextmanager

@@ -36,12 +36,12 @@ def _rows_by_keys(rows: int, keys: int, num_warps: int, num_stages: int = 2) -> 
 
 
 def _smaller(tile: Tile) -> dict[str, Tile]:
-    """For the architectures with 99 KiB of shared memory."""
+    """The same tile for both architectures with 99 KiB of shared memory."""
     return dict.fromkeys(("sm_89", "sm_120"), tile)
 
 
 def _warps(tile: Tile) -> dict[str, Tile]:
-    """For all architectures whose products keep their sums in the registers of a warp."""
+    """The same tile for all architectures whose products keep their sums in the registers of a warp."""
     return dict.fromkeys(("sm_80", "sm_89", "sm_120"), tile)
 
 
@@ -251,7 +251,7 @@ def tile(kernel: str, dtype: torch.dtype, device: torch.device, variant: str = "
 
 
 def tiles(kernel: str, column: Precision) -> list[Tile]:
-    """Every tile of one kernel and precision that any architecture uses, each once."""
+    """Lists every tile of one kernel and precision that any architecture uses, each once."""
     found: list[Tile] = []
     for entry in TABLE[kernel][column].values():
         if entry not in found:
@@ -260,7 +260,7 @@ def tiles(kernel: str, column: Precision) -> list[Tile]:
 
 
 def resident_rows(width: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
-    """Longest sequence of keys in attention's forward pass, and of queries in its backward pass, that stays on chip.
+    """How many keys in attention's forward pass, and how many queries in its backward pass, can stay on chip.
 
     width: of a head. Between 64 and 128 the masks of the backward pass leave too few registers.
     """

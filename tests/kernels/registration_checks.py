@@ -19,10 +19,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastvtp_kernels
 from fastvtp_kernels import BackendUnavailableError, dispatch
+from fastvtp_kernels.ops import OPS
 from tests.kernels.triton_cases import pattern, results
 
 ROOT = Path(__file__).parents[2]
 OpCases = dict[str, list[tuple[Any, ...]]]
+
+
+def check_complete(op_cases: OpCases, *folders: str) -> None:
+    """There are cases of every op that these folders of the kernel package register, and of no other."""
+    assert set(op_cases) == {name for folder in folders for name in OPS[folder].registered}
 
 
 def check_schemas(op_cases: OpCases) -> None:

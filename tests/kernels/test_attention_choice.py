@@ -10,8 +10,8 @@ import torch
 
 from fastvtp_kernels import dispatch
 from fastvtp_kernels.attention import choice, libraries
+from fastvtp_kernels.attention.call import Options
 from fastvtp_kernels.attention.choice import Situation
-from fastvtp_kernels.attention.reference import Options
 
 CUDA = torch.device("cuda")
 PLAIN = Options(0.125)
@@ -56,9 +56,14 @@ def test_only_the_measured_situation_is_answered(monkeypatch):
     assert ranked() == ranked(1025) == ranked(2048) == ranked(width=16) == ("flash_attn", "triton")
     assert ranked(dtype=torch.float16) == ("flash_attn", "triton")
     others: tuple[dict[str, Any], ...] = (
-        {"longest": 1024}, {"longest": 2049}, {"width": 80}, {"dtype": torch.float32}, {"requires_grad": True},
-        {"options": Options(0.1, softcap=5.0)}, {"options": Options(0.1, causal=True)},
-    )  # fmt: skip
+        {"longest": 1024},
+        {"longest": 2049},
+        {"width": 80},
+        {"dtype": torch.float32},
+        {"requires_grad": True},
+        {"options": Options(0.1, softcap=5.0)},
+        {"options": Options(0.1, causal=True)},
+    )
     for other in others:
         assert ranked(**other) == (), other
     with torch.no_grad():

@@ -76,18 +76,16 @@ class Unwritten(torch.autograd.Function):
 def flash_attn_calls(monkeypatch, on_any_device):
     calls = []
 
-    def flash_attn_varlen_func(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None,
-        causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False,
-    ):  # fmt: skip
-        calls.append({"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k, "softmax_scale": softmax_scale,
-                      "causal": causal, "softcap": softcap, "deterministic": deterministic,
-                      "dropout_p": dropout_p})  # fmt: skip
+    def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, *longest, softcap=0.0, **options):
+        """The package's parameters by name; `softcap` tells its version."""
+        max_seqlen_q, max_seqlen_k = longest
+        calls.append({"longest": longest, "softcap": softcap, **options})
+        assert options.pop("deterministic")
         q, k, v = Unwritten.apply(q, cu_seqlens_q), Unwritten.apply(k, cu_seqlens_k), Unwritten.apply(v, cu_seqlens_k)
-        output = varlen_attention(
-            q, k, v, cu_seqlens_q, max_seqlen_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_k=max_seqlen_k,
-            softmax_scale=softmax_scale, softcap=softcap, causal=causal, backend="reference",
-        )  # fmt: skip
+        keys = {"cu_seqlens_k": cu_seqlens_k, "max_seqlen_k": max_seqlen_k}
+        output = attention(
+            (q, k, v), cu_seqlens_q, max_seqlen_q, **keys, softcap=softcap, **options, backend="reference"
+        )
         return Unwritten.apply(output, cu_seqlens_q)
 
     module = ModuleType("flash_attn")
@@ -100,17 +98,14 @@ def flash_attn_calls(monkeypatch, on_any_device):
 def torch_varlen_calls(monkeypatch, on_any_device):
     calls = []
 
-    def varlen_attn(
-        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
-    ):
-        assert return_aux is None
+    def varlen_attn(query, key, value, *layout, scale=None, window_size=(-1, -1)):
+        cu_seq_q, cu_seq_k, max_q, max_k = layout
         assert all(x.stride(-1) == 1 for x in (query, key, value))
         calls.append((max_q, max_k, scale, window_size))
-        q, k, v = Unwritten.apply(query, cu_seq_q), Unwritten.apply(key, cu_seq_k), Unwritten.apply(value, cu_seq_k)
-        output = varlen_attention(
-            q, k, v, cu_seq_q, max_q, cu_seqlens_k=cu_seq_k, max_seqlen_k=max_k, softmax_scale=scale,
-            causal=window_size == (-1, 0), backend="reference",
-        )  # fmt: skip
+        qkv = Unwritten.apply(query, cu_seq_q), Unwritten.apply(key, cu_seq_k), Unwritten.apply(value, cu_seq_k)
+        options = {"softmax_scale": scale, "causal": window_size == (-1, 0)}
+        keys = {"cu_seqlens_k": cu_seq_k, "max_seqlen_k": max_k}
+        output = attention(qkv, cu_seq_q, max_q, **keys, **options, backend="reference")
         return Unwritten.apply(output, cu_seq_q)
 
     module = ModuleType("torch.nn.attention.varlen")
@@ -145,11 +140,10 @@ def xformers_calls(monkeypatch, on_any_device):
         assert p == 0.0
         assert query.shape[:2] == (1, sum(attn_bias.lengths))
         assert key.shape[:2] == (1, sum(attn_bias.lengths_k))
-        return varlen_attention(
-            query[0], key[0], value[0], offsets(attn_bias.lengths), max(attn_bias.lengths),
-            cu_seqlens_k=offsets(attn_bias.lengths_k), max_seqlen_k=max(attn_bias.lengths_k), softmax_scale=scale,
-            causal=bool(attn_bias.causal), backend="reference",
-        )[None]  # fmt: skip
+        keys = {"cu_seqlens_k": offsets(attn_bias.lengths_k), "max_seqlen_k": max(attn_bias.lengths_k)}
+        options = {"softmax_scale": scale, "causal": bool(attn_bias.causal), "backend": "reference"}
+        rows = query[0], key[0], value[0]
+        return attention(rows, offsets(attn_bias.lengths), max(attn_bias.lengths), **keys, **options)[None]
 
     ops = ModuleType("xformers.ops")
     ops.memory_efficient_attention = memory_efficient_attention  # type: ignore[attr-defined]
@@ -201,9 +195,7 @@ def test_nothing_to_attend_to(backend, lengths, flash_attn_calls, torch_varlen_c
 def test_flash_attn_is_called_for_its_deterministic_form(flash_attn_calls):
     qkv = leaves(9, 9, 9)
     assert_equals_reference(varlen_attention, qkv, CU, 6, backend="flash_attn", softcap=2.0, **EVERYTHING)
-    assert flash_attn_calls == [
-        {"max_seqlen_q": 6, "max_seqlen_k": 6, "softcap": 2.0, "deterministic": True, "dropout_p": 0.0, **EVERYTHING}
-    ]
+    assert flash_attn_calls == [{"longest": (6, 6), "softcap": 2.0, "deterministic": True, **EVERYTHING}]
 
 
 def test_torch_varlen_is_called_with_scale_and_the_window_of_causal(torch_varlen_calls):
@@ -340,8 +332,10 @@ def test_a_library_named_for_the_process_runs_every_attention_op(monkeypatch, fl
 
 def test_sdpa_is_one_padded_call(monkeypatch):
     shapes, real = [], torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(libraries.F, "scaled_dot_product_attention", lambda q, *rest, **options: (
-        shapes.append(tuple(q.shape)) or real(q, *rest, **options)
-    ))  # fmt: skip
+    monkeypatch.setattr(
+        libraries.F,
+        "scaled_dot_product_attention",
+        lambda q, *rest, **options: shapes.append(tuple(q.shape)) or real(q, *rest, **options),
+    )
     attention(leaves(90, 90, 90), offsets([3, 80, 5]), 81, backend="sdpa")
     assert shapes == [(3, 2, 81, 8)]

@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 import torch
 
 from fastvtp_kernels import axial_attention, axial_attention_packed, varlen_attention, varlen_attention_packed
+from fastvtp_kernels.ops import OPS
 from tests.kernels import registration_checks
 from tests.kernels.attention_cases import (
     OPTIONS,
@@ -78,8 +79,8 @@ def in_dtype(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 
 def test_every_op_has_cases():
-    registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastvtp::")}
-    assert {f"fastvtp::{name}" for name in op_cases(DEVICE)} == {name for name in registered if "attention" in name}
+    registration_checks.check_complete(op_cases(DEVICE), "attention")
+    assert {name.split(",")[0] for name in PUBLIC} == set(OPS["attention"].functions)
 
 
 def test_opcheck_where_kernels_run():
@@ -125,9 +126,7 @@ def test_float64_is_refused_by_name(function, inputs):
     registration_checks.check_float64_is_refused(function, in_dtype(inputs, torch.float64))
 
 
-@pytest.mark.parametrize(
-    "op", ["varlen_attention", "varlen_attention_packed", "axial_attention", "axial_attention_packed"]
-)
+@pytest.mark.parametrize("op", OPS["attention"].dispatched)
 def test_float64_on_a_gpu_falls_back_with_one_line(op, caplog, monkeypatch):
     registration_checks.check_float64_falls_back(op, caplog, monkeypatch)
 

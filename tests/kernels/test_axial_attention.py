@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastvtp_kernels import axial_attention, axial_attention_packed, varlen_attention
+from fastvtp_kernels.testing import truths
 
 OPTIONS = {"plain": {}, "softcap": {"softcap": 2.0}, "causal": {"causal": True}, "scale": {"softmax_scale": 0.3}}
 
@@ -27,6 +28,18 @@ def test_equals_packed_attention(options):
     weights = torch.randn(shape, dtype=torch.float64)
     gradients = torch.autograd.grad(actual, qkv, weights)
     for one, other in zip(gradients, torch.autograd.grad(packed, qkv, as_packed(weights)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_equals_the_specification(options):
+    qkv = [torch.randn(2, 5, 3, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    weights = torch.randn(2, 5, 3, 2, 4, dtype=torch.float64)
+    found = axial_attention(*qkv, **options)
+    with truths():
+        exact = axial_attention(*qkv, **options)
+    torch.testing.assert_close(found, exact)
+    for one, other in zip(*(torch.autograd.grad(x, qkv, weights) for x in (found, exact)), strict=True):
         torch.testing.assert_close(one, other)
 
 

@@ -1,7 +1,7 @@
 """Every shipped kernel, compiled for Hopper: what must hold of the machine code.
 
-The README's table says the same of the other architectures and must be of the sources as they stand; writing it takes
-minutes and fails on any fault.
+docs/kernels_compiled.md says the same of the other architectures and must be of the sources as they stand; writing it
+takes minutes and fails on any fault.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ import torch
 from fastvtp_kernels import compile_report, tuning
 from fastvtp_kernels.compile_cases import ATTENTION, ATTENTION_VARIED
 
-README = Path(__file__).parents[2] / "kernels" / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "kernels_compiled.md"
 READS_FRAMES = ("embed", "weight_gradient", "gather", "pixel_loss")
 GOOD = compile_report.Row("case", "kernel", "sm_90", "tile", 128, 0, 1024, {"HGMMA": 4}, {128: 2}, False, True)
 
@@ -29,7 +30,7 @@ def rows(tmp_path_factory):
     """The report as the command line writes it; the process must not interpret, whatever this one does."""
     file = tmp_path_factory.mktemp("report") / "report.json"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(README.parent)
+    environment["PYTHONPATH"] = str(ROOT / "kernels")
     command = [sys.executable, "-m", "fastvtp_kernels.compile_report", "--arch", "sm_90", "--json", str(file)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -73,11 +74,19 @@ def test_products_of_16_bit_numbers_use_this_generations_tensor_cores(rows):
 # Lines of the table whose 16-bit products on sm_90 are not all those of a warpgroup: fewer than 64 rows are too few for
 # one, and with more the registers spill.
 NO_WARPGROUP_PRODUCTS = {
-    "resident_backward_64_capped", "resident_backward_128_capped", "stream_backward_keys_64_dropout",
+    "resident_backward_64_capped",
+    "resident_backward_128_capped",
+    "stream_backward_keys_64_dropout",
     "stream_backward_keys_128_masked",
-    "stream_backward_keys_128_dropout", "tiny_forward_256", "tiny_backward_256", "stream_backward_keys_256",
+    "stream_backward_keys_128_dropout",
+    "tiny_forward_256",
+    "tiny_backward_256",
+    "stream_backward_keys_256",
     "stream_backward_queries_256",
-}  # fmt: skip
+}
+
+
+STREAMING = ("stream_forward", "stream_backward_keys", "stream_backward_queries")
 
 
 def test_attention_on_hopper_uses_warpgroup_products(rows):
@@ -85,10 +94,9 @@ def test_attention_on_hopper_uses_warpgroup_products(rows):
     kernels = {entry.removesuffix(" half") for entry in {row.entry for row in hopper} if entry.endswith(" half")}
     assert kernels >= {
         f"{kernel}_{width}"
-        for kernel in ("tiny_forward", "tiny_backward", "resident_forward", "resident_backward", "stream_forward",
-                       "stream_backward_keys", "stream_backward_queries")
+        for kernel in ("tiny_forward", "tiny_backward", "resident_forward", "resident_backward", *STREAMING)
         for width in (64, 128)
-    }  # fmt: skip
+    }
     # One query is no tile of 64.
     half = [row for row in hopper if row.entry.endswith(" half") and " on " not in row.case]
     without = {row.entry.removesuffix(" half") for row in half if set(row.tensor_core) != {"HGMMA"}}
@@ -97,9 +105,16 @@ def test_attention_on_hopper_uses_warpgroup_products(rows):
 
 @pytest.mark.parametrize(
     ("name", "tiles_of"),
-    [("sm_90", "sm_90"), ("sm_86", "sm_89"), ("sm_87", "sm_80"), ("sm_103", "sm_100"), ("sm_121", "sm_120"),
-     ("sm_130", "sm_120"), ("gfx942", "gfx942")],
-)  # fmt: skip
+    [
+        ("sm_90", "sm_90"),
+        ("sm_86", "sm_89"),
+        ("sm_87", "sm_80"),
+        ("sm_103", "sm_100"),
+        ("sm_121", "sm_120"),
+        ("sm_130", "sm_120"),
+        ("gfx942", "gfx942"),
+    ],
+)
 def test_an_architecture_without_tiles_takes_those_of_a_similar_one(name, tiles_of):
     assert tuning.known_architecture(name) == tiles_of
     with tuning.targeting(name):
@@ -131,10 +146,10 @@ def test_architectures_that_do_not_launch_a_kernel_leave_a_dash():
     assert "| other | `kernel` | tile | 9 / - | 0 / - | 1 / - | 4 HGMMA | 128 / - |" in lines
 
 
-def test_readme_holds_the_table_of_these_sources(rows):
-    """Otherwise: python -m fastvtp_kernels.compile_report --readme kernels/README.md"""
-    start, end = compile_report.README_MARKERS
-    written = README.read_text().split(start)[1].split(end)[0]
+def test_the_page_holds_the_table_of_these_sources(rows):
+    """Otherwise: python -m fastvtp_kernels.compile_report --page docs/kernels_compiled.md"""
+    start, end = compile_report.PAGE_MARKERS
+    written = PAGE.read_text().split(start)[1].split(end)[0]
     assert f"sources {compile_report.sources()}." in written
     lines = [line.split(" | ") for line in written.splitlines() if line.count(" | ") == 7][1:]
     assert {line[0].removeprefix("| ") for line in lines} >= {row.case for row in rows}
@@ -144,12 +159,14 @@ def test_readme_holds_the_table_of_these_sources(rows):
     assert f"Side by side: {architectures} " in written
 
 
-def test_the_digest_follows_code_and_not_comments(tmp_path, monkeypatch):
+def test_the_digest_follows_code_and_not_what_is_said_of_it(tmp_path, monkeypatch):
     (tmp_path / "kernels.py").write_text("import triton\n\nX = 1  # one\n")
     monkeypatch.setattr(compile_report, "__file__", str(tmp_path / "compile_report.py"))
     before = compile_report.sources()
-    (tmp_path / "kernels.py").write_text("import triton\n# more\nX = 1\n")
+    (tmp_path / "kernels.py").write_text('"""Says\nmore."""\nimport triton\n# more\nX = 1\n"""Of X."""\n')
     assert compile_report.sources() == before
+    (tmp_path / "kernels.py").write_text("import triton\n\nX = 'a string'\n")
+    assert compile_report.sources() != before
     (tmp_path / "kernels.py").write_text("import triton\n\nX = 2\n")
     assert compile_report.sources() != before
 
@@ -174,7 +191,7 @@ def test_faults_are_found_and_named(change, said):
         assert faults[0].startswith("sm_90 case: kernel (tile)")
 
 
-def test_readme_without_markers_is_refused():
+def test_a_page_without_markers_is_refused():
     with pytest.raises(ValueError, match="has no lines <!-- compile report -->"):
         compile_report.with_table("# title\n", [GOOD])
 

@@ -107,9 +107,11 @@ def test_ranks_that_differ_are_refused_on_every_rank(loss, processes):
     expected = [
         f"{loss}: the ranks' features have shapes {shapes}, expected the same shape on each rank"
         for shapes in (
-            [[2, 5], [2, 5], [3, 5], [2, 5]], [[2, 4], [2, 5], [2, 5], [2, 5]], [[2, 5], [2, 5], [2, 5], [0, 5]]
+            [[2, 5], [2, 5], [3, 5], [2, 5]],
+            [[2, 4], [2, 5], [2, 5], [2, 5]],
+            [[2, 5], [2, 5], [2, 5], [0, 5]],
         )
-    ]  # fmt: skip
+    ]
     expected.append(f"{loss}: the ranks' features have shapes {[[0, 5]] * 4}, expected at least one row on each")
     # A rank that sent gradients to one that waits for none would hang.
     expected.append(

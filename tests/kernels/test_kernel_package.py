@@ -3,8 +3,11 @@
 import subprocess
 import sys
 
+import torch
+
 import fastvtp_kernels
 from fastvtp_kernels import dispatch
+from fastvtp_kernels.ops import OPS
 
 WITHOUT_EXTRAS = """
 import sys
@@ -20,14 +23,16 @@ assert not Absent.names & set(sys.modules)
 """
 
 
-CLASSES = {"BackendUnavailableError", "HardNegatives", "TubeMask"}
-TORCH_ONLY = {"block_tube_mask", "replace_masked_tokens", "running_cell_mask"}
+CLASSES = {"BackendUnavailableError", "BlockShapes", "HardNegatives", "Replacement", "TubeMask"}
 
 
-def test_public_names_are_the_ops():
+def test_the_table_holds_every_public_function_and_everything_that_is_registered():
     names = set(fastvtp_kernels.__all__)
-    assert names - CLASSES - TORCH_ONLY == set(dispatch.ops())
     assert all(hasattr(fastvtp_kernels, name) for name in names)
+    assert names - CLASSES == {name for folder in OPS.values() for name in folder.functions}
+    assert set(dispatch.ops()) == {name for folder in OPS.values() for name in folder.dispatched}
+    entered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastvtp::")}
+    assert entered == {f"fastvtp::{name}" for folder in OPS.values() for name in folder.registered}
 
 
 def test_imports_and_runs_without_optional_packages():

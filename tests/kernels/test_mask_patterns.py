@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastvtp_kernels import block_tube_mask, running_cell_mask, tube_mask
+from fastvtp_kernels import BlockShapes, block_tube_mask, running_cell_mask, tube_mask
 from fastvtp_kernels.masking.patterns import block_shapes, draw_blocks
 
 GRIDS = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(1, 7))
@@ -59,7 +59,7 @@ def test_seed_step_and_each_word_of_the_sample_id_matter(pattern):
 def test_masks_are_frozen():
     """A change of these numbers breaks the reproducibility of every past run."""
     options = {"seed": 1, "step": 2, "sample_ids": [7, 2**40]}
-    blocks = block_tube_mask(2, (3, 3, 4), 0.3, min_cells=3, **options).masked
+    blocks = block_tube_mask(2, (3, 3, 4), 0.3, shapes=BlockShapes(min_cells=3), **options).masked
     assert blocks.tolist() == [[3, 7, 11, 14, 15, 18, 19, 22, 23, 30, 34], [0, 4, 8, 12, 13, 14, 16, 17, 18, 20, 25]]
     cells = running_cell_mask(2, (2, 3, 3), 0.4, **options).masked
     assert cells.tolist() == [[0, 1, 2, 6, 8, 13, 17], [3, 4, 5, 10, 12, 14, 16]]
@@ -87,7 +87,7 @@ def test_stays_on_the_device_and_reads_no_value(pattern):
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 3), GRIDS, st.floats(0, 0.999), st.integers(1, 60), WORD, st.integers(0, 2**32 - 1))
 def test_block_mask_masks_the_stated_count(batch_size, grid, mask_ratio, min_cells, seed, step):
-    mask = block_tube_mask(batch_size, grid, mask_ratio, seed=seed, step=step, min_cells=min_cells)
+    mask = block_tube_mask(batch_size, grid, mask_ratio, seed=seed, step=step, shapes=BlockShapes(min_cells))
     tokens = torch.arange(grid[0] * grid[1] * grid[2]).expand(batch_size, -1)
     assert_divides(mask, tokens, round(mask_ratio * tokens.shape[1]))
 
@@ -142,7 +142,7 @@ LENGTHS = pytest.mark.parametrize(
 @LENGTHS
 def test_masked_tokens_form_tubes(tube_length, shortest, longest):
     """Overlapping runs unite, around the end of the clip too, to no less than one run."""
-    mask = block_tube_mask(30, (8, 16, 16), 0.65, seed=4, tube_length=tube_length)
+    mask = block_tube_mask(30, (8, 16, 16), 0.65, seed=4, shapes=BlockShapes(tube_length=tube_length))
     assert mask.visible.shape == (30, 717)  # VideoPrism
     hidden = masked_cells(mask, (8, 16, 16))
     begins = hidden & ~hidden.roll(1, dims=1)
@@ -153,7 +153,9 @@ def test_masked_tokens_form_tubes(tube_length, shortest, longest):
 @LENGTHS
 def test_one_block_has_one_run(tube_length, shortest, longest):
     """14 of 2048 tokens are less than a block of 16 cells: all tubes, but for the cut one, are equally long."""
-    hidden = masked_cells(block_tube_mask(60, (8, 16, 16), 0.007, seed=4, tube_length=tube_length), (8, 16, 16))
+    hidden = masked_cells(
+        block_tube_mask(60, (8, 16, 16), 0.007, seed=4, shapes=BlockShapes(tube_length=tube_length)), (8, 16, 16)
+    )
     lengths = hidden.sum(dim=1).flatten(1)
     run = lengths.amax(dim=1, keepdim=True)
     assert run.unique().tolist() == list(range(shortest, longest + 1))
@@ -264,14 +266,14 @@ NOT_OF_BOTH = [
     ({"sample_ids": [1, 2]}, r"sample_ids has shape \[2\], expected \[1\]"),
 ]
 NOT_OF_BLOCKS = [
-    ({"min_cells": 0}, "min_cells is 0, expected min_cells >= 1"),
-    ({"aspect": (2, 1)}, r"aspect is \(2, 1\), expected 0 < least <= greatest"),
-    ({"aspect": (0, 1)}, r"aspect is \(0, 1\)"),
-    ({"aspect": (1,)}, r"aspect is \(1,\)"),
-    ({"aspect": (4, 5)}, r"aspect is \(4, 5\), expected one that a rectangle in 3 x 4 cells has"),
-    ({"tube_length": (0, 0.5)}, r"tube_length is \(0, 0.5\), expected 0 < least <= greatest <= 1"),
-    ({"tube_length": (0.5, 1.5)}, r"tube_length is \(0.5, 1.5\)"),
-    ({"tube_length": (0.5,)}, r"tube_length is \(0.5,\)"),
+    ({"shapes": BlockShapes(min_cells=0)}, "min_cells is 0, expected min_cells >= 1"),
+    ({"shapes": BlockShapes(aspect=(2, 1))}, r"aspect is \(2, 1\), expected 0 < least <= greatest"),
+    ({"shapes": BlockShapes(aspect=(0, 1))}, r"aspect is \(0, 1\)"),
+    ({"shapes": BlockShapes(aspect=(1,))}, r"aspect is \(1,\)"),
+    ({"shapes": BlockShapes(aspect=(4, 5))}, r"aspect is \(4, 5\), expected one that a rectangle in 3 x 4 cells has"),
+    ({"shapes": BlockShapes(tube_length=(0, 0.5))}, r"tube_length is \(0, 0.5\), expected 0 < least <= greatest <= 1"),
+    ({"shapes": BlockShapes(tube_length=(0.5, 1.5))}, r"tube_length is \(0.5, 1.5\)"),
+    ({"shapes": BlockShapes(tube_length=(0.5,))}, r"tube_length is \(0.5,\)"),
 ]
 NOT_OF_CELLS = [
     ({"cell": (0, 2)}, r"cell is \(0, 2\), expected two sizes >= 1"),

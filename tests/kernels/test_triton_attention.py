@@ -18,6 +18,7 @@ from fastvtp_kernels import (
 )
 from fastvtp_kernels.attention import kernels, resident, streaming, tiny
 from fastvtp_kernels.testing import tiny as tiny_error
+from fastvtp_kernels.testing import truths
 from tests.kernels.attention_cases import (
     ATTENTION_KERNELS,
     LENGTHS,
@@ -110,33 +111,27 @@ def test_many_queries_of_few_keys(regime, causal):
         assert_meets_the_law(varlen_attention, packed(*lengths, causal=causal))
 
 
+RESIDENT = [resident.resident_forward, resident.resident_backward]
+STREAMING_BACKWARD = [streaming.row_dots, streaming.stream_backward_keys, streaming.stream_backward_queries]
+STREAMING = [streaming.stream_forward, *STREAMING_BACKWARD]
+DROPOUT = {"dropout_p": 0.5}
 # longest query, longest key, head width, dtype, options -> kernels of forward and backward
 CHOICES: dict[str, tuple[Any, ...]] = {
     "32 rows": (32, 32, 64, torch.float32, {}, [tiny.tiny_forward, tiny.tiny_backward]),
-    "32 wide rows": (32, 32, 256, torch.float16, {"dropout_p": 0.5}, [tiny.tiny_forward, tiny.tiny_backward]),
-    "33 rows": (33, 33, 64, torch.bfloat16, {}, [resident.resident_forward, resident.resident_backward]),
-    "33 keys": (1, 33, 64, torch.float16, {}, [resident.resident_forward, resident.resident_backward]),
-    "33 queries": (33, 1, 64, torch.float16, {}, [resident.resident_forward, resident.resident_backward]),
-    "256 rows": (256, 256, 64, torch.bfloat16, {}, [resident.resident_forward, resident.resident_backward]),
+    "32 wide rows": (32, 32, 256, torch.float16, DROPOUT, [tiny.tiny_forward, tiny.tiny_backward]),
+    "33 rows": (33, 33, 64, torch.bfloat16, {}, RESIDENT),
+    "33 keys": (1, 33, 64, torch.float16, {}, RESIDENT),
+    "33 queries": (33, 1, 64, torch.float16, {}, RESIDENT),
+    "256 rows": (256, 256, 64, torch.bfloat16, {}, RESIDENT),
     "257 keys": (1, 257, 64, torch.bfloat16, {}, [streaming.stream_forward, resident.resident_backward]),
-    "128 wide rows": (128, 128, 128, torch.bfloat16, {}, [resident.resident_forward, resident.resident_backward]),
-    "128 rows, 80 wide": (
-        128, 128, 80, torch.bfloat16, {},
-        [resident.resident_forward, streaming.row_dots, streaming.stream_backward_keys,
-         streaming.stream_backward_queries],
-    ),
-    **{
-        name: (*change, [streaming.stream_forward, streaming.row_dots, streaming.stream_backward_keys,
-                         streaming.stream_backward_queries])
-        for name, change in {
-            "257 rows": (257, 257, 64, torch.bfloat16, {}),
-            "129 wide rows": (129, 129, 80, torch.bfloat16, {}),
-            "33 widest rows": (33, 33, 136, torch.bfloat16, {}),
-            "33 exact rows": (33, 33, 64, torch.float32, {}),
-            "33 rows with dropout": (33, 33, 64, torch.bfloat16, {"dropout_p": 0.5}),
-        }.items()
-    },
-}  # fmt: skip
+    "128 wide rows": (128, 128, 128, torch.bfloat16, {}, RESIDENT),
+    "128 rows, 80 wide": (128, 128, 80, torch.bfloat16, {}, [resident.resident_forward, *STREAMING_BACKWARD]),
+    "257 rows": (257, 257, 64, torch.bfloat16, {}, STREAMING),
+    "129 wide rows": (129, 129, 80, torch.bfloat16, {}, STREAMING),
+    "33 widest rows": (33, 33, 136, torch.bfloat16, {}, STREAMING),
+    "33 exact rows": (33, 33, 64, torch.float32, {}, STREAMING),
+    "33 rows with dropout": (33, 33, 64, torch.bfloat16, DROPOUT, STREAMING),
+}
 
 
 @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
@@ -309,7 +304,7 @@ def test_repeats_bit_for_bit(regime):
 
 
 @pytest.mark.parametrize("cap", [0, 5, 50])
-@pytest.mark.parametrize("path", [*REGIMES, "reference"])
+@pytest.mark.parametrize("path", [*REGIMES, "reference", "specification"])
 def test_videoprism_parity(path, cap):
     """The official package's attention: all queries of the keys that are not padding; then causal, among the rest."""
     data = {name: x.to(DEVICE) for name, x in load_file(VIDEOPRISM).items()}
@@ -317,9 +312,9 @@ def test_videoprism_parity(path, cap):
     present = data["paddings"] == 0
     lengths = present.sum(1).tolist()
     query, keys, values = data["q"], data["k"][present], data["v"][present]
-    options = {"softcap": float(cap), "backend": "triton" if path in REGIMES else path}
+    options = {"softcap": float(cap), "backend": "triton" if path in REGIMES else "reference"}
     cu, kept = offsets([length] * clips), offsets(lengths)
-    with forced(path):
+    with truths() if path == "specification" else forced(path):
         full = varlen_attention(
             query.flatten(0, 1), keys, values, cu, length, cu_seqlens_k=kept, max_seqlen_k=length, **options
         )

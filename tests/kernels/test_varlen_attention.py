@@ -1,4 +1,4 @@
-"""Packed attention against a loop over sequences, queries and keys."""
+"""Packed attention on the CPU against the specification, a loop over sequences and queries."""
 
 import math
 from typing import Any
@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastvtp_kernels import philox, varlen_attention
+from fastvtp_kernels import varlen_attention
+from fastvtp_kernels.attention import reference
+from fastvtp_kernels.attention.call import Call, Options
 from fastvtp_kernels.testing import assert_within_tolerance
 
 LENGTHS = [3, 0, 1, 7, 5]
@@ -26,39 +28,15 @@ def offsets(lengths):
     return torch.tensor([0, *lengths]).cumsum(0).int()
 
 
-def keep_weights(seed, dropout_p, row, keys, heads):
-    """Which weights dropout keeps, bool [keys, heads], one number at a time as the docstring states it."""
-    kept = torch.empty(keys, heads, dtype=torch.bool)
-    for key in range(keys):
-        for head in range(heads):
-            words = philox.random_words(philox.ATTENTION_DROPOUT, seed, (torch.tensor(row), key, head // 4, 0))
-            kept[key, head] = words[head % 4] < round((1 - dropout_p) * 2**32)
-    return kept
-
-
 def attention(qkv, cu, max_seqlen, **options):
     query, key, value = qkv
     return varlen_attention(query, key, value, cu, max_seqlen, **options)
 
 
-def loop_attention(qkv, cu, cu_k, softmax_scale=None, softcap=0.0, causal=False, dropout_p=0.0, seed=0):
-    """One query at a time: softmax of its logits over the keys it may see."""
-    query, key, value = qkv
-    scale = query.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    rows = [torch.zeros_like(row) for row in query]
-    for s in range(len(cu) - 1):
-        n, nk, start, start_k = cu[s + 1] - cu[s], cu_k[s + 1] - cu_k[s], int(cu[s]), int(cu_k[s])
-        for i in range(int(n)):
-            seen = int(nk - n + i + 1) if causal else int(nk)
-            if seen <= 0:
-                continue
-            logits = torch.einsum("hd,khd->kh", query[start + i], key[start_k : start_k + seen]) * scale
-            logits = softcap * torch.tanh(logits / softcap) if softcap else logits
-            weights = logits.softmax(0)
-            if dropout_p:
-                weights = weights * keep_weights(seed, dropout_p, start + i, seen, query.shape[1]) / (1 - dropout_p)
-            rows[start + i] = torch.einsum("kh,khd->hd", weights, value[start_k : start_k + seen])
-    return torch.stack(rows)
+def loop_attention(qkv, cu, cu_k, softmax_scale=None, **options):
+    """The specification, which asks for no bounds of the lengths."""
+    scale = qkv[0].shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    return reference.varlen_attention(*qkv, Call(cu, 0, cu_k, 0, Options(scale, **options)))
 
 
 def example(rows, rows_k=None, heads=3, width=8, dtype=torch.float64, seed=0):

@@ -35,7 +35,7 @@ from fastvtp.systems.alpro.fusion import (
     AlproPlan,
 )
 from fastvtp.systems.alpro.towers import AlproConfig, AlproTowers
-from fastvtp_kernels import replace_masked_tokens, text_mask
+from fastvtp_kernels import Replacement, replace_masked_tokens, text_mask
 from fastvtp_kernels.packing import locate_rows
 
 _RANDOM_FRACTION = _KEEP_FRACTION = 0.1  # of the masked words, as in BERT
@@ -88,18 +88,10 @@ class Alpro(AlproFusion):
         if config.entity_weight and not self._prompts_seen:
             self._check_prompts()
         cu_seqlens = offsets(lengths)
-        draw = {"special_ids": config.special_token_ids, "seed": seed, "step": step, "sample_ids": sample_ids}
-        hidden = text_mask(input_ids, cu_seqlens, config.word_mask_ratio, **draw)
-        masked_ids = replace_masked_tokens(
-            input_ids,
-            hidden,
-            cu_seqlens,
-            mask_id=config.mask_token_id,
-            vocab_size=config.vocab_size,
-            random_fraction=_RANDOM_FRACTION,
-            keep_fraction=_KEEP_FRACTION,
-            **draw,
-        )
+        draw, special = {"seed": seed, "step": step, "sample_ids": sample_ids}, config.special_token_ids
+        hidden = text_mask(input_ids, cu_seqlens, config.word_mask_ratio, special_ids=special, **draw)
+        words = Replacement(config.mask_token_id, config.vocab_size, _RANDOM_FRACTION, _KEEP_FRACTION, special)
+        masked_ids = replace_masked_tokens(input_ids, hidden, cu_seqlens, words, **draw)
         crop = crop_patches(sample_ids.numpy(), config.grid, seed=seed, step=step) if config.entity_weight else None
         return self.lay_out(
             input_ids=input_ids,

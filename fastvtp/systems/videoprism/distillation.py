@@ -38,7 +38,7 @@ from fastvtp.systems.videoprism.encoder import (
 from fastvtp.systems.videoprism.layers import PrismTransformer
 from fastvtp.systems.videoprism.losses import cosine_distance, shuffled_order
 from fastvtp.systems.videoprism.video_text import POOLER_WIDTHS
-from fastvtp_kernels import assemble_tokens, block_tube_mask, tube_mask
+from fastvtp_kernels import BlockShapes, assemble_tokens, block_tube_mask, tube_mask
 
 MASKS, ORDERS, PROJECTORS = ("block_tube", "tube"), ("sample", "batch"), ("linear", "mlp")
 
@@ -288,15 +288,8 @@ class PrismStudent(nn.Module):
         if config.mask == "tube":
             mask = tube_mask(len(sample_ids), config.grid, config.mask_ratio, **settings)
         else:
-            mask = block_tube_mask(
-                len(sample_ids),
-                config.grid,
-                config.mask_ratio,
-                min_cells=config.mask_min_cells,
-                aspect=config.mask_aspect,
-                tube_length=config.mask_run,
-                **settings,
-            )
+            shapes = BlockShapes(config.mask_min_cells, config.mask_aspect, config.mask_run)
+            mask = block_tube_mask(len(sample_ids), config.grid, config.mask_ratio, shapes=shapes, **settings)
         length = mask.visible.shape[1] + mask.masked.shape[1]
         if not config.shuffle_tokens:
             order = torch.cat([mask.visible, mask.masked], dim=1).argsort(dim=1)

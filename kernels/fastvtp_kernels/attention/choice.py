@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .. import tuning
+from .call import Options
 from .libraries import refusal
-from .reference import Options
 
 DETERMINISTIC = ("triton", "flash_attn")
 """Backends whose backward pass repeats bit for bit, as the op promises: no other is chosen for training."""
@@ -43,11 +43,12 @@ MEASURED: dict[Situation, tuple[str, ...]] = {}
 
 @torch.compiler.assume_constant_result
 def _architecture(device: torch.device) -> str:
+    """`tuning.architecture`, which a compiler takes as a constant."""
     return tuning.architecture(device)
 
 
 def length_bucket(longest: int) -> int:
-    """The next power of two, 16 at least."""
+    """The next power of two from `longest` on, 16 at least."""
     bucket = 16
     # Comparisons, so that a symbolic length is guarded by its bucket and not by its value.
     while bucket < longest:
@@ -56,6 +57,7 @@ def length_bucket(longest: int) -> int:
 
 
 def width_bucket(width: int) -> int:
+    """The first of 64, 128 and 256 that a head's width fits into; a wider one is a bucket of its own."""
     return next((bucket for bucket in (64, 128, 256) if width <= bucket), width)
 
 
@@ -72,9 +74,14 @@ def ranked(query: Tensor, key: Tensor, value: Tensor, longest: int, options: Opt
     backward = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     width, dtype = query.shape[-1], query.dtype
     situation = Situation(
-        _architecture(query.device), tuning.precision(dtype), width_bucket(width), length_bucket(longest),
-        options.softcap > 0, options.causal, backward,
-    )  # fmt: skip
+        _architecture(query.device),
+        tuning.precision(dtype),
+        width_bucket(width),
+        length_bucket(longest),
+        softcap=options.softcap > 0,
+        causal=options.causal,
+        backward=backward,
+    )
     return tuple(
         name
         for name in MEASURED.get(situation, ())

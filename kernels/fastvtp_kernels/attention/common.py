@@ -17,7 +17,7 @@ STREAM = tl.constexpr(philox.ATTENTION_DROPOUT)
 
 @triton.jit
 def extent(offsets_ptr, sequence, length, AXIAL: tl.constexpr):
-    """(number of the sequence's first row among all rows, number of its rows)."""
+    """Returns the number of a sequence's first row among all rows, and how many rows it has."""
     if AXIAL:
         return sequence.to(tl.int64) * length, length
     else:
@@ -27,7 +27,7 @@ def extent(offsets_ptr, sequence, length, AXIAL: tl.constexpr):
 
 @triton.jit
 def first_of(pointer, start, sequence, inner, head, strides, AXIAL: tl.constexpr):
-    """Pointer to the first value of a sequence and head."""
+    """Returns a pointer to the first value of a sequence and head."""
     if AXIAL:
         offset = (sequence // inner).to(tl.int64) * strides[0] + (sequence % inner).to(tl.int64) * strides[2]
     else:
@@ -37,26 +37,30 @@ def first_of(pointer, start, sequence, inner, head, strides, AXIAL: tl.constexpr
 
 @triton.jit
 def numbered(row, WIDE: tl.constexpr):
-    """Row numbers for `load_rows`: in 64 bits, for registers, only where the rows of a sequence lie so far apart."""
+    """Row numbers as `load_rows` takes them: in 64 bits, which cost registers, only where they are needed."""
     return row.to(tl.int64) if WIDE else row
 
 
 @triton.jit
 def load_rows(first_ptr, row, stride_row, length, d, D):
-    """[rows, BLOCK_D], zero beyond the sequence and the head's width."""
+    """Loads [rows, BLOCK_D] of one sequence and head, zero beyond its `length` rows and the head's width D."""
     mask = (row < length)[:, None] & (d < D)[None, :]
     return tl.load(first_ptr + row[:, None] * stride_row + d[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
 def store_rows(first_ptr, row, stride_row, length, d, D, values):
+    """Stores [rows, BLOCK_D] in the tensor's dtype, but nothing beyond the sequence and the head's width."""
     mask = (row < length)[:, None] & (d < D)[None, :]
     tl.store(first_ptr + row[:, None] * stride_row + d[None, :], values.to(first_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def zero_tail(pointer, offsets_ptr, head, part, parts, sequences, rows, strides, d, D, BLOCK: tl.constexpr):
-    """This program's share of the rows that belong to no sequence; in most batches there are none."""
+    """Writes zeros to this program's share of the rows that belong to no sequence; most batches have none.
+
+    The program is number `part` of `parts` that clear the same head.
+    """
     end = tl.load(offsets_ptr + sequences)
     for start in tl.range(end + part.to(tl.int64) * BLOCK, rows, parts.to(tl.int64) * BLOCK):
         row = start + tl.arange(0, BLOCK)
@@ -68,7 +72,7 @@ def zero_tail(pointer, offsets_ptr, head, part, parts, sequences, rows, strides,
 def zero_forward_tail(
     output_ptr, lse_ptr, offsets_ptr, head, part, parts, sequences, rows, strides, d, D, BLOCK: tl.constexpr
 ):
-    """The same for the output and the log-sum-exp [heads, rows]."""
+    """`zero_tail` for the output and for the log-sum-exp [heads, rows]."""
     zero_tail(output_ptr, offsets_ptr, head, part, parts, sequences, rows, strides, d, D, BLOCK)
     end = tl.load(offsets_ptr + sequences)
     for start in tl.range(end + part.to(tl.int64) * BLOCK, rows, parts.to(tl.int64) * BLOCK):
@@ -78,10 +82,24 @@ def zero_forward_tail(
 
 @triton.jit
 def zero_backward_tails(
-    dq_ptr, dk_ptr, dv_ptr, offsets_ptr, offsets_k_ptr, head, part, parts, sequences, rows, rows_k,
-    dq_strides, dk_strides, d, D, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The same for all three gradients."""
+    dq_ptr,
+    dk_ptr,
+    dv_ptr,
+    offsets_ptr,
+    offsets_k_ptr,
+    head,
+    part,
+    parts,
+    sequences,
+    rows,
+    rows_k,
+    dq_strides,
+    dk_strides,
+    d,
+    D,
+    BLOCK: tl.constexpr,
+):
+    """`zero_tail` for the gradients of query, key and value."""
     zero_tail(dq_ptr, offsets_ptr, head, part, parts, sequences, rows, dq_strides, d, D, BLOCK)
     zero_tail(dk_ptr, offsets_k_ptr, head, part, parts, sequences, rows_k, dk_strides, d, D, BLOCK)
     zero_tail(dv_ptr, offsets_k_ptr, head, part, parts, sequences, rows_k, dk_strides, d, D, BLOCK)
@@ -89,7 +107,7 @@ def zero_backward_tails(
 
 @triton.jit
 def tanh(x):
-    """To float32's precision at every magnitude; the polynomial is that of the Cephes library."""
+    """The hyperbolic tangent to float32's precision at every magnitude; the polynomial is the Cephes library's."""
     z = x * x
     series = -5.70498872745e-3 * z + 2.06390887954e-2
     series = series * z - 5.37397155531e-2
@@ -100,7 +118,7 @@ def tanh(x):
 
 @triton.jit
 def capped(products, scale, softcap, SOFTCAP: tl.constexpr):
-    """Logits in units of log 2, and tanh(logit / cap) for their derivative (without a cap the logits again)."""
+    """Returns the logits in units of log 2, and tanh(logit / cap) for their derivative (the logits without a cap)."""
     if SOFTCAP:
         ratio = tanh(products * (scale / softcap))
         return ratio * (softcap * LOG2E), ratio
@@ -111,7 +129,7 @@ def capped(products, scale, softcap, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def philox_key(seed_ptr, DROPOUT: tl.constexpr):
-    """Read on the device: a captured graph and compiled code draw anew when the seed has changed."""
+    """The key of dropout's Philox, from a seed on the device: captured graphs draw anew when it has changed."""
     if DROPOUT:
         return tl.load(seed_ptr) ^ STREAM
     else:
@@ -120,7 +138,7 @@ def philox_key(seed_ptr, DROPOUT: tl.constexpr):
 
 @triton.jit
 def kept(dropout, row, position, head):
-    """bool [M, N]: dropout's decision for each query row and position of the key, as the reference draws it.
+    """bool [M, N], True where dropout keeps the weight of a query row and a key position, as the reference draws it.
 
     `dropout` is (Philox key, threshold of the kept words, factor of the kept weights).
     """
@@ -133,7 +151,7 @@ def kept(dropout, row, position, head):
 
 @triton.jit
 def visible(row, position, length, length_k, CAUSAL: tl.constexpr):
-    """bool [M, N]: keys of the sequence; with CAUSAL the last query is aligned with the last key."""
+    """bool [M, N], True where a query may look; with CAUSAL the last query is aligned with the last key."""
     mask = (position < length_k)[None, :] & (row < length)[:, None]
     if CAUSAL:
         mask = mask & (position[None, :] <= row[:, None] + (length_k - length))
@@ -142,8 +160,10 @@ def visible(row, position, length, length_k, CAUSAL: tl.constexpr):
 
 @triton.jit
 def seen(row, position, length, length_k, CAUSAL: tl.constexpr):
-    """`visible`, without a look at queries that do not exist: they are zero, with a log-sum-exp of +inf. It saves the
-    registers by which plain and softcapped backward passes fit."""
+    """`visible`, but without asking whether the query exists: those that do not are zero, with a log-sum-exp of +inf.
+
+    It saves the registers by which plain and softcapped backward passes fit.
+    """
     mask = (position < length_k)[None, :]
     if CAUSAL:
         mask = mask & (position[None, :] <= row[:, None] + (length_k - length))
@@ -152,7 +172,7 @@ def seen(row, position, length, length_k, CAUSAL: tl.constexpr):
 
 @triton.jit
 def keyless(row, length, length_k, CAUSAL: tl.constexpr):
-    """bool [M]: the query sees no key, or does not exist."""
+    """bool [M], True where a query sees no key or does not exist."""
     keys = row * 0 + length_k
     if CAUSAL:
         keys = row + 1 + (length_k - length)
@@ -161,10 +181,25 @@ def keyless(row, length, length_k, CAUSAL: tl.constexpr):
 
 @triton.jit
 def forward_tile(
-    state, query, key, value, mask, row, position, head, scale, softcap, dropout,
-    SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One tile of keys in the running softmax; state is (largest logit, sum of weights, weighted values)."""
+    state,
+    query,
+    key,
+    value,
+    mask,
+    row,
+    position,
+    head,
+    scale,
+    softcap,
+    dropout,
+    SOFTCAP: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Takes one tile of keys into the running softmax and returns its new state.
+
+    The state is (largest logit [M], sum of weights [M], weighted values [M, D]).
+    """
     largest, total, output = state
     logits = capped(tl.dot(query, tl.trans(key), input_precision=PRECISION), scale, softcap, SOFTCAP)[0]
     logits = tl.where(mask, logits, float("-inf"))
@@ -182,13 +217,17 @@ def forward_tile(
 
 @triton.jit
 def empty_state(BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The state of `forward_tile` before the first key."""
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     return largest, tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
 
 @triton.jit
 def finish(state, keyless, dropout, DROPOUT: tl.constexpr):
-    """(output, log-sum-exp in units of log 2). A row without a key: zero, and +inf, which silences it in backward."""
+    """Turns the last state into the output and the log-sum-exp, in units of log 2.
+
+    A row without a key gets zero, and +inf, which silences it in backward.
+    """
     largest, total, output = state
     divisor = tl.where(keyless, 1.0, total)
     factor = 1.0 / divisor
@@ -199,10 +238,24 @@ def finish(state, keyless, dropout, DROPOUT: tl.constexpr):
 
 @triton.jit
 def backward_tile(
-    query, key, value, grad, lse, delta, mask, row, position, head, scale, softcap, dropout,
-    SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """[M, N] each, as operands of the next products: the weights that met the values, the gradient of the logits.
+    query,
+    key,
+    value,
+    grad,
+    lse,
+    delta,
+    mask,
+    row,
+    position,
+    head,
+    scale,
+    softcap,
+    dropout,
+    SOFTCAP: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Returns the weights that met the values, and the gradient of the logits: operands [M, N] of the next products.
 
     The mask comes last: whatever stands outside it, NaN included, becomes zero.
     """

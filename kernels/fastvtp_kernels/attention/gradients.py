@@ -1,7 +1,7 @@
 """The forward and backward passes of the registered attention ops in plain PyTorch, with the log-sum-exp between them.
 
-Padded [S, H, L, Dh] as in `reference`. The formulas are those of FlashAttention (Dao et al. 2022, §3 and appendix B)
-with softcap and dropout.
+Sequences are padded to [S, H, L, Dh] as in `padded`. The formulas are those of FlashAttention (Dao et al. 2022, §3 and
+appendix B) with softcap and dropout.
 """
 
 import math
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..packing import pad_rows, padded_slots, unpad_rows
 from ..precision import compute_dtype
-from .reference import Options, attention_mask, dropout_keep
+from .call import Call, Options
+from .padded import attention_mask, dropout_keep
 
 
 def _logits(query: Tensor, key: Tensor, options: Options) -> Tensor:
@@ -19,20 +20,11 @@ def _logits(query: Tensor, key: Tensor, options: Options) -> Tensor:
     return options.softcap * torch.tanh(logits / options.softcap) if options.softcap else logits
 
 
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    cu_seqlens_k: Tensor,
-    max_seqlen_k: int,
-    options: Options,
-) -> tuple[Tensor, Tensor]:
-    """Output [N, H, Dh], and log-sum-exp [H, N] in units of log 2: +inf for a query without a key."""
-    packed = _Padded(query, key, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, options)
+def forward(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Returns the output [N, H, Dh] and the log-sum-exp [H, N] in units of log 2, +inf for a query without a key."""
+    packed = _Padded(query, key, call)
     q, k, v = packed.queries(query), packed.keys(key), packed.keys(value)
-    logits = _logits(q, k, options).masked_fill(~packed.mask, float("-inf"))
+    logits = _logits(q, k, call.options).masked_fill(~packed.mask, float("-inf"))
     lse = logits.logsumexp(dim=-1, keepdim=True)
     weights = (logits - lse).exp().nan_to_num(0.0)
     output = packed.rows((weights * packed.keep) @ v).to(query.dtype)
@@ -41,20 +33,10 @@ def forward(
 
 
 def backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    lse: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    cu_seqlens_k: Tensor,
-    max_seqlen_k: int,
-    options: Options,
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, call: Call
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, given that of the output."""
-    packed = _Padded(query, key, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, options)
+    """Returns the gradients of query, key and value, given that of the output and what `forward` returned."""
+    packed, options = _Padded(query, key, call), call.options
     q, k, v = packed.queries(query), packed.keys(key), packed.keys(value)
     g, o = packed.queries(grad), packed.queries(output)
     logits = _logits(q, k, options)
@@ -69,20 +51,20 @@ def backward(
 
 
 class _Padded:
-    """Between packed rows and [S, H, L, Dh], with the masks that belong to the padded form."""
+    """The way between packed rows and [S, H, L, Dh], with the masks that belong to the padded form."""
 
-    def __init__(
-        self, query: Tensor, key: Tensor, cu: Tensor, length: int, cu_k: Tensor, length_k: int, options: Options
-    ) -> None:
-        self.sequences, self.length, self.length_k = cu.shape[0] - 1, length, length_k
-        self.slot, self.slot_k = padded_slots(cu, query.shape[0], length), padded_slots(cu_k, key.shape[0], length_k)
+    def __init__(self, query: Tensor, key: Tensor, call: Call) -> None:
+        cu, cu_k = call.cu_seqlens, call.cu_seqlens_k
+        self.sequences, self.length, self.length_k = cu.shape[0] - 1, call.max_seqlen, call.max_seqlen_k
+        self.slot = padded_slots(cu, query.shape[0], self.length)
+        self.slot_k = padded_slots(cu_k, key.shape[0], self.length_k)
         self.dtype = compute_dtype(query.dtype)
-        self.exists = torch.arange(length, device=cu.device) < cu.diff()[:, None]
-        self.exists_k = torch.arange(length_k, device=cu.device) < cu_k.diff()[:, None]
-        self.mask = attention_mask(cu, cu_k, length, length_k, options.causal) & self.exists[:, None, :, None]
+        self.exists = torch.arange(self.length, device=cu.device) < cu.diff()[:, None]
+        self.exists_k = torch.arange(self.length_k, device=cu.device) < cu_k.diff()[:, None]
+        self.mask = attention_mask(call) & self.exists[:, None, :, None]
         self.keep: Tensor | float = 1.0
-        if options.dropout_p:
-            self.keep = dropout_keep(cu, query.shape[1], length, length_k, options) / (1 - options.dropout_p)
+        if call.options.dropout_p:
+            self.keep = dropout_keep(call, query.shape[1]) / (1 - call.options.dropout_p)
 
     def queries(self, rows: Tensor) -> Tensor:
         return pad_rows(rows.to(self.dtype), self.slot, self.sequences, self.length).transpose(1, 2)

@@ -1,22 +1,25 @@
-"""Launchers of the attention kernels: which regime runs, with which tiles.
+"""Launchers of the attention kernels: which regime runs, with which tiles, and in which order of the sequences.
 
 Shape legend: S sequences, H heads, N and Nk packed rows, D head width; a grid [A, L, C, H, D] has S = A * C sequences
 of L rows.
 """
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (The body of a @triton.jit function is Triton's language, which looks like Python.)
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from .. import tuning
 from ..launching import blocks, launch
-from . import ranking, resident, streaming, tiny
-from .problem import LARGEST_HEAD, Problem
+from . import resident, streaming, tiny
+from .call import Call, Options, of_flat, of_flat_self_attention
+from .problem import LARGEST_HEAD, Problem, of_packed
 from .problem import of_axis as axial_problem
-from .problem import of_packed as _packed_problem
-from .reference import Options
 
 __all__ = ["LARGEST_HEAD", "TINY_ROWS", "Problem", "axial_problem", "backward", "forward", "is_tiny", "packed_problem"]
 
@@ -26,23 +29,41 @@ RANKED = 4096
 """Up to so many sequences every one is compared with every other; more are sorted."""
 
 
+@triton.jit
+def _length(offsets_ptr, sequence, exists):
+    start = tl.load(offsets_ptr + sequence, mask=exists, other=0)
+    return tl.load(offsets_ptr + sequence + 1, mask=exists, other=0) - start
+
+
+@triton.jit(do_not_specialize=["sequences"])
+def rank_by_length(offsets_ptr, order_ptr, sequences, BLOCK: tl.constexpr):
+    """order[rank] = sequence, where its rank is the number of longer ones and of equal ones before it."""
+    own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    length = _length(offsets_ptr, own, own < sequences)[:, None]
+    rank = tl.zeros([BLOCK], tl.int32)
+    for first in tl.range(0, sequences, BLOCK):
+        other = first + tl.arange(0, BLOCK)
+        exists = other < sequences
+        other_length = _length(offsets_ptr, other, exists)[None, :]
+        ahead = (other_length > length) | ((other_length == length) & (other[None, :] < own[:, None]))
+        rank += tl.sum((ahead & exists[None, :]).to(tl.int32), axis=1)
+    tl.store(order_ptr + rank, own, mask=own < sequences)
+
+
 def attention_order(offsets: Tensor) -> Tensor:
     """The sequences by falling length, equal ones in their own order, int32 [S]."""
     sequences = offsets.shape[0] - 1
     if sequences > RANKED:
         return offsets.diff().argsort(descending=True, stable=True).int()
     order = torch.empty(sequences, dtype=torch.int32, device=offsets.device)
-    tile = tuning.Tile({"BLOCK": 64})
-    launch(ranking.rank_by_length, (blocks(sequences, 64),), offsets, order, sequences, tile=tile)
+    launch(rank_by_length, (blocks(sequences, 64),), offsets, order, sequences, tile=tuning.Tile({"BLOCK": 64}))
     return order
 
 
-def packed_problem(
-    query: Tensor, key: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int, options: Options
-) -> Problem:
-    """With the sequences in the order in which long ones run best."""
-    order = attention_order(offsets) if longest > TINY_ROWS else None
-    return _packed_problem(query, key, offsets, longest, offsets_k, longest_k, options, order)
+def packed_problem(query: Tensor, key: Tensor, call: Call) -> Problem:
+    """`problem.of_packed`, with the sequences in the order in which long ones run best."""
+    order = attention_order(call.cu_seqlens) if call.max_seqlen > TINY_ROWS else None
+    return of_packed(query, key, call._replace(order=order))
 
 
 def _unit_width_stride(tensor: Tensor) -> Tensor:
@@ -56,14 +77,14 @@ def _group(problem: Problem, tile: tuning.Tile) -> dict[str, int]:
 
 
 def _tile(kernel: str, problem: Problem, tensor: Tensor) -> tuning.Tile:
-    options = problem.options
-    masked = problem.block_d > 64 and problem.width < problem.block_d
-    variant = (
-        "_dropout" if options.dropout_p
-        else "_capped" if options.softcap or options.causal
-        else "_masked" if masked
-        else ""
-    )  # fmt: skip
+    """The tile of one regime's kernel: its variant by the options that cost registers, by falling cost."""
+    options, variant = problem.options, ""
+    if options.dropout_p:
+        variant = "_dropout"
+    elif options.softcap or options.causal:
+        variant = "_capped"
+    elif problem.block_d > 64 and problem.width < problem.block_d:
+        variant = "_masked"
     return tuning.tile(f"{kernel}_{max(problem.block_d, 64)}", tensor.dtype, tensor.device, variant)
 
 
@@ -80,7 +101,7 @@ def _is_wide(problem: Problem, strides: Sequence[tuple[int, ...]]) -> bool:
 
 
 def _resident_rows(problem: Problem, tensor: Tensor, wide: bool) -> tuple[int, int]:
-    # Dropout's random numbers need the registers, and so do 64-bit addresses.
+    """`tuning.resident_rows`, but (0, 0) where dropout's numbers or 64-bit addresses need the registers."""
     if problem.options.dropout_p or wide:
         return 0, 0
     return tuning.resident_rows(problem.width, tensor.dtype, tensor.device)
@@ -106,32 +127,61 @@ def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tupl
         shared = _group(problem, tile)
         group = shared.pop("group")
         launch(
-            tiny.tiny_forward, (blocks(problem.sequences, group) * problem.heads,), *tensors, *strides,
-            problem.sequences, problem.heads, group, problem.rows, *problem.sizes, *numbers,
-            tile=tile, **shared, **flags,
-        )  # fmt: skip
+            tiny.tiny_forward,
+            (blocks(problem.sequences, group) * problem.heads,),
+            *tensors,
+            *strides,
+            *(problem.sequences, problem.heads, group, problem.rows),
+            *problem.sizes,
+            *numbers,
+            tile=tile,
+            **shared,
+            **flags,
+        )
     elif problem.longest_k <= _resident_rows(problem, query, wide)[0]:
         tile = _tile("resident_forward", problem, query)
         launch(
-            resident.resident_forward, (problem.sequences * problem.heads,), *tensors, problem.order, *strides,
-            problem.sequences, problem.heads, problem.rows, *problem.sizes, *numbers[:2],
-            TILES=blocks(problem.longest_k, tile.blocks["BLOCK_N"]), tile=tile, **_without_dropout(flags),
-        )  # fmt: skip
+            resident.resident_forward,
+            (problem.sequences * problem.heads,),
+            *tensors,
+            problem.order,
+            *strides,
+            *(problem.sequences, problem.heads, problem.rows),
+            *problem.sizes,
+            *numbers[:2],
+            TILES=blocks(problem.longest_k, tile.blocks["BLOCK_N"]),
+            tile=tile,
+            **_without_dropout(flags),
+        )
     else:
         tile = _tile("stream_forward", problem, query)
         tiles = blocks(problem.longest, tile.blocks["BLOCK_M"])
         launch(
-            streaming.stream_forward, (problem.sequences * problem.heads * tiles,), *tensors, problem.order, *strides,
-            problem.sequences, problem.heads, tiles, problem.rows, *problem.sizes, *numbers,
-            WIDE=wide, tile=tile, **flags,
-        )  # fmt: skip
+            streaming.stream_forward,
+            (problem.sequences * problem.heads * tiles,),
+            *tensors,
+            problem.order,
+            *strides,
+            *(problem.sequences, problem.heads, tiles, problem.rows),
+            *problem.sizes,
+            *numbers,
+            WIDE=wide,
+            tile=tile,
+            **flags,
+        )
     return output, lse
 
 
 def backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, problem: Problem,
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    problem: Problem,
     gradients: Sequence[Tensor],
-) -> None:  # fmt: skip
+) -> None:
     """Write the gradients of query, key and value into `gradients`, whose last two have equal strides."""
     query, key, value = (_unit_width_stride(tensor) for tensor in (query, key, value))
     grad = grad.contiguous()
@@ -142,67 +192,92 @@ def backward(
     d_strides = [problem.strides(tensor) for tensor in (dq, dk)]
     flags, numbers = problem.flags(query.dtype), problem.numbers(query.device)
     wide = _is_wide(problem, [*strides, *d_strides])
+    tensors = [query, key, value, output, grad, lse, dq, dk, dv, problem.offsets, problem.offsets_k]
     if is_tiny(problem, query):
         tile = _tile("tiny_backward", problem, query)
         shared = _group(problem, tile)
         group = shared.pop("group")
         launch(
-            tiny.tiny_backward, (blocks(problem.sequences, group) * problem.heads,),
-            query, key, value, output, grad, lse, dq, dk, dv, problem.offsets, problem.offsets_k, *strides, *d_strides,
-            problem.sequences, problem.heads, group, problem.rows, problem.rows_k, *problem.sizes, *numbers,
-            tile=tile, **shared, **flags,
-        )  # fmt: skip
-        return
-    offsets = [problem.offsets, problem.offsets_k, problem.order]
-    counts = problem.sequences, problem.heads
-    if problem.longest <= _resident_rows(problem, query, wide)[1]:
+            tiny.tiny_backward,
+            (blocks(problem.sequences, group) * problem.heads,),
+            *tensors,
+            *strides,
+            *d_strides,
+            *(problem.sequences, problem.heads, group, problem.rows, problem.rows_k),
+            *problem.sizes,
+            *numbers,
+            tile=tile,
+            **shared,
+            **flags,
+        )
+    elif problem.longest <= _resident_rows(problem, query, wide)[1]:
         tile = _tile("resident_backward", problem, query)
         launch(
-            resident.resident_backward, (problem.sequences * problem.heads,),
-            query, key, value, output, grad, lse, dq, dk, dv, *offsets, *strides, *d_strides,
-            *counts, problem.rows, problem.rows_k, *problem.sizes, *numbers[:2],
-            BLOCK_M=max(16, 1 << (problem.longest - 1).bit_length()), tile=tile, **_without_dropout(flags),
-        )  # fmt: skip
-        return
-    delta = torch.empty_like(lse)
-    tile = tuning.tile("row_dots", torch.float32, query.device)
+            resident.resident_backward,
+            (problem.sequences * problem.heads,),
+            *tensors,
+            problem.order,
+            *strides,
+            *d_strides,
+            *(problem.sequences, problem.heads, problem.rows, problem.rows_k),
+            *problem.sizes,
+            *numbers[:2],
+            BLOCK_M=max(16, 1 << (problem.longest - 1).bit_length()),
+            tile=tile,
+            **_without_dropout(flags),
+        )
+    else:
+        delta = _row_dots(output, grad, problem)
+        shared = {"WIDE": wide, **flags}
+        rest = [*problem.sizes, *numbers]
+        tensors = [query, key, value, grad, lse, delta]
+        offsets = [problem.offsets, problem.offsets_k, problem.order]
+
+        tile = _tile("stream_backward_keys", problem, query)
+        tiles = blocks(problem.longest_k, tile.blocks["BLOCK_N"])
+        counts = problem.sequences, problem.heads, tiles, problem.rows, problem.rows_k
+        grid = (problem.sequences * problem.heads * tiles,)
+        arguments = [*tensors, dk, dv, *offsets, *strides, d_strides[1], *counts, *rest]
+        launch(streaming.stream_backward_keys, grid, *arguments, tile=tile, **shared)
+
+        tile = _tile("stream_backward_queries", problem, query)
+        tiles = blocks(problem.longest, tile.blocks["BLOCK_M"])
+        counts = problem.sequences, problem.heads, tiles, problem.rows
+        grid = (problem.sequences * problem.heads * tiles,)
+        arguments = [*tensors, dq, *offsets, *strides, d_strides[0], *counts, *rest]
+        launch(streaming.stream_backward_queries, grid, *arguments, tile=tile, **shared)
+
+
+def _row_dots(output: Tensor, grad: Tensor, problem: Problem) -> Tensor:
+    """float32 [H, N]: the product of each row of the output, and head, with its gradient."""
+    delta = output.new_empty(problem.heads, problem.rows, dtype=torch.float32)
+    tile = tuning.tile("row_dots", torch.float32, output.device)
     launch(
-        streaming.row_dots, (blocks(problem.rows, tile.blocks["BLOCK_M"]), problem.heads),
-        output, grad, delta, strides[3], problem.rows, *problem.sizes,
-        AXIAL=problem.axial, BLOCK_D=problem.block_d, tile=tile,
-    )  # fmt: skip
-    tile = _tile("stream_backward_keys", problem, query)
-    tiles = blocks(problem.longest_k, tile.blocks["BLOCK_N"])
-    launch(
-        streaming.stream_backward_keys, (problem.sequences * problem.heads * tiles,),
-        query, key, value, grad, lse, delta, dk, dv, *offsets, *strides, d_strides[1],
-        *counts, tiles, problem.rows, problem.rows_k, *problem.sizes, *numbers, WIDE=wide, tile=tile, **flags,
-    )  # fmt: skip
-    tile = _tile("stream_backward_queries", problem, query)
-    tiles = blocks(problem.longest, tile.blocks["BLOCK_M"])
-    launch(
-        streaming.stream_backward_queries, (problem.sequences * problem.heads * tiles,),
-        query, key, value, grad, lse, delta, dq, *offsets, *strides, d_strides[0],
-        *counts, tiles, problem.rows, *problem.sizes, *numbers, WIDE=wide, tile=tile, **flags,
-    )  # fmt: skip
+        streaming.row_dots,
+        (blocks(problem.rows, tile.blocks["BLOCK_M"]), problem.heads),
+        *(output, grad, delta, problem.strides(output), problem.rows),
+        *problem.sizes,
+        AXIAL=problem.axial,
+        BLOCK_D=problem.block_d,
+        tile=tile,
+    )
+    return delta
 
 
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int,
-    cu_seqlens_k: Tensor, max_seqlen_k: int, *options: Any,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return forward(query, key, value, _packed(query, key, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, *options))
+# What the registered ops launch, with their flat arguments.
 
 
-def _packed(query: Tensor, key: Tensor, *rest: Any) -> Problem:
-    offsets, longest, offsets_k, longest_k, *options, order = rest
-    return _packed_problem(query, key, offsets, longest, offsets_k, longest_k, Options(*options), order)
+def attention(query: Tensor, key: Tensor, value: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
+    """`forward` of packed rows [N, H, Dh] and [Nk, H, Dh]."""
+    return forward(query, key, value, of_packed(query, key, of_flat(*flat)))
 
 
 def attention_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, *rest: Any
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, *flat: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _separate_gradients(grad, query, key, value, output, lse, _packed(query, key, *rest))
+    """Gradients of query, key and value, each contiguous."""
+    problem = of_packed(query, key, of_flat(*flat))
+    return _separate_gradients(grad, query, key, value, output, lse, problem)
 
 
 def _separate_gradients(
@@ -213,39 +288,41 @@ def _separate_gradients(
     return dq, dk, dv
 
 
-def attention_packed(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *options: Any) -> tuple[Tensor, Tensor]:
+def attention_packed(qkv: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
+    """`forward` of the three views of qkv [N, 3, H, Dh]."""
     query, key, value = qkv.unbind(1)
-    return attention(query, key, value, cu_seqlens, max_seqlen, cu_seqlens, max_seqlen, *options)
+    return forward(query, key, value, of_packed(query, key, of_flat_self_attention(*flat)))
 
 
-def attention_packed_backward(
-    grad: Tensor, qkv: Tensor, output: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, *options: Any
-) -> Tensor:
+def attention_packed_backward(grad: Tensor, qkv: Tensor, output: Tensor, lse: Tensor, *flat: Any) -> Tensor:
     """One gradient [N, 3, H, Dh], into which the kernels write its three parts."""
     query, key, value = qkv.unbind(1)
-    problem = _packed(query, key, cu_seqlens, max_seqlen, cu_seqlens, max_seqlen, *options)
     gradient = qkv.new_empty(qkv.shape)
+    problem = of_packed(query, key, of_flat_self_attention(*flat))
     backward(grad, query, key, value, output, lse, problem, gradient.unbind(1))
     return gradient
 
 
 def axial_attention(query: Tensor, key: Tensor, value: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    """`forward` along the second axis of [A, L, C, H, Dh]; the log-sum-exp's N = A * C * L rows are in that order."""
     return forward(query, key, value, axial_problem(query, Options(*options)))
 
 
 def axial_attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, each contiguous."""
     return _separate_gradients(grad, query, key, value, output, lse, axial_problem(query, Options(*options)))
 
 
 def axial_attention_packed(qkv: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    """`axial_attention` of the three views of qkv [A, L, C, 3, H, Dh]."""
     query, key, value = qkv.unbind(3)
     return axial_attention(query, key, value, *options)
 
 
 def axial_attention_packed_backward(grad: Tensor, qkv: Tensor, output: Tensor, lse: Tensor, *options: Any) -> Tensor:
-    """One gradient [A, L, C, 3, H, Dh]."""
+    """One gradient [A, L, C, 3, H, Dh], into which the kernels write its three parts."""
     query, key, value = qkv.unbind(3)
     gradient = qkv.new_empty(qkv.shape)
     problem = axial_problem(query, Options(*options))

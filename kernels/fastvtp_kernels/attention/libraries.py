@@ -1,4 +1,4 @@
-"""Attention by other packages, with the signature of the reference: torch's own kernels, flash-attn and xformers.
+"""Attention by other packages, with the arguments of `bucketed.varlen_attention`: torch itself, flash-attn, xformers.
 
 None of them can drop weights by our random numbers, so all refuse dropout. Only flash-attn is asked for, and promises,
 a backward pass that repeats bit for bit; on a GPU the others add with atomics unless torch's deterministic algorithms
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import BackendUnavailableError, Library
-from . import reference
-from .reference import Options
+from . import bucketed
+from .call import Call, Options, axial_call
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -29,7 +29,7 @@ def _refuse(backend: str, what: str, instead: str = "triton") -> BackendUnavaila
 
 
 class _Limits(NamedTuple):
-    """Whether a library knows softcap, its widest heads, of what their width is a multiple (by size of the dtype)."""
+    """Whether a library knows softcap, its widest heads, and what divides their width, by bytes of the dtype."""
 
     softcap: bool = False
     widest: int | None = None
@@ -45,7 +45,15 @@ _LIMITS = {
 
 
 def refusal(backend: str, width: int, dtype: torch.dtype, options: Options, same: bool = True) -> str:
-    """What of a call the library cannot do, or "". same: queries and keys have the same lengths."""
+    """Says what of a call the library cannot do; "" if it can do it all.
+
+    Args:
+        backend: name of the library.
+        width: of a head.
+        dtype: of query, key and value.
+        options: of the call.
+        same: queries and keys have the same lengths.
+    """
     limits = _LIMITS[backend]
     multiple = (limits.multiple or {}).get(dtype.itemsize, 1)
     if options.dropout_p:
@@ -70,7 +78,7 @@ def _check(backend: str, query: Tensor, options: Options) -> None:
 
 
 def _import(module: str, extra: str) -> tuple[Any, str | None]:
-    """The module, or why there is none."""
+    """Returns the module and None, or None and why it cannot be imported; `extra` names what to install."""
     try:
         return importlib.import_module(module), None
     except ModuleNotFoundError:
@@ -79,9 +87,10 @@ def _import(module: str, extra: str) -> tuple[Any, str | None]:
         return None, f"import {module} failed: {str(error).partition(chr(10))[0]}"
 
 
-def _needs_cuda(backend: str, device: torch.device, dtype: torch.dtype | None, dtypes: tuple[torch.dtype, ...]) -> (
-    str | None
-):  # fmt: skip
+def _needs_cuda(
+    backend: str, device: torch.device, dtype: torch.dtype | None, dtypes: tuple[torch.dtype, ...]
+) -> str | None:
+    """Why the library cannot run on this device in this dtype (None: no matter which), or None if it can."""
     if device.type != "cuda":
         return f"{backend} needs a CUDA device, not {device.type}"
     if dtype is not None and dtype not in dtypes:
@@ -99,22 +108,17 @@ def _sdpa(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=options.scale)
 
 
-def sdpa(
-    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int,
-    options: Options, dense: bool,
-) -> Tensor:  # fmt: skip
-    """All sequences padded to the longest, and whichever of its kernels torch prefers."""
-    _check("sdpa", query, options)
-    return reference.varlen_attention(
-        query, key, value, offsets, longest, offsets_k, longest_k, options, dense, attend=_sdpa, bucketed=False
-    )
+def sdpa(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    """Pads all sequences to the longest and leaves the choice among its kernels to torch."""
+    _check("sdpa", query, call.options)
+    return bucketed.varlen_attention(query, key, value, call, attend=_sdpa, bucketed=False)
 
 
 # --- flash_attn
 
 
 class _WithoutTail(torch.autograd.Function):
-    """The tensor itself; the gradient of the rows in `tail` is zero, whatever comes back for them."""
+    """Returns the tensor itself; the gradient of the rows in `tail` is zero, whatever comes back for them."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, tail: Tensor) -> Tensor:
@@ -127,29 +131,29 @@ class _WithoutTail(torch.autograd.Function):
 
 
 def _tail(rows: Tensor, offsets: Tensor) -> Tensor:
-    """[N, 1, 1], True for the rows of no sequence."""
+    """bool [N, 1, 1], True for rows of no sequence."""
     return (torch.arange(rows.shape[0], device=rows.device) >= offsets[-1])[:, None, None]
 
 
-def flash_attn(
-    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int,
-    options: Options, _dense: bool,
-) -> Tensor:  # fmt: skip
-    """flash_attn_varlen_func with its deterministic backward. It leaves the rows after the last sequence unwritten."""
-    _check("flash_attn", query, options)
+def flash_attn(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    """Calls flash_attn_varlen_func with its deterministic backward.
+
+    It leaves the rows after the last sequence unwritten, in the output and in the gradients.
+    """
+    _check("flash_attn", query, call.options)
     package = importlib.import_module("flash_attn")
-    tail, tail_k = _tail(query, offsets), _tail(key, offsets_k)
+    tail, tail_k = _tail(query, call.cu_seqlens), _tail(key, call.cu_seqlens_k)
     output = package.flash_attn_varlen_func(
         _WithoutTail.apply(query, tail),
         _WithoutTail.apply(key, tail_k),
         _WithoutTail.apply(value, tail_k),
-        offsets,
-        offsets_k,
-        longest,
-        longest_k,
-        softmax_scale=options.scale,
-        softcap=options.softcap,
-        causal=options.causal,
+        call.cu_seqlens,
+        call.cu_seqlens_k,
+        call.max_seqlen,
+        call.max_seqlen_k,
+        softmax_scale=call.options.scale,
+        softcap=call.options.softcap,
+        causal=call.options.causal,
         deterministic=True,
     )
     return output.masked_fill(tail, 0)
@@ -167,23 +171,20 @@ def _flash_attn_missing(device: torch.device, dtype: torch.dtype | None) -> str 
 # --- torch_varlen
 
 
-def torch_varlen(
-    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int,
-    options: Options, _dense: bool,
-) -> Tensor:  # fmt: skip
-    """torch.nn.attention.varlen: the flash kernels that torch brings along. Rows after the end as in flash-attn."""
-    _check("torch_varlen", query, options)
+def torch_varlen(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    """Calls torch.nn.attention.varlen, torch's own flash kernels, which leave the same rows unwritten."""
+    _check("torch_varlen", query, call.options)
     varlen_attn = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-    tail, tail_k = _tail(query, offsets), _tail(key, offsets_k)
+    tail, tail_k = _tail(query, call.cu_seqlens), _tail(key, call.cu_seqlens_k)
     rows = (_WithoutTail.apply(x, its) for x, its in ((query, tail), (key, tail_k), (value, tail_k)))
     output = varlen_attn(
         *(x if x.stride(-1) == 1 else x.contiguous() for x in rows),
-        offsets,
-        offsets_k,
-        longest,
-        longest_k,
-        scale=options.scale,
-        window_size=(-1, 0) if options.causal else (-1, -1),
+        call.cu_seqlens,
+        call.cu_seqlens_k,
+        call.max_seqlen,
+        call.max_seqlen_k,
+        scale=call.options.scale,
+        window_size=(-1, 0) if call.options.causal else (-1, -1),
     )
     return output.masked_fill(tail, 0)
 
@@ -204,7 +205,7 @@ _LENGTHS = "_fastvtp_lengths"
 
 
 def _host_lengths(offsets: Tensor) -> list[int]:
-    """Lengths as Python integers. The first call waits for the device; the layers after it find them kept."""
+    """The sequences' lengths as Python integers, kept with the offsets: only the first call waits for the device."""
     version = None if offsets.is_inference() else offsets._version
     kept = getattr(offsets, _LENGTHS, None)
     if kept is not None and version is not None and kept[0] == version:
@@ -215,33 +216,34 @@ def _host_lengths(offsets: Tensor) -> list[int]:
 
 
 def _live_rows(lengths: list[int], live: list[bool], device: torch.device) -> Tensor | slice:
-    """The rows of live sequences: a view, if all sequences with rows are live."""
+    """Selects the rows of live sequences: a slice, if all sequences with rows are live, or else their numbers."""
     if all(alive or not length for alive, length in zip(live, lengths, strict=True)):
         return slice(sum(lengths))
     counts = torch.tensor(lengths, device=device)
     return torch.tensor(live, device=device).repeat_interleave(counts).nonzero()[:, 0]
 
 
-def xformers(
-    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int,
-    options: Options, _dense: bool,
-) -> Tensor:  # fmt: skip
-    """memory_efficient_attention under a BlockDiagonalMask, which wants the lengths on the host."""
-    _check("xformers", query, options)
-    lengths, lengths_k = _host_lengths(offsets), _host_lengths(offsets_k)
-    if options.causal and any(queries > keys > 0 for queries, keys in zip(lengths, lengths_k, strict=True)):
+def xformers(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    """Calls memory_efficient_attention under a BlockDiagonalMask, which wants the lengths on the host.
+
+    Raises:
+        BackendUnavailableError: causal, and a sequence has more queries than keys.
+    """
+    _check("xformers", query, call.options)
+    lengths, lengths_k = _host_lengths(call.cu_seqlens), _host_lengths(call.cu_seqlens_k)
+    if call.options.causal and any(queries > keys > 0 for queries, keys in zip(lengths, lengths_k, strict=True)):
         raise _refuse("xformers", "causal with more queries than keys in a sequence")
     live = [queries > 0 < keys for queries, keys in zip(lengths, lengths_k, strict=True)]
     if not any(live):
-        return sdpa(query, key, value, offsets, longest, offsets_k, longest_k, options, False)
+        return sdpa(query, key, value, call._replace(dense=False))
     ops = importlib.import_module("xformers.ops")
     counts, counts_k = ([n for n, alive in zip(all_, live, strict=True) if alive] for all_ in (lengths, lengths_k))
     bias = ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens(counts, counts_k, device=query.device)
-    if options.causal:
+    if call.options.causal:
         bias = bias.make_causal() if counts == counts_k else bias.make_causal_from_bottomright()
     rows, rows_k = (_live_rows(all_, live, query.device) for all_ in (lengths, lengths_k))
     output = ops.memory_efficient_attention(
-        query[rows][None], key[rows_k][None], value[rows_k][None], attn_bias=bias, p=0.0, scale=options.scale
+        query[rows][None], key[rows_k][None], value[rows_k][None], attn_bias=bias, p=0.0, scale=call.options.scale
     )[0]
     if output.shape[0] == query.shape[0]:
         return output
@@ -259,28 +261,31 @@ def _xformers_missing(device: torch.device, dtype: torch.dtype | None) -> str | 
 
 
 def packed(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def attend(qkv: Tensor, offsets: Tensor, longest: int, options: Options, dense: bool) -> Tensor:
+    """`run`, an implementation of varlen_attention, as one of varlen_attention_packed."""
+
+    def attend(qkv: Tensor, call: Call) -> Tensor:
         query, key, value = qkv.unbind(1)
-        return run(query, key, value, offsets, longest, offsets, longest, options, dense)
+        return run(query, key, value, call)
 
     return attend
 
 
 def along_axis(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`run`, an implementation of varlen_attention, as one of axial_attention."""
+
     def attend(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
         if query.numel() == 0:
             return query.clone()
         outer, length, inner = query.shape[:3]
         rows = [x.transpose(1, 2).flatten(0, 2) for x in (query, key, value)]
-        offsets = torch.arange(outer * inner + 1, device=query.device, dtype=torch.int32) * length
-        output = run(*rows, offsets, length, offsets, length, options, True)
+        output = run(*rows, axial_call(query, options))
         return output.unflatten(0, (outer, inner, length)).transpose(1, 2).contiguous()
 
     return attend
 
 
 def libraries(form: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda run: run) -> dict[str, Library]:
-    """What `dispatch.register` takes; `form` turns the implementations into those of another op."""
+    """All libraries as `dispatch.register` takes them; `form` makes their implementations those of another op."""
     return {
         "flash_attn": Library(form(flash_attn), _flash_attn_missing, "flash-attn's kernels, deterministic"),
         "torch_varlen": Library(form(torch_varlen), _torch_varlen_missing, "torch's flash kernels on packed rows"),

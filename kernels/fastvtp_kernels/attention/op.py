@@ -8,58 +8,72 @@ from torch import Tensor
 from ..dispatch import implementation, register
 from ..precision import follow_autocast, without_autocast
 from ..validation import check_cu_seqlens, check_devices, check_floating, check_seed, check_shape, values_readable
-from . import choice, reference, registered
+from . import bucketed, choice, padded, reference, registered
+from .call import Call, Options, seed_tensor
 from .libraries import along_axis, libraries, packed
 from .ordering import longest_first
 
 
-def _triton(
-    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int,
-    options: reference.Options, dense: bool,
-) -> Tensor:  # fmt: skip
-    last = _seed_and_order(query, offsets, max(longest, longest_k), options, dense)
-    return registered.attention(query, key, value, offsets, longest, offsets_k, longest_k, *options[:4], *last)[0]
+def _triton(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+    return registered.attention(query, key, value, *_for_kernels(query, call).flat())[0]
 
 
-def _triton_packed(qkv: Tensor, offsets: Tensor, longest: int, options: reference.Options, dense: bool) -> Tensor:
-    last = _seed_and_order(qkv, offsets, longest, options, dense)
-    return registered.attention_packed(qkv, offsets, longest, *options[:4], *last)[0]
+def _triton_packed(qkv: Tensor, call: Call) -> Tensor:
+    return registered.attention_packed(qkv, *_for_kernels(qkv, call).flat_self_attention())[0]
 
 
-def _seed_and_order(
-    query: Tensor, offsets: Tensor, longest: int, options: reference.Options, dense: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    seed = reference.seed_tensor(options.seed, query.device) if options.dropout_p else None
-    return seed, None if dense else longest_first(offsets, query.shape[-2], longest)
+def _for_kernels(query: Tensor, call: Call) -> Call:
+    """The call with dropout's seed in a tensor on the device and, where it matters, the order of the sequences."""
+    options = call.options
+    seed = seed_tensor(options.seed, query.device) if options.dropout_p else None
+    longest = max(call.max_seqlen, call.max_seqlen_k)
+    order = None if call.dense else longest_first(call.cu_seqlens, query.shape[-2], longest)
+    return Call(*call[:4], Options(*options[:4], seed), call.dense, order)
 
 
-def _triton_axial(query: Tensor, key: Tensor, value: Tensor, options: reference.Options) -> Tensor:
+def _triton_axial(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
     return registered.axial_attention(query, key, value, *options[:3])[0]
 
 
-def _triton_axial_packed(qkv: Tensor, options: reference.Options) -> Tensor:
+def _triton_axial_packed(qkv: Tensor, options: Options) -> Tensor:
     return registered.axial_attention_packed(qkv, *options[:3])[0]
 
 
 def _axial_views(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def attend(qkv: Tensor, options: reference.Options) -> Tensor:
+    """`run`, an implementation of axial_attention, as one of axial_attention_packed."""
+
+    def attend(qkv: Tensor, options: Options) -> Tensor:
         query, key, value = qkv.unbind(3)
         return run(query, key, value, options)
 
     return attend
 
 
-register("varlen_attention", reference=reference.varlen_attention, triton=_triton, libraries=libraries())
+register(
+    "varlen_attention",
+    truth=reference.varlen_attention,
+    reference=bucketed.varlen_attention,
+    triton=_triton,
+    libraries=libraries(),
+)
 register(
     "varlen_attention_packed",
-    reference=reference.varlen_attention_packed,
+    truth=packed(reference.varlen_attention),
+    reference=bucketed.varlen_attention_packed,
     triton=_triton_packed,
     libraries=libraries(packed),
 )
-register("axial_attention", reference=reference.axial_attention, triton=_triton_axial, libraries=libraries(along_axis))
+register(
+    "axial_attention",
+    truth=reference.axial_attention,
+    reference=padded.axial_attention,
+    triton=_triton_axial,
+    libraries=libraries(along_axis),
+)
 register(
     "axial_attention_packed",
-    reference=_axial_views(reference.axial_attention),
+    truth=_axial_views(reference.axial_attention),
+    reference=_axial_views(padded.axial_attention),
     triton=_triton_axial_packed,
     libraries=libraries(lambda run: _axial_views(along_axis(run))),
 )
@@ -132,18 +146,10 @@ def varlen_attention(
     query, key, value = follow_autocast(query, key, value)
     ranked = choice.ranked(query, key, value, max(max_seqlen, max_seqlen_k), options, cu_seqlens_k is cu_seqlens)
     run = implementation(op, backend, query.device, query.dtype, ranked)
+    dense = _is_dense(cu_seqlens, query.shape[0], max_seqlen) and _is_dense(cu_seqlens_k, key.shape[0], max_seqlen_k)
+    call = Call(cu_seqlens, max(max_seqlen, 1), cu_seqlens_k, max(max_seqlen_k, 1), options, dense)
     with without_autocast(query.device):
-        return run(
-            query,
-            key,
-            value,
-            cu_seqlens,
-            max(max_seqlen, 1),
-            cu_seqlens_k,
-            max(max_seqlen_k, 1),
-            options,
-            _is_dense(cu_seqlens, query.shape[0], max_seqlen) and _is_dense(cu_seqlens_k, key.shape[0], max_seqlen_k),
-        )
+        return run(query, key, value, call)
 
 
 def varlen_attention_packed(
@@ -188,8 +194,10 @@ def varlen_attention_packed(
     (qkv,) = follow_autocast(qkv)
     ranked = choice.ranked(qkv, qkv, qkv, max_seqlen, options, True)
     run = implementation(op, backend, qkv.device, qkv.dtype, ranked)
+    bound = max(max_seqlen, 1)
+    call = Call(cu_seqlens, bound, cu_seqlens, bound, options, _is_dense(cu_seqlens, qkv.shape[0], max_seqlen))
     with without_autocast(qkv.device):
-        return run(qkv, cu_seqlens, max(max_seqlen, 1), options, _is_dense(cu_seqlens, qkv.shape[0], max_seqlen))
+        return run(qkv, call)
 
 
 def axial_attention(
@@ -272,7 +280,7 @@ def axial_attention_packed(
 
 
 def _offsets(op: str, name: str, cu_seqlens: Tensor, rows: int, max_seqlen: int) -> Tensor:
-    """As the implementations want them: side by side, and of no sequence one empty sequence."""
+    """The offsets as the implementations want them: contiguous, and one empty sequence where there is none."""
     check_cu_seqlens(op, name, cu_seqlens, rows, max_seqlen)
     return cu_seqlens.repeat(2) if cu_seqlens.shape[0] == 1 else cu_seqlens.contiguous()
 
@@ -291,14 +299,14 @@ def _options(
     causal: bool,
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
-) -> reference.Options:
+) -> Options:
     if softcap < 0:
         raise ValueError(f"{op}: softcap is {softcap}, expected 0 (off) or a positive cap")
     if not 0 <= dropout_p < 1:
         raise ValueError(f"{op}: dropout_p is {dropout_p}, expected 0 <= dropout_p < 1")
     _check_seed(op, seed, query)
     scale = query.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    return reference.Options(float(scale), float(softcap), causal, float(dropout_p), seed)
+    return Options(float(scale), float(softcap), causal, float(dropout_p), seed)
 
 
 def _check_seed(op: str, seed: int | Tensor, query: Tensor) -> None:

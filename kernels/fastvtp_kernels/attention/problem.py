@@ -6,14 +6,18 @@ import torch
 from torch import Tensor
 
 from ..launching import dot_precision
-from .reference import Options, seed_tensor
+from .call import Call, Options, seed_tensor
 
 LARGEST_HEAD = 256
 """Head width that the kernels go up to."""
 
 
 class Problem(NamedTuple):
-    """Everything about a call but the tensors' values."""
+    """Everything about a call but the values of query, key and value.
+
+    Packed sequences are found by their offsets; `length` and `inner` are then 0 and 1. The sequences of a grid
+    [A, L, C, H, D] are found by its strides, from L = length and C = inner; there are no offsets then.
+    """
 
     sequences: int
     heads: int
@@ -27,59 +31,96 @@ class Problem(NamedTuple):
     offsets: Tensor | None
     offsets_k: Tensor | None
     order: Tensor | None
-    """Of the sequences, one after another without it."""
+    """int32 [S], in which programs take the sequences; None: one after another."""
     axial: bool
     options: Options
 
     @property
     def sizes(self) -> tuple[int, int, int]:
+        """The width of a head, and length and inner of a grid, in the kernels' order."""
         return self.width, self.length, self.inner
-
-    def flags(self, dtype: torch.dtype) -> dict[str, Any]:
-        return {
-            "AXIAL": self.axial, "CAUSAL": self.options.causal, "SOFTCAP": self.options.softcap > 0,
-            "DROPOUT": self.options.dropout_p > 0, "PRECISION": dot_precision(dtype), "BLOCK_D": self.block_d,
-        }  # fmt: skip
 
     @property
     def block_d(self) -> int:
+        """The power of two that holds a head's width, 16 at least: the narrowest operand of a tensor core."""
         return max(16, 1 << (self.width - 1).bit_length())
 
+    def flags(self, dtype: torch.dtype) -> dict[str, Any]:
+        """The constants by which every regime's kernels are compiled."""
+        return {
+            "AXIAL": self.axial,
+            "CAUSAL": self.options.causal,
+            "SOFTCAP": self.options.softcap > 0,
+            "DROPOUT": self.options.dropout_p > 0,
+            "PRECISION": dot_precision(dtype),
+            "BLOCK_D": self.block_d,
+        }
+
     def numbers(self, device: torch.device) -> tuple[Any, ...]:
-        """Scale, cap, and of dropout: the seed, the threshold of the kept words, the factor of the kept weights."""
+        """Scale and cap, and dropout's seed, threshold of the kept words and factor of the kept weights."""
         scale, softcap, _, dropout_p, seed = self.options
         kept = 1 - dropout_p
         return scale, softcap, seed_tensor(seed, device) if dropout_p else None, round(kept * 2**32), 1 / kept
 
     def strides(self, tensor: Tensor) -> tuple[int, int, int, int]:
-        """Those of (outer, row, inner, head)."""
+        """A tensor's strides of (outer, row, inner, head), in elements; packed rows have no outer and no inner."""
         if self.axial:
             outer, row, inner, head, _ = tensor.stride()
             return outer, row, inner, head
         return 0, tensor.stride(0), 0, tensor.stride(1)
 
 
-def of_packed(
-    query: Tensor, key: Tensor, offsets: Tensor, longest: int, offsets_k: Tensor, longest_k: int, options: Options,
-    order: Tensor | None,
-) -> Problem:  # fmt: skip
+def of_packed(query: Tensor, key: Tensor, call: Call) -> Problem:
+    """The problem of query [N, H, Dh] and key [Nk, H, Dh].
+
+    Raises:
+        ValueError: heads are wider than LARGEST_HEAD.
+    """
     rows, heads, width = query.shape
     _check_width(width)
     return Problem(
-        sequences=offsets.shape[0] - 1, heads=heads, rows=rows, rows_k=key.shape[0], width=width, length=0, inner=1,
-        longest=longest, longest_k=longest_k, offsets=offsets, offsets_k=offsets_k, order=order, axial=False,
-        options=options,
-    )  # fmt: skip
+        sequences=call.cu_seqlens.shape[0] - 1,
+        heads=heads,
+        rows=rows,
+        rows_k=key.shape[0],
+        width=width,
+        length=0,
+        inner=1,
+        longest=call.max_seqlen,
+        longest_k=call.max_seqlen_k,
+        offsets=call.cu_seqlens,
+        offsets_k=call.cu_seqlens_k,
+        order=call.order,
+        axial=False,
+        options=call.options,
+    )
 
 
 def of_axis(query: Tensor, options: Options) -> Problem:
+    """The problem of query, key and value [A, L, C, H, Dh], attended along L.
+
+    Raises:
+        ValueError: heads are wider than LARGEST_HEAD.
+    """
     outer, length, inner, heads, width = query.shape
     _check_width(width)
     rows = outer * length * inner
     return Problem(
-        sequences=outer * inner, heads=heads, rows=rows, rows_k=rows, width=width, length=length, inner=inner,
-        longest=length, longest_k=length, offsets=None, offsets_k=None, order=None, axial=True, options=options,
-    )  # fmt: skip
+        sequences=outer * inner,
+        heads=heads,
+        rows=rows,
+        rows_k=rows,
+        width=width,
+        length=length,
+        inner=inner,
+        longest=length,
+        longest_k=length,
+        offsets=None,
+        offsets_k=None,
+        order=None,
+        axial=True,
+        options=options,
+    )
 
 
 def _check_width(width: int) -> None:

@@ -61,9 +61,21 @@ def resident_forward(
             position = tile * BLOCK_N + lane
             mask = visible(row, position, len_q, len_k, CAUSAL)
             state = forward_tile(
-                state, query, keys[tile], values[tile], mask, start + row, position, head, scale, softcap, 0,
-                SOFTCAP, False, PRECISION,
-            )  # fmt: skip
+                state,
+                query,
+                keys[tile],
+                values[tile],
+                mask,
+                start + row,
+                position,
+                head,
+                scale,
+                softcap,
+                0,
+                SOFTCAP,
+                False,
+                PRECISION,
+            )
         output, lse = finish(state, keyless(row, len_q, len_k, CAUSAL), 0, False)
         store_rows(output_ptr, row, o_strides[1], len_q, d, D, output)
         tl.store(lse_ptr + head * rows + start + row, lse, mask=row < len_q)
@@ -86,9 +98,23 @@ def resident_backward(
     sequence = slot if order_ptr is None else tl.load(order_ptr + slot)
     if not AXIAL:
         zero_backward_tails(
-            dq_ptr, dk_ptr, dv_ptr, offsets_ptr, offsets_k_ptr, head, slot, sequences, sequences, rows, rows_k,
-            dq_strides, dk_strides, d, D, BLOCK_N,
-        )  # fmt: skip
+            dq_ptr,
+            dk_ptr,
+            dv_ptr,
+            offsets_ptr,
+            offsets_k_ptr,
+            head,
+            slot,
+            sequences,
+            sequences,
+            rows,
+            rows_k,
+            dq_strides,
+            dk_strides,
+            d,
+            D,
+            BLOCK_N,
+        )
     start, len_q = extent(offsets_ptr, sequence, length, AXIAL)
     start_k, len_k = extent(offsets_k_ptr, sequence, length, AXIAL)
     key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL)
@@ -110,9 +136,23 @@ def resident_backward(
         key = load_rows(key_ptr, position, k_strides[1], len_k, d, D)
         value = load_rows(value_ptr, position, v_strides[1], len_k, d, D)
         used, logit_grad = backward_tile(
-            query, key, value, grad, lse, delta, seen(row, position, len_q, len_k, CAUSAL), start + row, position,
-            head, scale, softcap, 0, SOFTCAP, False, PRECISION,
-        )  # fmt: skip
+            query,
+            key,
+            value,
+            grad,
+            lse,
+            delta,
+            seen(row, position, len_q, len_k, CAUSAL),
+            start + row,
+            position,
+            head,
+            scale,
+            softcap,
+            0,
+            SOFTCAP,
+            False,
+            PRECISION,
+        )
         dv = tl.dot(tl.trans(used), grad, input_precision=PRECISION)
         store_rows(dv_ptr, position, dk_strides[1], len_k, d, D, dv)
         dk = tl.dot(tl.trans(logit_grad), query, input_precision=PRECISION)

@@ -24,7 +24,7 @@ from .common import (
 
 @triton.jit
 def _work(order_ptr, heads, tiles):
-    """This program's (slot, sequence, head, tile): tiles of one sequence and head run side by side."""
+    """Returns this program's slot, sequence, head and tile: tiles of one sequence and head run side by side."""
     slot = tl.program_id(0) // (heads * tiles)
     sequence = slot if order_ptr is None else tl.load(order_ptr + slot)
     return slot, sequence, (tl.program_id(0) // tiles % heads).to(tl.int64), tl.program_id(0) % tiles
@@ -62,9 +62,21 @@ def stream_forward(
         key = load_rows(key_ptr, numbered(position, WIDE), k_strides[1], len_k, d, D)
         value = load_rows(value_ptr, numbered(position, WIDE), v_strides[1], len_k, d, D)
         state = forward_tile(
-            state, query, key, value, visible(row, position, len_q, len_k, CAUSAL), start + row, position, head,
-            scale, softcap, dropout, SOFTCAP, DROPOUT, PRECISION,
-        )  # fmt: skip
+            state,
+            query,
+            key,
+            value,
+            visible(row, position, len_q, len_k, CAUSAL),
+            start + row,
+            position,
+            head,
+            scale,
+            softcap,
+            dropout,
+            SOFTCAP,
+            DROPOUT,
+            PRECISION,
+        )
     output, lse = finish(state, keyless(row, len_q, len_k, CAUSAL), dropout, DROPOUT)
     output_ptr = first_of(output_ptr, start, sequence, inner, head, o_strides, AXIAL)
     store_rows(output_ptr, numbered(row, WIDE), o_strides[1], len_q, d, D, output)
@@ -73,9 +85,18 @@ def stream_forward(
 
 @triton.jit(do_not_specialize=["rows"])
 def row_dots(
-    output_ptr, grad_ptr, delta_ptr, o_strides, rows, D, length, inner,
-    AXIAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    output_ptr,
+    grad_ptr,
+    delta_ptr,
+    o_strides,
+    rows,
+    D,
+    length,
+    inner,
+    AXIAL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """delta[head, row] = output . grad, which both passes of backward subtract."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     head = tl.program_id(1).to(tl.int64)
@@ -130,9 +151,23 @@ def stream_backward_keys(
         lse = tl.load(lse_ptr + head * rows + start + row, mask=row < len_q, other=float("inf"))
         delta = tl.load(delta_ptr + head * rows + start + row, mask=row < len_q, other=0.0)
         used, logit_grad = backward_tile(
-            query, key, value, grad, lse, delta, visible(row, position, len_q, len_k, CAUSAL), start + row, position,
-            head, scale, softcap, dropout, SOFTCAP, DROPOUT, PRECISION,
-        )  # fmt: skip
+            query,
+            key,
+            value,
+            grad,
+            lse,
+            delta,
+            visible(row, position, len_q, len_k, CAUSAL),
+            start + row,
+            position,
+            head,
+            scale,
+            softcap,
+            dropout,
+            SOFTCAP,
+            DROPOUT,
+            PRECISION,
+        )
         dv = tl.dot(tl.trans(used), grad, dv, input_precision=PRECISION)
         dk = tl.dot(tl.trans(logit_grad), query, dk, input_precision=PRECISION)
     dk_ptr = first_of(dk_ptr, start_k, sequence, inner, head, dk_strides, AXIAL)
@@ -177,9 +212,23 @@ def stream_backward_queries(
         key = load_rows(key_ptr, numbered(position, WIDE), k_strides[1], len_k, d, D)
         value = load_rows(value_ptr, numbered(position, WIDE), v_strides[1], len_k, d, D)
         logit_grad = backward_tile(
-            query, key, value, grad, lse, delta, visible(row, position, len_q, len_k, CAUSAL), start + row, position,
-            head, scale, softcap, dropout, SOFTCAP, DROPOUT, PRECISION,
-        )[1]  # fmt: skip
+            query,
+            key,
+            value,
+            grad,
+            lse,
+            delta,
+            visible(row, position, len_q, len_k, CAUSAL),
+            start + row,
+            position,
+            head,
+            scale,
+            softcap,
+            dropout,
+            SOFTCAP,
+            DROPOUT,
+            PRECISION,
+        )[1]
         dq = tl.dot(logit_grad, key, dq, input_precision=PRECISION)
     dq_ptr = first_of(dq_ptr, start, sequence, inner, head, dq_strides, AXIAL)
     store_rows(dq_ptr, numbered(row, WIDE), dq_strides[1], len_q, d, D, dq * scale)

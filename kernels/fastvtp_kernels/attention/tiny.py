@@ -23,8 +23,11 @@ from .common import (
 def _rows(
     offsets_ptr, first, group, sequences, length, AXIAL: tl.constexpr, GROUP_BLOCK: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Of each row of the tile that holds sequences first .. first + group: its number among all rows, its sequence, its
-    position there, how many rows are left there (itself included), and whether it exists."""
+    """Describes each row of the tile that holds the sequences first .. first + group.
+
+    Returns its number among all rows, its sequence, its position there, how many rows are left there (itself included),
+    and whether it exists.
+    """
     lane = tl.arange(0, BLOCK)
     if AXIAL:
         sequence = first + lane // length
@@ -45,7 +48,7 @@ def _rows(
 
 @triton.jit
 def _places(pointer, rows, strides, inner, head, d, D, AXIAL: tl.constexpr):
-    """(pointers, mask) [rows, BLOCK_D] of the rows that `_rows` describes."""
+    """Pointers and mask [rows, BLOCK_D] of the rows that `_rows` describes."""
     row, sequence, position, _, exists = rows
     if AXIAL:
         address = (sequence // inner).to(tl.int64) * strides[0] + (sequence % inner).to(tl.int64) * strides[2]
@@ -69,7 +72,7 @@ def _store(pointer, rows, strides, inner, head, d, D, values, AXIAL: tl.constexp
 
 @triton.jit
 def _block_diagonal(rows, rows_k, CAUSAL: tl.constexpr):
-    """bool [M, N]; with CAUSAL the last query of a sequence is aligned with its last key."""
+    """bool [M, N], True where a query and a key are of one sequence; CAUSAL aligns its last query with its last key."""
     _, sequence, _, left, exists = rows
     _, sequence_k, _, left_k, exists_k = rows_k
     mask = (sequence[:, None] == sequence_k[None, :]) & exists[:, None] & exists_k[None, :]
@@ -85,13 +88,16 @@ def _is_finite(values):
 
 @triton.jit
 def _whole(values):
-    """bool [rows]: every value of the row is finite."""
+    """bool [rows], True where every value of a row is finite."""
     return tl.min(_is_finite(values).to(tl.int32), axis=1) > 0
 
 
 @triton.jit
 def _only(rows, mask):
-    """Of the rows those of the mask. Loading them again is cheaper than clearing the others in registers."""
+    """Rows as `_rows` describes them, of which only those of the mask still exist.
+
+    Loading them again, the others as zeros, is cheaper than clearing the others in registers.
+    """
     row, sequence, position, left, exists = rows
     return row, sequence, position, left, exists & mask
 
@@ -128,9 +134,21 @@ def tiny_forward(
     key += tl.where(whole, 0.0, float("nan")).to(key.dtype)[:, None]
     # Rows stand for positions of several sequences: each pair's key position is that of its column.
     largest, total, weighted = forward_tile(
-        empty_state(BLOCK_M, BLOCK_D), query, key, value, _block_diagonal(queries, keys, CAUSAL), queries[0], keys[2],
-        head, scale, softcap, dropout, SOFTCAP, DROPOUT, PRECISION,
-    )  # fmt: skip
+        empty_state(BLOCK_M, BLOCK_D),
+        query,
+        key,
+        value,
+        _block_diagonal(queries, keys, CAUSAL),
+        queries[0],
+        keys[2],
+        head,
+        scale,
+        softcap,
+        dropout,
+        SOFTCAP,
+        DROPOUT,
+        PRECISION,
+    )
     keyless = total == 0.0
     total = tl.where(whole_query, total, float("nan"))
     output, lse = finish((largest, total, weighted), keyless, dropout, DROPOUT)
@@ -155,9 +173,23 @@ def tiny_backward(
     if not AXIAL:
         parts = tl.cdiv(sequences, group)
         zero_backward_tails(
-            dq_ptr, dk_ptr, dv_ptr, offsets_ptr, offsets_k_ptr, head, part, parts, sequences, rows, rows_k,
-            dq_strides, dk_strides, d, D, BLOCK_N,
-        )  # fmt: skip
+            dq_ptr,
+            dk_ptr,
+            dv_ptr,
+            offsets_ptr,
+            offsets_k_ptr,
+            head,
+            part,
+            parts,
+            sequences,
+            rows,
+            rows_k,
+            dq_strides,
+            dk_strides,
+            d,
+            D,
+            BLOCK_N,
+        )
     queries = _rows(offsets_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_M)
     keys = _rows(offsets_k_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_N)
     lse = tl.load(lse_ptr + head * rows + queries[0], mask=queries[4], other=float("inf"))
@@ -172,9 +204,23 @@ def tiny_backward(
     key = _load(key_ptr, _only(keys, whole), k_strides, inner, head, d, D, AXIAL)
     value = _load(value_ptr, keys, v_strides, inner, head, d, D, AXIAL)
     weights, logit_grad = backward_tile(
-        query, key, value, grad, lse, delta, _block_diagonal(queries, keys, CAUSAL), queries[0], keys[2], head,
-        scale, softcap, dropout, SOFTCAP, DROPOUT, PRECISION,
-    )  # fmt: skip
+        query,
+        key,
+        value,
+        grad,
+        lse,
+        delta,
+        _block_diagonal(queries, keys, CAUSAL),
+        queries[0],
+        keys[2],
+        head,
+        scale,
+        softcap,
+        dropout,
+        SOFTCAP,
+        DROPOUT,
+        PRECISION,
+    )
     dv = tl.dot(tl.trans(weights), grad, input_precision=PRECISION)
     _store(dv_ptr, keys, dk_strides, inner, head, d, D, dv, AXIAL)
     dk = tl.dot(tl.trans(logit_grad), query, input_precision=PRECISION) * scale

@@ -6,7 +6,7 @@ the logits); for InfoNCE the log-sum-exps are needed first, so that logits are c
 """
 
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ from .ranks import Ring
 from .targets import Shifts, Targets, occurrences, strips
 
 
-class Wanted(NamedTuple):
-    """Which gradients are asked for."""
+class WantedGradients(NamedTuple):
+    """Which gradients of a loss somebody asks for; true if there is any."""
 
     a: bool
     b: bool
@@ -27,8 +27,8 @@ class Wanted(NamedTuple):
         return any(self)
 
 
-class Found(NamedTuple):
-    """The loss [] and its gradients, in the dtype of the computation; without elements where not asked for."""
+class LossAndGradients(NamedTuple):
+    """The loss [] and its gradients in the dtype of the computation; what nobody asks for has no elements."""
 
     loss: Tensor
     a: Tensor
@@ -37,29 +37,32 @@ class Found(NamedTuple):
 
 
 class _Gradients:
-    """Sums of the features' gradients over blocks and strips, before their common factor."""
+    """Adds up the features' gradients over blocks and strips, before their common factor."""
 
-    def __init__(self, a: Tensor, wanted: Wanted):
+    def __init__(self, a: Tensor, wanted: WantedGradients):
         self._wanted, self._a = wanted, a
         self.a = a.new_zeros(a.shape if wanted.a else 0, dtype=compute_dtype(a.dtype))
 
     def block(self, b: Tensor) -> Tensor | None:
+        """Zeros to add the gradient of one rank's b to; None if nobody asks for it."""
         return torch.zeros_like(b, dtype=self.a.dtype) if self._wanted.b else None
 
     def add(self, strip: slice, logit_gradient: Tensor, b: Tensor, total_b: Tensor | None) -> None:
+        """Add what the logits of these rows with this b contribute to both."""
         if self._wanted.a:
             accumulate_product(self.a[strip], logit_gradient, b)
         if total_b is not None:
             accumulate_product(total_b, logit_gradient.T, self._a[strip])
 
     def finish(self, total_b: Tensor | None, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of this rank's a and b; without elements where nobody asks for them."""
         return self.a.mul_(factor), self.a.new_empty(0) if total_b is None else total_b.mul_(factor)
 
 
 def _targets(
     ring: Ring, rows: int, positives: Tensor | None, label_smoothing: float, dtype: torch.dtype
 ) -> list[Targets]:
-    """Of the block of logits with each rank's columns."""
+    """One target a rank: that of the block of logits of this rank's rows with that rank's columns."""
     even = label_smoothing / (rows * ring.size)
     if positives is None:
         # Offsets tell which rank's columns hold a row's positive; far outside of [-rows, rows] no column does.
@@ -77,10 +80,13 @@ def contrastive_loss(
     scale: Tensor,
     positives: Tensor | None,
     label_smoothing: float,
-    wanted: Wanted,
+    wanted: WantedGradients,
     ring: Ring,
-) -> Found:
-    """`tiles` is `kernels` or `chunked`; scale [] in the dtype of the computation."""
+) -> LossAndGradients:
+    """The symmetric InfoNCE of a [B, D] with every rank's b [B, D], and the gradients that are wanted.
+
+    `tiles` computes blocks of logits: the module `kernels` or `chunked`. scale [] is in the dtype of the computation.
+    """
     width_of_ids = 0 if positives is None else positives.dtype.itemsize
     ring.check_alike("contrastive_loss", a, wanted, label_smoothing, width_of_ids)
     targets = _targets(ring, len(a), positives, label_smoothing, scale.dtype)
@@ -88,7 +94,7 @@ def contrastive_loss(
     shift = tiles.shift(a, tiles.prepare(b), scale)
     shifts = [Shifts(shift, columns) for columns in ring.gather(shift)]
     rows: list[Tensor] = []
-    columns, sums = {}, torch.zeros(3, dtype=torch.float64, device=a.device)
+    columns, sums = {}, torch.zeros(2, dtype=torch.float64, device=a.device)
 
     def measure(owner: int, block: Tensor) -> None:
         of_rows, columns[owner], target = tiles.statistics(
@@ -120,19 +126,21 @@ def contrastive_loss(
             )
             sums[1] += product_sum
             gradients.add(strip, logit_gradient, block, total_b)
-            # Before the next strip's is there.
+            # Frees its memory before the next strip's is allocated.
             del logit_gradient
         return total_b
 
     gradients = _Gradients(a, wanted)
     total_b = ring.visit(b, differentiate) if wanted else None
-    return _finish(tiles, a, scale, sums, gradients, total_b, 0.5 / len(a), ring, 2)
+    share = 0.5 / len(a)
+    features = gradients.finish(total_b, scale * (share / tiles.gain(a.dtype)))
+    return _over_ranks(ring, sums, share, features, scale.dtype)
 
 
 def sigmoid_loss(
-    tiles: ModuleType, a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, wanted: Wanted, ring: Ring
-) -> Found:
-    """As `contrastive_loss`."""
+    tiles: ModuleType, a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, wanted: WantedGradients, ring: Ring
+) -> LossAndGradients:
+    """SigLIP's loss of a [B, D] with every rank's b [B, D]; the arguments are those of `contrastive_loss`."""
     ring.check_alike("sigmoid_loss", a, wanted)
     targets = _targets(ring, len(a), None, 0.0, scale.dtype)
     a = tiles.prepare(a)
@@ -152,25 +160,36 @@ def sigmoid_loss(
 
     gradients = _Gradients(a, wanted)
     total_b = ring.visit(b, visit)
-    return _finish(tiles, a, scale, sums, gradients, total_b, 1.0 / len(a), ring, 3)
+    share = 1.0 / len(a)
+    features = gradients.finish(total_b, scale * (share / tiles.gain(a.dtype)))
+    return _over_ranks(ring, sums, share, features, scale.dtype)
 
 
-def _finish(
-    tiles: ModuleType,
-    a: Tensor,
-    scale: Tensor,
-    sums: Tensor,
-    gradients: _Gradients,
-    total_b: Tensor | None,
-    share: float,
-    ring: Ring,
-    count: int,
-) -> Found:
-    """Sums over this rank's rows to the mean over all; `share` is a row's part of the mean over this rank's rows.
+def _over_ranks(
+    ring: Ring, sums: Tensor, share: float, features: tuple[Tensor, Tensor], dtype: torch.dtype
+) -> LossAndGradients:
+    """Sums over this rank's rows, of the loss and of its derivatives by the scalars, to means over all rows.
+
+    `share` is a row's part of the mean over this rank's rows; `features` are the gradients of a and b, finished.
 
     Every rank gets the mean global loss L and its gradients for the scalars. Features get ranks * dL/da: data-parallel
     training averages the parameters' gradients over the ranks, (1 / ranks) sum_r J_r^T (ranks * dL/da_r) = dL/dtheta.
     """
     means = ring.gather(sums).mean(dim=0) * share
-    of_a, of_b = gradients.finish(total_b, scale * (share / tiles.gain(a.dtype)))
-    return Found(means[0].to(scale.dtype), of_a, of_b, means[1:count].to(scale.dtype))
+    return LossAndGradients(means[0].to(dtype), *features, means[1:].to(dtype))
+
+
+def contrastive_loss_of_flat(
+    tiles: ModuleType, a: Tensor, b: Tensor, scale: Tensor, positives: Tensor | None, smoothing: float, *rest: Any
+) -> LossAndGradients:
+    """`contrastive_loss` with the registered op's arguments: the wanted gradients as three bools, the group's name."""
+    *wanted, group = rest
+    return contrastive_loss(tiles, a, b, scale, positives, smoothing, WantedGradients(*wanted), Ring(group))
+
+
+def sigmoid_loss_of_flat(
+    tiles: ModuleType, a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, *rest: Any
+) -> LossAndGradients:
+    """`sigmoid_loss` in the same way."""
+    *wanted, group = rest
+    return sigmoid_loss(tiles, a, b, scale, bias, WantedGradients(*wanted), Ring(group))

@@ -16,19 +16,22 @@ UNIT = 1.0
 
 
 def strip_rows(columns: int) -> int:
+    """How many rows of logits are in memory at a time: up to 2^22 numbers."""
     return max(1, _STRIP_LOGITS // columns)
 
 
 def prepare(x: Tensor) -> Tensor:
+    """Features as the other functions here take them: in the dtype of the computation."""
     return x.to(compute_dtype(x.dtype))
 
 
 def gain(dtype: torch.dtype) -> float:
+    """1: gradients of logits are kept in a dtype that holds them as they are."""
     return 1.0
 
 
 def _sum(values: Tensor) -> Tensor:
-    """float64 []: rows in their own dtype, which torch adds up pairwise, then all of them."""
+    """The sum as float64 []: of each row in its own dtype, which torch adds up pairwise, then of all."""
     return values.sum(dim=1).sum(dtype=torch.float64)
 
 
@@ -53,11 +56,12 @@ def _target_sum(products: Tensor, targets: Targets) -> Tensor:
 
 
 def shift(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """Zeros: this path measures logits from zero, as PyTorch's own cross-entropy does."""
+    """Returns zeros: this path measures logits from zero, as PyTorch's own cross-entropy does."""
     return scale.new_zeros(len(a))
 
 
 def statistics(a: Tensor, b: Tensor, scale: Tensor, targets: Targets, shifts: Shifts) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exps of rows [M] and columns [N] of the logits, and the sum over all pairs of target * 2 logits []."""
     rows, columns, target = [], None, torch.zeros((), dtype=torch.float64, device=a.device)
     for strip in strips(len(a), strip_rows(len(b))):
         logits = a[strip] @ b.T

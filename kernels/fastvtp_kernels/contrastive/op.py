@@ -9,13 +9,29 @@ from .. import philox
 from ..dispatch import implementation, register
 from ..precision import compute_dtype, follow_autocast, without_autocast
 from ..validation import INDEX_DTYPES, check_devices, check_floating, check_seed, check_shape
-from . import registered
-from .chunked import hard_negatives as hard_negatives_reference
+from . import chunked, reference, registered
 from .ranks import name_of
 
-register("contrastive_loss", reference=registered.contrastive_loss_reference, triton=registered.contrastive_loss)
-register("sigmoid_loss", reference=registered.sigmoid_loss_reference, triton=registered.sigmoid_loss)
-register("hard_negatives", reference=hard_negatives_reference, triton=registered.hard_negatives)
+# What a loss returns besides is for its backward pass, which the specifications leave to autograd. They know one
+# process alone: a group's loss is that of the whole batch.
+register(
+    "contrastive_loss",
+    truth=lambda a, b, scale, positives, smoothing, *_: [reference.contrastive_loss(a, b, scale, positives, smoothing)],
+    reference=registered.contrastive_loss_reference,
+    triton=registered.contrastive_loss,
+)
+register(
+    "sigmoid_loss",
+    truth=lambda a, b, scale, bias, *_: [reference.sigmoid_loss(a, b, scale, bias)],
+    reference=registered.sigmoid_loss_reference,
+    triton=registered.sigmoid_loss,
+)
+register(
+    "hard_negatives",
+    truth=reference.hard_negatives,
+    reference=chunked.hard_negatives,
+    triton=registered.hard_negatives,
+)
 
 
 class HardNegatives(NamedTuple):

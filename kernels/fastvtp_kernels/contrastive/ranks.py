@@ -39,6 +39,7 @@ class _Transfer:
         )
 
     def wait(self) -> Tensor:
+        """The tensor from the rank before, once both transfers are done."""
         for work in self._works:
             work.wait()
         return self._incoming
@@ -102,7 +103,7 @@ class Ring:
         return total if sums is None else sums.wait()
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """[ranks, ...]: every rank's tensor, which must be small."""
+        """Returns every rank's tensor, which must be small, as [ranks, ...]."""
         if self.size == 1:
             return tensor[None]
         parts = [torch.empty_like(tensor) for _ in range(self.size)]

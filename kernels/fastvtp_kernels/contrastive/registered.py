@@ -1,10 +1,10 @@
 """The contrastive ops' entries in torch's dispatcher.
 
-The losses stand there twice: with kernels, and as `..._reference` with PyTorch's tiles on any device.
+The losses stand there twice: with kernels, and as `..._reference` with PyTorch's tiles on any device. Their gradients
+are among their results, so that backward only multiplies.
 """
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,23 +13,10 @@ from torch import Tensor
 from ..precision import compute_dtype
 from ..registration import define_gradient, define_op, launcher
 from . import blockwise, chunked
-from .blockwise import Found, Wanted
-from .ranks import Ring
+from .blockwise import LossAndGradients, WantedGradients
 
 _WANTED = "bool want_a, bool want_b, bool want_scalars, str group"
 _FOUND = "(Tensor, Tensor, Tensor, Tensor)"
-
-
-def contrastive_loss_with(
-    tiles: ModuleType, a: Tensor, b: Tensor, scale: Tensor, positives: Tensor | None, smoothing: float, *rest: Any
-) -> Found:
-    *wanted, group = rest
-    return blockwise.contrastive_loss(tiles, a, b, scale, positives, smoothing, Wanted(*wanted), Ring(group))
-
-
-def sigmoid_loss_with(tiles: ModuleType, a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, *rest: Any) -> Found:
-    *wanted, group = rest
-    return blockwise.sigmoid_loss(tiles, a, b, scale, bias, Wanted(*wanted), Ring(group))
 
 
 def _fake(scalars: int) -> Callable[..., tuple[Tensor, ...]]:
@@ -46,7 +33,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     # The gradients are nobody's to differentiate.
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
-    ctx.dtype, ctx.wanted = inputs[0].dtype, Wanted(*inputs[-4:-1])
+    ctx.dtype, ctx.wanted = inputs[0].dtype, WantedGradients(*inputs[-4:-1])
 
 
 def _gradients(ctx: Any, grad: Tensor | None, *_: None) -> list[Tensor | None]:
@@ -69,11 +56,19 @@ def _sigmoid_gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None,
 
 
 def _define(
-    name: str, arguments: str, loss: Callable[..., Found], scalars: int, backward: Callable[..., Any]
+    name: str, arguments: str, loss: Callable[..., LossAndGradients], scalars: int, backward: Callable[..., Any]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The op with kernels and the op without."""
+    """Define a loss twice, with kernels and as `..._reference` without, and return both.
 
-    def reference(*inputs: Any) -> Found:
+    Args:
+        name: of the op, and of its launcher in `kernels`.
+        arguments: the schema of what comes after a, b and scale.
+        loss: computes it, given the tiles and the op's arguments.
+        scalars: how many of the arguments are scalars with a gradient.
+        backward: the gradients of all arguments from those of the results.
+    """
+
+    def reference(*inputs: Any) -> LossAndGradients:
         return loss(chunked, *inputs)
 
     ops = []
@@ -85,9 +80,15 @@ def _define(
 
 
 contrastive_loss, contrastive_loss_reference = _define(
-    "contrastive_loss", "Tensor? positives, float label_smoothing", contrastive_loss_with, 1, _contrastive_gradients
+    "contrastive_loss",
+    "Tensor? positives, float label_smoothing",
+    blockwise.contrastive_loss_of_flat,
+    1,
+    _contrastive_gradients,
 )
-sigmoid_loss, sigmoid_loss_reference = _define("sigmoid_loss", "Tensor bias", sigmoid_loss_with, 2, _sigmoid_gradients)
+sigmoid_loss, sigmoid_loss_reference = _define(
+    "sigmoid_loss", "Tensor bias", blockwise.sigmoid_loss_of_flat, 2, _sigmoid_gradients
+)
 hard_negatives = define_op(
     "hard_negatives(Tensor a, Tensor b, Tensor scale, int seed, int step, Tensor? groups) -> (Tensor, Tensor)",
     launch=launcher(__name__, "hard_negatives"),

@@ -13,6 +13,7 @@ class Shifts(NamedTuple):
     columns: Tensor
 
     def of_rows(self, rows: slice) -> "Shifts":
+        """The shifts of these rows with all columns."""
         return Shifts(self.rows[rows], self.columns)
 
 
@@ -32,14 +33,14 @@ class Targets(NamedTuple):
     weights: Tensor | None = None
 
     def of_rows(self, rows: slice) -> "Targets":
-        """Those of the block's rows from `rows.start` on."""
+        """The targets of these rows of the block with all its columns."""
         if self.row_ids is None:
             return self._replace(offset=self.offset + rows.start)
         weights = None if self.weights is None else self.weights[rows]
         return self._replace(row_ids=self.row_ids[rows], weights=weights)
 
     def positive(self, logits: Tensor) -> Tensor:
-        """bool [M, N]: which of these logits belong to positive pairs."""
+        """bool [M, N], True for those logits [M, N] that belong to positive pairs."""
         if self.row_ids is None or self.column_ids is None:
             row, column = (torch.arange(size, device=logits.device) for size in logits.shape)
             return row[:, None] + self.offset == column
@@ -47,11 +48,11 @@ class Targets(NamedTuple):
 
 
 def occurrences(ids: Tensor, among: Tensor) -> Tensor:
-    """int64 [M]: how often each id occurs in `among`. Sorting makes it memory of O(B) and no host wait."""
+    """Counts how often each id [M] occurs in `among` [B]: int64 [M], by sorting: in O(B) memory, without the host."""
     ordered = among.sort().values
     return torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
 
 
 def strips(rows: int, height: int) -> list[slice]:
-    """All rows in pieces of `height`."""
+    """Cuts all rows into pieces of `height`, the last one smaller."""
     return [slice(start, min(rows, start + height)) for start in range(0, rows, height)]

@@ -28,9 +28,17 @@ def _random_bits(key, sample, step, cell):
 
 @triton.jit(do_not_specialize=["key", "step"])
 def _tube_mask(
-    sample_ids_ptr, visible_ptr, masked_ptr, key, step, slots, cells, hidden_cells,
-    BLOCK_CELLS: tl.constexpr, BLOCK_OTHERS: tl.constexpr,
-):  # fmt: skip
+    sample_ids_ptr,
+    visible_ptr,
+    masked_ptr,
+    key,
+    step,
+    slots,
+    cells,
+    hidden_cells,
+    BLOCK_CELLS: tl.constexpr,
+    BLOCK_OTHERS: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     sample = tl.load(sample_ids_ptr + row)
     cell = tl.arange(0, BLOCK_CELLS)
@@ -58,7 +66,13 @@ def _tube_mask(
 def tube_mask(
     sample_ids: Tensor, slots: int, cells: int, hidden_cells: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """`seed` in two's complement; sample_ids int64 [B]."""
+    """Returns visible and masked tokens, int32 [B, slots * cells] each in part, for sample_ids int64 [B].
+
+    `seed` is in two's complement.
+
+    Raises:
+        ValueError: a frame has more than LARGEST_FRAME cells.
+    """
     visible = sample_ids.new_empty(sample_ids.shape[0], slots * (cells - hidden_cells), dtype=torch.int32)
     masked = sample_ids.new_empty(sample_ids.shape[0], slots * hidden_cells, dtype=torch.int32)
     if cells > LARGEST_FRAME:
@@ -71,8 +85,17 @@ def tube_mask(
     tile = dataclasses.replace(tile, blocks={"BLOCK_OTHERS": others})
     key = (seed ^ philox.TUBE_MASK) & 0xFFFFFFFFFFFFFFFF
     launch(
-        _tube_mask, (sample_ids.shape[0],), sample_ids.contiguous(), visible, masked,
-        philox.signed(key), philox.signed(step, 32), slots, cells, hidden_cells,
-        BLOCK_CELLS=block_cells, tile=tile,
-    )  # fmt: skip
+        _tube_mask,
+        (sample_ids.shape[0],),
+        sample_ids.contiguous(),
+        visible,
+        masked,
+        philox.signed(key),
+        philox.signed(step, 32),
+        slots,
+        cells,
+        hidden_cells,
+        BLOCK_CELLS=block_cells,
+        tile=tile,
+    )
     return visible, masked

@@ -117,6 +117,7 @@ def text_mask(
 
 
 def check_grid(op: str, batch_size: int, grid: tuple[int, int, int], mask_ratio: float) -> None:
+    """Raises ValueError for a size or a ratio out of range."""
     if batch_size < 0 or len(grid) != 3 or min(grid) < 1:
         raise ValueError(f"{op}: batch_size {batch_size}, grid {tuple(grid)}: expected B >= 0, three sizes >= 1")
     if not 0 <= mask_ratio < 1:
@@ -126,6 +127,12 @@ def check_grid(op: str, batch_size: int, grid: tuple[int, int, int], mask_ratio:
 def resolve_sample_ids(
     op: str, sample_ids: Tensor | Sequence[int] | None, count: int, device: torch.device | str | None
 ) -> Tensor:
+    """The identities of `count` samples, int64 [count] on the device; None: 0, 1, 2, ...
+
+    Raises:
+        ValueError: their number is another.
+        TypeError: they are neither int32 nor int64.
+    """
     if sample_ids is None:
         return torch.arange(count, device=device)
     if not isinstance(sample_ids, Tensor):

@@ -4,6 +4,7 @@ Integers decide everything, so a mask has the same bits on every device. Counts 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,24 @@ from .op import TubeMask, check_grid, resolve_sample_ids
 
 # One bit of an int64 per block; the bit after them stands for "no block".
 MAX_BLOCKS = 62
+
+
+@dataclass(frozen=True)
+class BlockShapes:
+    """Which blocks `block_tube_mask` may draw; the defaults are BEVT's.
+
+    min_cells: smallest area of a rectangle, in cells; less where no allowed rectangle of that area fits the frame. The
+        largest is mask_ratio * h * w, or the smallest where that is less than min_cells.
+    aspect: least and greatest height / width of a rectangle.
+    tube_length: least and greatest run, as parts of the clip; int(part * t) time slots, at least 1.
+    """
+
+    min_cells: int = 16
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    tube_length: tuple[float, float] = (0.5, 0.75)
+
+
+_BEVT = BlockShapes()
 
 
 class Blocks(NamedTuple):
@@ -36,9 +55,7 @@ def block_tube_mask(
     seed: int,
     step: int = 0,
     sample_ids: Tensor | Sequence[int] | None = None,
-    min_cells: int = 16,
-    aspect: tuple[float, float] = (0.3, 1 / 0.3),
-    tube_length: tuple[float, float] = (0.5, 0.75),
+    shapes: BlockShapes = _BEVT,
     device: torch.device | str | None = None,
 ) -> TubeMask:
     """Block-wise tube masks after BEVT (Wang et al. 2022), with the same count of masked tokens in every sample.
@@ -60,10 +77,7 @@ def block_tube_mask(
         seed: 0 <= seed < 2^64.
         step: training step, 0 <= step < 2^32; a new step gives new masks.
         sample_ids: int [B], the identity of each clip, in [0, 2^63); default arange(B).
-        min_cells: smallest area of a rectangle, in cells; less where no allowed rectangle of that area fits the frame.
-            The largest is mask_ratio * h * w, or the smallest where that is less than min_cells.
-        aspect: least and greatest height / width of a rectangle.
-        tube_length: least and greatest run, as parts of the clip; int(part * t) time slots, at least 1.
+        shapes: areas, aspects and lengths of the blocks.
         device: where the result lives; default: the device of `sample_ids`, else the CPU.
 
     Returns:
@@ -77,6 +91,7 @@ def block_tube_mask(
     op = "block_tube_mask"
     check_grid(op, batch_size, grid, mask_ratio)
     check_seed(op, seed, step)
+    min_cells, aspect, tube_length = shapes.min_cells, shapes.aspect, shapes.tube_length
     if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1]:
         raise ValueError(f"{op}: aspect is {tuple(aspect)}, expected 0 < least <= greatest")
     if len(tube_length) != 2 or not 0 < tube_length[0] <= tube_length[1] <= 1:
@@ -84,10 +99,10 @@ def block_tube_mask(
     if min_cells < 1:
         raise ValueError(f"{op}: min_cells is {min_cells}, expected min_cells >= 1")
     slots, height, width = grid
-    shapes = block_shapes(height, width, min_cells, int(mask_ratio * (height * width)), aspect)
+    allowed = block_shapes(height, width, min_cells, int(mask_ratio * (height * width)), aspect)
     lengths = [max(int(part * slots), 1) for part in tube_length]
     sample_ids = resolve_sample_ids(op, sample_ids, batch_size, device)
-    blocks = draw_blocks(grid, shapes, (lengths[0], lengths[1]), seed, step, sample_ids)
+    blocks = draw_blocks(grid, allowed, (lengths[0], lengths[1]), seed, step, sample_ids)
     counter = (*philox.split_words(sample_ids[:, None]), step, MAX_BLOCKS)
     from_bottom = philox.below(philox.random_words(philox.BLOCK_MASK, seed, counter)[0], 2) == 1
     count = round(mask_ratio * (slots * height * width))
@@ -209,7 +224,7 @@ def draw_blocks(
 
 
 def _pick(shapes: list[tuple[int, int]], index: Tensor) -> tuple[Tensor, Tensor]:
-    """Height and width of the shape of each index, for a list in ascending order."""
+    """Returns height and width of the shape at each index of a list in ascending order."""
     high, wide = torch.zeros_like(index), torch.zeros_like(index)
     # Without a table: it would have to be copied from the host. Widths of one height follow one another.
     for position, (height, narrowest) in enumerate(shapes):
@@ -223,7 +238,7 @@ def _pick(shapes: list[tuple[int, int]], index: Tensor) -> tuple[Tensor, Tensor]
 def _mask_in_order(
     grid: tuple[int, int, int], blocks: Blocks, from_bottom: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Visible and masked tokens: masked are the first `count` by (first block that covers them, cell, time slot)."""
+    """Returns visible and masked tokens; masked are the first `count` by (first block over them, cell, time slot)."""
     slots, height, width = grid
     cells = height * width
     place = torch.arange(cells, device=from_bottom.device)
@@ -245,5 +260,5 @@ def _covering(size: int, start: Tensor, length: Tensor) -> Tensor:
 
 
 def _divide(tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Ordered tokens [B, K] -> the visible rest and the first `count`, masked; int32, ascending."""
+    """Cuts ordered tokens [B, K] into the visible rest and the first `count`, masked; int32, ascending."""
     return tokens[:, count:].sort(dim=1).values.int(), tokens[:, :count].sort(dim=1).values.int()

@@ -12,7 +12,10 @@ from ..packing import locate_rows
 def tube_mask(
     sample_ids: Tensor, slots: int, cells: int, hidden_cells: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """Cells are ranked by (32 random bits, cell index); the first `hidden_cells` are hidden in every time slot."""
+    """Returns visible and masked tokens, int32 [B, slots * shown] and [B, slots * hidden], of sample_ids int64 [B].
+
+    Cells are ranked by (32 random bits, cell index); the first `hidden_cells` are hidden in every time slot.
+    """
     cell = torch.arange(cells, device=sample_ids.device)
     sample = philox.split_words(sample_ids[:, None])
     bits = philox.random_words(philox.TUBE_MASK, seed, (*sample, step, cell))[0]
@@ -35,7 +38,7 @@ def text_mask(
     step: int,
     sample_ids: Tensor,
 ) -> Tensor:
-    """Each token is masked when its own random number, keyed by (sample, position), falls below the ratio."""
+    """Returns bool [N]: a token is masked when its random number, keyed by (sample, position), is below the ratio."""
     sequence, position = locate_rows(cu_seqlens, input_ids.shape[0])
     maskable = sequence < sample_ids.shape[0]
     for special in special_ids:

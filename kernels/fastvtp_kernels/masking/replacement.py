@@ -1,6 +1,7 @@
 """What a masked word becomes: [MASK], a random word, or itself. Plain PyTorch on every device."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,24 +12,38 @@ from ..validation import INDEX_DTYPES, check_cu_seqlens, check_devices, check_se
 from .op import resolve_sample_ids
 
 
+@dataclass(frozen=True)
+class Replacement:
+    """What stands in the place of a masked word: by default always [MASK], as in SimVTP.
+
+    mask_id: id of [MASK].
+    vocab_size: number of ids; needed for random words.
+    random_fraction: probability in [0, 1] of a random word.
+    keep_fraction: probability in [0, 1] of the word itself; both together at most 1 (BERT: 0.1 and 0.1).
+    special_ids: ids that are never drawn as a random word; name `mask_id` here too.
+    """
+
+    mask_id: int
+    vocab_size: int | None = None
+    random_fraction: float = 0.0
+    keep_fraction: float = 0.0
+    special_ids: Sequence[int] = ()
+
+
 def replace_masked_tokens(
     input_ids: Tensor,
     masked: Tensor,
     cu_seqlens: Tensor,
+    replacement: Replacement,
     *,
-    mask_id: int,
-    vocab_size: int | None = None,
-    random_fraction: float = 0.0,
-    keep_fraction: float = 0.0,
-    special_ids: Sequence[int] = (),
     seed: int,
     step: int = 0,
     sample_ids: Tensor | Sequence[int] | None = None,
 ) -> Tensor:
-    """Replaces masked words as BERT does (Devlin et al. 2019, §3.1); by default always with [MASK], as SimVTP.
+    """Replaces masked words as BERT does (Devlin et al. 2019, §3.1).
 
     Each masked word becomes a random word with probability `random_fraction`, stays as it is with probability
-    `keep_fraction` (BERT: 0.1 and 0.1) and becomes `mask_id` otherwise. The decision depends on (seed, step, sample
+    `keep_fraction` and becomes `mask_id` otherwise. The decision depends on (seed, step, sample
     id, position in the caption) alone, not on the batch around it, and is the same on every device.
 
     A random word is uniform over the vocabulary without `special_ids` (to within 2^-32 per word: the upper half of 32
@@ -38,11 +53,7 @@ def replace_masked_tokens(
         input_ids: token ids int [N] of S packed captions.
         masked: bool [N], True where masked, as `text_mask` returns it.
         cu_seqlens: int32 [S+1], offsets of the captions.
-        mask_id: id of [MASK].
-        vocab_size: number of ids; needed for random words.
-        random_fraction: probability in [0, 1].
-        keep_fraction: probability in [0, 1]; both together at most 1.
-        special_ids: ids that are never drawn as a random word; name `mask_id` here too.
+        replacement: the words that may stand there, and how often.
         seed: 0 <= seed < 2^64.
         step: training step, 0 <= step < 2^32.
         sample_ids: int [S], the identity of each caption's sample; default arange(S).
@@ -56,6 +67,8 @@ def replace_masked_tokens(
         TypeError: an integer argument has another dtype, or `masked` is not bool.
     """
     op = "replace_masked_tokens"
+    mask_id, vocab_size, special_ids = replacement.mask_id, replacement.vocab_size, replacement.special_ids
+    random_fraction, keep_fraction = replacement.random_fraction, replacement.keep_fraction
     check_shape(op, "input_ids", input_ids, "N")
     check_shape(op, "masked", masked, input_ids.shape[0])
     check_cu_seqlens(op, "cu_seqlens", cu_seqlens, input_ids.shape[0])
@@ -82,11 +95,11 @@ def replace_masked_tokens(
     fate, word_bits = philox.random_words(philox.TOKEN_REPLACEMENT, seed, counter)[:2]
     becomes_random = philox.bernoulli(fate, random_fraction)
     stays = ~becomes_random & philox.bernoulli(fate, random_fraction + keep_fraction)
-    replacement = torch.full_like(input_ids, mask_id)
+    words = torch.full_like(input_ids, mask_id)
     if random_fraction > 0:
-        words = _random_words(op, word_bits, vocab_size, sorted(set(special_ids)))
-        replacement = torch.where(becomes_random, words.to(input_ids.dtype), replacement)
-    return torch.where(masked & (sequence < sample_ids.shape[0]) & ~stays, replacement, input_ids)
+        drawn = _random_words(op, word_bits, vocab_size, sorted(set(special_ids)))
+        words = torch.where(becomes_random, drawn.to(input_ids.dtype), words)
+    return torch.where(masked & (sequence < sample_ids.shape[0]) & ~stays, words, input_ids)
 
 
 def _random_words(op: str, bits: Tensor, vocab_size: int | None, specials: list[int]) -> Tensor:

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from .. import tuning
 from ..launching import blocks, launch
-from ..tubelets.kernels import layout, load_values, strides, token_origin, value_offset
+from ..tubelets.frames import layout, load_values, strides, token_origin, value_offset
 from .residual import residual_scale
 
 
 @triton.jit
 def _of_group(values, p, GROUPS: tl.constexpr):
-    """The entry of each value's group: a tuple of GROUPS vectors [rows] to [rows, columns]."""
+    """Spreads a tuple of GROUPS vectors [rows] to [rows, columns]: each value gets the entry of its group."""
     chosen = values[0][:, None]
     for group in tl.static_range(1, GROUPS):
         chosen = tl.where((p % GROUPS == group)[None, :], values[group][:, None], chosen)
@@ -30,7 +30,7 @@ def _of_group(values, p, GROUPS: tl.constexpr):
 
 @triton.jit
 def _add_by_group(totals, values, p, GROUPS: tl.constexpr):
-    """Lane by lane, values [rows, columns] added to the total of their group."""
+    """Adds values [rows, columns], lane by lane, to the total of their group, and returns the tuple of totals."""
     sums = ()
     for group in tl.static_range(GROUPS):
         sums = sums + (totals[group] + tl.where((p % GROUPS == group)[None, :], values, 0.0),)
@@ -48,22 +48,34 @@ def _divided_sums(totals, divisor, GROUPS: tl.constexpr):
 
 @triton.jit
 def _pixel_loss(
-    prediction_ptr, video_ptr, index_ptr, residual_ptr, partial_ptr, unit, eps, scale,
-    M, tokens_per_clip, clip_stride, frame_stride, line_stride, grid_height, grid_width,
-    P: tl.constexpr, GROUPS: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, SEGMENT: tl.constexpr,
-    ALIGNED: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    """partial[m] = sum of squared differences of token m; GROUPS: C or 1 normalised sets of values a token, 0: none.
+    prediction_ptr,
+    video_ptr,
+    index_ptr,
+    residual_ptr,
+    partial_ptr,
+    unit,
+    eps,
+    scale,
+    M,
+    frames,
+    P: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PT: tl.constexpr,
+    PH: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """partial[m] = sum of squared differences of token m; GROUPS sets of its values (C, 1 or none) are normalised.
 
     Three sweeps over the same bytes (mean, variance, loss), of which the first reads memory and the others the cache:
     whole tokens in registers would leave too few programs on a multiprocessor to keep memory busy. Sums are of the
     video's own units: exact for uint8, so that in a flat patch every deviation is exactly zero.
     """
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    _, origin = token_origin(
-        index_ptr, m, tokens_per_clip, M,
-        clip_stride, frame_stride, line_stride, grid_height, grid_width, PT, PH, SEGMENT,
-    )  # fmt: skip
+    _, origin = token_origin(index_ptr, m, M, frames, PT, PH, SEGMENT)
     exists = (m < M)[:, None]
     lane = tl.arange(0, BLOCK_P)
     zeros = tl.zeros([BLOCK_M, BLOCK_P], tl.float32)
@@ -74,14 +86,14 @@ def _pixel_loss(
         totals = none
         for start in tl.range(0, P, BLOCK_P):
             p = start + lane
-            offset = value_offset(p, frame_stride, line_stride, PH, SEGMENT)
+            offset = value_offset(p, frames, PH, SEGMENT)
             pixels = load_values(video_ptr, origin, offset, exists & (p < P)[None, :], ALIGNED).to(tl.float32)
             totals = _add_by_group(totals, pixels, p, GROUPS)
         means = _divided_sums(totals, P // GROUPS, GROUPS)
         totals = none
         for start in tl.range(0, P, BLOCK_P):
             p = start + lane
-            offset = value_offset(p, frame_stride, line_stride, PH, SEGMENT)
+            offset = value_offset(p, frames, PH, SEGMENT)
             mask = exists & (p < P)[None, :]
             pixels = load_values(video_ptr, origin, offset, mask, ALIGNED).to(tl.float32)
             deviation = tl.where(mask, pixels - _of_group(means, p, GROUPS), 0.0)
@@ -96,7 +108,7 @@ def _pixel_loss(
         mask = exists & (p < P)[None, :]
         address = m.to(tl.int64)[:, None] * P + p[None, :]
         prediction = tl.load(prediction_ptr + address, mask=mask, other=0.0).to(tl.float32)
-        offset = value_offset(p, frame_stride, line_stride, PH, SEGMENT)
+        offset = value_offset(p, frames, PH, SEGMENT)
         pixels = load_values(video_ptr, origin, offset, mask, ALIGNED).to(tl.float32)
         if GROUPS > 0:
             target = (pixels - _of_group(means, p, GROUPS)) * _of_group(factors, p, GROUPS)
@@ -135,12 +147,23 @@ def masked_pixel_loss(
     tile = tuning.tile("pixel_loss", torch.float32, prediction.device)
     constants = layout(video, tubelet)
     launch(
-        _pixel_loss, (blocks(masked.numel(), tile.blocks["BLOCK_M"]),),
-        prediction, video, masked, residual, partial, 255.0 if video.dtype == torch.uint8 else 1.0, eps,
-        residual_scale(prediction), masked.numel(), *strides(video, masked, tubelet),
-        GROUPS={"patch_channel": video.shape[-1], "patch": 1, None: 0}[normalize], RESIDUAL=with_residual,
-        tile=tile, **constants,
-    )  # fmt: skip
+        _pixel_loss,
+        (blocks(masked.numel(), tile.blocks["BLOCK_M"]),),
+        prediction,
+        video,
+        masked,
+        residual,
+        partial,
+        255.0 if video.dtype == torch.uint8 else 1.0,
+        eps,
+        residual_scale(prediction),
+        masked.numel(),
+        strides(video, masked, tubelet),
+        GROUPS={"patch_channel": video.shape[-1], "patch": 1, None: 0}[normalize],
+        RESIDUAL=with_residual,
+        tile=tile,
+        **constants,
+    )
     return partial.sum() / prediction.numel(), residual
 
 

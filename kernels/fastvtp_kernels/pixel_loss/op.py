@@ -10,14 +10,14 @@ from ..dispatch import implementation, register, runs_triton
 from ..precision import compute_dtype
 from ..registration import define_gradient, define_op, launcher
 from ..validation import check_channels, check_devices, check_floating, check_index, check_shape, check_video
-from . import reference
-from .residual import gradient_from_residual, scale_by_chunks
+from . import chunked, reference
+from .residual import gradient_from_residual
 
 _loss_and_residual = define_op(
     "masked_pixel_loss(Tensor prediction, Tensor video, Tensor masked, int[] tubelet, str? normalize, float eps, "
     "bool with_residual) -> (Tensor, Tensor)",
     launch=launcher(__name__, "masked_pixel_loss"),
-    reference=reference.loss_and_residual,
+    reference=chunked.loss_and_residual,
     fake=lambda prediction, video, masked, tubelet, normalize, eps, with_residual: (
         prediction.new_empty((), dtype=compute_dtype(prediction.dtype)),
         prediction.new_empty(prediction.shape if with_residual else 0),
@@ -35,7 +35,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _gradients(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
     (residual,) = ctx.saved_tensors
     # Registered on the CPU too, where without Triton's interpreter the op runs its reference.
-    scale = _scale_in_place if runs_triton(residual) else scale_by_chunks
+    scale = _scale_in_place if runs_triton(residual) else chunked.scale_by_chunks
     return gradient_from_residual(residual, grad_loss, scale), None, None, None, None, None, None
 
 
@@ -47,7 +47,12 @@ def _triton(prediction: Tensor, *inputs: Any) -> Tensor:
     return _loss_and_residual(prediction, *inputs, with_residual)[0]
 
 
-register("masked_pixel_loss", reference=reference.masked_pixel_loss, triton=_triton)
+register(
+    "masked_pixel_loss",
+    truth=reference.masked_pixel_loss,
+    reference=chunked.masked_pixel_loss,
+    triton=_triton,
+)
 
 
 def masked_pixel_loss(

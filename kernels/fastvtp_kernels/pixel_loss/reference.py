@@ -1,15 +1,11 @@
-"""Mean squared error against the pixels of the masked tubelets, in plain PyTorch: the specification."""
+"""The masked pixel loss in plain PyTorch: the specification, with the whole target in memory."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..precision import compute_dtype
 from ..tubelets.reference import gather_pixels, to_unit_range
-from .residual import _CHUNK_VALUES, gradient_from_residual, residual_scale, scale_by_chunks
 
 
 def normalize_target(pixels: Tensor, channels: int, normalize: str | None, eps: float) -> Tensor:
@@ -22,60 +18,14 @@ def normalize_target(pixels: Tensor, channels: int, normalize: str | None, eps: 
     return (centered / (variance.sqrt() + eps)).flatten(-2)
 
 
-def _chunks(prediction: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Clips and tokens, a chunk at a time: whole clips, or parts of one."""
-    clips, tokens, width = prediction.shape
-    if torch.compiler.is_compiling():
-        # A compiler fuses the target away; an unrolled loop would only give it dozens of copies to compile.
-        yield slice(clips), slice(tokens)
-        return
-    clip_step = max(1, _CHUNK_VALUES // (tokens * width))
-    token_step = max(1, _CHUNK_VALUES // width) if clip_step == 1 else tokens
-    for clip in range(0, clips, clip_step):
-        for token in range(0, tokens, token_step):
-            yield slice(clip, clip + clip_step), slice(token, token + token_step)
-
-
-def loss_and_residual(
-    prediction: Tensor,
-    video: Tensor,
-    masked: Tensor,
-    tubelet: Sequence[int],
-    normalize: str | None,
-    eps: float,
-    with_residual: bool,
-) -> tuple[Tensor, Tensor]:
-    """The loss, and prediction - target times `residual_scale` in the prediction's dtype (empty if not asked for)."""
-    dtype = compute_dtype(prediction.dtype)
-    total = prediction.new_zeros((), dtype=dtype)
-    residual = prediction.new_empty(prediction.shape) if with_residual else prediction.new_empty(0)
-    for clips, tokens in _chunks(prediction):
-        pixels = to_unit_range(gather_pixels(video[clips], masked[clips, tokens], tubelet), dtype)
-        target = normalize_target(pixels, video.shape[-1], normalize, eps)
-        difference = prediction[clips, tokens].to(dtype) - target
-        total = total + difference.square().sum()
-        if with_residual:
-            residual[clips, tokens] = difference * residual_scale(prediction)
-    return total / prediction.numel(), residual
-
-
-class _MaskedPixelLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        loss, residual = loss_and_residual(*inputs, with_residual=ctx.needs_input_grad[0])
-        ctx.save_for_backward(residual)
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = gradient_from_residual(ctx.saved_tensors[0], grad_loss, scale_by_chunks)
-        return gradient, None, None, None, None, None
-
-
 def masked_pixel_loss(
     prediction: Tensor, video: Tensor, masked: Tensor, tubelet: Sequence[int], normalize: str | None, eps: float
 ) -> Tensor:
-    loss = _MaskedPixelLoss.apply(prediction, video, masked, tubelet, normalize, eps)
-    assert isinstance(loss, Tensor)
-    return loss
+    """Mean squared error of prediction [B, Km, P] against the pixels of the tokens `masked` [B, Km] of the video.
+
+    A scalar in float32 (float64 for a float64 prediction), the dtype of all arithmetic.
+    """
+    dtype = compute_dtype(prediction.dtype)
+    pixels = to_unit_range(gather_pixels(video, masked, tubelet), dtype)
+    target = normalize_target(pixels, video.shape[-1], normalize, eps)
+    return (prediction.to(dtype) - target).square().mean()

@@ -6,11 +6,6 @@ import torch
 from torch import Tensor
 from torch._C import _autograd
 
-from ..validation import values_readable
-
-# Values of the target, and of the residual, in work at one time: 2 MiB in float32, which a cache holds.
-_CHUNK_VALUES = 1 << 19
-
 
 def residual_scale(prediction: Tensor) -> float:
     """The factor by which prediction - target is stored.
@@ -24,21 +19,16 @@ def residual_scale(prediction: Tensor) -> float:
 def gradient_from_residual(
     residual: Tensor, grad_loss: Tensor, scale_in_place: Callable[[Tensor, Tensor], None]
 ) -> Tensor:
-    """The gradient of the prediction, by `scale_in_place` in the residual's own memory if nobody needs that again."""
+    """The gradient of the prediction [B, Km, P], in its dtype, from what the forward pass stored.
+
+    `scale_in_place` multiplies it in the residual's own memory, unless another backward pass will need that again.
+    """
     factor = grad_loss * (2 / residual.numel() / residual_scale(residual))
     if torch.compiler.is_compiling() or type(residual) is not Tensor or _kept_for_another_backward():
         return (residual.to(factor.dtype) * factor).to(residual.dtype)
     residual = residual.detach()
     scale_in_place(residual, factor)
     return residual
-
-
-def scale_by_chunks(residual: Tensor, factor: Tensor) -> None:
-    """residual *= factor in plain PyTorch; nothing to do for a factor of 1, where looking at it is free."""
-    if values_readable(factor) and factor == 1:
-        return
-    for chunk in residual.view(-1).split(_CHUNK_VALUES):
-        chunk.copy_(chunk.to(factor.dtype) * factor)
 
 
 def _kept_for_another_backward() -> bool:

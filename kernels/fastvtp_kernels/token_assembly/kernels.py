@@ -17,7 +17,7 @@ from ..segments import sum_segments
 
 @triton.jit
 def _source(permutation_ptr, clip, place, length, order_stride, PERMUTED: tl.constexpr):
-    """Which of [visible ..., masked ...] stands at a place of the sequence."""
+    """Which of the tokens [visible ..., masked ...] stands at each place of the sequence."""
     if PERMUTED:
         return tl.load(permutation_ptr + clip * order_stride + place, mask=place < length, other=0).to(tl.int32)
     else:
@@ -26,10 +26,21 @@ def _source(permutation_ptr, clip, place, length, order_stride, PERMUTED: tl.con
 
 @triton.jit
 def _assemble(
-    visible_ptr, token_ptr, position_ptr, visible_index_ptr, masked_index_ptr, permutation_ptr, output_ptr,
-    visible_count, masked_count, order_stride, D, PERMUTED: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    visible_ptr,
+    token_ptr,
+    position_ptr,
+    visible_index_ptr,
+    masked_index_ptr,
+    permutation_ptr,
+    output_ptr,
+    visible_count,
+    masked_count,
+    order_stride,
+    D,
+    PERMUTED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     length = visible_count + masked_count
     chunks = tl.cdiv(length, BLOCK_ROWS)
     clip = (tl.program_id(0) // chunks).to(tl.int64)
@@ -58,11 +69,20 @@ def _assemble(
 
 @triton.jit
 def _assemble_backward(
-    grad_ptr, permutation_ptr, visible_grad_ptr, partial_ptr,
-    visible_count, length, order_stride, D, PERMUTED: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr, STEPS: tl.constexpr,
-):  # fmt: skip
-    """Rows of visible tokens go home; partial[program] = sum of this program's rows of mask tokens."""
+    grad_ptr,
+    permutation_ptr,
+    visible_grad_ptr,
+    partial_ptr,
+    visible_count,
+    length,
+    order_stride,
+    D,
+    PERMUTED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """Writes each visible token's gradient to its own row; partial[program] = sum over this program's mask tokens."""
     parts = tl.cdiv(length, BLOCK_ROWS * STEPS)
     clip = (tl.program_id(0) // parts).to(tl.int64)
     first = tl.program_id(0) % parts * BLOCK_ROWS * STEPS
@@ -100,12 +120,22 @@ def assemble_tokens(
     tile = tuning.tile("assemble", torch.float32, visible.device)
     chunks = blocks(length, tile.blocks["BLOCK_ROWS"])
     launch(
-        _assemble, (batch_size * chunks, blocks(width, tile.blocks["BLOCK_D"])),
-        visible.contiguous(), mask_token.contiguous(), position.contiguous(), visible_index.contiguous(),
-        masked_index.contiguous(), None if permutation is None else permutation.contiguous(), output,
-        visible_count, length - visible_count, _order_stride(permutation), width,
-        PERMUTED=permutation is not None, tile=tile,
-    )  # fmt: skip
+        _assemble,
+        (batch_size * chunks, blocks(width, tile.blocks["BLOCK_D"])),
+        visible.contiguous(),
+        mask_token.contiguous(),
+        position.contiguous(),
+        visible_index.contiguous(),
+        masked_index.contiguous(),
+        None if permutation is None else permutation.contiguous(),
+        output,
+        visible_count,
+        length - visible_count,
+        _order_stride(permutation),
+        width,
+        PERMUTED=permutation is not None,
+        tile=tile,
+    )
     return output
 
 
@@ -127,10 +157,19 @@ def assemble_tokens_backward(
     parts = blocks(length, tile.blocks["BLOCK_ROWS"] * tile.blocks["STEPS"])
     partial = grad.new_empty(batch_size * parts, width, dtype=torch.float32)
     launch(
-        _assemble_backward, (batch_size * parts, blocks(width, tile.blocks["BLOCK_D"])),
-        grad, None if permutation is None else permutation.contiguous(), visible_grad, partial,
-        visible_count, length, _order_stride(permutation), width, PERMUTED=permutation is not None, tile=tile,
-    )  # fmt: skip
+        _assemble_backward,
+        (batch_size * parts, blocks(width, tile.blocks["BLOCK_D"])),
+        grad,
+        None if permutation is None else permutation.contiguous(),
+        visible_grad,
+        partial,
+        visible_count,
+        length,
+        _order_stride(permutation),
+        width,
+        PERMUTED=permutation is not None,
+        tile=tile,
+    )
     token_grad = partial.sum(0).to(mask_token.dtype).view(mask_token.shape)
     if not position_gradient:
         return visible_grad, token_grad, position.new_empty(0)

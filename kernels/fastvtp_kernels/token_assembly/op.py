@@ -8,7 +8,7 @@ from torch import Tensor
 from ..dispatch import implementation, register
 from ..registration import define_gradient, define_op, launcher
 from ..validation import check_devices, check_floating, check_index, check_shape, values_readable
-from . import reference
+from . import gradients, reference
 
 _assemble = define_op(
     "assemble_tokens(Tensor visible, Tensor mask_token, Tensor position, Tensor visible_index, Tensor masked_index, "
@@ -23,7 +23,7 @@ _assemble_backward = define_op(
     "assemble_tokens_backward(Tensor grad, Tensor mask_token, Tensor position, Tensor visible_index, "
     "Tensor masked_index, Tensor? permutation, bool position_gradient) -> (Tensor, Tensor, Tensor)",
     launch=launcher(__name__, "assemble_tokens_backward"),
-    reference=reference.assemble_tokens_backward,
+    reference=gradients.assemble_tokens_backward,
     fake=lambda grad, token, position, visible_index, masked_index, permutation, position_gradient: (
         grad.new_empty(*visible_index.shape, grad.shape[2]),
         token.new_empty(token.shape),

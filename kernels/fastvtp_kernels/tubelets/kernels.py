@@ -6,8 +6,8 @@ A tubelet is pt * ph segments of pw * C consecutive bytes; nothing else of the c
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 # (The body of a @triton.jit function is Triton's language, which looks like Python.)
 
-import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import tuning
 from ..launching import blocks, dot_precision, launch
 from ..segments import sum_segments
+from .frames import centered, layout, load_values, strides, token_origin, value_offset
 
 # Programs that the split of the weight gradient aims at: two waves of the largest GPUs. Fixed, so that the order of
 # summation does not depend on the device.
@@ -24,69 +25,27 @@ _SPLIT_PROGRAMS = 264
 
 
 @triton.jit
-def token_origin(
-    index_ptr, m, tokens_per_clip, M,
-    clip_stride, frame_stride, line_stride, grid_height, grid_width,
-    PT: tl.constexpr, PH: tl.constexpr, SEGMENT: tl.constexpr,
-):  # fmt: skip
-    """Index and address (in elements, int64) of the first value of each listed token m."""
-    index = tl.load(index_ptr + m, mask=m < M, other=0).to(tl.int32)
-    slot = index // (grid_height * grid_width)
-    y = (index // grid_width) % grid_height
-    x = index % grid_width
-    in_clip = slot.to(tl.int64) * (PT * frame_stride) + y * PH * line_stride + x * SEGMENT
-    return index, (m // tokens_per_clip).to(tl.int64) * clip_stride + in_clip
-
-
-@triton.jit
-def value_offset(p, frame_stride, line_stride, PH: tl.constexpr, SEGMENT: tl.constexpr):
-    """Address of value p of a token, relative to the token's first."""
-    line = p // SEGMENT
-    return (line // PH) * frame_stride + (line % PH) * line_stride + p % SEGMENT
-
-
-@triton.jit
-def load_values(video_ptr, origin, offset, mask, ALIGNED: tl.constexpr):
-    """Values [rows, columns]; runs of ALIGNED consecutive ones start at multiples of ALIGNED."""
-    address = (
-        tl.max_contiguous(tl.multiple_of(origin, ALIGNED)[:, None], [1, 1])
-        + tl.max_contiguous(tl.multiple_of(offset, ALIGNED), ALIGNED)[None, :]
-    )
-    return tl.load(video_ptr + address, mask=mask, other=0)
-
-
-@triton.jit
-def centered(pixels):
-    """float32 in [-1, 1], exact in bfloat16 for uint8 pixels: (x - 128) / 128; floating point: 2 x - 1."""
-    if pixels.dtype == tl.uint8:
-        # 2^23 + x by setting mantissa bits; the integer-to-float unit is four times slower than an addition.
-        biased = (pixels.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True)
-        return (biased - 8388736.0) * 0.0078125
-    else:
-        return pixels.to(tl.float32) * 2.0 - 1.0
-
-
-@triton.jit
 def _embed(
     video_ptr, index_ptr, weight_ptr, bias_ptr, position_ptr, output_ptr, rows_ptr,
-    M, D, tokens_per_clip, clip_stride, frame_stride, line_stride, grid_height, grid_width,
+    M, D, frames,
     P: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, SEGMENT: tl.constexpr, ALIGNED: tl.constexpr,
     POSITION: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
+    """output[row of m] = centered values of token m . folded weight + shift (+ position), one tile a program."""
     # Neighbouring programs share their tokens: the frames are read from memory once, the weight stays in L2.
     m = tl.program_id(0) // tl.cdiv(D, BLOCK_D) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.program_id(0) % tl.cdiv(D, BLOCK_D) * BLOCK_D + tl.arange(0, BLOCK_D)
-    index, origin = token_origin(
-        index_ptr, m, tokens_per_clip, M,
-        clip_stride, frame_stride, line_stride, grid_height, grid_width, PT, PH, SEGMENT,
-    )  # fmt: skip
+    index, origin = token_origin(index_ptr, m, M, frames, PT, PH, SEGMENT)
     total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     p = tl.arange(0, BLOCK_P)
     pixels = load_values(
-        video_ptr, origin, value_offset(p, frame_stride, line_stride, PH, SEGMENT),
-        (m < M)[:, None] & (p < P)[None, :], ALIGNED,
-    )  # fmt: skip
+        video_ptr,
+        origin,
+        value_offset(p, frames, PH, SEGMENT),
+        (m < M)[:, None] & (p < P)[None, :],
+        ALIGNED,
+    )
     for start in tl.range(0, P, BLOCK_P):
         weight = tl.load(
             weight_ptr + d[None, :] * P + (start + p)[:, None],
@@ -96,9 +55,12 @@ def _embed(
         values = centered(pixels).to(weight.dtype)
         following = start + BLOCK_P + p
         pixels = load_values(
-            video_ptr, origin, value_offset(following, frame_stride, line_stride, PH, SEGMENT),
-            (m < M)[:, None] & (following < P)[None, :], ALIGNED,
-        )  # fmt: skip
+            video_ptr,
+            origin,
+            value_offset(following, frames, PH, SEGMENT),
+            (m < M)[:, None] & (following < P)[None, :],
+            ALIGNED,
+        )
         total = tl.dot(values, weight, total, input_precision=PRECISION)
     total += tl.load(bias_ptr + d, mask=d < D, other=0.0)[None, :]
     mask = (m < M)[:, None] & (d < D)[None, :]
@@ -110,10 +72,21 @@ def _embed(
 
 @triton.jit
 def _fold(
-    weight_ptr, bias_ptr, folded_ptr, shift_ptr, scales, shifts, VALUES,
-    C: tl.constexpr, BIAS: tl.constexpr, BLOCK_VALUES: tl.constexpr,
-):  # fmt: skip
-    """Row d of the weight from [C, pt, ph, pw] to [pt, ph, pw, C], scaled per channel; its product with the shifts."""
+    weight_ptr,
+    bias_ptr,
+    folded_ptr,
+    shift_ptr,
+    scales,
+    shifts,
+    VALUES,
+    C: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK_VALUES: tl.constexpr,
+):
+    """Writes row d of the weight from [C, pt, ph, pw] to [pt, ph, pw, C], scaled per channel.
+
+    shift[d] = its product with the shifts, plus the bias.
+    """
     d = tl.program_id(0).to(tl.int64)
     value = tl.arange(0, BLOCK_VALUES)
     total = tl.zeros([BLOCK_VALUES], tl.float32)
@@ -132,24 +105,34 @@ def _fold(
 
 @triton.jit
 def _weight_gradient(
-    grad_ptr, video_ptr, index_ptr, partial_ptr,
-    M, D, split_tokens, tokens_per_clip, clip_stride, frame_stride, line_stride, grid_height, grid_width,
-    P: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, SEGMENT: tl.constexpr, ALIGNED: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
+    grad_ptr,
+    video_ptr,
+    index_ptr,
+    partial_ptr,
+    M,
+    D,
+    split_tokens,
+    frames,
+    P: tl.constexpr,
+    PT: tl.constexpr,
+    PH: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
     """partial[s] = sum over the s-th part of the tokens of grad (outer) centered values."""
     d = tl.program_id(0) % tl.cdiv(D, BLOCK_D) * BLOCK_D + tl.arange(0, BLOCK_D)
     p = tl.program_id(0) // tl.cdiv(D, BLOCK_D) * BLOCK_P + tl.arange(0, BLOCK_P)
     split = tl.program_id(1)
-    offset = value_offset(p, frame_stride, line_stride, PH, SEGMENT)
+    offset = value_offset(p, frames, PH, SEGMENT)
     end = tl.minimum((split + 1) * split_tokens, M)
     total = tl.zeros([BLOCK_D, BLOCK_P], tl.float32)
     for start in tl.range(split * split_tokens, end, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
-        _, origin = token_origin(
-            index_ptr, m, tokens_per_clip, end,
-            clip_stride, frame_stride, line_stride, grid_height, grid_width, PT, PH, SEGMENT,
-        )  # fmt: skip
+        _, origin = token_origin(index_ptr, m, end, frames, PT, PH, SEGMENT)
         pixels = load_values(video_ptr, origin, offset, (m < end)[:, None] & (p < P)[None, :], ALIGNED)
         grad_mask = (m < end)[:, None] & (d < D)[None, :]
         grad = tl.load(grad_ptr + m.to(tl.int64)[:, None] * D + d[None, :], mask=grad_mask, other=0.0)
@@ -161,10 +144,18 @@ def _weight_gradient(
 
 @triton.jit
 def _unfold_gradient(
-    partial_ptr, bias_grad_ptr, output_ptr, scales, shifts, D, SPLITS, VALUES,
-    C: tl.constexpr, BLOCK_VALUES: tl.constexpr,
-):  # fmt: skip
-    """Row d: partials added in order, the folding of mean and std undone, back to [C, pt, ph, pw]."""
+    partial_ptr,
+    bias_grad_ptr,
+    output_ptr,
+    scales,
+    shifts,
+    D,
+    SPLITS,
+    VALUES,
+    C: tl.constexpr,
+    BLOCK_VALUES: tl.constexpr,
+):
+    """Writes row d of the weight's gradient: partials added in order, folding undone, back to [C, pt, ph, pw]."""
     d = tl.program_id(0).to(tl.int64)
     value = tl.arange(0, BLOCK_VALUES)
     bias_grad = tl.load(bias_grad_ptr + d)
@@ -182,19 +173,28 @@ def _unfold_gradient(
 
 @triton.jit
 def _gather(
-    video_ptr, index_ptr, output_ptr, means, stds, unit,
-    M, tokens_per_clip, clip_stride, frame_stride, line_stride, grid_height, grid_width,
-    P: tl.constexpr, C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, SEGMENT: tl.constexpr, ALIGNED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
+    video_ptr,
+    index_ptr,
+    output_ptr,
+    means,
+    stds,
+    unit,
+    M,
+    frames,
+    P: tl.constexpr,
+    C: tl.constexpr,
+    PT: tl.constexpr,
+    PH: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
     m = tl.program_id(0) // tl.cdiv(P, BLOCK_P) * BLOCK_M + tl.arange(0, BLOCK_M)
     p = tl.program_id(0) % tl.cdiv(P, BLOCK_P) * BLOCK_P + tl.arange(0, BLOCK_P)
-    _, origin = token_origin(
-        index_ptr, m, tokens_per_clip, M,
-        clip_stride, frame_stride, line_stride, grid_height, grid_width, PT, PH, SEGMENT,
-    )  # fmt: skip
+    _, origin = token_origin(index_ptr, m, M, frames, PT, PH, SEGMENT)
     mask = (m < M)[:, None] & (p < P)[None, :]
-    offset = value_offset(p, frame_stride, line_stride, PH, SEGMENT)
+    offset = value_offset(p, frames, PH, SEGMENT)
     pixels = load_values(video_ptr, origin, offset, mask, ALIGNED).to(tl.float32) / unit
     mean = tl.zeros([BLOCK_P], tl.float32)
     std = tl.full([BLOCK_P], 1.0, tl.float32)
@@ -205,66 +205,72 @@ def _gather(
     tl.store(output_ptr + m.to(tl.int64)[:, None] * P + p[None, :], values.to(output_ptr.dtype.element_ty), mask=mask)
 
 
-def layout(video: Tensor, tubelet: Sequence[int]) -> dict[str, int]:
-    """The constants by which the kernels address a contiguous video's tubelets."""
-    width, channels = video.shape[3:]
-    segment = tubelet[2] * channels
-    # Vectors of up to 16 bytes, of as many values as both a segment and a scan line are multiples of.
-    aligned = math.gcd(segment, width * channels, 16 // video.element_size())
-    return {
-        "P": tubelet[0] * tubelet[1] * segment, "PT": tubelet[0], "PH": tubelet[1],
-        "SEGMENT": segment, "ALIGNED": aligned,
-    }  # fmt: skip
-
-
-def strides(video: Tensor, index: Tensor, tubelet: Sequence[int]) -> tuple[int, ...]:
-    """tokens_per_clip, clip_stride, frame_stride, line_stride, grid_height and grid_width of the kernels."""
-    _, frames, height, width, channels = video.shape
-    line = width * channels
-    return index.shape[1], frames * height * line, height * line, line, height // tubelet[1], width // tubelet[2]
-
-
 def fold_constants(video: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], ...]:
-    """Per channel (scale, shift) with (pixel - mean) / std = scale * centered(pixel) + shift."""
+    """Scales and shifts, one per channel, with (pixel - mean) / std = scale * centered(pixel) + shift."""
     half_range = 128 / 255 if video.dtype == torch.uint8 else 0.5
     scales = tuple(half_range / s for s in std)
     return scales, tuple((half_range - m) / s for m, s in zip(mean, std, strict=True))
 
 
-def tubelet_embed(
-    video: Tensor,
-    index: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    position: Tensor | None,
-    tubelet: Sequence[int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype,
-    out: Tensor | None = None,
-    rows: Tensor | None = None,
-) -> Tensor:
-    """Operands and result in `dtype`, accumulation in float32; written to `rows` of `out` where they are given."""
+class Embedding(NamedTuple):
+    """What normalised pixels are multiplied with, and what is added: the registered op's arguments after the tokens."""
+
+    weight: Tensor
+    """[D, C, pt, ph, pw]."""
+    bias: Tensor | None
+    position: Tensor | None
+    tubelet: Sequence[int]
+    mean: Sequence[float]
+    std: Sequence[float]
+    dtype: torch.dtype
+    """Of the operands and the result; sums are float32."""
+
+
+def tubelet_embed(video: Tensor, index: Tensor, *flat: Any) -> Tensor:
+    """[B, K, D] in a new tensor; `flat` are the fields of `Embedding`."""
+    embedding = Embedding(*flat)
+    output = video.new_empty(*index.shape, embedding.weight.shape[0], dtype=embedding.dtype)
+    _embed_into(output, None, video, index, embedding)
+    return output
+
+
+def tubelet_embed_into(out: Tensor, rows: Tensor, video: Tensor, index: Tensor, *flat: Any) -> None:
+    """The same embedding written to `rows` [B, K] of `out` [N, D], in place."""
+    _embed_into(out, rows, video, index, Embedding(*flat))
+
+
+def _embed_into(output: Tensor, rows: Tensor | None, video: Tensor, index: Tensor, embedding: Embedding) -> None:
+    weight, bias, position, tubelet, mean, std, dtype = embedding
     video, index = video.contiguous(), index.contiguous()
     width = weight.shape[0]
     constants = layout(video, tubelet)
     folded = weight.new_empty(width, constants["P"], dtype=dtype)
     shift = weight.new_empty(width, dtype=torch.float32)
     launch(
-        _fold, (width,),
-        weight.contiguous(), None if bias is None else bias.contiguous(), folded, shift,
-        *fold_constants(video, mean, std), weight[0, 0].numel(),
-        C=weight.shape[1], BIAS=bias is not None, tile=tuning.tile("fold", torch.float32, video.device),
-    )  # fmt: skip
-    output = video.new_empty(*index.shape, width, dtype=dtype) if out is None else out
+        _fold,
+        (width,),
+        weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        folded,
+        shift,
+        *fold_constants(video, mean, std),
+        weight[0, 0].numel(),
+        C=weight.shape[1],
+        BIAS=bias is not None,
+        tile=tuning.tile("fold", torch.float32, video.device),
+    )
     tile = tuning.tile("embed", dtype, video.device)
-    grid = (blocks(index.numel(), tile.blocks["BLOCK_M"]) * blocks(width, tile.blocks["BLOCK_D"]),)
     launch(
-        _embed, grid, video, index, folded, shift, None if position is None else position.contiguous(), output, rows,
-        index.numel(), width, *strides(video, index, tubelet), **constants, POSITION=position is not None,
-        ROWS=rows is not None, PRECISION=dot_precision(dtype), tile=tile,
-    )  # fmt: skip
-    return output
+        _embed,
+        (blocks(index.numel(), tile.blocks["BLOCK_M"]) * blocks(width, tile.blocks["BLOCK_D"]),),
+        *(video, index, folded, shift, None if position is None else position.contiguous(), output, rows),
+        *(index.numel(), width, strides(video, index, tubelet)),
+        **constants,
+        POSITION=position is not None,
+        ROWS=rows is not None,
+        PRECISION=dot_precision(dtype),
+        tile=tile,
+    )
 
 
 def tubelet_embed_backward(
@@ -291,14 +297,34 @@ def tubelet_embed_backward(
     splits = blocks(steps, split_steps)
     partial = grad.new_empty(splits, width, constants["P"], dtype=torch.float32)
     launch(
-        _weight_gradient, (tiles, splits), grad, video, index, partial, count, width, split_steps * sizes["BLOCK_M"],
-        *strides(video, index, tubelet), **constants, PRECISION=dot_precision(grad.dtype), tile=tile,
-    )  # fmt: skip
+        _weight_gradient,
+        (tiles, splits),
+        grad,
+        video,
+        index,
+        partial,
+        count,
+        width,
+        split_steps * sizes["BLOCK_M"],
+        strides(video, index, tubelet),
+        **constants,
+        PRECISION=dot_precision(grad.dtype),
+        tile=tile,
+    )
     weight_grad = torch.empty_like(weight, memory_format=torch.contiguous_format)
     launch(
-        _unfold_gradient, (width,), partial, bias_grad, weight_grad, *fold_constants(video, mean, std), width, splits,
-        weight[0, 0].numel(), C=weight.shape[1], tile=tuning.tile("fold", torch.float32, video.device),
-    )  # fmt: skip
+        _unfold_gradient,
+        (width,),
+        partial,
+        bias_grad,
+        weight_grad,
+        *fold_constants(video, mean, std),
+        width,
+        splits,
+        weight[0, 0].numel(),
+        C=weight.shape[1],
+        tile=tuning.tile("fold", torch.float32, video.device),
+    )
     if position is None:
         return weight_grad, bias_grad, grad.new_empty(0)
     return weight_grad, bias_grad, sum_segments(grad, index.flatten(), position.shape[0], position.dtype)
@@ -318,7 +344,18 @@ def gather_tubelets(
     tile = tuning.tile("gather", torch.float32, video.device)
     grid = (blocks(index.numel(), tile.blocks["BLOCK_M"]) * blocks(constants["P"], tile.blocks["BLOCK_P"]),)
     launch(
-        _gather, grid, video, index, output, tuple(mean), tuple(std), 255.0 if video.dtype == torch.uint8 else 1.0,
-        index.numel(), *strides(video, index, tubelet), C=video.shape[-1], tile=tile, **constants,
-    )  # fmt: skip
+        _gather,
+        grid,
+        video,
+        index,
+        output,
+        tuple(mean),
+        tuple(std),
+        255.0 if video.dtype == torch.uint8 else 1.0,
+        index.numel(),
+        strides(video, index, tubelet),
+        C=video.shape[-1],
+        tile=tile,
+        **constants,
+    )
     return output

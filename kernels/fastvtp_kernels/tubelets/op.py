@@ -20,7 +20,7 @@ from ..validation import (
     check_video,
     values_readable,
 )
-from . import reference
+from . import gradients, reference
 
 
 def _reference_in_dtype(
@@ -39,11 +39,11 @@ _gather = define_op(
         *index.shape, math.prod(tubelet) * video.shape[-1], dtype=dtype
     ),
 )
-_launch_embed = launcher(__name__, "tubelet_embed")
+_launch_into = launcher(__name__, "tubelet_embed_into")
 _embed = define_op(
     "tubelet_embed(Tensor video, Tensor index, Tensor weight, Tensor? bias, Tensor? position, "
     "int[] tubelet, float[] mean, float[] std, ScalarType dtype) -> Tensor",
-    launch=_launch_embed,
+    launch=launcher(__name__, "tubelet_embed"),
     reference=_reference_in_dtype,
     fake=lambda video, index, weight, bias, position, tubelet, mean, std, dtype: video.new_empty(
         *index.shape, weight.shape[0], dtype=dtype
@@ -53,7 +53,7 @@ _embed_backward = define_op(
     "tubelet_embed_backward(Tensor grad, Tensor video, Tensor index, Tensor weight, "
     "int[] tubelet, float[] mean, float[] std, Tensor? position) -> (Tensor, Tensor, Tensor)",
     launch=launcher(__name__, "tubelet_embed_backward"),
-    reference=reference.tubelet_embed_backward,
+    reference=gradients.tubelet_embed_backward,
     fake=lambda grad, video, index, weight, tubelet, mean, std, position: (
         weight.new_empty(weight.shape),
         weight.new_empty(weight.shape[0], dtype=compute_dtype(grad.dtype)),
@@ -89,7 +89,7 @@ class _EmbedInto(torch.autograd.Function):
     def forward(ctx: Any, out: Tensor, rows: Tensor, *inputs: Any) -> Tensor:
         _save(ctx, inputs, out)
         ctx.rows = rows
-        _launch_embed(*inputs, out, rows)
+        _launch_into(out, rows, *inputs)
         ctx.mark_dirty(out)
         return out
 

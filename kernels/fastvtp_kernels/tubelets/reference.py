@@ -10,7 +10,7 @@ from ..precision import compute_dtype
 
 
 def gather_pixels(video: Tensor, index: Tensor, tubelet: Sequence[int]) -> Tensor:
-    """Raw values of the listed tubelets, [B, K, P] in the video's dtype, value order (pt, ph, pw, C)."""
+    """Returns the raw values of the listed tubelets, [B, K, P] in the video's dtype, value order (pt, ph, pw, C)."""
     batch_size, frames, height, width, channels = video.shape
     pt, ph, pw = tubelet
     grid_height, grid_width = height // ph, width // pw
@@ -39,6 +39,7 @@ def gather_tubelets(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
+    """(pixels - mean) / std of the listed tubelets, [B, K, P] in `dtype`; mean and std are one number per channel."""
     pixels = to_unit_range(gather_pixels(video, index, tubelet), compute_dtype(dtype))
     pixels = pixels.unflatten(-1, (-1, video.shape[-1]))
     return ((pixels - _per_channel(mean, pixels)) / _per_channel(std, pixels)).flatten(-2).to(dtype)
@@ -54,34 +55,14 @@ def tubelet_embed(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Tensor:
+    """[B, K, D]: the listed tubelets times the weight [D, C, pt, ph, pw], plus bias [D] and their rows of position."""
     tokens = gather_tubelets(video, index, tubelet, mean, std, weight.dtype)
     matrix = weight.permute(0, 2, 3, 4, 1).flatten(1)
     embedded = F.linear(tokens, matrix, bias)
     return embedded if position is None else embedded + F.embedding(index, position).to(embedded.dtype)
 
 
-def tubelet_embed_backward(
-    grad: Tensor,
-    video: Tensor,
-    index: Tensor,
-    weight: Tensor,
-    tubelet: Sequence[int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    position: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of weight, of bias (float32) and of position (empty without it), given that of the embedding."""
-    tokens = gather_tubelets(video, index, tubelet, mean, std, grad.dtype).flatten(0, 1)
-    rows = grad.flatten(0, 1)
-    matrix = rows.mT @ tokens
-    kernel = matrix.unflatten(1, (*tubelet, -1)).permute(0, 4, 1, 2, 3).to(weight.dtype)
-    bias = rows.sum(0, dtype=compute_dtype(rows.dtype))
-    if position is None:
-        return kernel.contiguous(), bias, rows.new_empty(0)
-    table = bias.new_zeros(position.shape).index_add_(0, index.flatten(), rows.to(bias.dtype))
-    return kernel.contiguous(), bias, table.to(position.dtype)
-
-
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    """The values as a tensor [C] in the dtype and on the device of `like`."""
     # Filled one by one: torch.tensor(values) on an accelerator would wait for a copy from the host.
     return torch.stack([like.new_full((), value) for value in values])

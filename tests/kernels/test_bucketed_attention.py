@@ -1,4 +1,4 @@
-"""The reference's own economy on the CPU: buckets of similar length, never one padded block, and the same numbers."""
+"""The CPU's road of attention: buckets of similar length, never one padded block, and the same numbers."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvtp_kernels import varlen_attention, varlen_attention_packed
-from fastvtp_kernels.attention import reference
-from fastvtp_kernels.attention.reference import Bucket, fill_buckets
+from fastvtp_kernels.attention import bucketed
+from fastvtp_kernels.attention.bucketed import Bucket, fill_buckets
 
 LENGTHS, LENGTHS_K = [3, 40, 0, 41, 12, 3, 2], [5, 33, 4, 0, 12, 2, 30]
 OPTIONS = {
@@ -61,10 +61,10 @@ def test_buckets_change_no_result(options, lengths_k, call_cost, monkeypatch):
     cu = offsets(LENGTHS)
     keys = {} if lengths_k is None else {"cu_seqlens_k": offsets(lengths_k), "max_seqlen_k": 35}
     rows_k = sum(lengths_k or LENGTHS) + 2
-    monkeypatch.setattr(reference, "CALL_COST", call_cost)
+    monkeypatch.setattr(bucketed, "CALL_COST", call_cost)
     qkv = leaves(sum(LENGTHS) + 2, rows_k, rows_k)
     actual = with_gradients(attention(qkv, cu, 44, **keys, **options), qkv)
-    monkeypatch.setattr(reference, "values_readable", lambda tensor: False)
+    monkeypatch.setattr(bucketed, "values_readable", lambda tensor: False)
     padded = with_gradients(attention(qkv, cu, 44, **keys, **options), qkv)
     for one, other in zip(actual, padded, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
@@ -74,7 +74,7 @@ def test_buckets_change_no_result(options, lengths_k, call_cost, monkeypatch):
 @pytest.mark.parametrize("call_cost", [0, 40])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_gradcheck_across_buckets(options, call_cost, monkeypatch):
-    monkeypatch.setattr(reference, "CALL_COST", call_cost)
+    monkeypatch.setattr(bucketed, "CALL_COST", call_cost)
     cu, cu_k = offsets([2, 0, 3, 1]), offsets([1, 2, 4, 1])
     qkv = leaves(7, 8, 8, heads=1, width=3)
     assert torch.autograd.gradcheck(lambda *x: attention(x, cu, 3, cu_seqlens_k=cu_k, max_seqlen_k=4, **options), qkv)
@@ -108,7 +108,7 @@ def test_packed_gradient_is_that_of_the_three_views():
 
 
 def test_buckets_join_while_padding_is_cheaper_than_a_call(monkeypatch):
-    monkeypatch.setattr(reference, "CALL_COST", 100)
+    monkeypatch.setattr(bucketed, "CALL_COST", 100)
     lengths, lengths_k = [9, 1, 10, 0, 9, 3], [9, 1, 10, 3, 9, 0]
     # 2 * (100 - 81) = 38 and then 100 - 1 = 99 pairs of padding
     assert fill_buckets(lengths, lengths_k, width=1) == ([2, 0, 4, 1], [Bucket(4, 10, 10, False, True)])
@@ -133,4 +133,4 @@ def test_buckets_hold_every_sequence_once_and_never_waste_more_than_separate_cal
         assert (bucket.length, bucket.length_k) == tuple(map(max, zip(*members, strict=True)))
         assert bucket.exact == (len(set(members)) == 1)
         padding = bucket.count * bucket.length * bucket.length_k - sum(n * nk for n, nk in members)
-        assert padding * width <= reference.CALL_COST * (len(set(members)) - 1)
+        assert padding * width <= bucketed.CALL_COST * (len(set(members)) - 1)

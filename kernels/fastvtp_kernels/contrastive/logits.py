@@ -1,0 +1,229 @@
+"""Triton kernels of the contrastive losses: tiles of logits, their statistics and their gradients.
+
+Shape legend: M rows and N columns of a block of logits, D feature width; logits = scale * a[m] . b[n], kept in units of
+log 2. One tile of them serves its rows and its columns. What tiles leave behind (log-sum-exp per row and column, sums
+per program) is small and is reduced in a fixed order: no atomics, no locks.
+"""
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (The body of a @triton.jit function is Triton's language, which looks like Python.)
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+# Terms of 2 atanh(t) = log((1 + t) / (1 - t)) that t <= 1/3 needs for float32.
+ATANH_TERMS = tl.constexpr(8)
+
+
+@triton.jit
+def _tile(
+    a_ptr,
+    b_ptr,
+    M,
+    N,
+    D,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Returns this program's tile: number of its rows, of its columns, m, n, a[m] . b[n], which of the pairs exist.
+
+    GROUP row tiles run through all columns together, so that b is read from the cache.
+    """
+    row_tiles, column_tiles = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    program = tl.program_id(0)
+    first = program // (GROUP * column_tiles) * GROUP
+    height = tl.minimum(row_tiles - first, GROUP)
+    within = program % (GROUP * column_tiles)
+    row_tile, column_tile = first + within % height, within // height
+    m, n = row_tile * BLOCK_M + tl.arange(0, BLOCK_M), column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    lane = tl.arange(0, BLOCK_D)
+    a_row, b_row = a_ptr + m.to(tl.int64) * D, b_ptr + n.to(tl.int64) * D
+    products = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in tl.range(0, D, BLOCK_D):
+        d = start + lane
+        a = tl.load(a_row[:, None] + d[None, :], mask=(m < M)[:, None] & (d < D)[None, :], other=0.0)
+        b = tl.load(b_row[:, None] + d[None, :], mask=(n < N)[:, None] & (d < D)[None, :], other=0.0)
+        products = tl.dot(a, tl.trans(b), products, input_precision=PRECISION)
+    return row_tile, column_tile, m, n, products, (m < M)[:, None] & (n < N)[None, :]
+
+
+@triton.jit
+def positive_pairs(row_ids_ptr, column_ids_ptr, m, n, M, N, offset, IDS: tl.constexpr):
+    """bool [BLOCK_M, BLOCK_N], True for pairs that belong together; the caller masks what is outside the block."""
+    if IDS:
+        row_id = tl.load(row_ids_ptr + m, mask=m < M, other=0)
+        column_id = tl.load(column_ids_ptr + n, mask=n < N, other=0)
+        return row_id[:, None] == column_id[None, :]
+    else:
+        return (m + offset)[:, None] == n[None, :]
+
+
+@triton.jit
+def _target(positive, weights_ptr, m, M, positive_weight, even, IDS: tl.constexpr):
+    """The weight of each pair in the target distribution, label smoothing (`even`) included."""
+    if IDS:
+        weight = tl.load(weights_ptr + m, mask=m < M, other=0.0)
+        return tl.where(positive, weight[:, None], 0.0) + even
+    else:
+        return tl.where(positive, positive_weight, 0.0) + even
+
+
+@triton.jit
+def _shifts(row_shifts_ptr, column_shifts_ptr, m, n, M, N):
+    """Loads what the logits of each row [M, 1], and of each column [1, N], are measured from."""
+    row_shift = tl.load(row_shifts_ptr + m, mask=m < M, other=0.0)
+    return row_shift[:, None], tl.load(column_shifts_ptr + n, mask=n < N, other=0.0)[None, :]
+
+
+@triton.jit
+def own_products(a_ptr, b_ptr, products_ptr, M, D, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    """products[m] = a[m] . b[m], in float32."""
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    for start in tl.range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        place, mask = m.to(tl.int64)[:, None] * D + d[None, :], (m < M)[:, None] & (d < D)[None, :]
+        a = tl.load(a_ptr + place, mask=mask, other=0.0).to(tl.float32)
+        total += tl.sum(a * tl.load(b_ptr + place, mask=mask, other=0.0).to(tl.float32), axis=1)
+    tl.store(products_ptr + m, total, mask=m < M)
+
+
+@triton.jit
+def _log_sum(logits, AXIS: tl.constexpr):
+    """log2 of the sum of 2^logits along an axis; -inf where all logits are."""
+    largest = tl.max(logits, axis=AXIS)
+    finite = tl.where(largest == float("-inf"), 0.0, largest)
+    total = tl.sum(tl.exp2(logits - tl.expand_dims(finite, AXIS)), axis=AXIS)
+    # 0 has no logarithm; where the sum is 0, `largest` is -inf.
+    return largest + tl.log2(tl.where(total == 0.0, 1.0, total))
+
+
+@triton.jit(do_not_specialize=["offset"])
+def statistics(
+    a_ptr, b_ptr, scale_ptr, row_ids_ptr, column_ids_ptr, weights_ptr, row_shifts_ptr, column_shifts_ptr,
+    rows_ptr, columns_ptr, target_ptr, offset, positive_weight, even, M, N, D,
+    IDS: tl.constexpr, EXCLUDE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Writes the log-sum-exp of each row [column tiles, M] and column [row tiles, N] over one tile, less its shift.
+
+    target[program] = sum over the tile of target weight * (twice the logit less both shifts). EXCLUDE: positives are
+    left out of the log-sum-exps, and there are neither shifts nor a target.
+    """
+    program = tl.program_id(0)
+    row_tile, column_tile, m, n, products, exists = _tile(
+        a_ptr, b_ptr, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUP, PRECISION
+    )
+    logits = products * (tl.load(scale_ptr) * LOG2E)
+    positive = positive_pairs(row_ids_ptr, column_ids_ptr, m, n, M, N, offset, IDS)
+    if EXCLUDE:
+        exists = exists & (positive == 0)
+        row_shift, column_shift = 0.0, 0.0
+    else:
+        row_shift, column_shift = _shifts(row_shifts_ptr, column_shifts_ptr, m, n, M, N)
+        target = _target(positive, weights_ptr, m, M, positive_weight, even, IDS)
+        tl.store(
+            target_ptr + program, tl.sum(tl.where(exists, target * (2.0 * logits - row_shift - column_shift), 0.0))
+        )
+    logits = tl.where(exists, logits, float("-inf"))
+    tl.store(rows_ptr + column_tile.to(tl.int64) * M + m, _log_sum(logits - row_shift, 1), mask=m < M)
+    tl.store(columns_ptr + row_tile.to(tl.int64) * N + n, _log_sum(logits - column_shift, 0), mask=n < N)
+
+
+@triton.jit
+def join(parts_ptr, joined_ptr, parts, count, BLOCK_PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """joined[count] = log-sum-exp over the first axis of parts [parts, count], in order."""
+    entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    largest = tl.full([BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in tl.range(0, parts, BLOCK_PARTS):
+        part = start + tl.arange(0, BLOCK_PARTS)
+        mask = (part < parts)[:, None] & (entry < count)[None, :]
+        values = tl.load(
+            parts_ptr + part.to(tl.int64)[:, None] * count + entry[None, :], mask=mask, other=float("-inf")
+        )
+        new_largest = tl.maximum(largest, tl.max(values, axis=0))
+        finite = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+        total = total * tl.exp2(largest - finite) + tl.sum(tl.exp2(values - finite[None, :]), axis=0)
+        largest = new_largest
+    tl.store(joined_ptr + entry, largest + tl.log2(tl.where(total == 0.0, 1.0, total)), mask=entry < count)
+
+
+@triton.jit(do_not_specialize=["offset"])
+def logit_gradient(
+    a_ptr, b_ptr, scale_ptr, row_ids_ptr, column_ids_ptr, weights_ptr, row_shifts_ptr, column_shifts_ptr,
+    rows_ptr, columns_ptr, gradient_ptr, sum_ptr, offset, positive_weight, even, M, N, D,
+    IDS: tl.constexpr, GAIN: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """gradient [M, N] = GAIN * g with g = softmax of rows + softmax of columns - 2 target.
+
+    sum[program] = sum over the tile of g * product.
+    """
+    program = tl.program_id(0)
+    _, _, m, n, products, exists = _tile(a_ptr, b_ptr, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUP, PRECISION)
+    logits = products * (tl.load(scale_ptr) * LOG2E)
+    row_lse = tl.load(rows_ptr + m, mask=m < M, other=float("inf"))
+    column_lse = tl.load(columns_ptr + n, mask=n < N, other=float("inf"))
+    row_shift, column_shift = _shifts(row_shifts_ptr, column_shifts_ptr, m, n, M, N)
+    softmaxes = tl.exp2(logits - row_shift - row_lse[:, None]) + tl.exp2(logits - column_shift - column_lse[None, :])
+    positive = positive_pairs(row_ids_ptr, column_ids_ptr, m, n, M, N, offset, IDS)
+    gradient = softmaxes - 2.0 * _target(positive, weights_ptr, m, M, positive_weight, even, IDS)
+    tl.store(sum_ptr + program, tl.sum(tl.where(exists, gradient * products, 0.0)))
+    place = gradient_ptr + m.to(tl.int64)[:, None] * N + n[None, :]
+    tl.store(place, (gradient * GAIN).to(gradient_ptr.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def _log1p(x):
+    """log(1 + x) of x in [0, 1] to float32's precision, which the device's own logarithm does not have near 1."""
+    ratio = x / (2.0 + x)
+    square = ratio * ratio
+    series = 0.0 * x
+    for term in tl.static_range(ATANH_TERMS):
+        series = series * square + 2.0 / (2 * (ATANH_TERMS - 1 - term) + 1)
+    return ratio * series
+
+
+@triton.jit(do_not_specialize=["offset"])
+def sigmoid(
+    a_ptr,
+    b_ptr,
+    scale_ptr,
+    bias_ptr,
+    gradient_ptr,
+    sums_ptr,
+    offset,
+    M,
+    N,
+    D,
+    programs,
+    WITH_GRADIENT: tl.constexpr,
+    GAIN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """gradient [M, N] = GAIN * g, the gradient of each logit.
+
+    sums [3, programs] are over each tile: of the loss, of g * product and of g.
+    """
+    program = tl.program_id(0)
+    _, _, m, n, products, exists = _tile(a_ptr, b_ptr, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUP, PRECISION)
+    sign = tl.where((m + offset)[:, None] == n[None, :], -1.0, 1.0)
+    # The loss of a pair is log(1 + exp(z)) with z = -logit for positives, +logit for the others.
+    z = sign * (products * tl.load(scale_ptr) + tl.load(bias_ptr))
+    small = tl.exp2(-tl.abs(z) * LOG2E)
+    loss = tl.where(exists, tl.maximum(z, 0.0) + _log1p(small), 0.0)
+    tl.store(sums_ptr + program, tl.sum(loss))
+    if WITH_GRADIENT:
+        gradient = tl.where(exists, sign * tl.where(z > 0, 1.0, small) / (1.0 + small), 0.0)
+        tl.store(sums_ptr + programs + program, tl.sum(gradient * products))
+        tl.store(sums_ptr + 2 * programs + program, tl.sum(gradient))
+        place = gradient_ptr + m.to(tl.int64)[:, None] * N + n[None, :]
+        tl.store(place, (gradient * GAIN).to(gradient_ptr.dtype.element_ty), mask=exists)
