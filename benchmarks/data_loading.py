@@ -73,7 +73,9 @@ def _why_no_dali(device: torch.device) -> str:
 def _loader_maker(folder: Path, device: torch.device, smoke: bool) -> Callable[[str, int], Any]:
     """Generate the clips; then loaders of them by decoder and number of workers."""
     from fastvtp.data.annotations import load_annotations
-    from fastvtp.data.loader import VideoTextLoader
+    from fastvtp.data.loader import Decoding, VideoTextLoader
+    from fastvtp.data.reading import ClipReading, ClipShape
+    from fastvtp.data.source import Batches
     from fastvtp.data.synthetic import SyntheticConfig, generate_dataset
     from fastvtp.data.wordpiece import CaptionTokenizer
 
@@ -85,9 +87,14 @@ def _loader_maker(folder: Path, device: torch.device, smoke: bool) -> Callable[[
 
     def make(decoder: str, workers: int) -> VideoTextLoader:
         return VideoTextLoader(
-            records, tokenizer, batch_size=batch_size(device, smoke), num_frames=4 if smoke else 16,
-            image_size=pixels, max_text_length=32, train=True, num_workers=workers, decoder=decoder, device=device,
-        )  # fmt: skip
+            records,
+            tokenizer,
+            shape=ClipShape(num_frames=4 if smoke else 16, image_size=pixels),
+            reading=ClipReading(crop_scale=(0.5, 1.0)),
+            batches=Batches(batch_size=batch_size(device, smoke), train=True),
+            decoding=Decoding(decoder=decoder, num_workers=workers, device=device),
+            max_text_length=32,
+        )
 
     return make
 

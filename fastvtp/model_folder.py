@@ -11,10 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastvtp.data.sampling import FITS
-from fastvtp.data.sentencepiece import SENTENCEPIECE_NAMES
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.reading import DEFAULT_FRAMING
+from fastvtp.data.sampling import FRAMINGS
+from fastvtp.data.text import Tokenizer
+from fastvtp.data.tokenizers import TOKENIZER_NAMES, load_tokenizer
 from fastvtp.errors import CheckpointError
+from fastvtp.settings import from_json
 from fastvtp.version import __version__
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
@@ -51,7 +53,7 @@ def build_config(config_class: type, values: dict[str, Any], source: Path) -> An
     if unknown := sorted(set(values) - known):
         raise CheckpointError(f"{source} has unknown {config_class.__name__} fields: {', '.join(unknown)}")
     try:
-        return config_class(**values)
+        return from_json(config_class, values)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: {error}") from None
 
@@ -91,9 +93,6 @@ RUN_CONFIG_NAME, STATE_NAME, TOKENIZER_NAME = "train_config.json", "training_sta
 
 
 READING_NAME = "reading.json"
-
-
-_TOKENIZER_FILES = (TOKENIZER_NAME, "vocab.txt", *SENTENCEPIECE_NAMES)
 
 
 def publish_folder(final: Path, write: Callable[[Path], None]) -> None:
@@ -159,25 +158,25 @@ def weights_of(source: str) -> Path:
     return model_folder(source) if Path(source).is_dir() else Path(source)
 
 
-def tokenizer_beside(weights: Path) -> CaptionTokenizer | None:
+def tokenizer_beside(weights: Path) -> Tokenizer | None:
     """The tokenizer of a folder of weights, or None where there is none."""
-    if any((weights / name).is_file() for name in _TOKENIZER_FILES):
-        return CaptionTokenizer.load(weights)
+    if any((weights / name).is_file() for name in TOKENIZER_NAMES):
+        return load_tokenizer(weights)
     return None
 
 
-def write_reading(folder: Path, fit: str) -> None:
+def write_reading(folder: Path, framing: str) -> None:
     """Say beside a model how frames came to its size, see `CropSampling`."""
-    (folder / READING_NAME).write_text(json.dumps({"fit": fit}) + "\n")
+    (folder / READING_NAME).write_text(json.dumps({"framing": framing}) + "\n")
 
 
-def read_fit(folder: Path) -> str:
+def read_framing(folder: Path) -> str:
     """What `write_reading` wrote; "crop" where nothing says. Raises CheckpointError for another content."""
-    return recorded_fit(folder) or "crop"
+    return recorded_framing(folder) or DEFAULT_FRAMING
 
 
-def recorded_fit(folder: Path) -> str | None:
-    """The same, but None where nothing says."""
+def recorded_framing(folder: Path) -> str | None:
+    """The same, but None where nothing says. Earlier versions called the framing "fit"."""
     path = folder / READING_NAME
     if not path.is_file():
         return None
@@ -185,9 +184,9 @@ def recorded_fit(folder: Path) -> str | None:
         reading = json.loads(path.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from None
-    if reading not in [{"fit": fit} for fit in FITS]:
-        raise CheckpointError(f"{path}: expected the key 'fit', one of {', '.join(FITS)}, got {reading}")
-    return reading["fit"]
+    if reading not in [{key: framing} for key in ("framing", "fit") for framing in FRAMINGS]:
+        raise CheckpointError(f"{path}: expected the key 'framing', one of {', '.join(FRAMINGS)}, got {reading}")
+    return reading.get("framing") or reading["fit"]
 
 
 def saved_model_config(folder: Path, config_class: type) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.classes import load_classes
 from fastvtp.data.questions import has_options, lists_questions, load_questions
+from fastvtp.data.reading import ClipReading
 from fastvtp.data.synthetic import SyntheticConfig, generate_dataset
 from fastvtp.errors import ConfigError, UserError
 from fastvtp.evaluation.report import REPORT_NAME, bad_file_report, write_report
@@ -32,16 +33,16 @@ from fastvtp.visualization.reconstruction import save_reconstruction_animation, 
 
 
 def visualize(
-    opened: OpenedModel, data: str, output: Path, *, num_clips: int = 4, seed: int = 0, fit: str | None = None
+    opened: OpenedModel, data: str, output: Path, *, num_clips: int = 4, seed: int = 0, framing: str | None = None
 ) -> list[Path]:
     """Pictures of the first clips of `data` in `output`: a SimVTP's reconstructions (reconstruction.png and .gif), or
-    what an ALPRO sees in crops (entities.png). fit: as in `EvaluationProtocol`."""
+    what an ALPRO sees in crops (entities.png). framing: as in `ClipReading`."""
     model = opened.model
     if not isinstance(model, SimVTP | Alpro):
         raise UserError(f"pictures are of a simvtp or an alpro, this model is a {architecture_of(model)}")
     if isinstance(model, Alpro) and not opened.entities:
         raise UserError("this alpro comes without a list of its entities: nothing to show")
-    protocol = EvaluationProtocol(batch_size=num_clips, num_workers=0, fit=fit)
+    protocol = EvaluationProtocol(reading=ClipReading(framing=framing), batch_size=num_clips, num_workers=0)
     output.mkdir(parents=True, exist_ok=True)
     with evaluation_loader(opened, load_annotations(data), protocol) as loader:
         batch = next(iter(loader), None)
@@ -107,9 +108,13 @@ def pretrain(config: TrainConfig, *, resume: bool = False, progress_bar: bool = 
     data = config.data
     if data.test is not None:
         protocol = EvaluationProtocol(
-            data.test_views, data.test_sampling, data.frame_stride, data.num_workers,
-            top_k=data.test_top_k, max_text_length=data.max_text_length, precision=config.precision,
-        )  # fmt: skip
+            reading=data.test_reading,
+            views=data.test_views,
+            num_workers=data.num_workers,
+            top_k=data.test_top_k,
+            max_text_length=data.max_text_length,
+            precision=config.precision,
+        )
         opened = with_companions(result.model, result.model_dir)
         scores = evaluate(
             opened, data.test, protocol=protocol, output=run_dir, train_data=data.train, progress_bar=progress_bar

@@ -1,34 +1,62 @@
-"""Settings as people type them: key=value texts parsed against dataclasses, and the device that a name means."""
+"""Settings as people type them and as JSON holds them: dataclasses, their leaf fields by dotted names.
+
+A field that is itself a dataclass is a section: `data.flip` is the field `flip` of the section `data`. A section whose
+field bears the metadata `FLAT` lends its settings to the dataclass around it: they have no prefix of their own, neither
+on the command line nor in JSON. A field that was once called otherwise bears `renamed_from(...)`: JSON with the earlier
+name is still read, and on the command line the earlier name is answered with the new one.
+"""
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from typing import Any, get_args, get_origin, get_type_hints
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 
 from fastvtp.errors import ConfigError, UserError, unknown_name
 
+FLAT: Mapping[str, Any] = types.MappingProxyType({"flat": True})
 _COUNTS = {2: "two", 3: "three"}
 
 
-def _annotations(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Type of each leaf setting by its dotted name."""
-    annotations = {}
-    hints = get_type_hints(type(config))
-    for entry in dataclasses.fields(config):
-        value, name = getattr(config, entry.name), prefix + entry.name
-        annotations |= _annotations(value, name + ".") if dataclasses.is_dataclass(value) else {name: hints[entry.name]}
-    return annotations
+def renamed_from(name: str) -> dict[str, Any]:
+    """The metadata of a field that was called `name` before."""
+    return {"renamed_from": name}
+
+
+def setting_types(config: Any) -> dict[str, Any]:
+    """The type of each leaf setting of a dataclass instance, by its dotted name.
+
+    Raises TypeError where a flat section has a setting that the dataclass around it has, too.
+    """
+    hints: dict[str, Any] = {}
+    for name, owner, entry in _leaves(config):
+        if name in hints:
+            raise TypeError(f"{type(config).__name__} has two settings of the name {name!r}")
+        hints[name] = get_type_hints(type(owner))[entry.name]
+    return hints
 
 
 def setting_names(config: Any) -> list[str]:
-    """Dotted names of all leaf settings."""
-    return list(_annotations(config))
+    """The dotted names of all leaf settings, in the order of the fields."""
+    return list(setting_types(config))
+
+
+def earlier_names(config: Any) -> dict[str, str]:
+    """The dotted names that settings had in earlier versions, each with the name of today."""
+    return {
+        name.removesuffix(entry.name) + entry.metadata["renamed_from"]: name
+        for name, _, entry in _leaves(config)
+        if "renamed_from" in entry.metadata
+    }
 
 
 def parse_value(text: str, annotation: Any, name: str) -> Any:
-    """`text` as a value of type `annotation`: JSON, a bare word, or numbers such as 3,5 or 3x5. Raises ConfigError."""
+    """Read `text` as a value of type `annotation`: JSON, a bare word, or numbers such as 3,5 or 3x5.
+
+    Raises ConfigError that calls the setting `name` and says what was expected.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     candidates: list[Any] = [text]
@@ -53,15 +81,19 @@ def parse_value(text: str, annotation: Any, name: str) -> Any:
     raise ConfigError(f"{name} expects {expected}, got {text!r}")
 
 
-def _rebuild(config: Any, values: dict[str, Any], prefix: str = "") -> Any:
-    """`config` with dotted `values`, every dataclass built once, so that the order of overrides does not matter."""
+def rebuild(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """A copy of `config` with `values` by dotted names; names that it does not have are left aside.
+
+    Every dataclass is built once, so that the order of the values does not matter. Raises ConfigError with the dotted
+    name of what a dataclass refuses, where its message begins with the field's name.
+    """
     changes = {}
     for entry in dataclasses.fields(config):
-        name, current = prefix + entry.name, getattr(config, entry.name)
+        current = getattr(config, entry.name)
         if dataclasses.is_dataclass(current):
-            changes[entry.name] = _rebuild(current, values, name + ".")
-        elif name in values:
-            changes[entry.name] = values[name]
+            changes[entry.name] = rebuild(current, values, _inner_prefix(entry, prefix))
+        elif prefix + entry.name in values:
+            changes[entry.name] = values[prefix + entry.name]
     try:
         return dataclasses.replace(config, **changes)
     except ConfigError:
@@ -70,8 +102,72 @@ def _rebuild(config: Any, values: dict[str, Any], prefix: str = "") -> Any:
         raise ConfigError(f"{prefix}{error}") from None
 
 
+def split_settings(overrides: Sequence[str], *classes: type, without: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The values that `overrides`, texts such as "steps=9", give to each of the dataclasses, which may share no name.
+
+    without: fields that follow from something else, and are no settings here. Raises UserError with the nearest right
+    key for a wrong one, or with the expected type for a wrong value.
+    """
+    owners = {
+        name: (place, kind)
+        for place, owner in enumerate(classes)
+        for name, kind in get_type_hints(owner).items()
+        if name not in without
+    }
+    values: list[dict[str, Any]] = [{} for _ in classes]
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        if not separator:
+            raise UserError(f"expected key=value, got {override!r}")
+        if name not in owners:
+            raise unknown_name("setting", name, owners)
+        place, kind = owners[name]
+        values[place][name] = parse_value(text, kind, name)
+    return values
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The values of a dataclass instance as JSON will hold them: sections nested, flat ones merged, tuples as lists."""
+    values: dict[str, Any] = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if not dataclasses.is_dataclass(value):
+            values[entry.name] = json.loads(json.dumps(value))
+        elif _is_flat(entry):
+            values |= to_json(value)
+        else:
+            values[entry.name] = to_json(value)
+    return values
+
+
+def from_json(config_class: Any, values: Mapping[str, Any]) -> Any:
+    """Build `config_class`, a dataclass, from what JSON holds of it: the inverse of `to_json`.
+
+    The lists of JSON become the tuples that the type hints ask for, and its objects the dataclasses, at any depth.
+    Raises TypeError that names the values which `config_class` does not know, and whatever it raises itself.
+    """
+    left, hints = dict(values), get_type_hints(config_class)
+    arguments = {}
+    for entry in dataclasses.fields(config_class):
+        kind = hints[entry.name]
+        if _is_flat(entry):
+            own = {name: left.pop(name) for name in _json_names(kind) if name in left}
+            arguments[entry.name] = from_json(kind, own)
+            continue
+        for name in (entry.name, entry.metadata.get("renamed_from")):
+            if name in left:
+                arguments[entry.name] = _typed(left.pop(name), kind)
+                break
+    if left:
+        raise TypeError(f"unknown {config_class.__name__} fields: {', '.join(sorted(left))}")
+    return config_class(**arguments)
+
+
 def choose_device(name: str) -> torch.device:
-    """ "auto" -> cuda where there is one. Raises ConfigError for a device that this machine lacks."""
+    """The device that `name` means, "auto" being cuda where there is one.
+
+    Raises ConfigError for a device that this machine lacks.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -86,21 +182,56 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def split_settings(overrides: Sequence[str], *classes: type, without: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The settings that `overrides` give to each of the dataclasses, which may share none.
+def _is_flat(entry: dataclasses.Field) -> bool:
+    return bool(entry.metadata.get("flat"))
 
-    without: fields that follow from something else. Raises UserError with the nearest right key for a wrong one, or
-    with the expected type for a wrong value.
-    """
-    owners = {name: (place, kind) for place, owner in enumerate(classes)
-              for name, kind in get_type_hints(owner).items() if name not in without}  # fmt: skip
-    values: list[dict[str, Any]] = [{} for _ in classes]
-    for override in overrides:
-        name, separator, text = override.partition("=")
-        if not separator:
-            raise UserError(f"expected key=value, got {override!r}")
-        if name not in owners:
-            raise unknown_name("setting", name, owners)
-        place, kind = owners[name]
-        values[place][name] = parse_value(text, kind, name)
-    return values
+
+def _inner_prefix(entry: dataclasses.Field, prefix: str) -> str:
+    """What the names of a section's settings begin with, where those of the dataclass around it begin with `prefix`."""
+    return prefix if _is_flat(entry) else f"{prefix}{entry.name}."
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
+    """Each leaf setting: its dotted name, the dataclass instance that holds it, and the field there."""
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, _inner_prefix(entry, prefix))
+        else:
+            yield prefix + entry.name, config, entry
+
+
+def _json_names(config_class: Any) -> Iterator[str]:
+    """The names under which JSON holds the fields of a dataclass, those of earlier versions included."""
+    hints = get_type_hints(config_class)
+    for entry in dataclasses.fields(config_class):
+        if _is_flat(entry):
+            yield from _json_names(hints[entry.name])
+        else:
+            yield entry.name
+            if "renamed_from" in entry.metadata:
+                yield entry.metadata["renamed_from"]
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    """A value of JSON as the type hint `kind` wants it: unchanged, unless that is a tuple or a dataclass."""
+    if get_origin(kind) in (Union, types.UnionType):
+        wanted = [member for member in get_args(kind) if _asks_for(member, value)]
+        return _typed(value, wanted[0]) if wanted else value
+    if not _asks_for(kind, value):
+        return value
+    if isinstance(value, Mapping):
+        return from_json(kind, value)
+    members = get_args(kind)
+    if len(members) == 2 and members[1] is Ellipsis:
+        return tuple(_typed(item, members[0]) for item in value)
+    if len(members) != len(value):
+        return tuple(value)  # of a wrong length, which is for the dataclass to say
+    return tuple(_typed(item, member) for item, member in zip(value, members, strict=True))
+
+
+def _asks_for(kind: Any, value: Any) -> bool:
+    """Whether the hint `kind` wants a tuple where JSON has the list `value`, or a dataclass where it has an object."""
+    if isinstance(value, list | tuple):
+        return kind is tuple or get_origin(kind) is tuple
+    return isinstance(value, Mapping) and isinstance(kind, type) and dataclasses.is_dataclass(kind)

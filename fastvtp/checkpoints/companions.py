@@ -8,7 +8,7 @@ from fastvtp.data.classes import read_class_names, write_class_names
 from fastvtp.data.entities import read_entities, write_entities
 from fastvtp.data.questions import AnswerVocabulary, read_answers
 from fastvtp.errors import UserError
-from fastvtp.model_folder import ANSWERS_NAME, CLASSES_NAME, ENTITIES_NAME, recorded_fit
+from fastvtp.model_folder import ANSWERS_NAME, CLASSES_NAME, ENTITIES_NAME, recorded_framing
 
 _NAMES = {"answers": ANSWERS_NAME, "entities": ENTITIES_NAME, "classes": CLASSES_NAME}
 _READERS: dict[str, Callable[[Path], Sequence[str]]] = {
@@ -59,12 +59,12 @@ def write_lists(folder: Path, lists: Lists) -> None:
         _WRITERS[what](folder / _NAMES[what], names)
 
 
-def known_fit(source: Path, origin: str) -> str | None:
+def known_framing(source: Path, origin: str) -> str | None:
     """How the clips of `source` were read: as it says, or squashed where it is ALPRO's release; None: nobody knows.
 
     Raises CheckpointError where it says something else.
     """
-    return recorded_fit(source) or ("squash" if origin == "alpro" else None)
+    return recorded_framing(source) or ("squash" if origin == "alpro" else None)
 
 
 def _remedy(what: str) -> str:

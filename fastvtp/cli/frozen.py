@@ -82,21 +82,23 @@ def probe(
     quiet: Quiet = False,
 ) -> None:
     """Train a probe on frozen features, extracted before or on the fly, and score it."""
+    from fastvtp.data.reading import ClipReading
     from fastvtp.evaluation.report import REPORT_NAME, write_report
     from fastvtp.frozen import runs as probing
+    from fastvtp.frozen.adapters import TowerTap
     from fastvtp.frozen.features import DESCRIPTION_NAME
     from fastvtp.frozen.probes import ProbeConfig
     from fastvtp.frozen.recipes import ProbeRecipe, probe_recipe
-    from fastvtp.frozen.training_heads import FitSettings
+    from fastvtp.frozen.training_heads import HeadTraining
     from fastvtp.settings import choose_device, split_settings
 
     cached = (Path(source) / DESCRIPTION_NAME).is_file()
-    classes: list[type] = [FitSettings, ProbeConfig] if cached else [FitSettings, ProbeConfig, probing.TrainingClips]
-    fitting, sizes, *clips = split_settings(
-        overrides or [], *classes, without=("width", "num_outputs", "num_layers", "kind", "num_workers")
-    )
-    published = ProbeRecipe(FitSettings(), probing.TrainingClips(), (1, 1)) if recipe is None else probe_recipe(recipe)
-    settings, common = replace(published.fit, **fitting), {"kind": kind, "progress_bar": not quiet, **sizes}
+    classes: list[type] = [HeadTraining, ProbeConfig] if cached else [HeadTraining, ProbeConfig, ClipReading]
+    # sizes that follow from elsewhere, and what clips are read by that has no option here or one of its own
+    without = ("width", "num_outputs", "num_layers", "kind", "framing", "augmentation")
+    fitting, sizes, *clips = split_settings(overrides or [], *classes, without=without)
+    published = ProbeRecipe(HeadTraining(), ClipReading(), (1, 1)) if recipe is None else probe_recipe(recipe)
+    settings, common = replace(published.training, **fitting), {"kind": kind, "progress_bar": not quiet, **sizes}
     if cached:
         if (train, adapter_dim, class_names, views, fit) != (None,) * 5:
             options = "--train, --adapter-dim, --class-names, --views, --fit"
@@ -108,16 +110,20 @@ def probe(
         if train is None:
             raise UserError(f"{source} is no feature folder; to read videos with a model, give --train")
         opened = _open(source, device)
-        drawn = replace(published.clips, num_workers=num_workers, **clips[0])
+        drawn = replace(published.reading, **clips[0])
         shown = views or "x".join(map(str, published.views))
         report = probing.train_on_videos(
-            opened, train, test, output, settings, layers=_layers("mlap" if kind == "mlap" else "", opened),
-            adapter_dim=adapter_dim, clips=drawn, names_file=class_names,
+            opened,
+            probing.ProbeVideos(train=train, test=test, names_file=class_names),
+            output,
+            settings,
+            tap=TowerTap(_layers("mlap" if kind == "mlap" else "", opened), adapter_dim),
+            reading=drawn,
             protocol=_protocol(
                 shown, drawn.sampling, drawn.frame_stride, fit, num_workers, settings.batch_size, "float32"
             ),
             **common,
-        )  # fmt: skip
+        )
     if output is not None:
         write_report(output / REPORT_NAME, report)
     typer.echo(json.dumps(report, indent=2))
@@ -139,8 +145,8 @@ def classify(
     from fastvtp.frozen import runs as probing
     from fastvtp.frozen.probe_files import read_probe_description
 
-    reading = read_probe_description(probe).protocol
-    protocol = _protocol(views, reading["sampling"], reading["frame_stride"], fit, num_workers, batch_size, "float32")
+    reading = read_probe_description(probe).reading
+    protocol = _protocol(views, reading.sampling, reading.frame_stride, fit, num_workers, batch_size, "float32")
     found = probing.classify(_open(model, device), probe, videos, protocol=protocol, progress_bar=not quiet)
     for video, row in found.items():
         shown = {name: round(score, 4) for name, score in list(row.items())[:top]}
@@ -168,16 +174,21 @@ def zeroshot(
     """Classify videos by prompts, or answer multiple choice, without training."""
     from fastvtp.evaluation.report import REPORT_NAME, write_report
     from fastvtp.evaluation.scoring import PREDICTIONS_NAME
-    from fastvtp.evaluation.zero_shot import read_templates, zero_shot
+    from fastvtp.evaluation.zero_shot import Prompts, read_templates, zero_shot
 
-    prompts = read_templates(templates)
+    prompts = Prompts(read_templates(templates), temperature, form)
     protocol = _protocol(views, sampling, frame_stride, fit, num_workers, batch_size, precision)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     report = zero_shot(
-        _open(model, device), data, templates=prompts, form=form, temperature=temperature, names_file=class_names,
-        protocol=protocol, predictions=None if output is None else output / PREDICTIONS_NAME, progress_bar=not quiet,
-    )  # fmt: skip
+        _open(model, device),
+        data,
+        prompts=prompts,
+        names_file=class_names,
+        protocol=protocol,
+        predictions=None if output is None else output / PREDICTIONS_NAME,
+        progress_bar=not quiet,
+    )
     if output is not None:
         write_report(output / REPORT_NAME, report)
     typer.echo(json.dumps(report, indent=2))
@@ -199,17 +210,24 @@ def localize(
     """Train and score a head that finds segments in time, or says what is done in boxes."""
     from fastvtp.evaluation.report import REPORT_NAME, write_report
     from fastvtp.frozen.heads import BoxHeadConfig, SegmentHeadConfig
+    from fastvtp.frozen.runs import AnnotatedFeatures
     from fastvtp.frozen.runs import localize as run
     from fastvtp.frozen.spans import load_spans
-    from fastvtp.frozen.training_heads import FitSettings
+    from fastvtp.frozen.training_heads import HeadTraining
     from fastvtp.settings import choose_device, split_settings
 
     config = SegmentHeadConfig if load_spans(annotations).kind == "segments" else BoxHeadConfig
-    fitting, sizes = split_settings(overrides or [], FitSettings, config, without=("width", "num_classes", "grid"))
+    fitting, sizes = split_settings(overrides or [], HeadTraining, config, without=("width", "num_classes", "grid"))
     report = run(
-        features, annotations, test_features, test_annotations, output, FitSettings(**fitting),
-        detections=detections, device=choose_device(device), progress_bar=not quiet, **sizes,
-    )  # fmt: skip
+        AnnotatedFeatures(features, annotations),
+        AnnotatedFeatures(test_features, test_annotations),
+        output,
+        HeadTraining(**fitting),
+        detections=detections,
+        device=choose_device(device),
+        progress_bar=not quiet,
+        **sizes,
+    )
     if output is not None:
         write_report(output / REPORT_NAME, report)
     typer.echo(json.dumps(report, indent=2))
@@ -231,13 +249,17 @@ def _open(model: str, device: str) -> Any:
 def _protocol(
     views: str, sampling: str, stride: int, fit: str | None, num_workers: int, batch_size: int, precision: str
 ) -> Any:
+    from fastvtp.data.reading import ClipReading
     from fastvtp.evaluation.scoring import EvaluationProtocol
     from fastvtp.settings import parse_value
 
     return EvaluationProtocol(
-        parse_value(views, tuple[int, int], "--views"), sampling, stride, num_workers, batch_size, precision=precision,
-        fit=fit,
-    )  # fmt: skip
+        reading=ClipReading(sampling=sampling, frame_stride=stride, framing=fit),
+        views=parse_value(views, tuple[int, int], "--views"),
+        num_workers=num_workers,
+        batch_size=batch_size,
+        precision=precision,
+    )
 
 
 def _layers(text: str, opened: Any) -> tuple[int, ...]:

@@ -138,12 +138,19 @@ def evaluate(
 ) -> None:
     """Score a model: text-video retrieval both ways, question answering, or classification."""
     from fastvtp import runs
+    from fastvtp.data.reading import ClipReading
     from fastvtp.settings import choose_device, parse_value
 
     protocol = runs.EvaluationProtocol(
-        parse_value(views, tuple[int, int], "--views"), sampling, frame_stride, num_workers, batch_size, top_k,
-        max_text_length, precision, fit, add_similarity,
-    )  # fmt: skip
+        reading=ClipReading(sampling=sampling, frame_stride=frame_stride, framing=fit),
+        views=parse_value(views, tuple[int, int], "--views"),
+        num_workers=num_workers,
+        batch_size=batch_size,
+        top_k=top_k,
+        max_text_length=max_text_length,
+        precision=precision,
+        add_similarity=add_similarity,
+    )
     opened = runs.open_model(model, choose_device(device))
     report = runs.evaluate(
         opened, data, protocol=protocol, output=output, train_data=train_data, progress_bar=not quiet
@@ -168,7 +175,7 @@ def visualize(
     from fastvtp.settings import choose_device
 
     opened = runs.open_model(model, choose_device(device))
-    for path in runs.visualize(opened, data, output, num_clips=clips, seed=seed, fit=fit):
+    for path in runs.visualize(opened, data, output, num_clips=clips, seed=seed, framing=fit):
         typer.echo(path)
 
 

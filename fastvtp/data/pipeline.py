@@ -17,11 +17,7 @@ from contextlib import contextmanager
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from fastvtp.data.sampling import (
-    RAND_AUGMENT_BINS,
-    RAND_AUGMENT_OPERATIONS,
-    ClipAugmentation,
-)
+from fastvtp.data.sampling import RAND_AUGMENT_BINS, RAND_AUGMENT_OPERATIONS, ClipAugmentation
 from fastvtp.data.source import ClipSource
 from fastvtp.errors import UserError
 
@@ -168,7 +164,7 @@ def build_pipeline(
         return meta, video
 
     pipeline = clips(
-        batch_size=source.stream.batch_size,
+        batch_size=source.stream.batches.batch_size,
         device_id=device_id,
         num_threads=max(1, num_workers) if device_id is None else _GPU_DECODER_THREADS,
         py_num_workers=num_workers or None,

@@ -16,16 +16,17 @@ import numpy as np
 from fastvtp.errors import UserError
 
 _ORDER_STREAM, _SAMPLE_STREAM, _STEP_STREAM = 0, 1, 2
-_SAMPLING_KINDS = ("strided", "uniform", "random_sorted", "head_tail")
+SAMPLING_KINDS = ("strided", "uniform", "random_sorted", "head_tail")
 _CROP_ATTEMPTS = 10
-FITS = ("crop", "squash")
+FRAMINGS = ("crop", "squash")
 _ERASED_AREA, _ERASED_LOG_SHAPE = (0.02, 1 / 3), (math.log(0.3), math.log(3.3))
 
 RAND_AUGMENT_BINS = 31
 RAND_AUGMENT_OPERATIONS = (
-    "translate_x", "translate_y", "shear_x", "shear_y", "rotate", "brightness", "contrast", "color", "sharpness",
-    "posterize", "solarize", "equalize", "auto_contrast", "identity",
-)  # fmt: skip
+    *("translate_x", "translate_y", "shear_x", "shear_y", "rotate"),
+    *("brightness", "contrast", "color", "sharpness", "posterize", "solarize", "equalize", "auto_contrast"),
+    "identity",
+)
 
 
 def sample_rng(seed: int, epoch: int, index: int, attempt: int = 0) -> np.random.Generator:
@@ -74,8 +75,8 @@ class FrameSampling:
     stride: int = 1
 
     def __post_init__(self) -> None:
-        if self.kind not in _SAMPLING_KINDS:
-            raise UserError(f"frame sampling kind: expected one of {', '.join(_SAMPLING_KINDS)}, got {self.kind!r}")
+        if self.kind not in SAMPLING_KINDS:
+            raise UserError(f"frame sampling kind: expected one of {', '.join(SAMPLING_KINDS)}, got {self.kind!r}")
         if self.num_frames < 1 or self.stride < 1:
             raise UserError(f"frame sampling: num_frames {self.num_frames} and stride {self.stride} must be positive")
 
@@ -138,18 +139,18 @@ class CropSampling:
     several crops (multi-view evaluation) the first and the last touch the two ends of the side along which such a
     window can move, the others lie between them at even distances.
 
-    With `fit` "squash" the frame counts as squashed to the output's shape before all that: evaluation shows the whole
-    of it (ALPRO's release), of which there are no several crops.
+    With `framing` "squash" the frame counts as squashed to the output's shape before all that: evaluation shows the
+    whole of it (ALPRO's release), of which there are no several crops.
     """
 
     aspect: float = 1.0
     scale: tuple[float, float] = (0.5, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
-    fit: str = "crop"
+    framing: str = "crop"
 
     def __post_init__(self) -> None:
-        check_fit(self.fit)
+        check_framing(self.framing)
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0 < low <= high:
                 raise UserError(f"crop {name}: expected 0 < low <= high, got {(low, high)}")
@@ -161,7 +162,7 @@ class CropSampling:
     ) -> CropWindow:
         """The window for a picture of `height` x `width` pixels; `crop` of `crops` is the one wanted in evaluation."""
         aspect, flip = self.aspect, False
-        if self.fit == "squash":
+        if self.framing == "squash":
             height = width = aspect = 1.0
         if rng is not None:
             flip = self.flip and bool(rng.random() < 0.5)
@@ -179,13 +180,13 @@ class CropSampling:
         return CropWindow(y0, x0, y0 + crop_height, x0 + crop_width, flip)
 
 
-def check_fit(fit: str, crops: int = 1) -> None:
-    """Raises UserError for a `fit` that `CropSampling` does not know, or one that has no several `crops`."""
-    if fit not in FITS:
-        raise UserError(f"fit must be {' or '.join(map(repr, FITS))}, got {fit!r}")
-    if fit == "squash" and crops > 1:
+def check_framing(framing: str, crops: int = 1) -> None:
+    """Raises UserError for a framing that `CropSampling` does not know, or one that has no several `crops`."""
+    if framing not in FRAMINGS:
+        raise UserError(f"framing must be {' or '.join(map(repr, FRAMINGS))}, got {framing!r}")
+    if framing == "squash" and crops > 1:
         raise UserError(
-            f"fit 'squash' shows whole frames: expected one crop, got {crops}; give one, or --fit crop (data.fit=crop)"
+            f"framing 'squash' shows whole frames: expected one crop, got {crops}; give one, or framing 'crop'"
         )
 
 

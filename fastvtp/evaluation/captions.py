@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.text import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def shown_captions(batch: Any, places: Sequence[int]) -> PackedCaptions:
     )
 
 
-def all_captions(records: Sequence[VideoRecord], tokenizer: CaptionTokenizer, max_length: int) -> Captions:
+def all_captions(records: Sequence[VideoRecord], tokenizer: Tokenizer, max_length: int) -> Captions:
     """Every caption of the record with the clip's `sample_ids`, at most `max_length` tokens of each."""
 
     def captions(batch: Any, places: Sequence[int]) -> PackedCaptions:

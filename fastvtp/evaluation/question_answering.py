@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastvtp.data.questions import AnswerVocabulary, QuestionSet, option_texts
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.text import Tokenizer
 from fastvtp.evaluation.accuracy import percent, top_k_credit
 from fastvtp.evaluation.inference import Module, inference
 from fastvtp.evaluation.views import average_over_views, left_out
@@ -181,7 +181,7 @@ def evaluate_multiple_choice(
     model: MultipleChoiceModel,
     loader: Iterable[Any],
     questions: QuestionSet,
-    tokenizer: CaptionTokenizer,
+    tokenizer: Tokenizer,
     *,
     device: torch.device | str,
     progress: bool = True,

@@ -10,10 +10,12 @@ import torch
 from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.classes import load_classes, read_class_names
 from fastvtp.data.entities import read_entities
-from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
+from fastvtp.data.loader import Decoding, VideoTextBatch, VideoTextLoader
 from fastvtp.data.questions import AnswerVocabulary, has_options, load_questions
-from fastvtp.data.sampling import check_fit
-from fastvtp.data.wordpiece import MIN_TEXT_LENGTH, CaptionTokenizer, no_text
+from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading, ClipShape
+from fastvtp.data.sampling import check_framing
+from fastvtp.data.source import Batches
+from fastvtp.data.text import MIN_TEXT_LENGTH, Tokenizer
 from fastvtp.errors import CheckpointError, UserError
 from fastvtp.evaluation.captions import all_captions
 from fastvtp.evaluation.classification import evaluate_classification
@@ -39,7 +41,7 @@ from fastvtp.model_folder import (
     ENTITIES_NAME,
     TOKENIZER_NAME,
     model_folder,
-    read_fit,
+    read_framing,
     tokenizer_beside,
 )
 from fastvtp.systems.catalogue import architecture_of, load_pretrained
@@ -53,21 +55,27 @@ _PROTOCOL = EvaluationProtocol()
 class OpenedModel:
     """A model ready for evaluation, with what stands beside its weights.
 
-    known_tokenizer: None where the folder has none, which will do for videos. answers: those of an open-ended question
-    answerer. class_names: those of a classifier; their numbers where nobody named them. entities: what a pretrained
-    ALPRO looks for in crops. folder: where they come from. fit: how frames came to the model's size in its training.
+    known_tokenizer: None where the folder has none, or the model reads no text. answers: those of an open-ended
+    question answerer. class_names: those of a classifier; their numbers where nobody named them. entities: what a
+    pretrained ALPRO looks for in crops. folder: where they come from. framing: how frames came to the model's size in
+    its training.
     """
 
     model: Any
-    known_tokenizer: CaptionTokenizer | None
+    known_tokenizer: Tokenizer | None
     answers: AnswerVocabulary | None = None
     class_names: Sequence[str] = ()
     entities: Sequence[str] = ()
     folder: Path | None = None
-    fit: str = "crop"
+    framing: str = DEFAULT_FRAMING
 
     @property
-    def tokenizer(self) -> CaptionTokenizer:
+    def reads_text(self) -> bool:
+        """Whether the model has a vocabulary of its own."""
+        return hasattr(self.model.config, "vocab_size")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
         """Reads texts the way the model learned them. Raises CheckpointError where the folder has none."""
         if self.known_tokenizer is None:
             raise CheckpointError(
@@ -89,7 +97,7 @@ def open_model(source: str | Path, device: torch.device) -> OpenedModel:
 
 def with_companions(model: Any, folder: Path) -> OpenedModel:
     """`model` with tokenizer and labels from its folder."""
-    tokenizer = tokenizer_beside(folder) if hasattr(model.config, "vocab_size") else no_text()
+    tokenizer = tokenizer_beside(folder) if hasattr(model.config, "vocab_size") else None
     answers, names = None, ()
     if getattr(model.config, "num_answers", 1) > 1 or (folder / ANSWERS_NAME).is_file():
         if not (folder / ANSWERS_NAME).is_file():
@@ -106,7 +114,7 @@ def with_companions(model: Any, folder: Path) -> OpenedModel:
         if len(names) != num_classes:
             raise CheckpointError(f"{path} has {len(names)} classes, the model {num_classes}")
     entities = read_entities(folder / ENTITIES_NAME) if (folder / ENTITIES_NAME).is_file() else ()
-    return OpenedModel(model, tokenizer, answers, names, entities, folder, read_fit(folder))
+    return OpenedModel(model, tokenizer, answers, names, entities, folder, read_framing(folder))
 
 
 def _text_length(opened: OpenedModel, protocol: EvaluationProtocol) -> int:
@@ -115,27 +123,34 @@ def _text_length(opened: OpenedModel, protocol: EvaluationProtocol) -> int:
     return min(positions, protocol.max_text_length or positions)
 
 
-def fit_of(opened: OpenedModel, protocol: EvaluationProtocol) -> str:
-    """How frames come to the model's size, see `CropSampling`. Raises UserError where the views do not go with it."""
-    fit = protocol.fit or opened.fit
-    check_fit(fit, protocol.views[1])
-    return fit
+def reading_of(opened: OpenedModel, protocol: EvaluationProtocol) -> ClipReading:
+    """How clips are read for this model, framed as in its training where the protocol says nothing else.
+
+    Raises UserError where the views do not go with the framing.
+    """
+    reading = protocol.reading.framed(opened.framing)
+    check_framing(reading.framing or DEFAULT_FRAMING, protocol.views[1])
+    return reading
 
 
 def evaluation_loader(
     opened: OpenedModel, records: Sequence[VideoRecord], protocol: EvaluationProtocol, *, texts: bool = True
 ) -> VideoTextLoader:
     """Every clip of `records` in order, in all its views. texts: whether its captions are read too, which needs the
-    model's tokenizer."""
+    model's tokenizer if it reads text."""
     config = opened.model.config
+    segments, crops = protocol.views
     return VideoTextLoader(
-        records, opened.tokenizer if texts else no_text(),
-        batch_size=min(protocol.batch_size, len(records) * protocol.views[0] * protocol.views[1]),
-        num_frames=config.num_frames, image_size=config.image_size,
+        records,
+        opened.tokenizer if texts and opened.reads_text else None,
+        shape=ClipShape(config.num_frames, config.image_size),
+        reading=reading_of(opened, protocol),
+        batches=Batches(
+            batch_size=min(protocol.batch_size, len(records) * segments * crops), train=False, views=protocol.views
+        ),
+        decoding=Decoding(num_workers=protocol.num_workers, device=opened.model.device),
         max_text_length=_text_length(opened, protocol),
-        sampling=protocol.sampling, frame_stride=protocol.frame_stride, views=protocol.views,
-        fit=fit_of(opened, protocol), seed=0, train=False, num_workers=protocol.num_workers, device=opened.model.device,
-    )  # fmt: skip
+    )
 
 
 def evaluate(

@@ -17,15 +17,9 @@ from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.classes import TargetSet
 from fastvtp.data.sampling import epoch_order, sample_rng
 from fastvtp.errors import UserError
-from fastvtp.frozen.features import (
-    TENSOR_NAME,
-    description_digest,
-    read_description,
-    shard_path,
-)
+from fastvtp.frozen.features import TENSOR_NAME, description_digest, framing_of, read_description, shard_path
 
-_SAME = ("model_digest", "width", "grid", "layers", "pool", "fit")
-_UNSAID = {"fit": "crop"}  # where features are older than the record of it
+_SAME = ("model_digest", "width", "grid", "layers", "pool", "framing")
 
 
 @dataclass(frozen=True)
@@ -45,6 +39,7 @@ class FeatureSet(Dataset):
 
     Attributes:
         description: the content of `features.json`.
+        digest: its fingerprint, which the shards bear.
         records: the clips that could be decoded, in the order of the list they came from.
         labels: places in `class_names` of each.
         left_out: reason by video, of those that could not.
@@ -60,14 +55,14 @@ class FeatureSet(Dataset):
         self.left_out: dict[str, str] = {}
         self._places: list[tuple[int, int]] = []
         shards = -(-self.description["num_videos"] // self.description["shard_size"])
-        expected = description_digest(self.description)
+        self.digest = description_digest(self.description)
         names = self.class_names
         for number in range(shards):
             path = shard_path(self.folder, number, "json")
             if not path.is_file():
                 raise UserError(f"{self.folder} is incomplete: no {path.name} of {shards} shards; extract it once more")
             shard = json.loads(path.read_bytes())
-            if shard["description"] != expected:
+            if shard["description"] != self.digest:
                 raise UserError(f"{path} belongs to other features than {self.folder}/features.json describes")
             for row, clip in enumerate(shard["clips"]):
                 caption = ", ".join(names[label] for label in clip["labels"]) or "none"
@@ -107,9 +102,9 @@ class FeatureSet(Dataset):
         return time, height, width
 
     @property
-    def fit(self) -> str:
+    def framing(self) -> str:
         """How frames came to the model's size, see `CropSampling`."""
-        return (_UNSAID | self.description)["fit"]
+        return framing_of(self.description)
 
     @property
     def num_views(self) -> int:
@@ -136,7 +131,7 @@ class FeatureSet(Dataset):
     def check_fits(self, description: dict[str, Any], whose: str) -> None:
         """Raises UserError where these are features of another tower, of other layers of it, or of frames that came to
         its size in another way, than `description`."""
-        own, expected = _UNSAID | self.description, _UNSAID | description
+        own, expected = ({**each, "framing": framing_of(each)} for each in (self.description, description))
         for name in _SAME:
             if own[name] != expected[name]:
                 raise UserError(

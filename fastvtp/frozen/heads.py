@@ -107,7 +107,6 @@ class BoxHeadConfig:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", tuple(self.grid))  # JSON gives lists
         check_positive(self, "width", "num_classes", "num_heads", "head_dim")
         check_share(self, "dropout")
         if len(self.grid) != 3 or min(self.grid) < 1:

@@ -9,7 +9,7 @@ import torch
 
 from fastvtp.checkpoints.companions import (
     find_lists,
-    known_fit,
+    known_framing,
     notes_about,
     write_lists,
 )
@@ -22,7 +22,8 @@ from fastvtp.checkpoints.loading import (
 from fastvtp.checkpoints.names import WORD_TABLES
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
 from fastvtp.checkpoints.sizes import config_of_released
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.text import Tokenizer
+from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.errors import CheckpointError, UserError, unknown_name
 from fastvtp.model_folder import CONFIG_NAME, weights_of, write_model_folder, write_reading
 from fastvtp.settings import parse_value
@@ -80,16 +81,12 @@ def convert(
     elif vocab_size is not None:
         words, note = _tokenizer_beside(source, vocab_size)
     if words is not None:
-        ids = {
-            "pad_token_id": words.pad_id,
-            "mask_token_id": words.mask_id,
-            "special_token_ids": tuple(sorted(words.special_ids)),
-        }
-        values = {name: ids[name] for name in ids if hasattr(ARCHITECTURES[architecture][0], name)} | values
+        known, config_class = words.model_settings, ARCHITECTURES[architecture][0]
+        values = {name: known[name] for name in known if hasattr(config_class, name)} | values
     config = config_of_released(checkpoint, origin, architecture=architecture, **values)
     given = {"answers": answers, "entities": entities, "classes": classes}
     lists = find_lists(source, given, architecture, config)
-    fit = known_fit(source, kind.origin)
+    framing = known_framing(source, kind.origin)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(config)
@@ -101,8 +98,8 @@ def convert(
     if words is not None:
         words.save(output)
     write_lists(output, lists)
-    if fit is not None:
-        write_reading(output, fit)
+    if framing is not None:
+        write_reading(output, framing)
     return Conversion(architecture, report, note, notes_about(lists, source, architecture, config))
 
 
@@ -130,20 +127,20 @@ def _vocab_size(checkpoint: Checkpoint, architecture: str, values: Mapping[str, 
     return values.get("vocab_size") or next(tables, config_class.vocab_size)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 
 
-def _given_tokenizer(path: Path, vocab_size: int | None, architecture: str) -> CaptionTokenizer:
+def _given_tokenizer(path: Path, vocab_size: int | None, architecture: str) -> Tokenizer:
     if vocab_size is None and architecture in ARCHITECTURES:
         raise UserError(f"{architecture} reads no text: leave out the tokenizer")
-    tokenizer = CaptionTokenizer.load(path)
+    tokenizer = load_tokenizer(path)
     if vocab_size not in (None, tokenizer.vocab_size):
         raise UserError(f"{path} has {tokenizer.vocab_size} entries, the model's vocabulary {vocab_size}")
     return tokenizer
 
 
-def _tokenizer_beside(source: Path, vocab_size: int) -> tuple[CaptionTokenizer | None, str]:
+def _tokenizer_beside(source: Path, vocab_size: int) -> tuple[Tokenizer | None, str]:
     """The tokenizer of the folder that `source` is or lies in, where it is the model's; and what to say about it."""
     folder = source if source.is_dir() else source.parent
     try:
-        tokenizer = CaptionTokenizer.load(folder)
+        tokenizer = load_tokenizer(folder)
     except FileNotFoundError:
         return None, f"none beside {source}: give its tokenizer.json, vocab.txt or SentencePiece .model (--tokenizer)"
     except UserError as error:

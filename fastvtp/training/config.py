@@ -1,16 +1,16 @@
 """Run configuration: plain dataclasses, and `key=value` overrides checked against them."""
 
-import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fastvtp.checkpoints.fitting import POSITION_RESIZES
-from fastvtp.data.sampling import ClipAugmentation, check_fit
+from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading
+from fastvtp.data.sampling import check_framing
 from fastvtp.errors import ConfigError, unknown_name
 from fastvtp.files import write_atomically
-from fastvtp.settings import _annotations, _rebuild, parse_value, setting_names
+from fastvtp.settings import FLAT, earlier_names, parse_value, rebuild, setting_names, setting_types, to_json
 from fastvtp.systems.alpro.finetuning import AlproQAConfig, AlproRetrievalConfig
 from fastvtp.systems.alpro.towers import AlproConfig, AlproPrompterConfig
 from fastvtp.systems.captioner.model import VideoCaptionerConfig
@@ -22,9 +22,14 @@ from fastvtp.systems.videomae.model import VideoMAEConfig
 from fastvtp.systems.videoprism.distillation import PrismStudentConfig
 from fastvtp.systems.videoprism.video_text import VideoTextPrismConfig
 
+# SimVTP's and VideoMAE's
+TRAINING_READING = ClipReading(sampling="strided", frame_stride=4, framing=DEFAULT_FRAMING)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
+    """What a run learns from and is scored on, and how it is read. Raises ValueError for a value out of range."""
+
     train: str
     """What the task learns from. Captions: a .jsonl of {"video": path, "caption": text}, or a folder of videos with
     captions. Videos alone (pretrain_videomae): the same without captions. Questions: see `load_questions`. Classes: see
@@ -47,7 +52,7 @@ class DataConfig:
     test_views: tuple[int, int] = (1, 1)
     """Segments and crops of each test clip, whose results are averaged."""
     test_sampling: str = "uniform"
-    """Test frames: "uniform", or "strided" segments `frame_stride` apart."""
+    """Test frames: "uniform", or "strided" segments, frames `data.frame_stride` apart."""
     test_top_k: int | None = None
     """Pairs of each text and clip that a matching head scores, those that the contrast ranks first; None: all pairs."""
     max_text_length: int | None = None
@@ -57,24 +62,15 @@ class DataConfig:
     else WordPiece trained on the training texts."""
     vocab_size: int = 1000
     """Most entries of a tokenizer trained here."""
-    sampling: str = "strided"
-    """Training frames: "strided" segment, "uniform", "random_sorted", or "head_tail"."""
-    frame_stride: int = 4
-    crop_scale: tuple[float, float] = (0.6, 1.0)
-    """Share of the frame's area that a training crop keeps."""
-    fit: str = "crop"
-    """"crop": training windows from 3:4 to 4:3 are resized to squares, `test` shows centred squares, whose proportions
-    stay; "squash": frames are squashed to squares before all that, as in ALPRO's release. A run's model folders say
-    which, and are evaluated so."""
-    flip: bool = True
-    """Mirror half of the training clips, except where a caption, question, answer or class names a direction. Classes
-    that are bare numbers name none: see `class_names`."""
-    augmentation: ClipAugmentation = field(default_factory=ClipAugmentation)
+    reading: ClipReading = field(default=TRAINING_READING, metadata=FLAT)
+    """How training clips are read. Its settings are `data.sampling`, `data.frame_stride` and so on. A run's model
+    folders record the framing, and are evaluated so. Classes that are bare numbers name no direction by which a clip
+    were not to be mirrored: see `class_names`."""
     class_names: str | None = None
     """finetune_classification: a file that names the classes, see `load_classes`; None: the labels are the names."""
     features: str | None = None
-    """finetune_captioning: a folder of the videos' frozen features, in place of decoding them, whose `fit` must be that
-    given here; None: none."""
+    """finetune_captioning: a folder of the videos' frozen features, in place of decoding them, whose framing must be
+    that given here; None: none."""
     max_answers: int = 1500
     """Most answers that an open-ended question may have: the most frequent ones of the training set."""
     num_workers: int = 1
@@ -89,11 +85,21 @@ class DataConfig:
             raise ValueError(f"image_frames must be 'one' or 'repeat', got {self.image_frames!r}")
         if self.shares and (len(self.shares) != 1 + len(self.more) or not min(self.shares) > 0):
             raise ValueError(f"shares must be {1 + len(self.more)} positive numbers (train, more), got {self.shares}")
-        check_fit(self.fit, self.test_views[1])
+        check_framing(self.framing, self.test_views[1])
         for name, least in (("test_top_k", 1), ("max_text_length", 3)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, or none, got {value}")
+
+    @property
+    def framing(self) -> str:
+        """How frames come to the model's size in training, "crop" or "squash"."""
+        return self.reading.framing or DEFAULT_FRAMING
+
+    @property
+    def test_reading(self) -> ClipReading:
+        """How test clips are read: with frames of their own, framed as the model was trained."""
+        return replace(self.reading, sampling=self.test_sampling, framing=None)
 
 
 # task -> configuration of the model that it trains
@@ -266,7 +272,7 @@ def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
 
     Raises UserError with the nearest right key for a wrong one, or with the expected type for a wrong value.
     """
-    known, values = _annotations(config), {}
+    known, earlier, values = setting_types(config), earlier_names(config), {}
     for override in overrides:
         name, separator, text = override.partition("=")
         if not separator:
@@ -277,15 +283,17 @@ def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
             raise ConfigError(f"{name} follows from the labels of data.train")
         if name in _FROM_FROZEN:
             raise ConfigError(f"{name} follows from model.backbone and model.language_model")
+        if name in earlier:
+            raise ConfigError(f"{name} is now {earlier[name]}: set {earlier[name]}={text}")
         if name not in known:
             raise unknown_name("setting", name, known)
         values[name] = parse_value(text, known[name], name)
-    return _rebuild(config, values)
+    return rebuild(config, values)
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write `config` as JSON, in one stroke: a run killed meanwhile keeps the old file."""
-    write_atomically(path, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(to_json(config), indent=2) + "\n").encode())
 
 
 def differing_settings(config: TrainConfig, path: Path) -> list[str]:
@@ -300,5 +308,10 @@ def differing_settings(config: TrainConfig, path: Path) -> list[str]:
             values = values.get(part) if isinstance(values, dict) else None
         return values
 
-    current = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as in the file
-    return [name for name in setting_names(config) if leaf(current, name) != leaf(saved, name)]
+    current, earlier = to_json(config), {now: before for before, now in earlier_names(config).items()}
+
+    def is_saved(name: str) -> bool:
+        names = (name, earlier[name]) if name in earlier else (name,)
+        return leaf(current, name) in [leaf(saved, known_as) for known_as in names]
+
+    return [name for name in setting_names(config) if not is_saved(name)]

@@ -16,7 +16,7 @@ from fastvtp.data.annotations import (
     load_annotations,
 )
 from fastvtp.data.loader import VideoTextBatch
-from fastvtp.data.wordpiece import MIN_TEXT_LENGTH, CaptionTokenizer
+from fastvtp.data.text import MIN_TEXT_LENGTH, Tokenizer
 from fastvtp.training.config import TrainConfig
 
 Loss = tuple[Tensor, dict[str, Tensor]]  # [] with its graph, and detached values by name, each []
@@ -70,20 +70,15 @@ class Task(ABC):
             digest += hashlib.sha256(json.dumps(self.labels).encode()).hexdigest()[:16]
         return digest
 
-    def complete(self, tokenizer: CaptionTokenizer) -> Any:
+    def complete(self, tokenizer: Tokenizer | None) -> Any:
         """The model's configuration with what follows from tokenizer and labels."""
-        known = {
-            "vocab_size": tokenizer.vocab_size,
-            "pad_token_id": tokenizer.pad_id,
-            "mask_token_id": tokenizer.mask_id,
-            "special_token_ids": tuple(sorted(tokenizer.special_ids)),
-        }
+        known = {} if tokenizer is None else tokenizer.model_settings
         fields = {field.name for field in dataclasses.fields(self.config.model)}
         return dataclasses.replace(
             self.config.model, **{name: value for name, value in known.items() if name in fields}
         )
 
-    def prepare(self, model: Any, tokenizer: CaptionTokenizer) -> None:
+    def prepare(self, model: Any, tokenizer: Tokenizer | None) -> None:
         """Fill what is no weight of `init` and yet no random start. A resumed run has it in its checkpoint."""
         return
 

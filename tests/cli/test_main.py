@@ -83,7 +83,7 @@ def test_pretrain_evaluate_visualize(capsys, monkeypatch, tiny_settings, caption
         assert Path(line).stat().st_size > 1000
     bad = tmp_path / "bad"
     status, _, err = run(capsys, monkeypatch, "visualize", str(run_dir), test, "--output", str(bad), "--fit", "stretch")
-    assert (status, err) == (2, "fastvtp: fit must be 'crop' or 'squash', got 'stretch'\n")
+    assert (status, err) == (2, "fastvtp: framing must be 'crop' or 'squash', got 'stretch'\n")
     assert not bad.exists()
 
 

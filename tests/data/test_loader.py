@@ -10,7 +10,6 @@ from av.video.reformatter import Interpolation
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import decode_frames
-from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.sampling import FrameSampling, epoch_order
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
@@ -21,6 +20,7 @@ from tests.data.clips import (
     frame_numbers,
     write_clip,
 )
+from tests.data.loaders import make_loader
 
 NUM_CLIPS = 11
 FIRST_NUMBER = 16  # clip i carries the numbers from FIRST_NUMBER * i on
@@ -49,7 +49,7 @@ def load(records, tokenizer):
         defaults = {"batch_size": 4, "num_frames": 4, "image_size": 32, "max_text_length": 16, "train": True, "seed": 3}
         if settings.get("train", True):
             defaults["num_steps"] = 4
-        loaders.append(VideoTextLoader(records, tokenizer, **{**defaults, "num_workers": 0, **settings}))
+        loaders.append(make_loader(records, tokenizer, **{**defaults, "num_workers": 0, **settings}))
         return loaders[-1]
 
     yield make
@@ -261,7 +261,7 @@ def test_waiting_time_is_counted(load):
         ({"start_step": -1}, "start_step -1"),
         ({"sampling": "strode"}, "got 'strode'"),
         ({"decoder": "nvdec"}, "got 'nvdec'"),
-        ({"crop_scale": (0.9, 0.2)}, "crop scale"),
+        ({"crop_scale": (0.9, 0.2)}, "crop_scale must be two shares"),
         ({"max_text_length": 2}, "max_text_length"),
         ({"image_size": 0}, "image_size"),
     ],
@@ -347,13 +347,14 @@ def test_a_batch_may_hold_a_record_several_times(load):
 SCRIPT = """
 import sys
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.loader import VideoTextLoader
-from fastvtp.data.tokenization import CaptionTokenizer
+from fastvtp.data.loader import Decoding, VideoTextLoader
+from fastvtp.data.reading import ClipShape
+from fastvtp.data.source import Batches
 print("start")
 records = [VideoRecord("a", sys.argv[1], ("a clip",))]
-tokenizer = CaptionTokenizer.train(["a clip"], 50)
-settings = dict(batch_size=2, num_frames=2, max_text_length=8, train=True, num_steps=2, num_workers=2, image_size=32)
-for batch in VideoTextLoader(records, tokenizer, **settings):
+batches = Batches(batch_size=2, train=True, num_steps=2)
+loader = VideoTextLoader(records, None, shape=ClipShape(2, 32), batches=batches, decoding=Decoding(num_workers=2))
+for batch in loader:
     print(batch.step)
 """
 

@@ -66,10 +66,14 @@ def answer(
     from fastvtp.systems.captioner import runs as captioning
 
     report = captioning.answer_questions(
-        _open(model, device, backbone, language_model), questions,
-        protocol=_protocol(num_workers, batch_size, fit), train_data=train_data, shots=shots, length=length,
-        num_candidates=candidates, predictions=output, progress_bar=not quiet,
-    )  # fmt: skip
+        _open(model, device, backbone, language_model),
+        questions,
+        protocol=_protocol(num_workers, batch_size, fit),
+        train_data=train_data,
+        answering=captioning.Answering(shots=shots, length=length, num_candidates=candidates),
+        predictions=output,
+        progress_bar=not quiet,
+    )
     typer.echo(json.dumps(report, indent=2))
 
 
@@ -87,6 +91,7 @@ def _open(model: str, device: str, backbone: str | None, language_model: str | N
 
 
 def _protocol(num_workers: int, batch_size: int, fit: str | None) -> Any:
+    from fastvtp.data.reading import ClipReading
     from fastvtp.evaluation.scoring import EvaluationProtocol
 
-    return EvaluationProtocol(num_workers=num_workers, batch_size=batch_size, fit=fit)
+    return EvaluationProtocol(reading=ClipReading(framing=fit), num_workers=num_workers, batch_size=batch_size)

@@ -12,12 +12,12 @@ from fastvtp.visualization.reconstruction import ReconstructionExample
 
 if TYPE_CHECKING:  # who only draws the examples needs neither the models nor the loader
     from fastvtp.data.loader import VideoTextBatch
-    from fastvtp.data.wordpiece import CaptionTokenizer
+    from fastvtp.data.text import Tokenizer
     from fastvtp.systems.simvtp.model import SimVTP
 
 
 def reconstruct(
-    model: SimVTP, tokenizer: CaptionTokenizer, batch: VideoTextBatch, *, seed: int
+    model: SimVTP, tokenizer: Tokenizer, batch: VideoTextBatch, *, seed: int
 ) -> list[ReconstructionExample]:
     """Mask every clip and caption of `batch` as in training and let `model` fill them in.
 

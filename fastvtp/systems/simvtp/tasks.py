@@ -20,7 +20,7 @@ from fastvtp.data.questions import (
     load_questions,
     option_texts,
 )
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.text import Tokenizer
 from fastvtp.model_folder import ANSWERS_NAME, weights_of
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.task import (
@@ -54,7 +54,7 @@ class FinetuneQA(Task):
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)
         self.questions = load_questions(config.data.train)
-        self.tokenizer: CaptionTokenizer | None = None
+        self.tokenizer: Tokenizer | None = None
         self.vocabulary: AnswerVocabulary | None = None
         if not has_options(self.questions, config.data.train):
             self.vocabulary = AnswerVocabulary.build(self.questions.answers, config.data.max_answers)
@@ -70,15 +70,16 @@ class FinetuneQA(Task):
     def labels(self) -> Sequence[Any]:
         return self.questions.answers, self.questions.options
 
-    def complete(self, tokenizer: CaptionTokenizer) -> Any:
+    def complete(self, tokenizer: Tokenizer | None) -> Any:
         self.tokenizer = tokenizer
         answers = 1 if self.vocabulary is None else len(self.vocabulary)
         return dataclasses.replace(super().complete(tokenizer), num_answers=answers)
 
-    def prepare(self, model: Any, tokenizer: CaptionTokenizer) -> None:
+    def prepare(self, model: Any, tokenizer: Tokenizer | None) -> None:
         """Where answers are read as masked words, start their head from the word head of `init`, if it has one."""
         if self.vocabulary is None or self.config.init is None or getattr(model.config, "readout", "") != "mask":
             return
+        assert tokenizer is not None  # the task reads texts
         if (words := word_head(self.config.init)) is not None:
             answers = [ids[1:-1].tolist() for ids in tokenizer.encode(self.vocabulary.answers, self.max_text_length)]
             model.start_from_words(*words, answers)

@@ -27,7 +27,7 @@ from fastvtp.data.synthetic.scene import MOTIONS
 from fastvtp.evaluation.inference import inference
 from fastvtp.frozen.probes import ProbeConfig, build_probe
 from fastvtp.frozen.towers import video_tower
-from fastvtp.frozen.training_heads import FitSettings, fit
+from fastvtp.frozen.training_heads import HeadTraining, train_head
 from fastvtp.systems.recipes import get_recipe
 from fastvtp.systems.videoprism.distillation import PrismStudentConfig
 from fastvtp.systems.videoprism.video_text import VideoTextPrismConfig
@@ -189,9 +189,9 @@ def _probe(train: Tensor, labels: Tensor, test: Tensor, *, seed: int) -> Tensor:
     ))  # fmt: skip
     draw = torch.Generator().manual_seed(seed)
     batches = (torch.randint(len(train), (_BATCH,), generator=draw) for _ in range(_STEPS))
-    fit(
+    train_head(
         probe, batches, lambda rows: cross_entropy(probe(train[rows]), labels[rows], label_smoothing=0.1),
-        FitSettings(steps=_STEPS, batch_size=_BATCH, learning_rate=1e-3), device="cpu", progress=False,
+        HeadTraining(steps=_STEPS, batch_size=_BATCH, learning_rate=1e-3), device="cpu", progress=False,
     )  # fmt: skip
     with torch.inference_mode():
         return torch.cat([probe(part).argmax(dim=1) for part in test.split(256)])
