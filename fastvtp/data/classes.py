@@ -59,14 +59,17 @@ class TargetSet:
     multi_label: bool
 
     def indicators(self) -> torch.Tensor:
-        """What each video shows: zeros and ones, float32 [videos, classes]."""
+        """Make a table of what each video shows: zeros and ones, float32 [videos, classes]."""
         indicators = torch.zeros(len(self.labels), len(self.class_names))
         for row, shown in zip(indicators, self.labels, strict=True):
             row[list(shown)] = 1
         return indicators
 
     def renumbered(self, class_names: Sequence[str], source: object) -> TargetSet:
-        """The same with labels as places in `class_names`, those of training. Raises UserError for another class."""
+        """Number the labels by their places in `class_names`, those of training.
+
+        Raises UserError, which names `source`, for a class that training does not have.
+        """
         places = {name: number for number, name in enumerate(class_names)}
         if unknown := [name for name in self.class_names if name not in places]:
             raise UserError(f"{source}: no class {unknown[0]!r} among the {len(places)} classes of the training set")
@@ -160,8 +163,8 @@ def load_targets(
 
 
 def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The names of classes 0, 1, ... from a file with one a line, or from a `.json` list or `{name: its number}` (the
-    `labels.json` of Something-Something V2).
+    """Read the names of classes 0, 1, ... from a file with one a line, or from a `.json` list or `{name: its number}`
+    (the `labels.json` of Something-Something V2).
 
     Raises:
         FileNotFoundError: nothing there.

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class VideoTextBatch:
-    """Captioned clips of one step.
+    """The captioned clips of one step.
 
     A training batch may hold a record more than once, each time as another clip of it: where it crosses from one epoch
     into the next, where a replacement is already there, where it is larger than the data set. Its `sample_ids` then
@@ -60,7 +60,7 @@ class VideoTextBatch:
     kind: str = "video"
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> VideoTextBatch:
-        """The batch with its tensors on `device`."""
+        """Copy the batch with its tensors on `device`."""
         names = ("video", "input_ids", "cu_seqlens", "sample_ids")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names})
 
@@ -185,7 +185,7 @@ class VideoTextLoader:
         return dict(sorted(self._bad_files.items()))
 
     def __len__(self) -> int:
-        """Number of steps from the start; TypeError where there is no end."""
+        """The number of steps from the start on; raises TypeError where there is no end."""
         if self._batches.num_steps is None:
             raise TypeError("an endless loader has no length: set num_steps")
         return self._batches.num_steps
@@ -297,7 +297,7 @@ class VideoTextLoader:
         return self._tokenizer.encode_packed(captions, self._max_text_length)
 
     def _to_torch(self, video: Any, kept: list[int]) -> torch.Tensor:
-        """uint8 `[B, T, H, W, 3]` of the kept clips, without a copy where all are kept."""
+        """The kept clips, uint8 `[B, T, H, W, 3]`, without a copy where all are kept."""
         shapes = {tuple(video[place].shape()) for place in kept}
         if len(shapes) > 1:
             raise UserError(f"image_size=None needs videos of one size, step {self._step} holds {sorted(shapes)}")

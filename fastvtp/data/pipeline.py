@@ -35,12 +35,12 @@ _GPU_DECODER_THREADS = 8  # one thread feeds one NVDEC engine, and an H100 has s
 
 
 def has_nvdec() -> bool:
-    """Whether the driver's video decoding library is there; compute-only installations leave it out."""
+    """Tell whether the driver's video decoding library is there; compute-only installations leave it out."""
     return ctypes.util.find_library("nvcuvid") is not None
 
 
 def automatic_decoder(device: torch.device) -> tuple[str, str]:
-    """What decoder="auto" means on `device`, "dali" or "pyav", and why."""
+    """Choose what decoder="auto" means on `device`, "dali" or "pyav"; returns also why."""
     if device.type == "cpu":
         return "pyav", "no CUDA device; PyAV decodes in DALI's workers"
     if not has_nvdec():
@@ -49,7 +49,8 @@ def automatic_decoder(device: torch.device) -> tuple[str, str]:
 
 
 def dali_formats(decoder: str, device: torch.device) -> frozenset[tuple[str, str]] | None:
-    """The (codec, pixel format) pairs DALI decodes on `device`, or None where PyAV is to decode in the workers.
+    """List the (codec, pixel format) pairs that DALI decodes on `device`, or None where PyAV is to decode in the
+    workers.
 
     "auto" leaves decoding to DALI on a GPU with NVDEC and to PyAV elsewhere.
 

@@ -62,7 +62,7 @@ def load_questions(path: str | os.PathLike[str]) -> QuestionSet:
 
 
 def lists_questions(path: str | os.PathLike[str]) -> bool:
-    """Whether the first line of a `.jsonl` list has the field "question"; False for what is no such file.
+    """Tell whether the first line of a `.jsonl` list has the field "question"; False for what is no such file.
 
     Raises UserError where that line is not a JSON object.
     """
@@ -74,7 +74,7 @@ def lists_questions(path: str | os.PathLike[str]) -> bool:
 
 
 def has_options(questions: QuestionSet, source: str) -> bool:
-    """Whether the questions are multiple choice. Raises UserError where some are and some are not."""
+    """Tell whether the questions are multiple choice. Raises UserError where some are and some are not."""
     without = sum(not options for options in questions.options)
     if 0 < without < len(questions.options):
         counts = f"{without} of {len(questions.options)} questions"
@@ -90,7 +90,8 @@ class AnswerVocabulary:
 
     @classmethod
     def build(cls, answers: Iterable[str], max_size: int) -> AnswerVocabulary:
-        """The `max_size` most frequent answers, the most frequent first, equally frequent ones in alphabetical order.
+        """Take the `max_size` most frequent answers, the most frequent first, equally frequent ones in alphabetical
+        order.
 
         Raises:
             UserError: no answers, or `max_size` not positive.
@@ -130,7 +131,7 @@ class AnswerVocabulary:
         return len(self.answers)
 
     def index(self, answer: str) -> int | None:
-        """The class of `answer`, or None for an unknown one, which no prediction can get right."""
+        """Find the class of `answer`, or None for an unknown one, which no prediction can get right."""
         return self._classes.get(answer)
 
     @cached_property
@@ -139,7 +140,7 @@ class AnswerVocabulary:
 
 
 def read_answers(path: str | os.PathLike[str]) -> AnswerVocabulary:
-    """Answers by their classes: of a `.json` file as `AnswerVocabulary.load`, of any other one a line, from class 0 on.
+    """Read answers by their classes: of a `.json` file as `AnswerVocabulary.load`, of any other one a line, from 0 on.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -170,14 +171,14 @@ class OptionTexts(NamedTuple):
     correct: Tensor
 
     def by_question(self, scores: Tensor) -> Tensor:
-        """A score of each text -> [Q, most options of a question], -inf where a question has fewer: with `correct`,
-        what cross-entropy takes."""
+        """Lay out a score of each text as [Q, most options of a question], -inf where a question has fewer: with
+        `correct`, what cross-entropy takes."""
         counts = np.bincount(self.video_of_text).tolist()
         return pad_sequence(list(scores.split(counts)), batch_first=True, padding_value=-torch.inf)
 
 
 def option_texts(tokenizer: Tokenizer, questions: QuestionSet, indices: Sequence[int], max_length: int) -> OptionTexts:
-    """The texts of the questions at `indices`, which may repeat; each at most `max_length` tokens long.
+    """Encode the texts of the questions at `indices`, which may repeat; each at most `max_length` tokens long.
 
     Raises:
         UserError: a question without options; `max_length` too small; a tokenizer that has no form for two texts.

@@ -48,26 +48,27 @@ class ClipReading:
             check_framing(self.framing)
 
     def framed(self, default: str | None) -> ClipReading:
-        """The same reading with the framing `default`, or else "crop", where it says none itself."""
+        """Return the same reading with the framing `default`, or else "crop", where it says none itself."""
         return replace(self, framing=self.framing or default or DEFAULT_FRAMING)
 
     def frames(self, num_frames: int) -> FrameSampling:
-        """The choice of the frames of a clip of `num_frames`."""
+        """Return the choice of the frames of a clip of `num_frames`."""
         return FrameSampling(self.sampling, num_frames, self.frame_stride)
 
     def window(self, height: int, width: int) -> CropSampling:
-        """The choice of the part of the picture that comes to `height` x `width` pixels."""
+        """Return the choice of the part of the picture that comes to `height` x `width` pixels."""
         framing = self.framing or DEFAULT_FRAMING
         return CropSampling(aspect=width / height, scale=self.crop_scale, flip=self.flip, framing=framing)
 
     def record(self) -> dict[str, Any]:
-        """What a description on disk says of it: all that shows in evaluation, where nothing is drawn."""
+        """Return what a description on disk says of it: all that shows in evaluation, where nothing is drawn."""
         return {name: getattr(self, name) for name in ("sampling", "frame_stride", "framing")}
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> ClipReading:
-        """The reading that a description on disk records, as `record` wrote it or as earlier versions did, which called
-        the framing "fit". What it does not say is as in `ClipReading()`. Raises UserError for a value out of range."""
+        """Make the reading that a description on disk records, as `record` wrote it or as earlier versions did, which
+        called the framing "fit". What it does not say is as in `ClipReading()`. Raises UserError for a value out of
+        range."""
         return from_json(cls, {name: record[name] for name in (*cls().record(), "fit") if name in record})
 
 

@@ -30,19 +30,19 @@ RAND_AUGMENT_OPERATIONS = (
 
 
 def sample_rng(seed: int, epoch: int, index: int, attempt: int = 0) -> np.random.Generator:
-    """The generator behind every random choice for one sample; `attempt` > 0 for its replacements."""
+    """Make the generator behind every random choice for one sample; `attempt` > 0 for its replacements."""
     key = np.random.SeedSequence(seed, spawn_key=(_SAMPLE_STREAM, epoch, index, attempt))
     return np.random.default_rng(key)
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:
-    """The generator behind the random choices about a whole batch, those of step `step`."""
+    """Make the generator behind the random choices about a whole batch, those of step `step`."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STEP_STREAM, step)))
 
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, num_records: int) -> np.ndarray:
-    """The order of the records in an epoch: a read-only permutation, int64 `[num_records]`."""
+    """Draw the order of the records in an epoch: a read-only permutation, int64 `[num_records]`."""
     key = np.random.SeedSequence(seed, spawn_key=(_ORDER_STREAM, epoch))
     order = np.random.default_rng(key).permutation(num_records)
     order.setflags(write=False)
@@ -50,13 +50,13 @@ def epoch_order(seed: int, epoch: int, num_records: int) -> np.ndarray:
 
 
 def sample_number(step: int, place: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> int:
-    """The global number of the sample at `place` in the local batch of a step."""
+    """Compute the global number of the sample at `place` in the local batch of a step."""
     return (step * world_size + rank) * batch_size + place
 
 
 @dataclass(frozen=True)
 class FrameSampling:
-    """Which frames of a video make a clip.
+    """The choice of the frames of a video that make a clip.
 
     - `"strided"`: every `stride`-th frame from a random start (SimVTP and VideoMAE pretrain so). A video shorter than
       that span is covered end to end by evenly spaced frames.
@@ -83,7 +83,7 @@ class FrameSampling:
     def indices(
         self, total_frames: int, rng: np.random.Generator | None, segment: int = 0, segments: int = 1
     ) -> np.ndarray:
-        """Frame indices in a video of `total_frames` frames: int32 `[num_frames]`, ascending.
+        """Choose frame indices in a video of `total_frames` frames: int32 `[num_frames]`, ascending.
 
         `segment` of `segments` is the one wanted in evaluation.
         """
@@ -131,7 +131,7 @@ class CropWindow:
 
 @dataclass(frozen=True)
 class CropSampling:
-    """One window for all frames of a clip.
+    """The choice of one window for all frames of a clip.
 
     In training the window covers a random share of the area within `scale`, its shape (width / height, relative to
     `aspect`, the shape of the output) log-uniform within `ratio`, at a random place: "inception" cropping, arXiv
@@ -160,7 +160,8 @@ class CropSampling:
     def window(
         self, height: float, width: float, rng: np.random.Generator | None, crop: int = 0, crops: int = 1
     ) -> CropWindow:
-        """The window for a picture of `height` x `width` pixels; `crop` of `crops` is the one wanted in evaluation."""
+        """Choose the window for a picture of `height` x `width` pixels; `crop` of `crops` is the one wanted in
+        evaluation."""
         aspect, flip = self.aspect, False
         if self.framing == "squash":
             height = width = aspect = 1.0
@@ -181,7 +182,8 @@ class CropSampling:
 
 
 def check_framing(framing: str, crops: int = 1) -> None:
-    """Raises UserError for a framing that `CropSampling` does not know, or one that has no several `crops`."""
+    """Check a framing; raises UserError for one that `CropSampling` does not know, or one that has no several `crops`.
+    """
     if framing not in FRAMINGS:
         raise UserError(f"framing must be {' or '.join(map(repr, FRAMINGS))}, got {framing!r}")
     if framing == "squash" and crops > 1:
@@ -219,7 +221,7 @@ class ClipAugmentation:
             raise UserError(f"erasing: expected a share from 0 to 1, got {self.erasing}")
 
     def draw(self, aspect: float, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """The random choices for a clip of pictures of shape `aspect` (width / height).
+        """Make the random choices for a clip of pictures of shape `aspect` (width / height).
 
         Returns:
             With `rand_augment`, int32 `[operations]` each: places in `RAND_AUGMENT_OPERATIONS`; signs, 1 for minus.

@@ -24,7 +24,8 @@ _EXTRA = re.compile(r"<extra_id_\d+>")  # which transformers appends, and no rel
 
 
 def canonical(text: str) -> str:
-    """`text` as the released model was shown it: ASCII punctuation as spaces, lower case, single spaces, a full stop.
+    """Write `text` as the released model was shown it: ASCII punctuation as spaces, lower case, single spaces, a full
+    stop.
 
     "it's A-B" -> "it s a b."
     """
@@ -113,12 +114,12 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def from_unigram(cls, tokenizer: Library, name: str = "tokenizer") -> SentencePieceTokenizer:
-        """The tokenizer of a `tokenizer.json` of the kind Unigram."""
+        """Make the tokenizer of a `tokenizer.json` of the kind Unigram."""
         return cls(_Unigram(tokenizer), name)
 
     @classmethod
     def from_model(cls, path: str | os.PathLike[str]) -> SentencePieceTokenizer:
-        """The tokenizer of a `.model` file, for which SentencePiece is needed.
+        """Make the tokenizer of a `.model` file, for which SentencePiece is needed.
 
         Raises:
             FileNotFoundError: nothing there.
@@ -143,6 +144,6 @@ class SentencePieceTokenizer(Tokenizer):
         return [np.array(body[:max_length], np.int64) for body in bodies]
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = True) -> str:
-        """The text of token ids, as it was cut."""
+        """Join token ids to a text, in the form in which it was cut."""
         kept = [int(token) for token in ids if not skip_special or int(token) not in self.special_ids]
         return self._pieces.join(kept)

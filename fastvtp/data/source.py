@@ -91,17 +91,17 @@ class SampleStream:
         return self.num_records * segments * crops
 
     def view(self, number: int) -> tuple[int, int]:
-        """Which segment and which crop of its record a sample is."""
+        """Tell which segment and which crop of its record a sample is."""
         segments, crops = self.batches.views
         return divmod(number % (segments * crops), crops)
 
     def number(self, step: int, place: int) -> int:
-        """The global number of the sample at `place` in this rank's batch of a step."""
+        """Compute the global number of the sample at `place` in this rank's batch of a step."""
         given = self.batches
         return sample_number(step, place, batch_size=given.batch_size, rank=given.rank, world_size=given.world_size)
 
     def draw(self, number: int, attempt: int) -> tuple[int, np.random.Generator]:
-        """The record tried at `attempt` for a sample, and the generator of the choices about it."""
+        """Draw the record tried at `attempt` for a sample; returns also the generator of the choices about it."""
         seed, train, (segments, crops) = self.batches.seed, self.batches.train, self.batches.views
         epoch, index = divmod(number // (segments * crops), self.num_records)
         if train:
@@ -172,7 +172,7 @@ class ClipSource:
         self._last_read: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def __call__(self, info: Any) -> tuple[np.ndarray, ...]:
-        """The arrays of one sample, `info` being DALI's `SampleInfo`; see `load`.
+        """Make the arrays of one sample, `info` being DALI's `SampleInfo`; see `load`.
 
         Raises:
             StopIteration: the stream has ended.
@@ -193,7 +193,7 @@ class ClipSource:
         return self._dali_formats is None
 
     def load(self, number: int) -> tuple[np.ndarray, ...]:
-        """The arrays of a sample, from the first attempt that can be decoded.
+        """Make the arrays of a sample, from the first attempt that can be decoded.
 
         Returns:
             meta: int64 `[3]`: record used, failed attempts before it, caption used.
@@ -217,7 +217,7 @@ class ClipSource:
         raise NoDecodableClipError(f"{attempts} videos in a row cannot be decoded, the last: {last}")
 
     def attempt(self, number: int, attempt: int) -> tuple[np.ndarray, ...]:
-        """One attempt of `load`.
+        """Make one attempt of `load`.
 
         Raises:
             VideoDecodeError: the record of this attempt cannot be decoded.
@@ -245,7 +245,8 @@ class ClipSource:
         return meta, *video, *corners, np.array(window.flip and self._mirrorable[index], np.int32), *drawn
 
     def find_damage(self, number: int) -> bool:
-        """Whether DALI was handed a damaged file for a sample: one that opens but has frames that cannot be decoded.
+        """Tell whether DALI was handed a damaged file for a sample: one that opens but has frames that cannot be
+        decoded.
 
         Such a file counts as bad from then on.
 

@@ -23,7 +23,7 @@ class PackedText:
 
     @classmethod
     def of(cls, ids: Sequence[np.ndarray]) -> PackedText:
-        """The texts whose token ids are given, int64 `[length]` each, in one array."""
+        """Pack texts whose token ids are given, int64 `[length]` each."""
         return cls(np.concatenate(ids) if ids else np.empty(0, np.int64), tuple(len(text) for text in ids))
 
 
@@ -60,23 +60,24 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, captions: Sequence[str], max_length: int) -> list[np.ndarray]:
-        """Token ids of each caption, int64 `[length]`; longer ones lose their end, so that length <= `max_length`.
+        """Encode each caption as token ids, int64 `[length]`; longer ones lose their end, so that length <=
+        `max_length`.
 
         Raises:
             UserError: `max_length` leaves no room for a token of the caption.
         """
 
     def encode_packed(self, captions: Sequence[str], max_length: int) -> PackedText:
-        """As `encode`, all captions in one array without padding."""
+        """Encode captions as `encode` does, all in one array without padding."""
         return PackedText.of(self.encode(captions, max_length))
 
     def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """The vocabulary entry of each id; WordPiece's continuations keep their "##"."""
+        """Look up the vocabulary entry of each id; WordPiece's continuations keep their "##"."""
         return [self.entries[int(token)] for token in ids]
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = True) -> str:
-        """The text of token ids, pieces of words joined."""
+        """Join token ids to a text, pieces of words to words."""
 
     @abstractmethod
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -75,7 +75,7 @@ class CaptionTokenizer(Tokenizer):
 
     @classmethod
     def from_vocabulary(cls, path: Path) -> CaptionTokenizer:
-        """The uncased tokenizer of BERT's `vocab.txt`, an entry a line.
+        """Make the uncased tokenizer of BERT's `vocab.txt`, an entry a line.
 
         Raises:
             FileNotFoundError: nothing there.
@@ -101,7 +101,8 @@ class CaptionTokenizer(Tokenizer):
         return [np.array([self.cls_id, *body[: max_length - 2], self.sep_id], np.int64) for body in bodies]
 
     def encode_pairs(self, firsts: Sequence[str], seconds: Sequence[str], max_length: int) -> PackedText:
-        """BERT's form for two texts, `[CLS] first [SEP] second [SEP]`, each pair at most `max_length` tokens long.
+        """Encode pairs of texts in BERT's form, `[CLS] first [SEP] second [SEP]`, each pair at most `max_length` tokens
+        long.
 
         A pair that is too long loses the end of its first text, down to one token, before the end of its second: the
         options of one question must not become equal.
@@ -120,7 +121,7 @@ class CaptionTokenizer(Tokenizer):
         return PackedText.of(pairs)
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = True) -> str:
-        """The text of token ids, word pieces joined."""
+        """Join token ids to a text, word pieces to words."""
         return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=skip_special)
 
     def _bodies(self, texts: Sequence[str]) -> list[list[int]]:

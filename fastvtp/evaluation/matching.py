@@ -16,35 +16,39 @@ from tqdm import tqdm
 from fastvtp.errors import UserError
 from fastvtp.evaluation.captions import Captions, shown_captions
 from fastvtp.evaluation.inference import Module, inference
-from fastvtp.evaluation.retrieval import (
-    RetrievalRanks,
-    retrieval_metrics,
-    retrieval_ranks,
-)
+from fastvtp.evaluation.retrieval import RetrievalRanks, retrieval_metrics, retrieval_ranks
 
 
 class MatchingModel(Module, Protocol):
     """What is asked of a model with a matching head (ALPRO)."""
 
     def encode_texts(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
-        """Packed captions -> tokens [tokens, D] and features of unit length [B, P]."""
+        """Encode packed captions: tokens [tokens, D] and features of unit length [B, P]."""
         ...
 
     def encode_clips(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, T, H, W, 3] -> tokens [B, V, D] and features of unit length [B, P]."""
+        """Encode clips, uint8 [B, T, H, W, 3]: tokens [B, V, D] and features of unit length [B, P]."""
         ...
 
     def score_pairs(
-        self, text_tokens: Tensor, cu_seqlens: Tensor, max_seqlen: int, clip_tokens: Tensor,
-        text_index: Tensor, clip_index: Tensor, *, odds: bool = True,
-    ) -> Tensor:  # fmt: skip
-        """Log-odds that pairs belong together, or the logit for it alone: int64 [Q], int64 [Q] -> [Q]."""
+        self,
+        text_tokens: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        clip_tokens: Tensor,
+        text_index: Tensor,
+        clip_index: Tensor,
+        *,
+        odds: bool = True,
+    ) -> Tensor:
+        """Give the log-odds that pairs belong together, or the logit for it alone: places of texts and of clips, int64
+        [Q] each -> [Q]."""
         ...
 
 
 @dataclass(frozen=True)
 class EncodedSet:
-    """Texts and clips of a test set, on the device of the run.
+    """The texts and clips of a test set as a model encodes them, on the device of the run.
 
     text_tokens: [tokens of all texts, D] with cu_seqlens int32 [N+1] and max_seqlen. clip_tokens: [M, V, D].
     similarity: cosine of their features, float32 [N, M]. captions: one a text. ids: data-set index of each clip.
@@ -81,10 +85,7 @@ def encode_set(
         for batch in tqdm(loader, desc="encoding", unit="batch", disable=not progress):
             new = batch.sample_ids.tolist()
             found = captions(batch, range(len(new)))
-            text, text_features = model.encode_texts(
-                found.input_ids.to(device, non_blocking=True), found.cu_seqlens.to(device, non_blocking=True),
-                max(found.lengths),
-            )  # fmt: skip
+            text, text_features = model.encode_texts(*found.on(device))
             clip, clip_features = model.encode_clips(batch.video.to(device, non_blocking=True))
             texts.append(text)
             clips.append(clip)
@@ -98,10 +99,15 @@ def encode_set(
     with torch.autocast(text_features.device.type, enabled=False):  # in bfloat16 they would tie
         similarity = text_features @ clip_features.T
     return EncodedSet(
-        torch.cat(texts), torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=texts[0].device),
-        max(lengths), torch.cat(clips), similarity, [caption for of_clip in said for caption in of_clip], ids,
-        torch.tensor([row for row, of_clip in enumerate(said) for _ in of_clip]),
-    )  # fmt: skip
+        text_tokens=torch.cat(texts),
+        cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=texts[0].device),
+        max_seqlen=max(lengths),
+        clip_tokens=torch.cat(clips),
+        similarity=similarity,
+        captions=[caption for of_clip in said for caption in of_clip],
+        ids=ids,
+        video_of_text=torch.tensor([row for row, of_clip in enumerate(said) for _ in of_clip]),
+    )
 
 
 def match_scores(
@@ -113,7 +119,8 @@ def match_scores(
     pairs_per_call: int = 256,
     progress: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Log-odds of the matching head for retrieval: float32 [N, M] for text-to-video, and the same for video-to-text.
+    """Score pairs of texts and clips by the matching head's log-odds: float32 [N, M] for text-to-video, and the same
+    for video-to-text.
 
     top_k: score only the `top_k` clips of each text, and texts of each clip, that the contrast ranks first (LAVIS); the
         others keep their order after them. None, or at least as many as there are: all pairs, as ALPRO does, once for
@@ -142,7 +149,7 @@ def match_scores(
 def matching_ranks(
     text_to_video: Tensor, video_to_text: Tensor, *, video_of_text: Tensor | None = None
 ) -> RetrievalRanks:
-    """Ranks, each direction by its own scores [N, M]; video_of_text as in `retrieval_metrics`."""
+    """Rank the right answers, in each direction by its own scores [N, M]; video_of_text as in `retrieval_metrics`."""
     to_video, to_text = (
         retrieval_ranks(scores, video_of_text=video_of_text) for scores in (text_to_video, video_to_text)
     )
@@ -152,7 +159,7 @@ def matching_ranks(
 def matching_metrics(
     text_to_video: Tensor, video_to_text: Tensor, *, video_of_text: Tensor | None = None
 ) -> dict[str, dict[str, float]]:
-    """`retrieval_metrics`, each direction by its own scores [N, M]; video_of_text as there."""
+    """Give `retrieval_metrics` of each direction by its own scores [N, M]; video_of_text as there."""
     to_video, to_text = (
         retrieval_metrics(scores, video_of_text=video_of_text) for scores in (text_to_video, video_to_text)
     )
@@ -180,13 +187,11 @@ def _score(
     mine = text_index % ranks == rank
     text_index, clip_index = text_index[mine], clip_index[mine]
     scores = torch.zeros_like(encoded.similarity)
+    text_tokens = encoded.text_tokens, encoded.cu_seqlens, encoded.max_seqlen
     bar = tqdm(total=len(text_index), desc="matching", unit="pair", disable=not progress)
     with inference(model), bar:
         for texts, clips in zip(text_index.split(pairs_per_call), clip_index.split(pairs_per_call), strict=True):
-            found = model.score_pairs(
-                encoded.text_tokens, encoded.cu_seqlens, encoded.max_seqlen, encoded.clip_tokens, texts, clips,
-                odds=odds,
-            )  # fmt: skip
+            found = model.score_pairs(*text_tokens, encoded.clip_tokens, texts, clips, odds=odds)
             scores[texts, clips] = found.float()
             bar.update(len(texts))
     if ranks > 1:

@@ -44,11 +44,11 @@ class VideoTextModel(Module, Protocol):
     of unit length."""
 
     def encode_video(self, video: Tensor) -> Tensor:
-        """uint8 [B, T, H, W, C]."""
+        """Embed clips, uint8 [B, T, H, W, C]."""
         ...
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """int64 [N], int32 [B+1], the longest text."""
+        """Embed packed texts: ids int64 [N], offsets int32 [B+1], the length of the longest."""
         ...
 
 
@@ -80,7 +80,7 @@ class TextTower:
     device: torch.device | str
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings of texts, float32 [M, D] of unit length, on the device."""
+        """Embed texts: float32 [M, D] of unit length, on the device."""
         rows = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             packed = self.tokenizer.encode_packed(texts[start : start + _TEXTS_AT_ONCE], self.max_length)
@@ -103,7 +103,7 @@ def read_templates(source: str) -> tuple[str, ...]:
 
 
 def check_templates(templates: Sequence[str], source: str = "templates") -> None:
-    """Raises UserError where there are none, or one does not say once where the class goes."""
+    """Check templates; raises UserError where there are none, or one does not say once where the class goes."""
     if not templates:
         raise UserError(f"{source}: no template")
     if wrong := [template for template in templates if template.count("{}") != 1]:
@@ -111,7 +111,7 @@ def check_templates(templates: Sequence[str], source: str = "templates") -> None
 
 
 def class_embeddings(texts: TextTower, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """The mean embedding of each class's prompts, at unit length again (CLIP's ensemble): float32 [C, D]."""
+    """Compute the mean embedding of each class's prompts, at unit length again (CLIP's ensemble): float32 [C, D]."""
     check_templates(templates)
     prompts = [template.replace("{}", name) for name in class_names for template in templates]
     embeddings = texts.encode(prompts)
@@ -119,7 +119,7 @@ def class_embeddings(texts: TextTower, class_names: Sequence[str], templates: Se
 
 
 class ZeroShotClassifier(nn.Module):
-    """Clips to logits: cosines with the classes over a temperature. The model's weights stay its own."""
+    """Turns clips into logits: cosines with the classes over a temperature. The model's weights stay its own."""
 
     classes: Tensor
 
@@ -131,7 +131,7 @@ class ZeroShotClassifier(nn.Module):
         self.register_buffer("classes", classes)
 
     def forward(self, video: Tensor) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> [B, C]."""
+        """Compute the logits [B, C] of clips, uint8 [B, T, H, W, 3]."""
         clips = self._model[0].encode_video(video).float()
         with torch.autocast(clips.device.type, enabled=False):
             return clips @ self.classes.T / self.temperature

@@ -19,14 +19,14 @@ _PARTS = ("attn", "mlp")
 
 
 class Adapter(nn.Module):
-    """x + up(GELU(down(x))), where `up` begins as zero (Houlsby et al., arXiv:1902.00751)."""
+    """Adds up(GELU(down(x))) to x, where `up` begins as zero (Houlsby et al., arXiv:1902.00751)."""
 
     def __init__(self, width: int, inner: int):
         super().__init__()
         self.down, self.up = nn.Linear(width, inner), nn.Linear(inner, width)
 
     def init_weights(self) -> None:
-        """Nothing but x at first; uses torch's global generator."""
+        """Start as the identity; uses torch's global generator."""
         self.apply(init_linear_xavier)
         nn.init.zeros_(self.up.weight)
 
@@ -95,7 +95,7 @@ class ProbedTower(nn.Module):
             hook.remove()
 
     def forward(self, video: Tensor) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> logits [B, C]."""
+        """Compute the logits [B, C] of clips, uint8 [B, T, H, W, 3]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and len(self.adapters) > 0):
             features = self._tower[0].encode_layers(video, self.layers, self.pool)
         return self.probe(features)

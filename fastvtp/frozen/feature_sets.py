@@ -78,12 +78,12 @@ class FeatureSet(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Tensor:
-        """All views of a clip: [V, K, L, D], in the dtype on disk."""
+        """Read all views of a clip: [V, K, L, D], in the dtype on disk."""
         number, row = self._places[index]
         return self._shard(number)[row : row + 1][0]
 
     def view(self, index: int, view: int) -> Tensor:
-        """One view of a clip: [K, L, D], in the dtype on disk."""
+        """Read one view of a clip: [K, L, D], in the dtype on disk."""
         number, row = self._places[index]
         return self._shard(number)[row : row + 1, view : view + 1][0, 0]
 
@@ -92,7 +92,7 @@ class FeatureSet(Dataset):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """() where the videos came without labels."""
+        """The names of the classes; () where the videos came without labels."""
         return tuple(self.description["class_names"] or ())
 
     @property
@@ -118,7 +118,7 @@ class FeatureSet(Dataset):
         return TargetSet(tuple(self.records), tuple(self.labels), self.class_names, self.description["multi_label"])
 
     def batches(self, batch_size: int) -> Iterator[FeatureBatch]:
-        """Every view of every clip in order, `batch_size` rows at most."""
+        """Read every view of every clip in order, `batch_size` rows at a time at most."""
         rows = [(index, view) for index in range(len(self)) for view in range(self.num_views)]
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
@@ -129,8 +129,8 @@ class FeatureSet(Dataset):
             )
 
     def check_fits(self, description: dict[str, Any], whose: str) -> None:
-        """Raises UserError where these are features of another tower, of other layers of it, or of frames that came to
-        its size in another way, than `description`."""
+        """Check that features go together: raises UserError where these are of another tower, of other layers of it, or
+        of frames that came to its size in another way, than `description`."""
         own, expected = ({**each, "framing": framing_of(each)} for each in (self.description, description))
         for name in _SAME:
             if own[name] != expected[name]:
@@ -170,7 +170,8 @@ class TrainingRows(Dataset):
 
 
 def training_draw(number: int, count: int, seed: int) -> tuple[int, Any]:
-    """Which of `count` clips row `number` of shuffled epochs is, and the generator of choices about it."""
+    """Draw which of `count` clips row `number` of shuffled epochs is; returns also the generator of choices about it.
+    """
     epoch, place = divmod(number, count)
     index = int(epoch_order(seed, epoch, count)[place])
     return index, sample_rng(seed, epoch, index)
