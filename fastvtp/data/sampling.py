@@ -182,8 +182,7 @@ class CropSampling:
 
 
 def check_framing(framing: str, crops: int = 1) -> None:
-    """Check a framing; raises UserError for one that `CropSampling` does not know, or one that has no several `crops`.
-    """
+    """Check a framing; raises UserError for one that `CropSampling` does not know, or that has no several `crops`."""
     if framing not in FRAMINGS:
         raise UserError(f"framing must be {' or '.join(map(repr, FRAMINGS))}, got {framing!r}")
     if framing == "squash" and crops > 1:

@@ -27,8 +27,7 @@ class Detections:
 
 
 def span_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Compute the intersection over union of spans [N, S] and [M, S]: [N, M]; spans of no extent overlap with nothing.
-    """
+    """Compute the intersection over union of spans [N, S] and [M, S]: [N, M]; it is 0 for spans of no extent."""
     half = a.shape[1] // 2
     low = torch.maximum(a[:, None, :half], b[None, :, :half])
     high = torch.minimum(a[:, None, half:], b[None, :, half:])
@@ -97,7 +96,9 @@ def _class_precision(
 
 
 def match(spans: Tensor, scores: Tensor, true: Tensor, threshold: float, *, next_best: bool) -> Tensor:
-    """Tell which of one video's detections of a class are right, see `detection_map`: [N, S], [N], [M, S] -> bool [N].
+    """Tell which of one video's detections of a class are right, see `detection_map`: bool [N].
+
+    spans: [N, S]. scores: [N]. true: [M, S].
     """
     right = torch.zeros(len(spans), dtype=torch.bool)
     if len(true) == 0:

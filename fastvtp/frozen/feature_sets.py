@@ -170,8 +170,7 @@ class TrainingRows(Dataset):
 
 
 def training_draw(number: int, count: int, seed: int) -> tuple[int, Any]:
-    """Draw which of `count` clips row `number` of shuffled epochs is; returns also the generator of choices about it.
-    """
+    """Draw which of `count` clips row `number` of shuffled epochs is, and the generator of choices about it."""
     epoch, place = divmod(number, count)
     index = int(epoch_order(seed, epoch, count)[place])
     return index, sample_rng(seed, epoch, index)

@@ -64,7 +64,9 @@ class Probe(nn.Module):
         raise NotImplementedError
 
     def forward(self, features_BKLD: Tensor) -> Tensor:
-        """Compute the logits [B, C] of tokens, any floating dtype [B, K, L, D]. Raises ValueError for another K or D.
+        """Compute the logits [B, C] of tokens [B, K, L, D], of any floating dtype.
+
+        Raises ValueError for another K or D.
         """
         expected = (self.config.num_layers, self.config.width)
         if features_BKLD.ndim != 4 or (features_BKLD.shape[1], features_BKLD.shape[3]) != expected:

@@ -85,6 +85,8 @@ class DataConfig:
             raise ValueError(f"image_frames must be 'one' or 'repeat', got {self.image_frames!r}")
         if self.shares and (len(self.shares) != 1 + len(self.more) or not min(self.shares) > 0):
             raise ValueError(f"shares must be {1 + len(self.more)} positive numbers (train, more), got {self.shares}")
+        if self.reading.framing is None:
+            raise ValueError("framing must be 'crop' or 'squash', got none: a run says how it frames its clips")
         check_framing(self.framing, self.test_views[1])
         for name, least in (("test_top_k", 1), ("max_text_length", 3)):
             value = getattr(self, name)

@@ -227,6 +227,18 @@ def test_batches_share_dalis_memory_and_stay_valid(load, settings, num_workers):
         torch.testing.assert_close(batch.video, copy, rtol=0, atol=0)
 
 
+def test_without_a_tokenizer_captions_have_no_ids(records, load):
+    settings = {"batch_size": 4, "num_frames": 4, "image_size": 32, "train": True, "seed": 3, "num_steps": 1}
+    with make_loader(records, None, num_workers=0, **settings) as loader:
+        (batch,) = list(loader)
+    read = next(iter(load(num_steps=1)))
+    assert (batch.input_ids.shape, batch.input_ids.dtype) == ((0,), torch.int64)
+    assert (batch.text_lengths, batch.max_text_length) == ((0, 0, 0, 0), 0)
+    assert batch.cu_seqlens.tolist() == [0] * 5
+    assert batch.captions == read.captions
+    assert torch.equal(batch.video, read.video)
+
+
 def test_video_is_not_copied_out_of_dali(load):
     loader = load()
     meta, video = loader._run()
@@ -262,7 +274,8 @@ def test_waiting_time_is_counted(load):
         ({"sampling": "strode"}, "got 'strode'"),
         ({"decoder": "nvdec"}, "got 'nvdec'"),
         ({"crop_scale": (0.9, 0.2)}, "crop_scale must be two shares"),
-        ({"max_text_length": 2}, "max_text_length"),
+        ({"max_text_length": 2}, "max_text_length must be at least 3, got 2"),
+        ({"max_text_length": None}, "max_text_length must be at least 3, got None"),
         ({"image_size": 0}, "image_size"),
     ],
 )

@@ -228,6 +228,8 @@ def test_settings_that_do_not_fit_are_one_line(wide, tmp_path):
     with pytest.raises(ConfigError, match=rf"^data\.{re.escape(ONE_CROP)}$"):
         apply_overrides(config, ["data.framing=squash", "data.test_views=2,3"])
     assert apply_overrides(config, ["data.framing=squash", "data.test_views=2,1"]).data.test_views == (2, 1)
+    with pytest.raises(ConfigError, match=r"^data\.framing must be 'crop' or 'squash', got none: a run says how"):
+        apply_overrides(config, ["data.framing=none"])
     with pytest.raises(ConfigError, match=r"^data\.fit is now data\.framing: set data\.framing=squash$"):
         apply_overrides(config, ["data.fit=squash"])
 
