@@ -29,17 +29,18 @@ from fastvtp.architecture import architecture_of, build_model, find_architecture
 from fastvtp.data.classes import read_class_names, write_class_names
 from fastvtp.data.entities import read_entities, write_entities
 from fastvtp.data.questions import AnswerVocabulary, read_answers
-from fastvtp.data.sampling import FITS
-from fastvtp.data.sentencepiece import SENTENCEPIECE_NAMES
-from fastvtp.data.wordpiece import CaptionTokenizer, no_text
+from fastvtp.data.reading import DEFAULT_FRAMING
+from fastvtp.data.sampling import FRAMINGS
+from fastvtp.data.text import Tokenizer
+from fastvtp.data.tokenizers import TOKENIZER_NAMES, load_tokenizer
 from fastvtp.errors import CheckpointError, UserError
+from fastvtp.settings import from_json
 from fastvtp.version import __version__
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 RUN_CONFIG_NAME, STATE_NAME, TOKENIZER_NAME = "train_config.json", "training_state.pt", "tokenizer.json"
 ANSWERS_NAME, CLASSES_NAME, ENTITIES_NAME = "answers.json", "classes.json", "entities.txt"
 READING_NAME = "reading.json"
-_TOKENIZER_FILES = (TOKENIZER_NAME, "vocab.txt", *SENTENCEPIECE_NAMES)
 
 
 # --- Weights and configuration
@@ -76,7 +77,7 @@ def build_config(config_class: type, values: dict[str, Any], source: Path) -> An
     if unknown := sorted(set(values) - known):
         raise CheckpointError(f"{source} has unknown {config_class.__name__} fields: {', '.join(unknown)}")
     try:
-        return config_class(**values)
+        return from_json(config_class, values)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: {error}") from None
 
@@ -213,25 +214,25 @@ def weights_of(source: str) -> Path:
 # --- Beside the weights
 
 
-def tokenizer_beside(weights: Path) -> CaptionTokenizer | None:
+def tokenizer_beside(weights: Path) -> Tokenizer | None:
     """The tokenizer of a folder of weights, or None where there is none."""
-    if any((weights / name).is_file() for name in _TOKENIZER_FILES):
-        return CaptionTokenizer.load(weights)
+    if any((weights / name).is_file() for name in TOKENIZER_NAMES):
+        return load_tokenizer(weights)
     return None
 
 
-def write_reading(folder: Path, fit: str) -> None:
+def write_reading(folder: Path, framing: str) -> None:
     """Say beside a model how frames came to its size, see `CropSampling`."""
-    (folder / READING_NAME).write_text(json.dumps({"fit": fit}) + "\n")
+    (folder / READING_NAME).write_text(json.dumps({"framing": framing}) + "\n")
 
 
-def read_fit(folder: Path) -> str:
+def read_framing(folder: Path) -> str:
     """What `write_reading` wrote; "crop" where nothing says. Raises CheckpointError for another content."""
-    return recorded_fit(folder) or "crop"
+    return recorded_framing(folder) or DEFAULT_FRAMING
 
 
-def recorded_fit(folder: Path) -> str | None:
-    """The same, but None where nothing says."""
+def recorded_framing(folder: Path) -> str | None:
+    """The same, but None where nothing says. Earlier versions called the framing "fit"."""
     path = folder / READING_NAME
     if not path.is_file():
         return None
@@ -239,9 +240,9 @@ def recorded_fit(folder: Path) -> str | None:
         reading = json.loads(path.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from None
-    if reading not in [{"fit": fit} for fit in FITS]:
-        raise CheckpointError(f"{path}: expected the key 'fit', one of {', '.join(FITS)}, got {reading}")
-    return reading["fit"]
+    if reading not in [{key: framing} for key in ("framing", "fit") for framing in FRAMINGS]:
+        raise CheckpointError(f"{path}: expected the key 'framing', one of {', '.join(FRAMINGS)}, got {reading}")
+    return reading.get("framing") or reading["fit"]
 
 
 @dataclass(frozen=True)
@@ -311,24 +312,24 @@ class OpenedModel:
 
     Attributes:
         model: in evaluation mode.
-        known_tokenizer: None where the folder has none, which will do for videos.
+        known_tokenizer: None where the folder has none, which will do for videos, or the model reads no text.
         answers: those of an open-ended question answerer.
         class_names: those of a classifier; their numbers where nobody named them.
         entities: what a model that names things in crops was taught to look for.
         folder: where all of these come from.
-        fit: how frames came to the model's size in its training.
+        framing: how frames came to the model's size in its training.
     """
 
     model: Any
-    known_tokenizer: CaptionTokenizer | None
+    known_tokenizer: Tokenizer | None
     answers: AnswerVocabulary | None = None
     class_names: Sequence[str] = ()
     entities: Sequence[str] = ()
     folder: Path | None = None
-    fit: str = "crop"
+    framing: str = DEFAULT_FRAMING
 
     @property
-    def tokenizer(self) -> CaptionTokenizer:
+    def tokenizer(self) -> Tokenizer:
         """Reads texts the way the model learned them. Raises CheckpointError where the folder has none."""
         if self.known_tokenizer is None:
             raise CheckpointError(
@@ -372,5 +373,5 @@ def with_companions(model: Any, folder: Path) -> OpenedModel:
     path = folder / ENTITIES_NAME
     if "entities" in sizes and path.is_file():
         entities = read_entities(path)
-    tokenizer = tokenizer_beside(folder) if architecture.reads_text else no_text()
-    return OpenedModel(model, tokenizer, answers, names, entities, folder, read_fit(folder))
+    tokenizer = tokenizer_beside(folder) if architecture.reads_text else None
+    return OpenedModel(model, tokenizer, answers, names, entities, folder, read_framing(folder))

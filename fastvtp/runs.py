@@ -6,6 +6,7 @@ from typing import Any
 
 from fastvtp.architecture import all_runs, architecture_of
 from fastvtp.data.annotations import load_annotations
+from fastvtp.data.reading import ClipReading
 from fastvtp.data.synthetic import SyntheticConfig, generate_dataset
 from fastvtp.errors import UserError
 from fastvtp.evaluation.protocol import EvaluationProtocol
@@ -20,19 +21,19 @@ from fastvtp.visualization.curves import plot_curves
 
 
 def visualize(
-    opened: OpenedModel, data: str, output: Path, *, num_clips: int = 4, seed: int = 0, fit: str | None = None
+    opened: OpenedModel, data: str, output: Path, *, num_clips: int = 4, seed: int = 0, framing: str | None = None
 ) -> list[Path]:
     """Pictures of the first clips of `data` in the folder `output`, as the model's system draws them; returns their
     paths.
 
-    seed: of masks and crops. fit: as in `EvaluationProtocol`. Raises UserError for a model that has no pictures, and
+    seed: of masks and crops. framing: as in `ClipReading`. Raises UserError for a model that has no pictures, and
     where no clip can be decoded.
     """
     pictures = {name: draw for runs in all_runs() for name, draw in runs.pictures.items()}
     name = architecture_of(opened.model).name
     if name not in pictures:
         raise UserError(f"pictures are of {' and '.join(pictures)}, this model is a {name}")
-    protocol = EvaluationProtocol(batch_size=num_clips, num_workers=0, fit=fit)
+    protocol = EvaluationProtocol(reading=ClipReading(framing=framing), batch_size=num_clips, num_workers=0)
     output.mkdir(parents=True, exist_ok=True)
     with evaluation_loader(opened, load_annotations(data), protocol) as loader:
         batch = next(iter(loader), None)
@@ -67,10 +68,9 @@ def pretrain(config: TrainConfig, *, resume: bool = False, progress_bar: bool = 
     data = config.data
     if data.test is not None:
         protocol = EvaluationProtocol(
-            data.test_views,
-            data.test_sampling,
-            data.frame_stride,
-            data.num_workers,
+            reading=data.test_reading,
+            views=data.test_views,
+            num_workers=data.num_workers,
             top_k=data.test_top_k,
             max_text_length=data.max_text_length,
             precision=config.precision,

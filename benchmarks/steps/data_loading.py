@@ -74,7 +74,9 @@ def _why_no_dali(device: torch.device) -> str:
 def _loader_maker(folder: Path, device: torch.device, smoke: bool) -> Callable[[str, int], Any]:
     """Generate the clips, and return what makes a loader of them from a decoder and a number of workers."""
     from fastvtp.data.annotations import load_annotations
-    from fastvtp.data.loader import VideoTextLoader
+    from fastvtp.data.loader import Decoding, VideoTextLoader
+    from fastvtp.data.reading import ClipReading, ClipShape
+    from fastvtp.data.source import Batches
     from fastvtp.data.synthetic import SyntheticConfig, generate_dataset
     from fastvtp.data.wordpiece import CaptionTokenizer
 
@@ -88,14 +90,11 @@ def _loader_maker(folder: Path, device: torch.device, smoke: bool) -> Callable[[
         return VideoTextLoader(
             records,
             tokenizer,
-            batch_size=batch_size(device, smoke),
-            num_frames=4 if smoke else 16,
-            image_size=pixels,
+            shape=ClipShape(num_frames=4 if smoke else 16, image_size=pixels),
+            reading=ClipReading(crop_scale=(0.5, 1.0)),
+            batches=Batches(batch_size=batch_size(device, smoke), train=True),
+            decoding=Decoding(decoder=decoder, num_workers=workers, device=device),
             max_text_length=32,
-            train=True,
-            num_workers=workers,
-            decoder=decoder,
-            device=device,
         )
 
     return make

@@ -16,8 +16,10 @@ from fastvtp.ablation.readout import (
     scene_labels,
 )
 from fastvtp.data.annotations import load_annotations
-from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
-from fastvtp.data.wordpiece import MIN_TEXT_LENGTH, CaptionTokenizer
+from fastvtp.data.loader import Decoding, VideoTextBatch, VideoTextLoader
+from fastvtp.data.reading import ClipShape
+from fastvtp.data.source import Batches
+from fastvtp.data.text import MIN_TEXT_LENGTH, Tokenizer
 
 MASK_SEED = 1000  # of the masks that all runs are scored with; no run trains with them
 
@@ -46,7 +48,7 @@ class HeldOut:
 
 def load_clips(
     path: Path,
-    tokenizer: CaptionTokenizer,
+    tokenizer: Tokenizer,
     model: Any,
     *,
     limit: int,
@@ -61,13 +63,10 @@ def load_clips(
     with VideoTextLoader(
         load_annotations(path)[:limit],
         tokenizer,
-        batch_size=min(batch_size, len(scenes)),
-        num_frames=model.num_frames,
-        image_size=model.image_size,
+        shape=ClipShape(model.num_frames, model.image_size),
+        batches=Batches(batch_size=min(batch_size, len(scenes)), train=False),
+        decoding=Decoding(num_workers=num_workers, device=device),
         max_text_length=getattr(model, "max_text_length", MIN_TEXT_LENGTH),
-        train=False,
-        num_workers=num_workers,
-        device=device,
     ) as loader:
         batches = [batch.to("cpu") for batch in loader]
     kept = [index for batch in batches for index in batch.sample_ids.tolist()]

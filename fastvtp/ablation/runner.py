@@ -22,6 +22,8 @@ from fastvtp.data.synthetic import (
     SyntheticDataset,
     generate_dataset,
 )
+from fastvtp.data.text import Tokenizer
+from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
 from fastvtp.files import write_atomically
@@ -153,26 +155,21 @@ def _training_list(run: Run, dataset: SyntheticDataset, folder: Path) -> Path:
     return path
 
 
-def _shared_tokenizer(dataset: SyntheticDataset, config: TrainConfig, path: Path) -> CaptionTokenizer:
+def _shared_tokenizer(dataset: SyntheticDataset, config: TrainConfig, path: Path) -> Tokenizer:
     """One tokenizer, of all training captions, for all runs: word losses of different vocabularies do not compare."""
     if not path.is_file():
         captions = [json.loads(line)["caption"] for line in dataset.train.read_text().splitlines()]
         path.parent.mkdir(parents=True, exist_ok=True)
         CaptionTokenizer.train(captions, vocab_size=config.data.vocab_size).save(path)
-    return CaptionTokenizer.load(path)
+    return load_tokenizer(path)
 
 
 def _held_out(
-    dataset: SyntheticDataset, tokenizer: CaptionTokenizer, config: TrainConfig, scale: Scale, device: torch.device
+    dataset: SyntheticDataset, tokenizer: Tokenizer, config: TrainConfig, scale: Scale, device: torch.device
 ) -> HeldOut:
     model = config.model
-    known = {
-        "vocab_size": tokenizer.vocab_size,
-        "pad_token_id": tokenizer.pad_id,
-        "mask_token_id": tokenizer.mask_id,
-        "special_token_ids": tuple(sorted(tokenizer.special_ids)),
-    }
-    masks = replace(model, **{name: value for name, value in known.items() if hasattr(model, name)})
+    known = {name: value for name, value in tokenizer.model_settings.items() if hasattr(model, name)}
+    masks = replace(model, **known)
     probe_train, test = (
         load_clips(path, tokenizer, model, limit=limit, num_workers=config.data.num_workers, device=device)
         for path, limit in ((dataset.train, scale.probe_clips), (dataset.test, scale.num_test))

@@ -14,7 +14,7 @@ _TEXTS, _PATCHES, _FRAMES = "text_embeddings.position_embeddings.weight", ".patc
 _PLACES, _TIMES = "spatial_positions", "temporal_positions"
 
 
-def fit(name: str, tensor: Tensor, own: Tensor, position_resize: str) -> tuple[Tensor, str | None]:
+def resize_table(name: str, tensor: Tensor, own: Tensor, position_resize: str) -> tuple[Tensor, str | None]:
     """`tensor` in the form of `own`, the model's `name`, where only its form or a table's length differs, or as it is;
     and what was done, in words. Captions' tables are cut and never stretched; those of patches and frames are resized,
     VideoPrism's as its encoder resizes them on the fly.

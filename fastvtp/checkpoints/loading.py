@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastvtp.architecture import architecture_of, architectures
-from fastvtp.checkpoints.fitting import POSITION_RESIZES, fit
+from fastvtp.checkpoints.fitting import POSITION_RESIZES, resize_table
 from fastvtp.checkpoints.kinds import Kind, Transfer, recognise
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
 from fastvtp.checkpoints.sizes import different_sizes
@@ -97,7 +97,7 @@ def load_recognised(
             known = not targets or kind.ignored(original) or name.startswith(transfer.optional)
             (ignored if known else problems).append(original if known else f"unexpected {original}")
         for target in used:
-            fitted, change = fit(target, tensor, own[target], position_resize)
+            fitted, change = resize_table(target, tensor, own[target], position_resize)
             if fitted.shape != own[target].shape:
                 problems.append(f"{original} is {list(tensor.shape)}, the model's {target} {list(own[target].shape)}")
             if target in loaded:

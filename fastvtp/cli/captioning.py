@@ -132,9 +132,9 @@ def answer(
         questions,
         protocol=protocol,
         train_data=candidates.train_data,
-        shots=candidates.shots,
-        length=candidates.length,
-        num_candidates=candidates.candidates,
+        answering=captioning.Answering(
+            shots=candidates.shots, length=candidates.length, num_candidates=candidates.candidates
+        ),
         predictions=output,
         progress_bar=not run.quiet,
     )

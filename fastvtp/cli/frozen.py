@@ -166,21 +166,23 @@ def probe(
     augmented; --train, --adapter-dim, --class-names, --views and --framing are for this alone. Test clips are then read
     in the views of the recipe, or in one, unless --views is given.
     """
+    from fastvtp.data.reading import ClipReading
     from fastvtp.evaluation.report import REPORT_NAME, write_report
     from fastvtp.frozen import runs as probing
+    from fastvtp.frozen.adapters import TowerTap
     from fastvtp.frozen.features import DESCRIPTION_NAME
     from fastvtp.frozen.probes import ProbeConfig
     from fastvtp.frozen.recipes import ProbeRecipe, probe_recipe
-    from fastvtp.frozen.training_heads import FitSettings
+    from fastvtp.frozen.training_heads import HeadTraining
     from fastvtp.settings import choose_device, split_settings
 
     cached = (Path(source) / DESCRIPTION_NAME).is_file()
-    classes: list[type] = [FitSettings, ProbeConfig] if cached else [FitSettings, ProbeConfig, probing.TrainingClips]
-    fitting, sizes, *clips = split_settings(
-        overrides or [], *classes, without=("width", "num_outputs", "num_layers", "kind", "num_workers")
-    )
-    published = ProbeRecipe(FitSettings(), probing.TrainingClips(), (1, 1)) if recipe is None else probe_recipe(recipe)
-    settings, common = replace(published.fit, **fitting), {"kind": kind, "progress_bar": not run.quiet, **sizes}
+    classes: list[type] = [HeadTraining, ProbeConfig] if cached else [HeadTraining, ProbeConfig, ClipReading]
+    # sizes that follow from elsewhere, and what clips are read by that has no option here or one of its own
+    without = ("width", "num_outputs", "num_layers", "kind", "framing", "augmentation")
+    fitting, sizes, *clips = split_settings(overrides or [], *classes, without=without)
+    published = ProbeRecipe(HeadTraining(), ClipReading(), (1, 1)) if recipe is None else probe_recipe(recipe)
+    settings, common = replace(published.training, **fitting), {"kind": kind, "progress_bar": not run.quiet, **sizes}
     if cached:
         if videos != ProbedVideoOptions():
             options = "--train, --adapter-dim, --class-names, --views, --framing"
@@ -192,20 +194,17 @@ def probe(
         if videos.train is None:
             raise UserError(f"{source} is no feature folder; to read videos with a model, give --train")
         opened = _open(source, run)
-        drawn = replace(published.clips, num_workers=run.num_workers, **clips[0])
+        drawn = replace(published.reading, **clips[0])
         views = videos.views or "x".join(map(str, published.views))
         reading = ReadingOptions(views, drawn.sampling, drawn.frame_stride, videos.framing)
         report = probing.train_on_videos(
             opened,
-            videos.train,
-            test,
+            probing.ProbeVideos(train=videos.train, test=test, names_file=videos.class_names),
             output,
             settings,
-            layers=_layers("mlap" if kind == "mlap" else "", opened),
-            adapter_dim=videos.adapter_dim,
-            clips=drawn,
+            tap=TowerTap(_layers("mlap" if kind == "mlap" else "", opened), videos.adapter_dim),
+            reading=drawn,
             protocol=_protocol(reading, replace(run, batch_size=settings.batch_size)),
-            names_file=videos.class_names,
             **common,
         )
     if output is not None:
@@ -235,8 +234,8 @@ def classify(
     from fastvtp.frozen import runs as probing
     from fastvtp.frozen.probe_files import read_probe_description
 
-    known = read_probe_description(probe).protocol
-    protocol = _protocol(replace(reading, sampling=known["sampling"], frame_stride=known["frame_stride"]), run)
+    known = read_probe_description(probe).reading
+    protocol = _protocol(replace(reading, sampling=known.sampling, frame_stride=known.frame_stride), run)
     found = probing.classify(_open(model, run), probe, videos, protocol=protocol, progress_bar=not run.quiet)
     for video, row in found.items():
         shown = {name: round(score, 4) for name, score in list(row.items())[:top]}
@@ -266,18 +265,15 @@ def zeroshot(
     """Classify videos by the text that fits best, or answer multiple choice, without training, and print the scores."""
     from fastvtp.evaluation.report import REPORT_NAME, write_report
     from fastvtp.evaluation.scoring import PREDICTIONS_NAME
-    from fastvtp.evaluation.zero_shot import read_templates, zero_shot
+    from fastvtp.evaluation.zero_shot import Prompts, read_templates, zero_shot
 
-    templates = read_templates(prompts.templates)
     protocol = _protocol(reading, run)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     report = zero_shot(
         _open(model, run),
         data,
-        templates=templates,
-        form=prompts.form,
-        temperature=prompts.temperature,
+        prompts=Prompts(read_templates(prompts.templates), prompts.temperature, prompts.form),
         names_file=class_names,
         protocol=protocol,
         predictions=None if output is None else output / PREDICTIONS_NAME,
@@ -320,18 +316,16 @@ def localize(
     from fastvtp.frozen import runs as probing
     from fastvtp.frozen.heads import BoxHeadConfig, SegmentHeadConfig
     from fastvtp.frozen.spans import load_spans
-    from fastvtp.frozen.training_heads import FitSettings
+    from fastvtp.frozen.training_heads import HeadTraining
     from fastvtp.settings import choose_device, split_settings
 
     config = SegmentHeadConfig if load_spans(annotations).kind == "segments" else BoxHeadConfig
-    fitting, sizes = split_settings(overrides or [], FitSettings, config, without=("width", "num_classes", "grid"))
+    fitting, sizes = split_settings(overrides or [], HeadTraining, config, without=("width", "num_classes", "grid"))
     report = probing.localize(
-        features,
-        annotations,
-        test_features,
-        test_annotations,
+        probing.AnnotatedFeatures(features, annotations),
+        probing.AnnotatedFeatures(test_features, test_annotations),
         output,
-        FitSettings(**fitting),
+        HeadTraining(**fitting),
         detections=detections,
         device=choose_device(run.device),
         progress_bar=not run.quiet,

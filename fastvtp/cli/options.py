@@ -106,13 +106,12 @@ def protocol_settings(reading: ReadingOptions, run: RunOptions) -> dict[str, Any
 
     Raises ConfigError where --views is not two numbers.
     """
-    from fastvtp.settings import parse_value  # here, because it imports torch
+    from fastvtp.data.reading import ClipReading  # here, because these import torch
+    from fastvtp.settings import parse_value
 
     return {
+        "reading": ClipReading(sampling=reading.sampling, frame_stride=reading.frame_stride, framing=reading.framing),
         "views": parse_value(reading.views, tuple[int, int], "--views"),
-        "sampling": reading.sampling,
-        "frame_stride": reading.frame_stride,
-        "fit": reading.framing,
         "num_workers": run.num_workers,
         "batch_size": run.batch_size,
         "precision": run.precision,

@@ -112,7 +112,7 @@ def visualize(
     from fastvtp.systems.catalogue import open_model
 
     opened = open_model(model, choose_device(run.device))
-    for path in runs.visualize(opened, data, output, num_clips=clips, seed=seed, fit=reading.framing):
+    for path in runs.visualize(opened, data, output, num_clips=clips, seed=seed, framing=reading.framing):
         typer.echo(path)
 
 

@@ -47,7 +47,8 @@ class VideoRecord:
 
     @property
     def may_be_mirrored(self) -> bool:
-        """`mirrorable`, or where it is None whether no caption names a direction."""
+        """Whether clips of it may be mirrored: `mirrorable`, or where that is None whether no caption names a
+        direction."""
         if self.mirrorable is not None:
             return self.mirrorable
         return not any(map(mentions_direction, self.captions))
@@ -87,7 +88,7 @@ def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
 
 
 def load_videos(path: str) -> list[VideoRecord]:
-    """Videos without captions: a .jsonl of {"video": path}, or a folder, with such a list or of videos. Each once.
+    """Read videos without captions: a .jsonl of {"video": path}, or a folder, with such a list or of videos. Each once.
 
     Raises FileNotFoundError, or UserError with one line for a malformed list and where there are no videos.
     """
@@ -108,7 +109,7 @@ def load_videos(path: str) -> list[VideoRecord]:
 
 
 def annotations_digest(records: Sequence[VideoRecord]) -> str:
-    """Fingerprint of the records in their order, 16 hexadecimal digits of SHA-256.
+    """Compute the fingerprint of the records in their order, 16 hexadecimal digits of SHA-256.
 
     It changes with any id, caption, video path or `mirrorable` that is set, but not when the folder that holds all the
     videos moves.
@@ -123,12 +124,13 @@ def annotations_digest(records: Sequence[VideoRecord]) -> str:
 
 
 def mentions_direction(caption: str) -> bool:
-    """Whether `caption` names a direction (left, rightwards, clockwise, ...) that mirroring the video makes untrue."""
+    """Tell whether `caption` names a direction (left, rightwards, clockwise, ...) that mirroring the video makes
+    untrue."""
     return _DIRECTION.search(caption) is not None
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a `.jsonl` file in order, each behind its place, "file, line number", for error messages.
+    """Read the objects of a `.jsonl` file in order, each behind its place, "file, line number", for error messages.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -149,14 +151,14 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def text_of(value: Any, place: str) -> str:
-    """`value` without surrounding space; UserError at `place` where it is not text, or blank."""
+    """Return `value` without surrounding space; raises UserError at `place` where it is not text, or blank."""
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{place}: expected non-empty text, got {value!r}")
     return value.strip()
 
 
 def video_and_id(fields: dict[str, Any], folder: Path, place: str) -> tuple[str, str]:
-    """Absolute path of the video that a line names, relative to `folder`, and the line's id (else: the path given).
+    """Find the video that a line names, as an absolute path from `folder` on, and the line's id (else: the path given).
 
     A picture may stand in the field 'image' instead.
 
@@ -168,7 +170,7 @@ def video_and_id(fields: dict[str, Any], folder: Path, place: str) -> tuple[str,
 
 
 def videos_under(folder: Path) -> list[Path]:
-    """Every video file in `folder` and its subfolders, by suffix, sorted."""
+    """List every video file in `folder` and its subfolders, known by its suffix, sorted."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
 
 

@@ -44,7 +44,8 @@ def mixup(
 
 
 def soft_targets(labels: torch.Tensor, num_classes: int, smoothing: float = 0.0) -> torch.Tensor:
-    """Class probabilities to aim at: one-hot, of which the share `smoothing` is spread evenly over all classes.
+    """Make the class probabilities to aim at: one-hot, of which the share `smoothing` is spread evenly over all
+    classes.
 
     Args:
         labels: int64 `[B]`, from 0 to `num_classes` - 1.

@@ -1,4 +1,4 @@
-"""Labelled videos: lists of questions with answers, the vocabulary of answers, and lists of classes."""
+"""Videos with classes: lists of those that show one class each, or any number, and the names of classes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,13 @@ from typing import Any
 
 import torch
 
-from fastvtp.data.annotations import (
-    VideoRecord,
-    read_lines,
-    text_of,
-    video_and_id,
-    videos_under,
-)
+from fastvtp.data.annotations import VideoRecord, read_lines, text_of, video_and_id, videos_under
 from fastvtp.errors import UserError
-from fastvtp.files import (
-    lines_of,
-    read_text,
-    write_atomically,
-)
+from fastvtp.files import lines_of, read_text, write_atomically
 
 _MAX_CLASSES = 1_000_000
 _LISTED = re.compile(r"(.+?)[\s,]+(\d+)")
+_Row = tuple[str, str, str, str | int]  # place for error messages, path of the video, id, label
 
 
 @dataclass(frozen=True)
@@ -49,6 +40,41 @@ class ClassificationSet:
     def unnamed(self) -> bool:
         """Whether the classes are bare numbers, which do not say what they show."""
         return all(name.isdecimal() for name in self.class_names)
+
+
+@dataclass(frozen=True)
+class TargetSet:
+    """Videos and the classes that each shows, entry i of both tuples belonging together.
+
+    Attributes:
+        records: the caption of each names its classes.
+        labels: places in `class_names`, for each video; none, one or several.
+        class_names: all classes.
+        multi_label: whether a video may show several or none.
+    """
+
+    records: tuple[VideoRecord, ...]
+    labels: tuple[tuple[int, ...], ...]
+    class_names: tuple[str, ...]
+    multi_label: bool
+
+    def indicators(self) -> torch.Tensor:
+        """Make a table of what each video shows: zeros and ones, float32 [videos, classes]."""
+        indicators = torch.zeros(len(self.labels), len(self.class_names))
+        for row, shown in zip(indicators, self.labels, strict=True):
+            row[list(shown)] = 1
+        return indicators
+
+    def renumbered(self, class_names: Sequence[str], source: object) -> TargetSet:
+        """Number the labels by their places in `class_names`, those of training.
+
+        Raises UserError, which names `source`, for a class that training does not have.
+        """
+        places = {name: number for number, name in enumerate(class_names)}
+        if unknown := [name for name in self.class_names if name not in places]:
+            raise UserError(f"{source}: no class {unknown[0]!r} among the {len(places)} classes of the training set")
+        labels = tuple(tuple(places[self.class_names[label]] for label in shown) for shown in self.labels)
+        return TargetSet(self.records, labels, tuple(class_names), self.multi_label)
 
 
 def load_classes(
@@ -100,9 +126,45 @@ def load_classes(
     return ClassificationSet(tuple(records), tuple(labels), names)
 
 
+def load_targets(
+    path: str | os.PathLike[str],
+    class_names: Sequence[str] | None = None,
+    *,
+    names_file: str | os.PathLike[str] | None = None,
+) -> TargetSet:
+    """Read labelled videos.
+
+    Args:
+        path: what `load_classes` reads; or a `.jsonl` list of `{"video": path, "labels": [str, ...]}` with an optional
+            "id", of videos that show any number of classes.
+        class_names: those of the training set, for a test set; None: here, the names sorted.
+        names_file: `class_names` by a file instead, see `read_class_names`.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        UserError: a malformed list, with file, line number and field; no videos; an unknown class.
+    """
+    path = Path(path).absolute()
+    if not _lists_several(path):
+        found = load_classes(path, class_names, names_file=names_file)
+        return TargetSet(found.records, tuple((label,) for label in found.labels), found.class_names, False)
+    rows = [_several(fields, path.parent, place) for place, fields in read_lines(path)]
+    if names_file is not None:
+        class_names = read_class_names(names_file)
+    names = tuple(class_names) if class_names is not None else tuple(sorted({name for row in rows for name in row[3]}))
+    if not rows or not names:
+        raise UserError(f"{path}: {'no video shows a class' if rows else 'lists no videos'}")
+    places = {name: number for number, name in enumerate(names)}
+    for place, _, _, shown in rows:
+        if unknown := [name for name in shown if name not in places]:
+            raise UserError(f"{place}: no class {unknown[0]!r} among the {len(names)} classes of the training set")
+    records = tuple(VideoRecord(name, video, (", ".join(shown) or "none",)) for _, video, name, shown in rows)
+    return TargetSet(records, tuple(tuple(places[name] for name in row[3]) for row in rows), names, True)
+
+
 def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The names of classes 0, 1, ... from a file with one a line, or from a `.json` list or `{name: its number}` (the
-    `labels.json` of Something-Something V2).
+    """Read the names of classes 0, 1, ... from a file with one a line, or from a `.json` list or `{name: its number}`
+    (the `labels.json` of Something-Something V2).
 
     Raises:
         FileNotFoundError: nothing there.
@@ -126,7 +188,9 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     return names
 
 
-_Row = tuple[str, str, str, str | int]  # place for error messages, path of the video, id, label
+def write_class_names(path: Path, names: Sequence[str]) -> None:
+    """Write the names of classes 0, 1, ..., which `read_class_names` reads as well."""
+    write_atomically(path, (json.dumps(names, ensure_ascii=False, indent=0) + "\n").encode())
 
 
 def _class_lines(path: Path) -> Iterator[_Row]:
@@ -165,79 +229,6 @@ def _names_of(rows: Sequence[_Row]) -> tuple[str, ...]:
         if isinstance(label, str):
             raise UserError(f"{place}: field 'label': expected a number as in other lines, got {label!r}")
     return tuple(map(str, range(max(numbers) + 1)))
-
-
-def write_class_names(path: Path, names: Sequence[str]) -> None:
-    """Write the names of classes 0, 1, ..., which `read_class_names` reads as well."""
-    write_atomically(path, (json.dumps(names, ensure_ascii=False, indent=0) + "\n").encode())
-
-
-@dataclass(frozen=True)
-class TargetSet:
-    """Videos and the classes that each shows, entry i of both tuples belonging together.
-
-    Attributes:
-        records: the caption of each names its classes.
-        labels: places in `class_names`, for each video; none, one or several.
-        class_names: all classes.
-        multi_label: whether a video may show several or none.
-    """
-
-    records: tuple[VideoRecord, ...]
-    labels: tuple[tuple[int, ...], ...]
-    class_names: tuple[str, ...]
-    multi_label: bool
-
-    def indicators(self) -> torch.Tensor:
-        """What each video shows: zeros and ones, float32 [videos, classes]."""
-        indicators = torch.zeros(len(self.labels), len(self.class_names))
-        for row, shown in zip(indicators, self.labels, strict=True):
-            row[list(shown)] = 1
-        return indicators
-
-    def renumbered(self, class_names: Sequence[str], source: object) -> TargetSet:
-        """The same with labels as places in `class_names`, those of training. Raises UserError for another class."""
-        places = {name: number for number, name in enumerate(class_names)}
-        if unknown := [name for name in self.class_names if name not in places]:
-            raise UserError(f"{source}: no class {unknown[0]!r} among the {len(places)} classes of the training set")
-        labels = tuple(tuple(places[self.class_names[label]] for label in shown) for shown in self.labels)
-        return TargetSet(self.records, labels, tuple(class_names), self.multi_label)
-
-
-def load_targets(
-    path: str | os.PathLike[str],
-    class_names: Sequence[str] | None = None,
-    *,
-    names_file: str | os.PathLike[str] | None = None,
-) -> TargetSet:
-    """Read labelled videos.
-
-    Args:
-        path: what `load_classes` reads; or a `.jsonl` list of `{"video": path, "labels": [str, ...]}` with an optional
-            "id", of videos that show any number of classes.
-        class_names: those of the training set, for a test set; None: here, the names sorted.
-        names_file: `class_names` by a file instead, see `read_class_names`.
-
-    Raises:
-        FileNotFoundError: nothing there.
-        UserError: a malformed list, with file, line number and field; no videos; an unknown class.
-    """
-    path = Path(path).absolute()
-    if not _lists_several(path):
-        found = load_classes(path, class_names, names_file=names_file)
-        return TargetSet(found.records, tuple((label,) for label in found.labels), found.class_names, False)
-    rows = [_several(fields, path.parent, place) for place, fields in read_lines(path)]
-    if names_file is not None:
-        class_names = read_class_names(names_file)
-    names = tuple(class_names) if class_names is not None else tuple(sorted({name for row in rows for name in row[3]}))
-    if not rows or not names:
-        raise UserError(f"{path}: {'no video shows a class' if rows else 'lists no videos'}")
-    places = {name: number for number, name in enumerate(names)}
-    for place, _, _, shown in rows:
-        if unknown := [name for name in shown if name not in places]:
-            raise UserError(f"{place}: no class {unknown[0]!r} among the {len(names)} classes of the training set")
-    records = tuple(VideoRecord(name, video, (", ".join(shown) or "none",)) for _, video, name, shown in rows)
-    return TargetSet(records, tuple(tuple(places[name] for name in row[3]) for row in rows), names, True)
 
 
 def _lists_several(path: Path) -> bool:

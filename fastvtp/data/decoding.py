@@ -37,7 +37,7 @@ class VideoDecodeError(UserError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file holds.
+    """What a video file holds.
 
     Attributes:
         frames: number of frames.

@@ -26,7 +26,7 @@ Tagger = Callable[[list[str]], Iterable[tuple[str, str]]]
 def build_entities(
     captions: Iterable[str], size: int, *, words: Collection[str] | None = None, tagger: Tagger | None = None
 ) -> list[str]:
-    """The `size` most frequent nouns of `captions` in lower case, equally frequent ones in alphabetical order.
+    """Find the `size` most frequent nouns of `captions` in lower case, equally frequent ones in alphabetical order.
 
     words: what counts as a noun, if given; no tagger is asked then. tagger: tells nouns from other words by the
     sentence they stand in; None: NLTK's perceptron (extra `entities`).
@@ -50,7 +50,7 @@ def build_entities(
 
 
 def perceptron_tagger() -> Tagger:
-    """NLTK's averaged perceptron for English.
+    """Load NLTK's averaged perceptron for English.
 
     Raises:
         UserError: NLTK or its weights are not installed.
@@ -68,7 +68,7 @@ def perceptron_tagger() -> Tagger:
 
 
 def read_entities(path: str | os.PathLike[str], limit: int | None = None) -> list[str]:
-    """The first word of each line, as the released code reads its list of unigrams; at most `limit` of them.
+    """Read the first word of each line, as the released code reads its list of unigrams; at most `limit` of them.
 
     Raises:
         FileNotFoundError: nothing there.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,10 @@ import torch
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import VideoDecodeError
 from fastvtp.data.pipeline import build_pipeline, dali_formats
-from fastvtp.data.sampling import (
-    ClipAugmentation,
-    CropSampling,
-    FrameSampling,
-    check_fit,
-)
-from fastvtp.data.source import ClipSource, SampleStream
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading, ClipShape
+from fastvtp.data.sampling import ClipAugmentation, check_framing
+from fastvtp.data.source import Batches, ClipSource, SampleStream
+from fastvtp.data.text import MIN_TEXT_LENGTH, PackedText, Tokenizer
 from fastvtp.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -34,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class VideoTextBatch:
-    """Captioned clips of one step.
+    """The captioned clips of one step.
 
     A training batch may hold a record more than once, each time as another clip of it: where it crosses from one epoch
     into the next, where a replacement is already there, where it is larger than the data set. Its `sample_ids` then
@@ -42,7 +38,8 @@ class VideoTextBatch:
 
     Attributes:
         video: uint8 `[B, T, H, W, 3]` RGB.
-        input_ids: int64 `[N]`, the captions one after the other, each `[CLS] ... [SEP]`.
+        input_ids: int64 `[N]`, the captions one after the other, each in its tokenizer's form (`[CLS] ... [SEP]`);
+            empty where the loader has no tokenizer, and all lengths are 0 then.
         cu_seqlens: int32 `[B + 1]`, where each caption begins and the last ends.
         text_lengths: tokens per caption, on the host.
         max_text_length: the largest of them.
@@ -63,9 +60,43 @@ class VideoTextBatch:
     kind: str = "video"
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> VideoTextBatch:
-        """The batch with its tensors on `device`."""
+        """Copy the batch with its tensors on `device`."""
         names = ("video", "input_ids", "cu_seqlens", "sample_ids")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """Where and by what clips are decoded; nothing of it shows in what a step holds, but for `known_bad`.
+
+    Attributes:
+        decoder: "pyav" decodes in the workers, "dali" in the pipeline; "auto" is "dali" on a GPU with NVDEC, else
+            "pyav".
+        num_workers: worker processes; 0 prepares clips in this process.
+        prefetch: batches prepared ahead.
+        device: where `video` is made. Captions stay on the host, where masking and packing are planned.
+        known_bad: path and reason of files found undecodable before. A resumed run passes the `bad_files` that the
+            same rank had at its `start_step`, so that a file which failed inside DALI is not used again. Where PyAV
+            decodes, attempts fail by themselves, and this changes nothing but `bad_files`.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    decoder: str = "auto"
+    num_workers: int = 1
+    prefetch: int = 2
+    device: torch.device | str = "cpu"
+    known_bad: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise UserError(f"num_workers must not be negative, got {self.num_workers}")
+        if self.prefetch < 1:
+            raise UserError(f"prefetch must be positive, got {self.prefetch}")
+
+
+_READING, _DECODING = ClipReading(), Decoding()
 
 
 class VideoTextLoader:
@@ -76,135 +107,77 @@ class VideoTextLoader:
     comes once, in order, with its first caption, fixed frames and the centre of the picture; the last batch is smaller,
     a clip that cannot be decoded is left out, a batch of which nothing is left too, and each iteration starts over.
 
-    In multi-view evaluation, `views` = (segments, crops), every record comes segments x crops times in a row, view
-    segment * crops + crop of it being another span of time and another window, see `FrameSampling` and `CropSampling`.
-    Views of a record may lie in different batches and on different ranks: whoever averages goes by `sample_ids`. A
-    record is left out in all its views; only damage that DALI itself meets may show after earlier views were handed
-    out, so drop a record that is in `bad_files` at the end of the pass. PyAV keeps the frames of all segments of one
-    record in memory, so that they are decoded once.
+    In multi-view evaluation, `batches.views` = (segments, crops), every record comes segments x crops times in a row,
+    view segment * crops + crop of it being another span of time and another window, see `FrameSampling` and
+    `CropSampling`. Views of a record may lie in different batches and on different ranks: whoever averages goes by
+    `sample_ids`. A record is left out in all its views; only damage that DALI itself meets may show after earlier views
+    were handed out, so drop a record that is in `bad_files` at the end of the pass. PyAV keeps the frames of all
+    segments of one record in memory, so that they are decoded once.
 
     Args:
-        records: the captioned videos.
-        tokenizer: turns captions into ids.
-        batch_size: clips per step on this rank.
-        num_frames: T.
-        sampling: how frames are chosen, see `FrameSampling`.
-        frame_stride: distance of the frames in "strided" sampling.
-        image_size: height and width of the output, or one number for both; None keeps whole pictures, unmirrored and at
-            the size of the video, which must be the same within a batch.
-        max_text_length: tokens kept of a caption, [CLS] and [SEP] included.
-        seed: of everything random.
-        train: training or evaluation, see above.
-        start_step: the first step; a run resumes at the step it had reached.
-        num_steps: number of steps to make; None: without end in training, as many as all records need in evaluation.
-        num_workers: worker processes; 0 prepares clips in this process.
-        rank, world_size: this process among those that share a step's samples.
-        device: where `video` is made. Captions stay on the host, where masking and packing are planned.
-        crop_scale: smallest and largest share of the picture's area in the window of a training clip.
-        fit: "crop", or "squash" to squash frames to the output's shape first, see `CropSampling`; needs an
-            `image_size`, and excludes several crops.
-        flip: whether training clips are mirrored at random; one whose captions name a direction never is, nor one whose
-            record is not `mirrorable`.
-        decoder: "pyav" decodes in the workers, "dali" in the pipeline; "auto" is "dali" on a GPU with NVDEC, else
-            "pyav".
-        prefetch: batches prepared ahead.
-        known_bad: path and reason of files found undecodable before. A resumed run passes the `bad_files` that the
-            same rank had at `start_step`, so that a file which failed inside DALI is not used again. Where PyAV
-            decodes, attempts fail by themselves, and this changes nothing but `bad_files`.
-        views: segments and crops of multi-view evaluation, see above; several crops need an `image_size`.
-        augmentation: what else changes training clips, after they have been cropped, resized and mirrored; needs an
-            `image_size`. None: nothing.
+        records: the captioned videos. One whose captions name a direction is never mirrored, nor one that is not
+            `mirrorable`.
+        tokenizer: turns captions into ids. None, for a model that reads no text: batches hold captions without ids.
+        shape: the shape of the clips. Several crops, "squash" framing and augmentation need an `image_size`.
+        reading: which frames and windows the clips show, and what training changes about them.
+        batches: which batches are made.
+        decoding: where and by what clips are decoded.
+        max_text_length: tokens kept of a caption, the special ones included; needed with a tokenizer.
 
     Attributes:
         bad_files: path and reason of each file found undecodable so far, by path; those of `known_bad` included.
         wait_seconds: time spent waiting for data.
 
     Raises:
-        UserError: no records, or a setting out of range.
+        UserError: no records, or arguments that do not go together.
     """
 
     def __init__(
         self,
         records: Sequence[VideoRecord],
-        tokenizer: CaptionTokenizer,
+        tokenizer: Tokenizer | None,
         *,
-        batch_size: int,
-        num_frames: int,
-        max_text_length: int,
-        train: bool,
-        seed: int = 0,
-        sampling: str = "uniform",
-        frame_stride: int = 1,
-        image_size: int | tuple[int, int] | None = 224,
-        start_step: int = 0,
-        num_steps: int | None = None,
-        num_workers: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        device: torch.device | str = "cpu",
-        crop_scale: tuple[float, float] = (0.5, 1.0),
-        flip: bool = True,
-        fit: str = "crop",
-        decoder: str = "auto",
-        prefetch: int = 2,
-        known_bad: Mapping[str, str] = {},
-        views: tuple[int, int] = (1, 1),
-        augmentation: ClipAugmentation | None = None,
+        shape: ClipShape,
+        batches: Batches,
+        reading: ClipReading = _READING,
+        decoding: Decoding = _DECODING,
+        max_text_length: int | None = None,
     ):
         _require(len(records) > 0, "records: no videos")
-        _require(batch_size > 0, f"batch_size must be positive, got {batch_size}")
-        _require(0 <= rank < world_size, f"rank {rank} is outside [0, world_size {world_size})")
-        _require(num_workers >= 0, f"num_workers must not be negative, got {num_workers}")
-        _require(max_text_length >= 3, f"max_text_length must be at least 3, got {max_text_length}")
-        _require(prefetch > 0, f"prefetch must be positive, got {prefetch}")
-        _require(seed >= 0 and start_step >= 0, f"seed {seed} and start_step {start_step} must not be negative")
-        _require(min(views) > 0, f"views: expected positive (segments, crops), got {views}")
-        _require(not train or views == (1, 1), f"views {views} are for evaluation: set train=False")
-        whole_pictures = image_size is None
-        _require(not (whole_pictures and views[1] > 1), f"views: {views[1]} crops need an image_size")
-        _require(not (whole_pictures and augmentation is not None), "augmentation needs an image_size")
-        _require(not (whole_pictures and fit == "squash"), "fit 'squash' needs an image_size")
-        check_fit(fit, views[1])
-        if not train and num_steps is None:
-            samples = len(records) * views[0] * views[1]
-            num_steps = max(0, -(-samples // (batch_size * world_size)) - start_step)
+        if tokenizer is not None:
+            _require(
+                (max_text_length or 0) >= MIN_TEXT_LENGTH,
+                f"max_text_length must be at least {MIN_TEXT_LENGTH}, got {max_text_length}",
+            )
+        augmentation = None if reading.augmentation == ClipAugmentation() else reading.augmentation
+        framing, crops = reading.framing or DEFAULT_FRAMING, batches.views[1]
+        if shape.size is None:
+            _require(crops == 1, f"views: {crops} crops need an image_size")
+            _require(augmentation is None, "augmentation needs an image_size")
+            _require(framing != "squash", "framing 'squash' needs an image_size")
+        check_framing(framing, crops)
+        if not batches.train and batches.num_steps is None:
+            batches = replace(batches, num_steps=_steps_of_a_pass(len(records), batches))
 
         self.wait_seconds = 0.0
-        self._bad_files = dict(known_bad)
-        self._records = records
-        self._tokenizer = tokenizer
-        self._max_text_length = max_text_length
-        self._device = torch.device(device)
+        self._bad_files = dict(decoding.known_bad)
+        self._records, self._tokenizer, self._max_text_length = records, tokenizer, max_text_length
+        self._size, self._decoding = shape.size, decoding
+        self._device = torch.device(decoding.device)
         if self._device.type == "cuda" and self._device.index is None:
             self._device = torch.device("cuda", torch.cuda.current_device())
-        self._size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        _require(self._size is None or min(self._size) > 0, f"image_size must be positive, got {image_size}")
-        self._num_workers = num_workers
-        self._prefetch = prefetch
-        self._stream = SampleStream(
-            len(records),
-            seed,
-            batch_size,
-            train,
-            start_step=start_step,
-            num_steps=num_steps,
-            rank=rank,
-            world_size=world_size,
-            views=views,
-        )
-        crop = None
-        if self._size is not None:
-            crop = CropSampling(aspect=self._size[1] / self._size[0], scale=crop_scale, flip=flip, fit=fit)
+        self._batches = batches
+        self._stream = SampleStream(len(records), batches)
         self._source = ClipSource(
             records,
             self._stream,
-            sampling=FrameSampling(sampling, num_frames, frame_stride),
-            crop=crop,
+            sampling=reading.frames(shape.num_frames),
+            crop=None if shape.size is None else reading.window(*shape.size),
             augmentation=augmentation,
-            dali_formats=dali_formats(decoder, self._device),
-            known_bad=known_bad,
+            dali_formats=dali_formats(decoding.decoder, self._device),
+            known_bad=decoding.known_bad,
         )
-        self._step = start_step
+        self._step = batches.start_step
         self._pipeline: Any = None
 
     @property
@@ -212,10 +185,10 @@ class VideoTextLoader:
         return dict(sorted(self._bad_files.items()))
 
     def __len__(self) -> int:
-        """Number of steps from the start; TypeError where there is no end."""
-        if self._stream.num_steps is None:
+        """The number of steps from the start on; raises TypeError where there is no end."""
+        if self._batches.num_steps is None:
             raise TypeError("an endless loader has no length: set num_steps")
-        return self._stream.num_steps
+        return self._batches.num_steps
 
     def __enter__(self) -> VideoTextLoader:
         return self
@@ -233,16 +206,16 @@ class VideoTextLoader:
         Raises:
             NoDecodableClipError: a long row of clips, drawn one to replace the other, cannot be decoded.
         """
-        if not self._stream.train and self._step != self._stream.start_step:
+        if not self._batches.train and self._step != self._batches.start_step:
             self.close()
-            self._step = self._stream.start_step
+            self._step = self._batches.start_step
         while (outputs := self._run()) is not None:
             batch = self._assemble(*outputs)
             self._step += 1
             if batch is not None:
                 yield batch
-        if not self._stream.train:
-            self._step = self._stream.start_step
+        if not self._batches.train:
+            self._step = self._batches.start_step
 
     def _run(self) -> tuple[Any, Any] | None:
         """The pipeline's outputs for the current step, or None after the last."""
@@ -257,7 +230,7 @@ class VideoTextLoader:
                     break
                 except Exception as error:  # DALI and its worker pool raise nothing more specific
                     self._exclude_damaged_files(error)
-            if self._stream.train or self._source.stream != self._stream:
+            if self._batches.train or self._source.stream != self._stream:
                 self.close()
             else:
                 pipeline.reset()  # spares the next pass the start of new workers
@@ -266,15 +239,16 @@ class VideoTextLoader:
             self.wait_seconds += time.perf_counter() - started
 
     def _start_pipeline(self) -> Any:
-        done = self._step - self._stream.start_step
-        left = None if self._stream.num_steps is None else self._stream.num_steps - done
-        self._source.stream = replace(self._stream, start_step=self._step, num_steps=left)
+        done = self._step - self._batches.start_step
+        left = None if self._batches.num_steps is None else self._batches.num_steps - done
+        ahead = replace(self._batches, start_step=self._step, num_steps=left)
+        self._source.stream = replace(self._stream, batches=ahead)
         self._pipeline = build_pipeline(
             self._source,
             size=self._size,
             device_id=self._device.index,
-            num_workers=self._num_workers,
-            prefetch=self._prefetch,
+            num_workers=self._decoding.num_workers,
+            prefetch=self._decoding.prefetch,
         )
         return self._pipeline
 
@@ -285,7 +259,7 @@ class VideoTextLoader:
             NoDecodableClipError: the source ran out of replacements.
             Exception: `error` itself, where no file is to blame.
         """
-        numbers = [self._stream.number(self._step, place) for place in range(self._stream.batch_size)]
+        numbers = [self._stream.number(self._step, place) for place in range(self._batches.batch_size)]
         damaged = [number for number in numbers if self._source.find_damage(number)]
         if not damaged:
             raise error
@@ -298,13 +272,13 @@ class VideoTextLoader:
             number = self._stream.number(self._step, place)
             for attempt in range(failures):
                 self._note_bad_file(number, attempt)
-            if self._stream.train or (failures == 0 and number < self._stream.num_samples):
+            if self._batches.train or (failures == 0 and number < self._stream.num_samples):
                 kept.append(place)
                 indices.append(index)
                 captions.append(self._records[index].captions[caption])
         if not kept:
             return None
-        text = self._tokenizer.encode_packed(captions, self._max_text_length)
+        text = self._encoded(captions)
         return VideoTextBatch(
             video=self._to_torch(video, kept),
             input_ids=torch.from_numpy(text.input_ids),
@@ -316,12 +290,18 @@ class VideoTextLoader:
             step=self._step,
         )
 
+    def _encoded(self, captions: list[str]) -> PackedText:
+        """Token ids of the captions; none where there is no tokenizer."""
+        if self._tokenizer is None or self._max_text_length is None:
+            return PackedText(np.empty(0, np.int64), (0,) * len(captions))
+        return self._tokenizer.encode_packed(captions, self._max_text_length)
+
     def _to_torch(self, video: Any, kept: list[int]) -> torch.Tensor:
-        """uint8 `[B, T, H, W, 3]` of the kept clips, without a copy where all are kept."""
+        """The kept clips, uint8 `[B, T, H, W, 3]`, without a copy where all are kept."""
         shapes = {tuple(video[place].shape()) for place in kept}
         if len(shapes) > 1:
             raise UserError(f"image_size=None needs videos of one size, step {self._step} holds {sorted(shapes)}")
-        if len(kept) == self._stream.batch_size:
+        if len(kept) == self._batches.batch_size:
             return torch.from_dlpack(video.as_tensor())
         return torch.stack([torch.from_dlpack(video[place]) for place in kept])
 
@@ -337,7 +317,14 @@ class VideoTextLoader:
         except VideoDecodeError as error:
             reason = error.reason
         self._bad_files[path] = reason
-        logger.warning("%s: %s; %s", path, reason, "replaced" if self._stream.train else "left out")
+        logger.warning("%s: %s; %s", path, reason, "replaced" if self._batches.train else "left out")
+
+
+def _steps_of_a_pass(num_records: int, batches: Batches) -> int:
+    """How many steps are left, from `start_step` on, until every view of every record has come."""
+    segments, crops = batches.views
+    all_steps = -(-num_records * segments * crops // (batches.batch_size * batches.world_size))
+    return max(0, all_steps - batches.start_step)
 
 
 def _require(condition: bool, message: str) -> None:

@@ -11,7 +11,7 @@ from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
 
 @dataclass(frozen=True)
 class BatchSource:
-    """One data set of a stream.
+    """One data set of a stream of batches.
 
     loader: (start_step, num_steps) -> its loader, which counts its own batches. share: of the batches, relative to
     those of the other sets. kind: "video" or "image", which its batches bear. repeat: times that each frame is shown,
@@ -24,7 +24,7 @@ class BatchSource:
     repeat: int = 1
 
     def shown(self, batch: VideoTextBatch, step: int) -> VideoTextBatch:
-        """A batch of the loader as the stream's batch of `step`."""
+        """Turn a batch of the loader into the stream's batch of `step`."""
         video = batch.video if self.repeat == 1 else batch.video.repeat_interleave(self.repeat, dim=1)
         return replace(batch, video=video, step=step, kind=self.kind)
 
@@ -80,7 +80,7 @@ class MixedLoader:
 
 
 def batches_before(step: int, shares: Sequence[float], run: int = 1) -> list[int]:
-    """How many of the first `step` batches are of each source, when they take turns of `run` batches.
+    """Count how many of the first `step` batches are of each source, when they take turns of `run` batches.
 
     The last source takes its share of all turns, the one before it its share of what is left, and so on: each count
     stays within len(shares) turns of its share.

@@ -17,11 +17,7 @@ from contextlib import contextmanager
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from fastvtp.data.sampling import (
-    RAND_AUGMENT_BINS,
-    RAND_AUGMENT_OPERATIONS,
-    ClipAugmentation,
-)
+from fastvtp.data.sampling import RAND_AUGMENT_BINS, RAND_AUGMENT_OPERATIONS, ClipAugmentation
 from fastvtp.data.source import ClipSource
 from fastvtp.errors import UserError
 
@@ -39,12 +35,12 @@ _GPU_DECODER_THREADS = 8  # one thread feeds one NVDEC engine, and an H100 has s
 
 
 def has_nvdec() -> bool:
-    """Whether the driver's video decoding library is there; compute-only installations leave it out."""
+    """Tell whether the driver's video decoding library is there; compute-only installations leave it out."""
     return ctypes.util.find_library("nvcuvid") is not None
 
 
 def automatic_decoder(device: torch.device) -> tuple[str, str]:
-    """What decoder="auto" means on `device`, "dali" or "pyav", and why."""
+    """Choose what decoder="auto" means on `device`, "dali" or "pyav"; returns also why."""
     if device.type == "cpu":
         return "pyav", "no CUDA device; PyAV decodes in DALI's workers"
     if not has_nvdec():
@@ -53,7 +49,8 @@ def automatic_decoder(device: torch.device) -> tuple[str, str]:
 
 
 def dali_formats(decoder: str, device: torch.device) -> frozenset[tuple[str, str]] | None:
-    """The (codec, pixel format) pairs DALI decodes on `device`, or None where PyAV is to decode in the workers.
+    """List the (codec, pixel format) pairs that DALI decodes on `device`, or None where PyAV is to decode in the
+    workers.
 
     "auto" leaves decoding to DALI on a GPU with NVDEC and to PyAV elsewhere.
 
@@ -168,7 +165,7 @@ def build_pipeline(
         return meta, video
 
     pipeline = clips(
-        batch_size=source.stream.batch_size,
+        batch_size=source.stream.batches.batch_size,
         device_id=device_id,
         num_threads=max(1, num_workers) if device_id is None else _GPU_DECODER_THREADS,
         py_num_workers=num_workers or None,

@@ -1,4 +1,4 @@
-"""Questions about videos: lists of them, the vocabulary of answers, and the texts of a multiple choice."""
+"""Questions about videos: lists of them, the vocabulary of their answers, and the texts of a multiple choice."""
 
 from __future__ import annotations
 
@@ -16,30 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fastvtp.data.annotations import (
-    VideoRecord,
-    mentions_direction,
-    read_lines,
-    text_of,
-    video_and_id,
-)
+from fastvtp.data.annotations import VideoRecord, mentions_direction, read_lines, text_of, video_and_id
+from fastvtp.data.text import Tokenizer
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
-from fastvtp.files import (
-    existing_file,
-    lines_of,
-    read_text,
-    write_atomically,
-)
-
-
-def has_options(questions: QuestionSet, source: str) -> bool:
-    """Whether the questions are multiple choice. Raises UserError where some are and some are not."""
-    without = sum(not options for options in questions.options)
-    if 0 < without < len(questions.options):
-        counts = f"{without} of {len(questions.options)} questions"
-        raise UserError(f"{source}: {counts} have no options: expected options in all or in none")
-    return without == 0
+from fastvtp.files import existing_file, lines_of, read_text, write_atomically
 
 
 @dataclass(frozen=True)
@@ -60,6 +41,47 @@ class QuestionSet:
     options: tuple[tuple[str, ...], ...]
 
 
+def load_questions(path: str | os.PathLike[str]) -> QuestionSet:
+    """Read a `.jsonl` list of `{"video": path, "question": str, "answer": str}`, a line a question.
+
+    Optional fields: "type", what the question asks for; "options", the answers of a multiple choice, the right one
+    among them; "id". Paths are as in `load_annotations`, other fields are ignored.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        UserError: a malformed line, with file, line number and field; no questions.
+    """
+    path = Path(path).absolute()
+    if path.suffix != ".jsonl":
+        raise UserError(f"{path}: expected a .jsonl file of questions")
+    rows = [_question(fields, path.parent, place) for place, fields in read_lines(path)]
+    if not rows:
+        raise UserError(f"{path}: lists no questions")
+    records, answers, kinds, options = zip(*rows, strict=True)
+    return QuestionSet(records, answers, kinds, options)
+
+
+def lists_questions(path: str | os.PathLike[str]) -> bool:
+    """Tell whether the first line of a `.jsonl` list has the field "question"; False for what is no such file.
+
+    Raises UserError where that line is not a JSON object.
+    """
+    path = Path(path)
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    _, fields = next(read_lines(path), ("", {}))
+    return "question" in fields
+
+
+def has_options(questions: QuestionSet, source: str) -> bool:
+    """Tell whether the questions are multiple choice. Raises UserError where some are and some are not."""
+    without = sum(not options for options in questions.options)
+    if 0 < without < len(questions.options):
+        counts = f"{without} of {len(questions.options)} questions"
+        raise UserError(f"{source}: {counts} have no options: expected options in all or in none")
+    return without == 0
+
+
 @dataclass(frozen=True)
 class AnswerVocabulary:
     """The answers that an open-ended head tells apart; an answer's place in `answers` is its class."""
@@ -68,7 +90,8 @@ class AnswerVocabulary:
 
     @classmethod
     def build(cls, answers: Iterable[str], max_size: int) -> AnswerVocabulary:
-        """The `max_size` most frequent answers, the most frequent first, equally frequent ones in alphabetical order.
+        """Take the `max_size` most frequent answers, the most frequent first, equally frequent ones in alphabetical
+        order.
 
         Raises:
             UserError: no answers, or `max_size` not positive.
@@ -108,7 +131,7 @@ class AnswerVocabulary:
         return len(self.answers)
 
     def index(self, answer: str) -> int | None:
-        """The class of `answer`, or None for an unknown one, which no prediction can get right."""
+        """Find the class of `answer`, or None for an unknown one, which no prediction can get right."""
         return self._classes.get(answer)
 
     @cached_property
@@ -116,57 +139,8 @@ class AnswerVocabulary:
         return {answer: number for number, answer in enumerate(self.answers)}
 
 
-def load_questions(path: str | os.PathLike[str]) -> QuestionSet:
-    """Read a `.jsonl` list of `{"video": path, "question": str, "answer": str}`, a line a question.
-
-    Optional fields: "type", what the question asks for; "options", the answers of a multiple choice, the right one
-    among them; "id". Paths are as in `load_annotations`, other fields are ignored.
-
-    Raises:
-        FileNotFoundError: nothing there.
-        UserError: a malformed line, with file, line number and field; no questions.
-    """
-    path = Path(path).absolute()
-    if path.suffix != ".jsonl":
-        raise UserError(f"{path}: expected a .jsonl file of questions")
-    rows = [_question(fields, path.parent, place) for place, fields in read_lines(path)]
-    if not rows:
-        raise UserError(f"{path}: lists no questions")
-    records, answers, kinds, options = zip(*rows, strict=True)
-    return QuestionSet(records, answers, kinds, options)
-
-
-def lists_questions(path: str | os.PathLike[str]) -> bool:
-    """Whether the first line of a `.jsonl` list has the field "question"; False for what is no such file.
-
-    Raises UserError where that line is not a JSON object.
-    """
-    path = Path(path)
-    if path.suffix != ".jsonl" or not path.is_file():
-        return False
-    _, fields = next(read_lines(path), ("", {}))
-    return "question" in fields
-
-
-def _question(fields: dict[str, Any], folder: Path, place: str) -> tuple[VideoRecord, str, str, tuple[str, ...]]:
-    video, name = video_and_id(fields, folder, place)
-    question, answer = (text_of(fields.get(key), f"{place}: field '{key}'") for key in ("question", "answer"))
-    kind = fields.get("type", "")
-    if not isinstance(kind, str):
-        raise UserError(f"{place}: field 'type': expected text, got {kind!r}")
-    options: tuple[str, ...] = ()
-    if "options" in fields:
-        if not isinstance(fields["options"], list):
-            raise UserError(f"{place}: field 'options': expected a list of texts, got {fields['options']!r}")
-        options = tuple(text_of(option, f"{place}: field 'options'") for option in fields["options"])
-        if options.count(answer) != 1:
-            raise UserError(f"{place}: field 'options': expected the answer {answer!r} among them, once")
-    mirrorable = not any(map(mentions_direction, (question, answer, *options)))
-    return VideoRecord(name, video, (question,), mirrorable), answer, kind, options
-
-
 def read_answers(path: str | os.PathLike[str]) -> AnswerVocabulary:
-    """Answers by their classes: of a `.json` file as `AnswerVocabulary.load`, of any other one a line, from class 0 on.
+    """Read answers by their classes: of a `.json` file as `AnswerVocabulary.load`, of any other one a line, from 0 on.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -197,20 +171,20 @@ class OptionTexts(NamedTuple):
     correct: Tensor
 
     def by_question(self, scores: Tensor) -> Tensor:
-        """A score of each text -> [Q, most options of a question], -inf where a question has fewer: with `correct`,
-        what cross-entropy takes."""
+        """Lay out a score of each text as [Q, most options of a question], -inf where a question has fewer: with
+        `correct`, what cross-entropy takes."""
         counts = np.bincount(self.video_of_text).tolist()
         return pad_sequence(list(scores.split(counts)), batch_first=True, padding_value=-torch.inf)
 
 
-def option_texts(
-    tokenizer: CaptionTokenizer, questions: QuestionSet, indices: Sequence[int], max_length: int
-) -> OptionTexts:
-    """The texts of the questions at `indices`, which may repeat; each at most `max_length` tokens long.
+def option_texts(tokenizer: Tokenizer, questions: QuestionSet, indices: Sequence[int], max_length: int) -> OptionTexts:
+    """Encode the texts of the questions at `indices`, which may repeat; each at most `max_length` tokens long.
 
     Raises:
-        UserError: a question without options; `max_length` too small.
+        UserError: a question without options; `max_length` too small; a tokenizer that has no form for two texts.
     """
+    if not isinstance(tokenizer, CaptionTokenizer):
+        raise UserError("questions with options need a BERT WordPiece vocabulary: SentencePiece's has no separator")
     firsts, seconds, video_of_text = [], [], []
     for place, index in enumerate(indices):
         (question,), options = questions.records[index].captions, questions.options[index]
@@ -222,3 +196,20 @@ def option_texts(
     packed = tokenizer.encode_pairs(firsts, seconds, max_length)
     correct = [questions.options[index].index(questions.answers[index]) for index in indices]
     return OptionTexts(torch.from_numpy(packed.input_ids), packed.lengths, tuple(video_of_text), torch.tensor(correct))
+
+
+def _question(fields: dict[str, Any], folder: Path, place: str) -> tuple[VideoRecord, str, str, tuple[str, ...]]:
+    video, name = video_and_id(fields, folder, place)
+    question, answer = (text_of(fields.get(key), f"{place}: field '{key}'") for key in ("question", "answer"))
+    kind = fields.get("type", "")
+    if not isinstance(kind, str):
+        raise UserError(f"{place}: field 'type': expected text, got {kind!r}")
+    options: tuple[str, ...] = ()
+    if "options" in fields:
+        if not isinstance(fields["options"], list):
+            raise UserError(f"{place}: field 'options': expected a list of texts, got {fields['options']!r}")
+        options = tuple(text_of(option, f"{place}: field 'options'") for option in fields["options"])
+        if options.count(answer) != 1:
+            raise UserError(f"{place}: field 'options': expected the answer {answer!r} among them, once")
+    mirrorable = not any(map(mentions_direction, (question, answer, *options)))
+    return VideoRecord(name, video, (question,), mirrorable), answer, kind, options

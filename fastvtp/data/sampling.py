@@ -16,32 +16,33 @@ import numpy as np
 from fastvtp.errors import UserError
 
 _ORDER_STREAM, _SAMPLE_STREAM, _STEP_STREAM = 0, 1, 2
-_SAMPLING_KINDS = ("strided", "uniform", "random_sorted", "head_tail")
+SAMPLING_KINDS = ("strided", "uniform", "random_sorted", "head_tail")
 _CROP_ATTEMPTS = 10
-FITS = ("crop", "squash")
+FRAMINGS = ("crop", "squash")
 _ERASED_AREA, _ERASED_LOG_SHAPE = (0.02, 1 / 3), (math.log(0.3), math.log(3.3))
 
 RAND_AUGMENT_BINS = 31
 RAND_AUGMENT_OPERATIONS = (
-    "translate_x", "translate_y", "shear_x", "shear_y", "rotate", "brightness", "contrast", "color", "sharpness",
-    "posterize", "solarize", "equalize", "auto_contrast", "identity",
-)  # fmt: skip
+    *("translate_x", "translate_y", "shear_x", "shear_y", "rotate"),
+    *("brightness", "contrast", "color", "sharpness", "posterize", "solarize", "equalize", "auto_contrast"),
+    "identity",
+)
 
 
 def sample_rng(seed: int, epoch: int, index: int, attempt: int = 0) -> np.random.Generator:
-    """The generator behind every random choice for one sample; `attempt` > 0 for its replacements."""
+    """Make the generator behind every random choice for one sample; `attempt` > 0 for its replacements."""
     key = np.random.SeedSequence(seed, spawn_key=(_SAMPLE_STREAM, epoch, index, attempt))
     return np.random.default_rng(key)
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:
-    """The generator behind the random choices about a whole batch, those of step `step`."""
+    """Make the generator behind the random choices about a whole batch, those of step `step`."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STEP_STREAM, step)))
 
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, num_records: int) -> np.ndarray:
-    """The order of the records in an epoch: a read-only permutation, int64 `[num_records]`."""
+    """Draw the order of the records in an epoch: a read-only permutation, int64 `[num_records]`."""
     key = np.random.SeedSequence(seed, spawn_key=(_ORDER_STREAM, epoch))
     order = np.random.default_rng(key).permutation(num_records)
     order.setflags(write=False)
@@ -49,13 +50,13 @@ def epoch_order(seed: int, epoch: int, num_records: int) -> np.ndarray:
 
 
 def sample_number(step: int, place: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> int:
-    """The global number of the sample at `place` in the local batch of a step."""
+    """Compute the global number of the sample at `place` in the local batch of a step."""
     return (step * world_size + rank) * batch_size + place
 
 
 @dataclass(frozen=True)
 class FrameSampling:
-    """Which frames of a video make a clip.
+    """The choice of the frames of a video that make a clip.
 
     - `"strided"`: every `stride`-th frame from a random start (SimVTP and VideoMAE pretrain so). A video shorter than
       that span is covered end to end by evenly spaced frames.
@@ -74,15 +75,15 @@ class FrameSampling:
     stride: int = 1
 
     def __post_init__(self) -> None:
-        if self.kind not in _SAMPLING_KINDS:
-            raise UserError(f"frame sampling kind: expected one of {', '.join(_SAMPLING_KINDS)}, got {self.kind!r}")
+        if self.kind not in SAMPLING_KINDS:
+            raise UserError(f"frame sampling kind: expected one of {', '.join(SAMPLING_KINDS)}, got {self.kind!r}")
         if self.num_frames < 1 or self.stride < 1:
             raise UserError(f"frame sampling: num_frames {self.num_frames} and stride {self.stride} must be positive")
 
     def indices(
         self, total_frames: int, rng: np.random.Generator | None, segment: int = 0, segments: int = 1
     ) -> np.ndarray:
-        """Frame indices in a video of `total_frames` frames: int32 `[num_frames]`, ascending.
+        """Choose frame indices in a video of `total_frames` frames: int32 `[num_frames]`, ascending.
 
         `segment` of `segments` is the one wanted in evaluation.
         """
@@ -130,7 +131,7 @@ class CropWindow:
 
 @dataclass(frozen=True)
 class CropSampling:
-    """One window for all frames of a clip.
+    """The choice of one window for all frames of a clip.
 
     In training the window covers a random share of the area within `scale`, its shape (width / height, relative to
     `aspect`, the shape of the output) log-uniform within `ratio`, at a random place: "inception" cropping, arXiv
@@ -138,18 +139,18 @@ class CropSampling:
     several crops (multi-view evaluation) the first and the last touch the two ends of the side along which such a
     window can move, the others lie between them at even distances.
 
-    With `fit` "squash" the frame counts as squashed to the output's shape before all that: evaluation shows the whole
-    of it (ALPRO's release), of which there are no several crops.
+    With `framing` "squash" the frame counts as squashed to the output's shape before all that: evaluation shows the
+    whole of it (ALPRO's release), of which there are no several crops.
     """
 
     aspect: float = 1.0
     scale: tuple[float, float] = (0.5, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
-    fit: str = "crop"
+    framing: str = "crop"
 
     def __post_init__(self) -> None:
-        check_fit(self.fit)
+        check_framing(self.framing)
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0 < low <= high:
                 raise UserError(f"crop {name}: expected 0 < low <= high, got {(low, high)}")
@@ -159,9 +160,10 @@ class CropSampling:
     def window(
         self, height: float, width: float, rng: np.random.Generator | None, crop: int = 0, crops: int = 1
     ) -> CropWindow:
-        """The window for a picture of `height` x `width` pixels; `crop` of `crops` is the one wanted in evaluation."""
+        """Choose the window for a picture of `height` x `width` pixels; `crop` of `crops` is the one wanted in
+        evaluation."""
         aspect, flip = self.aspect, False
-        if self.fit == "squash":
+        if self.framing == "squash":
             height = width = aspect = 1.0
         if rng is not None:
             flip = self.flip and bool(rng.random() < 0.5)
@@ -179,13 +181,13 @@ class CropSampling:
         return CropWindow(y0, x0, y0 + crop_height, x0 + crop_width, flip)
 
 
-def check_fit(fit: str, crops: int = 1) -> None:
-    """Raises UserError for a `fit` that `CropSampling` does not know, or one that has no several `crops`."""
-    if fit not in FITS:
-        raise UserError(f"fit must be {' or '.join(map(repr, FITS))}, got {fit!r}")
-    if fit == "squash" and crops > 1:
+def check_framing(framing: str, crops: int = 1) -> None:
+    """Check a framing; raises UserError for one that `CropSampling` does not know, or that has no several `crops`."""
+    if framing not in FRAMINGS:
+        raise UserError(f"framing must be {' or '.join(map(repr, FRAMINGS))}, got {framing!r}")
+    if framing == "squash" and crops > 1:
         raise UserError(
-            f"fit 'squash' shows whole frames: expected one crop, got {crops}; give one, or --fit crop (data.fit=crop)"
+            f"framing 'squash' shows whole frames: expected one crop, got {crops}; give one, or framing 'crop'"
         )
 
 
@@ -218,7 +220,7 @@ class ClipAugmentation:
             raise UserError(f"erasing: expected a share from 0 to 1, got {self.erasing}")
 
     def draw(self, aspect: float, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """The random choices for a clip of pictures of shape `aspect` (width / height).
+        """Make the random choices for a clip of pictures of shape `aspect` (width / height).
 
         Returns:
             With `rand_augment`, int32 `[operations]` each: places in `RAND_AUGMENT_OPERATIONS`; signs, 1 for minus.

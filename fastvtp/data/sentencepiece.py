@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from fastvtp.data.wordpiece import CaptionTokenizer, PackedText
+from fastvtp.data.text import ABSENT_ID, Tokenizer
 from fastvtp.errors import UserError
 from fastvtp.files import existing_file
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer as Library
 
 SENTENCEPIECE_NAMES = ("tokenizer.model", "spiece.model", "sentencepiece.model")
 _SPACES = str.maketrans(dict.fromkeys(string.punctuation, " "))
 _EXTRA = re.compile(r"<extra_id_\d+>")  # which transformers appends, and no released text tower has rows for
-_ABSENT = -1
 
 
 def canonical(text: str) -> str:
-    """`text` as the released model was shown it: ASCII punctuation as spaces, lower case, single spaces, a full stop.
+    """Write `text` as the released model was shown it: ASCII punctuation as spaces, lower case, single spaces, a full
+    stop.
 
     "it's A-B" -> "it s a b."
     """
@@ -47,7 +47,7 @@ class _Pieces(Protocol):
 class _Unigram:
     """Of a tokenizer.json, which may add special tokens behind a text: they are left out."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Library):
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
@@ -71,7 +71,7 @@ class _SentencePiece:
 
     def __init__(self, path: Path):
         try:
-            from sentencepiece import SentencePieceProcessor  # pyright: ignore[reportMissingImports]
+            from sentencepiece import SentencePieceProcessor  # pyright: ignore
         except ImportError:
             raise UserError(f"{path} needs SentencePiece: pip install 'fastvtp[videoprism]'") from None
         self._content = path.read_bytes()
@@ -91,14 +91,14 @@ class _SentencePiece:
         (path if path.is_dir() else path.parent).joinpath(SENTENCEPIECE_NAMES[0]).write_bytes(self._content)
 
 
-class PrismTokenizer(CaptionTokenizer):
-    """Texts by SentencePiece's unigrams, `canonical` first, cut where they are too long; nothing before or behind them,
-    since the text tower has its class token itself.
+class SentencePieceTokenizer(Tokenizer):
+    """Cuts texts by SentencePiece's unigrams, `canonical` first, and cuts them off where they are too long.
+
+    Nothing stands before or behind a text, since VideoPrism's text tower has its class token itself.
 
     Attributes:
-        vocab_size: number of token ids.
-        pad_id: 0, `<pad>`. unk_id: of what no unigram covers. special_ids: both and, if there, `</s>`.
-        cls_id, sep_id, mask_id: -1, there are none.
+        pad_id: 0, `<pad>`.
+        special_ids: those of `<pad>` and `<unk>` and, if there, of `<s>` and `</s>`.
 
     Raises:
         UserError: the vocabulary does not begin with `<pad>`, or has no `<unk>`.
@@ -108,20 +108,18 @@ class PrismTokenizer(CaptionTokenizer):
         entries = pieces.entries
         if entries[:1] != ["<pad>"] or "<unk>" not in entries:
             raise UserError(f"{name}: expected <pad> as entry 0 and <unk>, entries begin with {', '.join(entries[:3])}")
-        self._pieces = pieces
-        self._entries = dict(enumerate(entries))
-        self.vocab_size, self.pad_id, self.unk_id = len(entries), 0, entries.index("<unk>")
+        self._pieces, self.entries = pieces, dict(enumerate(entries))
+        self.pad_id, self.unk_id, self.mask_id = 0, entries.index("<unk>"), ABSENT_ID
         self.special_ids = tuple(i for i, entry in enumerate(entries) if entry in ("<pad>", "</s>", "<unk>", "<s>"))
-        self.cls_id = self.sep_id = self.mask_id = _ABSENT
 
     @classmethod
-    def from_unigram(cls, tokenizer: Tokenizer, name: str = "tokenizer") -> PrismTokenizer:
-        """A tokenizer.json of the kind Unigram."""
+    def from_unigram(cls, tokenizer: Library, name: str = "tokenizer") -> SentencePieceTokenizer:
+        """Make the tokenizer of a `tokenizer.json` of the kind Unigram."""
         return cls(_Unigram(tokenizer), name)
 
     @classmethod
-    def from_sentencepiece(cls, path: str | os.PathLike[str]) -> PrismTokenizer:
-        """A .model file, for which SentencePiece is needed.
+    def from_model(cls, path: str | os.PathLike[str]) -> SentencePieceTokenizer:
+        """Make the tokenizer of a `.model` file, for which SentencePiece is needed.
 
         Raises:
             FileNotFoundError: nothing there.
@@ -130,7 +128,8 @@ class PrismTokenizer(CaptionTokenizer):
         return cls(_SentencePiece(existing_file(path, "tokenizer file")), str(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a tokenizer.json at `path`, or in it where that is a folder; of a .model, a tokenizer.model there."""
+        """Write a `tokenizer.json` to `path`, or into it where that is a folder; of a `.model`, a `tokenizer.model`
+        there."""
         self._pieces.save(Path(path))
 
     def encode(self, captions: Sequence[str], max_length: int) -> list[np.ndarray]:
@@ -141,18 +140,10 @@ class PrismTokenizer(CaptionTokenizer):
         """
         if max_length < 1:
             raise UserError(f"max_length must be at least 1, got {max_length}")
-        return [np.array(body[:max_length], np.int64) for body in self._bodies(captions)]
-
-    def encode_pairs(self, firsts: Sequence[str], seconds: Sequence[str], max_length: int) -> PackedText:
-        """Raises UserError: these texts have no form for two."""
-        raise UserError(
-            "VideoPrism's tokenizer has no separator: questions with options need a BERT WordPiece vocabulary"
-        )
+        bodies = self._pieces.cut([canonical(text) for text in captions])
+        return [np.array(body[:max_length], np.int64) for body in bodies]
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = True) -> str:
-        """The text of token ids, as it was cut."""
+        """Join token ids to a text, in the form in which it was cut."""
         kept = [int(token) for token in ids if not skip_special or int(token) not in self.special_ids]
         return self._pieces.join(kept)
-
-    def _bodies(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._pieces.cut([canonical(text) for text in texts])

@@ -17,11 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.decoding import (
-    Video,
-    VideoDecodeError,
-    VideoInfo,
-)
+from fastvtp.data.decoding import Video, VideoDecodeError, VideoInfo
 from fastvtp.data.sampling import (
     ClipAugmentation,
     CropSampling,
@@ -39,49 +35,81 @@ class NoDecodableClipError(UserError):
     """`MAX_ATTEMPTS` videos, drawn one to replace the other, or in evaluation all of them, could not be decoded."""
 
 
-@dataclass(frozen=True)
-class SampleStream:
-    """Which samples a rank sees, in the terms of `fastvtp.data.sampling`.
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """Which batches of a data set one rank makes, in the terms of `fastvtp.data.sampling`.
 
-    In training the stream is shuffled and endless; otherwise it is the records in order, each once for every view:
-    `views` = (segments, crops), crops running faster. Steps `start_step` to `start_step + num_steps - 1` are made
-    (`num_steps` None: without end).
+    In training the records come in shuffled epochs without end; otherwise in order, each once for every view. Steps
+    `start_step` to `start_step + num_steps - 1` are made.
+
+    Attributes:
+        batch_size: clips per step on this rank.
+        train: training or evaluation.
+        seed: of everything random.
+        start_step: the first step; a run resumes at the step it had reached.
+        num_steps: number of steps; None: without end in training, as many as all records need in evaluation.
+        rank, world_size: this process among those that share a step's samples.
+        views: segments and crops of multi-view evaluation, crops running faster.
+
+    Raises:
+        UserError: a value out of range, or several views in training.
     """
 
-    num_records: int
-    seed: int
     batch_size: int
     train: bool
+    seed: int = 0
     start_step: int = 0
     num_steps: int | None = None
     rank: int = 0
     world_size: int = 1
     views: tuple[int, int] = (1, 1)
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be positive, got {self.batch_size}")
+        if not 0 <= self.rank < self.world_size:
+            raise UserError(f"rank {self.rank} is outside [0, world_size {self.world_size})")
+        if self.seed < 0 or self.start_step < 0:
+            raise UserError(f"seed {self.seed} and start_step {self.start_step} must not be negative")
+        if min(self.views) < 1:
+            raise UserError(f"views: expected positive (segments, crops), got {self.views}")
+        if self.train and self.views != (1, 1):
+            raise UserError(f"views {self.views} are for evaluation: set train=False")
+
+
+@dataclass(frozen=True)
+class SampleStream:
+    """Which samples of `num_records` records a rank sees."""
+
+    num_records: int
+    batches: Batches
+
     @property
     def num_samples(self) -> int:
-        """Samples of one epoch: every view of every record."""
-        return self.num_records * self.views[0] * self.views[1]
+        """The samples of one epoch: every view of every record."""
+        segments, crops = self.batches.views
+        return self.num_records * segments * crops
 
     def view(self, number: int) -> tuple[int, int]:
-        """Which segment and which crop of its record a sample is."""
-        segments, crops = self.views
+        """Tell which segment and which crop of its record a sample is."""
+        segments, crops = self.batches.views
         return divmod(number % (segments * crops), crops)
 
     def number(self, step: int, place: int) -> int:
-        """Global number of the sample at `place` in this rank's batch of a step."""
-        return sample_number(step, place, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
+        """Compute the global number of the sample at `place` in this rank's batch of a step."""
+        given = self.batches
+        return sample_number(step, place, batch_size=given.batch_size, rank=given.rank, world_size=given.world_size)
 
     def draw(self, number: int, attempt: int) -> tuple[int, np.random.Generator]:
-        """The record tried at `attempt` for a sample, and the generator of the choices about it."""
-        segments, crops = self.views
+        """Draw the record tried at `attempt` for a sample; returns also the generator of the choices about it."""
+        seed, train, (segments, crops) = self.batches.seed, self.batches.train, self.batches.views
         epoch, index = divmod(number // (segments * crops), self.num_records)
-        if self.train:
-            index = int(epoch_order(self.seed, epoch, self.num_records)[index])
-        rng = sample_rng(self.seed, epoch, index, attempt)
+        if train:
+            index = int(epoch_order(seed, epoch, self.num_records)[index])
+        rng = sample_rng(seed, epoch, index, attempt)
         if attempt > 0:
             # what stands in during evaluation is thrown away: the next record that opens is as good as any
-            index = int(rng.integers(self.num_records)) if self.train else (index + attempt) % self.num_records
+            index = int(rng.integers(self.num_records)) if train else (index + attempt) % self.num_records
         return index, rng
 
 
@@ -129,7 +157,7 @@ class ClipSource:
         known_bad: Mapping[str, str] = {},
     ):
         self.stream = stream
-        self.augmentation = augmentation if stream.train and crop is not None else None
+        self.augmentation = augmentation if stream.batches.train and crop is not None else None
         # What PyAV cannot decode fails again by itself, and a file damaged in places only where a draw touches the
         # damage: remembering it would change the stream. What failed inside DALI has to be remembered, see
         # `find_damage`.
@@ -144,15 +172,16 @@ class ClipSource:
         self._last_read: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def __call__(self, info: Any) -> tuple[np.ndarray, ...]:
-        """The arrays of one sample, `info` being DALI's `SampleInfo`; see `load`.
+        """Make the arrays of one sample, `info` being DALI's `SampleInfo`; see `load`.
 
         Raises:
             StopIteration: the stream has ended.
             NoDecodableClipError: no replacement could be decoded either.
         """
-        if self.stream.num_steps is not None and info.iteration >= self.stream.num_steps:
+        batches = self.stream.batches
+        if batches.num_steps is not None and info.iteration >= batches.num_steps:
             raise StopIteration
-        return self.load(self.stream.number(self.stream.start_step + info.iteration, info.idx_in_batch))
+        return self.load(self.stream.number(batches.start_step + info.iteration, info.idx_in_batch))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -164,7 +193,7 @@ class ClipSource:
         return self._dali_formats is None
 
     def load(self, number: int) -> tuple[np.ndarray, ...]:
-        """The arrays of a sample, from the first attempt that can be decoded.
+        """Make the arrays of a sample, from the first attempt that can be decoded.
 
         Returns:
             meta: int64 `[3]`: record used, failed attempts before it, caption used.
@@ -178,7 +207,7 @@ class ClipSource:
             NoDecodableClipError: `MAX_ATTEMPTS` attempts failed, or all records in evaluation.
         """
         errors = []
-        attempts = MAX_ATTEMPTS if self.stream.train else self.stream.num_records
+        attempts = MAX_ATTEMPTS if self.stream.batches.train else self.stream.num_records
         for attempt in range(attempts):
             try:
                 return self.attempt(number, attempt)
@@ -188,15 +217,15 @@ class ClipSource:
         raise NoDecodableClipError(f"{attempts} videos in a row cannot be decoded, the last: {last}")
 
     def attempt(self, number: int, attempt: int) -> tuple[np.ndarray, ...]:
-        """One attempt of `load`.
+        """Make one attempt of `load`.
 
         Raises:
             VideoDecodeError: the record of this attempt cannot be decoded.
         """
         index, generator = self.stream.draw(number, attempt)
-        rng = generator if self.stream.train else None
+        rng = generator if self.stream.batches.train else None
         segment, crop = self.stream.view(number)
-        segments, crops = self.stream.views
+        segments, crops = self.stream.batches.views
         caption = 0 if rng is None else int(rng.integers(self._num_captions[index]))
         if self.decodes:
             video = (self._segment(index, segment) if rng is None else self._decoded(index, rng),)
@@ -216,7 +245,8 @@ class ClipSource:
         return meta, *video, *corners, np.array(window.flip and self._mirrorable[index], np.int32), *drawn
 
     def find_damage(self, number: int) -> bool:
-        """Whether DALI was handed a damaged file for a sample: one that opens but has frames that cannot be decoded.
+        """Tell whether DALI was handed a damaged file for a sample: one that opens but has frames that cannot be
+        decoded.
 
         Such a file counts as bad from then on.
 
@@ -246,7 +276,7 @@ class ClipSource:
         All segments are read at once and kept for the views that follow: a clip is damaged in every view or in none.
         """
         if self._last_read is None or self._last_read[0] != index:
-            segments = self.stream.views[0]
+            segments = self.stream.batches.views[0]
             with self._opened(index) as video:
                 every = [self._sampling.indices(video.num_frames, None, j, segments) for j in range(segments)]
                 indices = np.unique(every)

@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastvtp.data.text import PackedText, Tokenizer
 from fastvtp.errors import UserError
-from fastvtp.files import (
-    existing_file,
-    lines_of,
-    read_text,
-)
+from fastvtp.files import lines_of, read_text
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer as Library
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-@dataclass(frozen=True)
-class PackedText:
-    """Captions without padding: `input_ids` int64 `[N]`, one caption after the other, and their lengths (sum N)."""
-
-    input_ids: np.ndarray
-    lengths: tuple[int, ...]
-
-
-class CaptionTokenizer:
+class CaptionTokenizer(Tokenizer):
     """A WordPiece tokenizer that writes `[CLS] caption [SEP]`, or `[CLS] question [SEP] option [SEP]`.
 
     Attributes:
-        vocab_size: number of token ids.
         pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens.
         special_ids: all five.
 
@@ -43,7 +30,7 @@ class CaptionTokenizer:
         UserError: the vocabulary lacks one of the five special tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, name: str = "tokenizer"):
+    def __init__(self, tokenizer: Library, name: str = "tokenizer"):
         tokenizer.no_padding()
         tokenizer.no_truncation()
         missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
@@ -51,9 +38,8 @@ class CaptionTokenizer:
             raise UserError(f"{name}: expected a BERT WordPiece vocabulary, this one has no {', '.join(missing)}")
         self._tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
-        self._entries = {number: token for token, number in vocabulary.items()}
-        self.vocab_size = len(vocabulary)
-        self.special_ids: tuple[int, ...] = tuple(vocabulary[token] for token in SPECIAL_TOKENS)
+        self.entries = {number: token for token, number in vocabulary.items()}
+        self.special_ids = tuple(vocabulary[token] for token in SPECIAL_TOKENS)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = self.special_ids
 
     @classmethod
@@ -88,41 +74,15 @@ class CaptionTokenizer:
         return cls(_word_piece(blank.get_vocab()))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> CaptionTokenizer:
-        """Load a `tokenizer.json`, BERT's `vocab.txt`, SentencePiece's `.model`, or a folder that holds one of them.
-
-        What SentencePiece cuts (a `.model`, or a `tokenizer.json` of the kind Unigram) is a
-        `fastvtp.data.sentencepiece.PrismTokenizer`.
+    def from_vocabulary(cls, path: Path) -> CaptionTokenizer:
+        """Make the uncased tokenizer of BERT's `vocab.txt`, an entry a line.
 
         Raises:
             FileNotFoundError: nothing there.
-            UserError: not a tokenizer, or one without its kind's special tokens.
+            UserError: not UTF-8, or without the special tokens.
         """
-        from fastvtp.data.sentencepiece import SENTENCEPIECE_NAMES, PrismTokenizer
-
-        path = Path(path)
-        if path.is_dir():
-            names = ("tokenizer.json", "vocab.txt", *SENTENCEPIECE_NAMES)
-            files = [path / name for name in names if (path / name).is_file()]
-            if not files:
-                raise FileNotFoundError(f"{path}: holds neither tokenizer.json nor vocab.txt")
-            path = files[0]
-        if path.suffix == ".model":
-            return PrismTokenizer.from_sentencepiece(path)
-        existing_file(path, "tokenizer file")
-        if path.suffix == ".txt":
-            tokens = lines_of(read_text(path))
-            return cls(_word_piece({token: number for number, token in enumerate(tokens)}), str(path))
-
-        from tokenizers import Tokenizer, models
-
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for a malformed file
-            raise UserError(f"{path}: not a tokenizer.json: {error}") from None
-        if isinstance(tokenizer.model, models.Unigram):
-            return PrismTokenizer.from_unigram(tokenizer, str(path))
-        return cls(tokenizer, str(path))
+        entries = lines_of(read_text(path))
+        return cls(_word_piece({entry: number for number, entry in enumerate(entries)}), str(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a `tokenizer.json` to `path`, or into it where `path` is a folder."""
@@ -140,12 +100,9 @@ class CaptionTokenizer:
         bodies = self._bodies(captions)
         return [np.array([self.cls_id, *body[: max_length - 2], self.sep_id], np.int64) for body in bodies]
 
-    def encode_packed(self, captions: Sequence[str], max_length: int) -> PackedText:
-        """As `encode`, all captions in one array without padding."""
-        return _pack(self.encode(captions, max_length))
-
     def encode_pairs(self, firsts: Sequence[str], seconds: Sequence[str], max_length: int) -> PackedText:
-        """BERT's form for two texts, `[CLS] first [SEP] second [SEP]`, each pair at most `max_length` tokens long.
+        """Encode pairs of texts in BERT's form, `[CLS] first [SEP] second [SEP]`, each pair at most `max_length` tokens
+        long.
 
         A pair that is too long loses the end of its first text, down to one token, before the end of its second: the
         options of one question must not become equal.
@@ -161,14 +118,10 @@ class CaptionTokenizer:
             kept = first[: max(room - len(second), 1)]
             second = second[: room - len(kept)]
             pairs.append(np.array([self.cls_id, *kept, self.sep_id, *second, self.sep_id], np.int64))
-        return _pack(pairs)
-
-    def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """The vocabulary entry of each id; word continuations keep their "##"."""
-        return [self._entries[int(token)] for token in ids]
+        return PackedText.of(pairs)
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = True) -> str:
-        """The text of token ids, word pieces joined."""
+        """Join token ids to a text, word pieces to words."""
         return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=skip_special)
 
     def _bodies(self, texts: Sequence[str]) -> list[list[int]]:
@@ -176,15 +129,12 @@ class CaptionTokenizer:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
-def _pack(ids: list[np.ndarray]) -> PackedText:
-    return PackedText(np.concatenate(ids) if ids else np.empty(0, np.int64), tuple(len(text) for text in ids))
-
-
-def _word_piece(vocabulary: dict[str, int]) -> Tokenizer:
+def _word_piece(vocabulary: dict[str, int]) -> Library:
     """A BERT tokenizer (uncased) over `vocabulary`."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK))
+    tokenizer = Library(models.WordPiece(vocabulary, unk_token=UNK))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
@@ -195,18 +145,10 @@ def _word_piece(vocabulary: dict[str, int]) -> Tokenizer:
     return tokenizer
 
 
-def _single_characters(tokenizer: Tokenizer, captions: Iterable[str]) -> list[str]:
+def _single_characters(tokenizer: Library, captions: Iterable[str]) -> list[str]:
     """The one-character pieces of all words, sorted: `a` where it begins a word, `##a` inside one."""
     words: set[str] = set()
     for caption in captions:
         normalized = tokenizer.normalizer.normalize_str(caption)
         words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized))
     return sorted({word[0] for word in words} | {f"##{character}" for word in words for character in word[1:]})
-
-
-MIN_TEXT_LENGTH = 3  # [CLS], a token, [SEP]
-
-
-def no_text() -> CaptionTokenizer:
-    """A tokenizer for models that read no text: the loader asks for one."""
-    return CaptionTokenizer.train(["no text"], vocab_size=30)

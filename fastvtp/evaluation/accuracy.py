@@ -6,7 +6,8 @@ from torch import Tensor
 
 
 def top_k_credit(scores: Tensor, right: int, k: int) -> float:
-    """Probability that the `right` one of `scores` [C] is among the k largest when the tied are put in random order.
+    """Compute the probability that the `right` one of `scores` [C] is among the k largest when the tied are put in
+    random order.
 
     So equal scores for all come to chance, however the right answers are placed.
 
@@ -20,6 +21,6 @@ def top_k_credit(scores: Tensor, right: int, k: int) -> float:
 
 
 def percent(credits: Iterable[float]) -> float:
-    """Mean credit in percent; at least one."""
+    """Compute the mean credit in percent; there must be at least one."""
     credits = list(credits)
     return 100 * sum(credits) / len(credits)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.text import Tokenizer
 
 
 @dataclass(frozen=True)
 class PackedCaptions:
-    """Captions of some clips.
+    """The captions of some clips, one after the other.
 
     input_ids: int64 [tokens], one caption after the other. lengths: tokens of each. by_clip: the captions as text, one
     tuple a clip, in the order of the tokens.
@@ -26,8 +26,13 @@ class PackedCaptions:
 
     @property
     def cu_seqlens(self) -> Tensor:
-        """int32 [texts + 1]"""
+        """Where each caption begins and the last ends, int32 [texts + 1]."""
         return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32)
+
+    def on(self, device: torch.device | str) -> tuple[Tensor, Tensor, int]:
+        """What a text tower takes: token ids and `cu_seqlens` on `device`, and the length of the longest caption."""
+        ids, offsets = (tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.cu_seqlens))
+        return ids, offsets, max(self.lengths)
 
 
 Captions = Callable[[Any, Sequence[int]], PackedCaptions]
@@ -35,7 +40,7 @@ Captions = Callable[[Any, Sequence[int]], PackedCaptions]
 
 
 def shown_captions(batch: Any, places: Sequence[int]) -> PackedCaptions:
-    """The one caption that `batch` holds of each clip."""
+    """Take the one caption that `batch` holds of each clip at `places`."""
     parts = batch.input_ids.split(batch.cu_seqlens.diff().tolist())
     kept = [parts[place] for place in places]
     return PackedCaptions(
@@ -43,8 +48,11 @@ def shown_captions(batch: Any, places: Sequence[int]) -> PackedCaptions:
     )
 
 
-def all_captions(records: Sequence[VideoRecord], tokenizer: CaptionTokenizer, max_length: int) -> Captions:
-    """Every caption of the record with the clip's `sample_ids`, at most `max_length` tokens of each."""
+def all_captions(records: Sequence[VideoRecord], tokenizer: Tokenizer, max_length: int) -> Captions:
+    """Make a function that takes every caption of the records with the clips' `sample_ids`.
+
+    max_length: most tokens kept of each.
+    """
 
     def captions(batch: Any, places: Sequence[int]) -> PackedCaptions:
         indices = batch.sample_ids.tolist()

@@ -20,7 +20,7 @@ class ClassificationModel(Module, Protocol):
     """What `evaluate_classification` asks of a model, as `VideoClassifier` is one."""
 
     def __call__(self, video: Tensor) -> Tensor:
-        """uint8 [B, T, H, W, C] -> logits [B, classes]."""
+        """Compute the logits [B, classes] of clips, uint8 [B, T, H, W, C]."""
         ...
 
 

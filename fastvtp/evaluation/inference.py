@@ -18,8 +18,8 @@ class Module(Protocol):
 
 @contextmanager
 def inference(model: Module) -> Iterator[None]:
-    """Evaluation mode without gradients. Afterwards each module has its own train/eval flag back: one restored at the
-    root alone would wake up what the caller had frozen."""
+    """Switch to evaluation mode without gradients. Afterwards each module has its own train/eval flag back: one
+    restored at the root alone would wake up what the caller had frozen."""
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()

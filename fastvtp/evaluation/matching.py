@@ -16,11 +16,7 @@ from tqdm import tqdm
 from fastvtp.errors import UserError
 from fastvtp.evaluation.captions import Captions, shown_captions
 from fastvtp.evaluation.inference import Module, inference
-from fastvtp.evaluation.retrieval import (
-    RetrievalRanks,
-    retrieval_metrics,
-    retrieval_ranks,
-)
+from fastvtp.evaluation.retrieval import RetrievalRanks, retrieval_metrics, retrieval_ranks
 
 
 class MatchingModel(Module, Protocol):
@@ -56,7 +52,7 @@ class MatchingModel(Module, Protocol):
 
 @dataclass(frozen=True)
 class EncodedSet:
-    """Texts and clips of a test set, on the device of the run.
+    """The texts and clips of a test set as a model encodes them, on the device of the run.
 
     text_tokens: [tokens of all texts, D] with cu_seqlens int32 [N+1] and max_seqlen. clip_tokens: [M, V, D].
     similarity: cosine of their features, float32 [N, M]. captions: one a text. ids: data-set index of each clip.
@@ -93,11 +89,7 @@ def encode_set(
         for batch in tqdm(loader, desc="encoding", unit="batch", disable=not progress):
             new = batch.sample_ids.tolist()
             found = captions(batch, range(len(new)))
-            text, text_features = model.read_texts(
-                found.input_ids.to(device, non_blocking=True),
-                found.cu_seqlens.to(device, non_blocking=True),
-                max(found.lengths),
-            )
+            text, text_features = model.read_texts(*found.on(device))
             clip, clip_features = model.read_clips(batch.video.to(device, non_blocking=True))
             texts.append(text)
             clips.append(clip)
@@ -131,7 +123,8 @@ def match_scores(
     pairs_per_call: int = 256,
     progress: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Log-odds of the matching head for retrieval: float32 [N, M] for text-to-video, and the same for video-to-text.
+    """Score pairs of texts and clips by the matching head's log-odds: float32 [N, M] for text-to-video, and the same
+    for video-to-text.
 
     top_k: score only the `top_k` clips of each text, and texts of each clip, that the contrast ranks first (LAVIS); the
         others keep their order after them. None, or at least as many as there are: all pairs, as ALPRO does, once for
@@ -160,7 +153,7 @@ def match_scores(
 def matching_ranks(
     text_to_video: Tensor, video_to_text: Tensor, *, video_of_text: Tensor | None = None
 ) -> RetrievalRanks:
-    """Ranks, each direction by its own scores [N, M]; video_of_text as in `retrieval_metrics`."""
+    """Rank the right answers, in each direction by its own scores [N, M]; video_of_text as in `retrieval_metrics`."""
     to_video, to_text = (
         retrieval_ranks(scores, video_of_text=video_of_text) for scores in (text_to_video, video_to_text)
     )
@@ -170,7 +163,7 @@ def matching_ranks(
 def matching_metrics(
     text_to_video: Tensor, video_to_text: Tensor, *, video_of_text: Tensor | None = None
 ) -> dict[str, dict[str, float]]:
-    """`retrieval_metrics`, each direction by its own scores [N, M]; video_of_text as there."""
+    """Give `retrieval_metrics` of each direction by its own scores [N, M]; video_of_text as there."""
     to_video, to_text = (
         retrieval_metrics(scores, video_of_text=video_of_text) for scores in (text_to_video, video_to_text)
     )

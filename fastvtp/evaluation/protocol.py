@@ -1,36 +1,35 @@
-"""How clips are read for scores."""
+"""How a model is scored: how its clips are read, and what is computed of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from fastvtp.data.sampling import check_fit
+from fastvtp.data.reading import ClipReading
+from fastvtp.data.sampling import check_framing
 from fastvtp.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationProtocol:
-    """How clips are read for scores.
+    """How a model is scored. Raises UserError for values out of range or that do not go together."""
 
-    views: segments and crops of each clip, see `VideoTextLoader`. sampling, frame_stride: its frames, see
-    `FrameSampling`. top_k: pairs that a matching head scores, see `match_scores`. max_text_length: tokens kept of a
-    text, if fewer than the model has positions for. precision: "float32" or "bfloat16" (autocast of the model alone).
-    fit: "crop" or "squash", see `CropSampling`; None: as in the model's training. add_similarity: how a matching head
-    scores, see `match_scores`.
-    """
-
+    reading: ClipReading = field(default_factory=ClipReading)
+    """Which frames clips show, and how these come to the model's size; what training draws does not count here."""
     views: tuple[int, int] = (1, 1)
-    sampling: str = "uniform"
-    frame_stride: int = 1
+    """Segments and crops of each clip, over which results are averaged; see `VideoTextLoader`."""
     num_workers: int = 1
+    """Decoding processes; 0 decodes in this process."""
     batch_size: int = 32
     """Most views at a time."""
     top_k: int | None = None
+    """Pairs that a matching head scores, see `match_scores`; None: all."""
     max_text_length: int | None = None
+    """Tokens kept of a text, if fewer than the model has positions for."""
     precision: str = "float32"
-    fit: str | None = None
+    """"float32" or "bfloat16" (autocast of the model alone)."""
     add_similarity: bool = False
+    """How a matching head scores, see `match_scores`."""
 
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bfloat16"):
             raise UserError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
-        if self.fit is not None:
-            check_fit(self.fit, self.views[1])
+        if self.reading.framing is not None:
+            check_framing(self.reading.framing, self.views[1])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastvtp.data.questions import AnswerVocabulary, QuestionSet, option_texts
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.text import Tokenizer
 from fastvtp.evaluation.accuracy import percent, top_k_credit
 from fastvtp.evaluation.inference import Module, inference
 from fastvtp.evaluation.views import average_over_views, left_out
@@ -22,11 +22,12 @@ class OpenEndedModel(Module, Protocol):
     """What `evaluate_open_ended` asks of a model, as `VideoQA` is one."""
 
     def plan(self, input_ids: Tensor, text_lengths: Sequence[int], video_of_text: Sequence[int]) -> Any:
-        """input_ids: int64 [N] of all texts, on the CPU; tokens and clip of each text."""
+        """Plan a call: input_ids int64 [N] of all texts, on the CPU; the tokens and the clip of each text."""
         ...
 
     def __call__(self, video: Tensor, plan: Any) -> Tensor:
-        """uint8 [B, T, H, W, C] -> logits [texts, answers]; of a text with one option: its score [texts, 1]."""
+        """Score texts about clips, uint8 [B, T, H, W, C]: logits [texts, answers], or with one option a text [texts,
+        1]."""
         ...
 
 
@@ -35,7 +36,7 @@ class MultipleChoiceModel(OpenEndedModel, Protocol):
 
     @property
     def config(self) -> Any:
-        """Has `max_text_length`, the most tokens of a text."""
+        """The configuration, which has `max_text_length`, the most tokens of a text."""
         ...
 
 
@@ -147,7 +148,7 @@ def report_open_ended(
     training: QuestionSet | None = None,
     predictions: Path | None = None,
 ) -> OpenEndedReport:
-    """The report of scores [answers] by place in `questions`; arguments and errors as `evaluate_open_ended`."""
+    """Report scores [answers] by place in `questions`; arguments and errors as `evaluate_open_ended`."""
     usual = vocabulary.answers[0]
     usual_of_kind = {} if training is None else _most_frequent_by_kind(training)
     answered, unknown, majority = [], 0, []
@@ -181,7 +182,7 @@ def evaluate_multiple_choice(
     model: MultipleChoiceModel,
     loader: Iterable[Any],
     questions: QuestionSet,
-    tokenizer: CaptionTokenizer,
+    tokenizer: Tokenizer,
     *,
     device: torch.device | str,
     progress: bool = True,
@@ -213,7 +214,7 @@ def evaluate_multiple_choice(
 def report_choices(
     means: Mapping[int, Tensor], questions: QuestionSet, *, predictions: Path | None = None
 ) -> MultipleChoiceReport:
-    """The report of scores [options] by place in `questions`; arguments and errors as `evaluate_multiple_choice`."""
+    """Report scores [options] by place in `questions`; arguments and errors as `evaluate_multiple_choice`."""
     answered = []
     for index, row in means.items():
         options = questions.options[index]

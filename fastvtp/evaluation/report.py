@@ -8,12 +8,12 @@ from typing import Any
 
 
 def bad_file_report(bad_files: Mapping[str, str]) -> dict[str, Any]:
-    """How many files could not be used, and why not, by path."""
+    """Report how many files could not be used, and why not, by path."""
     return {"count": len(bad_files), "files": dict(sorted(bad_files.items()))}
 
 
 def scores_report(section: str, scores: Any, bad_files: Mapping[str, str], **more: Any) -> dict[str, Any]:
-    """A report of `scores`, a dataclass with `count` and `left_out`; why a clip was left out stands in bad_files.
+    """Make a report of `scores`, a dataclass with `count` and `left_out`; why a clip was left out stands in bad_files.
 
     more: further values of the section.
     """
@@ -32,7 +32,7 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
 
 
 def score_lines(report: dict[str, Any]) -> list[str]:
-    """The scores of a report that say the most, for the screen."""
+    """Pick the scores of a report that say the most, for the screen."""
     lines = []
     for way, scores in report.get("retrieval", {}).items():
         lines.append(f"{way}: " + "  ".join(f"{name} {value:.1f}" for name, value in scores.items()))

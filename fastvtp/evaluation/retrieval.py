@@ -46,7 +46,7 @@ class RetrievalModel(Module, Protocol):
 
 @dataclass(frozen=True)
 class RetrievalEmbeddings:
-    """Embeddings of a whole test set in the loader's order.
+    """The embeddings of a whole test set in the loader's order.
 
     text, video: float32 [N, D] and [M, D] on the device of the run, unit length. captions: one a text. ids: data-set
     index of each video. video_of_text: int64 [N] on the CPU, the row of each text's video.
@@ -59,13 +59,13 @@ class RetrievalEmbeddings:
     video_of_text: Tensor
 
     def similarity(self) -> Tensor:
-        """Cosine similarities, float32 [N texts, M videos], also under autocast, where they would tie."""
+        """The cosines of all pairs, float32 [N texts, M videos], also under autocast, where they would tie."""
         with torch.autocast(self.text.device.type, enabled=False):
             return self.text @ self.video.T
 
 
 class RetrievalRanks(NamedTuple):
-    """Expected rank of the right answer, from 1, float64.
+    """The expected rank of each query's right answer, from 1, float64.
 
     t2v: [N], one a text. v2t: [M], one a video, NaN for a video without a caption.
     """
@@ -107,11 +107,7 @@ def encode_retrieval(
             if not new:
                 continue
             found = captions(batch, new)
-            text = model.encode_text(
-                found.input_ids.to(device, non_blocking=True),
-                found.cu_seqlens.to(device, non_blocking=True),
-                max(found.lengths),
-            )
+            text = model.encode_text(*found.on(device))
             expected = [len(found.lengths), video.shape[1]]
             if list(text.shape) != expected:
                 raise ValueError(f"encode_text must give {expected}, got {list(text.shape)}")
@@ -130,8 +126,8 @@ def encode_retrieval(
             raise UserError(f"{name} must give rows of unit length, got norms {norms.min():.3g} to {norms.max():.3g}")
     by_clip = [said[index] for index in means]
     return RetrievalEmbeddings(
-        text,
-        video,
+        text=text,
+        video=video,
         captions=[caption for of_clip in by_clip for caption in of_clip],
         ids=list(means),
         video_of_text=torch.tensor([row for row, of_clip in enumerate(by_clip) for _ in of_clip]),
@@ -145,7 +141,7 @@ def retrieval_ranks(
     dual_softmax: bool = False,
     dual_softmax_temperature: float = 0.01,
 ) -> RetrievalRanks:
-    """Rank of the right answer of every query; arguments as in `retrieval_metrics`."""
+    """Rank the right answer of every query; arguments and errors as in `retrieval_metrics`."""
     if similarity.ndim != 2 or 0 in similarity.shape:
         raise ValueError(f"similarity must be [num_texts, num_videos], got {list(similarity.shape)}")
     num_texts, num_videos = similarity.shape
@@ -181,7 +177,7 @@ def retrieval_metrics(
     dual_softmax: bool = False,
     dual_softmax_temperature: float = 0.01,
 ) -> dict[str, dict[str, float]]:
-    """Recall at 1, 5 and 10 (percent of the queries) and the median and mean rank, in both directions.
+    """Compute recall at 1, 5 and 10 (percent of the queries) and the median and mean rank, in both directions.
 
     similarity: any float dtype, [N texts, M videos], larger is closer.
     video_of_text: int64 [N], the column of each text's video; None (square matrix) = text i describes video i. With
@@ -212,7 +208,8 @@ def retrieval_metrics(
 def shuffled_control(
     similarity: Tensor, seed: int, *, video_of_text: Tensor | None = None
 ) -> dict[str, dict[str, float]]:
-    """`retrieval_metrics` after a random permutation of the texts: anything but chance is a fault of the evaluation.
+    """Compute `retrieval_metrics` after a random permutation of the texts: anything but chance is a fault of the
+    evaluation.
 
     The permutation is uniform over all, fixed points included: then every rank is equally likely whatever the
     similarity, and the expectation is chance exactly. A derangement would give a perfect model R1 = 0, below chance.
@@ -224,7 +221,7 @@ def shuffled_control(
 
 
 def chance_recall(num_candidates: int, k: int) -> float:
-    """R@k of a random order with one right candidate among `num_candidates`, in percent."""
+    """Compute R@k of a random order with one right candidate among `num_candidates`, in percent."""
     if num_candidates < 1 or k < 1:
         raise ValueError(f"num_candidates and k must be positive, got {num_candidates} and {k}")
     return 100.0 * min(k, num_candidates) / num_candidates

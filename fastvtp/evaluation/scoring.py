@@ -11,10 +11,12 @@ from torch import Tensor
 from fastvtp.architecture import all_runs, architecture_of, find
 from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.classes import load_classes
-from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
+from fastvtp.data.loader import Decoding, VideoTextBatch, VideoTextLoader
 from fastvtp.data.questions import has_options, load_questions
-from fastvtp.data.sampling import check_fit
-from fastvtp.data.wordpiece import MIN_TEXT_LENGTH, no_text
+from fastvtp.data.reading import ClipReading, ClipShape
+from fastvtp.data.sampling import check_framing
+from fastvtp.data.source import Batches
+from fastvtp.data.text import MIN_TEXT_LENGTH
 from fastvtp.errors import UserError
 from fastvtp.evaluation.captions import all_captions
 from fastvtp.evaluation.classification import evaluate_classification
@@ -122,34 +124,33 @@ def _text_length(opened: OpenedModel, protocol: EvaluationProtocol) -> int:
     return min(positions, protocol.max_text_length or positions)
 
 
-def fit_of(opened: OpenedModel, protocol: EvaluationProtocol) -> str:
-    """How frames come to the model's size, see `CropSampling`. Raises UserError where the views do not go with it."""
-    fit = protocol.fit or opened.fit
-    check_fit(fit, protocol.views[1])
-    return fit
+def reading_of(opened: OpenedModel, protocol: EvaluationProtocol) -> ClipReading:
+    """How clips are read for this model, framed as in its training where the protocol says nothing else.
+
+    Raises UserError where the views do not go with the framing.
+    """
+    reading = protocol.reading.framed(opened.framing)
+    check_framing(str(reading.framing), protocol.views[1])
+    return reading
 
 
 def evaluation_loader(
     opened: OpenedModel, records: Sequence[VideoRecord], protocol: EvaluationProtocol, *, texts: bool = True
 ) -> VideoTextLoader:
     """Every clip of `records` in order, in all its views. texts: whether its captions are read too, which needs the
-    model's tokenizer."""
+    model's tokenizer if it reads text."""
     config = opened.model.config
+    segments, crops = protocol.views
     return VideoTextLoader(
         records,
-        opened.tokenizer if texts else no_text(),
-        batch_size=min(protocol.batch_size, len(records) * protocol.views[0] * protocol.views[1]),
-        num_frames=config.num_frames,
-        image_size=config.image_size,
+        opened.tokenizer if texts and architecture_of(opened.model).reads_text else None,
+        shape=ClipShape(config.num_frames, config.image_size),
+        reading=reading_of(opened, protocol),
+        batches=Batches(
+            batch_size=min(protocol.batch_size, len(records) * segments * crops), train=False, views=protocol.views
+        ),
+        decoding=Decoding(num_workers=protocol.num_workers, device=opened.model.device),
         max_text_length=_text_length(opened, protocol),
-        sampling=protocol.sampling,
-        frame_stride=protocol.frame_stride,
-        views=protocol.views,
-        fit=fit_of(opened, protocol),
-        seed=0,
-        train=False,
-        num_workers=protocol.num_workers,
-        device=opened.model.device,
     )
 
 

@@ -34,7 +34,7 @@ class ViewMean:
         return new
 
     def means(self) -> dict[int, Tensor]:
-        """The mean of each clip that came in as many views as any, in the order of the first views.
+        """Compute the mean of each clip that came in as many views as any, in the order of the first views.
 
         A clip with fewer is one whose file turned out damaged in the midst: it is left out, like one that never opened.
         """
@@ -50,7 +50,8 @@ def average_over_views(
     description: str,
     progress: bool,
 ) -> dict[int, Tensor]:
-    """Mean over its views of what `score` gives for each clip of a batch, one tensor a clip, by index in `records`.
+    """Compute the mean over its views of what `score` gives for each clip of a batch, one tensor a clip, by index in
+    `records`.
 
     Raises:
         UserError: the loader gave no clip.
@@ -70,6 +71,6 @@ def average_over_views(
 
 
 def left_out(records: Sequence[VideoRecord], scored: Iterable[int]) -> list[str]:
-    """The videos of records that were not scored, sorted, each once."""
+    """List the videos of records that were not scored, sorted, each once."""
     scored = set(scored)
     return sorted({record.video for index, record in enumerate(records) if index not in scored})

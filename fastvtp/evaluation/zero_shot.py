@@ -4,6 +4,7 @@ Shape legend: B = clips, C = classes, E = templates, D = width of the embeddings
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,11 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from fastvtp.data.classes import ClassificationSet, load_classes
-from fastvtp.data.questions import (
-    QuestionSet,
-    lists_questions,
-    load_questions,
-)
+from fastvtp.data.questions import QuestionSet, lists_questions, load_questions
+from fastvtp.data.text import Tokenizer
 from fastvtp.errors import UserError
 from fastvtp.evaluation.classification import ClassificationReport, evaluate_classification
 from fastvtp.evaluation.inference import Module, inference
@@ -30,6 +28,7 @@ from fastvtp.model_folder import OpenedModel
 
 _TEXTS_AT_ONCE = 256
 
+_PERSON = ("", "using ", "doing ", "during ", "performing ", "practicing ")
 # CLIP's for Kinetics (arXiv:2103.00020, data/prompts.md of its repository), four subjects in seven forms, spelled as
 # there; "video" alone is the prompt of VideoPrism's demo.
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -37,10 +36,9 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "kinetics": tuple(
         f"a {subject} of {form}{{}}."
         for subject in ("photo", "video", "example", "demonstration")
-        for form in ("", *(f"a person {verb}" for verb in
-                     ("", "using ", "doing ", "during ", "performing ", "practicing ")))
+        for form in ("", *(f"a person {verb}" for verb in _PERSON))
     ),
-}  # fmt: skip
+}
 
 
 class VideoTextModel(Module, Protocol):
@@ -56,14 +54,46 @@ class VideoTextModel(Module, Protocol):
         ...
 
 
-class TextReader(Protocol):
-    """What turns texts into ids, as `CaptionTokenizer` does."""
+@dataclass(frozen=True)
+class Prompts:
+    """How classes, and the options of questions, are put into words.
 
-    def encode_packed(self, captions: Sequence[str], max_length: int) -> Any: ...
+    templates: of a class's prompts, each with {} once for its name. temperature: of the probabilities of classes, which
+    only matters where several views are averaged. form: the text of an option, with "{option}" and, if wanted,
+    "{question}". The paper says of Charades-STA that a clip chooses among its video's descriptions, "{option}"; for
+    questions its form is not published.
+    """
+
+    templates: tuple[str, ...] = TEMPLATES["video"]
+    temperature: float = 0.01
+    form: str = "{option}"
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """The half of a model that reads texts.
+
+    tokenizer: the model's. max_length: most tokens of a text.
+    """
+
+    model: VideoTextModel
+    tokenizer: Tokenizer
+    max_length: int
+    device: torch.device | str
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts: float32 [M, D] of unit length, on the device."""
+        rows = []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            packed = self.tokenizer.encode_packed(texts[start : start + _TEXTS_AT_ONCE], self.max_length)
+            offsets, ids = torch.tensor([0, *packed.lengths]).cumsum(0).int(), torch.as_tensor(packed.input_ids)
+            text = self.model.encode_text(ids.to(self.device), offsets.to(self.device), max(packed.lengths))
+            rows.append(text.float())
+        return torch.cat(rows)
 
 
 def read_templates(source: str) -> tuple[str, ...]:
-    """Templates by a name in `TEMPLATES`, or from a file with one a line. Raises UserError for one without a {}."""
+    """Find templates by a name in `TEMPLATES`, or in a file with one a line. Raises UserError for one without a {}."""
     if source in TEMPLATES:
         return TEMPLATES[source]
     path = Path(source)
@@ -75,49 +105,23 @@ def read_templates(source: str) -> tuple[str, ...]:
 
 
 def check_templates(templates: Sequence[str], source: str = "templates") -> None:
-    """Raises UserError where there are none, or one does not say once where the class goes."""
+    """Check templates; raises UserError where there are none, or one does not say once where the class goes."""
     if not templates:
         raise UserError(f"{source}: no template")
     if wrong := [template for template in templates if template.count("{}") != 1]:
         raise UserError(f"{source}: expected {{}} once for the class, got {wrong[0]!r}")
 
 
-def encode_texts(
-    model: VideoTextModel,
-    tokenizer: TextReader,
-    texts: Sequence[str],
-    *,
-    max_length: int,
-    device: torch.device | str,
-) -> Tensor:
-    """Embeddings of texts, float32 [M, D] of unit length."""
-    rows = []
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        packed = tokenizer.encode_packed(texts[start : start + _TEXTS_AT_ONCE], max_length)
-        offsets = torch.tensor([0, *packed.lengths]).cumsum(0).int()
-        ids = torch.as_tensor(packed.input_ids)
-        rows.append(model.encode_text(ids.to(device), offsets.to(device), max(packed.lengths)).float())
-    return torch.cat(rows)
-
-
-def class_embeddings(
-    model: VideoTextModel,
-    tokenizer: TextReader,
-    class_names: Sequence[str],
-    templates: Sequence[str],
-    *,
-    max_length: int,
-    device: torch.device | str,
-) -> Tensor:
-    """The mean embedding of each class's prompts, at unit length again (CLIP's ensemble): float32 [C, D]."""
+def class_embeddings(texts: TextTower, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Compute the mean embedding of each class's prompts, at unit length again (CLIP's ensemble): float32 [C, D]."""
     check_templates(templates)
     prompts = [template.replace("{}", name) for name in class_names for template in templates]
-    embeddings = encode_texts(model, tokenizer, prompts, max_length=max_length, device=device)
+    embeddings = texts.encode(prompts)
     return normalize(embeddings.unflatten(0, (len(class_names), len(templates))).mean(1), dim=-1)
 
 
 class ZeroShotClassifier(nn.Module):
-    """Clips to logits: cosines with the classes over a temperature. The model's weights stay its own."""
+    """Turns clips into logits: cosines with the classes over a temperature. The model's weights stay its own."""
 
     classes: Tensor
 
@@ -129,73 +133,59 @@ class ZeroShotClassifier(nn.Module):
         self.register_buffer("classes", classes)
 
     def forward(self, video: Tensor) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> [B, C]."""
+        """Compute the logits [B, C] of clips, uint8 [B, T, H, W, 3]."""
         clips = self._model[0].encode_video(video).float()
         with torch.autocast(clips.device.type, enabled=False):
             return clips @ self.classes.T / self.temperature
 
 
 def evaluate_zero_shot(
-    model: VideoTextModel,
+    texts: TextTower,
     loader: Iterable[Any],
     classes: ClassificationSet,
-    tokenizer: TextReader,
+    prompts: Prompts,
     *,
-    templates: Sequence[str],
-    max_length: int,
-    device: torch.device | str,
-    temperature: float = 0.01,
     progress: bool = True,
 ) -> ClassificationReport:
     """Classify every clip of `loader`, an evaluation loader of `classes.records`, by the nearest class's prompts.
-
-    max_length: most tokens of a prompt. temperature: only matters for what is averaged over several views, which are
-    probabilities.
 
     Raises UserError for templates without a place for the class, and for classes that are bare numbers.
     """
     if classes.unnamed:
         raise UserError("classes are bare numbers, which say nothing in a prompt: give the file of their names")
-    with inference(model):
-        embeddings = class_embeddings(
-            model, tokenizer, classes.class_names, templates, max_length=max_length, device=device
-        )
-        classifier = ZeroShotClassifier(model, embeddings, temperature)
-        return evaluate_classification(classifier, loader, classes, device=device, progress=progress)
+    with inference(texts.model):
+        embeddings = class_embeddings(texts, classes.class_names, prompts.templates)
+        classifier = ZeroShotClassifier(texts.model, embeddings, prompts.temperature)
+        return evaluate_classification(classifier, loader, classes, device=texts.device, progress=progress)
 
 
 def evaluate_zero_shot_choice(
-    model: VideoTextModel,
+    texts: TextTower,
     loader: Iterable[Any],
     questions: QuestionSet,
-    tokenizer: TextReader,
+    prompts: Prompts,
     *,
-    form: str = "{option}",
-    max_length: int,
-    device: torch.device | str,
     progress: bool = True,
     predictions: Path | None = None,
 ) -> MultipleChoiceReport:
-    """Of each question's options choose the one that is nearest to the clip, in inference mode; cosines are averaged
+    """Choose of each question's options the one that is nearest to the clip, in inference mode; cosines are averaged
     over views.
 
-    form: the text of an option, with "{option}" and, if wanted, "{question}". The paper says of Charades-STA that a
-    clip chooses among its video's descriptions, "{option}"; for questions its form is not published.
+    loader: an evaluation loader of `questions.records`. predictions: a file to write, as in `evaluate_open_ended`.
 
     Raises UserError for a form without "{option}", a question without options, and where no clip could be decoded.
     """
-    if "{option}" not in form:
-        raise UserError(f"form must hold {{option}}, got {form!r}")
+    if "{option}" not in prompts.form:
+        raise UserError(f"form must hold {{option}}, got {prompts.form!r}")
 
     def cosines(batch: Any) -> list[Tensor]:
-        clips = model.encode_video(batch.video.to(device, non_blocking=True)).float().cpu()
+        clips = texts.model.encode_video(batch.video.to(texts.device, non_blocking=True)).float().cpu()
         indices = batch.sample_ids.tolist()
-        texts = [text for index in indices for text in _option_texts(questions, index, form)]
-        options = encode_texts(model, tokenizer, texts, max_length=max_length, device=device).cpu()
-        parts = options.split([len(questions.options[index]) for index in indices])
+        options = [text for index in indices for text in _option_texts(questions, index, prompts.form)]
+        parts = texts.encode(options).cpu().split([len(questions.options[index]) for index in indices])
         return [part @ clip for part, clip in zip(parts, clips, strict=True)]
 
-    with inference(model):
+    with inference(texts.model):
         means = average_over_views(loader, questions.records, cosines, description="multiple choice", progress=progress)
     return report_choices(means, questions, predictions=predictions)
 
@@ -208,16 +198,14 @@ def _option_texts(questions: QuestionSet, index: int, form: str) -> list[str]:
     return [asked.replace("{option}", option) for option in questions.options[index]]
 
 
-_PROTOCOL = EvaluationProtocol()
+_PROTOCOL, _PROMPTS = EvaluationProtocol(), Prompts()
 
 
 def zero_shot(
     opened: OpenedModel,
     data: str | Path,
     *,
-    templates: Sequence[str] = TEMPLATES["video"],
-    form: str = "{option}",
-    temperature: float = 0.01,
+    prompts: Prompts = _PROMPTS,
     names_file: str | Path | None = None,
     protocol: EvaluationProtocol = _PROTOCOL,
     predictions: Path | None = None,
@@ -225,8 +213,8 @@ def zero_shot(
 ) -> dict[str, Any]:
     """Classify videos by prompts, or choose among the options of questions, without training.
 
-    data: what `load_classes` or `load_questions` reads. templates, temperature: of classes, see `evaluate_zero_shot`.
-    form, predictions: of questions, see `evaluate_zero_shot_choice`. Returns a report.
+    data: what `load_classes` or `load_questions` reads. names_file: names the classes, see `load_classes`. predictions:
+    a file for the answers to questions, see `evaluate_zero_shot_choice`. Returns a report.
 
     Raises UserError for a model without embeddings of clips and texts.
     """
@@ -234,21 +222,16 @@ def zero_shot(
     if not (hasattr(model, "encode_video") and hasattr(model, "encode_text")):
         raise UserError(f"a {type(model).__name__} has no embeddings of clips and texts to compare")
     found: Any = load_questions(data) if lists_questions(data) else load_classes(data, names_file=names_file)
-    common: dict[str, Any] = {
-        "max_length": min(model.config.max_text_length, protocol.max_text_length or model.config.max_text_length),
-        "device": device, "progress": progress_bar,
-    }  # fmt: skip
+    positions = model.config.max_text_length
+    texts = TextTower(model, opened.tokenizer, min(positions, protocol.max_text_length or positions), device)
     with (
         evaluation_loader(opened, found.records, protocol) as loader,
         torch.autocast(device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16"),
     ):
         if isinstance(found, QuestionSet):
-            scores: Any = evaluate_zero_shot_choice(
-                model, loader, found, opened.tokenizer, form=form, predictions=predictions, **common
+            choices = evaluate_zero_shot_choice(
+                texts, loader, found, prompts, predictions=predictions, progress=progress_bar
             )
-        else:
-            scores = evaluate_zero_shot(
-                model, loader, found, opened.tokenizer, templates=templates, temperature=temperature, **common
-            )
-        section = "multiple_choice" if isinstance(found, QuestionSet) else "classification"
-        return scores_report(section, scores, loader.bad_files)
+            return scores_report("multiple_choice", choices, loader.bad_files)
+        scores = evaluate_zero_shot(texts, loader, found, prompts, progress=progress_bar)
+        return scores_report("classification", scores, loader.bad_files)

@@ -21,13 +21,13 @@ class Detections:
     scores: Tensor
 
     def of_class(self, label: int) -> tuple[Tensor, Tensor]:
-        """Spans and scores of one class."""
+        """Pick the spans and scores of one class."""
         chosen = self.labels == label
         return self.spans[chosen], self.scores[chosen]
 
 
 def span_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union, [N, S] and [M, S] -> [N, M]; spans of no extent overlap with nothing."""
+    """Compute the intersection over union of spans [N, S] and [M, S]: [N, M]; it is 0 for spans of no extent."""
     half = a.shape[1] // 2
     low = torch.maximum(a[:, None, :half], b[None, :, :half])
     high = torch.minimum(a[:, None, half:], b[None, :, half:])
@@ -56,7 +56,8 @@ def detection_map(
     *,
     next_best: bool,
 ) -> dict[float, tuple[float, dict[str, float]]]:
-    """Mean average precision at each threshold of overlap, in percent, and that of each class that `truth` shows.
+    """Compute the mean average precision at each threshold of overlap, in percent, and that of each class that `truth`
+    shows.
 
     found: by id of the video. Detections of a class are matched over all videos, the surest first, each with the span
     of the same class and video that it overlaps with most; a span can be found once. next_best: where that one is taken
@@ -95,7 +96,10 @@ def _class_precision(
 
 
 def match(spans: Tensor, scores: Tensor, true: Tensor, threshold: float, *, next_best: bool) -> Tensor:
-    """Which of one video's detections of a class are right, see `detection_map`: [N, S], [N], [M, S] -> bool [N]."""
+    """Tell which of one video's detections of a class are right, see `detection_map`: bool [N].
+
+    spans: [N, S]. scores: [N]. true: [M, S].
+    """
     right = torch.zeros(len(spans), dtype=torch.bool)
     if len(true) == 0:
         return right
@@ -112,7 +116,8 @@ def match(spans: Tensor, scores: Tensor, true: Tensor, threshold: float, *, next
 def average_precision(
     scores: Tensor, right: Tensor, *, num_right: int | None = None, interpolated: bool = False
 ) -> float:
-    """Area under precision over recall, in percent: the sum over distinct scores of the rise of recall times precision.
+    """Compute the area under precision over recall, in percent: the sum over distinct scores of the rise of recall
+    times precision.
 
     scores: any floating [N]. right: bool [N]. num_right: right answers there are, where some were never ranked; None:
     those of `right`. interpolated: precision is the best at this or any higher recall, as in detection (PASCAL VOC 2010
@@ -139,7 +144,8 @@ def average_precision(
 
 
 def mean_average_precision(scores: Tensor, targets: Tensor) -> tuple[float, list[float]]:
-    """The mean over classes that any clip shows, in percent, and that of each class (NaN where none does).
+    """Compute the mean over classes that any clip shows, in percent, and the precision of each class (NaN where none
+    does).
 
     scores: [N, C]. targets: bool [N, C].
     """
@@ -148,6 +154,6 @@ def mean_average_precision(scores: Tensor, targets: Tensor) -> tuple[float, list
 
 
 def finite_mean(values: Iterable[float]) -> float:
-    """The mean without NaN; NaN of nothing."""
+    """Compute the mean of the values that are not NaN; NaN where there are none."""
     kept = [value for value in values if value == value]
     return sum(kept) / len(kept) if kept else float("nan")

@@ -17,15 +17,9 @@ from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.classes import TargetSet
 from fastvtp.data.sampling import epoch_order, sample_rng
 from fastvtp.errors import UserError
-from fastvtp.frozen.features import (
-    TENSOR_NAME,
-    description_digest,
-    read_description,
-    shard_path,
-)
+from fastvtp.frozen.features import TENSOR_NAME, description_digest, framing_of, read_description, shard_path
 
-_SAME = ("model_digest", "width", "grid", "layers", "pool", "fit")
-_UNSAID = {"fit": "crop"}  # where features are older than the record of it
+_SAME = ("model_digest", "width", "grid", "layers", "pool", "framing")
 
 
 @dataclass(frozen=True)
@@ -45,6 +39,7 @@ class FeatureSet(Dataset):
 
     Attributes:
         description: the content of `features.json`.
+        digest: its fingerprint, which the shards bear.
         records: the clips that could be decoded, in the order of the list they came from.
         labels: places in `class_names` of each.
         left_out: reason by video, of those that could not.
@@ -60,14 +55,14 @@ class FeatureSet(Dataset):
         self.left_out: dict[str, str] = {}
         self._places: list[tuple[int, int]] = []
         shards = -(-self.description["num_videos"] // self.description["shard_size"])
-        expected = description_digest(self.description)
+        self.digest = description_digest(self.description)
         names = self.class_names
         for number in range(shards):
             path = shard_path(self.folder, number, "json")
             if not path.is_file():
                 raise UserError(f"{self.folder} is incomplete: no {path.name} of {shards} shards; extract it once more")
             shard = json.loads(path.read_bytes())
-            if shard["description"] != expected:
+            if shard["description"] != self.digest:
                 raise UserError(f"{path} belongs to other features than {self.folder}/features.json describes")
             for row, clip in enumerate(shard["clips"]):
                 caption = ", ".join(names[label] for label in clip["labels"]) or "none"
@@ -83,12 +78,12 @@ class FeatureSet(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Tensor:
-        """All views of a clip: [V, K, L, D], in the dtype on disk."""
+        """Read all views of a clip: [V, K, L, D], in the dtype on disk."""
         number, row = self._places[index]
         return self._shard(number)[row : row + 1][0]
 
     def view(self, index: int, view: int) -> Tensor:
-        """One view of a clip: [K, L, D], in the dtype on disk."""
+        """Read one view of a clip: [K, L, D], in the dtype on disk."""
         number, row = self._places[index]
         return self._shard(number)[row : row + 1, view : view + 1][0, 0]
 
@@ -97,7 +92,7 @@ class FeatureSet(Dataset):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """() where the videos came without labels."""
+        """The names of the classes; () where the videos came without labels."""
         return tuple(self.description["class_names"] or ())
 
     @property
@@ -107,9 +102,9 @@ class FeatureSet(Dataset):
         return time, height, width
 
     @property
-    def fit(self) -> str:
+    def framing(self) -> str:
         """How frames came to the model's size, see `CropSampling`."""
-        return (_UNSAID | self.description)["fit"]
+        return framing_of(self.description)
 
     @property
     def num_views(self) -> int:
@@ -123,7 +118,7 @@ class FeatureSet(Dataset):
         return TargetSet(tuple(self.records), tuple(self.labels), self.class_names, self.description["multi_label"])
 
     def batches(self, batch_size: int) -> Iterator[FeatureBatch]:
-        """Every view of every clip in order, `batch_size` rows at most."""
+        """Read every view of every clip in order, `batch_size` rows at a time at most."""
         rows = [(index, view) for index in range(len(self)) for view in range(self.num_views)]
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
@@ -134,9 +129,9 @@ class FeatureSet(Dataset):
             )
 
     def check_fits(self, description: dict[str, Any], whose: str) -> None:
-        """Raises UserError where these are features of another tower, of other layers of it, or of frames that came to
-        its size in another way, than `description`."""
-        own, expected = _UNSAID | self.description, _UNSAID | description
+        """Check that features go together: raises UserError where these are of another tower, of other layers of it, or
+        of frames that came to its size in another way, than `description`."""
+        own, expected = ({**each, "framing": framing_of(each)} for each in (self.description, description))
         for name in _SAME:
             if own[name] != expected[name]:
                 raise UserError(
@@ -175,7 +170,7 @@ class TrainingRows(Dataset):
 
 
 def training_draw(number: int, count: int, seed: int) -> tuple[int, Any]:
-    """Which of `count` clips row `number` of shuffled epochs is, and the generator of choices about it."""
+    """Draw which of `count` clips row `number` of shuffled epochs is, and the generator of choices about it."""
     epoch, place = divmod(number, count)
     index = int(epoch_order(seed, epoch, count)[place])
     return index, sample_rng(seed, epoch, index)

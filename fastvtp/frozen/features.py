@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from fastvtp.data.annotations import VideoRecord, annotations_digest
 from fastvtp.data.classes import TargetSet
+from fastvtp.data.reading import DEFAULT_FRAMING
 from fastvtp.errors import UserError
 from fastvtp.evaluation.inference import inference
 from fastvtp.files import write_atomically
@@ -31,15 +32,16 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """What is kept of a clip.
-
-    layers, pool: see `VideoTower.encode_layers`. dtype: on disk. shard_size: videos in a file.
-    """
+    """What is kept of a clip, and how. Raises UserError for a value out of range."""
 
     layers: tuple[int, ...] = ()
+    """Blocks whose tokens are kept beside the tower's output, see `VideoTower.encode_layers`."""
     pool: str = "none"
+    """Of the tokens, see `VideoTower.encode_layers`."""
     dtype: str = "float32"
+    """Of the features on disk, one of `DTYPES`."""
     shard_size: int = 64
+    """Videos in a file."""
 
     def __post_init__(self) -> None:
         check_pool(self.pool)
@@ -49,8 +51,21 @@ class FeatureSettings:
             raise UserError(f"shard_size must be positive, got {self.shard_size}")
 
 
+@dataclass(frozen=True)
+class ListedVideos:
+    """Videos as a list names them.
+
+    Attributes:
+        records: the videos, in the order of the list.
+        targets: the classes that each shows; None where the list does not say.
+    """
+
+    records: Sequence[VideoRecord]
+    targets: TargetSet | None = None
+
+
 def model_digest(model: nn.Module) -> str:
-    """Fingerprint of a model's weights, by name, dtype and value: 16 hexadecimal digits of SHA-256."""
+    """The fingerprint of a model's weights, by name, dtype and value: 16 hexadecimal digits of SHA-256."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -59,24 +74,21 @@ def model_digest(model: nn.Module) -> str:
 
 
 def describe(
-    tower: VideoTower,
-    records: Sequence[VideoRecord],
-    settings: FeatureSettings,
-    *,
-    protocol: Mapping[str, Any],
-    targets: TargetSet | None,
+    tower: VideoTower, videos: ListedVideos, settings: FeatureSettings, protocol: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The content of `features.json`: all that the features depend on, the model and the videos by their digests.
+    """Write down all that features depend on, the model and the videos by their digests: the content of
+    `features.json`.
 
     protocol: how clips are read, with "views" (segments, crops); whatever JSON can hold.
     """
+    targets = videos.targets
     labels = None if targets is None else hashlib.sha256(json.dumps(targets.labels).encode()).hexdigest()[:16]
     description = {
         "model": type(tower.model).__name__,
         "model_digest": model_digest(tower.model),
-        "data_digest": annotations_digest(records),
+        "data_digest": annotations_digest(videos.records),
         "label_digest": labels,
-        "num_videos": len(records),
+        "num_videos": len(videos.records),
         "width": tower.width,
         "grid": tower.pooled_grid(settings.pool),
         **asdict(settings),
@@ -89,21 +101,19 @@ def describe(
 
 def extract_features(
     tower: VideoTower,
-    records: Sequence[VideoRecord],
+    videos: ListedVideos,
     make_loader: Callable[[Sequence[VideoRecord]], Any],
     folder: str | Path,
     settings: FeatureSettings,
     *,
     protocol: Mapping[str, Any],
-    targets: TargetSet | None = None,
-    device: torch.device | str = "cpu",
     precision: str = "float32",
     progress: bool = True,
 ) -> None:
-    """Write the features of all `records` to `folder`; what a killed run left there is completed.
+    """Write the features of all `videos` to `folder`; what a killed run left there is completed.
 
-    make_loader: an evaluation loader of some records (a context manager with `bad_files`), all views of a clip in a
-        row. protocol: as in `describe`; "views" must be the loader's. targets: the labels of `records`.
+    make_loader: gives an evaluation loader of some records (a context manager with `bad_files`), all views of a clip in
+        a row. protocol: as in `describe`; "views" must be the loader's.
     precision: "float32" or "bfloat16" (autocast of the tower alone).
 
     A video that cannot be decoded is left out and named in its shard.
@@ -111,13 +121,13 @@ def extract_features(
     Raises UserError where `folder` holds features of something else, and for features that are not finite in `dtype`.
     """
     tower.check_layers(settings.layers)
-    description = describe(tower, records, settings, protocol=protocol, targets=targets)
-    _claim(Path(folder), description)
-    shards = _Shards(Path(folder), records, targets, description)
+    records, device = videos.records, next(tower.model.parameters()).device
+    _claim(Path(folder), describe(tower, videos, settings, protocol))
+    shards = _Shards(Path(folder), videos)
     left = shards.left
-    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
-    with tqdm(total=len(records), initial=len(records) - len(left), desc="features", unit="clip",
-              disable=not progress) as bar:  # fmt: skip
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    done = len(records) - len(left)
+    with tqdm(total=len(records), initial=done, desc="features", unit="clip", disable=not progress) as bar:
         if not left:
             return
         with inference(tower.model), make_loader([records[index] for index in left]) as loader:
@@ -137,11 +147,12 @@ def extract_features(
 
 
 def shard_path(folder: Path, number: int, suffix: str) -> Path:
+    """The file of shard `number`, of its features ("safetensors") or of what they are of ("json")."""
     return folder / f"shard_{number:05d}.{suffix}"
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
-    """The content of `features.json`. Raises UserError where there is none or it is not JSON."""
+    """Read the content of `features.json`. Raises UserError where there is none or it is not JSON."""
     path = Path(folder) / DESCRIPTION_NAME
     if not path.is_file():
         raise UserError(f"{folder} holds no features: it has no {DESCRIPTION_NAME}")
@@ -151,7 +162,13 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON: {error}") from None
 
 
+def framing_of(description: Mapping[str, Any]) -> str:
+    """How the frames of features came to the model's size. Earlier versions called it "fit", or did not say."""
+    return description.get("framing") or description.get("fit") or DEFAULT_FRAMING
+
+
 def description_digest(description: Mapping[str, Any]) -> str:
+    """The fingerprint of a description, by which shards know that they are of it: 16 hexadecimal digits of SHA-256."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -159,6 +176,8 @@ def _claim(folder: Path, description: dict[str, Any]) -> None:
     """Make `folder` that of these features, or see that it already is."""
     if (folder / DESCRIPTION_NAME).exists():
         before = read_description(folder)
+        if "fit" in before:  # what earlier versions called it
+            before = {**before, "framing": before["fit"]}
         if different := [name for name, value in description.items() if before.get(name) != value]:
             shown = ", ".join(f"{name} {before.get(name)!r}, expected {description[name]!r}" for name in different[:3])
             raise UserError(f"{folder} holds other features ({shown}): choose another folder, or remove it")
@@ -170,25 +189,21 @@ def _claim(folder: Path, description: dict[str, Any]) -> None:
 class _Shards:
     """The shards of a folder that are not there yet, and the clips that have come in for them.
 
-    left: places in `records` of the videos still to be read, in order.
+    left: places in the list of the videos still to be read, in order.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        records: Sequence[VideoRecord],
-        targets: TargetSet | None,
-        description: Mapping[str, Any],
-    ):
-        self._folder, self._records, self._targets = folder, records, targets
+    def __init__(self, folder: Path, videos: ListedVideos):
+        self._folder, self._records, self._targets = folder, videos.records, videos.targets
+        description = read_description(folder)
         self._size, self._views = description["shard_size"], description["views"][0] * description["views"][1]
         self._digest = description_digest(description)
-        count = -(-len(records) // self._size)
+        count = -(-len(self._records) // self._size)
         self._pending = [number for number in range(count) if not shard_path(folder, number, "json").exists()]
         self._rows: dict[int, list[Tensor]] = {}
         self.left = [index for number in self._pending for index in self._span(number)]
 
     def add(self, indices: Sequence[int], rows: Tensor) -> None:
+        """Take in one view of the clip at each of these places, [n, K, L, D]."""
         for index, row in zip(indices, rows, strict=True):
             self._rows.setdefault(index, []).append(row)
 

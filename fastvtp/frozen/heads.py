@@ -28,7 +28,7 @@ _ROI_CELLS, _POINTS = 7, 2  # cells along a side of a box, and points along a si
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentHeadConfig:
-    """Sizes of a `SegmentHead`."""
+    """The sizes of a `SegmentHead`. Raises ValueError for one out of range."""
 
     width: int
     num_classes: int
@@ -71,7 +71,7 @@ class SegmentHead(nn.Module):
         self.distances = nn.Linear(config.hidden, 2)
 
     def init_weights(self) -> None:
-        """Xavier-uniform matrices; at first every class has probability 0.01 (focal loss, arXiv:1708.02002)."""
+        """Draw Xavier-uniform matrices; at first every class has probability 0.01 (focal loss, arXiv:1708.02002)."""
         self.apply(init_linear_xavier)
         for module in self.modules():
             if isinstance(module, nn.Conv1d):
@@ -79,7 +79,7 @@ class SegmentHead(nn.Module):
         nn.init.constant_(self.classes.bias, -4.6)
 
     def forward(self, features_BTD: Tensor) -> SlotPredictions:
-        """Features of time slots that cover the clip evenly, [B, T, D]."""
+        """Predict from features of time slots that cover the clip evenly, [B, T, D]."""
         x_BTH = gelu(self.input(self.norm(features_BTD)))
         for convolution in self.convolutions:
             x_BTH = x_BTH + self.dropout(gelu(convolution(x_BTH.mT).mT))
@@ -90,13 +90,13 @@ class SegmentHead(nn.Module):
 
 
 def slot_centres(slots: int, device: torch.device | None = None) -> Tensor:
-    """The middle of each time slot as a share of the clip: [T]."""
+    """Compute the middle of each time slot as a share of the clip: [T]."""
     return (torch.arange(slots, device=device) + 0.5) / slots
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoxHeadConfig:
-    """Sizes of a `BoxHead`; the defaults are VideoPrism's (arXiv:2402.13217, appendix E)."""
+    """The sizes of a `BoxHead`; the defaults are VideoPrism's (arXiv:2402.13217, appendix E)."""
 
     width: int
     num_classes: int
@@ -107,7 +107,6 @@ class BoxHeadConfig:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", tuple(self.grid))  # JSON gives lists
         check_positive(self, "width", "num_classes", "num_heads", "head_dim")
         check_share(self, "dropout")
         if len(self.grid) != 3 or min(self.grid) < 1:
@@ -129,12 +128,12 @@ class BoxHead(nn.Module):
         self.head = nn.Linear(config.width, config.num_classes)
 
     def init_weights(self) -> None:
-        """Xavier-uniform matrices, zero biases; uses torch's global generator."""
+        """Draw Xavier-uniform matrices and zero biases; uses torch's global generator."""
         self.apply(init_linear_xavier)
 
     def forward(self, features_BLD: Tensor, boxes: Tensor, counts: Sequence[int]) -> Tensor:
-        """Tokens [B, L, D] and boxes [n, 4] (left, top, right, bottom as shares of the picture), `counts` of them for
-        each clip in turn -> logits [n, C]. Raises ValueError where these do not fit."""
+        """Compute logits of tokens [B, L, D] and boxes [n, 4] (left, top, right, bottom as shares of the picture),
+        `counts` of them for each clip in turn -> logits [n, C]. Raises ValueError where these do not fit."""
         clips, length, width = features_BLD.shape
         time, height, columns = self.config.grid
         if length != time * height * columns or sum(counts) != len(boxes) or len(counts) != clips:
@@ -153,7 +152,7 @@ class BoxHead(nn.Module):
 
 
 def roi_align(maps: Tensor, boxes: Tensor, map_of_box: Tensor) -> Tensor:
-    """Features inside boxes on a grid of 7 x 7 cells, each the mean of 2 x 2 bilinear samples (RoIAlign,
+    """Sample features inside boxes on a grid of 7 x 7 cells, each the mean of 2 x 2 bilinear samples (RoIAlign,
     arXiv:1703.06870, half-pixel aligned).
 
     maps: [B, D, h, w]. boxes: [n, 4], left, top, right, bottom as shares of the picture. map_of_box: int64 [n].
@@ -174,7 +173,7 @@ _ALPHA, _GAMMA = 0.25, 2.0  # RetinaNet's
 
 
 def slot_targets(centres: Tensor, segments: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """What each slot of a clip should say.
+    """Work out what each slot of a clip should say.
 
     centres: [T]. segments: [n, 2]. labels: bool [n, C]. A slot belongs to the shortest segment around its centre, and a
     segment between two centres has the nearest one.
@@ -194,8 +193,8 @@ def slot_targets(centres: Tensor, segments: Tensor, labels: Tensor) -> tuple[Ten
 
 
 def segment_loss(logits: Tensor, segments: Tensor, classes: Tensor, places: Tensor) -> Tensor:
-    """Focal loss of the classes (arXiv:1708.02002) plus one minus the distance IoU of the segments (arXiv:1911.08287),
-    both over the number of slots inside segments, at least 1: [].
+    """Compute the focal loss of the classes (arXiv:1708.02002) plus one minus the distance IoU of the segments
+    (arXiv:1911.08287), both over the number of slots inside segments, at least 1: [].
 
     logits, classes: [..., C]. segments, places: [..., 2], the predicted and the true one; see `slot_targets`.
     """

@@ -15,12 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.errors import UserError
 from fastvtp.evaluation.inference import inference
-from fastvtp.frozen.detection import (
-    Detections,
-    detection_map,
-    finite_mean,
-    suppress,
-)
+from fastvtp.frozen.detection import Detections, detection_map, finite_mean, suppress
 from fastvtp.frozen.feature_sets import FeatureSet, training_draw
 from fastvtp.frozen.heads import (
     BoxHead,
@@ -32,11 +27,7 @@ from fastvtp.frozen.heads import (
     slot_targets,
 )
 from fastvtp.frozen.spans import SpanSet
-from fastvtp.frozen.training_heads import (
-    FitSettings,
-    fit,
-    head_config,
-)
+from fastvtp.frozen.training_heads import HeadTraining, head_config, train_head
 
 TIME_THRESHOLDS = tuple(0.5 + 0.05 * step for step in range(10))  # ActivityNet's
 BOX_THRESHOLD = 0.5  # AVA's
@@ -63,25 +54,26 @@ class LocalizationReport:
     left_out: list[str]
 
 
-def fit_segment_head(
+def train_segment_head(
     features: FeatureSet,
     annotations: SpanSet,
-    settings: FitSettings,
+    training: HeadTraining,
     *,
     device: torch.device | str = "cpu",
     progress: bool = True,
     **sizes: Any,
 ) -> tuple[SegmentHead, float]:
-    """A head for segments, and its last loss. features: of whole videos in even frames; their time slots are averaged
-    over the picture where the cache has not done so. sizes: fields of `SegmentHeadConfig`.
+    """Train a head that finds segments in time; returns it, and its last loss.
+
+    features: of whole videos in even frames; their time slots are averaged over the picture where the cache has not
+    done so. sizes: fields of `SegmentHeadConfig`.
 
     Raises UserError where no annotated video has features, and for annotations of boxes.
     """
     _check_kind(annotations, "segments")
-    config = head_config(
-        SegmentHeadConfig, width=features.description["width"], num_classes=len(annotations.class_names), **sizes
-    )  # fmt: skip
-    torch.manual_seed(settings.seed)
+    known = {"width": features.description["width"], "num_classes": len(annotations.class_names)}
+    config = head_config(SegmentHeadConfig, **known, **sizes)
+    torch.manual_seed(training.seed)
     head = SegmentHead(config).to(device)
     head.init_weights()
     centres = slot_centres(features.grid[0])
@@ -93,8 +85,8 @@ def fit_segment_head(
         predicted = head(_by_slot(clips.to(device), features))
         return segment_loss(predicted.logits, predicted.segments, classes, spans)
 
-    batches = _training_batches(features, annotations, settings)
-    return head, fit(head, batches, loss_of, settings, device=device, progress=progress, description="segments")
+    batches = _training_batches(features, annotations, training)
+    return head, train_head(head, batches, loss_of, training, device=device, progress=progress, description="segments")
 
 
 def detect_segments(
@@ -106,8 +98,8 @@ def detect_segments(
     most: int = 100,
     least_score: float = 1e-3,
 ) -> dict[str, Detections]:
-    """Segments of every clip, by its id: of each class the surest that do not overlap by more than `overlap`, at most
-    `most` in all, none with a probability below `least_score`."""
+    """Find the segments of every clip, by its id: of each class the surest that do not overlap by more than `overlap`,
+    at most `most` in all, none with a probability below `least_score`."""
 
     def read(clips: Tensor, indices: list[int]) -> Iterator[tuple[str, Detections]]:
         predicted = head(_by_slot(clips.to(device), features))
@@ -118,28 +110,28 @@ def detect_segments(
     return _over_clips(head, features, read)
 
 
-def fit_box_head(
+def train_box_head(
     features: FeatureSet,
     annotations: SpanSet,
-    settings: FitSettings,
+    training: HeadTraining,
     *,
     device: torch.device | str = "cpu",
     progress: bool = True,
     **sizes: Any,
 ) -> tuple[BoxHead, float]:
-    """A head for what is done in given boxes, and its last loss. features: of all tokens (pool "none"). sizes: fields
-    of `BoxHeadConfig`. Raises UserError as `fit_segment_head`, and for features that are pooled or of squashed
-    frames."""
+    """Train a head that says what is done in given boxes; returns it, and its last loss.
+
+    features: of all tokens (pool "none"). sizes: fields of `BoxHeadConfig`. Raises UserError where no annotated video
+    has features, for annotations of segments, and for features that are pooled or of squashed frames.
+    """
     _check_kind(annotations, "boxes")
     if features.description["pool"] != "none":
         raise UserError(f"{features.folder} has pool {features.description['pool']!r}, expected 'none' for boxes")
-    if features.fit == "squash":
-        raise UserError(f"{features.folder} has fit 'squash': boxes are placed in centred squares, expected 'crop'")
-    config = head_config(
-        BoxHeadConfig, width=features.description["width"], num_classes=len(annotations.class_names),
-        grid=features.grid, **sizes,
-    )  # fmt: skip
-    torch.manual_seed(settings.seed)
+    if features.framing == "squash":
+        raise UserError(f"{features.folder} has framing 'squash': boxes are placed in centred squares, expected 'crop'")
+    known = {"width": features.description["width"], "num_classes": len(annotations.class_names)}
+    config = head_config(BoxHeadConfig, grid=features.grid, **known, **sizes)
+    torch.manual_seed(training.seed)
     head = BoxHead(config).to(device)
     head.init_weights()
 
@@ -150,17 +142,18 @@ def fit_box_head(
         logits = head(clips[:, -1].to(device), boxes.to(device), counts)
         return binary_cross_entropy_with_logits(logits.float(), labels.to(logits.device).float())
 
-    batches = _training_batches(features, annotations, settings)
-    return head, fit(head, batches, loss_of, settings, device=device, progress=progress, description="boxes")
+    batches = _training_batches(features, annotations, training)
+    return head, train_head(head, batches, loss_of, training, device=device, progress=progress, description="boxes")
 
 
 def score_boxes(
     head: BoxHead, features: FeatureSet, boxes: SpanSet, *, device: torch.device | str = "cpu"
 ) -> dict[str, Detections]:
-    """What is done in the boxes of every clip, by its id: each box once for every class, with the probability times the
-    detector's score. boxes: the true ones, or a detector's; clips without any are left out.
+    """Say what is done in the boxes of every clip, by its id: each box once for every class, with the probability times
+    the detector's score.
 
-    Raises UserError where no clip has boxes."""
+    boxes: the true ones, or a detector's; clips without any are left out. Raises UserError where no clip has boxes.
+    """
     _check_kind(boxes, "boxes")
     places = {name: place for name, place in boxes.by_id().items() if len(boxes.spans[place])}
 
@@ -235,7 +228,7 @@ def _over_clips(
 
 
 def _training_batches(
-    features: FeatureSet, annotations: SpanSet, settings: FitSettings
+    features: FeatureSet, annotations: SpanSet, training: HeadTraining
 ) -> Iterator[tuple[Tensor, list[int]]]:
     """Shuffled epochs of annotated clips without end: first views [B, K, L, D], and places in `annotations`."""
     places = annotations.by_id()
@@ -246,8 +239,8 @@ def _training_batches(
         raise UserError(f"{features.folder}: no clip of it is annotated: expected the ids of the annotations")
     number = 0
     while True:
-        drawn = [usable[training_draw(number + i, len(usable), settings.seed)[0]] for i in range(settings.batch_size)]
-        number += settings.batch_size
+        drawn = [usable[training_draw(number + i, len(usable), training.seed)[0]] for i in range(training.batch_size)]
+        number += training.batch_size
         yield torch.stack([features.view(index, 0) for index, _ in drawn]).float(), [place for _, place in drawn]
 
 

@@ -44,7 +44,7 @@ class ProbeConfig:
 
 
 class Probe(nn.Module):
-    """Tokens of a clip -> one vector, by `pool` -> dropout -> linear layer.
+    """Reduces the tokens of a clip to one vector, by `pool`, and that to logits by dropout and a linear layer.
 
     config: a `ProbeConfig`. Weights are drawn by `init_weights`, not by the constructor.
     """
@@ -56,15 +56,18 @@ class Probe(nn.Module):
         self.head = nn.Linear(config.width, config.num_outputs)
 
     def init_weights(self) -> None:
-        """Xavier-uniform matrices, zero biases, normal tokens; uses torch's global generator."""
+        """Draw Xavier-uniform matrices, zero biases and normal tokens; uses torch's global generator."""
         self.apply(init_linear_xavier)
 
     def pool(self, features_BKLD: Tensor) -> Tensor:
-        """[B, K, L, D] -> [B, D]."""
+        """Reduce the tokens of clips, [B, K, L, D], to a vector each, [B, D]."""
         raise NotImplementedError
 
     def forward(self, features_BKLD: Tensor) -> Tensor:
-        """Tokens, any floating dtype [B, K, L, D] -> logits [B, C]. Raises ValueError for another K or D."""
+        """Compute the logits [B, C] of tokens [B, K, L, D], of any floating dtype.
+
+        Raises ValueError for another K or D.
+        """
         expected = (self.config.num_layers, self.config.width)
         if features_BKLD.ndim != 4 or (features_BKLD.shape[1], features_BKLD.shape[3]) != expected:
             raise ValueError(f"features must be [B, {expected[0]}, L, {expected[1]}], got {list(features_BKLD.shape)}")
@@ -72,7 +75,7 @@ class Probe(nn.Module):
 
 
 class LinearProbe(Probe):
-    """The mean of the last layer's tokens."""
+    """Takes the mean of the last layer's tokens."""
 
     def pool(self, features_BKLD: Tensor) -> Tensor:
         return features_BKLD[:, -1].mean(dim=1)
@@ -132,14 +135,14 @@ PROBES: dict[str, type[Probe]] = {
 
 
 def build_probe(config: ProbeConfig) -> Probe:
-    """A freshly initialised probe, from torch's global generator."""
+    """Make a freshly initialised probe, from torch's global generator."""
     probe = PROBES[config.kind](config)
     probe.init_weights()
     return probe
 
 
 def probe_loss(*, multi_label: bool, label_smoothing: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of logits [B, C] against targets [B, C] of zeros and ones, a mean, [].
+    """Make the loss of logits [B, C] against targets [B, C] of zeros and ones, a mean, [].
 
     One class a clip: cross-entropy, `label_smoothing` of the target being spread over all classes (arXiv:1512.00567).
     multi_label: a sigmoid for each class, whose targets move `label_smoothing` of the way to a half.

@@ -12,27 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fastvtp.data.classes import ClassificationSet, TargetSet
-from fastvtp.evaluation.classification import (
-    ClassificationModel,
-    ClassificationReport,
-    evaluate_classification,
-)
+from fastvtp.evaluation.classification import ClassificationModel, ClassificationReport, evaluate_classification
 from fastvtp.evaluation.inference import inference
 from fastvtp.evaluation.views import average_over_views, left_out
 from fastvtp.frozen.adapters import ProbedTower
 from fastvtp.frozen.detection import mean_average_precision
 from fastvtp.frozen.feature_sets import FeatureSet, TrainingRows
-from fastvtp.frozen.probes import (
-    Probe,
-    ProbeConfig,
-    build_probe,
-    probe_loss,
-)
-from fastvtp.frozen.training_heads import (
-    FitSettings,
-    fit,
-    head_config,
-)
+from fastvtp.frozen.probes import Probe, ProbeConfig, build_probe, probe_loss
+from fastvtp.frozen.training_heads import HeadTraining, head_config, train_head
 
 
 @dataclass(frozen=True)
@@ -54,43 +41,42 @@ class MultiLabelReport:
     left_out: list[str]
 
 
-def fit_probe(
+def train_probe_head(
     features: FeatureSet,
-    settings: FitSettings,
+    training: HeadTraining,
     *,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
     progress: bool = True,
     **sizes: Any,
 ) -> tuple[Probe, float]:
-    """A probe trained on cached features, and its last loss.
+    """Train a probe on cached features; returns it, and its last loss.
 
     sizes: fields of `ProbeConfig`, "kind" first of all. num_workers: processes that read ahead. The same settings give
-    the same probe, bit for bit on one machine.
+    the same probe, bit for bit on one machine. Raises UserError where the features came without labels.
     """
     targets = features.targets
-    config = head_config(
-        ProbeConfig, width=features.description["width"], num_outputs=len(targets.class_names),
-        num_layers=len(features.description["layers"]) + 1, **sizes,
-    )  # fmt: skip
-    torch.manual_seed(settings.seed)
+    described = features.description
+    known = {"width": described["width"], "num_layers": len(described["layers"]) + 1}
+    config = head_config(ProbeConfig, num_outputs=len(targets.class_names), **known, **sizes)
+    torch.manual_seed(training.seed)
     probe = build_probe(config).to(device)
-    rows = TrainingRows(features, targets, rows=settings.steps * settings.batch_size, seed=settings.seed)
-    batches = DataLoader(rows, settings.batch_size, num_workers=num_workers)
-    loss = probe_loss(multi_label=targets.multi_label, label_smoothing=settings.label_smoothing)
+    rows = TrainingRows(features, targets, rows=training.steps * training.batch_size, seed=training.seed)
+    batches = DataLoader(rows, training.batch_size, num_workers=num_workers)
+    loss = probe_loss(multi_label=targets.multi_label, label_smoothing=training.label_smoothing)
 
     def loss_of(batch: list[Tensor]) -> Tensor:
         inputs, targets = (tensor.to(device, non_blocking=True) for tensor in batch)
         return loss(probe(inputs), targets)
 
-    return probe, fit(probe, batches, loss_of, settings, device=device, progress=progress)
+    return probe, train_head(probe, batches, loss_of, training, device=device, progress=progress)
 
 
-def fit_probed_tower(
+def train_probed_tower(
     probed: ProbedTower,
     loader: Iterable[Any],
     targets: TargetSet,
-    settings: FitSettings,
+    training: HeadTraining,
     *,
     device: torch.device | str = "cpu",
     progress: bool = True,
@@ -99,14 +85,14 @@ def fit_probed_tower(
 
     loader: a training loader of `targets.records`.
     """
-    loss = probe_loss(multi_label=targets.multi_label, label_smoothing=settings.label_smoothing)
+    loss = probe_loss(multi_label=targets.multi_label, label_smoothing=training.label_smoothing)
     indicators = targets.indicators()
 
     def loss_of(batch: Any) -> Tensor:
         wanted = indicators[batch.sample_ids.cpu()].to(device, non_blocking=True)
         return loss(probed(batch.video.to(device, non_blocking=True)), wanted)
 
-    return fit(probed, loader, loss_of, settings, device=device, progress=progress)
+    return train_head(probed, loader, loss_of, training, device=device, progress=progress)
 
 
 def evaluate_targets(
@@ -117,7 +103,7 @@ def evaluate_targets(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> ClassificationReport | MultiLabelReport:
-    """Scores of logits, averaged over the views of a clip: accuracies where each clip has one class, else average
+    """Score logits that are averaged over the views of a clip: accuracies where each clip has one class, else average
     precision.
 
     model: a probe with `FeatureSet.batches` as its loader, or a `ProbedTower` with an evaluation loader of

@@ -15,12 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvtp.data.annotations import (
-    VideoRecord,
-    read_lines,
-    text_of,
-    video_and_id,
-)
+from fastvtp.data.annotations import VideoRecord, read_lines, text_of, video_and_id
 from fastvtp.data.sampling import CropSampling
 from fastvtp.errors import UserError
 
@@ -51,7 +46,7 @@ class SpanSet:
     outside: int = 0
 
     def by_id(self) -> dict[str, int]:
-        """Place of each record."""
+        """The place of each record, by its id."""
         return {record.id: place for place, record in enumerate(self.records)}
 
 
@@ -142,11 +137,10 @@ def _box(item: Any, sizes: list[float], place: str) -> _Span | None:
     names = [text_of(label, f"{place}: field 'labels'") for label in labels]
     window = CropSampling().window(math.ceil(height), math.ceil(width), None)
     size_x, size_y = window.x1 - window.x0, window.y1 - window.y0
-    shares = [
-        (left / width - window.x0) / size_x, (top / height - window.y0) / size_y,
-        (right / width - window.x0) / size_x, (bottom / height - window.y0) / size_y,
-    ]  # fmt: skip
-    shares = [min(max(share, 0.0), 1.0) for share in shares]
+    corners = [
+        ((x / width - window.x0) / size_x, (y / height - window.y0) / size_y) for x, y in ((left, top), (right, bottom))
+    ]
+    shares = [min(max(share, 0.0), 1.0) for corner in corners for share in corner]
     if shares[0] >= shares[2] or shares[1] >= shares[3]:
         return None
     return shares, names, _number(fields.get("score", 1.0), f"{place}: field 'score'")

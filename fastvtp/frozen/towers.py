@@ -17,7 +17,7 @@ POOLS = ("none", "frames", "mean")
 
 
 class VideoTower(ABC):
-    """Tokens of any layer of a clip; the weights stay the model's.
+    """Gives the tokens of any layer of a clip; the weights stay the model's.
 
     model: as given. width: D. grid: tokens along (time, height, width) of a clip of the config's size.
     """
@@ -35,7 +35,7 @@ class VideoTower(ABC):
         """As `encode_layers`, one [B, L, D] a layer, of layers that exist."""
 
     def encode_layers(self, video: Tensor, layers: Sequence[int] = (), pool: str = "none") -> Tensor:
-        """What these blocks give, counted from 0 (before any LayerNorm), and last what the tower gives.
+        """Return what these blocks give, counted from 0 (before any LayerNorm), and last what the tower gives.
 
         uint8 [B, T, H, W, 3] of the config's size -> [B, K + 1, L, D]. pool: "none", all tokens; "frames", the mean of
         each time slot; "mean", of the clip. Raises UserError as `check_layers` and for another pool.
@@ -46,13 +46,13 @@ class VideoTower(ABC):
         return tokens if pool == "none" else tokens.unflatten(2, (slots, -1)).mean(dim=3)
 
     def pooled_grid(self, pool: str) -> tuple[int, int, int]:
-        """What `pool` leaves of the grid."""
+        """Compute what `pool` leaves of the grid."""
         check_pool(pool)
         time, height, width = self.grid
         return {"none": (time, height, width), "frames": (time, 1, 1), "mean": (1, 1, 1)}[pool]
 
     def check_layers(self, layers: Sequence[int]) -> None:
-        """Raises UserError where the layers do not exist or do not ascend."""
+        """Check layers; raises UserError where they do not exist or do not ascend."""
         depth = len(self.blocks)
         if any(not 0 <= layer < depth for layer in layers) or list(layers) != sorted(set(layers)):
             raise UserError(f"layers must ascend and be from 0 to {depth - 1}, got {list(layers)}")
@@ -71,13 +71,13 @@ def video_tower(model: nn.Module) -> VideoTower:
 
 
 def check_pool(pool: str) -> None:
-    """Raises UserError where there is no such pooling."""
+    """Check a pooling; raises UserError where there is no such."""
     if pool not in POOLS:
         raise UserError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}")
 
 
 def evenly_spaced(depth: int, count: int) -> tuple[int, ...]:
-    """`count` blocks of `depth`, in even steps and without the last, whose tokens the tower gives anyway.
+    """Choose `count` blocks of `depth`, in even steps and without the last, whose tokens the tower gives anyway.
 
     (12, 3) -> (2, 5, 8). Raises UserError where there are not that many.
     """

@@ -16,9 +16,9 @@ Config = TypeVar("Config")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitSettings:
-    """How a head is trained; the defaults are VideoGLUE's but for the length, which there is 50 to 150 epochs, and the
-    batch, which there is of 256 clips."""
+class HeadTraining:
+    """How a head is trained. The defaults are VideoGLUE's (arXiv:2307.03166) but for the length, which there is 50 to
+    150 epochs, and the batch, which there is of 256 clips. Raises UserError for a value out of range."""
 
     steps: int = 1000
     batch_size: int = 32
@@ -49,35 +49,39 @@ class FitSettings:
 
 
 def head_config(config_class: type[Config], **values: Any) -> Config:
-    """`config_class(**values)`, whose settings are the user's. Raises UserError for one that it does not take."""
+    """Build a head's configuration of settings that the user gave: `config_class(**values)`.
+
+    Raises UserError where it does not take one of them.
+    """
     try:
         return config_class(**values)
     except ValueError as error:
         raise UserError(str(error)) from None
 
 
-def fit(
+def train_head(
     head: nn.Module,
     batches: Iterable[Any],
     loss_of: Callable[[Any], Tensor],
-    settings: FitSettings,
+    training: HeadTraining,
     *,
     device: torch.device | str,
     progress: bool = True,
     description: str = "probe",
 ) -> float:
-    """Train the parameters of `head` on `settings.steps` batches; it is in evaluation mode afterwards.
+    """Train the parameters of `head` on the first `training.steps` of `batches`; it is in evaluation mode afterwards.
 
-    loss_of: the loss [] of a batch, with its graph. Returns the mean loss of the last tenth of the steps.
+    loss_of: gives the loss [] of a batch, with its graph. description: says on the progress bar what is trained.
+    Returns the mean loss of the last tenth of the steps.
 
     Raises FloatingPointError for a loss that is not finite, and UserError where there are fewer batches.
     """
     head.train()
-    optimizer, schedule = _optimizer(head, settings)
+    optimizer, schedule = _optimizer(head, training)
     losses: list[Tensor] = []
-    with tqdm(total=settings.steps, desc=description, unit="step", disable=not progress) as bar:
+    with tqdm(total=training.steps, desc=description, unit="step", disable=not progress) as bar:
         for batch in batches:
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=training.precision == "bfloat16"):
                 loss = loss_of(batch)
             loss.backward()
             optimizer.step()
@@ -87,23 +91,23 @@ def fit(
             bar.update()
             if len(losses) % 50 == 0:
                 bar.set_postfix_str(f"loss {_finite(losses[-50:], len(losses)):.3f}", refresh=False)
-            if len(losses) == settings.steps:
+            if len(losses) == training.steps:
                 break
-    if len(losses) < settings.steps:
-        raise UserError(f"{description}: expected {settings.steps} batches, got {len(losses)}")
+    if len(losses) < training.steps:
+        raise UserError(f"{description}: expected {training.steps} batches, got {len(losses)}")
     head.eval()
-    return _finite(losses[-max(settings.steps // 10, 1) :], settings.steps)
+    return _finite(losses[-max(training.steps // 10, 1) :], training.steps)
 
 
-def _optimizer(head: nn.Module, settings: FitSettings) -> tuple[torch.optim.AdamW, Any]:
+def _optimizer(head: nn.Module, training: HeadTraining) -> tuple[torch.optim.AdamW, Any]:
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
-    warmup = min(settings.warmup_steps, settings.steps - 1)
-    cosine = CosineAnnealingLR(optimizer, T_max=settings.steps - warmup)
+    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, betas=training.betas)
+    warmup = min(training.warmup_steps, training.steps - 1)
+    cosine = CosineAnnealingLR(optimizer, T_max=training.steps - warmup)
     if not warmup:
         return optimizer, cosine
     rising = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)

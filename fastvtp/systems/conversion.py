@@ -13,13 +13,14 @@ from fastvtp.checkpoints.loading import LoadReport, load_recognised, parts_witho
 from fastvtp.checkpoints.names import WORD_TABLES
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
 from fastvtp.checkpoints.sizes import check_whole, config_of_kind
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.text import Tokenizer
+from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.errors import CheckpointError, UserError, unknown_name
 from fastvtp.model_folder import (
     CONFIG_NAME,
     Lists,
     find_lists,
-    recorded_fit,
+    recorded_framing,
     told_apart,
     weights_of,
     write_lists,
@@ -96,7 +97,7 @@ def convert(
         words, note = _tokenizer_beside(source, vocab_size)
     if words is not None:
         known = {field.name for field in fields(target.config)}
-        values = {name: value for name, value in _ids(words).items() if name in known} | values
+        values = {name: value for name, value in words.model_settings.items() if name in known} | values
     config = config_of_kind(checkpoint, kind, architecture=target.name, overrides=values)
     found = find_lists(source, lists or {}, config)
     framing = _known_framing(source, kind)
@@ -127,14 +128,6 @@ def _parse(overrides: Sequence[str], target: Architecture) -> dict[str, Any]:
     return values
 
 
-def _ids(words: CaptionTokenizer) -> dict[str, Any]:
-    return {
-        "pad_token_id": words.pad_id,
-        "mask_token_id": words.mask_id,
-        "special_token_ids": tuple(sorted(words.special_ids)),
-    }
-
-
 def _vocab_size(checkpoint: Checkpoint, target: Architecture, values: Mapping[str, Any]) -> int | None:
     """The number of words of the model to be; None where it reads no text."""
     if not target.reads_text:
@@ -144,20 +137,20 @@ def _vocab_size(checkpoint: Checkpoint, target: Architecture, values: Mapping[st
     return values.get("vocab_size") or next(tables, config_class.vocab_size)
 
 
-def _given_tokenizer(path: Path, vocab_size: int | None, target: Architecture) -> CaptionTokenizer:
+def _given_tokenizer(path: Path, vocab_size: int | None, target: Architecture) -> Tokenizer:
     if vocab_size is None:
         raise UserError(f"{target.name} reads no text: leave out the tokenizer")
-    tokenizer = CaptionTokenizer.load(path)
+    tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size != vocab_size:
         raise UserError(f"{path} has {tokenizer.vocab_size} entries, the model's vocabulary {vocab_size}")
     return tokenizer
 
 
-def _tokenizer_beside(source: Path, vocab_size: int) -> tuple[CaptionTokenizer | None, str]:
+def _tokenizer_beside(source: Path, vocab_size: int) -> tuple[Tokenizer | None, str]:
     """The tokenizer of the folder that `source` is or lies in, where it is the model's; and what to say about it."""
     folder = source if source.is_dir() else source.parent
     try:
-        tokenizer = CaptionTokenizer.load(folder)
+        tokenizer = load_tokenizer(folder)
     except FileNotFoundError:
         return None, f"none beside {source}: give its tokenizer.json, vocab.txt or SentencePiece .model (--tokenizer)"
     except UserError as error:
@@ -172,7 +165,7 @@ def _known_framing(source: Path, kind: Kind) -> str | None:
 
     Raises CheckpointError where it says something else.
     """
-    return recorded_fit(source) or kind.framing
+    return recorded_framing(source) or kind.framing
 
 
 def _notes(lists: Lists, source: Path, config: Any) -> dict[str, str]:

@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from fastvtp.architecture import all_runs, find
 from fastvtp.checkpoints.fitting import POSITION_RESIZES
-from fastvtp.data.sampling import ClipAugmentation, check_fit
+from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading
+from fastvtp.data.sampling import check_framing
 from fastvtp.errors import ConfigError, unknown_name
 from fastvtp.files import write_atomically
-from fastvtp.settings import FLAT, parse_value, rebuild, setting_names, setting_types, to_json
+from fastvtp.settings import FLAT, earlier_names, parse_value, rebuild, setting_names, setting_types, to_json
 
 # settings that follow from the tokenizer and from the labels of the training data
 _FOLLOWS = {
@@ -49,8 +50,14 @@ def a_path(what: str, *, free_on_resume: bool = False) -> Mapping[str, Any]:
     return {"path": what, "free_on_resume": free_on_resume}
 
 
+# SimVTP's and VideoMAE's
+TRAINING_READING = ClipReading(sampling="strided", frame_stride=4, framing=DEFAULT_FRAMING)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
+    """What a run learns from and is scored on, and how it is read. Raises ValueError for a value out of range."""
+
     train: str
     """What the task learns from. Captions: a .jsonl of {"video": path, "caption": text}, or a folder of videos with
     captions. Videos alone (pretrain_videomae): the same without captions. Questions: see `load_questions`. Classes: see
@@ -73,7 +80,7 @@ class DataConfig:
     test_views: tuple[int, int] = (1, 1)
     """Segments and crops of each test clip, whose results are averaged."""
     test_sampling: str = "uniform"
-    """Test frames: "uniform", or "strided" segments `frame_stride` apart."""
+    """Test frames: "uniform", or "strided" segments, frames `data.frame_stride` apart."""
     test_top_k: int | None = None
     """Pairs of each text and clip that a matching head scores, those that the contrast ranks first; None: all pairs."""
     max_text_length: int | None = None
@@ -83,24 +90,15 @@ class DataConfig:
     else WordPiece trained on the training texts."""
     vocab_size: int = 1000
     """Most entries of a tokenizer trained here."""
-    sampling: str = "strided"
-    """Training frames: "strided" segment, "uniform", "random_sorted", or "head_tail"."""
-    frame_stride: int = 4
-    crop_scale: tuple[float, float] = (0.6, 1.0)
-    """Share of the frame's area that a training crop keeps."""
-    fit: str = "crop"
-    """"crop": training windows from 3:4 to 4:3 are resized to squares, `test` shows centred squares, whose proportions
-    stay; "squash": frames are squashed to squares before all that, as in ALPRO's release. A run's model folders say
-    which, and are evaluated so."""
-    flip: bool = True
-    """Mirror half of the training clips, except where a caption, question, answer or class names a direction. Classes
-    that are bare numbers name none: see `class_names`."""
-    augmentation: ClipAugmentation = field(default_factory=ClipAugmentation)
+    reading: ClipReading = field(default=TRAINING_READING, metadata=FLAT)
+    """How training clips are read. Its settings are `data.sampling`, `data.frame_stride` and so on. A run's model
+    folders record the framing, and are evaluated so. Classes that are bare numbers name no direction by which a clip
+    were not to be mirrored: see `class_names`."""
     class_names: str | None = None
     """finetune_classification: a file that names the classes, see `load_classes`; None: the labels are the names."""
     features: str | None = None
-    """finetune_captioning: a folder of the videos' frozen features, in place of decoding them, whose `fit` must be that
-    given here; None: none."""
+    """finetune_captioning: a folder of the videos' frozen features, in place of decoding them, whose framing must be
+    that given here; None: none."""
     max_answers: int = 1500
     """Most answers that an open-ended question may have: the most frequent ones of the training set."""
     num_workers: int = 1
@@ -115,11 +113,23 @@ class DataConfig:
             raise ValueError(f"image_frames must be 'one' or 'repeat', got {self.image_frames!r}")
         if self.shares and (len(self.shares) != 1 + len(self.more) or not min(self.shares) > 0):
             raise ValueError(f"shares must be {1 + len(self.more)} positive numbers (train, more), got {self.shares}")
-        check_fit(self.fit, self.test_views[1])
+        if self.reading.framing is None:
+            raise ValueError("framing must be 'crop' or 'squash', got none: a run says how it frames its clips")
+        check_framing(self.framing, self.test_views[1])
         for name, least in (("test_top_k", 1), ("max_text_length", 3)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, or none, got {value}")
+
+    @property
+    def framing(self) -> str:
+        """How frames come to the model's size in training, "crop" or "squash"."""
+        return self.reading.framing or DEFAULT_FRAMING
+
+    @property
+    def test_reading(self) -> ClipReading:
+        """How test clips are read: with frames of their own, framed as the model was trained."""
+        return replace(self.reading, sampling=self.test_sampling, framing=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +255,7 @@ def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
 
     Raises UserError with the nearest right key for a wrong one, or with the expected type for a wrong value.
     """
-    known, values = setting_types(config), {}
+    known, earlier, values = setting_types(config), earlier_names(config), {}
     follows = _FOLLOWS | dict(find_task(config.task).follows)
     for override in overrides:
         name, separator, text = override.partition("=")
@@ -253,6 +263,8 @@ def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
             raise ConfigError(f"expected key=value, got {override!r}")
         if name in follows:
             raise ConfigError(f"{name} follows from {follows[name]}")
+        if name in earlier:
+            raise ConfigError(f"{name} is now {earlier[name]}: set {earlier[name]}={text}")
         if name not in known:
             raise _unknown_setting(name, known, config.task)
         values[name] = parse_value(text, known[name], name)
@@ -284,5 +296,10 @@ def differing_settings(config: TrainConfig, path: Path) -> list[str]:
             values = values.get(part) if isinstance(values, dict) else None
         return values
 
-    current = to_json(config)
-    return [name for name in setting_names(config) if leaf(current, name) != leaf(saved, name)]
+    current, earlier = to_json(config), {now: before for before, now in earlier_names(config).items()}
+
+    def is_saved(name: str) -> bool:
+        names = (name, earlier[name]) if name in earlier else (name,)
+        return leaf(current, name) in [leaf(saved, known_as) for known_as in names]
+
+    return [name for name in setting_names(config) if not is_saved(name)]

@@ -11,7 +11,9 @@ from fastvtp.checkpoints.kinds import recognise
 from fastvtp.checkpoints.loading import load_recognised, parts_without
 from fastvtp.checkpoints.names import WORD_TABLES
 from fastvtp.checkpoints.reading import read_checkpoint
-from fastvtp.data.wordpiece import CaptionTokenizer, no_text
+from fastvtp.data.text import Tokenizer
+from fastvtp.data.tokenizers import load_tokenizer
+from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import tokenizer_beside, weights_of
 from fastvtp.training.config import TrainConfig
@@ -20,18 +22,18 @@ from fastvtp.training.task import Task
 logger = logging.getLogger(__name__)
 
 
-def prepare_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) -> CaptionTokenizer:
+def prepare_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) -> Tokenizer | None:
     """The tokenizer of the run's `checkpoint`, else the configured one, else that of the weights that the run starts
-    from, else one trained on the task's texts.
+    from, else one trained on the task's texts; None for a task that reads no text.
 
     Raises ConfigError where the weights know words and nobody knows which.
     """
     if not task.reads_text:
-        return no_text()
+        return None
     if checkpoint is not None:
-        return CaptionTokenizer.load(checkpoint)
+        return load_tokenizer(checkpoint)
     if config.data.tokenizer is not None:
-        return CaptionTokenizer.load(config.data.tokenizer)
+        return load_tokenizer(config.data.tokenizer)
     sources = {name: weights_of(source) for name, source in task.tokenizer_sources().items()}
     for weights in sources.values():
         if (tokenizer := tokenizer_beside(weights)) is not None:

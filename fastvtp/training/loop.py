@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from fastvtp.architecture import build_model
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.loader import VideoTextLoader
+from fastvtp.data.loader import Decoding, VideoTextLoader
 from fastvtp.data.mixing import BatchSource, MixedLoader
-from fastvtp.data.sampling import ClipAugmentation
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.reading import ClipShape
+from fastvtp.data.source import Batches
+from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import (
     RUN_CONFIG_NAME,
@@ -73,7 +74,8 @@ _FREE_ON_RESUME = {
 class TrainResult:
     model: Any
     """The final weights; their average over the steps where `ema_decay` asks for it."""
-    tokenizer: CaptionTokenizer
+    tokenizer: Tokenizer | None
+    """None where the model reads no text."""
     model_dir: Path
     """Folder with these weights, config, tokenizer and labels."""
     steps: int
@@ -86,50 +88,46 @@ class TrainResult:
 
 
 def training_loader(
-    config: TrainConfig, task: Task, tokenizer: CaptionTokenizer, device: torch.device, progress: Progress
+    config: TrainConfig, task: Task, tokenizer: Tokenizer | None, device: torch.device, progress: Progress
 ) -> VideoTextLoader | MixedLoader:
     """The loader of the batches still to be seen; a step takes `config.accumulate` of them."""
-    data, augmented = config.data, config.data.augmentation != ClipAugmentation()
+    data = config.data
     start_step, num_steps = progress.step * config.accumulate, (config.steps - progress.step) * config.accumulate
     if (ready := task.ready_loader(start_step=start_step, num_steps=num_steps)) is not None:
         return ready
-    common: dict[str, Any] = {
-        "batch_size": config.batch_size,
-        "image_size": config.model.image_size,
-        "max_text_length": task.max_text_length,
-        "crop_scale": data.crop_scale,
-        "fit": data.fit,
-        "flip": data.flip,
-        "augmentation": data.augmentation if augmented else None,
-        "seed": config.seed,
-        "train": True,
-        "known_bad": progress.bad_files,
-        "num_workers": data.num_workers,
-        "device": device,
-    }
+    clips = ClipShape(config.model.num_frames, config.model.image_size)
+    decoding = Decoding(decoder=data.decoder, num_workers=data.num_workers, device=device, known_bad=progress.bad_files)
 
-    def source(
-        records: Sequence[VideoRecord], share: float, kind: str = "video", repeat: int = 1, **options: Any
-    ) -> BatchSource:
+    def source(records: Sequence[VideoRecord], share: float, kind: str = "video", repeat: int = 1) -> BatchSource:
+        pictures = kind == "image"
+
         def loader(start_step: int, num_steps: int) -> VideoTextLoader:
-            return VideoTextLoader(records, tokenizer, start_step=start_step, num_steps=num_steps, **common, **options)
+            return VideoTextLoader(
+                records,
+                tokenizer,
+                shape=replace(clips, num_frames=1) if pictures else clips,
+                # one frame needs no choice of frames, and no video decoder of a GPU reads pictures
+                reading=replace(data.reading, sampling="uniform", frame_stride=1) if pictures else data.reading,
+                decoding=replace(decoding, decoder="pyav") if pictures else decoding,
+                batches=Batches(
+                    batch_size=config.batch_size,
+                    train=True,
+                    seed=config.seed,
+                    start_step=start_step,
+                    num_steps=num_steps,
+                ),
+                max_text_length=task.max_text_length,
+            )
 
         return BatchSource(loader, share, kind, repeat)
 
-    clips: dict[str, Any] = {
-        "num_frames": config.model.num_frames,
-        "sampling": data.sampling,
-        "frame_stride": data.frame_stride,
-        "decoder": data.decoder,
-    }
     sets = (task.records, *task.more)
     shares = data.shares or [len(records) for records in sets]
     of_videos = (1 - data.image_share if task.images else 1) / sum(shares)
-    sources = [source(records, share * of_videos, **clips) for records, share in zip(sets, shares, strict=True)]
+    sources = [source(records, share * of_videos) for records, share in zip(sets, shares, strict=True)]
     if task.images:
         repeat = config.model.num_frames if data.image_frames == "repeat" else 1
-        # no video decoder of a GPU reads pictures
-        sources.append(source(task.images, data.image_share, "image", repeat, num_frames=1, decoder="pyav"))
+        sources.append(source(task.images, data.image_share, "image", repeat))
     if len(sources) == 1:
         return sources[0].loader(start_step, num_steps)
     return MixedLoader(sources, start_step=start_step, num_steps=num_steps, run=config.accumulate)
@@ -214,8 +212,8 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
 
     def write_companions(folder: Path) -> None:
         task.write_labels(folder)
-        write_reading(folder, config.data.fit)
-        if task.reads_text:
+        write_reading(folder, config.data.framing)
+        if tokenizer is not None:
             tokenizer.save(folder / TOKENIZER_NAME)
 
     # only now, with everything valid, the folder becomes this run's

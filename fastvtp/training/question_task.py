@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.questions import AnswerVocabulary, QuestionSet, has_options, load_questions, option_texts
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import ANSWERS_NAME
 from fastvtp.training.config import TrainConfig
@@ -31,7 +31,7 @@ class QuestionTask(Task):
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)
         self.questions = load_questions(config.data.train)
-        self.tokenizer: CaptionTokenizer | None = None
+        self.tokenizer: Tokenizer | None = None
         self.vocabulary: AnswerVocabulary | None = None
         if not has_options(self.questions, config.data.train):
             self.vocabulary = AnswerVocabulary.build(self.questions.answers, config.data.max_answers)
@@ -53,7 +53,7 @@ class QuestionTask(Task):
     def labels(self) -> Sequence[Any]:
         return self.questions.answers, self.questions.options
 
-    def complete(self, tokenizer: CaptionTokenizer) -> Any:
+    def complete(self, tokenizer: Tokenizer | None) -> Any:
         self.tokenizer = tokenizer
         answers = 1 if self.vocabulary is None else len(self.vocabulary)
         return dataclasses.replace(super().complete(tokenizer), num_answers=answers)

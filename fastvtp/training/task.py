@@ -13,7 +13,7 @@ from torch import Tensor
 from fastvtp.architecture import architecture_of
 from fastvtp.data.annotations import VideoRecord, annotations_digest, load_annotations
 from fastvtp.data.loader import VideoTextBatch
-from fastvtp.data.wordpiece import MIN_TEXT_LENGTH, CaptionTokenizer
+from fastvtp.data.text import MIN_TEXT_LENGTH, Tokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.training.config import NoOptions, TrainConfig, find_task, names_of_tasks, tasks
 
@@ -130,14 +130,9 @@ class Task(ABC):
         settings = {name: getattr(self.config, name) for name in ("text_init", "init")}
         return {name: source for name, source in settings.items() if source is not None}
 
-    def complete(self, tokenizer: CaptionTokenizer) -> Any:
+    def complete(self, tokenizer: Tokenizer | None) -> Any:
         """The model's configuration with what follows from tokenizer and labels."""
-        known = {
-            "vocab_size": tokenizer.vocab_size,
-            "pad_token_id": tokenizer.pad_id,
-            "mask_token_id": tokenizer.mask_id,
-            "special_token_ids": tuple(sorted(tokenizer.special_ids)),
-        }
+        known = {} if tokenizer is None else tokenizer.model_settings
         fields = {field.name for field in dataclasses.fields(self.config.model)}
         return dataclasses.replace(
             self.config.model, **{name: value for name, value in known.items() if name in fields}
@@ -149,7 +144,7 @@ class Task(ABC):
         yield self.config.init, None, model
         yield self.config.text_init, "bert", model
 
-    def prepare(self, model: Any, tokenizer: CaptionTokenizer) -> None:
+    def prepare(self, model: Any, tokenizer: Tokenizer | None) -> None:
         """Fill what is no weight of `init` and yet no random start. A resumed run has it in its checkpoint."""
         return
 

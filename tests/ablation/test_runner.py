@@ -13,6 +13,7 @@ from fastvtp.ablation.runner import ablate as run_ablation
 from fastvtp.data.annotations import load_annotations
 from fastvtp.errors import UserError
 from fastvtp.model_folder import read_weights
+from fastvtp.settings import from_json
 from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.recipes import find_study
 from fastvtp.systems.simvtp.ablation import QUICK, base_config
@@ -96,7 +97,7 @@ def test_an_interrupted_study_continues_to_the_same_scores(finished, tmp_path, t
     weights = read_weights(folder / "runs/untrained/model")
     config = json.loads((folder / "runs/untrained/model/config.json").read_text())["config"]
     torch.manual_seed(0)
-    fresh = build_model(type(settings(folder).model)(**config)).state_dict()
+    fresh = build_model(from_json(type(settings(folder).model), config)).state_dict()
     assert len(weights) > 40
     assert all(torch.equal(weights[name], fresh[name]) for name in weights)
 

@@ -85,7 +85,7 @@ def test_pretrain_evaluate_visualize(capsys, monkeypatch, tiny_settings, caption
     status, _, err = run(
         capsys, monkeypatch, "visualize", str(run_dir), test, "--output", str(bad), "--framing", "stretch"
     )
-    assert (status, err) == (2, "fastvtp: fit must be 'crop' or 'squash', got 'stretch'\n")
+    assert (status, err) == (2, "fastvtp: framing must be 'crop' or 'squash', got 'stretch'\n")
     assert not bad.exists()
 
 

@@ -4,6 +4,7 @@ The number is written in `NUMBER_BITS` black or white blocks along the top edge;
 encoder motion to predict, and the left half is red while the right half is blue, so that flips and rotations show too.
 """
 
+import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,12 @@ def write_clip(
         container.mux(stream.encode(None))
     if how.rotation:
         _set_mp4_rotation(path, how.rotation)
+    return path
+
+
+def write_lines(path: Path, *rows: Any) -> Path:
+    """A list of these lines: texts as they are, everything else as JSON."""
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
     return path
 
 

@@ -6,7 +6,6 @@ import torch
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.augmentation import mixup, soft_targets
-from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.sampling import (
     RAND_AUGMENT_OPERATIONS,
     ClipAugmentation,
@@ -15,6 +14,7 @@ from fastvtp.data.sampling import (
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
 from tests.data.clips import barcode_frames, write_clip
+from tests.data.loaders import make_loader
 
 BOTH = ClipAugmentation(rand_augment=(2, 15), erasing=0.5)
 GREY = 128
@@ -41,9 +41,9 @@ def load(records):
         defaults = {"batch_size": 6, "num_frames": 3, "image_size": (32, 40), "num_steps": 3, "num_workers": 0}
         text = {"max_text_length": 16, "seed": 5, "train": True}
         tokenizer = CaptionTokenizer.train(["a clip"], 50)
-        loaders.append(
-            VideoTextLoader(records, tokenizer, **{**defaults, **text, **settings}, augmentation=augmentation)
-        )
+        if augmentation is not None:
+            settings["augmentation"] = augmentation
+        loaders.append(make_loader(records, tokenizer, **{**defaults, **text, **settings}))
         return loaders[-1]
 
     yield make

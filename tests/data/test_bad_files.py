@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.source import ClipSource, NoDecodableClipError
 from fastvtp.data.wordpiece import CaptionTokenizer
 from tests.data.clips import (
@@ -15,6 +14,7 @@ from tests.data.clips import (
     write_audio,
     write_clip,
 )
+from tests.data.loaders import make_loader
 
 NUM_GOOD = 20
 SPACING = 8  # clip i carries the numbers from SPACING * i on
@@ -64,7 +64,7 @@ def tokenizer(mixed):
 
 def run(records, tokenizer, **settings):
     defaults = {"batch_size": 5, "num_frames": 4, "max_text_length": 16, "image_size": None, "train": True, "seed": 1}
-    with VideoTextLoader(records, tokenizer, **{**defaults, **settings}) as loader:
+    with make_loader(records, tokenizer, **{**defaults, **settings}) as loader:
         return list(loader), loader.bad_files
 
 
@@ -223,7 +223,7 @@ def test_evaluation_survives_a_set_that_is_mostly_bad(good, bad, tokenizer, tmp_
         records.append(VideoRecord(f"{i:02}", str(tmp_path / f"{i:02}.mp4"), ("nothing",)))
     records.insert(17, good[3])
     settings = {"num_frames": 4, "max_text_length": 16, "image_size": None, "train": False, "num_workers": 0}
-    with VideoTextLoader(records, tokenizer, batch_size=8, **settings) as loader:
+    with make_loader(records, tokenizer, batch_size=8, **settings) as loader:
         (batch,) = list(loader)
         assert batch.captions == ["clip 03"]
         assert len(loader.bad_files) == 30

@@ -10,7 +10,6 @@ from av.video.reformatter import Interpolation
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import decode_frames
-from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.sampling import FrameSampling, epoch_order
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
@@ -21,6 +20,7 @@ from tests.data.clips import (
     frame_numbers,
     write_clip,
 )
+from tests.data.loaders import make_loader
 
 NUM_CLIPS = 11
 FIRST_NUMBER = 16  # clip i carries the numbers from FIRST_NUMBER * i on
@@ -49,7 +49,7 @@ def load(records, tokenizer):
         defaults = {"batch_size": 4, "num_frames": 4, "image_size": 32, "max_text_length": 16, "train": True, "seed": 3}
         if settings.get("train", True):
             defaults["num_steps"] = 4
-        loaders.append(VideoTextLoader(records, tokenizer, **{**defaults, "num_workers": 0, **settings}))
+        loaders.append(make_loader(records, tokenizer, **{**defaults, "num_workers": 0, **settings}))
         return loaders[-1]
 
     yield make
@@ -227,6 +227,18 @@ def test_batches_share_dalis_memory_and_stay_valid(load, settings, num_workers):
         torch.testing.assert_close(batch.video, copy, rtol=0, atol=0)
 
 
+def test_without_a_tokenizer_captions_have_no_ids(records, load):
+    settings = {"batch_size": 4, "num_frames": 4, "image_size": 32, "train": True, "seed": 3, "num_steps": 1}
+    with make_loader(records, None, num_workers=0, **settings) as loader:
+        (batch,) = list(loader)
+    read = next(iter(load(num_steps=1)))
+    assert (batch.input_ids.shape, batch.input_ids.dtype) == ((0,), torch.int64)
+    assert (batch.text_lengths, batch.max_text_length) == ((0, 0, 0, 0), 0)
+    assert batch.cu_seqlens.tolist() == [0] * 5
+    assert batch.captions == read.captions
+    assert torch.equal(batch.video, read.video)
+
+
 def test_video_is_not_copied_out_of_dali(load):
     loader = load()
     meta, video = loader._run()
@@ -261,8 +273,9 @@ def test_waiting_time_is_counted(load):
         ({"start_step": -1}, "start_step -1"),
         ({"sampling": "strode"}, "got 'strode'"),
         ({"decoder": "nvdec"}, "got 'nvdec'"),
-        ({"crop_scale": (0.9, 0.2)}, "crop scale"),
-        ({"max_text_length": 2}, "max_text_length"),
+        ({"crop_scale": (0.9, 0.2)}, "crop_scale must be two shares"),
+        ({"max_text_length": 2}, "max_text_length must be at least 3, got 2"),
+        ({"max_text_length": None}, "max_text_length must be at least 3, got None"),
         ({"image_size": 0}, "image_size"),
     ],
 )
@@ -347,13 +360,15 @@ def test_a_batch_may_hold_a_record_several_times(load):
 SCRIPT = """
 import sys
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.loader import VideoTextLoader
+from fastvtp.data.loader import Decoding, VideoTextLoader
+from fastvtp.data.reading import ClipShape
+from fastvtp.data.source import Batches
 from fastvtp.data.wordpiece import CaptionTokenizer
 print("start")
 records = [VideoRecord("a", sys.argv[1], ("a clip",))]
-tokenizer = CaptionTokenizer.train(["a clip"], 50)
-settings = dict(batch_size=2, num_frames=2, max_text_length=8, train=True, num_steps=2, num_workers=2, image_size=32)
-for batch in VideoTextLoader(records, tokenizer, **settings):
+batches = Batches(batch_size=2, train=True, num_steps=2)
+loader = VideoTextLoader(records, None, shape=ClipShape(2, 32), batches=batches, decoding=Decoding(num_workers=2))
+for batch in loader:
     print(batch.step)
 """
 

@@ -13,6 +13,7 @@ from fastvtp.data.mixing import (
     batches_before,
 )
 from fastvtp.data.wordpiece import CaptionTokenizer
+from tests.data.loaders import make_loader
 
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
 
@@ -32,10 +33,9 @@ def loader_of(records, num_frames):
     tokenizer = CaptionTokenizer.train([caption for record in records for caption in record.captions], vocab_size=300)
 
     def make(start_step: int, num_steps: int) -> VideoTextLoader:
-        return VideoTextLoader(
-            records, tokenizer, batch_size=3, num_frames=num_frames, image_size=32, max_text_length=16, train=True,
-            num_workers=0, start_step=start_step, num_steps=num_steps,
-        )  # fmt: skip
+        steps = {"start_step": start_step, "num_steps": num_steps}
+        clips = {"num_frames": num_frames, "image_size": 32, "num_workers": 0}
+        return make_loader(records, tokenizer, batch_size=3, max_text_length=16, train=True, **clips, **steps)
 
     return make
 

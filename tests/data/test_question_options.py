@@ -1,8 +1,11 @@
 import pytest
 import torch
+from tokenizers import Tokenizer as Library
+from tokenizers.models import Unigram
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.questions import QuestionSet, option_texts
+from fastvtp.data.sentencepiece import SentencePieceTokenizer
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
 
@@ -19,12 +22,10 @@ QUESTIONS = QuestionSet(
 def test_every_option_is_a_text_behind_its_question():
     texts = option_texts(TOKENIZER, QUESTIONS, [1, 0, 1], 32)
     parts = texts.input_ids.split(list(texts.text_lengths))
-    assert [TOKENIZER.decode(part.numpy(), skip_special=False) for part in parts] == [
-        "[CLS] how many? [SEP] one [SEP]", "[CLS] how many? [SEP] two [SEP]",
-        "[CLS] what colour is it? [SEP] red [SEP]", "[CLS] what colour is it? [SEP] blue [SEP]",
-        "[CLS] what colour is it? [SEP] green [SEP]",
-        "[CLS] how many? [SEP] one [SEP]", "[CLS] how many? [SEP] two [SEP]",
-    ]  # fmt: skip
+    numbers = [f"[CLS] how many? [SEP] {option} [SEP]" for option in ("one", "two")]
+    colours = [f"[CLS] what colour is it? [SEP] {option} [SEP]" for option in ("red", "blue", "green")]
+    read = [TOKENIZER.decode(part.numpy(), skip_special=False) for part in parts]
+    assert read == [*numbers, *colours, *numbers]
     assert texts.video_of_text == (0, 0, 1, 1, 1, 2, 2)
     assert texts.correct.tolist() == [0, 2, 0]
     assert texts.input_ids.dtype == texts.correct.dtype == torch.int64
@@ -46,6 +47,13 @@ def test_texts_are_cut_but_their_options_are_not():
     assert max(texts.text_lengths) <= 6
     decoded = [TOKENIZER.decode(part.numpy()) for part in texts.input_ids.split(list(texts.text_lengths))]
     assert [text.split()[-1] for text in decoded] == ["red", "blue", "green"]
+
+
+def test_a_tokenizer_without_a_separator_is_refused():
+    pieces = Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("a", -1.0)], unk_id=2)
+    tokenizer = SentencePieceTokenizer.from_unigram(Library(pieces))
+    with pytest.raises(UserError, match="need a BERT WordPiece vocabulary: SentencePiece's has no separator"):
+        option_texts(tokenizer, QUESTIONS, [0], 32)
 
 
 def test_a_question_without_options_is_named():

@@ -8,10 +8,10 @@ import pytest
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import Video, probe
-from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.sampling import FrameSampling, sample_rng
 from fastvtp.data.wordpiece import CaptionTokenizer
 from tests.data.clips import decode_sequentially
+from tests.data.loaders import make_loader
 
 NAMES = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_distorted.mp4", "carphone_pristine.mp4")
 
@@ -63,7 +63,7 @@ def load(path, *, size, num_frames, **settings):
     records = [VideoRecord(path.stem, str(path), ("a clip",))]
     tokenizer = CaptionTokenizer.train(["a clip"], 50)
     shape = {"image_size": size, "num_frames": num_frames, "batch_size": 1, "max_text_length": 8}
-    with VideoTextLoader(records, tokenizer, **shape, **settings) as loader:
+    with make_loader(records, tokenizer, **shape, **settings) as loader:
         return [batch.video[0].numpy() for batch in loader]
 
 

@@ -123,20 +123,20 @@ def test_without_a_generator_the_window_is_centred_and_never_mirrored():
 
 @pytest.mark.parametrize(("height", "width", "aspect"), [(100, 200, 1.0), (333, 100, 1.0), (90, 160, 0.7)])
 def test_squashed_frames_are_shown_whole_and_cropped_in_the_outputs_shape(height, width, aspect):
-    crop = CropSampling(aspect, scale=(0.5, 0.6), ratio=(1.0, 1.0), fit="squash")
+    crop = CropSampling(aspect, scale=(0.5, 0.6), ratio=(1.0, 1.0), framing="squash")
     assert crop.window(height, width, None) == CropWindow(0.0, 0.0, 1.0, 1.0)
     for seed in range(50):
         window = crop.window(height, width, rng(seed))
         side = window.y1 - window.y0
         assert side == pytest.approx(window.x1 - window.x0)
         assert 0.5 <= side**2 <= 0.6 + 1e-9
-    whole = CropSampling(aspect, scale=(1.0, 1.0), flip=False, fit="squash")
+    whole = CropSampling(aspect, scale=(1.0, 1.0), flip=False, framing="squash")
     assert {whole.window(height, width, rng(seed)) for seed in range(50)} == {CropWindow(0.0, 0.0, 1.0, 1.0)}
 
 
 def test_a_fit_that_is_none_is_refused():
-    with pytest.raises(UserError, match="fit must be 'crop' or 'squash', got 'stretch'"):
-        CropSampling(fit="stretch")
+    with pytest.raises(UserError, match="framing must be 'crop' or 'squash', got 'stretch'"):
+        CropSampling(framing="stretch")
 
 
 @pytest.mark.parametrize("bad", [{"scale": (0.0, 1.0)}, {"scale": (0.5, 1.5)}, {"ratio": (2.0, 1.0)}])

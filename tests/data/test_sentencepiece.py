@@ -6,17 +6,18 @@ import sys
 import numpy as np
 import pytest
 
-from fastvtp.data.sentencepiece import PrismTokenizer, canonical
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.sentencepiece import SentencePieceTokenizer, canonical
+from fastvtp.data.text import ABSENT_ID, Tokenizer
+from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.errors import UserError
 
 TEXTS = ["a video of playing drums.", "a video of sitting.", "it s a concert.", "a dog plays the drums, twice."]
 # entry -> score; the best sum of scores wins
 PIECES = {
-    "<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0, "▁a": -1.0, "▁video": -2.0, "▁of": -1.5, "▁": -3.0, ".": -1.0,
-    "▁drum": -3.0, "s": -2.0, "▁drums": -4.5, "ing": -2.0, "▁play": -2.5, "▁b": -2.0,
-    "b": -4.0, "▁it": -2.0, "▁s": -2.5, "t": -5.0,
-}  # fmt: skip
+    **{"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0},
+    **{"▁a": -1.0, "▁video": -2.0, "▁of": -1.5, "▁": -3.0, ".": -1.0, "▁drum": -3.0, "s": -2.0, "▁drums": -4.5},
+    **{"ing": -2.0, "▁play": -2.5, "▁b": -2.0, "b": -4.0, "▁it": -2.0, "▁s": -2.5, "t": -5.0},
+}
 RELEASED = os.environ.get("FASTVTP_VIDEOPRISM_VOCABULARY")
 
 
@@ -33,9 +34,9 @@ def unigram(extra: int = 0):
 
 
 @pytest.fixture
-def tokenizer(tmp_path) -> CaptionTokenizer:
+def tokenizer(tmp_path) -> Tokenizer:
     unigram().save(str(tmp_path / "tokenizer.json"))
-    return CaptionTokenizer.load(tmp_path)
+    return load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_canonical(text, expected):
 
 
 def test_ids(tokenizer):
-    assert isinstance(tokenizer, PrismTokenizer)
+    assert isinstance(tokenizer, SentencePieceTokenizer)
     (ids,) = tokenizer.encode(["A video, of DRUMS!"], 64)
     assert ids.dtype == np.int64
     assert tokenizer.tokens(ids) == ["▁a", "▁video", "▁of", "▁drums", "."]
@@ -66,7 +67,13 @@ def test_ids(tokenizer):
     assert tokenizer.unk_id in unknown
     assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.vocab_size) == (0, 2, len(PIECES))
     assert tokenizer.special_ids == (0, 1, 2)
-    assert (tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == (-1, -1, -1)
+    assert tokenizer.mask_id == ABSENT_ID
+    assert tokenizer.model_settings == {
+        "vocab_size": len(PIECES),
+        "pad_token_id": 0,
+        "mask_token_id": -1,
+        "special_token_ids": (0, 1, 2),
+    }
 
 
 def test_truncation(tokenizer):
@@ -79,19 +86,17 @@ def test_truncation(tokenizer):
     assert packed.input_ids.tolist() == [3, 13, 7, 6, 7, 4, 4, 4]
     with pytest.raises(UserError, match="max_length must be at least 1, got 0"):
         tokenizer.encode(["a"], 0)
-    with pytest.raises(UserError, match="has no separator"):
-        tokenizer.encode_pairs(["a"], ["b"], 64)
 
 
 def test_saved_and_loaded(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "again.json")
-    again = CaptionTokenizer.load(tmp_path / "again.json")
+    again = load_tokenizer(tmp_path / "again.json")
     assert [ids.tolist() for ids in again.encode(TEXTS, 64)] == [ids.tolist() for ids in tokenizer.encode(TEXTS, 64)]
 
 
 def test_entries_that_transformers_appends_are_not_counted(tmp_path):
     unigram(extra=5).save(str(tmp_path / "tokenizer.json"))
-    assert CaptionTokenizer.load(tmp_path).vocab_size == len(PIECES)
+    assert load_tokenizer(tmp_path).vocab_size == len(PIECES)
 
 
 def test_another_vocabulary_is_one_line(tmp_path):
@@ -99,23 +104,22 @@ def test_another_vocabulary_is_one_line(tmp_path):
 
     Tokenizer(models.Unigram([("a", 0.0), ("<unk>", 0.0)], unk_id=1)).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match=r"expected <pad> as entry 0 and <unk>, entries begin with a, <unk>"):
-        CaptionTokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def trained(path) -> None:
     """A SentencePiece model of the form of the released one."""
     sentencepiece = pytest.importorskip("sentencepiece")
     (path.parent / "corpus.txt").write_text("\n".join(map(canonical, TEXTS)) + "\n")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(path.parent / "corpus.txt"), model_prefix=str(path.with_suffix("")), vocab_size=40, pad_id=0,
-        eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    files = {"input": str(path.parent / "corpus.txt"), "model_prefix": str(path.with_suffix(""))}
+    sentencepiece.SentencePieceTrainer.train(vocab_size=40, hard_vocab_limit=False, minloglevel=2, **files, **ids)
 
 
 def test_sentencepiece(tmp_path):
     trained(tmp_path / "spiece.model")
-    tokenizer = CaptionTokenizer.load(tmp_path / "spiece.model")
-    assert isinstance(tokenizer, PrismTokenizer)
+    tokenizer = load_tokenizer(tmp_path / "spiece.model")
+    assert isinstance(tokenizer, SentencePieceTokenizer)
     (ids,) = tokenizer.encode(["A video of DRUMS"], 64)
     assert tokenizer.decode(ids) == "a video of drums."
     assert not set(ids.tolist()) & {0, 1, 2}
@@ -123,22 +127,21 @@ def test_sentencepiece(tmp_path):
     folder.mkdir()
     tokenizer.save(folder / "tokenizer.json")  # as runs call it
     assert [file.name for file in folder.iterdir()] == ["tokenizer.model"]
-    again = CaptionTokenizer.load(folder)
-    assert (again.vocab_size, again.encode(TEXTS, 9)[3].tolist()) == (
-        tokenizer.vocab_size, tokenizer.encode(TEXTS, 9)[3].tolist()
-    )  # fmt: skip
+    again = load_tokenizer(folder)
+    assert again.vocab_size == tokenizer.vocab_size
+    assert again.encode(TEXTS, 9)[3].tolist() == tokenizer.encode(TEXTS, 9)[3].tolist()
     (tmp_path / "spiece.model").write_bytes(b"no model")
     with pytest.raises(UserError, match="not a SentencePiece model"):
-        CaptionTokenizer.load(tmp_path / "spiece.model")
+        load_tokenizer(tmp_path / "spiece.model")
 
 
 def test_without_sentencepiece_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     (tmp_path / "spiece.model").write_bytes(b"")
     with pytest.raises(UserError, match=r"needs SentencePiece: pip install 'fastvtp\[videoprism\]'"):
-        CaptionTokenizer.load(tmp_path / "spiece.model")
+        load_tokenizer(tmp_path / "spiece.model")
     with pytest.raises(FileNotFoundError, match="no such tokenizer file"):
-        CaptionTokenizer.load(tmp_path / "absent.model")
+        load_tokenizer(tmp_path / "absent.model")
 
 
 @pytest.mark.skipif(
@@ -153,6 +156,6 @@ def test_without_sentencepiece_one_line_says_what_to_install(tmp_path, monkeypat
     ],
 )
 def test_released_ids(text, ids):
-    tokenizer = CaptionTokenizer.load(RELEASED or "")
+    tokenizer = load_tokenizer(RELEASED or "")
     assert tokenizer.vocab_size == 32000
     assert tokenizer.encode([text], 64)[0].tolist() == ids

@@ -123,9 +123,14 @@ def test_finished_set_is_found_and_interrupted_one_completed(dataset, tmp_path, 
     made = generate_dataset(tmp_path, config, workers=1, progress=False)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     assert {path.name for path in tmp_path.iterdir()} == {
-        "dataset.json", "videos", "train.jsonl", "test.jsonl", "train_questions.jsonl", "test_questions.jsonl",
+        "dataset.json",
+        "videos",
+        "train.jsonl",
+        "test.jsonl",
+        "train_questions.jsonl",
+        "test_questions.jsonl",
         "words.txt",
-    }  # fmt: skip
+    }
     assert [len(read_jsonl(path)) for path in (made.train, made.test)] == [6, 2]
     assert read_entities(made.words) == [*SHAPES, *COLOURS, *BACKGROUND_COLOURS]
 

@@ -6,7 +6,8 @@ from fastvtp.data.annotations import load_annotations, read_lines
 from fastvtp.data.classes import load_classes, read_class_names
 from fastvtp.data.entities import read_entities
 from fastvtp.data.questions import AnswerVocabulary, read_answers
-from fastvtp.data.wordpiece import SPECIAL_TOKENS, CaptionTokenizer
+from fastvtp.data.tokenizers import load_tokenizer
+from fastvtp.data.wordpiece import SPECIAL_TOKENS
 from fastvtp.errors import UserError
 from fastvtp.evaluation.zero_shot import read_templates
 
@@ -39,7 +40,7 @@ def test_so_it_is_with_lists_of_videos_captions_and_words(tmp_path):
     words = ["\n".join([*SPECIAL_TOKENS, word, "last"]) for word in ("first", "\u2028")]
     for content in words:
         (tmp_path / "vocab.txt").write_text(mark + content, encoding="utf-8")
-        assert CaptionTokenizer.load(tmp_path / "vocab.txt").vocab_size == len(SPECIAL_TOKENS) + 2
+        assert load_tokenizer(tmp_path / "vocab.txt").vocab_size == len(SPECIAL_TOKENS) + 2
 
 
 @pytest.mark.parametrize(

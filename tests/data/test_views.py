@@ -4,7 +4,6 @@ import torch
 from PIL import Image
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.sampling import CropSampling, FrameSampling
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
@@ -13,6 +12,7 @@ from tests.data.clips import (
     decode_sequentially,
     write_clip,
 )
+from tests.data.loaders import make_loader
 
 NUM_CLIPS = 5
 VIEWS = (3, 2)
@@ -35,7 +35,7 @@ def tokenizer(records):
 def evaluate(records, tokenizer, **settings):
     defaults = {"batch_size": 4, "num_frames": 4, "image_size": 64, "views": VIEWS, "num_workers": 0}
     text = {"max_text_length": 16, "train": False, "sampling": "strided", "frame_stride": 2}
-    with VideoTextLoader(records, tokenizer, **{**defaults, **text, **settings}) as loader:
+    with make_loader(records, tokenizer, **{**defaults, **text, **settings}) as loader:
         return list(loader), loader.bad_files
 
 
@@ -81,7 +81,8 @@ def test_squashed_frames_are_resized_as_a_whole(tokenizer, tmp_path, decoder):
     record = VideoRecord("clip", str(path), ("clip",))
     settings = {"views": (1, 1), "batch_size": 1, "decoder": decoder}
     cropped, squashed = (
-        evaluate([record], tokenizer, fit=fit, **settings)[0][0].video[0].numpy() for fit in ("crop", "squash")
+        evaluate([record], tokenizer, framing=framing, **settings)[0][0].video[0].numpy()
+        for framing in ("crop", "squash")
     )
     frames = decode_sequentially(str(path))[FrameSampling("strided", 4, 2).indices(16, None)]
     expected = np.stack([np.asarray(Image.fromarray(frame).resize((64, 64))) for frame in frames]).astype(float)
@@ -155,8 +156,8 @@ def test_dali_decodes_the_same_views(tokenizer, tmp_path):
         ({"views": (0, 1)}, r"views: expected positive \(segments, crops\), got \(0, 1\)"),
         ({"train": True}, r"views \(3, 2\) are for evaluation"),
         ({"image_size": None}, "views: 2 crops need an image_size"),
-        ({"fit": "squash"}, "fit 'squash' shows whole frames: expected one crop, got 2"),
-        ({"fit": "squash", "image_size": None, "views": (1, 1)}, "fit 'squash' needs an image_size"),
+        ({"framing": "squash"}, "framing 'squash' shows whole frames: expected one crop, got 2"),
+        ({"framing": "squash", "image_size": None, "views": (1, 1)}, "framing 'squash' needs an image_size"),
     ],
 )
 def test_bad_views_are_refused_at_once(records, tokenizer, settings, complaint):

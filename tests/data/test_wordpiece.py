@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.data.wordpiece import SPECIAL_TOKENS, CaptionTokenizer
 from fastvtp.errors import UserError
 
@@ -120,7 +121,7 @@ def test_bad_training_input_is_refused():
 def test_saved_tokenizers_load_from_file_or_folder(tokenizer, tmp_path, target):
     tokenizer.save(tmp_path / target)
     for source in (tmp_path, tmp_path / "tokenizer.json"):
-        loaded = CaptionTokenizer.load(source)
+        loaded = load_tokenizer(source)
         assert loaded.vocab_size == tokenizer.vocab_size
         np.testing.assert_array_equal(
             loaded.encode_packed(CAPTIONS, 64).input_ids, tokenizer.encode_packed(CAPTIONS, 64).input_ids
@@ -131,7 +132,7 @@ def test_bert_vocabularies_load_with_their_own_ids(tmp_path):
     tokens = ["[PAD]", "a", "ball", "##s", "red", ".", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
     for source in (tmp_path, tmp_path / "vocab.txt"):
-        loaded = CaptionTokenizer.load(source)
+        loaded = load_tokenizer(source)
         assert loaded.encode(["Red BALLS."], 10)[0].tolist() == [7, 4, 2, 3, 5, 8]
         assert loaded.special_ids == (0, 6, 7, 8, 9)
         assert loaded.decode([7, 4, 2, 3, 8]) == "red balls"
@@ -142,19 +143,19 @@ def test_a_vocabulary_without_a_special_token_is_refused(tmp_path, missing):
     tokens = [token for token in SPECIAL_TOKENS if token != missing] + ["a"]
     (tmp_path / "vocab.txt").write_text("\n".join(tokens))
     with pytest.raises(UserError) as caught:
-        CaptionTokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
     assert str(caught.value).startswith(str(tmp_path / "vocab.txt"))
     assert f"has no {missing}" in str(caught.value)
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds neither tokenizer\.json nor vocab\.txt"):
-        CaptionTokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such tokenizer file"):
-        CaptionTokenizer.load(tmp_path / "missing.json")
+        load_tokenizer(tmp_path / "missing.json")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer\.json"):
-        CaptionTokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_padding_and_truncation_of_a_foreign_tokenizer_are_switched_off(tokenizer, tmp_path):
@@ -166,5 +167,5 @@ def test_padding_and_truncation_of_a_foreign_tokenizer_are_switched_off(tokenize
     foreign.enable_truncation(4)
     foreign.save(str(tmp_path / "tokenizer.json"))
     np.testing.assert_array_equal(
-        CaptionTokenizer.load(tmp_path).encode(CAPTIONS[:1], 64)[0], tokenizer.encode(CAPTIONS[:1], 64)[0]
+        load_tokenizer(tmp_path).encode(CAPTIONS[:1], 64)[0], tokenizer.encode(CAPTIONS[:1], 64)[0]
     )

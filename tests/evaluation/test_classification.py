@@ -6,12 +6,11 @@ import torch
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.classes import ClassificationSet
-from fastvtp.data.loader import VideoTextLoader
-from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.evaluation.classification import evaluate_classification
 from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.videomae.classifier import VideoClassifierConfig
 from tests.data.clips import write_clip
+from tests.data.loaders import make_loader
 from tests.evaluation.stubs import TableModel, batches
 
 NAMES = ("jump", "run", "sit")
@@ -95,16 +94,12 @@ def test_a_classifier_and_a_loader_of_views_fit_together(tmp_path):
     paths[1].write_bytes(b"no video")
     records = tuple(VideoRecord(path.stem, str(path), (NAMES[i],)) for i, path in enumerate(paths))
     classes = ClassificationSet(records, (0, 1, 2), NAMES)
-    config = VideoClassifierConfig(
-        num_frames=4, image_size=16, tubelet=(2, 8, 8), width=16, depth=1, num_heads=2, num_classes=3,
-        head_init_scale=1.0,
-    )  # fmt: skip
+    sizes = {"num_frames": 4, "image_size": 16, "tubelet": (2, 8, 8), "width": 16, "depth": 1, "num_heads": 2}
+    config = VideoClassifierConfig(**sizes, num_classes=3, head_init_scale=1.0)
     torch.manual_seed(0)
     model = build_model(config, torch.device("cpu")).train()
-    settings = {"num_frames": 4, "image_size": 16, "views": (2, 2), "num_workers": 0, "max_text_length": 8}
-    loader = VideoTextLoader(
-        records, CaptionTokenizer.train(NAMES, 50), batch_size=3, train=False, sampling="strided", **settings
-    )
+    settings = {"num_frames": 4, "image_size": 16, "views": (2, 2), "num_workers": 0, "sampling": "strided"}
+    loader = make_loader(records, None, batch_size=3, train=False, **settings)
     with loader:
         report = evaluate_classification(model, loader, classes, device="cpu", progress=False)
         video = torch.cat([batch.video for batch in loader])

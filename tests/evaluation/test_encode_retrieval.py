@@ -119,9 +119,17 @@ def test_a_clip_that_lacks_views_leaves_no_caption_behind():
 
 def test_one_view_equals_the_model_own_encoding():
     config = DualEncoderConfig(
-        num_frames=2, image_size=4, tubelet=(2, 2, 2), width=16, depth=1, num_heads=2, vocab_size=256,
-        max_text_length=8, pad_text=False, text_dropout=0.0,
-    )  # fmt: skip
+        num_frames=2,
+        image_size=4,
+        tubelet=(2, 2, 2),
+        width=16,
+        depth=1,
+        num_heads=2,
+        vocab_size=256,
+        max_text_length=8,
+        pad_text=False,
+        text_dropout=0.0,
+    )
     torch.manual_seed(0)
     model = build_model(config, torch.device("cpu"))
     (batch,) = batches([[5, 90, 40]])

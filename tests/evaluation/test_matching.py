@@ -14,10 +14,22 @@ from fastvtp.systems.alpro.model import AlproFusion
 from fastvtp.systems.alpro.towers import AlproConfig
 
 CONFIG = AlproConfig(
-    num_frames=2, image_size=16, patch_size=8, width=32, depth=1, num_heads=2, text_depth=1, fusion_depth=1,
-    text_num_heads=2, text_hidden=64, projection_dim=16, max_text_length=12,
-    vocab_size=50, mask_token_id=4, special_token_ids=(0, 1, 2, 3, 4),
-)  # fmt: skip
+    num_frames=2,
+    image_size=16,
+    patch_size=8,
+    width=32,
+    depth=1,
+    num_heads=2,
+    text_depth=1,
+    fusion_depth=1,
+    text_num_heads=2,
+    text_hidden=64,
+    projection_dim=16,
+    max_text_length=12,
+    vocab_size=50,
+    mask_token_id=4,
+    special_token_ids=(0, 1, 2, 3, 4),
+)
 
 
 def make_model() -> AlproFusion:
@@ -43,10 +55,14 @@ def make_loader(records: int = 7, batch_size: int = 3):
     for start in range(0, records, batch_size):
         part = slice(start, min(start + batch_size, records))
         yield types.SimpleNamespace(
-            video=video[part], input_ids=torch.cat(texts[part]), text_lengths=tuple(lengths[part]),
-            cu_seqlens=torch.tensor([0, *lengths[part]]).cumsum(0).int(), max_text_length=max(lengths[part]),
-            captions=[str(i) for i in range(records)][part], sample_ids=torch.arange(records)[part],
-        )  # fmt: skip
+            video=video[part],
+            input_ids=torch.cat(texts[part]),
+            text_lengths=tuple(lengths[part]),
+            cu_seqlens=torch.tensor([0, *lengths[part]]).cumsum(0).int(),
+            max_text_length=max(lengths[part]),
+            captions=[str(i) for i in range(records)][part],
+            sample_ids=torch.arange(records)[part],
+        )
 
 
 def released_way(model: AlproFusion) -> torch.Tensor:
@@ -127,8 +143,9 @@ def test_the_similarity_may_be_added_to_the_logit_of_a_match(model, top_k):
     plain = match_scores(model, encoded, top_k=top_k, progress=False)
     assert not torch.allclose(found[0], plain[0], atol=0.01)
     for scores, right, contrast in (
-        (found[0], expected, encoded.similarity), (found[1].T, expected.T, encoded.similarity.T),
-    ):  # fmt: skip
+        (found[0], expected, encoded.similarity),
+        (found[1].T, expected.T, encoded.similarity.T),
+    ):
         for row, truth, similar in zip(scores, right, contrast, strict=True):
             order = similar.argsort(descending=True)
             first, rest = order[:top_k], order[len(order) if top_k is None else top_k :]

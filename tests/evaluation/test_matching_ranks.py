@@ -13,8 +13,10 @@ from tests.ranks import run_ranks
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch is built without torch.distributed")
 RANKS = 2
 CASES: dict[str, dict[str, Any]] = {
-    "every pair": {}, "top 3": {"top_k": 3}, "top 3 with the similarity": {"top_k": 3, "add_similarity": True},
-}  # fmt: skip
+    "every pair": {},
+    "top 3": {"top_k": 3},
+    "top 3 with the similarity": {"top_k": 3, "add_similarity": True},
+}
 
 
 def scored(rank: int) -> dict[str, Any]:

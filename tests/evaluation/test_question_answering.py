@@ -28,9 +28,14 @@ QUESTIONS = question_set(
     ("how many cubes?", "seven", "count", ()),
 )
 TRAINING = question_set(
-    ("a?", "red", "colour", ()), ("b?", "red", "colour", ()), ("c?", "blue", "colour", ()),
-    ("d?", "two", "count", ()), ("e?", "two", "count", ()), ("f?", "one", "count", ()), ("g?", "red", "shape", ()),
-)  # fmt: skip
+    ("a?", "red", "colour", ()),
+    ("b?", "red", "colour", ()),
+    ("c?", "blue", "colour", ()),
+    ("d?", "two", "count", ()),
+    ("e?", "two", "count", ()),
+    ("f?", "one", "count", ()),
+    ("g?", "red", "shape", ()),
+)
 RIGHT = [[9, 0, 0], [0, 0, 9], [0, 9, 0], [9, 0, 0]]
 
 TOKENIZER = CaptionTokenizer.train(
@@ -88,9 +93,14 @@ def test_predictions_are_written_in_the_form_of_a_list_of_questions(tmp_path):
     answered(RIGHT, predictions=path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines[3] == {
-        "id": "q3", "video": "/3.mp4", "question": "how many cubes?", "type": "count", "answer": "seven",
-        "prediction": "red", "credit": 0.0,
-    }  # fmt: skip
+        "id": "q3",
+        "video": "/3.mp4",
+        "question": "how many cubes?",
+        "type": "count",
+        "answer": "seven",
+        "prediction": "red",
+        "credit": 0.0,
+    }
     assert [line["credit"] for line in lines] == [1, 1, 1, 0]
     read = load_questions(path)
     assert (read.answers, read.kinds) == (QUESTIONS.answers, QUESTIONS.kinds)
@@ -158,11 +168,18 @@ def tiny_model(num_answers):
     torch.manual_seed(0)
     return build_model(
         VideoQAConfig(
-            num_frames=2, image_size=4, tubelet=(2, 2, 2), width=16, depth=1, num_heads=2, max_text_length=32,
-            vocab_size=TOKENIZER.vocab_size, num_answers=num_answers,
+            num_frames=2,
+            image_size=4,
+            tubelet=(2, 2, 2),
+            width=16,
+            depth=1,
+            num_heads=2,
+            max_text_length=32,
+            vocab_size=TOKENIZER.vocab_size,
+            num_answers=num_answers,
         ),
         torch.device("cpu"),
-    )  # fmt: skip
+    )
 
 
 def test_the_open_ended_model_is_asked_as_it_wants_to_be():

@@ -11,6 +11,8 @@ from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
 from fastvtp.evaluation.zero_shot import (
     TEMPLATES,
+    Prompts,
+    TextTower,
     class_embeddings,
     evaluate_zero_shot,
     evaluate_zero_shot_choice,
@@ -49,6 +51,10 @@ def make(clips, words=(*NAMES, "photo", "not")):
     return WordModel(tokenizer, words, clips), tokenizer
 
 
+def texts_of(model, tokenizer, max_length=16):
+    return TextTower(model, tokenizer, max_length, "cpu")
+
+
 def classes(labels):
     records = tuple(VideoRecord(str(i), f"/{i}.mp4", (NAMES[label],)) for i, label in enumerate(labels))
     return ClassificationSet(records, tuple(labels), NAMES)
@@ -57,10 +63,9 @@ def classes(labels):
 def test_the_class_of_the_nearest_prompt():
     model, tokenizer = make([[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [1, 0, 0, 0, 0]])
     known = classes([0, 2, 1])
-    report = evaluate_zero_shot(
-        model, batches(known.records, [0, 1, 2], 2, tokenizer), known, tokenizer,
-        templates=("a video of the {}", "a photo of the {}"), max_length=16, device="cpu", progress=False,
-    )  # fmt: skip
+    prompts = Prompts(("a video of the {}", "a photo of the {}"))
+    loader = batches(known.records, [0, 1, 2], 2, tokenizer)
+    report = evaluate_zero_shot(texts_of(model, tokenizer), loader, known, prompts, progress=False)
     assert report.per_class == {"cat": 100, "dog": 0, "fish": 100}
     assert model.seen[:2] == ["a video of the cat", "a photo of the cat"]
     assert len(model.seen) == 6
@@ -68,9 +73,9 @@ def test_the_class_of_the_nearest_prompt():
 
 def test_an_ensemble_is_the_mean_of_unit_vectors_at_unit_length():
     model, tokenizer = make([[1, 0, 0, 0, 0]])
-    arguments = {"max_length": 16, "device": "cpu"}
-    both = class_embeddings(model, tokenizer, NAMES, ("{} photo not", "{}"), **arguments)
-    first, second = (class_embeddings(model, tokenizer, NAMES, (form,), **arguments) for form in ("{} photo not", "{}"))
+    texts, forms = texts_of(model, tokenizer), ("{} photo not", "{}")
+    both = class_embeddings(texts, NAMES, forms)
+    first, second = (class_embeddings(texts, NAMES, (form,)) for form in forms)
     torch.testing.assert_close(both, normalize((first + second) / 2, dim=-1))
     torch.testing.assert_close(both.norm(dim=-1), torch.ones(3))
 
@@ -82,22 +87,15 @@ def test_multiple_choice_by_the_nearest_option():
         ("what is it ?", "fish", "", ("fish", "cat", "dog")),
         ("not ?", "not a cat", "", ("a cat", "not a cat")),
     )
-    options = {"max_length": 16, "device": "cpu", "progress": False}
-    report = evaluate_zero_shot_choice(
-        model, batches(questions.records, [0, 1, 2], 2, tokenizer), questions, tokenizer, **options
-    )
+    texts = texts_of(model, tokenizer)
+    loader = batches(questions.records, [0, 1, 2], 2, tokenizer)
+    report = evaluate_zero_shot_choice(texts, loader, questions, Prompts(), progress=False)
     assert report.accuracy == pytest.approx(200 / 3)
     assert report.chance == pytest.approx(100 * (1 / 2 + 1 / 3 + 1 / 2) / 3)
     assert model.seen[:2] == ["cat", "dog"]
     model.seen.clear()
-    evaluate_zero_shot_choice(
-        model,
-        batches(questions.records, [2], 2, tokenizer),
-        questions,
-        tokenizer,
-        form="{question} {option}",
-        **options,
-    )
+    loader, prompts = batches(questions.records, [2], 2, tokenizer), Prompts(form="{question} {option}")
+    evaluate_zero_shot_choice(texts, loader, questions, prompts, progress=False)
     assert model.seen == ["not? a cat", "not? not a cat"]
 
 
@@ -118,10 +116,10 @@ def test_a_model_of_two_towers_classifies(kind):
     known = classes([0, 1])
     video = torch.randint(0, 256, (2, 2, 16, 16, 3), dtype=torch.uint8)
     batch = SimpleNamespace(video=video, sample_ids=torch.tensor([0, 1]), captions=["cat", "dog"])
-    arguments = {"templates": TEMPLATES["kinetics"], "max_length": 12, "device": "cpu"}
-    report = evaluate_zero_shot(model, [batch], known, tokenizer, progress=False, **arguments)
+    texts, prompts = texts_of(model, tokenizer, 12), Prompts(TEMPLATES["kinetics"])
+    report = evaluate_zero_shot(texts, [batch], known, prompts, progress=False)
     with torch.no_grad():
-        similarity = model.encode_video(video) @ class_embeddings(model, tokenizer, NAMES, **arguments).T
+        similarity = model.encode_video(video) @ class_embeddings(texts, NAMES, prompts.templates).T
     assert report.top["top1"] == 50 * (similarity.argmax(-1) == torch.tensor([0, 1])).sum()
     assert model.training  # as it was
 
@@ -143,16 +141,16 @@ def test_templates(tmp_path):
 def test_faults_are_one_line():
     model, tokenizer = make([[1, 0, 0, 0, 0]])
     known = classes([0])
-    options = {"max_length": 16, "device": "cpu", "progress": False}
+    texts = texts_of(model, tokenizer)
     bare = ClassificationSet(known.records, (0,), ("0", "1"))
     with pytest.raises(UserError, match="classes are bare numbers"):
-        evaluate_zero_shot(model, [], bare, tokenizer, templates=("{}",), **options)
+        evaluate_zero_shot(texts, [], bare, Prompts(("{}",)))
     with pytest.raises(UserError, match="templates: no template"):
-        evaluate_zero_shot(model, [], known, tokenizer, templates=(), **options)
+        evaluate_zero_shot(texts, [], known, Prompts(()))
     with pytest.raises(UserError, match="temperature must be positive, got 0"):
-        evaluate_zero_shot(model, [], known, tokenizer, templates=("{}",), temperature=0, **options)
+        evaluate_zero_shot(texts, [], known, Prompts(("{}",), temperature=0))
     questions = question_set(("what?", "cat", "", ()))
     with pytest.raises(UserError, match=r"question 'what\?' of /0.mp4 has no options"):
-        evaluate_zero_shot_choice(model, batches(questions.records, [0], 1), questions, tokenizer, **options)
+        evaluate_zero_shot_choice(texts, batches(questions.records, [0], 1), questions, Prompts(), progress=False)
     with pytest.raises(UserError, match=r"form must hold \{option\}, got '\{question\}'"):
-        evaluate_zero_shot_choice(model, [], questions, tokenizer, form="{question}", **options)
+        evaluate_zero_shot_choice(texts, [], questions, Prompts(form="{question}"))

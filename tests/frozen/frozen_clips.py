@@ -4,9 +4,8 @@ import json
 
 import numpy as np
 
-from fastvtp.data.loader import VideoTextLoader
-from fastvtp.data.wordpiece import CaptionTokenizer
 from tests.data.clips import write_clip
+from tests.data.loaders import make_loader as open_loader
 
 COLOURS = {"blue": (30, 40, 200), "green": (30, 190, 40), "red": (210, 40, 30)}
 
@@ -29,7 +28,5 @@ def write_rows(path, *rows):
 
 def make_loader(views=(1, 1), batch_size=4):
     """What `extract_features` takes: a loader of some records."""
-    return lambda records: VideoTextLoader(
-        records, CaptionTokenizer.train(["no text"], 30), batch_size=batch_size, num_frames=4, image_size=32,
-        max_text_length=8, train=False, num_workers=0, views=views,
-    )  # fmt: skip
+    clips = {"num_frames": 4, "image_size": 32, "num_workers": 0}
+    return lambda records: open_loader(records, None, batch_size=batch_size, train=False, views=views, **clips)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fastvtp.errors import UserError
-from fastvtp.frozen.adapters import ProbedTower
+from fastvtp.frozen.adapters import ProbedTower, TowerTap
 from fastvtp.frozen.probes import ProbeConfig, build_probe
 from fastvtp.frozen.towers import video_tower
 from tests.frozen.towers import (
@@ -12,11 +12,10 @@ from tests.frozen.towers import (
 )
 
 
-def make(name="videoprism", adapter_dim=4, **settings):
+def make(name="videoprism", adapter_dim=4, layers=(), **settings):
     tower = video_tower(make_tower_model(name))
-    layers = settings.get("layers", ())
     probe = build_probe(ProbeConfig(width=32, num_outputs=3, num_heads=2, head_dim=8, num_layers=len(layers) + 1))
-    return tower, ProbedTower(tower, probe, adapter_dim=adapter_dim, **settings).eval()
+    return tower, ProbedTower(tower, probe, TowerTap(layers, adapter_dim), **settings).eval()
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -42,8 +42,7 @@ def test_against_the_definition_with_and_without_ties(interpolated, levels):
 
 def test_order_among_ties_does_not_matter():
     scores = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    values = [average_precision(scores, torch.tensor(right)) for right in ([1, 0, 0, 0], [0, 0, 1, 0])
-              for right in [[bool(x) for x in right]]]  # fmt: skip
+    values = [average_precision(scores, torch.tensor(right).bool()) for right in ([1, 0, 0, 0], [0, 0, 1, 0])]
     assert values == pytest.approx([100 / 3, 100 / 3])
 
 

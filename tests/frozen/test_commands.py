@@ -143,27 +143,27 @@ def test_every_command_that_reads_clips_takes_their_framing(command, features, p
     if not (place / "p_fit").exists():
         command("probe", features, "steps=1", "num_heads=2", "head_dim=8", "--output", "p_fit")
     error = command(*arguments, "--framing", "stretch", fails=True)
-    assert error == "fastvtp: fit must be 'crop' or 'squash', got 'stretch'\n"
+    assert error == "fastvtp: framing must be 'crop' or 'squash', got 'stretch'\n"
 
 
 def test_the_framing_overrules_that_of_the_model(command, place):
     command("extract", "model", "test", "--output", "f_squash", "--framing", "squash")
-    assert FeatureSet(place / "f_squash").description["fit"] == "squash"
+    assert FeatureSet(place / "f_squash").description["framing"] == "squash"
     settings = ("steps=1", "num_heads=2", "head_dim=8")
     command("probe", "model", *settings, "--train", "train", "--framing", "squash", "--output", "p_squash")
     described = json.loads((place / "p_squash/probe.json").read_text())
-    assert described["protocol"]["fit"] == "squash"
+    assert described["protocol"]["framing"] == "squash"
     (place / "p_squash/probe.json").write_text(json.dumps({**described, "protocol": {"fit": "stretch"}}))
     error = command("classify", "model", "p_squash", "test", fails=True)
-    assert "p_squash/probe.json: protocol has fit 'stretch', expected 'crop' or 'squash'" in error
+    assert "p_squash/probe.json: protocol: framing must be 'crop' or 'squash', got 'stretch'" in error
 
 
 def test_several_crops_of_squashed_frames_stand_in_the_way_of_a_test_alone(command, place, monkeypatch):
-    monkeypatch.setattr("fastvtp.model_folder.read_fit", lambda _: "squash")
+    monkeypatch.setattr("fastvtp.model_folder.read_framing", lambda _: "squash")
     settings = ("steps=1", "num_heads=2", "head_dim=8", "--train", "train", "--views", "2x3")
     assert "expected one crop, got 3" in command("probe", "model", *settings, "--test", "test", fails=True)
     command("probe", "model", *settings, "--output", "p_views")
-    assert json.loads((place / "p_views/probe.json").read_text())["protocol"]["fit"] == "squash"
+    assert json.loads((place / "p_views/probe.json").read_text())["protocol"]["framing"] == "squash"
 
 
 def test_a_probe_keeps_to_the_framing_of_its_features(command, place, monkeypatch):
@@ -171,15 +171,18 @@ def test_a_probe_keeps_to_the_framing_of_its_features(command, place, monkeypatc
         command("extract", "model", name, "--output", f"fit_{name}", "--framing", "squash")
     command("extract", "model", "test", "--output", "fit_crop")
     settings = ("steps=1", "num_heads=2", "head_dim=8")
-    assert "fit_crop has fit 'crop', fit_train 'squash': extract both alike" in command(
+    assert "fit_crop has framing 'crop', fit_train 'squash': extract both alike" in command(
         "probe", "fit_train", *settings, "--test", "fit_crop", fails=True
     )
     command("probe", "fit_train", *settings, "--test", "fit_test", "--output", "p_fits")
-    assert json.loads((place / "p_fits/probe.json").read_text())["protocol"]["fit"] == "squash"
+    assert json.loads((place / "p_fits/probe.json").read_text())["protocol"]["framing"] == "squash"
     loader, seen = scoring.VideoTextLoader, []
-    monkeypatch.setattr(
-        scoring, "VideoTextLoader", lambda *given, **said: seen.append(said["fit"]) or loader(*given, **said)
-    )
+
+    def watched(*given, **said):
+        seen.append(said["reading"].framing)
+        return loader(*given, **said)
+
+    monkeypatch.setattr(scoring, "VideoTextLoader", watched)
     for options in ((), ("--framing", "crop")):
         command("classify", "model", "p_fits", "test", *options)
     assert seen == ["squash", "crop"]

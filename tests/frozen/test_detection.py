@@ -116,9 +116,10 @@ def test_mean_average_precision_against_its_definition(sides, next_best):
             [span + 0.05 * torch.randn(span.shape, generator=generator), random_spans(6, sides, generator)]
         )
         found[record.id] = Detections(
-            more, torch.randint(3, (len(more),), generator=generator),
+            more,
+            torch.randint(3, (len(more),), generator=generator),
             torch.rand(len(more), generator=generator, dtype=torch.float64),
-        )  # fmt: skip
+        )
     made = detection_map(found, truth, (0.3, 0.5), next_best=next_best)
     for threshold in (0.3, 0.5):
         expected = map_by_definition(found, truth, threshold, next_best)
@@ -131,9 +132,13 @@ def test_mean_average_precision_against_its_definition(sides, next_best):
 def test_perfect_nothing_and_unknown():
     spans = torch.tensor([[0.0, 0.5], [0.2, 0.9]])
     truth = SpanSet(
-        "segments", (VideoRecord("v", "/v.mp4", ("",)),), (spans,), (torch.tensor([[True], [True]]),),
-        (torch.ones(2),), ("a",),
-    )  # fmt: skip
+        "segments",
+        (VideoRecord("v", "/v.mp4", ("",)),),
+        (spans,),
+        (torch.tensor([[True], [True]]),),
+        (torch.ones(2),),
+        ("a",),
+    )
     perfect = {"v": Detections(spans, torch.zeros(2, dtype=torch.long), torch.tensor([0.1, 0.9]))}
     assert detection_map(perfect, truth, (0.95,), next_best=True)[0.95][0] == 100
     assert detection_map({}, truth, (0.5,), next_best=True)[0.5][0] == 0

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from fastvtp.data.classes import load_targets
 from fastvtp.errors import UserError
 from fastvtp.frozen.feature_sets import FeatureSet, TrainingRows
-from fastvtp.frozen.features import FeatureSettings, extract_features
+from fastvtp.frozen.features import FeatureSettings, ListedVideos, extract_features
 from fastvtp.frozen.towers import video_tower
 from tests.frozen.frozen_clips import make_loader, write_classes
 from tests.frozen.towers import make_tower_model
@@ -19,10 +19,9 @@ from tests.frozen.towers import make_tower_model
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("features")
     targets = load_targets(write_classes(root / "clips", per_class=2))
-    extract_features(
-        video_tower(make_tower_model()), targets.records, make_loader((2, 1)), root / "f",
-        FeatureSettings(pool="frames", shard_size=4), protocol={"views": (2, 1)}, targets=targets, progress=False,
-    )  # fmt: skip
+    videos, settings = ListedVideos(targets.records, targets), FeatureSettings(pool="frames", shard_size=4)
+    tower, protocol = video_tower(make_tower_model()), {"views": (2, 1)}
+    extract_features(tower, videos, make_loader((2, 1)), root / "f", settings, protocol=protocol, progress=False)
     return root / "f"
 
 
@@ -65,9 +64,10 @@ def test_faults_are_one_line(folder, tmp_path):
     made = FeatureSet(folder)
     with pytest.raises(UserError, match=r"f has width 32, runs/f 48: extract both alike"):
         made.check_fits({**made.description, "width": 48}, "runs/f")
-    made.check_fits({**made.description, "fit": "crop"}, "runs/f")
-    with pytest.raises(UserError, match=r"f has fit 'crop', runs/f 'squash': extract both alike"):
-        made.check_fits({**made.description, "fit": "squash"}, "runs/f")
+    for name in ("framing", "fit"):  # as earlier versions called it
+        made.check_fits({**made.description, name: "crop"}, "runs/f")
+        with pytest.raises(UserError, match=r"f has framing 'crop', runs/f 'squash': extract both alike"):
+            made.check_fits({**made.description, name: "squash"}, "runs/f")
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     for path in folder.iterdir():

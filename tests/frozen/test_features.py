@@ -8,11 +8,7 @@ from fastvtp.data.classes import load_targets
 from fastvtp.errors import UserError
 from fastvtp.frozen import features as module
 from fastvtp.frozen.feature_sets import FeatureSet
-from fastvtp.frozen.features import (
-    FeatureSettings,
-    extract_features,
-    model_digest,
-)
+from fastvtp.frozen.features import FeatureSettings, ListedVideos, extract_features, model_digest
 from fastvtp.frozen.towers import video_tower
 from tests.frozen.frozen_clips import make_loader, write_classes
 from tests.frozen.towers import make_tower_model
@@ -26,13 +22,11 @@ def clips(tmp_path_factory):
 SETTINGS = FeatureSettings(shard_size=4)
 
 
-def extract(clips, folder, settings=SETTINGS, *, views=(1, 1), batch_size=4, model=None):
+def extract(clips, folder, settings=SETTINGS, *, views=(1, 1), batch_size=4, model=None, **said):
     targets = load_targets(clips)
     tower = video_tower(model or make_tower_model())
-    extract_features(
-        tower, targets.records, make_loader(views, batch_size), folder, settings, protocol={"views": views},
-        targets=targets, progress=False,
-    )  # fmt: skip
+    videos, loader = ListedVideos(targets.records, targets), make_loader(views, batch_size)
+    extract_features(tower, videos, loader, folder, settings, protocol={"views": views} | said, progress=False)
     return FeatureSet(folder)
 
 
@@ -40,9 +34,8 @@ def test_features_are_those_of_the_tower_for_every_view(clips, tmp_path):
     settings = FeatureSettings(layers=(1,), pool="frames", shard_size=4)
     made = extract(clips, tmp_path / "f", settings, views=(2, 1), batch_size=5)
     assert len(made) == 9
-    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == [
-        "features.json", *(f"shard_0000{i}.{suffix}" for i in range(3) for suffix in ("json", "safetensors"))
-    ]  # fmt: skip
+    shards = [f"shard_0000{i}.{suffix}" for i in range(3) for suffix in ("json", "safetensors")]
+    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == ["features.json", *shards]
     tower, targets = video_tower(make_tower_model()), load_targets(clips)
     with make_loader((2, 1))(targets.records) as loader, torch.no_grad():
         expected = torch.cat([tower.encode_layers(batch.video, (1,), "frames") for batch in loader])
@@ -72,8 +65,12 @@ def test_a_killed_extraction_is_completed_without_touching_what_is_there(clips, 
     stamp = first.stat().st_mtime_ns
     seen = []
     loaded = make_loader()
-    monkeypatch.setattr("tests.frozen.test_features.make_loader", lambda *_: lambda records: seen.append(
-        [record.id for record in records]) or loaded(records))  # fmt: skip
+
+    def watched(records):
+        seen.append([record.id for record in records])
+        return loaded(records)
+
+    monkeypatch.setattr("tests.frozen.test_features.make_loader", lambda *_: watched)
     again = extract(clips, tmp_path / "f")
     assert seen == [[record.id for record in whole.records[4:]]]
     assert first.stat().st_mtime_ns == stamp
@@ -100,6 +97,18 @@ def test_a_folder_of_other_features_is_refused(clips, tmp_path):
     (more / "red" / "2.mp4").unlink()
     with pytest.raises(UserError, match=r"holds other features \(data_digest"):
         extract(more, tmp_path / "f")
+
+
+def test_a_folder_of_an_earlier_version_is_continued_under_its_own_digest(clips, tmp_path):
+    """It called the framing of frames "fit"."""
+    whole = extract(clips, tmp_path / "f", fit="squash")
+    assert whole.framing == "squash"
+    (tmp_path / "f" / "shard_00001.json").unlink()
+    again = extract(clips, tmp_path / "f", framing="squash")
+    assert again.description == whole.description
+    assert (again.digest, again.records) == (whole.digest, whole.records)
+    with pytest.raises(UserError, match=r"holds other features \(framing 'squash', expected 'crop'\)"):
+        extract(clips, tmp_path / "f", framing="crop")
 
 
 def test_undecodable_videos_are_left_out_and_named(tmp_path):

@@ -10,13 +10,13 @@ from fastvtp.frozen.feature_sets import FeatureSet
 from fastvtp.frozen.features import description_digest
 from fastvtp.frozen.localization import (
     detect_segments,
-    fit_box_head,
-    fit_segment_head,
     report_detections,
     score_boxes,
+    train_box_head,
+    train_segment_head,
 )
 from fastvtp.frozen.spans import SpanSet
-from fastvtp.frozen.training_heads import FitSettings
+from fastvtp.frozen.training_heads import HeadTraining
 
 WIDTH, CLASSES = 8, ("jump", "run")
 
@@ -27,9 +27,9 @@ def write_features(folder, clips, grid, pool="none"):
 
     folder.mkdir()
     description = {
-        "model_digest": "0", "num_videos": len(clips), "shard_size": 100, "width": WIDTH, "grid": grid, "pool": pool,
-        "views": [1, 1], "layers": [], "class_names": None, "multi_label": False,
-    }  # fmt: skip
+        **{"model_digest": "0", "num_videos": len(clips), "shard_size": 100, "views": [1, 1]},
+        **{"width": WIDTH, "grid": grid, "layers": [], "pool": pool, "class_names": None, "multi_label": False},
+    }
     (folder / "features.json").write_text(json.dumps(description))
     save_file({"features": torch.stack(list(clips.values()))[:, None, None]}, folder / "shard_00000.safetensors")
     listed = [{"id": name, "video": f"/{name}.mp4", "labels": []} for name in clips]
@@ -63,8 +63,8 @@ def test_segments_are_learned_and_found_in_other_videos(tmp_path):
     clips, spans, labels = moments(40, 16, seed=0)
     train = write_features(tmp_path / "train", clips, grid)
     truth = span_set("segments", spans, labels, clips)
-    settings = FitSettings(steps=150, batch_size=10, learning_rate=5e-3, warmup_steps=5)
-    head, loss = fit_segment_head(train, truth, settings, progress=False, hidden=16)
+    settings = HeadTraining(steps=150, batch_size=10, learning_rate=5e-3, warmup_steps=5)
+    head, loss = train_segment_head(train, truth, settings, progress=False, hidden=16)
     assert loss < 0.5
     clips, spans, labels = moments(10, 16, seed=1)
     test, truth = write_features(tmp_path / "test", clips, grid), span_set("segments", spans, labels, clips)
@@ -81,8 +81,8 @@ def test_one_segment_is_found_once_and_videos_without_features_are_named(tmp_pat
     clips, spans, labels = moments(4, 16, seed=0)
     train = write_features(tmp_path / "f", clips, [16, 2, 2])
     truth = span_set("segments", [*spans, spans[0]], [*labels, labels[0]], [*clips, "other"])
-    head, _ = fit_segment_head(
-        train, truth, FitSettings(steps=60, batch_size=4, learning_rate=1e-2), progress=False, hidden=16
+    head, _ = train_segment_head(
+        train, truth, HeadTraining(steps=60, batch_size=4, learning_rate=1e-2), progress=False, hidden=16
     )
     found = detect_segments(head, train, overlap=0.0, least_score=0.3)
     for detections, label in zip(found.values(), labels, strict=True):
@@ -110,8 +110,8 @@ def places(count, seed):
 def test_what_is_done_in_boxes_is_learned(tmp_path):
     clips, spans, labels = places(40, seed=0)
     train = write_features(tmp_path / "train", clips, [2, 6, 6])
-    settings = FitSettings(steps=80, batch_size=10, learning_rate=5e-3, warmup_steps=5)
-    head, loss = fit_box_head(
+    settings = HeadTraining(steps=80, batch_size=10, learning_rate=5e-3, warmup_steps=5)
+    head, loss = train_box_head(
         train, span_set("boxes", spans, labels, clips), settings, progress=False, num_heads=2, head_dim=8, dropout=0.1
     )
     assert loss < 0.1
@@ -134,14 +134,13 @@ def test_clips_without_boxes_are_left_out(tmp_path, monkeypatch):
     clips, spans, labels = places(7, seed=0)
     features, names = write_features(tmp_path / "f", clips, [2, 6, 6]), list(clips)
     everything = span_set("boxes", spans, labels, names)
-    settings = FitSettings(steps=1, batch_size=2)
-    head, _ = fit_box_head(features, everything, settings, progress=False, num_heads=2, head_dim=8)
+    settings = HeadTraining(steps=1, batch_size=2)
+    head, _ = train_box_head(features, everything, settings, progress=False, num_heads=2, head_dim=8)
     whole = score_boxes(head, features, everything)
     shown = [0, 5]  # the batches are v0 v1, v2 v3, v4 v5, v6
     empty = torch.zeros(0, 4), torch.zeros(0, 2, dtype=torch.bool)
-    found = score_boxes(head, features, span_set(
-        "boxes", [*(spans[i] for i in shown), empty[0]], [*(labels[i] for i in shown), empty[1]], ["v0", "v5", "v3"]
-    ))  # fmt: skip
+    places_of, labels_of = [*(spans[i] for i in shown), empty[0]], [*(labels[i] for i in shown), empty[1]]
+    found = score_boxes(head, features, span_set("boxes", places_of, labels_of, ["v0", "v5", "v3"]))
     assert list(found) == ["v0", "v5"]
     for name, one in found.items():
         torch.testing.assert_close(one.scores, whole[name].scores)
@@ -156,12 +155,12 @@ def test_faults_are_one_line(tmp_path):
     clips, spans, labels = moments(2, 16, seed=0)
     features = write_features(tmp_path / "f", clips, [16, 2, 2])
     truth = span_set("segments", spans, labels, clips)
-    settings = FitSettings(steps=1, batch_size=1)
+    settings = HeadTraining(steps=1, batch_size=1)
     with pytest.raises(UserError, match="the annotations are segments, expected boxes"):
-        fit_box_head(features, truth, settings, progress=False)
+        train_box_head(features, truth, settings, progress=False)
     strangers = span_set("segments", spans, labels, ["a", "b"])
     for call in (
-        lambda: fit_segment_head(features, strangers, settings, progress=False),
+        lambda: train_segment_head(features, strangers, settings, progress=False),
         lambda: report_detections({}, strangers, features),
     ):
         with pytest.raises(UserError, match="no clip of it is annotated: expected the ids of the annotations"):
@@ -169,8 +168,8 @@ def test_faults_are_one_line(tmp_path):
     boxes = span_set("boxes", [torch.zeros(1, 4)] * 2, labels, clips)
     pooled = write_features(tmp_path / "p", {name: clip[:16] for name, clip in clips.items()}, [16, 1, 1], "frames")
     with pytest.raises(UserError, match="p has pool 'frames', expected 'none' for boxes"):
-        fit_box_head(pooled, boxes, settings, progress=False)
+        train_box_head(pooled, boxes, settings, progress=False)
     squashed = write_features(tmp_path / "s", clips, [16, 2, 2])
-    squashed.description["fit"] = "squash"
-    with pytest.raises(UserError, match="s has fit 'squash': boxes are placed in centred squares, expected 'crop'"):
-        fit_box_head(squashed, boxes, settings, progress=False)
+    squashed.description["framing"] = "squash"
+    with pytest.raises(UserError, match="s has framing 'squash': boxes are placed in centred squares, expected 'crop'"):
+        train_box_head(squashed, boxes, settings, progress=False)

@@ -29,11 +29,25 @@ def test_attentive_probe_is_multi_head_attention_of_one_token():
     x_BKLD, pooler = features(), probe.pooler
     tokens = layer_norm(x_BKLD[:, -1], (32,), probe.norm.weight, probe.norm.bias, 1e-6).transpose(0, 1)
     pooled, _ = multi_head_attention_forward(
-        pooler.queries[:, None].expand(1, 4, 32), tokens, tokens, 32, 2,
-        None, torch.cat([part.bias for part in (pooler.query, pooler.key, pooler.value)]), None, None, False, 0.0,
-        pooler.proj.weight, pooler.proj.bias, training=False, use_separate_proj_weight=True,
-        q_proj_weight=pooler.query.weight, k_proj_weight=pooler.key.weight, v_proj_weight=pooler.value.weight,
-    )  # fmt: skip
+        pooler.queries[:, None].expand(1, 4, 32),
+        tokens,
+        tokens,
+        32,
+        2,
+        None,
+        torch.cat([part.bias for part in (pooler.query, pooler.key, pooler.value)]),
+        None,
+        None,
+        False,
+        0.0,
+        pooler.proj.weight,
+        pooler.proj.bias,
+        training=False,
+        use_separate_proj_weight=True,
+        q_proj_weight=pooler.query.weight,
+        k_proj_weight=pooler.key.weight,
+        v_proj_weight=pooler.value.weight,
+    )
     torch.testing.assert_close(probe.pool(x_BKLD), pooled[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(probe(x_BKLD), probe.head(pooled[0]), rtol=1e-4, atol=1e-5)
 

@@ -6,16 +6,10 @@ from torch import nn
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.classes import TargetSet, load_targets
-from fastvtp.data.loader import VideoTextLoader
-from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
-from fastvtp.frozen.adapters import ProbedTower
+from fastvtp.frozen.adapters import ProbedTower, TowerTap
 from fastvtp.frozen.feature_sets import FeatureSet
-from fastvtp.frozen.features import (
-    FeatureSettings,
-    extract_features,
-    model_digest,
-)
+from fastvtp.frozen.features import FeatureSettings, ListedVideos, extract_features, model_digest
 from fastvtp.frozen.probe_files import (
     ProbeDescription,
     load_probe,
@@ -25,16 +19,17 @@ from fastvtp.frozen.probe_files import (
 from fastvtp.frozen.probes import ProbeConfig, build_probe
 from fastvtp.frozen.probing import (
     evaluate_targets,
-    fit_probe,
-    fit_probed_tower,
+    train_probe_head,
+    train_probed_tower,
 )
 from fastvtp.frozen.towers import video_tower
-from fastvtp.frozen.training_heads import FitSettings
+from fastvtp.frozen.training_heads import HeadTraining
+from tests.data.loaders import make_loader as open_loader
 from tests.evaluation.stubs import TableModel, batches
 from tests.frozen.frozen_clips import make_loader, write_classes
 from tests.frozen.towers import make_tower_model
 
-QUICK = FitSettings(steps=40, batch_size=6, learning_rate=3e-3, warmup_steps=5)
+QUICK = HeadTraining(steps=40, batch_size=6, learning_rate=3e-3, warmup_steps=5)
 SIZES = {"num_heads": 2, "head_dim": 8}
 
 
@@ -46,28 +41,27 @@ def clips(tmp_path_factory):
 @pytest.fixture(scope="module")
 def features(clips, tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
-    extract_features(
-        video_tower(make_tower_model()), clips.records, make_loader((2, 1)), folder, FeatureSettings(layers=(0,)),
-        protocol={"views": (2, 1)}, targets=clips, progress=False,
-    )  # fmt: skip
+    videos, settings = ListedVideos(clips.records, clips), FeatureSettings(layers=(0,))
+    tower = video_tower(make_tower_model())
+    extract_features(tower, videos, make_loader((2, 1)), folder, settings, protocol={"views": (2, 1)}, progress=False)
     return FeatureSet(folder)
 
 
 @pytest.mark.parametrize("kind", ["attentive", "linear", "mlap"])
 def test_a_probe_learns_the_classes_from_the_cache(features, kind):
     settings = replace(QUICK, steps=80) if kind == "linear" else QUICK
-    probe, loss = fit_probe(features, settings, progress=False, kind=kind, dropout=0.1, **SIZES)
+    probe, loss = train_probe_head(features, settings, progress=False, kind=kind, dropout=0.1, **SIZES)
     report = evaluate_targets(probe, features.batches(5), features.targets, progress=False)
     assert report.top == {"top1": 100}
     assert report.count == 9
     assert loss < 0.9
-    again, same = fit_probe(features, settings, progress=False, kind=kind, dropout=0.1, **SIZES)
+    again, same = train_probe_head(features, settings, progress=False, kind=kind, dropout=0.1, **SIZES)
     assert same == loss
     assert all(torch.equal(a, b) for a, b in zip(probe.parameters(), again.parameters(), strict=True))
 
 
 def test_views_are_averaged_as_probabilities(features):
-    probe, _ = fit_probe(features, QUICK, progress=False, **SIZES)
+    probe, _ = train_probe_head(features, QUICK, progress=False, **SIZES)
     wrong = features.targets.renumbered(("red", "blue", "green"), "test")
     report = evaluate_targets(probe, features.batches(4), wrong, progress=False)
     with torch.no_grad():
@@ -93,12 +87,10 @@ def test_on_the_fly_with_adapters_and_back_from_disk(clips, tmp_path):
     tower, video = video_tower(model), torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
     torch.manual_seed(0)
     config = ProbeConfig(width=32, num_outputs=3, dropout=0.1, **SIZES)
-    probed = ProbedTower(tower, build_probe(config), adapter_dim=4)
-    with VideoTextLoader(
-        clips.records, CaptionTokenizer.train(["no text"], 30), batch_size=6, num_frames=4, image_size=32,
-        max_text_length=8, train=True, num_workers=0, num_steps=30,
-    ) as loader:  # fmt: skip
-        fit_probed_tower(probed, loader, clips, replace(QUICK, steps=30), progress=False)
+    probed = ProbedTower(tower, build_probe(config), TowerTap(adapter_dim=4))
+    sizes = {"num_frames": 4, "image_size": 32, "num_workers": 0}
+    with open_loader(clips.records, None, batch_size=6, train=True, num_steps=30, **sizes) as loader:
+        train_probed_tower(probed, loader, clips, replace(QUICK, steps=30), progress=False)
     assert all(adapter.up.weight.abs().max() > 0 for adapter in probed.adapters)
     with make_loader()(clips.records) as loader:
         report = evaluate_targets(probed, loader, clips, progress=False)

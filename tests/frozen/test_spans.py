@@ -17,11 +17,12 @@ def segment(start, end, label="jump"):
 
 
 def test_segments_are_shares_of_the_duration(tmp_path):
-    made = load_spans(write_lines(
+    path = write_lines(
         tmp_path / "a.jsonl",
         {"video": "x.mp4", "duration": 10, "segments": [segment(1, 3.5), segment(0, 10, "run")]},
         {"video": "y.mp4", "id": "second", "duration": 4, "segments": []},
-    ))  # fmt: skip
+    )
+    made = load_spans(path)
     assert made.kind == "segments"
     assert made.class_names == ("jump", "run")
     torch.testing.assert_close(made.spans[0], torch.tensor([[0.1, 0.35], [0.0, 1.0]]))
@@ -32,13 +33,13 @@ def test_segments_are_shares_of_the_duration(tmp_path):
 
 def test_boxes_are_shares_of_the_centred_square(tmp_path):
     """Of 200 x 100 pixels the square spans 50 to 150; a box left of it is outside, one across its edge is clipped."""
-    made = load_spans(write_lines(tmp_path / "a.jsonl", {
-        "video": "x.mp4", "width": 200, "height": 100, "boxes": [
-            {"box": [75, 20, 125, 80], "labels": ["talk", "sit"]},
-            {"box": [0, 0, 100, 50], "labels": ["sit"], "score": 0.5},
-            {"box": [0, 0, 50, 100], "labels": ["sit"]},
-        ],
-    }))  # fmt: skip
+    boxes = [
+        {"box": [75, 20, 125, 80], "labels": ["talk", "sit"]},
+        {"box": [0, 0, 100, 50], "labels": ["sit"], "score": 0.5},
+        {"box": [0, 0, 50, 100], "labels": ["sit"]},
+    ]
+    row = {"video": "x.mp4", "width": 200, "height": 100, "boxes": boxes}
+    made = load_spans(write_lines(tmp_path / "a.jsonl", row))
     assert (made.kind, made.outside, made.class_names) == ("boxes", 1, ("sit", "talk"))
     torch.testing.assert_close(made.spans[0], torch.tensor([[0.25, 0.2, 0.75, 0.8], [0.0, 0.0, 0.5, 0.5]]))
     assert made.labels[0].tolist() == [[True, True], [True, False]]

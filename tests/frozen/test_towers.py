@@ -47,9 +47,11 @@ def test_pooling_goes_by_time_slots(name):
 
 
 def test_the_tower_of_a_fine_tuned_and_of_a_video_text_model():
-    classifier = build_model(VideoClassifierConfig(
-        num_frames=4, image_size=32, tubelet=(2, 8, 8), width=32, depth=1, num_heads=2, num_classes=3
-    ))  # fmt: skip
+    classifier = build_model(
+        VideoClassifierConfig(
+            num_frames=4, image_size=32, tubelet=(2, 8, 8), width=32, depth=1, num_heads=2, num_classes=3
+        )
+    )
     assert video_tower(classifier).encode_layers(make_clips(1)).shape == (1, 1, 32, 32)
     sizes = dataclasses.asdict(CONFIGS["videoprism"])
     lvt = VideoTextPrismConfig(**sizes, vocab_size=20, text_depth=1, auxiliary_depth=1)

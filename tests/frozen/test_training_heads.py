@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fastvtp.errors import UserError
-from fastvtp.frozen.training_heads import FitSettings, fit
+from fastvtp.frozen.training_heads import HeadTraining, train_head
 
 
 class Recorder(nn.Module):
@@ -28,8 +28,8 @@ def run(**settings):
         path.append((head.matrix.item(), head.vector.item()))
         return head()
 
-    settings = FitSettings(**{"steps": 10, "warmup_steps": 0, "weight_decay": 0.0, **settings})
-    last = fit(head, iter(range(100)), loss_of, settings, device="cpu", progress=False)
+    training = HeadTraining(**{"steps": 10, "warmup_steps": 0, "weight_decay": 0.0, **settings})
+    last = train_head(head, iter(range(100)), loss_of, training, device="cpu", progress=False)
     path.append((head.matrix.item(), head.vector.item()))
     return head, path, last
 
@@ -53,9 +53,9 @@ def test_matrices_alone_decay_and_the_frozen_stay():
 def test_a_loss_that_is_not_finite_stops():
     head = Recorder()
     with pytest.raises(FloatingPointError, match="the loss is nan at step 2"):
-        fit(head, range(2), lambda _: head() * torch.nan, FitSettings(steps=2), device="cpu", progress=False)
+        train_head(head, range(2), lambda _: head() * torch.nan, HeadTraining(steps=2), device="cpu", progress=False)
     with pytest.raises(UserError, match="probe: expected 5 batches, got 3"):
-        fit(head, range(3), lambda _: head(), FitSettings(steps=5), device="cpu", progress=False)
+        train_head(head, range(3), lambda _: head(), HeadTraining(steps=5), device="cpu", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -70,4 +70,4 @@ def test_a_loss_that_is_not_finite_stops():
 )
 def test_wrong_settings_are_one_line(settings, message):
     with pytest.raises(UserError, match=message):
-        FitSettings(**settings)
+        HeadTraining(**settings)

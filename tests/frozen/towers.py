@@ -8,13 +8,20 @@ from fastvtp.systems.videoprism.encoder import VideoPrismConfig
 
 CONFIGS = {
     "videomae": VideoMAEConfig(
-        num_frames=4, image_size=32, tubelet=(2, 8, 8), width=32, depth=3, num_heads=2, decoder_width=16,
-        decoder_num_heads=2, decoder_depth=1,
+        num_frames=4,
+        image_size=32,
+        tubelet=(2, 8, 8),
+        width=32,
+        depth=3,
+        num_heads=2,
+        decoder_width=16,
+        decoder_num_heads=2,
+        decoder_depth=1,
     ),
     "videoprism": VideoPrismConfig(
         num_frames=4, image_size=32, patch_size=8, width=32, depth=2, temporal_depth=1, num_heads=2, mlp_hidden=64
     ),
-}  # fmt: skip
+}
 
 
 def make_tower_model(name: str = "videoprism"):

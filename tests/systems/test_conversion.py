@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 import fastvtp
 from fastvtp.checkpoints.sizes import config_of_released
 from fastvtp.cli import main as cli
-from fastvtp.data.wordpiece import SPECIAL_TOKENS, CaptionTokenizer
+from fastvtp.data.tokenizers import load_tokenizer
+from fastvtp.data.wordpiece import SPECIAL_TOKENS
 from fastvtp.errors import CheckpointError, UserError
 from fastvtp.model_folder import write_model_folder
 from fastvtp.systems.conversion import convert
@@ -119,7 +120,7 @@ def test_a_released_checkpoint_with_its_vocabulary(simvtp):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
     assert (model.config.pad_token_id, model.config.mask_token_id) == (45, 49)
     assert model.config.special_token_ids == (45, 46, 47, 48, 49)
-    assert CaptionTokenizer.load(simvtp / "out").vocab_size == 50
+    assert load_tokenizer(simvtp / "out").vocab_size == 50
 
 
 def test_a_special_token_that_is_given_is_not_the_vocabularys(simvtp):
@@ -152,7 +153,7 @@ def test_a_vocabulary_from_elsewhere(simvtp):
         output = simvtp / f"out{number}"
         done = convert(simvtp / "checkpoint.pth", output, overrides=SETTINGS, tokenizer=given)
         assert done.tokenizer == f"copied from {given}"
-        assert CaptionTokenizer.load(output).vocab_size == 50
+        assert load_tokenizer(output).vocab_size == 50
         assert fastvtp.load_pretrained(output).config.mask_token_id == 49
 
 

@@ -15,7 +15,7 @@ from fastvtp.data.entities import write_entities
 from fastvtp.data.questions import read_answers
 from fastvtp.data.wordpiece import SPECIAL_TOKENS
 from fastvtp.errors import CheckpointError, UserError
-from fastvtp.model_folder import read_fit, write_model_folder, write_reading
+from fastvtp.model_folder import read_framing, write_model_folder, write_reading
 from fastvtp.systems.conversion import convert
 from tests.checkpoints.names import tiny_model
 from tests.systems.alpro.weight_names import (
@@ -119,14 +119,14 @@ def test_a_classifier_keeps_the_names_of_its_classes(place, monkeypatch, capsys)
 def test_how_clips_were_read_goes_along(place):
     """ALPRO's release squashed them; of other weights a folder may say so."""
     convert("alpro_qa.pt", "qa", overrides=SETTINGS, lists={"answers": "answers.txt"})
-    assert opened("qa").fit == "squash"
+    assert opened("qa").framing == "squash"
     write_model_folder(place / "own", tiny_alpro("alpro_retrieval"), "alpro_retrieval")
     convert("own", "unsaid")
     assert not (place / "unsaid/reading.json").exists()
-    for fit in ("crop", "squash"):
-        write_reading(place / "own", fit)
-        convert("own", fit)
-        assert read_fit(place / fit) == fit
+    for framing in ("crop", "squash"):
+        write_reading(place / "own", framing)
+        convert("own", framing)
+        assert read_framing(place / framing) == framing
 
 
 def test_a_record_of_reading_that_says_nothing_leaves_no_folder(place):

@@ -1,7 +1,10 @@
+import json
+from typing import Any
+
 import pytest
 
 from fastvtp.errors import UserError
-from fastvtp.settings import setting_names
+from fastvtp.settings import setting_names, to_json
 from fastvtp.systems.recipes import get_recipe, recipes
 from fastvtp.training.config import (
     apply_overrides,
@@ -46,9 +49,11 @@ def test_recipes_build(name, preset):
     ],
 )
 def test_overrides(config, override, value):
-    changed = apply_overrides(config, [override])
-    for part in override.partition("=")[0].split("."):
-        changed = getattr(changed, part)
+    name = override.partition("=")[0]
+    changed: Any = to_json(apply_overrides(config, [override]))
+    for part in name.split("."):
+        changed = changed[part]
+    changed = tuple(changed) if isinstance(changed, list) else changed
     assert changed == value
     assert type(changed) is type(value)
 
@@ -117,8 +122,23 @@ def test_unknown_recipe_names_the_nearest():
 def test_saved_config_shows_what_differs(config, tmp_path):
     save_config(config, tmp_path / "c.json")
     assert differing_settings(config, tmp_path / "c.json") == []
+    names = setting_names(config)
+    written = json.loads((tmp_path / "c.json").read_text())
+    assert list(written["data"])[:3] == ["train", "more", "shares"]
+    assert {"sampling", "crop_scale", "flip", "augmentation"} < set(written["data"])
+    assert {"data.sampling", "data.crop_scale", "data.flip", "data.augmentation.erasing"} < set(names)
     changed = apply_overrides(config, ["optimizer.betas=0.9,0.99", "model.depth=2"])
     assert differing_settings(changed, tmp_path / "c.json") == ["model.depth", "optimizer.betas"]
+
+
+def test_a_run_of_an_earlier_version_differs_in_nothing(config, tmp_path):
+    """It called the framing of frames "fit"."""
+    save_config(config, tmp_path / "c.json")
+    text = (tmp_path / "c.json").read_text()
+    (tmp_path / "c.json").write_text(text.replace('"framing"', '"fit"'))
+    assert differing_settings(config, tmp_path / "c.json") == []
+    squashed = apply_overrides(config, ["data.framing=squash"])
+    assert differing_settings(squashed, tmp_path / "c.json") == ["data.framing"]
 
 
 def test_every_setting_is_reachable(config):

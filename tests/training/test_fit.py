@@ -14,12 +14,13 @@ import torch
 from fastvtp import runs
 from fastvtp.cli import main as cli
 from fastvtp.data.annotations import load_annotations
+from fastvtp.data.reading import ClipReading
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import CheckpointError, ConfigError, UserError
 from fastvtp.evaluation.scoring import evaluation_loader
 from fastvtp.frozen import runs as probing
 from fastvtp.frozen.recipes import probe_recipe
-from fastvtp.frozen.training_heads import FitSettings
+from fastvtp.frozen.training_heads import HeadTraining
 from fastvtp.model_folder import write_model_folder, write_reading
 from fastvtp.systems.captioner import tasks as captioning_tasks
 from fastvtp.systems.catalogue import build_model
@@ -54,7 +55,7 @@ def wide(tmp_path_factory) -> Path:
 def squashed(wide) -> Path:
     """A run that was trained on squashed frames, scored on the same clips."""
     run_dir = wide.parent / "run"
-    more = ["data.fit=squash", "data.crop_scale=1,1", f"data.test={wide}", "steps=1"]
+    more = ["data.framing=squash", "data.crop_scale=1,1", f"data.test={wide}", "steps=1"]
     runs.pretrain(configure("alpro_prompter_tiny", wide, run_dir, *more), progress_bar=False)
     return run_dir
 
@@ -68,7 +69,7 @@ def shows_borders(video: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("fit", ["crop", "squash"])
 def test_training_clips(wide, tmp_path, fit):
-    config = configure("alpro_prompter_tiny", wide, tmp_path, f"data.fit={fit}", "data.crop_scale=1,1", "steps=1")
+    config = configure("alpro_prompter_tiny", wide, tmp_path, f"data.framing={fit}", "data.crop_scale=1,1", "steps=1")
     task = build_task(config)
     tokenizer = CaptionTokenizer.train(task.texts, vocab_size=100)
     with training_loader(config, task, tokenizer, torch.device("cpu"), Progress()) as loader:
@@ -80,18 +81,21 @@ def test_scores_follow_the_training_unless_told_otherwise(wide, squashed, tmp_pa
     for folder in (squashed, moved):
         opened = runs.open_model(folder, torch.device("cpu"))
         for fit, expected in ((None, True), ("squash", True), ("crop", False)):
-            protocol = runs.EvaluationProtocol(num_workers=0, fit=fit)
+            protocol = runs.EvaluationProtocol(reading=ClipReading(framing=fit), num_workers=0)
             with evaluation_loader(opened, load_annotations(wide), protocol) as loader:
                 assert shows_borders(next(iter(loader)).video) == expected
+    (moved / "reading.json").write_text('{"fit": "squash"}')  # as earlier versions wrote it
+    assert runs.open_model(moved, torch.device("cpu")).framing == "squash"
     (moved / "reading.json").unlink()
-    assert runs.open_model(moved, torch.device("cpu")).fit == "crop"
+    assert runs.open_model(moved, torch.device("cpu")).framing == "crop"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "reading.json: not JSON"),
-        ('{"fit": "stretch"}', "expected the key 'fit', one of crop, squash, got {'fit'"),
+        ('{"framing": "stretch"}', "expected the key 'framing', one of crop, squash, got {'framing'"),
+        ('{"fit": "stretch"}', "expected the key 'framing', one of crop, squash, got {'fit'"),
     ],
 )
 def test_a_record_that_says_nothing_is_one_line(squashed, tmp_path, content, message):
@@ -101,7 +105,7 @@ def test_a_record_that_says_nothing_is_one_line(squashed, tmp_path, content, mes
         runs.open_model(moved, torch.device("cpu"))
 
 
-ONE_CROP = "fit 'squash' shows whole frames: expected one crop, got 3; give one, or --fit crop (data.fit=crop)"
+ONE_CROP = "framing 'squash' shows whole frames: expected one crop, got 3; give one, or framing 'crop'"
 
 
 def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
@@ -122,7 +126,7 @@ def test_the_command(wide, squashed, monkeypatch, capsys, tmp_path):
     for options, message in (
         (("--fit", "squash", "--views", "1x3"), ONE_CROP),
         (("--views", "1x3"), ONE_CROP),
-        (("--fit", "stretch"), "fit must be 'crop' or 'squash', got 'stretch'"),
+        (("--fit", "stretch"), "framing must be 'crop' or 'squash', got 'stretch'"),
     ):
         status, error = run(monkeypatch, capsys, *common, tmp_path / "bad", *options)
         assert (status, error) == (2, f"fastvtp: {message}\n")
@@ -132,26 +136,26 @@ def test_the_command(wide, squashed, monkeypatch, capsys, tmp_path):
 def frozen() -> runs.OpenedModel:
     """A video model that was trained on squashed frames."""
     model = apply_overrides(get_recipe("simvtp_tiny"), SIZES).model
-    return runs.OpenedModel(build_model(model), None, fit="squash")
+    return runs.OpenedModel(build_model(model), None, framing="squash")
 
 
 def test_frozen_features_are_of_the_frames_of_the_training(wide, frozen, tmp_path):
     protocol = runs.EvaluationProtocol(num_workers=0)
     features = probing.extract(frozen, wide, tmp_path / "features", protocol=protocol, progress_bar=False)
-    assert features.description["fit"] == "squash"
+    assert features.description["framing"] == "squash"
 
 
 @pytest.mark.parametrize(("fit", "other"), [("squash", "crop"), ("crop", "squash")])
 def test_a_captioner_is_of_the_fit_of_its_features(wide, frozen, tmp_path, monkeypatch, fit, other):
-    """A run says beside its weights that clips came to it by `data.fit`."""
+    """A run says beside its weights that clips came to it by `data.framing`."""
     monkeypatch.setattr(captioning_tasks, "language_width", lambda folder: 32)
-    features, protocol = tmp_path / "features", runs.EvaluationProtocol(num_workers=0, fit=fit)
+    features, protocol = tmp_path / "features", runs.EvaluationProtocol(reading=ClipReading(framing=fit), num_workers=0)
     probing.extract(frozen, wide, features, protocol=protocol, progress_bar=False)
     given = [f"data.train={wide}", f"data.features={features}", "model.backbone=none", "model.language_model=x"]
     config = apply_overrides(get_recipe("videoprism_captioning_tiny"), given)
-    build_task(apply_overrides(config, [f"data.fit={fit}"]))
-    with pytest.raises(UserError, match=f"of fit '{fit}', expected '{other}': set data.fit={fit}$"):
-        build_task(apply_overrides(config, [f"data.fit={other}"]))
+    build_task(apply_overrides(config, [f"data.framing={fit}"]))
+    with pytest.raises(UserError, match=f"of framing '{fit}', expected '{other}': set data.framing={fit}$"):
+        build_task(apply_overrides(config, [f"data.framing={other}"]))
 
 
 @pytest.mark.parametrize(
@@ -164,9 +168,15 @@ def test_a_captioner_of_clips_is_told_of_another_fit(wide, frozen, tmp_path, mon
         write_reading(tmp_path, recorded)
     config = frozen.model.config
     sizes = [f"model.num_frames={config.num_frames}", f"model.image_size={config.image_size}"]
-    given = [f"data.train={wide}", f"data.fit={fit}", f"model.backbone={tmp_path}", "model.language_model=x", *sizes]
+    given = [
+        f"data.train={wide}",
+        f"data.framing={fit}",
+        f"model.backbone={tmp_path}",
+        "model.language_model=x",
+        *sizes,
+    ]
     build_task(apply_overrides(get_recipe("videoprism_captioning_tiny"), given))
-    told = f"is {fit!r}, but the frozen backbone {tmp_path} was trained with {recorded!r}: set data.fit={recorded} "
+    told = f"is {fit!r}, but the frozen backbone {tmp_path} was trained with {recorded!r}: set data.framing={recorded} "
     assert (told in caplog.text) == ("frozen backbone" in caplog.text) == (recorded not in (None, fit))
 
 
@@ -175,9 +185,9 @@ def test_pictures_are_of_the_frames_of_the_training(wide, frozen, tmp_path):
     ids = {"pad_token_id": words.pad_id, "mask_token_id": words.mask_id}
     sizes = {"vocab_size": words.vocab_size, "special_token_ids": tuple(sorted(words.special_ids))}
     config = dataclasses.replace(frozen.model.config, **ids, **sizes)
-    opened = runs.OpenedModel(build_model(config), words, fit="squash")
+    opened = runs.OpenedModel(build_model(config), words, framing="squash")
     pictures = {
-        fit: runs.visualize(opened, str(wide), tmp_path / str(fit), num_clips=2, fit=fit)[0].read_bytes()
+        fit: runs.visualize(opened, str(wide), tmp_path / str(fit), num_clips=2, framing=fit)[0].read_bytes()
         for fit in (None, "squash", "crop")
     }
     assert pictures[None] == pictures["squash"] != pictures["crop"]
@@ -185,45 +195,52 @@ def test_pictures_are_of_the_frames_of_the_training(wide, frozen, tmp_path):
 
 def test_probes_are_trained_on_the_frames_of_the_training(wide, frozen, monkeypatch):
     rows = [{"video": f"{number}.mp4", "label": "ab"[number % 2]} for number in range(4)]
-    clips = probing.TrainingClips(crop_scale=(1.0, 1.0), num_workers=0)
+    reading, protocol = ClipReading(crop_scale=(1.0, 1.0)), runs.EvaluationProtocol(num_workers=0)
     seen = []
 
     def watch(probed, loader, *arguments, **options):
         seen.append(next(iter(loader)).video)
         return 0.0
 
-    monkeypatch.setattr(probing, "fit_probed_tower", watch)
+    monkeypatch.setattr(probing, "train_probed_tower", watch)
     labelled = write_rows(wide.parent / "classes.jsonl", rows)
-    probing.train_on_videos(frozen, labelled, settings=FitSettings(steps=1, batch_size=2), clips=clips)
+    training, videos = HeadTraining(steps=1, batch_size=2), probing.ProbeVideos(train=labelled)
+    probing.train_on_videos(frozen, videos, training=training, reading=reading, protocol=protocol)
     assert shows_borders(seen[0])
 
 
 def test_views_that_do_not_fit_are_refused_before_a_probe_is_trained(wide, frozen, monkeypatch):
     """Those of the published recipes have three crops."""
-    monkeypatch.setattr(probing, "fit_probed_tower", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(probing, "train_probed_tower", lambda *_, **__: pytest.fail("trained"))
     labelled = write_rows(wide.parent / "tested.jsonl", [{"video": f"{number}.mp4", "label": "a"} for number in (0, 1)])
     views = probe_recipe("k400").views
+    videos = probing.ProbeVideos(train=labelled, test=labelled)
     with pytest.raises(UserError, match=re.escape(ONE_CROP)):
-        probing.train_on_videos(frozen, labelled, labelled, protocol=runs.EvaluationProtocol(views))
+        probing.train_on_videos(frozen, videos, protocol=runs.EvaluationProtocol(views=views))
+    cropped = runs.EvaluationProtocol(reading=ClipReading(framing="crop"), views=views)
     with pytest.raises(pytest.fail.Exception):
-        probing.train_on_videos(frozen, labelled, labelled, protocol=runs.EvaluationProtocol(views, fit="crop"))
+        probing.train_on_videos(frozen, videos, protocol=cropped)
 
 
 def test_settings_that_do_not_fit_are_one_line(wide, tmp_path):
     config = configure("alpro_prompter_tiny", wide, tmp_path)
-    with pytest.raises(ConfigError, match=r"^data\.fit must be 'crop' or 'squash', got 'stretch'$"):
-        apply_overrides(config, ["data.fit=stretch"])
+    with pytest.raises(ConfigError, match=r"^data\.framing must be 'crop' or 'squash', got 'stretch'$"):
+        apply_overrides(config, ["data.framing=stretch"])
     with pytest.raises(ConfigError, match=rf"^data\.{re.escape(ONE_CROP)}$"):
-        apply_overrides(config, ["data.fit=squash", "data.test_views=2,3"])
-    assert apply_overrides(config, ["data.fit=squash", "data.test_views=2,1"]).data.test_views == (2, 1)
+        apply_overrides(config, ["data.framing=squash", "data.test_views=2,3"])
+    assert apply_overrides(config, ["data.framing=squash", "data.test_views=2,1"]).data.test_views == (2, 1)
+    with pytest.raises(ConfigError, match=r"^data\.framing must be 'crop' or 'squash', got none: a run says how"):
+        apply_overrides(config, ["data.framing=none"])
+    with pytest.raises(ConfigError, match=r"^data\.fit is now data\.framing: set data\.framing=squash$"):
+        apply_overrides(config, ["data.fit=squash"])
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)
 def test_the_official_recipes_squash(recipe):
-    assert [get_recipe(recipe, preset).data.fit for preset in ("official", "fastvtp")] == ["squash", "crop"]
+    assert [get_recipe(recipe, preset).data.framing for preset in ("official", "fastvtp")] == ["squash", "crop"]
 
 
 def test_the_setting_is_recorded(squashed):
-    assert json.loads((squashed / "train_config.json").read_text())["data"]["fit"] == "squash"
+    assert json.loads((squashed / "train_config.json").read_text())["data"]["framing"] == "squash"
     (checkpoint,) = (squashed / "checkpoints").iterdir()
-    assert runs.open_model(checkpoint, torch.device("cpu")).fit == "squash"
+    assert runs.open_model(checkpoint, torch.device("cpu")).framing == "squash"

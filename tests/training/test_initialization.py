@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastvtp import create_model
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.errors import CheckpointError, ConfigError
 from fastvtp.model_folder import write_model_folder
 from fastvtp.systems.catalogue import build_model
@@ -69,7 +69,7 @@ def test_fine_tuning_starts_from_a_simvtp_run(
         assert torch.equal(
             weights["text_embeddings.word_embeddings.weight"], before["text_embeddings.word_embeddings.weight"]
         )
-        saved = CaptionTokenizer.load(simvtp_run / "model")
+        saved = load_tokenizer(simvtp_run / "model")
         assert tokenizer.encode(["a red star"], 9)[0].tolist() == saved.encode(["a red star"], 9)[0].tolist()
     lines = [record.getMessage() for record in caplog.records if "init from" in record.getMessage()]
     assert len(lines) == 3
@@ -103,8 +103,8 @@ def test_bert_embeddings_replace_those_of_the_video_model(captioned_videos, simv
     """As the released SimVTP starts: the video side from VideoMAE, the text side from BERT."""
     bert, width = tmp_path / "bert", 32
     bert.mkdir()
-    CaptionTokenizer.load(simvtp_run / "model").save(bert)
-    entries = CaptionTokenizer.load(bert).vocab_size
+    load_tokenizer(simvtp_run / "model").save(bert)
+    entries = load_tokenizer(bert).vocab_size
     tables = {"word_embeddings": entries, "position_embeddings": 80, "token_type_embeddings": 2}
     names = {f"{table}.weight": (rows, width) for table, rows in tables.items()}
     names |= {"LayerNorm.weight": (width,), "LayerNorm.bias": (width,)}
@@ -176,7 +176,7 @@ def test_words_without_their_tokenizer_are_refused(captioned_videos, simvtp_run,
     _, tokenizer = initial(
         "qa_finetune_tiny", data, weights, tmp_path, f"data.tokenizer={simvtp_run / 'model/tokenizer.json'}"
     )
-    assert tokenizer.vocab_size == CaptionTokenizer.load(simvtp_run / "model").vocab_size
+    assert tokenizer.vocab_size == load_tokenizer(simvtp_run / "model").vocab_size
 
 
 def test_what_does_not_fit_is_one_line(captioned_videos, simvtp_run, tmp_path):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from fastvtp import create_model, runs
 from fastvtp.checkpoints.loading import absent_parts
 from fastvtp.data.annotations import load_videos
+from fastvtp.data.reading import ClipReading
 from fastvtp.errors import ConfigError, UserError
 from fastvtp.model_folder import write_model_folder
 from fastvtp.systems.recipes import get_recipe
@@ -71,7 +72,9 @@ def test_the_loss_falls_and_the_report_has_the_scores(captioned_videos, tmp_path
     assert report == json.loads((tmp_path / "run/report.json").read_text())
 
     # the folder alone gives the same scores again
-    protocol = runs.EvaluationProtocol(views=(2, 1), sampling="strided", frame_stride=2, num_workers=0)
+    protocol = runs.EvaluationProtocol(
+        reading=ClipReading(sampling="strided", frame_stride=2), views=(2, 1), num_workers=0
+    )
     opened = runs.open_model(tmp_path / "run", torch.device("cpu"))
     again = runs.evaluate(
         opened, str(config.data.test), protocol=protocol, train_data=config.data.train, progress_bar=False

@@ -12,7 +12,7 @@ trained on other pictures are resized as the release does it, too; "fastvtp" res
 the prompter of "official" sees black, see `hidden_patches`. The published recipes of "official" repeat a picture (CC3M)
 as the 4 frames of a clip, which "fastvtp" takes as a clip of one frame, a quarter of the work (`data.image_frames`);
 and they squash whole frames to squares, in training and for scores, where "fastvtp" takes windows from 3:4 to 4:3 in
-training, resized to squares, and for scores the centred squares as they are (`data.fit`).
+training, resized to squares, and for scores the centred squares as they are (`data.framing`).
 
 What a clip or picture goes through differs from the release under both presets:
 
@@ -24,22 +24,20 @@ What a clip or picture goes through differs from the release under both presets:
 | RandAugment of pictures | 2 of 8 operations at 7 of 10, each left out half of the time | as a clip's |
 """
 
+from dataclasses import replace
 from typing import Any
 
 from fastvtp.architecture import model_config
+from fastvtp.data.reading import ClipReading
 from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.systems.alpro.finetuning import AlproQAConfig, AlproRetrievalConfig
 from fastvtp.systems.alpro.tasks import PrompterOptions
-from fastvtp.training.config import (
-    DataConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from fastvtp.training.config import TRAINING_READING, DataConfig, OptimizerConfig, TrainConfig
 
 _RESIZE = {"official": "official", "fastvtp": "bicubic"}
 _HIDDEN_PATCHES = {"official": "black", "fastvtp": "grey"}
 _IMAGE_FRAMES = {"official": "repeat", "fastvtp": "one"}
-_FIT = {"official": "squash", "fastvtp": "crop"}
+_FRAMING = {"official": "squash", "fastvtp": "crop"}
 _FIRST_WEIGHTS: dict[str, Any] = {"init": "models/vit_base", "text_init": "models/bert_base"}
 _RAND_M5_N2 = ClipAugmentation(rand_augment=(2, 15))  # magnitude 5 of 10
 _TINY: dict[str, Any] = {
@@ -57,11 +55,11 @@ _TINY: dict[str, Any] = {
     "projection_dim": 128,
     "text_dropout": 0.0,
 }
-_TINY_DATA: dict[str, Any] = {"sampling": "random_sorted", "crop_scale": (0.8, 1.0)}
+_TINY_READING = replace(TRAINING_READING, sampling="random_sorted", crop_scale=(0.8, 1.0))
 _TINY_CAPTIONS: dict[str, Any] = {
     "train": "runs/demo/data/train.jsonl",
     "test": "runs/demo/data/test.jsonl",
-    **_TINY_DATA,
+    "reading": _TINY_READING,
 }
 
 
@@ -186,7 +184,9 @@ def alpro_qa_tiny(preset: str = "fastvtp") -> TrainConfig:
         task="finetune_alpro_qa",
         model=AlproQAConfig(**_TINY),
         data=DataConfig(
-            train="runs/demo/data/train_questions.jsonl", test="runs/demo/data/test_questions.jsonl", **_TINY_DATA
+            train="runs/demo/data/train_questions.jsonl",
+            test="runs/demo/data/test_questions.jsonl",
+            reading=_TINY_READING,
         ),
         init="runs/alpro_tiny",
         optimizer=_optimizer(preset, 1e-3, warmup_share=0.1, clip_norm=5.0),
@@ -234,16 +234,27 @@ def _optimizer(
 
 def _pretraining_data(preset: str) -> DataConfig:
     """Windows of at least (224 / 256)^2 of the picture, which the release crops from its middle scale."""
-    return DataConfig(
-        train="data/train.jsonl",
+    reading = replace(
+        TRAINING_READING,
         sampling="head_tail",
-        max_text_length=30,
         crop_scale=(0.77, 1.0),
         flip=False,
-        fit=_FIT[preset],
+        framing=_FRAMING[preset],
         augmentation=_RAND_M5_N2,
+    )
+    return DataConfig(
+        train="data/train.jsonl",
+        max_text_length=30,
+        reading=reading,
         num_workers=12,
         image_frames=_IMAGE_FRAMES[preset],
+    )
+
+
+def _finetuning_reading(preset: str) -> ClipReading:
+    """Whole frames or centred squares."""
+    return replace(
+        TRAINING_READING, sampling="random_sorted", crop_scale=(1.0, 1.0), flip=False, framing=_FRAMING[preset]
     )
 
 
@@ -265,11 +276,8 @@ def _retrieval(
         init="runs/alpro_pretrain",
         data=DataConfig(
             train="data/train.jsonl",
-            sampling="random_sorted",
             max_text_length=max_text_length,
-            crop_scale=(1.0, 1.0),
-            fit=_FIT[preset],
-            flip=False,
+            reading=_finetuning_reading(preset),
             num_workers=12,
         ),
         position_resize=_RESIZE[preset],
@@ -289,14 +297,10 @@ def _qa(preset: str, *, questions: int, epochs: int, answers: int, clip_norm: fl
         init="runs/alpro_pretrain",
         data=DataConfig(
             train="data/train_questions.jsonl",
-            sampling="random_sorted",
             max_text_length=40,
-            crop_scale=(1.0, 1.0),
-            fit=_FIT[preset],
-            flip=False,
-            augmentation=_RAND_M5_N2,
             max_answers=answers,
             num_workers=12,
+            reading=replace(_finetuning_reading(preset), augmentation=_RAND_M5_N2),
         ),
         position_resize=_RESIZE[preset],
         optimizer=_optimizer(preset, 5e-5, warmup_share=0.1, clip_norm=clip_norm),

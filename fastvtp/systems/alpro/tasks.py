@@ -15,7 +15,7 @@ from fastvtp.checkpoints.loading import LoadReport, load_released
 from fastvtp.checkpoints.reading import Checkpoint
 from fastvtp.data.entities import read_entities, write_entities
 from fastvtp.data.loader import VideoTextBatch
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import ENTITIES_NAME, tokenizer_beside, weights_of
 from fastvtp.systems.alpro.entities import average_prompts, entity_prompts
@@ -101,16 +101,18 @@ class PretrainAlpro(CaptionedTask):
         prompter = self.config.options.prompter
         return super().tokenizer_sources() | ({} if prompter is None else {"prompter": prompter})
 
-    def complete(self, tokenizer: CaptionTokenizer) -> Any:
+    def complete(self, tokenizer: Tokenizer | None) -> Any:
         model = super().complete(tokenizer)
         return dataclasses.replace(model, num_entities=len(self.entities)) if self.entities else model
 
-    def prepare(self, model: Any, tokenizer: CaptionTokenizer) -> None:
+    def prepare(self, model: Any, tokenizer: Tokenizer | None) -> None:
         if self.entities:
             source = weights_of(str(self.config.options.prompter))
             load_prompter(model, source, position_resize=self.config.position_resize)
             # prompts are read as the prompter learned to read, which need not be how the student does
-            encode_prompts(model, tokenizer_beside(source) or tokenizer, self.entities)
+            reader = tokenizer_beside(source) or tokenizer
+            assert reader is not None  # the task reads texts
+            encode_prompts(model, reader, self.entities)
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
         plan = model.plan(batch.input_ids, batch.text_lengths, batch.sample_ids, seed=self.config.seed, step=batch.step)
@@ -138,7 +140,7 @@ class FinetuneAlproQA(QuestionTask):
     fresh = ("classifier",)
 
 
-def encode_prompts(model: Alpro, tokenizer: CaptionTokenizer, entities: list[str]) -> None:
+def encode_prompts(model: Alpro, tokenizer: Tokenizer, entities: list[str]) -> None:
     """Fill `video_prompts` and `image_prompts` by what the prompter makes of all templates with all entities."""
     for kind, prompts in (("video", model.video_prompts), ("image", model.image_prompts)):
         texts = entity_prompts(entities, kind)
@@ -151,7 +153,7 @@ def encode_prompts(model: Alpro, tokenizer: CaptionTokenizer, entities: list[str
 
 
 @torch.no_grad()
-def _text_features(prompter: AlproTowers, tokenizer: CaptionTokenizer, texts: list[str]) -> Tensor:
+def _text_features(prompter: AlproTowers, tokenizer: Tokenizer, texts: list[str]) -> Tensor:
     packed = tokenizer.encode_packed(texts, _PROMPT_LENGTH)
     cu_seqlens = torch.tensor([0, *packed.lengths]).cumsum(0).int()
     input_ids = torch.from_numpy(packed.input_ids).to(prompter.device)

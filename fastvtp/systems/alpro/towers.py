@@ -75,7 +75,6 @@ class AlproConfig(TimeSformerConfig, TextConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "special_token_ids", tuple(self.special_token_ids))  # JSON gives lists
         self.check_text()
         check_ids(self, "mask_token_id", "special_token_ids")
         check_positive(self, "text_num_heads", "text_hidden", "projection_dim", "num_entities", "fusion_depth")

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.loader import VideoTextBatch
-from fastvtp.data.source import SampleStream
+from fastvtp.data.source import Batches, SampleStream
 from fastvtp.errors import UserError
 from fastvtp.frozen.feature_sets import FeatureSet
-from fastvtp.frozen.features import description_digest, model_digest
+from fastvtp.frozen.features import model_digest
 from fastvtp.frozen.towers import video_tower
 from fastvtp.model_folder import load_pretrained
 from fastvtp.systems.captioner.model import VideoCaptioner
@@ -45,7 +45,7 @@ class CachedClips:
         self.folder, self.records = folder, records
         self._features = FeatureSet(folder)
         self.width: int = self._features.description["width"]
-        self.digest = description_digest(self._features.description)
+        self.digest = self._features.digest
         places = {os.path.normpath(record.video): place for place, record in enumerate(self._features.records)}
         videos = [os.path.normpath(record.video) for record in records]
         self._clips = [_Clip(index, places[video]) for index, video in enumerate(videos) if video in places]
@@ -63,10 +63,12 @@ class CachedClips:
         if found != expected:
             raise UserError(f"{self.folder} holds features of another model than model.backbone={folder}")
 
-    def check_fit(self, fit: str) -> None:
-        """Raises UserError where the features are of frames that came to the model's size in another way than `fit`."""
-        if (found := self._features.fit) != fit:
-            raise UserError(f"{self.folder} holds features of fit {found!r}, expected {fit!r}: set data.fit={found}")
+    def check_framing(self, framing: str) -> None:
+        """Raises UserError where the features are of frames that came to the model's size by another framing."""
+        if (found := self._features.framing) != framing:
+            raise UserError(
+                f"{self.folder} holds features of framing {found!r}, expected {framing!r}: set data.framing={found}"
+            )
 
     def draw(self, stream: SampleStream, number: int) -> tuple[Tensor, int, str]:
         """Sample `number` of a training stream: the last layer's tokens of a view [L, D], the place of its record, and
@@ -87,7 +89,8 @@ class FeatureLoader:
 
     def __init__(self, clips: CachedClips, *, batch_size: int, seed: int, start_step: int, num_steps: int):
         self._clips = clips
-        self._stream = SampleStream(len(clips), seed, batch_size, True, start_step, num_steps)
+        batches = Batches(batch_size=batch_size, train=True, seed=seed, start_step=start_step, num_steps=num_steps)
+        self._stream = SampleStream(len(clips), batches)
         self._steps = range(start_step, start_step + num_steps)
         self.wait_seconds = 0.0
         self.bad_files: dict[str, str] = {}
@@ -99,7 +102,7 @@ class FeatureLoader:
         return
 
     def __iter__(self) -> Iterator[VideoTextBatch]:
-        size = self._stream.batch_size
+        size = self._stream.batches.batch_size
         for step in self._steps:
             started = time.perf_counter()
             drawn = [self._clips.draw(self._stream, self._stream.number(step, place)) for place in range(size)]

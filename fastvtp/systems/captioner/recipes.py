@@ -1,12 +1,10 @@
 """Recipes of captioning, see `fastvtp.systems.recipes`: a resampler between a frozen video model and a frozen language
 model."""
 
+from dataclasses import replace
+
 from fastvtp.systems.captioner.model import VideoCaptionerConfig
-from fastvtp.training.config import (
-    DataConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from fastvtp.training.config import TRAINING_READING, DataConfig, OptimizerConfig, TrainConfig
 
 
 def videoprism_captioning_tiny(preset: str = "fastvtp") -> TrainConfig:
@@ -30,8 +28,7 @@ def videoprism_captioning_tiny(preset: str = "fastvtp") -> TrainConfig:
         data=DataConfig(
             train="runs/captioning_toy/train.jsonl",
             test="runs/captioning_toy/test.jsonl",
-            sampling="uniform",
-            crop_scale=(0.8, 1.0),
+            reading=replace(TRAINING_READING, sampling="uniform", crop_scale=(0.8, 1.0)),
         ),
         optimizer=OptimizerConfig(
             learning_rate=2e-3,
@@ -60,7 +57,9 @@ def videoprism_captioning(preset: str = "fastvtp") -> TrainConfig:
         task="finetune_captioning",
         model=VideoCaptionerConfig(),
         data=DataConfig(
-            train="data/train.jsonl", sampling="uniform", crop_scale=(0.69, 0.69), flip=False, num_workers=12
+            train="data/train.jsonl",
+            reading=replace(TRAINING_READING, sampling="uniform", crop_scale=(0.69, 0.69), flip=False),
+            num_workers=12,
         ),
         optimizer=OptimizerConfig(
             learning_rate=5e-4,

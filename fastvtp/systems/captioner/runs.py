@@ -1,6 +1,7 @@
 """Whole runs of a captioner: captions of a list of videos, scores of captions, answers to a list of questions."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fastvtp.model_folder import OpenedModel, open_model, weights_of
 from fastvtp.systems.captioner.features import attach_backbone
 from fastvtp.systems.captioner.model import VideoCaptioner
 from fastvtp.systems.captioner.scores import (
+    QuestionForm,
     evaluate_answers,
     evaluate_captions,
     few_shot_examples,
@@ -29,8 +31,20 @@ from fastvtp.systems.captioner.scores import (
     write_captions,
 )
 
-NUM_CANDIDATES = 250  # VideoPrism, appendix G
-_PROTOCOL = EvaluationProtocol()
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """How the answers of a language model are chosen."""
+
+    shots: int = 0
+    """Solved training questions at the head of each prompt."""
+    length: str = "sum"
+    """"sum" or "mean" of the log-likelihoods of a candidate's tokens."""
+    num_candidates: int = 250
+    """Most candidates where questions have no options, the most frequent training answers; VideoPrism, appendix G."""
+
+
+_PROTOCOL, _ANSWERING = EvaluationProtocol(), Answering()
 
 
 def open_captioning(
@@ -75,34 +89,31 @@ def answer_questions(
     *,
     protocol: EvaluationProtocol = _PROTOCOL,
     train_data: str | None = None,
-    shots: int = 0,
-    length: str = "sum",
-    num_candidates: int = NUM_CANDIDATES,
+    answering: Answering = _ANSWERING,
     predictions: Path | None = None,
     progress_bar: bool = True,
 ) -> dict[str, Any]:
-    """Answer the questions of `data` by log-likelihood, among their options, or else among the `num_candidates` most
-    frequent answers of `train_data`.
+    """Answer the questions of `data` by log-likelihood, among their options, or else among the most frequent answers of
+    `train_data`.
 
-    shots: solved questions of `train_data` at the head of each prompt. length: "sum" or "mean" of tokens. predictions:
-    a file to write. Returns the scores, num_test and bad_files; the accuracy of the language model alone is
-    text_only. Raises UserError for another model and where the training questions are needed and not given.
+    predictions: a file to write. Returns the scores, num_test and bad_files; the accuracy of the language model alone
+    is text_only. Raises UserError for another model and where the training questions are needed and not given.
     """
     model, questions = _captioner(opened, protocol, one_view=False), load_questions(data)
     training = None if train_data is None else load_questions(train_data)
-    vocabulary = None if has_options(questions, data) else _vocabulary(training, num_candidates)
-    if shots and training is None:
-        raise UserError(f"{shots} solved questions are wanted: give the training questions (--train-data FILE)")
-    examples = [] if training is None else few_shot_examples(training, shots)
+    vocabulary = None if has_options(questions, data) else _vocabulary(training, answering.num_candidates)
+    if answering.shots and training is None:
+        raise UserError(
+            f"{answering.shots} solved questions are wanted: give the training questions (--train-data FILE)"
+        )
+    examples = [] if training is None else few_shot_examples(training, answering.shots)
     with evaluation_loader(opened, questions.records, protocol) as loader:
         scores = evaluate_answers(
             model,
             loader,
             questions,
-            vocabulary,
+            QuestionForm(vocabulary, examples, answering.length),
             device=model.device,
-            examples=examples,
-            length=length,
             training=training,
             predictions=predictions,
             progress=progress_bar,

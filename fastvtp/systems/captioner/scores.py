@@ -167,15 +167,26 @@ def write_caption_lines(
     write_atomically(path, "".join(lines).encode())
 
 
+@dataclass(frozen=True)
+class QuestionForm:
+    """How questions are put to a language model.
+
+    vocabulary: the candidates of every question; None: each question's own options. examples: solved questions
+    (question, answer) that every prompt begins with, in words alone. length: see `LanguageModel.log_likelihoods`.
+    """
+
+    vocabulary: AnswerVocabulary | None = None
+    examples: Sequence[tuple[str, str]] = ()
+    length: str = "sum"
+
+
 def evaluate_answers(
     model: VideoCaptioner,
     loader: Iterable[Any],
     questions: QuestionSet,
-    vocabulary: AnswerVocabulary | None,
+    form: QuestionForm,
     *,
     device: torch.device | str,
-    examples: Sequence[tuple[str, str]] = (),
-    length: str = "sum",
     progress: bool = True,
     training: QuestionSet | None = None,
     predictions: Path | None = None,
@@ -183,30 +194,31 @@ def evaluate_answers(
     """Answer each question of `loader`, an evaluation loader of `questions.records`, by the candidate that most likely
     follows its clip and prompt; log-likelihoods are averaged over the views of a clip.
 
-    vocabulary: the candidates of every question; None: each question's own options. examples: solved questions
-    (question, answer) that every prompt begins with, in words alone. length: see `LanguageModel.log_likelihoods`.
     training, predictions: as in `evaluate_open_ended`.
 
     Raises UserError where no clip could be decoded.
     """
 
+    vocabulary = form.vocabulary
+
     def asked(indices: Sequence[int]) -> tuple[list[str], list[Sequence[str]]]:
         """Prompts and candidates."""
         template = model.config.question_template
         return (
-            [few_shot_prompt(questions.records[index].captions[0], examples, template) for index in indices],
+            [few_shot_prompt(questions.records[index].captions[0], form.examples, template) for index in indices],
             [questions.options[index] if vocabulary is None else vocabulary.answers for index in indices],
         )
 
     def scores(batch: Any) -> list[Tensor]:
-        found = model.rank(batch.video.to(device, non_blocking=True), *asked(batch.sample_ids.tolist()), length=length)
+        video = batch.video.to(device, non_blocking=True)
+        found = model.rank(video, *asked(batch.sample_ids.tolist()), length=form.length)
         return [row.cpu() for row in found]
 
     with inference(model):
         seeing = average_over_views(loader, questions.records, scores, description="answers", progress=progress)
         unseeing = {}
         for index in tqdm(seeing, desc="answers without clips", unit="question", disable=not progress):
-            (row,) = model.language.log_likelihoods(None, *asked([index]), length=length)
+            (row,) = model.language.log_likelihoods(None, *asked([index]), length=form.length)
             unseeing[index] = row.cpu()
 
     def report(means: Mapping[int, Tensor], path: Path | None = None) -> OpenEndedReport | MultipleChoiceReport:

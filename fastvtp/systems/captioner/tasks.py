@@ -16,10 +16,10 @@ from fastvtp.data.questions import (
     lists_questions,
     load_questions,
 )
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.frozen.towers import video_tower
-from fastvtp.model_folder import described_config, recorded_fit, weights_of
+from fastvtp.model_folder import described_config, recorded_framing, weights_of
 from fastvtp.systems.captioner.features import CachedClips, FeatureLoader, attach_backbone
 from fastvtp.systems.captioner.language_model import few_shot_prompt, language_width
 from fastvtp.systems.captioner.model import VideoCaptionerConfig
@@ -51,12 +51,12 @@ class FinetuneCaptioning(Task):
         self.cached: CachedClips | None = None
         if config.data.features is not None:
             self.cached = CachedClips(config.data.features, self.records)
-            self.cached.check_fit(config.data.fit)
+            self.cached.check_framing(config.data.framing)
             self.completed = _of_features(self.completed, self.cached)
         elif config.model.backbone is None:
             raise ConfigError("finetune_captioning needs model.backbone=FOLDER, or data.features=FOLDER")
         else:
-            _compare_fit(Path(str(self.completed.backbone)), config.data.fit)
+            _compare_framing(Path(str(self.completed.backbone)), config.data.framing)
         try:
             self.completed.check_widths()
         except ValueError as error:
@@ -73,7 +73,7 @@ class FinetuneCaptioning(Task):
         cached = () if self.cached is None else (self.cached.digest,)
         return cached if self.questions is None else (*cached, self.questions.answers)
 
-    def complete(self, tokenizer: CaptionTokenizer) -> Any:
+    def complete(self, tokenizer: Tokenizer | None) -> Any:
         return self.completed
 
     def ready_loader(self, *, start_step: int, num_steps: int) -> FeatureLoader | None:
@@ -122,11 +122,11 @@ def with_frozen_sizes(model: VideoCaptionerConfig) -> VideoCaptionerConfig:
     return dataclasses.replace(model, **values)
 
 
-def _compare_fit(backbone: Path, fit: str) -> None:
-    if (recorded := recorded_fit(backbone)) not in (None, fit):
+def _compare_framing(backbone: Path, framing: str) -> None:
+    if (recorded := recorded_framing(backbone)) not in (None, framing):
         logger.warning(
-            "data.fit is %r, but the frozen backbone %s was trained with %r: set data.fit=%s to follow it",
-            fit,
+            "data.framing is %r, but the frozen backbone %s was trained with %r: set data.framing=%s to follow it",
+            framing,
             backbone,
             recorded,
             recorded,

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +64,22 @@ def question_texts(path: Path) -> list[str]:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    """The sizes of a toy language model, and how it is trained."""
+
+    width: int = 128
+    depth: int = 2
+    vocab_size: int = 500
+    """Most entries of its tokenizer."""
+    steps: int = 800
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+
 def train_toy_language_model(
-    texts: Sequence[str],
-    folder: str | Path,
-    *,
-    steps: int = 800,
-    batch_size: int = 32,
-    width: int = 128,
-    depth: int = 2,
-    vocab_size: int = 500,
-    learning_rate: float = 2e-3,
-    seed: int = 0,
-    progress: bool = True,
+    texts: Sequence[str], folder: str | Path, config: ToyConfig, *, progress: bool = True
 ) -> float:
     """Train a small Llama and its byte-level tokenizer on `texts` alone, write both to `folder`, and return the last
     loss: the mean cross-entropy of a token.
@@ -89,25 +94,34 @@ def train_toy_language_model(
     )
 
     learner = ByteLevelBPETokenizer()
-    learner.train_from_iterator(texts, vocab_size, special_tokens=[_START, _END], show_progress=False)
+    learner.train_from_iterator(texts, config.vocab_size, special_tokens=[_START, _END], show_progress=False)
     start, end = learner.token_to_id(_START), learner.token_to_id(_END)
     learner.post_processor = processors.TemplateProcessing(single=f"{_START} $A", special_tokens=[(_START, start)])  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=learner._tokenizer, bos_token=_START, eos_token=_END)
-    torch.manual_seed(seed)
+    torch.manual_seed(config.seed)
     network = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=learner.get_vocab_size(), hidden_size=width, intermediate_size=4 * width,
-            num_hidden_layers=depth, num_attention_heads=width // 32, num_key_value_heads=width // 32,
-            max_position_embeddings=1024, bos_token_id=start, eos_token_id=end, tie_word_embeddings=True,
+            vocab_size=learner.get_vocab_size(),
+            hidden_size=config.width,
+            intermediate_size=4 * config.width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.width // 32,
+            num_key_value_heads=config.width // 32,
+            max_position_embeddings=1024,
+            bos_token_id=start,
+            eos_token_id=end,
+            tie_word_embeddings=True,
         )
-    )  # fmt: skip
+    )
     language = LanguageModel(network, tokenizer)
     network.requires_grad_(True)
-    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.1
+    )
     loss = torch.zeros(())
-    for _ in (bar := tqdm(range(steps), desc="toy language model", unit="step", disable=not progress)):
-        chosen = [texts[int(place)] for place in torch.randint(len(texts), (batch_size,))]
+    for _ in (bar := tqdm(range(config.steps), desc="toy language model", unit="step", disable=not progress)):
+        chosen = [texts[int(place)] for place in torch.randint(len(texts), (config.batch_size,))]
         loss, _ = language.loss(None, _documents(language, chosen))
         loss.backward()
         optimizer.step()
@@ -144,7 +158,8 @@ def main() -> None:
     write_plain_captions(dataset.test, options.folder / "test.jsonl")
     questions = question_texts(dataset.train_questions)
     texts = [*questions, *captions * max(len(questions) // len(captions), 1)]  # half of what it reads, each
-    loss = train_toy_language_model(texts, options.folder / "language_model", steps=options.steps, seed=options.seed)
+    config = ToyConfig(steps=options.steps, seed=options.seed)
+    loss = train_toy_language_model(texts, options.folder / "language_model", config)
     read = f"{len(captions)} captions and {len(questions)} questions"
     print(f"a language model that has read {read}, loss {loss:.3f}, is in {options.folder}/language_model")
 

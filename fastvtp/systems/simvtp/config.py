@@ -46,7 +46,6 @@ class SimVTPConfig(VideoMAEConfig, TextConfig, ContrastConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "special_token_ids", tuple(self.special_token_ids))  # JSON gives lists
         self.check_text()
         self.check_contrast()
         check_ids(self, "mask_token_id", "special_token_ids")

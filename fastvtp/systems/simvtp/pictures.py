@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastvtp.data.loader import VideoTextBatch
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.text import Tokenizer
 from fastvtp.evaluation.inference import inference
 from fastvtp.model_folder import OpenedModel
 from fastvtp.systems.simvtp.model import SimVTP
@@ -21,7 +21,7 @@ from fastvtp.visualization.reconstruction import (
 
 
 def reconstruct(
-    model: SimVTP, tokenizer: CaptionTokenizer, batch: VideoTextBatch, *, seed: int
+    model: SimVTP, tokenizer: Tokenizer, batch: VideoTextBatch, *, seed: int
 ) -> list[ReconstructionExample]:
     """Mask every clip and caption of `batch` as in training and let `model` fill them in.
 

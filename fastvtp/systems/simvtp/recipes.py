@@ -1,6 +1,7 @@
 """Recipes of fine-tuning, see `fastvtp.systems.recipes`: the tiny ones start from `fastvtp demo`, the others take the
 published settings and want `init=` a pretrained model."""
 
+from dataclasses import replace
 from typing import Any
 
 from fastvtp.architecture import model_config
@@ -11,11 +12,7 @@ from fastvtp.systems.videomae.recipes import (
     RAND_M7_N4_ERASING,
     TINY_ENCODER,
 )
-from fastvtp.training.config import (
-    DataConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from fastvtp.training.config import TRAINING_READING, DataConfig, OptimizerConfig, TrainConfig
 
 _TINY_TEXT: dict[str, Any] = {**TINY_ENCODER, "max_text_length": 64}
 
@@ -28,8 +25,7 @@ def retrieval_finetune_tiny(preset: str = "fastvtp") -> TrainConfig:
         data=DataConfig(
             train="runs/demo/data/train.jsonl",
             test="runs/demo/data/test.jsonl",
-            sampling="random_sorted",
-            crop_scale=(0.8, 1.0),
+            reading=replace(TRAINING_READING, sampling="random_sorted", crop_scale=(0.8, 1.0)),
         ),
         init="runs/demo",
         optimizer=OptimizerConfig(learning_rate=5e-4, layer_decay=0.9, warmup_steps=30, betas=(0.9, 0.98)),
@@ -53,8 +49,7 @@ def retrieval_finetune(preset: str = "fastvtp") -> TrainConfig:
             train="data/train.jsonl",
             test_views=(3, 3),
             test_sampling="strided",
-            crop_scale=(0.08, 1.0),
-            augmentation=RAND_M7_N4_ERASING,
+            reading=replace(TRAINING_READING, crop_scale=(0.08, 1.0), augmentation=RAND_M7_N4_ERASING),
             num_workers=12,
         ),
         optimizer=OptimizerConfig(
@@ -82,8 +77,7 @@ def qa_finetune_tiny(preset: str = "fastvtp") -> TrainConfig:
         data=DataConfig(
             train="runs/demo/data/train_questions.jsonl",
             test="runs/demo/data/test_questions.jsonl",
-            sampling="random_sorted",
-            crop_scale=(0.8, 1.0),
+            reading=replace(TRAINING_READING, sampling="random_sorted", crop_scale=(0.8, 1.0)),
         ),
         init="runs/demo",
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=30, betas=(0.9, 0.98)),
@@ -103,9 +97,12 @@ def qa_finetune(preset: str = "fastvtp") -> TrainConfig:
         model=VideoQAConfig(max_text_length=40, drop_path=0.1),
         data=DataConfig(
             train="data/train_questions.jsonl",
-            sampling="random_sorted",
-            crop_scale=(0.5, 1.0),
-            augmentation=ClipAugmentation(rand_augment=(2, 15)),
+            reading=replace(
+                TRAINING_READING,
+                sampling="random_sorted",
+                crop_scale=(0.5, 1.0),
+                augmentation=ClipAugmentation(rand_augment=(2, 15)),
+            ),
             num_workers=12,
         ),
         optimizer=OptimizerConfig(
@@ -145,8 +142,7 @@ def simvtp_demo(preset: str = "fastvtp") -> TrainConfig:
         data=DataConfig(
             train="runs/demo/data/train.jsonl",
             test="runs/demo/data/test.jsonl",
-            sampling="random_sorted",
-            crop_scale=(0.8, 1.0),
+            reading=replace(TRAINING_READING, sampling="random_sorted", crop_scale=(0.8, 1.0)),
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, betas=(0.9, 0.98), clip_norm=5.0),
         output_dir="runs/demo",
@@ -186,7 +182,7 @@ def simvtp_base(preset: str = "fastvtp") -> TrainConfig:
     return TrainConfig(
         task="pretrain_simvtp",
         model=model_config("simvtp_base", preset=preset),
-        data=DataConfig(train="data/train.jsonl", num_workers=12, flip=False),
+        data=DataConfig(train="data/train.jsonl", num_workers=12, reading=replace(TRAINING_READING, flip=False)),
         optimizer=OptimizerConfig(
             learning_rate=1.5e-4 * batch_size / 256, final_learning_rate=1e-5 * batch_size / 256, warmup_steps=20_000
         ),

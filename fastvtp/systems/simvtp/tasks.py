@@ -9,7 +9,7 @@ from torch import Tensor
 from fastvtp.checkpoints.kinds import recognise
 from fastvtp.checkpoints.reading import read_checkpoint
 from fastvtp.data.loader import VideoTextBatch
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.text import Tokenizer
 from fastvtp.model_folder import weights_of
 from fastvtp.systems.simvtp.config import SimVTPConfig
 from fastvtp.systems.simvtp.question_answering import VideoQAConfig
@@ -54,10 +54,11 @@ class FinetuneQA(QuestionTask):
     model_config = VideoQAConfig
     fresh = ("head",)
 
-    def prepare(self, model: Any, tokenizer: CaptionTokenizer) -> None:
+    def prepare(self, model: Any, tokenizer: Tokenizer | None) -> None:
         """Where answers are read as masked words, start their head from the word head of `init`, if it has one."""
         if self.vocabulary is None or self.config.init is None or model.config.readout != "mask":
             return
+        assert tokenizer is not None  # the task reads texts
         if (words := word_head(self.config.init)) is not None:
             answers = [ids[1:-1].tolist() for ids in tokenizer.encode(self.vocabulary.answers, self.max_text_length)]
             model.start_from_words(*words, answers)

@@ -53,7 +53,6 @@ class VideoEncoderConfig:
     """What LayerNorms right before heads add to a variance; transformers has 1e-5."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tubelet", tuple(self.tubelet))  # JSON gives lists
         check_positive(self, "width", "num_heads", "mlp_ratio", "norm_eps", "head_norm_eps")
         check_heads(self, "width", "num_heads")
         if len(self.tubelet) != 3 or min(self.tubelet) < 1:

@@ -1,16 +1,15 @@
 """Recipes of VideoMAE: pretraining, and the classification that starts from it."""
 
+from dataclasses import replace
 from typing import Any
 
 from fastvtp.architecture import model_config
 from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.systems.videomae.classifier import VideoClassifierConfig
 from fastvtp.systems.videomae.tasks import ClassificationOptions
-from fastvtp.training.config import (
-    DataConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from fastvtp.training.config import TRAINING_READING, DataConfig, OptimizerConfig, TrainConfig
+
+_TINY_READING = replace(TRAINING_READING, sampling="random_sorted", crop_scale=(0.8, 1.0))
 
 
 def videomae_pretrain_tiny(preset: str = "fastvtp") -> TrainConfig:
@@ -18,7 +17,7 @@ def videomae_pretrain_tiny(preset: str = "fastvtp") -> TrainConfig:
     return TrainConfig(
         task="pretrain_videomae",
         model=model_config("videomae_tiny", width=128, num_heads=2, video_mask_ratio=0.75),
-        data=DataConfig(train="runs/demo/data/train.jsonl", sampling="random_sorted", crop_scale=(0.8, 1.0)),
+        data=DataConfig(train="runs/demo/data/train.jsonl", reading=_TINY_READING),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, clip_norm=5.0),
         output_dir="runs/videomae_tiny",
         steps=600,
@@ -33,7 +32,9 @@ def videomae_pretrain_base(preset: str = "fastvtp") -> TrainConfig:
     return TrainConfig(
         task="pretrain_videomae",
         model=model_config("videomae_base"),
-        data=DataConfig(train="data/train", num_workers=12, flip=False, crop_scale=(0.44, 1.0)),
+        data=DataConfig(
+            train="data/train", num_workers=12, reading=replace(TRAINING_READING, flip=False, crop_scale=(0.44, 1.0))
+        ),
         optimizer=OptimizerConfig(
             learning_rate=1.5e-4 * batch_size / 256, final_learning_rate=1e-5 * batch_size / 256, warmup_steps=20_000
         ),
@@ -58,7 +59,7 @@ def classification_finetune_tiny(preset: str = "fastvtp") -> TrainConfig:
     return TrainConfig(
         task="finetune_classification",
         model=VideoClassifierConfig(**TINY_ENCODER),
-        data=DataConfig(train="data/train", sampling="random_sorted", crop_scale=(0.8, 1.0)),
+        data=DataConfig(train="data/train", reading=_TINY_READING),
         optimizer=OptimizerConfig(learning_rate=1e-3, layer_decay=0.9, warmup_steps=30, betas=(0.9, 0.98)),
         output_dir="runs/classification_tiny",
         steps=400,
@@ -84,15 +85,24 @@ def classification_finetune_ssv2(preset: str = "fastvtp") -> TrainConfig:
         epochs=50,
         output_dir="runs/classification_ssv2",
         num_classes=174,
-        sampling="uniform",
-        flip=False,
         test_views=(2, 3),
         test_sampling="uniform",
+        sampling="uniform",
+        flip=False,
     )
 
 
-def _classification(*, clips: int, epochs: int, output_dir: str, num_classes: int = 400, **data: Any) -> TrainConfig:
-    """What VideoMAE's two fine-tunings of ViT-B have in common. data: settings of `DataConfig`."""
+def _classification(
+    *,
+    clips: int,
+    epochs: int,
+    output_dir: str,
+    test_views: tuple[int, int],
+    test_sampling: str,
+    num_classes: int = 400,
+    **reading: Any,
+) -> TrainConfig:
+    """What VideoMAE's two fine-tunings of ViT-B have in common. reading: settings of `ClipReading`."""
     batch_size, accumulate = 48, 8
     scale, epoch = batch_size * accumulate / 256, clips // (batch_size * accumulate)
     return TrainConfig(
@@ -100,10 +110,10 @@ def _classification(*, clips: int, epochs: int, output_dir: str, num_classes: in
         model=VideoClassifierConfig(drop_path=0.1, num_classes=num_classes),
         data=DataConfig(
             train="data/train.csv",
-            crop_scale=(0.08, 1.0),
-            augmentation=RAND_M7_N4_ERASING,
+            test_views=test_views,
+            test_sampling=test_sampling,
+            reading=replace(TRAINING_READING, crop_scale=(0.08, 1.0), augmentation=RAND_M7_N4_ERASING, **reading),
             num_workers=12,
-            **data,
         ),
         optimizer=OptimizerConfig(
             learning_rate=5e-4 * scale,

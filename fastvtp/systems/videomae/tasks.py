@@ -14,7 +14,7 @@ from fastvtp.data.annotations import load_videos
 from fastvtp.data.augmentation import mixup, soft_targets
 from fastvtp.data.classes import load_classes, write_class_names
 from fastvtp.data.loader import VideoTextBatch
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import CLASSES_NAME
 from fastvtp.systems.videomae.classifier import VideoClassifierConfig
@@ -57,7 +57,7 @@ class FinetuneClassification(Task):
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)
         classes = load_classes(config.data.train, names_file=config.data.class_names)
-        if classes.unnamed and config.data.flip:
+        if classes.unnamed and config.data.reading.flip:
             logger.warning(
                 "%s: its classes are bare numbers, and clips are mirrored even where a class names a direction: give "
                 "data.class_names=FILE, or data.flip=false",
@@ -75,7 +75,7 @@ class FinetuneClassification(Task):
     def labels(self) -> Sequence[Any]:
         return self.class_names, self._labels.tolist()
 
-    def complete(self, tokenizer: CaptionTokenizer) -> Any:
+    def complete(self, tokenizer: Tokenizer | None) -> Any:
         return dataclasses.replace(super().complete(tokenizer), num_classes=len(self.class_names))
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:

@@ -22,7 +22,7 @@ from fastvtp.data.synthetic.scene import MOTIONS
 from fastvtp.evaluation.inference import inference
 from fastvtp.frozen.probes import ProbeConfig, build_probe
 from fastvtp.frozen.towers import video_tower
-from fastvtp.frozen.training_heads import FitSettings, fit
+from fastvtp.frozen.training_heads import HeadTraining, train_head
 from fastvtp.systems.videoprism.distillation import PrismStudentConfig
 from fastvtp.systems.videoprism.recipes import videoprism_stage1_tiny, videoprism_stage2_tiny
 from fastvtp.systems.videoprism.tasks import ContrastOptions, DistillationOptions
@@ -216,11 +216,11 @@ def _probe(train: Tensor, labels: Tensor, test: Tensor, *, seed: int) -> Tensor:
     )
     draw = torch.Generator().manual_seed(seed)
     batches = (torch.randint(len(train), (_BATCH,), generator=draw) for _ in range(_STEPS))
-    fit(
+    train_head(
         probe,
         batches,
         lambda rows: cross_entropy(probe(train[rows]), labels[rows], label_smoothing=0.1),
-        FitSettings(steps=_STEPS, batch_size=_BATCH, learning_rate=1e-3),
+        HeadTraining(steps=_STEPS, batch_size=_BATCH, learning_rate=1e-3),
         device="cpu",
         progress=False,
     )

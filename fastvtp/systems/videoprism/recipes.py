@@ -10,19 +10,19 @@ frames. A step is of 4096 clips as in the paper, 64 at a time: a clip is told ap
 share of the batches each data set gave and how clips are cropped the paper does not say.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from fastvtp.architecture import model_config
 from fastvtp.systems.videoprism.tasks import DistillationOptions
-from fastvtp.training.config import (
-    DataConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from fastvtp.training.config import TRAINING_READING, DataConfig, OptimizerConfig, TrainConfig
 
 _ONE_GPU: dict[str, Any] = {"batch_size": 64, "accumulate": 64, "precision": "bfloat16", "checkpoint_every": 1000}
 _TINY: dict[str, Any] = {"width": 128, "depth": 2, "temporal_depth": 2, "num_heads": 2, "mlp_hidden": 512}
-_TINY_DATA: dict[str, Any] = {"train": "runs/demo/data/train.jsonl", "sampling": "uniform", "crop_scale": (0.8, 1.0)}
+_TINY_DATA: dict[str, Any] = {
+    "train": "runs/demo/data/train.jsonl",
+    "reading": replace(TRAINING_READING, sampling="uniform", crop_scale=(0.8, 1.0)),
+}
 
 
 def videoprism_stage1(preset: str = "fastvtp") -> TrainConfig:
@@ -103,7 +103,7 @@ def videoprism_stage2_tiny(preset: str = "fastvtp") -> TrainConfig:
 
 
 def _data(train: str, **settings: Any) -> DataConfig:
-    return DataConfig(train=train, sampling="uniform", num_workers=12, **settings)
+    return DataConfig(train=train, reading=replace(TRAINING_READING, sampling="uniform"), num_workers=12, **settings)
 
 
 RECIPES = (

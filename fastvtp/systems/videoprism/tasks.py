@@ -12,7 +12,7 @@ from fastvtp.checkpoints.loading import LoadReport, load_released
 from fastvtp.checkpoints.reading import Checkpoint
 from fastvtp.data.annotations import load_videos
 from fastvtp.data.loader import VideoTextBatch
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import weights_of
 from fastvtp.systems.videoprism.distillation import PrismStudent, PrismStudentConfig
@@ -87,7 +87,7 @@ class PretrainPrismDistillation(Task):
         self.records, *more = (load_videos(path) for path in (config.data.train, *config.data.more))
         self.more = tuple(more)
 
-    def prepare(self, model: Any, tokenizer: CaptionTokenizer) -> None:
+    def prepare(self, model: Any, tokenizer: Tokenizer | None) -> None:
         if (teacher := self.config.options.teacher) is not None:
             report = load_teacher(model, weights_of(teacher))
             for change in report.resized:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from fastvtp import runs
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.entities import write_entities
+from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import ConfigError, UserError
 from fastvtp.evaluation.scoring import evaluation_loader
@@ -123,7 +124,7 @@ def mean_of_prompts(opened: runs.OpenedModel, kind: str, entity: str) -> torch.T
 
 def test_prompts_are_read_with_the_tokenizer_of_the_prompter(captioned_videos, made, tmp_path):
     """One in another order would make other sentences of the same ids."""
-    theirs = CaptionTokenizer.load(made / "prompter/model")
+    theirs = load_tokenizer(made / "prompter/model")
     words = theirs.tokens(range(theirs.vocab_size))
     (tmp_path / "vocab.txt").write_text("\n".join([*words[:5], *reversed(words[5:])]))
     config = pretraining(captioned_videos, made, tmp_path / "run", f"data.tokenizer={tmp_path}", "steps=1")

@@ -49,11 +49,12 @@ def learn(captioner: VideoCaptioner, features: torch.Tensor, captions: list[str]
 def learned(tmp_path_factory):
     """A captioner after seconds of training, its held-out clips and their captions."""
     pytest.importorskip("transformers")
-    from fastvtp.systems.captioner.toy import train_toy_language_model
+    from fastvtp.systems.captioner.toy import ToyConfig, train_toy_language_model
 
     clips, captions = make_clips(256, seed=0)
     folder = tmp_path_factory.mktemp("language")
-    train_toy_language_model(captions, folder, steps=200, width=64, vocab_size=300, learning_rate=4e-3, progress=False)
+    config = ToyConfig(steps=200, width=64, vocab_size=300, learning_rate=4e-3)
+    train_toy_language_model(captions, folder, config, progress=False)
     torch.manual_seed(0)
     captioner = build_model(
         VideoCaptionerConfig(

@@ -12,6 +12,7 @@ from fastvtp.data.questions import AnswerVocabulary
 from fastvtp.errors import UserError
 from fastvtp.systems.captioner.scores import (
     CaptionScore,
+    QuestionForm,
     evaluate_answers,
     evaluate_captions,
     few_shot_examples,
@@ -125,10 +126,9 @@ QUESTIONS = question_set(
 
 def test_options_are_ranked_with_and_without_the_clip(tmp_path):
     model = StubCaptioner(scores=[[0.0, -1.0], [0.0, -2.0, -3.0], [-1.0, 0.0]])
-    report = evaluate_answers(
-        model, batches(QUESTIONS.records, [0, 1, 2], size=2), QUESTIONS, None, device="cpu", progress=False,
-        examples=[("who", "me")], predictions=tmp_path / "answers.jsonl",
-    )  # fmt: skip
+    loader, form = batches(QUESTIONS.records, [0, 1, 2], size=2), QuestionForm(examples=[("who", "me")])
+    path = tmp_path / "answers.jsonl"
+    report = evaluate_answers(model, loader, QUESTIONS, form, device="cpu", progress=False, predictions=path)
     assert report.answers.accuracy == pytest.approx(200 / 3)
     assert report.answers.by_kind["way"].accuracy == 0
     assert report.text_only == pytest.approx(100 / 3)  # the longest: blue, right, blue
@@ -140,9 +140,8 @@ def test_options_are_ranked_with_and_without_the_clip(tmp_path):
 def test_open_questions_share_a_vocabulary():
     vocabulary = AnswerVocabulary.build(["red", "red", "blue"], 2)
     model = StubCaptioner(scores=[[0.0, -1.0], [0.0, -1.0], [-1.0, 0.0]])
-    report = evaluate_answers(
-        model, batches(QUESTIONS.records, [0, 1, 2], size=3), QUESTIONS, vocabulary, device="cpu", progress=False
-    )
+    loader, form = batches(QUESTIONS.records, [0, 1, 2], size=3), QuestionForm(vocabulary)
+    report = evaluate_answers(model, loader, QUESTIONS, form, device="cpu", progress=False)
     assert report.answers.accuracy == pytest.approx(200 / 3)
     assert report.answers.unknown_answers == 1
     assert report.text_only == pytest.approx(100 / 3)

@@ -15,7 +15,7 @@ from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.errors import ConfigError, UserError
 from fastvtp.evaluation.report import score_lines
-from fastvtp.frozen.features import FeatureSettings, extract_features
+from fastvtp.frozen.features import FeatureSettings, ListedVideos, extract_features
 from fastvtp.frozen.towers import video_tower
 from fastvtp.model_folder import write_model_folder
 from fastvtp.systems.captioner.features import CachedClips, FeatureLoader, load_backbone
@@ -46,10 +46,9 @@ def features(captioned_videos, tmp_path_factory):
     """Features of 16 of the 20 training clips, two views each."""
     folder = tmp_path_factory.mktemp("cached") / "features"
     records = load_annotations(captioned_videos / "train.jsonl")[2:18]
-    extract_features(
-        video_tower(make_tower_model("videoprism")), records, make_loader((2, 1)), folder,
-        FeatureSettings(shard_size=5), protocol={"views": (2, 1)}, progress=False,
-    )  # fmt: skip
+    tower, settings = video_tower(make_tower_model("videoprism")), FeatureSettings(shard_size=5)
+    videos, protocol = ListedVideos(records), {"views": (2, 1)}
+    extract_features(tower, videos, make_loader((2, 1)), folder, settings, protocol=protocol, progress=False)
     return folder
 
 
@@ -152,12 +151,12 @@ def test_the_language_model_needs_its_library(captioned_videos, backbone, tmp_pa
 def language(captioned_videos, tmp_path_factory):
     """A toy language model that has read the 20 captions for a second."""
     pytest.importorskip("transformers")
-    from fastvtp.systems.captioner.toy import question_texts, train_toy_language_model
+    from fastvtp.systems.captioner.toy import ToyConfig, question_texts, train_toy_language_model
 
     folder = tmp_path_factory.mktemp("language")
     texts = [caption for record in load_annotations(captioned_videos / "train.jsonl") for caption in record.captions]
     texts += question_texts(captioned_videos / "train_questions.jsonl")
-    train_toy_language_model(texts, folder, steps=5, width=32, depth=1, vocab_size=300, progress=False)
+    train_toy_language_model(texts, folder, ToyConfig(steps=5, width=32, depth=1, vocab_size=300), progress=False)
     return folder
 
 

@@ -19,8 +19,8 @@ from fastvtp.checkpoints.loading import absent_parts, load_released
 from fastvtp.checkpoints.reading import read_checkpoint
 from fastvtp.checkpoints.sizes import config_of_released
 from fastvtp.cli import main as cli
-from fastvtp.data.sentencepiece import PrismTokenizer
-from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.sentencepiece import SentencePieceTokenizer
+from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.errors import CheckpointError, ConfigError, UserError
 from fastvtp.model_folder import with_companions
 from fastvtp.modules.positions import resize_positions
@@ -253,7 +253,7 @@ def test_a_vocabulary_comes_along(tmp_path):
         Tokenizer(models.Unigram(vocabulary, unk_id=2)).save(str(tmp_path / f"{entries}.json"))
     done = convert(source, tmp_path / "ours", tokenizer=tmp_path / "64.json")
     assert done.tokenizer == f"copied from {tmp_path / '64.json'}"
-    assert isinstance(CaptionTokenizer.load(tmp_path / "ours"), PrismTokenizer)
+    assert isinstance(load_tokenizer(tmp_path / "ours"), SentencePieceTokenizer)
     assert with_companions(fastvtp.load_pretrained(tmp_path / "ours"), tmp_path / "ours").tokenizer.vocab_size == 64
     with pytest.raises(UserError, match="has 63 entries, the model's vocabulary 64"):
         convert(source, tmp_path / "other", tokenizer=tmp_path / "63.json")
@@ -262,7 +262,7 @@ def test_a_vocabulary_comes_along(tmp_path):
     with pytest.raises(ConfigError, match="has text embeddings and no tokenizer beside it"):
         prepare_tokenizer(cast(Any, settings), reading, None)
     settings.data.tokenizer = str(tmp_path / "64.json")
-    assert isinstance(prepare_tokenizer(cast(Any, settings), reading, None), PrismTokenizer)
+    assert isinstance(prepare_tokenizer(cast(Any, settings), reading, None), SentencePieceTokenizer)
 
 
 class Bomb:

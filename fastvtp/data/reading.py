@@ -1,0 +1,100 @@
+"""How clips are read from videos: which frames, which part of the picture, and what training changes about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastvtp.data.sampling import SAMPLING_KINDS, ClipAugmentation, CropSampling, FrameSampling, check_framing
+from fastvtp.errors import UserError
+from fastvtp.settings import from_json, renamed_from
+
+DEFAULT_FRAMING = "crop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipReading:
+    """How clips are read from videos, in training or for scores.
+
+    It checks itself, and raises UserError for a value out of range. How many frames of which size a clip has is not
+    part of it: that is the model's, see `ClipShape`.
+    """
+
+    sampling: str = "uniform"
+    """Frames: "strided" segment, "uniform", "random_sorted", or "head_tail"; see `FrameSampling`."""
+    frame_stride: int = 1
+    """Distance of the frames of a "strided" segment."""
+    crop_scale: tuple[float, float] = (0.6, 1.0)
+    """Smallest and largest share of the frame's area that a training crop keeps."""
+    framing: str | None = field(default=None, metadata=renamed_from("fit"))
+    """"crop": training windows from 3:4 to 4:3 are resized to the model's shape, scores are of the largest centred
+    window of that shape; "squash": frames are squashed to that shape before all that, as in ALPRO's release; None: as
+    the model was trained, or "crop" where nothing says. See `CropSampling`."""
+    flip: bool = True
+    """Mirror half of the training clips, except where a caption, question, answer or class names a direction."""
+    augmentation: ClipAugmentation = field(default_factory=ClipAugmentation)
+    """What else changes training clips, after they have been cropped, resized and mirrored."""
+
+    def __post_init__(self) -> None:
+        if self.sampling not in SAMPLING_KINDS:
+            raise UserError(f"sampling must be one of {', '.join(SAMPLING_KINDS)}, got {self.sampling!r}")
+        if self.frame_stride < 1:
+            raise UserError(f"frame_stride must be positive, got {self.frame_stride}")
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise UserError(f"crop_scale must be two shares, 0 < low <= high <= 1, got {self.crop_scale}")
+        if self.framing is not None:
+            check_framing(self.framing)
+
+    def framed(self, default: str | None) -> ClipReading:
+        """Return the same reading with the framing `default`, or else "crop", where it says none itself."""
+        return replace(self, framing=self.framing or default or DEFAULT_FRAMING)
+
+    def frames(self, num_frames: int) -> FrameSampling:
+        """Return the choice of the frames of a clip of `num_frames`."""
+        return FrameSampling(self.sampling, num_frames, self.frame_stride)
+
+    def window(self, height: int, width: int) -> CropSampling:
+        """Return the choice of the part of the picture that comes to `height` x `width` pixels."""
+        framing = self.framing or DEFAULT_FRAMING
+        return CropSampling(aspect=width / height, scale=self.crop_scale, flip=self.flip, framing=framing)
+
+    def record(self) -> dict[str, Any]:
+        """Return what a description on disk says of it: all that shows in evaluation, where nothing is drawn."""
+        return {name: getattr(self, name) for name in ("sampling", "frame_stride", "framing")}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> ClipReading:
+        """Make the reading that a description on disk records, as `record` wrote it or as earlier versions did, which
+        called the framing "fit". What it does not say is as in `ClipReading()`. Raises UserError for a value out of
+        range."""
+        return from_json(cls, {name: record[name] for name in (*cls().record(), "fit") if name in record})
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """The shape of the clips that a model reads.
+
+    Attributes:
+        num_frames: T.
+        image_size: height and width in pixels, or one number for both; None keeps whole pictures, unmirrored and at the
+            size of the video, which must be the same within a batch.
+
+    Raises:
+        UserError: a size that is not positive.
+    """
+
+    num_frames: int
+    image_size: int | tuple[int, int] | None = 224
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1:
+            raise UserError(f"num_frames must be positive, got {self.num_frames}")
+        if self.size is not None and min(self.size) < 1:
+            raise UserError(f"image_size must be positive, got {self.image_size}")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width in pixels, or None for whole pictures."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
