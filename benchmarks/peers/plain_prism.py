@@ -11,18 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cosine_similarity, gelu, linear, softplus
 
-from fastvtp.modules.linear import Linear
 from fastvtp.modules.pooler import AttentionPooler
 from fastvtp.systems.videoprism.distillation import PrismStudent
 from fastvtp.systems.videoprism.layers import PrismTransformer
-
-
-def by_torch(model: nn.Module) -> nn.Module:
-    """Give the model torch's own linear layers, and return it."""
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.__class__ = nn.Linear  # pyright: ignore[reportAttributeAccessIssue]
-    return model
 
 
 def plain_stack(stack: PrismTransformer, x: Tensor, hidden: Tensor | None = None) -> Tensor:

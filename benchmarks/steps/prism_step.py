@@ -25,7 +25,7 @@ from fastvtp.systems.videoprism.video_text import POOLER_WIDTHS
 from ..harness.case import Case, Missing, Options
 from ..harness.timing import Function
 from ..harness.workload import boolean_mask
-from ..peers.plain_prism import PlainStudent, by_torch, plain_encoder
+from ..peers.plain_prism import PlainStudent, plain_encoder
 from .step import Loss, Side, compared, training_step, transformer_flops
 
 SMOKE: dict[str, Any] = {
@@ -107,7 +107,7 @@ def encoder_case(name: str, options: Options) -> Case:
         return own, TokenLoss(own), (video, target)
 
     def plain() -> Side:
-        own = by_torch(ours()[0])
+        own = ours()[0]
         return own, TokenLoss(partial(plain_encoder, own)), (clip, target)
 
     def hf() -> Side:
@@ -180,7 +180,6 @@ def student_case(name: str, options: Options) -> Case:
 
     def plain() -> Side:
         own = made()
-        by_torch(own)
         return own, PlainStudent(own), inputs
 
     step = partial(training_step, options=options)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from fastvtp.modules.linear import Linear, linear
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.rows import Rows, take_rows
 from fastvtp_kernels import varlen_attention, varlen_attention_packed
@@ -28,10 +28,10 @@ class Attention(nn.Module):
         if width % num_heads:
             raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
         self.num_heads, self.dropout = num_heads, dropout
-        self.qkv = Linear(width, 3 * width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
-        self.proj = Linear(width, width)
+        self.proj = nn.Linear(width, width)
 
     def project_qkv(self, x: Tensor) -> Tensor:
         """Project tokens to queries, keys and values side by side: [..., D] -> [..., 3D]."""
@@ -88,9 +88,9 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, hidden: int | None = None):
         super().__init__()
         self.num_heads, hidden = num_heads, hidden or width
-        self.query = Linear(width, hidden)
-        self.key_value = Linear(width, 2 * hidden)
-        self.proj = Linear(hidden, width)
+        self.query = nn.Linear(width, hidden)
+        self.key_value = nn.Linear(width, 2 * hidden)
+        self.proj = nn.Linear(hidden, width)
 
     def forward(self, x_ND: Tensor, memory_MD: Tensor, packing: Packing, memory_packing: Packing) -> Tensor:
         """Let each row, [N, D], look at the memory of its sequence, [M, D]: -> [N, D].

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from fastvtp.modules.attention import Attention, CrossAttention
-from fastvtp.modules.linear import Linear
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.rows import Rows, take_rows
 from fastvtp_kernels.packing import locate_rows
@@ -24,8 +23,8 @@ class Mlp(nn.Module):
     def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor] = nn.functional.gelu):
         super().__init__()
         self.activation = activation
-        self.fc1 = Linear(width, hidden)
-        self.fc2 = Linear(hidden, width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """Transform each row by itself: [..., D] -> [..., D]."""

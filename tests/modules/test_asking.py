@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import linear
 
 from fastvtp.modules.attention import Attention
 from fastvtp.modules.bert import BertEncoder
 from fastvtp.modules.layers import Transformer
-from fastvtp.modules.linear import linear
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.rows import QueryRows, Rows, take_rows
 from fastvtp.systems.videomae.decoder import DecoderSizes, VideoDecoder

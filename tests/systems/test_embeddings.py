@@ -4,27 +4,33 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from fastvtp.systems.catalogue import ARCHITECTURES, build_model
+from fastvtp.architecture import build_model
+from fastvtp.systems.alpro.finetuning import AlproRetrievalConfig
+from fastvtp.systems.alpro.towers import AlproConfig, AlproPrompterConfig
+from fastvtp.systems.simvtp.config import SimVTPConfig
+from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
+from fastvtp.systems.videoprism.video_text import VideoTextPrismConfig
 
 SIZES = {"num_frames": 2, "image_size": 16, "width": 32, "depth": 1, "num_heads": 2}
 TEXT = {"vocab_size": 200, "max_text_length": 12}
 TUBELETS = {"tubelet": (2, 8, 8), "pad_text": False, "projection_dim": 8}
 ALPRO = {"patch_size": 8, "text_depth": 1, "fusion_depth": 1, "text_num_heads": 2, "text_hidden": 64}
 PRISM = {"patch_size": 8, "temporal_depth": 1, "mlp_hidden": 64, "auxiliary_depth": 1, "text_depth": 1}
-MODELS = {
-    "simvtp": TUBELETS | {"decoder_width": 32, "decoder_depth": 1, "decoder_num_heads": 2, "video_mask_ratio": 0.5},
-    "dual_encoder": TUBELETS,
-    "alpro": ALPRO | {"num_entities": 3},
-    "alpro_prompter": ALPRO,
-    "alpro_retrieval": ALPRO,
-    "video_text_prism": PRISM,
-}
+DECODER = {"decoder_width": 32, "decoder_depth": 1, "decoder_num_heads": 2, "video_mask_ratio": 0.5}
+CONFIGS = [
+    SimVTPConfig(**SIZES, **TEXT, **TUBELETS, **DECODER),
+    DualEncoderConfig(**SIZES, **TEXT, **TUBELETS),
+    AlproConfig(**SIZES, **TEXT, **ALPRO, num_entities=3),
+    AlproPrompterConfig(**SIZES, **TEXT, **ALPRO),
+    AlproRetrievalConfig(**SIZES, **TEXT, **ALPRO),
+    VideoTextPrismConfig(**SIZES, **TEXT, **PRISM),
+]
 
 
-@pytest.mark.parametrize("architecture", MODELS)
-def test_encode_is_embed_at_unit_length(architecture):
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+def test_encode_is_embed_at_unit_length(config):
     torch.manual_seed(0)
-    model = build_model(ARCHITECTURES[architecture][0](**SIZES, **TEXT, **MODELS[architecture])).eval()
+    model = build_model(config).eval()
     video = torch.randint(0, 256, (3, 2, 16, 16, 3), dtype=torch.uint8)
     texts = torch.randint(110, 200, (9,)), torch.tensor([0, 4, 9], dtype=torch.int32), 5
     for embed, encode, given in (

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from fastvtp.modules.attention import Attention
 from fastvtp.modules.checks import (
@@ -19,7 +20,6 @@ from fastvtp.modules.checks import (
     check_share,
 )
 from fastvtp.modules.layers import Mlp, init_linear_normal, rising_drop_path
-from fastvtp.modules.linear import linear
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
 from fastvtp.modules.rows import QueryRows, Rows

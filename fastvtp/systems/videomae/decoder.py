@@ -14,7 +14,6 @@ from fastvtp.modules.layers import (
     Transformer,
     init_linear_xavier,
 )
-from fastvtp.modules.linear import Linear
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.positions import sincos_positions
 from fastvtp.modules.rows import QueryRows, Rows
@@ -69,14 +68,14 @@ class VideoDecoder(nn.Module):
     def __init__(self, sizes: DecoderSizes, *, encoder_width: int, num_tokens: int, values: int):
         super().__init__()
         self.kind, width = sizes.kind, sizes.width
-        self.project = Linear(encoder_width, width, bias=False)
+        self.project = nn.Linear(encoder_width, width, bias=False)
         self.mask_token = nn.Parameter(torch.empty(width))
         blocks = width, sizes.depth, sizes.num_heads, sizes.mlp_ratio
         if sizes.kind == "joint":
             self.transformer = Transformer(*blocks, qkv_bias=sizes.qkv_bias, layer_scale=sizes.layer_scale)
         else:
             self.transformer = CrossTransformer(*blocks)
-        self.head = Linear(width, values)
+        self.head = nn.Linear(width, values)
         self.register_buffer("positions", torch.empty(num_tokens, width), persistent=False)
 
     def init_weights(self) -> None:

@@ -25,7 +25,6 @@ from fastvtp.modules.checks import (
     check_share,
 )
 from fastvtp.modules.layers import init_linear_normal
-from fastvtp.modules.linear import Linear
 from fastvtp.modules.packing import Packing, on_device
 from fastvtp.modules.pooler import AttentionPooler
 from fastvtp.modules.positions import sincos_positions
@@ -128,10 +127,10 @@ class PrismStudentConfig(PrismTeacherConfig):
 
     def decoder_projector(self) -> nn.Module:
         """What brings features to the decoders' width, [..., D] -> [..., E], its weights not yet drawn."""
-        first = Linear(self.width, self.decoder_width)
+        first = nn.Linear(self.width, self.decoder_width)
         if self.projector == "linear":
             return first
-        return nn.Sequential(first, nn.GELU(), Linear(self.decoder_width, self.decoder_width))
+        return nn.Sequential(first, nn.GELU(), nn.Linear(self.decoder_width, self.decoder_width))
 
 
 class PrismTeacher(nn.Module):
@@ -175,7 +174,7 @@ class LocalDecoder(nn.Module):
         self.project = config.decoder_projector()
         self.mask_token = nn.Parameter(torch.empty(config.decoder_width))
         self.transformer = config.decoder_stack()
-        self.head = Linear(config.decoder_width, config.width)
+        self.head = nn.Linear(config.decoder_width, config.width)
         frames, rows, columns = config.grid
         self.register_buffer("positions", torch.empty(frames * rows * columns, config.decoder_width), persistent=False)
 
@@ -209,7 +208,7 @@ class GlobalDecoder(nn.Module):
         self.project = config.decoder_projector()
         self.transformer = config.decoder_stack()
         self.pooler = AttentionPooler(config.decoder_width, config.decoder_num_heads, config.decoder_width)
-        self.head = Linear(config.decoder_width, config.width)
+        self.head = nn.Linear(config.decoder_width, config.width)
 
     def init_weights(self) -> None:
         """As the encoder's; uses torch's global generator."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from fastvtp.modules.layers import Mlp
-from fastvtp.modules.linear import Linear
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.rows import take_rows
 from fastvtp_kernels import axial_attention_packed, varlen_attention, varlen_attention_packed
@@ -48,8 +47,8 @@ class CappedAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, softcap: float):
         super().__init__()
         self.num_heads, self.softcap = num_heads, softcap
-        self.qkv = Linear(width, 3 * width)
-        self.proj = Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
 
     def forward(
         self, x_ND: Tensor, layout: Packing | TimeAxis, *, causal: bool = False, even: Tensor | None = None
