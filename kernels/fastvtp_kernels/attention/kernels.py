@@ -51,7 +51,7 @@ def rank_by_length(offsets_ptr, order_ptr, sequences, BLOCK: tl.constexpr):
 
 
 def attention_order(offsets: Tensor) -> Tensor:
-    """The sequences by falling length, equal ones in their own order, int32 [S]."""
+    """Sorts the sequences by falling length, equal ones in their own order: int32 [S]."""
     sequences = offsets.shape[0] - 1
     if sequences > RANKED:
         return offsets.diff().argsort(descending=True, stable=True).int()
@@ -71,7 +71,7 @@ def _unit_width_stride(tensor: Tensor) -> Tensor:
 
 
 def _group(problem: Problem, tile: tuning.Tile) -> dict[str, int]:
-    """How many sequences share a tile, and the power of two that holds their number."""
+    """Says how many sequences share a tile, and which power of two holds their number."""
     group = min(tile.blocks["BLOCK_M"] // max(problem.longest, 1), tile.blocks["BLOCK_N"] // max(problem.longest_k, 1))
     return {"group": group, "GROUP_BLOCK": 1 << (group - 1).bit_length()}
 
@@ -112,7 +112,7 @@ def _without_dropout(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-    """Output, contiguous in the shape of query, and log-sum-exp float32 [H, N] in units of log 2."""
+    """Returns the output, contiguous in the shape of query, and the log-sum-exp float32 [H, N] in units of log 2."""
     query, key, value = (_unit_width_stride(tensor) for tensor in (query, key, value))
     output = query.new_empty(query.shape)
     lse = query.new_empty(problem.heads, problem.rows, dtype=torch.float32)
@@ -275,7 +275,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *flat: Any) -> tuple[Te
 def attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, *flat: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, each contiguous."""
+    """Returns the gradients of query, key and value, each contiguous."""
     problem = of_packed(query, key, of_flat(*flat))
     return _separate_gradients(grad, query, key, value, output, lse, problem)
 
@@ -295,7 +295,7 @@ def attention_packed(qkv: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
 
 
 def attention_packed_backward(grad: Tensor, qkv: Tensor, output: Tensor, lse: Tensor, *flat: Any) -> Tensor:
-    """One gradient [N, 3, H, Dh], into which the kernels write its three parts."""
+    """Returns one gradient [N, 3, H, Dh], into which the kernels write its three parts."""
     query, key, value = qkv.unbind(1)
     gradient = qkv.new_empty(qkv.shape)
     problem = of_packed(query, key, of_flat_self_attention(*flat))
@@ -311,7 +311,7 @@ def axial_attention(query: Tensor, key: Tensor, value: Tensor, *options: Any) ->
 def axial_attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, each contiguous."""
+    """Returns the gradients of query, key and value, each contiguous."""
     return _separate_gradients(grad, query, key, value, output, lse, axial_problem(query, Options(*options)))
 
 
@@ -322,7 +322,7 @@ def axial_attention_packed(qkv: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
 
 
 def axial_attention_packed_backward(grad: Tensor, qkv: Tensor, output: Tensor, lse: Tensor, *options: Any) -> Tensor:
-    """One gradient [A, L, C, 3, H, Dh], into which the kernels write its three parts."""
+    """Returns one gradient [A, L, C, 3, H, Dh], into which the kernels write its three parts."""
     query, key, value = qkv.unbind(3)
     gradient = qkv.new_empty(qkv.shape)
     problem = axial_problem(query, Options(*options))

@@ -141,6 +141,7 @@ def masked_pixel_loss(
     eps: float,
     with_residual: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Returns the loss, float32 [], and (prediction - target) * `residual_scale`, empty unless wanted."""
     prediction, video, masked = prediction.contiguous(), video.contiguous(), masked.contiguous()
     residual = torch.empty_like(prediction) if with_residual else prediction.new_empty(0)
     partial = prediction.new_empty(masked.numel(), dtype=torch.float32)

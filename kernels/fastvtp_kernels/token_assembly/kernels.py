@@ -114,6 +114,7 @@ def assemble_tokens(
     masked_index: Tensor,
     permutation: Tensor | None,
 ) -> Tensor:
+    """Returns the decoder's input [B, Kv + Km, D] as `reference.assemble_tokens`, sums in float32."""
     batch_size, visible_count, width = visible.shape
     length = visible_count + masked_index.shape[1]
     output = visible.new_empty(batch_size, length, width)
@@ -148,7 +149,10 @@ def assemble_tokens_backward(
     permutation: Tensor | None,
     position_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of visible, mask_token and position (empty if not asked for); of those two shape and dtype count."""
+    """Returns the gradients of visible, mask_token and position (empty unless wanted), given that of the result.
+
+    Of mask_token and position themselves only shape and dtype count.
+    """
     grad = grad.contiguous()
     batch_size, length, width = grad.shape
     visible_count = visible_index.shape[1]

@@ -227,7 +227,7 @@ class Embedding(NamedTuple):
 
 
 def tubelet_embed(video: Tensor, index: Tensor, *flat: Any) -> Tensor:
-    """[B, K, D] in a new tensor; `flat` are the fields of `Embedding`."""
+    """Returns the embedded tubelets [B, K, D] in a new tensor; `flat` are the fields of `Embedding`."""
     embedding = Embedding(*flat)
     output = video.new_empty(*index.shape, embedding.weight.shape[0], dtype=embedding.dtype)
     _embed_into(output, None, video, index, embedding)
@@ -283,7 +283,7 @@ def tubelet_embed_backward(
     std: Sequence[float],
     position: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of weight, of bias (float32) and of position (empty without it), given that of the embedding."""
+    """Returns the gradients of weight, bias (float32) and position (empty without it), given that of the embedding."""
     video, index = video.contiguous(), index.contiguous()
     grad = grad.contiguous().flatten(0, 1)
     count, width = grad.shape
@@ -338,6 +338,7 @@ def gather_tubelets(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
+    """Returns (pixels - mean) / std of the listed tubelets, [B, K, P] in `dtype`."""
     video, index = video.contiguous(), index.contiguous()
     constants = layout(video, tubelet)
     output = video.new_empty(*index.shape, constants["P"], dtype=dtype)
