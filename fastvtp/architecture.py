@@ -33,6 +33,7 @@ class Architecture:
         reads_text: whether it takes token ids, so that a tokenizer belongs to its weights.
         scored_by: the way in which `fastvtp evaluate` scores it, a name in `fastvtp.evaluation.scoring` or in the
             `Runs.scorers` of a system; None: it has no scores.
+        has_embeddings: whether it compares clips with texts, as a `fastvtp.evaluation.zero_shot.VideoTextModel`.
         labels: what lists its outputs go by and how long each is, from a configuration: "answers", "classes" or
             "entities" -> number of entries. An "answers" of 1 chooses among the options of a question.
         sources: what the model takes from a checkpoint, by the architecture of the checkpoint; the values are
@@ -47,6 +48,7 @@ class Architecture:
     model: type[nn.Module]
     reads_text: bool
     scored_by: str | None = None
+    has_embeddings: bool = False
     labels: Callable[[Any], Mapping[str, int]] = _no_labels
     sources: Mapping[str, Any] = field(default_factory=dict)
     chosen_anew: Sequence[str] = ()

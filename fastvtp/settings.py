@@ -9,12 +9,12 @@ name is still read, and on the command line the earlier name is answered with th
 import dataclasses
 import json
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 
-from fastvtp.errors import ConfigError, UserError, unknown_name
+from fastvtp.errors import ConfigError, unknown_name
 
 FLAT: Mapping[str, Any] = types.MappingProxyType({"flat": True})
 _COUNTS = {2: "two", 3: "three"}
@@ -50,6 +50,15 @@ def earlier_names(config: Any) -> dict[str, str]:
         for name, _, entry in _leaves(config)
         if "renamed_from" in entry.metadata
     }
+
+
+def split_pairs(overrides: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Split texts such as "data.flip=false" into names and values. Raises ConfigError for a text without "="."""
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"expected key=value, got {override!r}")
+        yield name, text
 
 
 def parse_value(text: str, annotation: Any, name: str) -> Any:
@@ -115,10 +124,7 @@ def split_settings(overrides: Sequence[str], *classes: type, without: Sequence[s
         if name not in without
     }
     values: list[dict[str, Any]] = [{} for _ in classes]
-    for override in overrides:
-        name, separator, text = override.partition("=")
-        if not separator:
-            raise UserError(f"expected key=value, got {override!r}")
+    for name, text in split_pairs(overrides):
         if name not in owners:
             raise unknown_name("setting", name, owners)
         place, kind = owners[name]

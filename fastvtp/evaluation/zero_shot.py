@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from fastvtp.architecture import architecture_of
 from fastvtp.data.classes import ClassificationSet, load_classes
 from fastvtp.data.questions import QuestionSet, lists_questions, load_questions
 from fastvtp.data.text import Tokenizer
@@ -219,7 +220,7 @@ def zero_shot(
     Raises UserError for a model without embeddings of clips and texts.
     """
     model, device = opened.model, opened.model.device
-    if not (hasattr(model, "encode_video") and hasattr(model, "encode_text")):
+    if not architecture_of(model.config).has_embeddings:
         raise UserError(f"a {type(model).__name__} has no embeddings of clips and texts to compare")
     found: Any = load_questions(data) if lists_questions(data) else load_classes(data, names_file=names_file)
     positions = model.config.max_text_length

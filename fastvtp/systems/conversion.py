@@ -27,7 +27,7 @@ from fastvtp.model_folder import (
     write_model_folder,
     write_reading,
 )
-from fastvtp.settings import parse_value
+from fastvtp.settings import parse_value, split_pairs
 from fastvtp.systems import catalogue  # noqa: F401  (registers the systems)
 
 
@@ -118,10 +118,7 @@ def convert(
 def _parse(overrides: Sequence[str], target: Architecture) -> dict[str, Any]:
     hints = get_type_hints(target.config)
     values = {}
-    for override in overrides:
-        name, separator, text = override.partition("=")
-        if not separator:
-            raise UserError(f"expected key=value, got {override!r}")
+    for name, text in split_pairs(overrides):
         if name not in hints:
             raise unknown_name(f"{target.name} option", name, hints)
         values[name] = parse_value(text, hints[name], name)

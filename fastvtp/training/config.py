@@ -12,7 +12,16 @@ from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading
 from fastvtp.data.sampling import check_framing
 from fastvtp.errors import ConfigError, unknown_name
 from fastvtp.files import write_atomically
-from fastvtp.settings import FLAT, earlier_names, parse_value, rebuild, setting_names, setting_types, to_json
+from fastvtp.settings import (
+    FLAT,
+    earlier_names,
+    parse_value,
+    rebuild,
+    setting_names,
+    setting_types,
+    split_pairs,
+    to_json,
+)
 
 # settings that follow from the tokenizer and from the labels of the training data
 _FOLLOWS = {
@@ -257,10 +266,7 @@ def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
     """
     known, earlier, values = setting_types(config), earlier_names(config), {}
     follows = _FOLLOWS | dict(find_task(config.task).follows)
-    for override in overrides:
-        name, separator, text = override.partition("=")
-        if not separator:
-            raise ConfigError(f"expected key=value, got {override!r}")
+    for name, text in split_pairs(overrides):
         if name in follows:
             raise ConfigError(f"{name} follows from {follows[name]}")
         if name in earlier:

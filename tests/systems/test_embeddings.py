@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from fastvtp.architecture import build_model
+from fastvtp.architecture import architectures, build_model
 from fastvtp.systems.alpro.finetuning import AlproRetrievalConfig
 from fastvtp.systems.alpro.towers import AlproConfig, AlproPrompterConfig
 from fastvtp.systems.simvtp.config import SimVTPConfig
@@ -41,3 +41,11 @@ def test_encode_is_embed_at_unit_length(config):
             raw, unit = embed(*given), encode(*given)
         torch.testing.assert_close(unit, normalize(raw.float(), dim=-1))
         assert (raw.norm(dim=-1) - 1).abs().min() > 1e-3, "an embedding has unit length already"
+
+
+def test_the_record_says_which_models_compare_clips_with_texts():
+    found = architectures().values()
+    assert {each.name for each in found if each.has_embeddings} == {
+        each.name for each in found if hasattr(each.model, "encode_video") and hasattr(each.model, "encode_text")
+    }
+    assert all(each.has_embeddings for each in found if each.scored_by in ("retrieval", "matching"))

@@ -77,6 +77,7 @@ SYSTEM = System(
             model=Toy,
             reads_text=True,
             scored_by="retrieval",
+            has_embeddings=True,
             sources={"toy": Transfer()},
         ),
     ),

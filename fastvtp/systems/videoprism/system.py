@@ -83,6 +83,7 @@ SYSTEM = System(
             model=VideoTextPrism,
             reads_text=True,
             scored_by="retrieval",
+            has_embeddings=True,
             sources=VIDEO_TEXT_SOURCES,
             tower=video_encoder_tower,
         ),
