@@ -97,7 +97,7 @@ def evaluate(
     """
     architecture = architecture_of(opened.model)
     if architecture.scored_by is None:
-        raise UserError(f"a {architecture.name} has no scores: fine-tune it (fastvtp finetune RECIPE init=FOLDER)")
+        raise UserError(f"{architecture.name} has no scores: fine-tune it (fastvtp finetune RECIPE init=FOLDER)")
     if protocol.add_similarity and architecture.scored_by != "matching":
         raise UserError(f"add_similarity is for models with a matching head, not for {architecture.name}")
     score = find_scorer(architecture.scored_by)

@@ -221,7 +221,7 @@ def zero_shot(
     """
     model, device = opened.model, opened.model.device
     if not architecture_of(model.config).has_embeddings:
-        raise UserError(f"a {type(model).__name__} has no embeddings of clips and texts to compare")
+        raise UserError(f"{type(model).__name__} has no embeddings of clips and texts to compare")
     found: Any = load_questions(data) if lists_questions(data) else load_classes(data, names_file=names_file)
     positions = model.config.max_text_length
     texts = TextTower(model, opened.tokenizer, min(positions, protocol.max_text_length or positions), device)

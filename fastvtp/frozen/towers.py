@@ -66,7 +66,7 @@ def video_tower(model: nn.Module) -> VideoTower:
     tower = architecture_of(model).tower
     if tower is None:
         known = ", ".join(name for name, architecture in architectures().items() if architecture.tower is not None)
-        raise UserError(f"a {type(model).__name__} has no tokens of a clip to probe: expected one of {known}")
+        raise UserError(f"{type(model).__name__} has no tokens of a clip to probe: expected one of {known}")
     return tower(model)
 
 

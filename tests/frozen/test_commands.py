@@ -253,7 +253,7 @@ def test_a_text_model_without_its_vocabulary_still_sees(command, place):
         (("extract", "model", "test/red", "--output", "x", "--class-names", "n.txt"), "its videos come without labels"),
         (("extract", "n.npz", "test", "--output", "x"), "n.npz is no folder: make one of it first (fastvtp convert n"),
         (("extract", "absent", "test", "--output", "x"), "absent is no folder: expected a run, checkpoint or model"),
-        (("zeroshot", "model", "test"), "a VideoMAE has no embeddings of clips and texts to compare"),
+        (("zeroshot", "model", "test"), "VideoMAE has no embeddings of clips and texts to compare"),
         (("zeroshot", "model", "test", "--templates", "x"), "templates 'x' are neither a file nor one of"),
         (("classify", "model", "train", "test"), "train holds no probe: it has no probe.json"),
         (("localize", "f_train", "absent.jsonl", "f_test", "absent.jsonl"), "absent.jsonl: no such file"),

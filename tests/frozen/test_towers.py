@@ -69,7 +69,7 @@ def test_one_line_where_nothing_fits():
         tower.check_layers((1, 0))
     with pytest.raises(UserError, match="pool must be one of none, frames, mean, got 'max'"):
         tower.encode_layers(make_clips(1), pool="max")
-    with pytest.raises(UserError, match="a AlproTowers has no tokens of a clip"):
+    with pytest.raises(UserError, match="AlproTowers has no tokens of a clip"):
         video_tower(AlproTowers.__new__(AlproTowers))
 
 

@@ -90,7 +90,7 @@ def test_videomae_learns_from_plain_videos(captioned_videos, tmp_path):
     assert sum(values[-10:]) < 0.97 * sum(values[:10])
     assert report["steps"] == 40
     assert not (tmp_path / "run/model/tokenizer.json").exists()
-    with pytest.raises(UserError, match="a videomae has no scores"):
+    with pytest.raises(UserError, match="videomae has no scores"):
         runs.evaluate(runs.open_model(tmp_path / "run", torch.device("cpu")), str(captioned_videos / "test.jsonl"))
 
 

@@ -155,7 +155,7 @@ def _captioner(opened: OpenedModel, protocol: EvaluationProtocol, *, one_view: b
 
 def _checked(opened: OpenedModel) -> VideoCaptioner:
     if not isinstance(opened.model, VideoCaptioner):
-        raise UserError(f"a {type(opened.model).__name__} writes nothing: expected a run of captioning")
+        raise UserError(f"{type(opened.model).__name__} writes nothing: expected a run of captioning")
     return opened.model
 
 
