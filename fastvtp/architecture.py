@@ -135,30 +135,30 @@ def _architecture_names(system: System) -> set[str]:
 
 
 def systems() -> Mapping[str, System]:
-    """All registered systems by name. Raises UserError where there are none: those of this package are registered by
-    `import fastvtp.systems`."""
+    """Return all registered systems by name. Raises UserError where there are none: those of this package are
+    registered by `import fastvtp.systems`."""
     if not _SYSTEMS:
         raise UserError("no system is registered: import fastvtp.systems first")
     return _SYSTEMS
 
 
 def architectures() -> dict[str, Architecture]:
-    """All registered architectures by name."""
+    """Return all registered architectures by name."""
     return {architecture.name: architecture for system in systems().values() for architecture in system.architectures}
 
 
 def named_models() -> dict[str, NamedModel]:
-    """All models that have a name."""
+    """Return all models that have a name."""
     return {name: model for system in systems().values() for name, model in system.models.items()}
 
 
 def all_runs() -> Iterator[Runs]:
-    """What each system brings to training, system by system."""
+    """Return what each system brings to training, system by system."""
     return (system.runs() for system in systems().values())
 
 
 def find_architecture(name: str) -> Architecture:
-    """The architecture of that name. Raises UserError with the nearest known name."""
+    """Find the architecture of that name. Raises UserError with the nearest known name."""
     return find("architecture", name, architectures())
 
 
@@ -170,7 +170,7 @@ def find(what: str, name: str, known: Mapping[str, Any]) -> Any:
 
 
 def architecture_of(thing: Any) -> Architecture:
-    """The architecture of a model or of a configuration.
+    """Return the architecture of a model or of a configuration.
 
     Raises UserError for what no registered system has.
     """
@@ -181,7 +181,7 @@ def architecture_of(thing: Any) -> Architecture:
 
 
 def model_config(name: str, *, preset: str = "fastvtp", **overrides: Any) -> Any:
-    """The configuration behind a model's name: what the preset recommends, then its size, then `overrides`.
+    """Return the configuration behind a model's name: what the preset recommends, then its size, then `overrides`.
 
     Raises UserError with the nearest known name.
     """
@@ -197,7 +197,7 @@ def model_config(name: str, *, preset: str = "fastvtp", **overrides: Any) -> Any
 
 
 def build_model(config: Any, device: torch.device | str = "cpu") -> Any:
-    """A freshly initialised model, from torch's global generator.
+    """Build a freshly initialised model, from torch's global generator.
 
     It is built on the meta device first: torch's constructors would initialise everything once more, for nothing. The
     numbers are drawn on the CPU, so that a seed gives the same weights for every device.

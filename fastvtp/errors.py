@@ -10,7 +10,7 @@ class UserError(ValueError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that does not exist, with the nearest one that does.
+    """Return the error for a name that does not exist, with the nearest one that does.
 
     A last part that is right ("flip" for "data.flip") or nearly so is recognised too.
     """

@@ -7,7 +7,7 @@ from fastvtp.errors import UserError
 
 
 def existing_file(path: str | os.PathLike[str], what: str = "file") -> Path:
-    """The path of a file. Raises FileNotFoundError where there is nothing, UserError where there is a folder."""
+    """Return the path of a file. Raises FileNotFoundError where there is nothing, UserError where there is a folder."""
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected a file")
@@ -17,7 +17,7 @@ def existing_file(path: str | os.PathLike[str], what: str = "file") -> Path:
 
 
 def read_text(path: str | os.PathLike[str], what: str = "file") -> str:
-    """The content of a UTF-8 file without the byte-order mark that some editors begin it with.
+    """Read the content of a UTF-8 file without the byte-order mark that some editors begin it with.
 
     Raises FileNotFoundError, and UserError for a folder or another encoding.
     """

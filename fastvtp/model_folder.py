@@ -57,7 +57,8 @@ def write_model_folder(folder: Path, model: nn.Module, architecture: str) -> Non
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """The content of config.json: architecture and config. Raises CheckpointError where it is absent or malformed."""
+    """Read the content of config.json: architecture and config. Raises CheckpointError where it is absent or
+    malformed."""
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise CheckpointError(f"{folder} is no fastvtp model folder: it has no {CONFIG_NAME}")
@@ -83,7 +84,7 @@ def build_config(config_class: type, values: dict[str, Any], source: Path) -> An
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of model.safetensors, on the CPU."""
+    """Read the tensors of model.safetensors, on the CPU."""
     from safetensors.torch import load_file
 
     path = folder / WEIGHTS_NAME
@@ -111,13 +112,14 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Pat
 
 
 def saved_model_config(folder: Path, config_class: type) -> Any:
-    """The configuration of the model in a checkpoint, what its weights brought along included: a recipe does not know
-    it. Raises CheckpointError with one line."""
+    """Return the configuration of the model in a checkpoint, what its weights brought along included: a recipe does not
+    know it. Raises CheckpointError with one line."""
     return build_config(config_class, read_description(folder)["config"], folder)
 
 
 def load_pretrained(source: str | Path, *, device: torch.device | str = "cpu") -> Any:
-    """A model in evaluation mode from a folder with model.safetensors and config.json, or from the Hugging Face hub.
+    """Load a model in evaluation mode from a folder with model.safetensors and config.json, or from the Hugging Face
+    hub.
 
     source: a local folder, or an id such as "user/name", which is downloaded. Raises CheckpointError with one line
     where the folder does not hold a fastvtp model or its weights do not fit.
@@ -139,8 +141,8 @@ def load_pretrained(source: str | Path, *, device: torch.device | str = "cpu") -
 
 
 def described_config(folder: Path) -> Any:
-    """The configuration of the model in a folder. Raises CheckpointError with one line, and UserError for an unknown
-    architecture."""
+    """Return the configuration of the model in a folder. Raises CheckpointError with one line, and UserError for an
+    unknown architecture."""
     description = read_description(folder)
     return build_config(find_architecture(description["architecture"]).config, description["config"], folder)
 
@@ -191,7 +193,7 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def model_folder(source: str | Path) -> Path:
-    """Where the weights are: `source` itself, or of a run folder its final model, else its newest checkpoint.
+    """Tell where the weights are: `source` itself, or of a run folder its final model, else its newest checkpoint.
 
     Raises CheckpointError for what is no folder and for a run without a checkpoint.
     """
@@ -207,7 +209,7 @@ def model_folder(source: str | Path) -> Path:
 
 
 def weights_of(source: str) -> Path:
-    """A checkpoint file, or the folder with the weights where `source` is a run, checkpoint or model folder."""
+    """Return a checkpoint file, or the folder with the weights where `source` is a run, checkpoint or model folder."""
     return model_folder(source) if Path(source).is_dir() else Path(source)
 
 
@@ -215,7 +217,7 @@ def weights_of(source: str) -> Path:
 
 
 def tokenizer_beside(weights: Path) -> Tokenizer | None:
-    """The tokenizer of a folder of weights, or None where there is none."""
+    """Return the tokenizer of a folder of weights, or None where there is none."""
     if any((weights / name).is_file() for name in TOKENIZER_NAMES):
         return load_tokenizer(weights)
     return None
@@ -227,12 +229,13 @@ def write_reading(folder: Path, framing: str) -> None:
 
 
 def read_framing(folder: Path) -> str:
-    """What `write_reading` wrote; "crop" where nothing says. Raises CheckpointError for another content."""
+    """Read what `write_reading` wrote; "crop" where nothing says. Raises CheckpointError for another content."""
     return recorded_framing(folder) or DEFAULT_FRAMING
 
 
 def recorded_framing(folder: Path) -> str | None:
-    """The same, but None where nothing says. Earlier versions called the framing "fit"."""
+    """Read the framing as `read_framing` does, but None where nothing says. Earlier versions called the framing
+    "fit"."""
     path = folder / READING_NAME
     if not path.is_file():
         return None
@@ -269,14 +272,14 @@ Lists = Mapping[str, tuple[Path, Sequence[str]]]
 
 
 def told_apart(config: Any) -> dict[str, int]:
-    """How many answers, entities or classes a model of this configuration tells apart. A head of one answer chooses
-    among options, and has no list."""
+    """Tell how many answers, entities or classes a model of this configuration tells apart. A head of one answer
+    chooses among options, and has no list."""
     sizes = architecture_of(config).labels(config)
     return {what: size for what, size in sizes.items() if what != "answers" or size > 1}
 
 
 def find_lists(source: Path, given: Mapping[str, str | Path | None], config: Any) -> Lists:
-    """The lists of a model: of the files `given`, or else those in the folder `source`.
+    """Find the lists of a model: of the files `given`, or else those in the folder `source`.
 
     Raises FileNotFoundError and UserError: a given file absent or unreadable, a list of another length than the head,
     or one for a model that has no such head.
@@ -339,8 +342,8 @@ class OpenedModel:
 
 
 def open_model(source: str | Path, device: torch.device) -> OpenedModel:
-    """The model of a model folder, a checkpoint, or a run folder (its final or newest weights), with what stands beside
-    it.
+    """Open the model of a model folder, a checkpoint, or a run folder (its final or newest weights), with what stands
+    beside it.
 
     Raises CheckpointError for anything else.
     """
@@ -351,7 +354,7 @@ def open_model(source: str | Path, device: torch.device) -> OpenedModel:
 
 
 def with_companions(model: Any, folder: Path) -> OpenedModel:
-    """A model with the tokenizer and the lists in `folder`.
+    """Return a model with the tokenizer and the lists in `folder`.
 
     Raises CheckpointError where a list is of another length than the model's head, or the answers are absent.
     """

@@ -21,12 +21,12 @@ _COUNTS = {2: "two", 3: "three"}
 
 
 def renamed_from(name: str) -> dict[str, Any]:
-    """The metadata of a field that was called `name` before."""
+    """Return the metadata of a field that was called `name` before."""
     return {"renamed_from": name}
 
 
 def setting_types(config: Any) -> dict[str, Any]:
-    """The type of each leaf setting of a dataclass instance, by its dotted name.
+    """Return the type of each leaf setting of a dataclass instance, by its dotted name.
 
     Raises TypeError where a flat section has a setting that the dataclass around it has, too.
     """
@@ -39,12 +39,12 @@ def setting_types(config: Any) -> dict[str, Any]:
 
 
 def setting_names(config: Any) -> list[str]:
-    """The dotted names of all leaf settings, in the order of the fields."""
+    """Return the dotted names of all leaf settings, in the order of the fields."""
     return list(setting_types(config))
 
 
 def earlier_names(config: Any) -> dict[str, str]:
-    """The dotted names that settings had in earlier versions, each with the name of today."""
+    """Return the dotted names that settings had in earlier versions, each with the name of today."""
     return {
         name.removesuffix(entry.name) + entry.metadata["renamed_from"]: name
         for name, _, entry in _leaves(config)
@@ -91,7 +91,7 @@ def parse_value(text: str, annotation: Any, name: str) -> Any:
 
 
 def rebuild(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """A copy of `config` with `values` by dotted names; names that it does not have are left aside.
+    """Return a copy of `config` with `values` by dotted names; names that it does not have are left aside.
 
     Every dataclass is built once, so that the order of the values does not matter. Raises ConfigError with the dotted
     name of what a dataclass refuses, where its message begins with the field's name.
@@ -112,7 +112,8 @@ def rebuild(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def split_settings(overrides: Sequence[str], *classes: type, without: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The values that `overrides`, texts such as "steps=9", give to each of the dataclasses, which may share no name.
+    """Return the values that `overrides`, texts such as "steps=9", give to each of the dataclasses, which may share no
+    name.
 
     without: fields that follow from something else, and are no settings here. Raises UserError with the nearest right
     key for a wrong one, or with the expected type for a wrong value.
@@ -133,7 +134,8 @@ def split_settings(overrides: Sequence[str], *classes: type, without: Sequence[s
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """The values of a dataclass instance as JSON will hold them: sections nested, flat ones merged, tuples as lists."""
+    """Return the values of a dataclass instance as JSON will hold them: sections nested, flat ones merged, tuples as
+    lists."""
     values: dict[str, Any] = {}
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
@@ -170,7 +172,7 @@ def from_json(config_class: Any, values: Mapping[str, Any]) -> Any:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `name` means, "auto" being cuda where there is one.
+    """Return the device that `name` means, "auto" being cuda where there is one.
 
     Raises ConfigError for a device that this machine lacks.
     """
@@ -193,12 +195,13 @@ def _is_flat(entry: dataclasses.Field) -> bool:
 
 
 def _inner_prefix(entry: dataclasses.Field, prefix: str) -> str:
-    """What the names of a section's settings begin with, where those of the dataclass around it begin with `prefix`."""
+    """Return what the names of a section's settings begin with, where those of the dataclass around it begin with
+    `prefix`."""
     return prefix if _is_flat(entry) else f"{prefix}{entry.name}."
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
-    """Each leaf setting: its dotted name, the dataclass instance that holds it, and the field there."""
+    """Return each leaf setting: its dotted name, the dataclass instance that holds it, and the field there."""
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         if dataclasses.is_dataclass(value):
@@ -208,7 +211,7 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclass
 
 
 def _json_names(config_class: Any) -> Iterator[str]:
-    """The names under which JSON holds the fields of a dataclass, those of earlier versions included."""
+    """Return the names under which JSON holds the fields of a dataclass, those of earlier versions included."""
     hints = get_type_hints(config_class)
     for entry in dataclasses.fields(config_class):
         if _is_flat(entry):
@@ -220,7 +223,7 @@ def _json_names(config_class: Any) -> Iterator[str]:
 
 
 def _typed(value: Any, kind: Any) -> Any:
-    """A value of JSON as the type hint `kind` wants it: unchanged, unless that is a tuple or a dataclass."""
+    """Return a value of JSON as the type hint `kind` wants it: unchanged, unless that is a tuple or a dataclass."""
     if get_origin(kind) in (Union, types.UnionType):
         wanted = [member for member in get_args(kind) if _asks_for(member, value)]
         return _typed(value, wanted[0]) if wanted else value
@@ -237,7 +240,8 @@ def _typed(value: Any, kind: Any) -> Any:
 
 
 def _asks_for(kind: Any, value: Any) -> bool:
-    """Whether the hint `kind` wants a tuple where JSON has the list `value`, or a dataclass where it has an object."""
+    """Tell whether the hint `kind` wants a tuple where JSON has the list `value`, or a dataclass where it has an
+    object."""
     if isinstance(value, list | tuple):
         return kind is tuple or get_origin(kind) is tuple
     return isinstance(value, Mapping) and isinstance(kind, type) and dataclasses.is_dataclass(kind)

@@ -56,8 +56,8 @@ def load_clips(
     device: torch.device,
     batch_size: int = 32,
 ) -> Clips:
-    """The first `limit` clips of a synthetic list, uniform frames and centre crop, in memory; model: a configuration,
-    for the sizes that it reads."""
+    """Load the first `limit` clips of a synthetic list, uniform frames and centre crop, in memory; model: a
+    configuration, for the sizes that it reads."""
     with path.open() as file:
         scenes = [json.loads(line)["scene"] for line in file][:limit]
     with VideoTextLoader(
@@ -75,7 +75,7 @@ def load_clips(
 
 
 def chance_scores(held_out: HeldOut) -> dict[str, float]:
-    """What `score` gives for a model that knows nothing: attributes by their frequency, ranks at random."""
+    """Return what `score` gives for a model that knows nothing: attributes by their frequency, ranks at random."""
     train, test = held_out.probe_train.labels, held_out.test.labels
     scores = {f"probe/{name}": majority(train[name], labels) for name, labels in test.items()}
     scores["transfer"] = fmean(scores.values())

@@ -76,7 +76,7 @@ def step_seconds(config: TrainConfig) -> list[float]:
 
 
 def preset_table(presets: dict[str, dict[str, Any]]) -> list[str]:
-    """A line for each preset."""
+    """Return a line for each preset."""
     return [
         f"{name:<9}{scores['steps']:>6} steps in {scores['train_seconds']:.0f} s  "
         + "  ".join(

@@ -26,7 +26,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 
 def scene_labels(scenes: list[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Which values each clip shows, of each of `ATTRIBUTES`: bool [N, C].
+    """Tell which values each clip shows, of each of `ATTRIBUTES`: bool [N, C].
 
     scenes: the "scene" fields of a synthetic list; with two objects a clip may show two values.
     """
@@ -63,7 +63,8 @@ def probe(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: 
 
 
 def majority(labels: Tensor, test_labels: Tensor) -> float:
-    """The accuracy of `probe` without features: the most frequent values of the training clips for every clip."""
+    """Return the accuracy of `probe` without features: the most frequent values of the training clips for every
+    clip."""
     return top_share(labels.double().mean(0).expand(test_labels.shape), test_labels)
 
 

@@ -69,7 +69,7 @@ class Comparison:
         self._scores, self._bases = scores, bases
 
     def values(self, run: str, score: str) -> list[float]:
-        """The score of a run, of "base" with every seed; empty where there is none."""
+        """Return the score of a run, of "base" with every seed; empty where there is none."""
         names = self._bases if run == "base" else [run]
         return [self._scores[name][score] for name in names if score in self._scores.get(name, {})]
 
@@ -79,7 +79,7 @@ class Comparison:
         return (stdev(values) or None) if len(values) > 1 else None
 
     def part(self, what: str, score: str, weights: Mapping[str, float]) -> Part:
-        """The sum of weight times mean score over runs; nothing where a run has no such score."""
+        """Return the sum of weight times mean score over runs; nothing where a run has no such score."""
         values = {run: self.values(run, score) for run in weights}
         if not all(values.values()):
             return Part(what, None, None)
@@ -114,7 +114,7 @@ class Report(ABC):
 
     @abstractmethod
     def claims(self) -> list[Claim]:
-        """The paper's claims on the scores of the finished runs."""
+        """Return the paper's claims on the scores of the finished runs."""
 
     @abstractmethod
     def sections(self) -> list[Section]:
@@ -122,7 +122,7 @@ class Report(ABC):
 
     @abstractmethod
     def panels(self) -> list[HeatMap | Bars]:
-        """What there is to draw so far."""
+        """Return what there is to draw so far."""
 
     def markdown(self) -> str:
         lines = [
@@ -149,7 +149,7 @@ class Report(ABC):
     # --- For sections and panels
 
     def with_bounds(self, runs: Iterable[str]) -> list[str]:
-        """The base run, those of `runs` that are finished, and the untrained model; nothing where none is."""
+        """Return the base run, those of `runs` that are finished, and the untrained model; nothing where none is."""
         found = [name for name in runs if name in self.scores]
         return ["base", *found, *(name for name in (UNTRAINED.name,) if name in self.scores)] if found else []
 
@@ -158,7 +158,7 @@ class Report(ABC):
         return fmean(values) if values else None
 
     def table(self, runs: Sequence[str], scores: Sequence[str]) -> list[str]:
-        """A row for each run, and one for knowing nothing."""
+        """Return a row for each run, and one for knowing nothing."""
         if not runs:
             return []
         rows = [[run, *(self.cell(run, score) for score in scores)] for run in runs]
@@ -171,7 +171,7 @@ class Report(ABC):
         return number(self.mean(run, score)) + ("" if spread is None else f" ± {number(spread)}")
 
     def bars(self, title: str, runs: Sequence[str], score: str) -> list[Bars]:
-        """A bar for each run that has the score, over the noise of the base run; nothing for fewer than two."""
+        """Return a bar for each run that has the score, over the noise of the base run; nothing for fewer than two."""
         runs = [run for run in runs if self.mean(run, score) is not None]
         if len(runs) < 2:
             return []
@@ -218,12 +218,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def summary(claims: Sequence[Claim]) -> list[str]:
-    """A line for each claim, for the terminal."""
+    """Return a line for each claim, for the terminal."""
     return [f"{claim.verdict:>15}  {claim.claim}" for claim in claims]
 
 
 def claim_record(claim: Claim) -> dict[str, Any]:
-    """A claim as it stands in ablation.json."""
+    """Return a claim as it stands in ablation.json."""
 
     def record(part: Part) -> dict[str, Any]:
         return {"what": part.what, "margin": part.margin, "noise": part.noise, "verdict": part.verdict}

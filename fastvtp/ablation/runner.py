@@ -136,7 +136,7 @@ def _finish(
 
 
 def _training_list(run: Run, dataset: SyntheticDataset, folder: Path) -> Path:
-    """The list of a run's clips: all of them, the first ones, or all with the captions of others."""
+    """Return the list of a run's clips: all of them, the first ones, or all with the captions of others."""
     rows = [json.loads(line) for line in dataset.train.read_text().splitlines()]
     kept = rows[: max(2, round(run.share * len(rows)))]
     captions = [row["caption"] for row in kept]
@@ -156,7 +156,8 @@ def _training_list(run: Run, dataset: SyntheticDataset, folder: Path) -> Path:
 
 
 def _shared_tokenizer(dataset: SyntheticDataset, config: TrainConfig, path: Path) -> Tokenizer:
-    """One tokenizer, of all training captions, for all runs: word losses of different vocabularies do not compare."""
+    """Return one tokenizer, of all training captions, for all runs: word losses of different vocabularies do not
+    compare."""
     if not path.is_file():
         captions = [json.loads(line)["caption"] for line in dataset.train.read_text().splitlines()]
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ class Run:
     untrained: bool = False
 
     def config(self, base: TrainConfig) -> TrainConfig:
-        """The base run's settings with this run's; where data and results lie is the caller's affair."""
+        """Return the base run's settings with this run's; where data and results lie is the caller's affair."""
         config = replace(base, model=replace(base.model, **self.model), seed=base.seed + self.seed)
         if self.change is not None:
             config = self.change(config)
@@ -57,12 +57,12 @@ UNTRAINED = Run("untrained", untrained=True)
 
 
 def base_runs(scale: Scale) -> list[Run]:
-    """The base run with several seeds, whose spread is the noise of all comparisons."""
+    """Return the base run with several seeds, whose spread is the noise of all comparisons."""
     return [Run("base" if seed == 0 else f"base, seed +{seed}", seed=seed) for seed in range(scale.seeds)]
 
 
 def pick_runs(study: str, studies: Mapping[str, Sequence[Run]], scale: Scale) -> list[Run]:
-    """Every run of a study ("all": of all studies) once, what all studies share first.
+    """Pick every run of a study ("all": of all studies) once, what all studies share first.
 
     Raises UserError with the nearest known name.
     """

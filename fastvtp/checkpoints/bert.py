@@ -46,8 +46,8 @@ _ROWS = {
 
 
 def split_layers(name: str, text_depth: int) -> str:
-    """Where an entry of a BERT belongs in a model whose first `text_depth` layers read text alone and whose others fuse
-    it with video; other names are left."""
+    """Tell where an entry of a BERT belongs in a model whose first `text_depth` layers read text alone and whose others
+    fuse it with video; other names are left."""
     if (found := _LAYER.match(name)) is None:
         return name
     prefix, number = found[1], int(found[2])
@@ -62,7 +62,7 @@ def place(name: str, config: Any) -> str:
 
 
 def settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a config.json of transformers says about fastvtp's settings.
+    """Return what a config.json of transformers says about fastvtp's settings.
 
     Raises CheckpointError for another activation or another kind of positions.
     """
@@ -74,7 +74,7 @@ def settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def sizes(shapes: Shapes, _: str, __: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a model's text embeddings that a BERT fits: entries, positions and width."""
+    """Return the settings of a model's text embeddings that a BERT fits: entries, positions and width."""
     words = shapes.get(_ROWS["vocab_size"], ())
     return rows_of(shapes, _ROWS) | ({"width": words[1]} if len(words) == 2 else {})
 
@@ -99,5 +99,5 @@ EMBEDDINGS = Transfer(needed=("text_embeddings",), optional=_ANYTHING, states=Fa
 
 
 def layers(*towers: str) -> Transfer:
-    """What a model takes from a BERT whose layers are its own `towers`."""
+    """Return what a model takes from a BERT whose layers are its own `towers`."""
     return Transfer(needed=("text_embeddings", *towers), optional=_ANYTHING)

@@ -55,7 +55,7 @@ def _bicubic(name: str, table: Tensor, rows: int) -> Tensor:
 
 
 def _sides(name: str, before: int, after: int) -> tuple[int, int]:
-    """The sides of the square grids of so many rows."""
+    """Return the sides of the square grids of so many rows."""
     sides = math.isqrt(before), math.isqrt(after)
     if (sides[0] ** 2, sides[1] ** 2) != (before, after):
         raise CheckpointError(f"{name}: {before} or {after} rows are no square grid, which resizing takes")

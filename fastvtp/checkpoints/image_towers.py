@@ -68,7 +68,7 @@ _TIME_COPIES = {"attn": "temporal_attn", "norm1": "temporal_norm"}
 
 
 def prepare_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of a TimeSformer or ViT (as timm names them) and of a BERT in the shapes that fastvtp has.
+    """Return the entries of a TimeSformer or ViT (as timm names them) and of a BERT in the shapes that fastvtp has.
 
     A bias of queries, keys and values, [3D], becomes q_bias, k_bias and v_bias; a position table with the class token's
     row, [1, 1 + S, D], becomes cls_position and patch_positions. What has another shape is left for the loader to name.
@@ -95,8 +95,8 @@ def prepare_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def prepare_vit(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of a TimeSformer that starts as this ViT does: attention along time is a copy of that within frames,
-    and the projection after it is zero (as ALPRO starts)."""
+    """Return the entries of a TimeSformer that starts as this ViT does: attention along time is a copy of that within
+    frames, and the projection after it is zero (as ALPRO starts)."""
     joined = {_HUGGING_FACE(name): tensor for name, tensor in join_attention(weights).items()}
     prepared = prepare_timm(joined)
     for name, tensor in list(prepared.items()):
@@ -111,7 +111,8 @@ def prepare_vit(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def prepare_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of CLIP's image tower under the names and in the shapes that `prepare_timm` gives those of a ViT."""
+    """Return the entries of CLIP's image tower under the names and in the shapes that `prepare_timm` gives those of a
+    ViT."""
     renamed = {_CLIP(name): tensor for name, tensor in weights.items()}
     if (table := renamed.get("pos_embed")) is not None:
         renamed["pos_embed"] = table[None]
@@ -129,7 +130,7 @@ def prepare_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def spatial_encoder(
     prepared: Mapping[str, Tensor], *, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Tensor]:
-    """A ViT's prepared entries as those of a spatial encoder for pixels in [0, 1]; absent biases are zero.
+    """Return a ViT's prepared entries as those of a spatial encoder for pixels in [0, 1]; absent biases are zero.
 
     mean, std: three values each, by which the tower had its pixels normalised.
     """
@@ -155,8 +156,8 @@ def spatial_encoder(
 
 
 def sizes(shapes: Shapes, checkpoint: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a video encoder that a tower fits, whose shapes are those of "video_encoder."; the number of
-    heads is not among them. Raises CheckpointError without a patch embedding or a square of positions."""
+    """Return the settings of a video encoder that a tower fits, whose shapes are those of "video_encoder."; the number
+    of heads is not among them. Raises CheckpointError without a patch embedding or a square of positions."""
     patch_weight, (patches, *_) = (
         shapes.get("video_encoder.weight", ()),
         shapes.get("video_encoder.patch_positions", (0,)),
@@ -187,7 +188,7 @@ def _clip_settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _heads(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json of transformers says about fastvtp's settings."""
+    """Return what a config.json of transformers says about fastvtp's settings."""
     return {"num_heads": config["num_attention_heads"]} if "num_attention_heads" in config else {}
 
 

@@ -70,7 +70,7 @@ class Kind:
     note: str = ""
 
     def ignored(self, name: str) -> bool:
-        """Whether no model here has a use for an entry."""
+        """Tell whether no model here has a use for an entry."""
         return any(re.search(pattern, name) for pattern in self.ignores)
 
     def shapes(self, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
@@ -101,7 +101,7 @@ class Transfer:
     states: bool = True
 
     def targets(self, name: str) -> list[str]:
-        """The names in the model of a checkpoint's entry."""
+        """Return the names in the model of a checkpoint's entry."""
         for prefix, replacements in self.moves:
             if name.startswith(prefix):
                 return [replacement + name.removeprefix(prefix) for replacement in replacements]
@@ -109,7 +109,7 @@ class Transfer:
 
 
 def own_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the config.json of a fastvtp model folder states."""
+    """Return what the config.json of a fastvtp model folder states."""
     own = (checkpoint.config or {}).get("config")
     return own if isinstance(own, dict) else {}
 
@@ -117,7 +117,8 @@ def own_settings(checkpoint: Checkpoint) -> dict[str, Any]:
 def own_kinds(
     sizes: Callable[[Shapes, str, Mapping[str, Any]], dict[str, Any]], marks: Mapping[str, tuple[str, ...]]
 ) -> tuple[Kind, ...]:
-    """The kinds of fastvtp's own model folders: architecture -> prefixes of names, of which its weights have all."""
+    """Return the kinds of fastvtp's own model folders: architecture -> prefixes of names, of which its weights have
+    all."""
     return tuple(
         Kind(origin="fastvtp", architecture=architecture, marks=own, settings=own_settings, sizes=sizes)
         for architecture, own in marks.items()
@@ -125,7 +126,7 @@ def own_kinds(
 
 
 def kinds() -> tuple[Kind, ...]:
-    """The kinds of all registered systems, each once; several systems may read the same."""
+    """Return the kinds of all registered systems, each once; several systems may read the same."""
     found: dict[int, Kind] = {}
     for system in systems().values():
         found |= {id(kind): kind for kind in system.kinds}
@@ -138,7 +139,7 @@ def origins() -> tuple[str, ...]:
 
 
 def recognise(checkpoint: Checkpoint, origin: str | None = None) -> Kind:
-    """The kind of `checkpoint`, among those of `origin` where that is given.
+    """Return the kind of `checkpoint`, among those of `origin` where that is given.
 
     Of several whose marks are all there, it is the one with the most marks, of these the first. Raises UserError with
     one line.

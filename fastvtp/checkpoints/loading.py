@@ -120,7 +120,8 @@ def load_recognised(
 def absent_parts(
     model: nn.Module, source: str | Path | Mapping[str, Tensor] | Checkpoint, *, origin: str | None = None
 ) -> tuple[str, ...]:
-    """The parts of `model` that a checkpoint of another architecture cannot fill, for `fresh` of `load_released`."""
+    """Return the parts of `model` that a checkpoint of another architecture cannot fill, for `fresh` of
+    `load_released`."""
     checkpoint = read_checkpoint(source)
     return parts_without(model, checkpoint, recognise(checkpoint, origin))
 
@@ -152,7 +153,7 @@ def _transfer(checkpoint: Checkpoint, kind: Kind, model: nn.Module) -> Transfer:
 
 
 def _different_settings(stated: Mapping[str, Any], model: Any) -> list[str]:
-    """What a folder's config.json states otherwise and no shape shows."""
+    """Return what a folder's config.json states otherwise and no shape shows."""
     own = asdict(model.config)
     return [
         f"{name} is {stated[name]}, the model has {own[name]}"
@@ -162,7 +163,7 @@ def _different_settings(stated: Mapping[str, Any], model: Any) -> list[str]:
 
 
 def _advice(checkpoint: Checkpoint, kind: Kind, model: Any) -> str:
-    """What the checkpoint is and the model is not, and how to make it so; "" where both are of one size."""
+    """Return what the checkpoint is and the model is not, and how to make it so; "" where both are of one size."""
     sizes = different_sizes(checkpoint, kind, model.config)
     if not sizes:
         return ""
@@ -172,7 +173,7 @@ def _advice(checkpoint: Checkpoint, kind: Kind, model: Any) -> str:
 
 
 def _as_typed(value: Any) -> str:
-    """A setting as one types it behind its name."""
+    """Return a setting as one types it behind its name."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

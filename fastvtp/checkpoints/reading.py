@@ -160,7 +160,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _unwrap(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-    """The tensors inside what training loops put around them."""
+    """Return the tensors inside what training loops put around them."""
     while wrapper := next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None):
         content = content[wrapper]
     weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}

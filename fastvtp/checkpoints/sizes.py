@@ -51,7 +51,7 @@ def config_of_released(
     architecture: str | None = None,
     **overrides: Any,
 ) -> Any:
-    """The configuration of the model that `source` fits, from its config.json and the shapes of its tensors.
+    """Return the configuration of the model that `source` fits, from its config.json and the shapes of its tensors.
 
     source, origin: as in `fastvtp.checkpoints.loading.load_released`. architecture: of the model; None: the
     checkpoint's own. overrides: fields of the config, for what shapes do not show: frames and image size (else 16 and
@@ -95,8 +95,8 @@ def check_whole(checkpoint: Checkpoint, kind: Kind) -> None:
 
 
 def different_sizes(checkpoint: Checkpoint, kind: Kind, config: Any) -> dict[str, Any]:
-    """The settings of `config` for which `checkpoint` is of another size, with the values that it is of; where its
-    width is another, also as many heads as make them 64 wide."""
+    """Return the settings of `config` for which `checkpoint` is of another size, with the values that it is of; where
+    its width is another, also as many heads as make them 64 wide."""
     own = asdict(config)
     try:
         values = kind.sizes(kind.shapes(checkpoint), checkpoint.name, own)
@@ -115,7 +115,7 @@ def different_sizes(checkpoint: Checkpoint, kind: Kind, config: Any) -> dict[str
 
 
 def _as_good(name: str, theirs: Any, own: Any, width: int) -> bool:
-    """Whether a model of the setting `own` takes a checkpoint of the setting `theirs`."""
+    """Tell whether a model of the setting `own` takes a checkpoint of the setting `theirs`."""
     if name == "max_text_length":
         return theirs >= own  # it is cut
     if name == "mlp_ratio":
@@ -126,7 +126,8 @@ def _as_good(name: str, theirs: Any, own: Any, width: int) -> bool:
 
 
 def mlp_ratio(shapes: Shapes, width: int) -> dict[str, float]:
-    """The setting `mlp_ratio` of an encoder so wide, from the shape of its first MLP; nothing where there is none."""
+    """Return the setting `mlp_ratio` of an encoder so wide, from the shape of its first MLP; nothing where there is
+    none."""
     hidden = next((shape for name, shape in shapes.items() if name.endswith("encoder.blocks.0.mlp.fc1.weight")), None)
     if not hidden:
         return {}

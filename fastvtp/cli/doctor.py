@@ -107,7 +107,7 @@ def _default_device() -> torch.device:
 
 
 def backend_findings() -> list[Finding]:
-    """The backend that each op takes by default on this machine's device, and why."""
+    """Return the backend that each op takes by default on this machine's device, and why."""
     device = _default_device()
     findings = []
     for op in dispatch.ops():

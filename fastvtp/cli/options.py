@@ -102,7 +102,7 @@ class RunOptions:
 
 
 def protocol_settings(reading: ReadingOptions, run: RunOptions) -> dict[str, Any]:
-    """The fields of an `EvaluationProtocol` that these options give.
+    """Return the fields of an `EvaluationProtocol` that these options give.
 
     Raises ConfigError where --views is not two numbers.
     """
@@ -137,7 +137,7 @@ def add_commands(app: typer.Typer, panel: str, *commands: Callable[..., None]) -
 
 
 def spread_bundles(command: Callable[..., None]) -> Callable[..., None]:
-    """A function that does what `command` does and has, in place of each bundle, the options in it.
+    """Return a function that does what `command` does and has, in place of each bundle, the options in it.
 
     All its parameters are passed by keyword, as typer does.
     """
@@ -169,7 +169,8 @@ def spread_bundles(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options(annotation: Any, preset: Any) -> Iterator[inspect.Parameter]:
-    """The options of a bundle, as parameters of a command. Raises ValueError for a name in `Only` that is none."""
+    """Return the options of a bundle, as parameters of a command. Raises ValueError for a name in `Only` that is
+    none."""
     hints = get_type_hints(type(preset), include_extras=True)
     wanted = next((note.names for note in get_args(annotation)[1:] if isinstance(note, Only)), tuple(hints))
     if unknown := [name for name in wanted if name not in hints]:

@@ -232,7 +232,7 @@ def _names_of(rows: Sequence[_Row]) -> tuple[str, ...]:
 
 
 def _lists_several(path: Path) -> bool:
-    """Whether the first line of a list has the field "labels"."""
+    """Tell whether the first line of a list has the field "labels"."""
     if path.suffix != ".jsonl" or not path.is_file():
         return False
     _, fields = next(read_lines(path), ("", {}))

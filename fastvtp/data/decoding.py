@@ -171,7 +171,8 @@ class Video:
             raise VideoDecodeError(self._name, "no frames")
 
     def _packet_times_are_frame_times(self) -> bool:
-        """Whether each packet holds one frame and that frame's presentation time; if not, frames must be counted."""
+        """Tell whether each packet holds one frame and that frame's presentation time; if not, frames must be
+        counted."""
         times = [packet.pts for packet in self._packets]
         if not times or None in times or len(set(times)) < len(times):
             return False

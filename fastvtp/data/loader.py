@@ -185,7 +185,7 @@ class VideoTextLoader:
         return dict(sorted(self._bad_files.items()))
 
     def __len__(self) -> int:
-        """The number of steps from the start on; raises TypeError where there is no end."""
+        """Return the number of steps from the start on; raises TypeError where there is no end."""
         if self._batches.num_steps is None:
             raise TypeError("an endless loader has no length: set num_steps")
         return self._batches.num_steps
@@ -218,7 +218,7 @@ class VideoTextLoader:
             self._step = self._batches.start_step
 
     def _run(self) -> tuple[Any, Any] | None:
-        """The pipeline's outputs for the current step, or None after the last."""
+        """Return the pipeline's outputs for the current step, or None after the last."""
         started = time.perf_counter()
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         try:
@@ -266,7 +266,8 @@ class VideoTextLoader:
         self.close()
 
     def _assemble(self, meta: Any, video: Any) -> VideoTextBatch | None:
-        """The batch of the current step, without padding and, in evaluation, without what could not be decoded."""
+        """Return the batch of the current step, without padding and, in evaluation, without what could not be
+        decoded."""
         kept, indices, captions = [], [], []
         for place, (index, failures, caption) in enumerate(meta.as_array().tolist()):
             number = self._stream.number(self._step, place)
@@ -297,7 +298,7 @@ class VideoTextLoader:
         return self._tokenizer.encode_packed(captions, self._max_text_length)
 
     def _to_torch(self, video: Any, kept: list[int]) -> torch.Tensor:
-        """The kept clips, uint8 `[B, T, H, W, 3]`, without a copy where all are kept."""
+        """Return the kept clips, uint8 `[B, T, H, W, 3]`, without a copy where all are kept."""
         shapes = {tuple(video[place].shape()) for place in kept}
         if len(shapes) > 1:
             raise UserError(f"image_size=None needs videos of one size, step {self._step} holds {sorted(shapes)}")
@@ -321,7 +322,7 @@ class VideoTextLoader:
 
 
 def _steps_of_a_pass(num_records: int, batches: Batches) -> int:
-    """How many steps are left, from `start_step` on, until every view of every record has come."""
+    """Tell how many steps are left, from `start_step` on, until every view of every record has come."""
     segments, crops = batches.views
     all_steps = -(-num_records * segments * crops // (batches.batch_size * batches.world_size))
     return max(0, all_steps - batches.start_step)

@@ -179,7 +179,7 @@ def build_pipeline(
 
 
 def _rand_augmented(video: Any, drawn: Any, signs: Any, strength: tuple[int, int], size: tuple[int, int]) -> Any:
-    """The clips after the operations drawn for each, in DALI's implementation.
+    """Return the clips after the operations drawn for each, in DALI's implementation.
 
     Args:
         video: uint8 clips, layout FHWC, of height and width `size`.

@@ -271,7 +271,7 @@ class ClipSource:
             return video.read(self._sampling.indices(video.num_frames, rng))
 
     def _segment(self, index: int, segment: int) -> np.ndarray:
-        """The frames of one segment in evaluation.
+        """Return the frames of one segment in evaluation.
 
         All segments are read at once and kept for the views that follow: a clip is damaged in every view or in none.
         """
@@ -285,7 +285,8 @@ class ClipSource:
         return frames[places[segment]]
 
     def _encoded(self, index: int) -> tuple[np.ndarray, VideoInfo]:
-        """The bytes of a file, once its first frame has been decoded: a bad file would cost DALI the whole batch."""
+        """Return the bytes of a file, once its first frame has been decoded: a bad file would cost DALI the whole
+        batch."""
         path = self._paths[index]
         if path in self.bad:
             raise VideoDecodeError(path, self.bad[path])

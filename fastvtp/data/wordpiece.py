@@ -130,7 +130,7 @@ class CaptionTokenizer(Tokenizer):
 
 
 def _word_piece(vocabulary: dict[str, int]) -> Library:
-    """A BERT tokenizer (uncased) over `vocabulary`."""
+    """Return a BERT tokenizer (uncased) over `vocabulary`."""
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
@@ -146,7 +146,7 @@ def _word_piece(vocabulary: dict[str, int]) -> Library:
 
 
 def _single_characters(tokenizer: Library, captions: Iterable[str]) -> list[str]:
-    """The one-character pieces of all words, sorted: `a` where it begins a word, `##a` inside one."""
+    """Return the one-character pieces of all words, sorted: `a` where it begins a word, `##a` inside one."""
     words: set[str] = set()
     for caption in captions:
         normalized = tokenizer.normalizer.normalize_str(caption)

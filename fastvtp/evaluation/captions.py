@@ -30,7 +30,8 @@ class PackedCaptions:
         return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32)
 
     def on(self, device: torch.device | str) -> tuple[Tensor, Tensor, int]:
-        """What a text tower takes: token ids and `cu_seqlens` on `device`, and the length of the longest caption."""
+        """Return what a text tower takes: token ids and `cu_seqlens` on `device`, and the length of the longest
+        caption."""
         ids, offsets = (tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.cu_seqlens))
         return ids, offsets, max(self.lengths)
 

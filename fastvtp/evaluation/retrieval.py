@@ -31,7 +31,7 @@ class RetrievalModel(Module, Protocol):
     (SimVTP)."""
 
     def embed_video(self, video: Tensor) -> Tensor:
-        """One vector for each clip, not scaled: uint8 [B, T, H, W, C] -> [B, D]."""
+        """Compute one vector for each clip, not scaled: uint8 [B, T, H, W, C] -> [B, D]."""
         ...
 
     def encode_video(self, video: Tensor) -> Tensor:
@@ -39,8 +39,8 @@ class RetrievalModel(Module, Protocol):
         ...
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """One vector of unit length for each text: int64 [tokens of all texts], int32 [B+1] -> [B, D]. max_seqlen: a
-        bound on the longest text."""
+        """Compute one vector of unit length for each text: int64 [tokens of all texts], int32 [B+1] -> [B, D].
+        max_seqlen: a bound on the longest text."""
         ...
 
 
@@ -59,7 +59,7 @@ class RetrievalEmbeddings:
     video_of_text: Tensor
 
     def similarity(self) -> Tensor:
-        """The cosines of all pairs, float32 [N texts, M videos], also under autocast, where they would tie."""
+        """Return the cosines of all pairs, float32 [N texts, M videos], also under autocast, where they would tie."""
         with torch.autocast(self.text.device.type, enabled=False):
             return self.text @ self.video.T
 

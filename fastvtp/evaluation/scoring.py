@@ -109,7 +109,7 @@ def evaluate(
 
 
 def find_scorer(name: str) -> Scorer:
-    """The way of scoring of that name, of this file or of a system. Raises UserError where there is none."""
+    """Find the way of scoring of that name, of this file or of a system. Raises UserError where there is none."""
     if name in SCORERS:
         return SCORERS[name]
     of_systems = {way: scorer for runs in all_runs() for way, scorer in runs.scorers.items()}
@@ -117,7 +117,7 @@ def find_scorer(name: str) -> Scorer:
 
 
 def _text_length(opened: OpenedModel, protocol: EvaluationProtocol) -> int:
-    """The number of tokens kept of a text."""
+    """Return the number of tokens kept of a text."""
     if not architecture_of(opened.model).reads_text:
         return MIN_TEXT_LENGTH
     positions = opened.model.config.max_text_length
@@ -125,7 +125,7 @@ def _text_length(opened: OpenedModel, protocol: EvaluationProtocol) -> int:
 
 
 def reading_of(opened: OpenedModel, protocol: EvaluationProtocol) -> ClipReading:
-    """How clips are read for this model, framed as in its training where the protocol says nothing else.
+    """Tell how clips are read for this model, framed as in its training where the protocol says nothing else.
 
     Raises UserError where the views do not go with the framing.
     """
@@ -137,8 +137,8 @@ def reading_of(opened: OpenedModel, protocol: EvaluationProtocol) -> ClipReading
 def evaluation_loader(
     opened: OpenedModel, records: Sequence[VideoRecord], protocol: EvaluationProtocol, *, texts: bool = True
 ) -> VideoTextLoader:
-    """Every clip of `records` in order, in all its views. texts: whether its captions are read too, which needs the
-    model's tokenizer if it reads text."""
+    """Return every clip of `records` in order, in all its views. texts: whether its captions are read too, which needs
+    the model's tokenizer if it reads text."""
     config = opened.model.config
     segments, crops = protocol.views
     return VideoTextLoader(
@@ -187,7 +187,7 @@ class _Thumbnails:
 
 
 def _encode_clips(encode: Callable, request: ScoreRequest) -> tuple[Any, _Thumbnails, dict[str, Any]]:
-    """What `encode` (`encode_retrieval` or `encode_set`) makes of the clips of a request with all their captions, their
+    """Encode, by `encode_retrieval` or `encode_set`, the clips of a request with all their captions, their
     thumbnails where there is an output, and their numbers for a report."""
     opened, records = request.opened, load_annotations(request.data)
     with evaluation_loader(opened, records, request.protocol) as loader:
@@ -209,7 +209,7 @@ def _encode_clips(encode: Callable, request: ScoreRequest) -> tuple[Any, _Thumbn
 
 
 def score_retrieval(request: ScoreRequest) -> dict[str, Any]:
-    """Every caption against every clip, both ways, in percent."""
+    """Score every caption against every clip, both ways, in percent."""
     embeddings, thumbnails, numbers = _encode_clips(encode_retrieval, request)
     similarity, video_of_text = embeddings.similarity(), embeddings.video_of_text
     report = {

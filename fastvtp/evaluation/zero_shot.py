@@ -46,12 +46,12 @@ class VideoTextModel(Module, Protocol):
     """What zero-shot scores ask of a model, as `VideoTextPrism`, `DualEncoder`, `SimVTP` and ALPRO's are."""
 
     def encode_video(self, video: Tensor) -> Tensor:
-        """One vector of unit length for each clip: uint8 [B, T, H, W, C] -> [B, D]."""
+        """Compute one vector of unit length for each clip: uint8 [B, T, H, W, C] -> [B, D]."""
         ...
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """One vector of unit length for each text: int64 [N], int32 [B+1] -> [B, D]. max_seqlen: a bound on the longest
-        text."""
+        """Compute one vector of unit length for each text: int64 [N], int32 [B+1] -> [B, D]. max_seqlen: a bound on the
+        longest text."""
         ...
 
 

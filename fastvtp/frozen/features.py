@@ -65,7 +65,7 @@ class ListedVideos:
 
 
 def model_digest(model: nn.Module) -> str:
-    """The fingerprint of a model's weights, by name, dtype and value: 16 hexadecimal digits of SHA-256."""
+    """Return the fingerprint of a model's weights, by name, dtype and value: 16 hexadecimal digits of SHA-256."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -147,7 +147,7 @@ def extract_features(
 
 
 def shard_path(folder: Path, number: int, suffix: str) -> Path:
-    """The file of shard `number`, of its features ("safetensors") or of what they are of ("json")."""
+    """Return the file of shard `number`, of its features ("safetensors") or of what they are of ("json")."""
     return folder / f"shard_{number:05d}.{suffix}"
 
 
@@ -163,12 +163,13 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 
 
 def framing_of(description: Mapping[str, Any]) -> str:
-    """How the frames of features came to the model's size. Earlier versions called it "fit", or did not say."""
+    """Tell how the frames of features came to the model's size. Earlier versions called it "fit", or did not say."""
     return description.get("framing") or description.get("fit") or DEFAULT_FRAMING
 
 
 def description_digest(description: Mapping[str, Any]) -> str:
-    """The fingerprint of a description, by which shards know that they are of it: 16 hexadecimal digits of SHA-256."""
+    """Return the fingerprint of a description, by which shards know that they are of it: 16 hexadecimal digits of
+    SHA-256."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
 

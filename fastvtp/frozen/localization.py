@@ -210,7 +210,7 @@ def _surest(segments: Tensor, scores: Tensor, overlap: float, most: int, least_s
 
 
 def _by_slot(clips_BKLD: Tensor, features: FeatureSet) -> Tensor:
-    """The last layer's tokens averaged over the picture: [B, T, D]."""
+    """Return the last layer's tokens averaged over the picture: [B, T, D]."""
     return clips_BKLD[:, -1].float().unflatten(1, (features.grid[0], -1)).mean(2)
 
 

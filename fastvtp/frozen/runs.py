@@ -314,7 +314,7 @@ def mlap_layers(opened: OpenedModel) -> tuple[int, ...]:
 def _labelled(
     data: str | Path, class_names: Sequence[str] | None = None, *, names_file: str | Path | None = None
 ) -> TargetSet:
-    """The videos of `data` with their classes. Raises UserError where they come without."""
+    """Return the videos of `data` with their classes. Raises UserError where they come without."""
     targets = read_videos(data, class_names, names_file=names_file).targets
     if targets is None:
         raise UserError(f"{data}: its videos come without labels, expected classes")
@@ -328,7 +328,7 @@ def _check_kind(test: TargetSet, train: TargetSet, source: str) -> None:
 
 
 def _described(opened: OpenedModel, protocol: EvaluationProtocol) -> dict[str, Any]:
-    """How clips are read, as descriptions on disk say it."""
+    """Tell how clips are read, as descriptions on disk say it."""
     config = opened.model.config
     return {
         "views": protocol.views,

@@ -46,7 +46,7 @@ class SpanSet:
     outside: int = 0
 
     def by_id(self) -> dict[str, int]:
-        """The place of each record, by its id."""
+        """Return the place of each record, by its id."""
         return {record.id: place for place, record in enumerate(self.records)}
 
 

@@ -59,7 +59,7 @@ class VideoTower(ABC):
 
 
 def video_tower(model: nn.Module) -> VideoTower:
-    """The tower inside a model, by the record of its architecture.
+    """Return the tower inside a model, by the record of its architecture.
 
     Raises UserError for a model whose clips do not become tokens of their own, as where frames are averaged.
     """

@@ -65,7 +65,7 @@ class Contrast(nn.Module):
             self.log_logit_scale.fill_(-math.log(self.config.temperature))
 
     def logit_scale(self) -> Tensor:
-        """The inverse temperature [], at most 100 as in CLIP."""
+        """Return the inverse temperature [], at most 100 as in CLIP."""
         return self.log_logit_scale.exp().clamp(max=100.0)
 
     def forward(self, text: Tensor, video: Tensor, sample_ids: Tensor | None = None) -> Tensor:
@@ -84,5 +84,5 @@ class Contrast(nn.Module):
 
 
 def world_group(gather: bool) -> dist.ProcessGroup | None:
-    """The group of all ranks where `gather` asks for it and torch.distributed is initialised, else None."""
+    """Return the group of all ranks where `gather` asks for it and torch.distributed is initialised, else None."""
     return dist.group.WORLD if gather and dist.is_available() and dist.is_initialized() else None

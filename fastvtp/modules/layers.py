@@ -155,7 +155,7 @@ class Transformer(nn.Module):
 
 
 def rising_drop_path(last: float, depth: int) -> list[float]:
-    """The probability that a sequence skips a branch, for each of `depth` blocks: linearly from 0 to `last`."""
+    """Return the probability that a sequence skips a branch, for each of `depth` blocks: linearly from 0 to `last`."""
     return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 
@@ -167,7 +167,7 @@ def set_norm_eps(module: nn.Module, eps: float) -> None:
 
 
 def init_linear_xavier(module: nn.Module) -> None:
-    """The initialisation of VideoMAE, for `nn.Module.apply`: Xavier-uniform matrices, zero biases, unit norms."""
+    """Initialise a module as VideoMAE does, for `nn.Module.apply`: Xavier-uniform matrices, zero biases, unit norms."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -183,7 +183,7 @@ def init_linear_xavier(module: nn.Module) -> None:
 
 
 def init_linear_normal(module: nn.Module) -> None:
-    """The initialisation of ViT and BERT, for `nn.Module.apply`: normal matrices of deviation 0.02, zero biases.
+    """Initialise a module as ViT and BERT do, for `nn.Module.apply`: normal matrices of deviation 0.02, zero biases.
 
     Below 768 inputs, where 0.02 would leave next to nothing of a signal behind two layers, the deviation grows so that
     outputs are as large as there: a contrast of narrow towers otherwise stays at chance.

@@ -99,8 +99,8 @@ def _liger(features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
 def _chunked(
     features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, differentiate: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The sum of the losses, the predicted words, and the sum's gradients of features, weight and bias, which are empty
-    unless `differentiate`."""
+    """Return the sum of the losses, the predicted words, and the sum's gradients of features, weight and bias, which
+    are empty unless `differentiate`."""
     dtype = torch.promote_types(features.dtype, torch.float32)
     total, predicted, *gradients = _fake_chunked(features, weight, bias, labels, differentiate)
     total.zero_()

@@ -41,17 +41,17 @@ class Packing:
 
     @staticmethod
     def uniform(num_sequences: int, length: int, device: torch.device | str | None = None) -> "Packing":
-        """The packing of `num_sequences` sequences of `length` rows each, with its tensors on `device`."""
+        """Return the packing of `num_sequences` sequences of `length` rows each, with its tensors on `device`."""
         return Packing(torch.arange(num_sequences + 1, dtype=torch.int32, device=device) * length, length)
 
 
 def span_rows(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The row numbers of spans laid end to end: starts and lengths int64 [spans] -> int64 [sum of lengths]."""
+    """Return the row numbers of spans laid end to end: starts and lengths int64 [spans] -> int64 [sum of lengths]."""
     return np.repeat(starts - exclusive_cumsum(lengths), lengths) + np.arange(lengths.sum())
 
 
 def exclusive_cumsum(lengths: np.ndarray) -> np.ndarray:
-    """Where each of some segments starts when they are laid end to end: lengths int64 [S] -> int64 [S]."""
+    """Tell where each of some segments starts when they are laid end to end: lengths int64 [S] -> int64 [S]."""
     return np.cumsum(lengths) - lengths
 
 
@@ -101,11 +101,11 @@ class SequenceBuilder:
         return first_rows
 
     def sources(self) -> Tensor:
-        """The pool row that each packed row is taken from: int64 [N], on the host."""
+        """Return the pool row that each packed row is taken from: int64 [N], on the host."""
         return torch.from_numpy(span_rows(np.concatenate(self._starts), np.concatenate(self._lengths)))
 
     def packing(self) -> Packing:
-        """How the packed rows divide into the sequences, in the order in which these were added, on the host."""
+        """Tell how the packed rows divide into the sequences, in the order in which these were added, on the host."""
         lengths, are_keys = np.concatenate(self._sequence_lengths), np.concatenate(self._are_keys)
         packing = pack_lengths(lengths)
         if are_keys.all():
@@ -129,12 +129,12 @@ def check_texts(input_ids: Tensor, lengths: np.ndarray, max_text_length: int) ->
 
 
 def pack_lengths(lengths: np.ndarray) -> Packing:
-    """The packing of sequences of these lengths, int64 [S], on the host."""
+    """Return the packing of sequences of these lengths, int64 [S], on the host."""
     return Packing(offsets(lengths), int(lengths.max()))
 
 
 def offsets(lengths: np.ndarray) -> Tensor:
-    """Where sequences of these lengths begin and end, the `cu_seqlens` of a packing: int64 [S] -> int32 [S+1]."""
+    """Tell where sequences of these lengths begin and end, the `cu_seqlens` of a packing: int64 [S] -> int32 [S+1]."""
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
@@ -156,7 +156,8 @@ def pad_sequences(
 
 
 def join_packings(first: Packing, second: Packing, first_rows: int) -> Packing:
-    """The packing of two tensors laid one behind the other, `first_rows` rows of the first and then the second's.
+    """Return the packing of two tensors laid one behind the other, `first_rows` rows of the first and then the
+    second's.
 
     It is computed on their device, from which nothing is read back.
     """
@@ -207,7 +208,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def on_device(record: Record, device: torch.device) -> Record:
-    """A copy of a dataclass whose tensors, and those of the dataclasses in it, are on `device`, see `to_device`."""
+    """Return a copy of a dataclass whose tensors, and those of the dataclasses in it, are on `device`, see
+    `to_device`."""
     changes = {}
     for name, value in vars(record).items():
         if isinstance(value, Tensor):

@@ -28,12 +28,12 @@ class QueryRows:
 
     @staticmethod
     def first(packing: Packing) -> "QueryRows":
-        """The first row of every sequence of `packing`."""
+        """Return the first row of every sequence of `packing`."""
         return QueryRows._one_each(packing.cu_seqlens[:-1].long())
 
     @staticmethod
     def last(packing: Packing) -> "QueryRows":
-        """The last row of every sequence of `packing`."""
+        """Return the last row of every sequence of `packing`."""
         return QueryRows._one_each(packing.cu_seqlens[1:].long() - 1)
 
     @staticmethod
@@ -71,8 +71,8 @@ class Rows:
         return self.packing if self.queries is None else self.queries.packing
 
     def residual(self, x_MD: Tensor) -> Tensor:
-        """The rows of the layer's input that its returned rows begin as: [M, D] -> [R, D], to add the layer's update
-        to."""
+        """Return the rows of the layer's input that its returned rows begin as: [M, D] -> [R, D], to add the layer's
+        update to."""
         return take_rows(x_MD, self.source_of(None if self.queries is None else self.queries.rows))
 
     def source_of(self, picked: Tensor | None) -> Tensor | None:
@@ -103,8 +103,8 @@ _FEW_ROWS = 3072
 
 @torch.library.custom_op("fastvtp::sum_rows", mutates_args=())
 def _sum_rows(gradient: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    """The gradient of `take_rows`: [M, D], int64 [M] -> [num_rows, D]. It is one op, since Inductor would take the
-    look-up's own gradient apart into atomic additions.
+    """Return the gradient of `take_rows`: [M, D], int64 [M] -> [num_rows, D]. It is one op, since Inductor would take
+    the look-up's own gradient apart into atomic additions.
 
     In half precision the CPU, and CUDA for few rows, would lose small terms of a long sum, and so sum in float32.
     """
@@ -139,8 +139,8 @@ class _TakeRows(torch.autograd.Function):
 
 
 def segment_mean(x_ND: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """The mean of each sequence's rows: [N, D] divided by cu_seqlens int32 [S+1] -> float32 [S, D], zero for an empty
-    sequence."""
+    """Return the mean of each sequence's rows: [N, D] divided by cu_seqlens int32 [S+1] -> float32 [S, D], zero for an
+    empty sequence."""
     lengths = cu_seqlens.diff().long()
     # unsafe: skips the check of the lengths, which would read them back from the device
     total = torch.segment_reduce(x_ND.float(), "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0)

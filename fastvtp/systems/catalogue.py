@@ -31,7 +31,7 @@ def list_models() -> list[str]:
 
 
 def create_model(name: str, *, preset: str = "fastvtp", device: torch.device | str = "cpu", **overrides: Any) -> Any:
-    """A freshly initialised model.
+    """Create a freshly initialised model.
 
     name: one of `list_models()`. preset: "official" (the released objectives) or "fastvtp" (recommended; the
     differences are tabled in the config's docstring). overrides: fields of the config. Raises UserError with the

@@ -126,7 +126,7 @@ def _parse(overrides: Sequence[str], target: Architecture) -> dict[str, Any]:
 
 
 def _vocab_size(checkpoint: Checkpoint, target: Architecture, values: Mapping[str, Any]) -> int | None:
-    """The number of words of the model to be; None where it reads no text."""
+    """Return the number of words of the model to be; None where it reads no text."""
     if not target.reads_text:
         return None
     tables = (len(table) for name, table in checkpoint.weights.items() if name.endswith(WORD_TABLES))
@@ -144,7 +144,8 @@ def _given_tokenizer(path: Path, vocab_size: int | None, target: Architecture) -
 
 
 def _tokenizer_beside(source: Path, vocab_size: int) -> tuple[Tokenizer | None, str]:
-    """The tokenizer of the folder that `source` is or lies in, where it is the model's; and what to say about it."""
+    """Return the tokenizer of the folder that `source` is or lies in, where it is the model's; and what to say about
+    it."""
     folder = source if source.is_dir() else source.parent
     try:
         tokenizer = load_tokenizer(folder)
@@ -158,7 +159,7 @@ def _tokenizer_beside(source: Path, vocab_size: int) -> tuple[Tokenizer | None, 
 
 
 def _known_framing(source: Path, kind: Kind) -> str | None:
-    """How the clips of `source` were framed: as it says, or as the trainings of its kind did; None: nobody knows.
+    """Tell how the clips of `source` were framed: as it says, or as the trainings of its kind did; None: nobody knows.
 
     Raises CheckpointError where it says something else.
     """
@@ -166,7 +167,7 @@ def _known_framing(source: Path, kind: Kind) -> str | None:
 
 
 def _notes(lists: Lists, source: Path, config: Any) -> dict[str, str]:
-    """What to say about each list that the model could have."""
+    """Return what to say about each list that the model could have."""
     return {
         what: f"{len(lists[what][1])} of {lists[what][0]}" if what in lists else f"none in {source}: {_remedy(what)}"
         for what in told_apart(config)

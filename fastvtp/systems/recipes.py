@@ -19,7 +19,7 @@ DEMO_RECIPE = "simvtp_demo"
 
 
 def recipes() -> dict[str, Callable[[str], TrainConfig]]:
-    """All recipes by name: functions of a preset."""
+    """Return all recipes by name: functions of a preset."""
     return {recipe.__name__: recipe for runs in all_runs() for recipe in runs.recipes}
 
 
@@ -28,7 +28,7 @@ DEMO_RECIPE = "simvtp_demo"
 
 
 def get_recipe(name: str, preset: str = "fastvtp") -> TrainConfig:
-    """The configuration of a recipe. Raises UserError with the nearest known name."""
+    """Return the configuration of a recipe. Raises UserError with the nearest known name."""
     recipe = find("recipe", name, recipes())
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
@@ -38,7 +38,7 @@ def get_recipe(name: str, preset: str = "fastvtp") -> TrainConfig:
 def recipe_config(
     name: str, preset: str, overrides: list[str], *, command: str | None = None, resume: bool = False
 ) -> TrainConfig:
-    """A recipe with overrides applied; missing files are reported here, by their settings' names.
+    """Return a recipe with overrides applied; missing files are reported here, by their settings' names.
 
     command: "pretrain" or "finetune"; a recipe of the other is refused. resume: what a run starts from may be gone
     where it has a checkpoint to go on from.
@@ -60,8 +60,8 @@ def recipe_config(
 
 
 def find_study(name: str, overrides: list[str]) -> Study:
-    """What `fastvtp ablate NAME` takes apart. Raises UserError with the nearest known name, or for a setting that is
-    the ablation's own."""
+    """Find what `fastvtp ablate NAME` takes apart. Raises UserError with the nearest known name, or for a setting that
+    is the ablation's own."""
     studies = {name: study for name, system in systems().items() if (study := system.runs().study) is not None}
     study = find("ablation of", name, studies)
     check_overrides(overrides)

@@ -34,17 +34,17 @@ _FOLLOWS = {
 
 
 def tasks() -> dict[str, Any]:
-    """The tasks of all registered systems by name, subclasses of `fastvtp.training.task.Task`."""
+    """Return the tasks of all registered systems by name, subclasses of `fastvtp.training.task.Task`."""
     return {task.name: task for runs in all_runs() for task in runs.tasks}
 
 
 def find_task(name: str) -> Any:
-    """The task of that name. Raises UserError with the nearest known name."""
+    """Find the task of that name. Raises UserError with the nearest known name."""
     return find("task", name, tasks())
 
 
 def names_of_tasks(owns: Mapping[str, bool]) -> str:
-    """The tasks for which `owns` holds, as an enumeration in a message."""
+    """Return the tasks for which `owns` holds, as an enumeration in a message."""
     return " and ".join(sorted(name for name, own in owns.items() if own))
 
 
@@ -54,8 +54,8 @@ class NoOptions:
 
 
 def a_path(what: str, *, free_on_resume: bool = False) -> Mapping[str, Any]:
-    """The metadata of a task's option that names something which must exist when a run starts; `what` says what is
-    expected there. free_on_resume: whether a run may be resumed with another one."""
+    """Return the metadata of a task's option that names something which must exist when a run starts; `what` says what
+    is expected there. free_on_resume: whether a run may be resumed with another one."""
     return {"path": what, "free_on_resume": free_on_resume}
 
 
@@ -248,19 +248,19 @@ class TrainConfig:
         task.check(self)
 
     def paths(self) -> dict[str, str]:
-        """The settings that name something which must exist when the run starts, and that are given: setting -> what is
-        expected there."""
+        """Return the settings that name something which must exist when the run starts, and that are given: setting ->
+        what is expected there."""
         expected = dict.fromkeys(("init", "text_init"), "a checkpoint file or folder")
         own = {entry.name: entry.metadata["path"] for entry in fields(self.options) if "path" in entry.metadata}
         return {name: what for name, what in (expected | own).items() if self.path(name) is not None}
 
     def path(self, name: str) -> str | None:
-        """The value of one of `paths`."""
+        """Return the value of one of `paths`."""
         return getattr(self if hasattr(self, name) else self.options, name)
 
 
 def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
-    """A copy with `key=value` strings applied; keys are dotted ("data.flip=false").
+    """Return a copy with `key=value` strings applied; keys are dotted ("data.flip=false").
 
     Raises UserError with the nearest right key for a wrong one, or with the expected type for a wrong value.
     """
@@ -278,7 +278,7 @@ def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
 
 
 def _unknown_setting(name: str, known: Mapping[str, Any], task: str) -> Exception:
-    """The error for a setting that a task does not have: those that do, or the nearest right name."""
+    """Return the error for a setting that a task does not have: those that do, or the nearest right name."""
     has = {other: name in {entry.name for entry in fields(kind.options)} for other, kind in tasks().items()}
     if any(has.values()):
         return ConfigError(f"{name} is for {names_of_tasks(has)}, the task is {task}")

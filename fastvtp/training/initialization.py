@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) -> Tokenizer | None:
-    """The tokenizer of the run's `checkpoint`, else the configured one, else that of the weights that the run starts
-    from, else one trained on the task's texts; None for a task that reads no text.
+    """Return the tokenizer of the run's `checkpoint`, else the configured one, else that of the weights that the run
+    starts from, else one trained on the task's texts; None for a task that reads no text.
 
     Raises ConfigError where the weights know words and nobody knows which.
     """
@@ -73,6 +73,6 @@ def load_initial_weights(model: nn.Module, config: TrainConfig, task: Task) -> N
 
 
 def _parts(names: Sequence[str]) -> str:
-    """The parts of a model that `names` belong to, behind a colon."""
+    """Return the parts of a model that `names` belong to, behind a colon."""
     parts = sorted({name.split(".")[0] for name in names})
     return f": {', '.join(parts)}" if parts else ""

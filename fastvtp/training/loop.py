@@ -90,7 +90,7 @@ class TrainResult:
 def training_loader(
     config: TrainConfig, task: Task, tokenizer: Tokenizer | None, device: torch.device, progress: Progress
 ) -> VideoTextLoader | MixedLoader:
-    """The loader of the batches still to be seen; a step takes `config.accumulate` of them."""
+    """Return the loader of the batches still to be seen; a step takes `config.accumulate` of them."""
     data = config.data
     start_step, num_steps = progress.step * config.accumulate, (config.steps - progress.step) * config.accumulate
     if (ready := task.ready_loader(start_step=start_step, num_steps=num_steps)) is not None:
@@ -134,7 +134,7 @@ def training_loader(
 
 
 def find_checkpoint(config: TrainConfig, *, resume: bool) -> Path | None:
-    """The checkpoint in the output folder to resume from, or None for a fresh start.
+    """Find the checkpoint in the output folder to resume from, or None for a fresh start.
 
     Raises ConfigError rather than overwrite a run, or resume one under settings that would change its numbers.
     """
@@ -163,7 +163,7 @@ def resume_progress(
     fresh: Progress,
     run_dir: Path,
 ) -> Progress:
-    """The progress of `checkpoint`, restored into model, optimizer and average, or `fresh`.
+    """Return the progress of `checkpoint`, restored into model, optimizer and average, or `fresh`.
 
     Raises ConfigError where the annotations or the kind of device are not those that the run began with.
     """

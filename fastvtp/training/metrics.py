@@ -28,7 +28,7 @@ def _keep_until(path: Path, step: int) -> None:
 
 
 def last_record(run_dir: Path) -> dict[str, float]:
-    """The newest record of metrics.jsonl; empty where there is none."""
+    """Return the newest record of metrics.jsonl; empty where there is none."""
     lines = (run_dir / METRICS_NAME).read_text().splitlines()
     return json.loads(lines[-1]) if lines else {}
 

@@ -41,8 +41,8 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The configured optimizer of what `model` trains; vectors and scalars (biases, norms, mask token, temperature) are
-    not decayed.
+    """Build the configured optimizer of what `model` trains; vectors and scalars (biases, norms, mask token,
+    temperature) are not decayed.
 
     A group's "scale" is its factor on the rate, see `layer_scales`.
     """

@@ -45,7 +45,7 @@ class Progress:
 
 
 def write_inference_folder(folder: Path, model: Any, write_companions: Callable[[Path], None]) -> None:
-    """All that evaluation needs: weights, config, and what `write_companions` adds (tokenizer, labels)."""
+    """Write all that evaluation needs: weights, config, and what `write_companions` adds (tokenizer, labels)."""
     write_model_folder(folder, model, architecture_of(model).name)
     write_companions(folder)
 
@@ -84,7 +84,8 @@ def save_checkpoint(
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What a checkpoint holds besides weights, its "progress" as a `Progress`. Raises CheckpointError with one line."""
+    """Read what a checkpoint holds besides weights, its "progress" as a `Progress`. Raises CheckpointError with one
+    line."""
     with _one_line(folder):
         state = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
         return {**state, "progress": Progress(**state["progress"])}

@@ -116,7 +116,7 @@ class Task(ABC):
         return ()
 
     def digest(self) -> str:
-        """A fingerprint of all training data."""
+        """Return a fingerprint of all training data."""
         digest = annotations_digest(self.records)
         for records in (*self.more, self.images):
             if records:
@@ -126,12 +126,12 @@ class Task(ABC):
         return digest
 
     def tokenizer_sources(self) -> dict[str, str]:
-        """The weights whose tokenizer the run may take over, in this order: setting -> its value."""
+        """Return the weights whose tokenizer the run may take over, in this order: setting -> its value."""
         settings = {name: getattr(self.config, name) for name in ("text_init", "init")}
         return {name: source for name, source in settings.items() if source is not None}
 
     def complete(self, tokenizer: Tokenizer | None) -> Any:
-        """The model's configuration with what follows from tokenizer and labels."""
+        """Return the model's configuration with what follows from tokenizer and labels."""
         known = {} if tokenizer is None else tokenizer.model_settings
         fields = {field.name for field in dataclasses.fields(self.config.model)}
         return dataclasses.replace(
@@ -139,8 +139,8 @@ class Task(ABC):
         )
 
     def initial_weights(self, model: Any) -> Iterator[tuple[str | None, str | None, Any]]:
-        """The checkpoints that a fresh model starts from, in this order: (source or None, origin or None, the part of
-        the model that it fills). origin: as in `load_released`."""
+        """Return the checkpoints that a fresh model starts from, in this order: (source or None, origin or None, the
+        part of the model that it fills). origin: as in `load_released`."""
         yield self.config.init, None, model
         yield self.config.text_init, "bert", model
 
@@ -151,13 +151,13 @@ class Task(ABC):
     # --- In the run
 
     def ready_loader(self, *, start_step: int, num_steps: int) -> Any:
-        """A loader of batches that need no decoding, in place of the usual one; None: clips are decoded."""
+        """Return a loader of batches that need no decoding, in place of the usual one; None: clips are decoded."""
         return None
 
     @abstractmethod
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
-        """The loss of a batch and what else to log. compute: `model`, maybe compiled. Random choices follow from
-        (config.seed, batch.step) or torch's generators."""
+        """Compute the loss of a batch and what else to log. compute: `model`, maybe compiled. Random choices follow
+        from (config.seed, batch.step) or torch's generators."""
 
     def write_labels(self, folder: Path) -> None:
         """Write beside the model what its outputs mean."""
@@ -182,7 +182,7 @@ class CaptionedTask(Task):
 
 
 def build_task(config: TrainConfig, checkpoint: Path | None = None) -> Task:
-    """The task that `config` names, with its training data read. checkpoint: what a resumed run goes on from.
+    """Build the task that `config` names, with its training data read. checkpoint: what a resumed run goes on from.
 
     Raises what reading the data raises.
     """

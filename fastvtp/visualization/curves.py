@@ -90,7 +90,7 @@ def _read(path: Path) -> Series:
 
 
 def _task(key: str) -> str | None:
-    """The training task whose accuracy `key` logs: "word" for "word_accuracy"."""
+    """Return the training task whose accuracy `key` logs: "word" for "word_accuracy"."""
     match = re.fullmatch(r"(\w+)_accuracy", key)
     return match and match[1]
 

@@ -54,7 +54,7 @@ def draw_page(panels: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def label(text: str, height: int, width: int | None = None) -> Image.Image:
-    """A line of pale text, by default as wide as the longest label of a reconstruction."""
+    """Return a line of pale text, by default as wide as the longest label of a reconstruction."""
     width = round(picture_font(False).getlength("reconstruction")) + 2 * GAP if width is None else width
     image = Image.new("RGB", (width, height), PAPER)
     ImageDraw.Draw(image).text((0, height / 2), text, LABEL, picture_font(False), anchor="lm")

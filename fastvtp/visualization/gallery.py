@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def animated_thumbnail(frames: np.ndarray, *, size: int = 96, fps: float = 8.0) -> bytes:
-    """A clip, uint8 [T, H, W, 3], as a looping WebP whose longer side is `size` pixels.
+    """Return a clip, uint8 [T, H, W, 3], as a looping WebP whose longer side is `size` pixels.
 
     Raises ValueError for another shape or dtype, RuntimeError where Pillow is built without WebP.
     """
@@ -128,7 +128,7 @@ def _check(content: GalleryContent, text_to_video: RankedScores, video_to_text: 
 
 
 def _queries(scores_QC: Tensor, is_right_QC: Tensor, ranks_Q: Tensor, top_k: int, num_queries: int) -> list[dict]:
-    """The queries to show, worst first, each with its answers in order and its best right answer in any case."""
+    """Return the queries to show, worst first, each with its answers in order and its best right answer in any case."""
     asked = (~ranks_Q.isnan()).nonzero()[:, 0]
     asked = asked[ranks_Q[asked].argsort(descending=True, stable=True)]
     picked = asked[torch.linspace(0, len(asked) - 1, min(num_queries, len(asked))).round().long()]
@@ -153,7 +153,7 @@ def _queries(scores_QC: Tensor, is_right_QC: Tensor, ranks_Q: Tensor, top_k: int
 
 
 def _data_uri(image: bytes, name: str) -> str:
-    """The bytes of a picture as the address of an image. Raises ValueError naming them for an unknown format."""
+    """Return the bytes of a picture as the address of an image. Raises ValueError naming them for an unknown format."""
     for signature, mime in SIGNATURES.items():
         if image.startswith(signature):
             return f"data:{mime};base64,{base64.b64encode(image).decode('ascii')}"

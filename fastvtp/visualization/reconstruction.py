@@ -117,7 +117,7 @@ def _check_page(examples: Sequence[ReconstructionExample], columns: int) -> None
 
 
 def _captions(example: ReconstructionExample, width: int) -> Image.Image:
-    """The three captions below each other, each behind its label."""
+    """Return the three captions below each other, each behind its label."""
     truth, masked, predicted = (
         text.split() for text in (example.caption, example.masked_caption, example.predicted_caption)
     )

@@ -193,7 +193,8 @@ def _contrastive_cases(label: str, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def cases() -> Iterator[Case]:
-    """Every case, once per dtype that changes the code; "tf32": float32 under set_float32_matmul_precision("high")."""
+    """Return every case, once per dtype that changes the code; "tf32": float32 under
+    set_float32_matmul_precision("high")."""
     ids = _empty(BATCH, dtype=torch.int64)
     yield Case("tube_mask", lambda: masking.tube_mask(ids, GRID[0], GRID[1] * GRID[2], 176, 0, 0))
     for label, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):

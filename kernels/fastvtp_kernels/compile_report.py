@@ -287,7 +287,7 @@ def not_compiled(rows: list[Row]) -> list[str]:
 
 
 def with_table(page: str, rows: list[Row]) -> str:
-    """The page with the table between its markers, and the digest of the sources that it is of.
+    """Return the page with the table between its markers, and the digest of the sources that it is of.
 
     Raises:
         ValueError: a marker is missing.

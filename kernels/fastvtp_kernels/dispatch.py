@@ -103,7 +103,8 @@ def ops() -> tuple[str, ...]:
 
 
 def backends(op: str, device: torch.device | None = None) -> list[Availability]:
-    """Every backend the op understands, whether it can run on `device` (default: CUDA, else the CPU), and why (not)."""
+    """Return every backend the op understands, whether it can run on `device` (default: CUDA, else the CPU), and why
+    (not)."""
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     available = {"reference": "plain PyTorch, any device", "triton": "Triton kernels"}
     available |= {name: library.description for name, library in _libraries[op].items()}
@@ -147,7 +148,7 @@ def _triton_cannot_run_on(device: torch.device) -> str | None:
 
 
 def runs_triton(tensor: Tensor) -> bool:
-    """Whether kernels can be launched on the tensor, wherever it comes from."""
+    """Tell whether kernels can be launched on the tensor, wherever it comes from."""
     return tensor.dtype in TRITON_DTYPES and _triton_cannot_run_on(tensor.device) is None
 
 
@@ -171,7 +172,7 @@ def resolve_backend(
     dtype: torch.dtype | None = None,
     ranked: tuple[str, ...] = (),
 ) -> Choice:
-    """The backend `op` runs with on `device`, computing in `dtype` (None: no matter), and why.
+    """Return the backend `op` runs with on `device`, computing in `dtype` (None: no matter), and why.
 
     `ranked` are the backends that were measured for this call, fastest first: the automatic choice on an accelerator
     takes the first that is there, and the Triton kernels without any.
@@ -216,5 +217,5 @@ def implementation(
     dtype: torch.dtype | None = None,
     ranked: tuple[str, ...] = (),
 ) -> Callable[..., Any]:
-    """The function that `resolve_backend` chooses."""
+    """Return the function that `resolve_backend` chooses."""
     return _implementations[op][resolve_backend(op, requested, device, dtype, ranked).name]

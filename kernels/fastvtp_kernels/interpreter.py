@@ -12,7 +12,7 @@ from typing import Any
 
 
 def interpreting() -> bool:
-    """Whether kernels run on CPU tensors: TRITON_INTERPRET=1, set before the first kernel is imported."""
+    """Tell whether kernels run on CPU tensors: TRITON_INTERPRET=1, set before the first kernel is imported."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
 

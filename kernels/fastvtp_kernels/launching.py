@@ -23,12 +23,12 @@ _compiled: list[Compiled] | None = None
 
 
 def blocks(count: int, size: int) -> int:
-    """How many blocks of a size cover a count."""
+    """Tell how many blocks of a size cover a count."""
     return -(-count // size)
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """How dots of `dtype` multiply: exactly, unless the user allowed TF32 by either of torch's interfaces."""
+    """Tell how dots of `dtype` multiply: exactly, unless the user allowed TF32 by either of torch's interfaces."""
     if dtype != torch.float32:
         return "ieee"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

@@ -27,17 +27,17 @@ _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 
 
 def split_words(value: Word) -> tuple[Word, Word]:
-    """The (low, high) 32-bit words of a 64-bit integer."""
+    """Return the (low, high) 32-bit words of a 64-bit integer."""
     return value & _LOW_32, (value >> 32) & _LOW_32
 
 
 def signed(value: int, bits: int = 64) -> int:
-    """The integer whose two's complement has the bits of `value` in [0, 2^bits)."""
+    """Return the integer whose two's complement has the bits of `value` in [0, 2^bits)."""
     return value - 2**bits if value >= 2 ** (bits - 1) else value
 
 
 def _multiply(word: Word, multiplier: int) -> tuple[Word, Word]:
-    """The (high, low) words of the 64-bit product, for a multiplier of at least 2^31."""
+    """Return the (high, low) words of the 64-bit product, for a multiplier of at least 2^31."""
     # word * multiplier overflows int64; word * (multiplier - 2^32) does not and is smaller by exactly word * 2^32.
     reduced = word * (multiplier - 2**32)
     return (reduced >> 32) + word, reduced & _LOW_32

@@ -11,12 +11,13 @@ _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to compute in: float32 for inputs of up to 32 bits, float64 for float64."""
+    """Return the dtype to compute in: float32 for inputs of up to 32 bits, float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype that torch.autocast gives to an operand of a matmul; the tensor's own outside an autocast region."""
+    """Return the dtype that torch.autocast gives to an operand of a matmul; the tensor's own outside an autocast
+    region."""
     device_type = tensor.device.type
     if tensor.dtype == torch.float64 or device_type not in _AUTOCAST_DEVICES:
         return tensor.dtype
@@ -28,7 +29,8 @@ def _autocasting(device: torch.device) -> bool:
 
 
 def follow_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors cast as torch.autocast casts the operands of a matmul; unchanged outside an autocast region."""
+    """Return the tensors cast as torch.autocast casts the operands of a matmul; unchanged outside an autocast
+    region."""
     if not _autocasting(tensors[0].device):
         return tensors
     return tuple(tensor.to(autocast_dtype(tensor)) for tensor in tensors)

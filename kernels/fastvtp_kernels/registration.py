@@ -55,7 +55,7 @@ def define_op(
 
 
 def defined() -> dict[str, Callable[..., Any]]:
-    """Every op of `define_op` by its name in torch.ops.fastvtp, with its plain PyTorch."""
+    """Return every op of `define_op` by its name in torch.ops.fastvtp, with its plain PyTorch."""
     return dict(_references)
 
 
@@ -71,7 +71,8 @@ def define_gradient(
 
 
 def _is_plain(values: tuple[Any, ...]) -> bool:
-    """Whether nothing but autograd looks at a call: all tensors are CUDA tensors, no compiler, mode or transform."""
+    """Tell whether nothing but autograd looks at a call: all tensors are CUDA tensors, no compiler, mode or
+    transform."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or _transforms() is not None:
         return False
     return all(value.is_cuda and type(value) in _PLAIN for value in values if isinstance(value, torch.Tensor))

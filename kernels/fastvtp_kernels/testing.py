@@ -15,13 +15,13 @@ __all__ = ["assert_within_tolerance", "fix_interpreter_bf16", "poisoned_empty", 
 
 
 def tiny(dtype: torch.dtype, magnitude: float) -> float:
-    """Two rounding steps of `dtype` at the given magnitude: what chance decides when few values are compared."""
+    """Return two rounding steps of `dtype` at the given magnitude: what chance decides when few values are compared."""
     info = torch.finfo(dtype)
     return 2 * info.eps * max(magnitude, info.tiny)
 
 
 def assert_within_tolerance(name: str, actual: Tensor, reference_same_dtype: Tensor, reference_float64: Tensor) -> None:
-    """The tolerance law: max|actual - ref64| <= 2 * max|ref_same_dtype - ref64| + tiny(dtype, max|ref64|).
+    """Check the tolerance law: max|actual - ref64| <= 2 * max|ref_same_dtype - ref64| + tiny(dtype, max|ref64|).
 
     A kernel may be at most twice as wrong as plain PyTorch in the kernel's own dtype, whatever the inputs: there is no
     tolerance to choose. What is right is the specification in float64.

@@ -36,12 +36,12 @@ def _rows_by_keys(rows: int, keys: int, num_warps: int, num_stages: int = 2) -> 
 
 
 def _smaller(tile: Tile) -> dict[str, Tile]:
-    """The same tile for both architectures with 99 KiB of shared memory."""
+    """Return the same tile for both architectures with 99 KiB of shared memory."""
     return dict.fromkeys(("sm_89", "sm_120"), tile)
 
 
 def _warps(tile: Tile) -> dict[str, Tile]:
-    """The same tile for all architectures whose products keep their sums in the registers of a warp."""
+    """Return the same tile for all architectures whose products keep their sums in the registers of a warp."""
     return dict.fromkeys(("sm_80", "sm_89", "sm_120"), tile)
 
 
@@ -213,12 +213,12 @@ _overrides: dict[str, Tile] = {}
 
 
 def precision(dtype: torch.dtype) -> Precision:
-    """The column of the table for a kernel that multiplies in `dtype`."""
+    """Return the column of the table for a kernel that multiplies in `dtype`."""
     return "half" if dtype in (torch.float16, torch.bfloat16) else "single"
 
 
 def architecture(device: torch.device) -> str:
-    """The table's name for a device ("sm_90", "gfx942"); on the CPU and the meta device that of `targeting`."""
+    """Return the table's name for a device ("sm_90", "gfx942"); on the CPU and the meta device that of `targeting`."""
     if device.type != "cuda":
         return _target
     return _architecture_of(torch.cuda.current_device() if device.index is None else device.index)
@@ -232,14 +232,14 @@ def _architecture_of(index: int) -> str:
 
 
 def known_architecture(name: str) -> str:
-    """The architecture whose tiles `name` takes: "sm_86" takes those of "sm_89"."""
+    """Return the architecture whose tiles `name` takes: "sm_86" takes those of "sm_89"."""
     if name in KNOWN or not name.startswith("sm_"):
         return name
     return ALIKE.get(name, "sm_120")
 
 
 def tile(kernel: str, dtype: torch.dtype, device: torch.device, variant: str = "") -> Tile:
-    """The tile that `kernel` runs with: its entry for the variant, where there is one, or its own."""
+    """Return the tile that `kernel` runs with: its entry for the variant, where there is one, or its own."""
     column = precision(dtype)
     if column in TABLE.get(kernel + variant, ()):
         kernel += variant
@@ -260,7 +260,7 @@ def tiles(kernel: str, column: Precision) -> list[Tile]:
 
 
 def resident_rows(width: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
-    """How many keys in attention's forward pass, and how many queries in its backward pass, can stay on chip.
+    """Tell how many keys in attention's forward pass, and how many queries in its backward pass, can stay on chip.
 
     width: of a head. Between 64 and 128 the masks of the backward pass leave too few registers.
     """

@@ -16,7 +16,8 @@ INDEX_DTYPES = (torch.int32, torch.int64)
 
 
 def values_readable(tensor: Tensor) -> bool:
-    """Whether looking at the tensor's values is free of graph breaks and, but in debug mode, of synchronisation."""
+    """Tell whether looking at the tensor's values is free of graph breaks and, but in debug mode, of
+    synchronisation."""
     if torch.compiler.is_compiling() or type(tensor) is not Tensor:
         return False
     debug = os.environ.get(DEBUG_VARIABLE) == "1" and tensor.device.type == "cuda"

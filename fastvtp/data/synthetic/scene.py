@@ -87,7 +87,8 @@ def sample_scene(rng: random.Random) -> Scene:
 
 
 def temporal_twin(scene: Scene) -> Scene:
-    """The same appearance and layout with time turned round: opposite motion, or with two objects the other order."""
+    """Return the same appearance and layout with time turned round: opposite motion, or with two objects the other
+    order."""
     if len(scene.objects) == 2:
         return replace(scene, objects=scene.objects[::-1])
     (only,) = scene.objects

@@ -75,7 +75,7 @@ _QUICK_SETTINGS = (
 
 
 def base_config(preset: str, overrides: list[str], *, quick: bool) -> TrainConfig:
-    """The tiny pretraining in minutes of one CPU core."""
+    """Return the tiny pretraining, for minutes of one CPU core."""
     config = alpro_pretrain_tiny(preset)
     config = replace(
         config,
@@ -98,7 +98,7 @@ NEITHER = Run("without PEM and VTC", {**_NO_ENTITIES, **_NO_CONTRAST})
 
 
 def plan_runs(study: str, model: AlproConfig, scale: AlproScale) -> list[Run]:
-    """The runs of a study or of "all", see `pick_runs`."""
+    """Return the runs of a study or of "all", see `pick_runs`."""
     return pick_runs(study, {"objectives": [NO_ENTITIES, NO_CONTRAST, NEITHER]}, scale)
 
 
@@ -135,7 +135,7 @@ _NAMED = ("shape", "colour", "background colour")  # the attributes whose values
 
 
 def score(model: Alpro, held_out: HeldOut) -> dict[str, float]:
-    """All scores by name, in percent where they are shares.
+    """Compute all scores by name, in percent where they are shares.
 
     probe/<attribute> and their mean, transfer: linear read-out from the mean patch of whole clips, without text.
     t2v/R1 ... v2t/R5 and retrieval/R1: zero-shot, every pair by the matching head. contrast/R1: by the contrast.
@@ -152,7 +152,8 @@ def score(model: Alpro, held_out: HeldOut) -> dict[str, float]:
 
 
 def chance(held_out: HeldOut) -> dict[str, float]:
-    """What `score` gives for a model that knows nothing: "no" to all pairs, the most frequent entity for all crops."""
+    """Return what `score` gives for a model that knows nothing: "no" to all pairs, the most frequent entity for all
+    crops."""
     scores, frequent = chance_scores(held_out), shown_entities(held_out.probe_train).double().mean(0).argmax()
     return {
         **scores,
@@ -163,7 +164,7 @@ def chance(held_out: HeldOut) -> dict[str, float]:
 
 
 def shown_entities(clips: Clips) -> Tensor:
-    """Which of ENTITIES each clip shows somewhere, bool [N, E]."""
+    """Tell which of ENTITIES each clip shows somewhere, bool [N, E]."""
     return torch.cat([clips.labels[name] for name in _NAMED], dim=1)
 
 

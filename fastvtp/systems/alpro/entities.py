@@ -27,7 +27,8 @@ _CROP_ATTEMPTS = 100  # one in seven or eight fits
 
 
 def entity_prompts(entities: list[str], kind: str = "video") -> list[str]:
-    """Every template filled with every entity, template by template: 12 * E sentences. kind: "video" or "image"."""
+    """Return every template filled with every entity, template by template: 12 * E sentences. kind: "video" or
+    "image"."""
     return [template.format(entity) for template in PROMPT_TEMPLATES[kind] for entity in entities]
 
 
@@ -48,7 +49,7 @@ def crop_patches(
     area: tuple[float, float] = (0.3, 0.5),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> Tensor:
-    """One rectangle of patches a clip, the same in all its frames: bool [B, S], True inside.
+    """Return one rectangle of patches a clip, the same in all its frames: bool [B, S], True inside.
 
     batch_ids: int64 [B] sample ids; the draw follows (seed, step, sample id). grid: patches along (height, width).
     area: share of the frame; aspect: height over width; both uniform, as released. Sides are rounded down to whole

@@ -40,7 +40,7 @@ class PairRows:
 
     @staticmethod
     def first(num_pairs: int, device: torch.device) -> "PairRows":
-        """The [CLS] of each pair, which is its first row."""
+        """Return the [CLS] of each pair, which is its first row."""
         pair = torch.arange(num_pairs, device=device)
         return PairRows(pair, torch.zeros_like(pair), Packing.uniform(num_pairs, 1, device))
 
@@ -48,7 +48,7 @@ class PairRows:
     def of_losses(
         lengths: np.ndarray, crop: Tensor | None, word_caption: np.ndarray | None, word_position: np.ndarray
     ) -> "PairRows":
-        """The rows that ALPRO's losses read, in the order that `AlproPlan` says, on the host.
+        """Return the rows that ALPRO's losses read, in the order that `AlproPlan` says, on the host.
 
         lengths: int64 [B], tokens of each text. crop: bool [B, S], patches inside each clip's crop; None: none are
         read. word_caption, word_position: int64 [M], the caption of each masked word and its place therein;
@@ -95,7 +95,7 @@ class AlproPlan:
     step: int
 
     def to(self, device: torch.device | str) -> "AlproPlan":
-        """The plan with its tensors on `device`, in copies that the host does not wait for."""
+        """Return the plan with its tensors on `device`, in copies that the host does not wait for."""
         return on_device(self, torch.device(device))
 
 
@@ -264,7 +264,7 @@ class AlproFusion(AlproTowers):
         seed: int = 0,
         step: int = 0,
     ) -> AlproPlan:
-        """The plan of given masks, on the host.
+        """Return the plan of given masks, on the host.
 
         input_ids: int64 packed captions. lengths: int64 [B], tokens of each. sample_ids: int64 [B]. masked_ids: the
         captions with words masked, and hidden: bool, where they are; None, or a `word_weight` of 0: no words are

@@ -152,12 +152,12 @@ class Alpro(AlproFusion):
 
     @torch.no_grad()
     def _prompted(self, video: Tensor, crop: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-        """The prompter's features of the crops, [B, projection_dim] of unit length, and of the prompts of this kind of
-        batch, [E, projection_dim]. crop: bool [B, S]."""
+        """Return the prompter's features of the crops, [B, projection_dim] of unit length, and of the prompts of this
+        kind of batch, [E, projection_dim]. crop: bool [B, S]."""
         return self.prompter.encode_video(video, crop), self.prompts(kind)
 
     def prompts(self, kind: str) -> Tensor:
-        """What the prompter made of the entities' prompts, [E, projection_dim]. kind: "video" or "image".
+        """Return what the prompter made of the entities' prompts, [E, projection_dim]. kind: "video" or "image".
 
         Raises UserError for another kind.
         """

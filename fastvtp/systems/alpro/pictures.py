@@ -87,7 +87,7 @@ def predict_entities(
 
 
 def _rectangle(inside: np.ndarray, patch: int) -> tuple[int, int, int, int]:
-    """Of the patches that are True, in pixels."""
+    """Return the rectangle of the patches that are True, in pixels."""
     rows, columns = (np.flatnonzero(inside.any(axis=axis)).tolist() for axis in (1, 0))
     return rows[0] * patch, columns[0] * patch, (rows[-1] + 1) * patch, (columns[-1] + 1) * patch
 
@@ -133,7 +133,7 @@ def save_entity_picture(
 
 
 def _cropped(example: EntityExample, size: int) -> Image.Image:
-    """The frame, paler outside the crop."""
+    """Return the frame, paler outside the crop."""
     frame, (top, left, bottom, right) = Image.fromarray(example.frame), example.crop
     pale = Image.blend(frame, Image.new("RGB", frame.size, PAPER), 0.5)
     pale.paste(frame.crop((left, top, right, bottom)), (left, top))
@@ -163,7 +163,7 @@ def _bars(name: str, likely: dict[str, float], ignored: bool) -> Image.Image:
 
 
 def draw_entities(opened: OpenedModel, batch: VideoTextBatch, output: Path, *, seed: int) -> list[Path]:
-    """What the model and its prompter see in crops of a batch, as entities.png in the folder `output`.
+    """Draw what the model and its prompter see in crops of a batch, as entities.png in the folder `output`.
 
     Raises UserError for a model that comes without a list of its entities.
     """

@@ -91,7 +91,7 @@ class DividedBlock(nn.Module):
         return tokens_BND + self._drop(self.mlp(self.norm2(tokens_BND)), tokens_BND.shape[:1])
 
     def _along_time(self, x_BTSD: Tensor) -> Tensor:
-        """What attention along time adds to the patches: [B, T, S, D] -> [B, T, S, D]."""
+        """Return what attention along time adds to the patches: [B, T, S, D] -> [B, T, S, D]."""
         qkv = self.temporal_attn.project_qkv(self.temporal_norm(x_BTSD))
         out = axial_attention_packed(qkv.unflatten(-1, (3, self.temporal_attn.num_heads, -1)))
         # Two linear layers in a row are one; the product of their weights costs less than that of the rows with both.
@@ -180,7 +180,7 @@ class TimeSformer(nn.Module):
         return torch.cat([cls.expand(len(video), 1, -1), x_BND], dim=1)
 
     def _embedded_blank(self) -> Tensor:
-        """What a hidden patch is embedded as, without its position: [D]."""
+        """Return what a hidden patch is embedded as, without its position: [D]."""
         if self.config.hidden_patches == "grey":
             return self.bias
         channels = zip(self.weight.unbind(dim=1), CLIP_MEAN, CLIP_STD, strict=True)

@@ -131,8 +131,8 @@ class AlproTowers(nn.Module):
         return self.temperature.device
 
     def logit_scale(self) -> Tensor:
-        """The inverse temperature []. The parameter itself is first brought back within its bounds, as released: a
-        temperature that had walked far beyond them would take long to come back."""
+        """Return the inverse temperature []. The parameter itself is first brought back within its bounds, as released:
+        a temperature that had walked far beyond them would take long to come back."""
         with torch.no_grad():
             self.temperature.clamp_(*_TEMPERATURES)
         return 1 / self.temperature
@@ -178,7 +178,7 @@ class AlproTowers(nn.Module):
         return normalize(self.embed_text(input_ids, cu_seqlens, max_seqlen), dim=-1)
 
     def _project(self, projection: nn.Module, tokens_BD: Tensor) -> Tensor:
-        """A projection in float32, under autocast too: [B, D] -> float32 [B, projection_dim]."""
+        """Return a projection in float32, under autocast too: [B, D] -> float32 [B, projection_dim]."""
         with torch.autocast(tokens_BD.device.type, enabled=False):
             return projection(tokens_BD.float())
 
@@ -194,8 +194,8 @@ class AlproTowers(nn.Module):
     def forward(
         self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, sample_ids: Tensor | None = None
     ) -> Tensor:
-        """The contrast of a batch of clips, uint8 [B, T, H, W, 3], with its packed captions, int64 [N] and int32 [B+1]:
-        a loss [].
+        """Compute the contrast of a batch of clips, uint8 [B, T, H, W, 3], with its packed captions, int64 [N] and
+        int32 [B+1]: a loss [].
 
         sample_ids: int64 [B]; rows with equal ids are the same clip and no negatives of each other.
         """

@@ -55,7 +55,7 @@ def names(name: str) -> str:
 
 
 def sizes(shapes: Shapes, checkpoint: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of ALPRO's models that shapes show; the number of heads is not among them.
+    """Return the settings of ALPRO's models that shapes show; the number of heads is not among them.
 
     given: its "text_depth" is the number of BERT's layers that read text alone; without it they are half of them, as
     released. Raises CheckpointError without a patch embedding or a square of positions.

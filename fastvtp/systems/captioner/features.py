@@ -135,7 +135,7 @@ def attach_backbone(model: VideoCaptioner) -> VideoCaptioner:
 
 
 def load_backbone(folder: str | Path, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
-    """The video tower of a frozen model as a function: uint8 [B, T, H, W, 3] -> [B, N, D].
+    """Load the video tower of a frozen model as a function: uint8 [B, T, H, W, 3] -> [B, N, D].
 
     folder: a fastvtp model folder. Raises UserError for a model without a tower.
     """

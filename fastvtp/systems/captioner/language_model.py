@@ -101,8 +101,8 @@ class LanguageModel:
         return PromptedTexts(*(part.to(self.device, non_blocking=True) for part in (input_ids, present, padded)))
 
     def loss(self, prefix_BPW: Tensor | None, texts: PromptedTexts) -> tuple[Tensor, Tensor]:
-        """The mean cross-entropy of the labels behind a prefix and their prompts, [], and the share of them that is
-        guessed right, [], detached.
+        """Compute the mean cross-entropy of the labels behind a prefix and their prompts, [], and the share of them
+        that is guessed right, [], detached.
 
         prefix_BPW: [B, P, W]; None: there is none, and prompts must not be empty. Raises UserError where the model has
         too few positions.
@@ -126,7 +126,7 @@ class LanguageModel:
         return loss, right.sum() / counted.sum()
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """The input embeddings of token ids: int64 [...] -> [..., W]."""
+        """Compute the input embeddings of token ids: int64 [...] -> [..., W]."""
         return self.model.get_input_embeddings()(input_ids)
 
     @torch.no_grad()
@@ -164,7 +164,8 @@ class LanguageModel:
         length: str = "sum",
         batch_size: int = 64,
     ) -> list[Tensor]:
-        """How likely each candidate follows its clip's prefix and prompt: one float32 [candidates of the clip] a clip.
+        """Tell how likely each candidate follows its clip's prefix and prompt: one float32 [candidates of the clip] a
+        clip.
 
         The prefix is read once for all candidates. length: "sum" of the tokens' log-likelihoods, which favours short
         candidates, or their "mean". batch_size: candidates at a time. Raises UserError for another `length`, for a
@@ -185,7 +186,7 @@ class LanguageModel:
         return scores
 
     def _context(self, prefix_BPW: Tensor | None, place: int, prompt: str) -> Tensor:
-        """The prefix and the prompt of clip number `place` as rows [P + tokens of the prompt, W]."""
+        """Return the prefix and the prompt of clip number `place` as rows [P + tokens of the prompt, W]."""
         ids = self.tokenize(prompt, "")[0]
         if prefix_BPW is None and not ids:
             raise UserError("without a clip a text needs a prompt: the tokenizer writes no start token")
@@ -193,7 +194,7 @@ class LanguageModel:
         return embedded if prefix_BPW is None else torch.cat([prefix_BPW[place].to(embedded.dtype), embedded])
 
     def _follow(self, context: Tensor, texts: Sequence[list[int]], batch_size: int) -> Tensor:
-        """The log-likelihood of each text, given as token ids, behind a context [rows, W]: float32 [texts]."""
+        """Return the log-likelihood of each text, given as token ids, behind a context [rows, W]: float32 [texts]."""
         read = self.model(inputs_embeds=context[None], use_cache=True, logits_to_keep=1)
         firsts = torch.tensor([ids[0] for ids in texts], device=context.device)
         totals = read.logits[0, -1].float().log_softmax(-1)[firsts]
@@ -223,7 +224,8 @@ class LanguageModel:
 
 
 def language_width(folder: str | Path) -> int:
-    """The width W of the language model in a folder, read from its config.json. Errors as `LanguageModel.load`."""
+    """Return the width W of the language model in a folder, read from its config.json. Errors as
+    `LanguageModel.load`."""
     transformers = _transformers()
     with _one_line(folder):
         config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
@@ -233,8 +235,8 @@ def language_width(folder: str | Path) -> int:
 def few_shot_prompt(
     question: str, examples: Sequence[tuple[str, str]] = (), template: str = "Question: {question} Answer:"
 ) -> str:
-    """A prompt that asks `question` behind solved examples, (question, answer), each on a line of its own and in words
-    alone."""
+    """Return a prompt that asks `question` behind solved examples, (question, answer), each on a line of its own and in
+    words alone."""
     solved = [f"{template.format(question=asked)} {answer}\n" for asked, answer in examples]
     return "".join([*solved, template.format(question=question)])
 

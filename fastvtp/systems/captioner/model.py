@@ -191,7 +191,7 @@ class VideoCaptioner(nn.Module):
         return self._frozen.backbone is not None
 
     def prefix(self, clips: Clips) -> Tensor:
-        """What the language model sees of the clips: [B, Q, W]. Raises ValueError for another shape."""
+        """Return what the language model sees of the clips: [B, Q, W]. Raises ValueError for another shape."""
         if isinstance(clips, Tensor) and clips.ndim == 5:
             with torch.no_grad():
                 clips = self.backbone(clips)
@@ -211,13 +211,14 @@ class VideoCaptioner(nn.Module):
         return self.language.texts(self._prompts(prompts, len(captions)), captions, self.config.max_tokens)
 
     def forward(self, clips: Clips, texts: PromptedTexts) -> CaptionerOutput:
-        """The loss of the captions' tokens, prompts not counted, a mean. texts: from `texts`."""
+        """Compute the loss of the captions' tokens, prompts not counted, a mean. texts: from `texts`."""
         loss, accuracy = self.language.loss(self.prefix(clips), texts)
         return CaptionerOutput(loss, {"loss/caption": loss.detach(), "token_accuracy": accuracy})
 
     @torch.no_grad()
     def caption(self, clips: Clips, prompts: Sequence[str] | None = None, *, num_beams: int = 1) -> list[str]:
-        """A caption of each clip: greedy, or the best of `num_beams` beams; at most `config.max_tokens` tokens."""
+        """Return a caption of each clip: greedy, or the best of `num_beams` beams; at most `config.max_tokens`
+        tokens."""
         prefix = self.prefix(clips)
         return self.language.generate(
             prefix, self._prompts(prompts, len(prefix)), max_tokens=self.config.max_tokens, num_beams=num_beams

@@ -122,7 +122,8 @@ def answer_questions(
 
 
 def score_captioner(request: ScoreRequest) -> dict[str, Any]:
-    """The scores of captions, or of answers where the data lists questions; see `fastvtp.evaluation.scoring`."""
+    """Compute the scores of captions, or of answers where the data lists questions; see
+    `fastvtp.evaluation.scoring`."""
     if lists_questions(request.data):
         return answer_questions(
             request.opened,
@@ -146,7 +147,7 @@ def score_captioner(request: ScoreRequest) -> dict[str, Any]:
 
 
 def _captioner(opened: OpenedModel, protocol: EvaluationProtocol, *, one_view: bool = True) -> VideoCaptioner:
-    """The captioner that was opened, with its backbone."""
+    """Return the captioner that was opened, with its backbone."""
     model = _checked(opened)
     if one_view and protocol.views != (1, 1):
         raise UserError(f"views {protocol.views}: a caption is written from one view of a clip, expected (1, 1)")

@@ -80,7 +80,7 @@ def write_captions(
     prompt: str | None = None,
     progress: bool = True,
 ) -> dict[int, str]:
-    """A caption of every clip of an evaluation loader, by `sample_ids`, in inference mode.
+    """Write a caption of every clip of an evaluation loader, by `sample_ids`, in inference mode.
 
     prompt: words that the captions follow; None: those of training. Raises UserError where no clip could be decoded.
     """
@@ -129,7 +129,7 @@ def evaluate_captions(
 
 
 def caption_without_clip(model: VideoCaptioner, *, num_beams: int = 1) -> str | None:
-    """What the language model writes behind the prompt alone; None where it has nothing to begin with."""
+    """Return what the language model writes behind the prompt alone; None where it has nothing to begin with."""
     if not model.language.tokenize(model.config.prompt, "")[0]:
         return None
     (text,) = model.language.generate(
@@ -157,7 +157,7 @@ def word_overlap(caption: str, reference: str) -> float:
 def write_caption_lines(
     path: Path, captions: Mapping[int, str], records: Sequence[VideoRecord], *, references: bool = False
 ) -> None:
-    """A `.jsonl` of captions by place in `records`: id, video, caption and, where wanted, references."""
+    """Write a `.jsonl` of captions by place in `records`: id, video, caption and, where wanted, references."""
     lines = []
     for index, caption in captions.items():
         line: dict[str, Any] = {"id": records[index].id, "video": records[index].video, "caption": caption}
@@ -230,7 +230,7 @@ def evaluate_answers(
 
 
 def few_shot_examples(questions: QuestionSet, count: int) -> list[tuple[str, str]]:
-    """The first `count` solved questions (question, answer), of different kinds as long as there are such.
+    """Return the first `count` solved questions (question, answer), of different kinds as long as there are such.
 
     Raises UserError where there are fewer.
     """

@@ -100,7 +100,7 @@ class FinetuneCaptioning(Task):
 
 
 def with_frozen_sizes(model: VideoCaptionerConfig) -> VideoCaptionerConfig:
-    """The configuration with the widths of its frozen parts, and the backbone's model folder in place of a run.
+    """Return the configuration with the widths of its frozen parts, and the backbone's model folder in place of a run.
 
     Raises ConfigError where there is no language model, or the backbone reads clips of another size; UserError for
     folders that hold something else.
@@ -134,7 +134,7 @@ def _compare_framing(backbone: Path, framing: str) -> None:
 
 
 def _of_features(model: VideoCaptionerConfig, cached: CachedClips) -> VideoCaptionerConfig:
-    """The configuration for these features, which must be the backbone's where there is one."""
+    """Return the configuration for these features, which must be the backbone's where there is one."""
     if model.backbone is not None:
         cached.check_backbone(model.backbone)
     return dataclasses.replace(model, feature_width=cached.width)

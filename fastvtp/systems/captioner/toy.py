@@ -44,7 +44,7 @@ def plain_caption(scene: Mapping[str, Any]) -> str:
 
 
 def write_plain_captions(source: Path, target: Path) -> list[str]:
-    """A list with a plain caption for each clip of one object of a synthetic list; returns the captions."""
+    """Write a list with a plain caption for each clip of one object of a synthetic list; returns the captions."""
     rows = []
     for _, fields in read_lines(source):
         if len(fields["scene"]["objects"]) == 1:
@@ -56,7 +56,7 @@ def write_plain_captions(source: Path, target: Path) -> list[str]:
 
 
 def question_texts(path: Path) -> list[str]:
-    """The questions of a list with their answers, in a captioner's words."""
+    """Return the questions of a list with their answers, in a captioner's words."""
     questions, template = load_questions(path), VideoCaptionerConfig.question_template
     return [
         f"{few_shot_prompt(record.captions[0], template=template)} {answer}"
@@ -134,7 +134,8 @@ def train_toy_language_model(
 
 
 def _documents(language: LanguageModel, texts: Sequence[str]) -> PromptedTexts:
-    """Each text between start and end token, every other behind its own words, which as such are not to be predicted.
+    """Return each text between start and end token, every other behind its own words, which as such are not to be
+    predicted.
 
     Real text repeats itself, and a language model learns from that to look back; one that never had to would not
     look at a prefix either.

@@ -73,7 +73,7 @@ _QUICK_SETTINGS = (
 
 
 def base_config(preset: str, overrides: list[str], *, quick: bool) -> TrainConfig:
-    """The demo's model and data in about a minute of two CPU cores."""
+    """Return the demo's model and data, for about a minute of two CPU cores."""
     config = simvtp_demo(preset)
     config = replace(
         config,
@@ -98,7 +98,7 @@ SHUFFLED = replace(RECONSTRUCTION, name="reconstruction, captions shuffled", shu
 
 
 def _as_videomae(config: TrainConfig) -> TrainConfig:
-    """A `VideoMAE` of the run's sizes instead."""
+    """Return a `VideoMAE` of the run's sizes instead."""
     sizes = {entry.name: getattr(config.model, entry.name) for entry in fields(VideoMAEConfig)}
     return replace(config, task="pretrain_videomae", model=VideoMAEConfig(**sizes))
 
@@ -107,19 +107,19 @@ VIDEO_ONLY = Run("video alone (VideoMAE)", change=_as_videomae)
 
 
 def mask_run(model: SimVTPConfig, text: float, video: float) -> Run:
-    """The run of a cell of the grid; the base run where its ratios are these."""
+    """Return the run of a cell of the grid; the base run where its ratios are these."""
     if (model.text_mask_ratio, model.video_mask_ratio) == (text, video):
         return Run("base")
     return Run(f"text {text:g}, video {video:g}", {"text_mask_ratio": text, "video_mask_ratio": video})
 
 
 def share_run(share: float) -> Run:
-    """The base run on a share of the clips."""
+    """Return the base run on a share of the clips."""
     return Run("base") if share == 1 else Run(f"{100 * share:g}% of the clips", share=share)
 
 
 def plan_runs(study: str, model: SimVTPConfig, scale: SimVTPScale) -> list[Run]:
-    """The runs of a study or of "all", see `pick_runs`."""
+    """Return the runs of a study or of "all", see `pick_runs`."""
     return pick_runs(
         study,
         {
@@ -133,7 +133,7 @@ def plan_runs(study: str, model: SimVTPConfig, scale: SimVTPScale) -> list[Run]:
 
 
 def score(model: Any, held_out: HeldOut) -> dict[str, float]:
-    """All scores of a `SimVTP` or `VideoMAE` by name, in percent where they are shares.
+    """Compute all scores of a `SimVTP` or `VideoMAE` by name, in percent where they are shares.
 
     probe/<attribute> and their mean, transfer: linear read-out from the mean encoded token of whole clips.
     t2v/R1 ... v2t/R5 and their mean over both directions, retrieval/R1: zero-shot; only of a model with a contrast.
@@ -191,7 +191,7 @@ def encode_clips(model: Any, video: Tensor, index: Tensor | None = None) -> Tens
 def _masked(
     model: SimVTP | VideoMAE, held_out: HeldOut
 ) -> Iterator[tuple[VideoTextBatch, Tensor, SimVTPPlan, SimVTPPlan]]:
-    """Each test batch, its clips on the device, its plan, and the plan for its clips moved on by one place."""
+    """Return each test batch, its clips on the device, its plan, and the plan for its clips moved on by one place."""
     masks = held_out.masks
     # a VideoMAE takes its masks from the same plan as the others
     config = model.config if isinstance(model, SimVTP) else masks

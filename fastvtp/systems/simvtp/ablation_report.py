@@ -135,7 +135,7 @@ class SimVTPReport(Report):
     # --- Panels
 
     def _modality_bars(self, kind: str, title: str) -> list[Bars]:
-        """Every run's loss with each input that it has, and as the noise that of the base run."""
+        """Return every run's loss with each input that it has, and as the noise that of the base run."""
         trained = {
             studies.RECONSTRUCTION.name: "pairs",
             studies.SHUFFLED.name: "shuffled pairs",
@@ -163,7 +163,8 @@ KEPT_WITH_LITTLE_DATA = 0.8
 
 
 def judge(compare: Comparison, model: SimVTPConfig, scale: SimVTPScale) -> list[Claim]:
-    """The four claims on the scores of the finished runs; a comparison whose runs are missing is not measured."""
+    """Return the four claims on the scores of the finished runs; a comparison whose runs are missing is not
+    measured."""
     return [
         _help_of_the_other(compare),
         _high_mask_ratios(compare, model, scale),

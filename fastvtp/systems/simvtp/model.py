@@ -186,7 +186,8 @@ class SimVTP(nn.Module):
     def _mismatched(
         self, pool: Tensor, plan: SimVTPPlan, means: Sequence[Tensor], text: Tensor, video: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The mean encoded token of each wrong pair, float32 [B, D], and the labels of all 2B pairs, int64 [2B]."""
+        """Return the mean encoded token of each wrong pair, float32 [B, D], and the labels of all 2B pairs, int64
+        [2B]."""
         if plan.mismatched is None:
             return means[3], plan.match_labels
         with torch.no_grad():
@@ -204,13 +205,14 @@ class SimVTP(nn.Module):
         return segment_mean(x_ND, plan.mismatched.packing.cu_seqlens), matching_labels(clips >= 0)
 
     def embed_video(self, video: Tensor) -> Tensor:
-        """One vector for each whole clip, not scaled: uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim]."""
+        """Compute one vector for each whole clip, not scaled: uint8 [B, T, H, W, 3] -> float32 [B, D or
+        projection_dim]."""
         x_ND, packing = self.video_embeddings.embed_clips(video)
         features = segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens)
         return self.contrast.video_projection(features)
 
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """One vector for each caption, not scaled: int64 [N], int32 [B+1] -> float32 [B, D or projection_dim].
+        """Compute one vector for each caption, not scaled: int64 [N], int32 [B+1] -> float32 [B, D or projection_dim].
 
         max_seqlen: a bound on the longest caption. Raises ValueError where that is more than there are positions.
         """

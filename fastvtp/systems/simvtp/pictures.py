@@ -73,7 +73,7 @@ def tokens_to_video(
     normalize: Literal["patch_channel", "patch"] | None = None,
     eps: float = 1e-6,
 ) -> np.ndarray:
-    """A copy of the true clip `video` with the listed tubelets replaced by predictions.
+    """Return a copy of the true clip `video` with the listed tubelets replaced by predictions.
 
     tokens: float [K, P], numpy or a CPU tensor numpy can read; value order inside a token (pt, ph, pw, C).
     index: int [K], token index (t*h + y)*w + x on the tubelet grid. video: uint8, or float in [0, 1], [T, H, W, C].
@@ -113,13 +113,15 @@ def tokens_to_video(
 def hide_tubelets(
     video: np.ndarray, masked: ArrayLike, *, tubelet: tuple[int, int, int] = (2, 16, 16), grey: float = 0.5
 ) -> np.ndarray:
-    """A copy of `video` [T, H, W, C] with the tubelets of `masked`, int [Km], painted `grey` (0 black to 1 white)."""
+    """Return a copy of `video` [T, H, W, C] with the tubelets of `masked`, int [Km], painted `grey` (0 black to 1
+    white)."""
     values = int(np.prod(tubelet)) * video.shape[-1]
     return tokens_to_video(np.full((len(np.asarray(masked)), values), grey), masked, video, tubelet=tubelet)
 
 
 def draw_reconstructions(opened: OpenedModel, batch: VideoTextBatch, output: Path, *, seed: int) -> list[Path]:
-    """What the model fills in of a batch, as reconstruction.png and as reconstruction.gif in the folder `output`."""
+    """Draw what the model fills in of a batch, as reconstruction.png and as reconstruction.gif in the folder
+    `output`."""
     examples = reconstruct(opened.model, opened.tokenizer, batch, seed=seed)
     paths = [output / "reconstruction.png", output / "reconstruction.gif"]
     save_reconstruction_grid(paths[0], examples)

@@ -36,8 +36,8 @@ class Mismatched:
     packing: Packing
 
     def sources(self, clips: Tensor, num_visible: int) -> Tensor:
-        """The pool row of every packed row, int64 [N2], where caption i is shown with clip `clips[i]`, int64 [B], of
-        which the pool holds `num_visible` tubelets."""
+        """Return the pool row of every packed row, int64 [N2], where caption i is shown with clip `clips[i]`, int64
+        [B], of which the pool holds `num_visible` tubelets."""
         offsets = torch.cat([clips * num_visible, clips.new_zeros(1)])
         return self.clip_0_sources + offsets[self.clip_of_row]
 
@@ -76,7 +76,7 @@ class SimVTPPlan:
     step: int = 0
 
     def to(self, device: torch.device | str) -> "SimVTPPlan":
-        """The plan with its tensors on `device`, in copies that the host does not wait for."""
+        """Return the plan with its tensors on `device`, in copies that the host does not wait for."""
         return on_device(self, torch.device(device))
 
 
@@ -116,7 +116,7 @@ def lay_out(
     seed: int = 0,
     step: int = 0,
 ) -> SimVTPPlan:
-    """The plan of given masks and negatives; everything is on the host, and so is the result.
+    """Return the plan of given masks and negatives; everything is on the host, and so is the result.
 
     mismatch: int64 [B], the wrong clip that each caption is shown with; None: the plan is for hard negatives, which are
     drawn by similarity later, keyed by (seed, step). sample_ids: int64 [B], equal where a clip stands in the batch

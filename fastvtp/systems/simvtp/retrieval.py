@@ -94,13 +94,14 @@ class DualEncoder(nn.Module):
         return DualEncoderOutput(loss, {"loss/contrastive": loss.detach()}, text, clips)
 
     def embed_video(self, video: Tensor) -> Tensor:
-        """One vector for each whole clip, not scaled: uint8 [B, T, H, W, 3] -> float32 [B, D or projection_dim]."""
+        """Compute one vector for each whole clip, not scaled: uint8 [B, T, H, W, 3] -> float32 [B, D or
+        projection_dim]."""
         x_ND, packing = self.video_embeddings.embed_clips(video)
         means = segment_mean(self.video_encoder(x_ND, packing), packing.cu_seqlens)
         return self.contrast.video_projection(self.video_norm(means))
 
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """One vector for each text, not scaled: int64 [N], int32 [B+1] -> float32 [B, D or projection_dim].
+        """Compute one vector for each text, not scaled: int64 [N], int32 [B+1] -> float32 [B, D or projection_dim].
 
         max_seqlen: a bound on the longest text. Raises ValueError where that is more than the model has positions for.
         """
@@ -120,7 +121,8 @@ class DualEncoder(nn.Module):
     def _embed_together(
         self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
     ) -> tuple[Tensor, Tensor]:
-        """What `embed_text` and `embed_video` give, of one call of the shared encoder. Arguments as `forward`."""
+        """Return what `embed_text` and `embed_video` give, of one call of the shared encoder. Arguments as
+        `forward`."""
         clips, clip_packing = self.video_embeddings.embed_clips(video)
         texts, text_packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
         packing = join_packings(clip_packing, text_packing, len(clips))

@@ -57,7 +57,8 @@ class VideoClassifier(nn.Module):
         return self.video_embeddings.weight.device
 
     def features(self, video: Tensor) -> Tensor:
-        """The normalised mean token of each clip, which the head reads: uint8 [B, T, H, W, 3] -> float32 [B, D]."""
+        """Return the normalised mean token of each clip, which the head reads: uint8 [B, T, H, W, 3] -> float32 [B,
+        D]."""
         x_ND, packing = self.video_embeddings.embed_clips(video)
         return self.norm(segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens))
 

@@ -48,7 +48,7 @@ CLASSIFIER = NameMap((*_ENCODER, (r"fc_norm\.", "norm."), (r"classifier\.", "hea
 
 
 def settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a config.json of transformers says about fastvtp's settings.
+    """Return what a config.json of transformers says about fastvtp's settings.
 
     Raises CheckpointError for another activation or for frames that are not square.
     """

@@ -82,7 +82,7 @@ class VideoEncoderConfig:
         return math.prod(self.grid)
 
     def transformer(self, *, final_norm: bool = True) -> Transformer:
-        """An encoder of these sizes, its weights not yet drawn. final_norm: end in a LayerNorm."""
+        """Return an encoder of these sizes, its weights not yet drawn. final_norm: end in a LayerNorm."""
         encoder = Transformer(
             self.width,
             self.depth,
@@ -160,7 +160,7 @@ class VideoMAEConfig(VideoEncoderConfig):
         return "patch_channel" if self.normalize_target else None
 
     def video_decoder(self) -> VideoDecoder:
-        """A decoder of these sizes, its weights not yet drawn."""
+        """Return a decoder of these sizes, its weights not yet drawn."""
         sizes = DecoderSizes(
             self.decoder_width,
             self.decoder_depth,
@@ -236,7 +236,8 @@ class VideoEmbeddings(nn.Module):
         )
 
     def embed_clips(self, video: Tensor, index: Tensor | None = None) -> tuple[Tensor, Packing]:
-        """What `forward` gives as packed rows [B*K, D], with their packing, in which each clip is a sequence."""
+        """Compute what `forward` gives as packed rows [B*K, D], with their packing, in which each clip is a
+        sequence."""
         x_BKD = self(video, index)
         return x_BKD.flatten(0, 1), Packing.uniform(*x_BKD.shape[:2], device=video.device)
 

@@ -102,7 +102,7 @@ def _classification(
     num_classes: int = 400,
     **reading: Any,
 ) -> TrainConfig:
-    """What VideoMAE's two fine-tunings of ViT-B have in common. reading: settings of `ClipReading`."""
+    """Return what VideoMAE's two fine-tunings of ViT-B have in common. reading: settings of `ClipReading`."""
     batch_size, accumulate = 48, 8
     scale, epoch = batch_size * accumulate / 256, clips // (batch_size * accumulate)
     return TrainConfig(

@@ -35,10 +35,10 @@ class PackedTower(VideoTower):
 
 
 def encoder_tower(model: Any) -> PackedTower:
-    """The tower of a model that has `video_embeddings` and an `encoder`."""
+    """Return the tower of a model that has `video_embeddings` and an `encoder`."""
     return PackedTower(model, model.video_embeddings, model.encoder)
 
 
 def video_encoder_tower(model: Any) -> PackedTower:
-    """The tower of a model that has `video_embeddings` and a `video_encoder`, beside another for texts."""
+    """Return the tower of a model that has `video_embeddings` and a `video_encoder`, beside another for texts."""
     return PackedTower(model, model.video_embeddings, model.video_encoder)

@@ -42,8 +42,8 @@ _ROWS = {
 
 
 def sizes(shapes: Shapes, checkpoint: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a model of tubelets, VideoMAE's or one that shares its encoder, that shapes show; the number of
-    heads is not among them. Raises CheckpointError without a tubelet embedding."""
+    """Return the settings of a model of tubelets, VideoMAE's or one that shares its encoder, that shapes show; the
+    number of heads is not among them. Raises CheckpointError without a tubelet embedding."""
     tubelet_weight = shapes.get("video_embeddings.weight", ())
     if len(tubelet_weight) != 5 or not all(tubelet_weight):
         raise CheckpointError(f"{checkpoint} has no tubelet embedding [width, 3, frames, height, width]")

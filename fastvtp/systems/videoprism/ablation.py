@@ -63,7 +63,7 @@ _TEXT_TOKENS = 20  # of a synthetic caption, about
 
 
 def base_config(preset: str, overrides: list[str], *, quick: bool) -> TrainConfig:
-    """The tiny second stage in three minutes of one CPU core."""
+    """Return the tiny second stage, for three minutes of one CPU core."""
     config = videoprism_stage2_tiny(preset)
     model = replace(
         config.model,
@@ -89,7 +89,7 @@ def base_config(preset: str, overrides: list[str], *, quick: bool) -> TrainConfi
 
 
 def stage1_config(config: TrainConfig, steps: int) -> TrainConfig:
-    """A first stage of the sizes, clips and seed of the second stage `config`, from scratch."""
+    """Return a first stage of the sizes, clips and seed of the second stage `config`, from scratch."""
     sizes = {
         field.name: getattr(config.model, field.name)
         for field in fields(VideoTextPrismConfig)
@@ -106,7 +106,7 @@ def stage1_config(config: TrainConfig, steps: int) -> TrainConfig:
 
 
 def _contrast_longer(config: TrainConfig) -> TrainConfig:
-    """The first stage taken up again, for as much work as the second stage would have been."""
+    """Return the first stage taken up again, for as much work as the second stage would have been."""
     steps = round(config.steps * stage2_cost(config.model) / stage1_cost(stage1_config(config, 1).model))
     return replace(stage1_config(config, steps), init=config.options.teacher)
 
@@ -118,7 +118,7 @@ def stage1_cost(model: VideoTextPrismConfig) -> float:
 
 
 def stage2_cost(model: PrismStudentConfig) -> float:
-    """The same of the second stage; its teacher has no backward pass."""
+    """Return the cost of the second stage, as `stage1_cost` that of the first; its teacher has no backward pass."""
     tokens, shown = model.grid[0] * model.grid[1] * model.grid[2], 1 - model.mask_ratio
     lengths = ((tokens, model.token_weight), (shown * tokens, model.global_weight))
     decoders = sum(
@@ -128,7 +128,7 @@ def stage2_cost(model: PrismStudentConfig) -> float:
 
 
 def _encoder_cost(model: Any, share: float) -> float:
-    """Of the encoder's forward pass on this share of a clip's tokens."""
+    """Return the cost of the encoder's forward pass on this share of a clip's tokens."""
     frames, places = model.grid[0], model.grid[1] * model.grid[2]
     stages = ((model.depth, share * places), (model.temporal_depth, frames))
     of_token = sum(depth * _block_cost(model.width, model.mlp_hidden, keys) for depth, keys in stages)
@@ -136,7 +136,7 @@ def _encoder_cost(model: Any, share: float) -> float:
 
 
 def _block_cost(width: int, hidden: int, keys: float) -> float:
-    """Of a token."""
+    """Return a block's cost of a token."""
     return 4 * width**2 + 2 * width * hidden + 2 * keys * width
 
 
@@ -147,7 +147,8 @@ NO_GLOBAL = Run("without global distillation", {"global_weight": 0.0})
 
 
 def plan_runs(study: str, model: PrismStudentConfig, scale: PrismScale) -> list[Run]:
-    """The runs of a study or of "all": the second stage, the first alone and longer, the paper's two ablations."""
+    """Return the runs of a study or of "all": the second stage, the first alone and longer, the paper's two
+    ablations."""
     runs = pick_runs(study, {"objectives": [STAGE1, LONGER, NO_SHUFFLE, NO_GLOBAL]}, scale)
     known = {run.name for run in (*base_runs(scale), STAGE1, LONGER, NO_SHUFFLE, NO_GLOBAL)}
     return [run for run in runs if run.name in known]  # a student that is not trained is the first stage
@@ -167,7 +168,7 @@ _STEPS, _BATCH, _HEADS, _HEAD_DIM, _DROPOUT = 300, 64, 4, 32, 0.1
 
 
 def score(model: Any, held_out: HeldOut) -> dict[str, float]:
-    """All scores by name, in percent.
+    """Compute all scores by name, in percent.
 
     motion: which of MOTIONS the object makes that acts first, by attentive probes on all tokens, the mean over `SEEDS`
     of them; motion/seeds: their standard deviation. direction: the same of the clips with one object; order: of those
@@ -194,7 +195,7 @@ def score(model: Any, held_out: HeldOut) -> dict[str, float]:
 
 
 def chance(held_out: HeldOut) -> dict[str, float]:
-    """What `score` gives for features that know nothing: the most frequent motion of the training clips."""
+    """Return what `score` gives for features that know nothing: the most frequent motion of the training clips."""
     frequent = first_motion(held_out.probe_train.scenes).mode().values
     hits = (first_motion(held_out.test.scenes) == frequent).double()
     looks = {name: value for name, value in chance_scores(held_out).items() if name.startswith(("probe/", "transfer"))}
@@ -202,12 +203,12 @@ def chance(held_out: HeldOut) -> dict[str, float]:
 
 
 def first_motion(scenes: Sequence[Mapping[str, Any]]) -> Tensor:
-    """What the object that acts first does: int64 [N], a place in MOTIONS."""
+    """Return what the object that acts first does: int64 [N], a place in MOTIONS."""
     return torch.tensor([MOTIONS.index(scene["objects"][0]["motion"]) for scene in scenes])
 
 
 def _probe(train: Tensor, labels: Tensor, test: Tensor, *, seed: int) -> Tensor:
-    """What an attentive probe, fitted on tokens [N, 1, L, D] and labels, says of other tokens: int64 [M]."""
+    """Return what an attentive probe, fitted on tokens [N, 1, L, D] and labels, says of other tokens: int64 [M]."""
     torch.manual_seed(seed)
     probe = build_probe(
         ProbeConfig(

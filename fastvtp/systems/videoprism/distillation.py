@@ -126,7 +126,7 @@ class PrismStudentConfig(PrismTeacherConfig):
         )
 
     def decoder_projector(self) -> nn.Module:
-        """What brings features to the decoders' width, [..., D] -> [..., E], its weights not yet drawn."""
+        """Return the projection of features to the decoders' width, [..., D] -> [..., E], its weights not yet drawn."""
         first = nn.Linear(self.width, self.decoder_width)
         if self.projector == "linear":
             return first

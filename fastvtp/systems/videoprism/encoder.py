@@ -202,7 +202,8 @@ class VideoPrismEncoder(nn.Module):
         *,
         visible: VisibleTokens | None = None,
     ) -> list[Tensor]:
-        """The tokens behind some blocks, before any LayerNorm, and last what the encoder gives, each [B, T*S or K, D].
+        """Return the tokens behind some blocks, before any LayerNorm, and last what the encoder gives, each [B, T*S or
+        K, D].
 
         layers: numbers of the blocks, counted from 0 through both stages. Other arguments and errors as `forward`;
         raises ValueError for a block that does not exist.
@@ -267,7 +268,7 @@ class VideoPrismEncoder(nn.Module):
         return x_BKD.flatten(0, 1)
 
     def _times(self, index: Tensor, grid: tuple[int, int, int], dtype: torch.dtype, whole: bool) -> Tensor:
-        """The position in time of each listed token, int32 [B, K] -> [B*K, D]. whole: all tokens of the grid are
+        """Return the position in time of each listed token, int32 [B, K] -> [B*K, D]. whole: all tokens of the grid are
         listed."""
         frames, own = grid[0], self.config.num_frames
         if self.config.few_frames == "crop" and frames <= own:

@@ -100,7 +100,7 @@ def prepare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a config.json of transformers says about fastvtp's settings.
+    """Return what a config.json of transformers says about fastvtp's settings.
 
     Raises CheckpointError for what fastvtp's model does not have: other activations, eps, towers of unlike heads.
     """
@@ -133,8 +133,8 @@ def settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def kinds(sizes: Callable[[Shapes, str, Mapping[str, Any]], dict[str, Any]], text_tower: str) -> tuple[Kind, ...]:
-    """The checkpoints of transformers: both towers, the classifier, the video tower with its pooler, the encoder, the
-    text tower. sizes: as of `Kind`, VideoPrism's own; text_tower: what the last one fills."""
+    """Return the checkpoints of transformers: both towers, the classifier, the video tower with its pooler, the
+    encoder, the text tower. sizes: as of `Kind`, VideoPrism's own; text_tower: what the last one fills."""
     return tuple(
         Kind(
             origin="hf_videoprism",

@@ -15,7 +15,7 @@ _TINY = 1e-16  # the square of a length below which a row has no direction
 
 
 def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
-    """The mean over all rows of 1 - cos(prediction, target), computed in float32: [..., D] each -> [].
+    """Return the mean over all rows of 1 - cos(prediction, target), computed in float32: [..., D] each -> [].
 
     Gradients reach `prediction` alone, and are made with the loss, a piece of the rows at a time: neither float32
     copies of bfloat16 features nor normalised ones exist as a whole, and the target is not kept for the backward.
@@ -55,7 +55,7 @@ class _CosineDistance(torch.autograd.Function):
 
 
 def _inverse_length(x: Tensor) -> Tensor:
-    """One over the length of each row, finite for a zero row: [..., D] -> [..., 1]."""
+    """Return one over the length of each row, finite for a zero row: [..., D] -> [..., 1]."""
     return x.square().sum(dim=-1, keepdim=True).clamp(min=_TINY).rsqrt()
 
 

@@ -25,15 +25,15 @@ class PrismTower(VideoTower):
 
 
 def own_tower(model: VideoPrismEncoder) -> PrismTower:
-    """The tower that an encoder alone is."""
+    """Return the tower that an encoder alone is."""
     return PrismTower(model, model)
 
 
 def encoder_tower(model: Any) -> PrismTower:
-    """The tower of a model that has an `encoder`."""
+    """Return the tower of a model that has an `encoder`."""
     return PrismTower(model, model.encoder)
 
 
 def video_encoder_tower(model: Any) -> PrismTower:
-    """The tower of a model that has a `video_encoder`."""
+    """Return the tower of a model that has a `video_encoder`."""
     return PrismTower(model, model.video_encoder)

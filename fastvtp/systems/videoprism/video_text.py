@@ -173,7 +173,8 @@ class VideoTextPrism(nn.Module):
         return self
 
     def plan(self, video: Tensor, sample_ids: Tensor, *, seed: int, step: int) -> VisibleTokens | None:
-        """The tokens that a step of pretraining keeps, drawn on the host from (seed, step, sample id); None: all.
+        """Return the tokens that a step of pretraining keeps, drawn on the host from (seed, step, sample id); None:
+        all.
 
         video: [B, T, H, W, 3], for its shape. sample_ids: int64 [B] on the CPU.
         """
@@ -227,7 +228,7 @@ class VideoTextPrism(nn.Module):
     def embed_video(
         self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None
     ) -> Tensor:
-        """One vector for each clip, not scaled: uint8 [B, T, H, W, 3] -> [B, D or projection_dim]. Options as
+        """Compute one vector for each clip, not scaled: uint8 [B, T, H, W, 3] -> [B, D or projection_dim]. Options as
         `video_tokens`."""
         return self.contrast.video_projection(self.pool_video(video, frame_paddings, visible=visible))
 
@@ -245,7 +246,7 @@ class VideoTextPrism(nn.Module):
         return unit_length(self.contrast.video_projection(pooled))
 
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """One vector for each text, not scaled: int64 [N], int32 [B+1] -> [B, D or projection_dim].
+        """Compute one vector for each text, not scaled: int64 [N], int32 [B+1] -> [B, D or projection_dim].
 
         max_seqlen: a bound on the longest text. Raises ValueError where that is more than `max_text_length`.
         """

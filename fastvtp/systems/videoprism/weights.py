@@ -95,7 +95,7 @@ PATCH_CHANNELS = 3
 
 
 def prepare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The arrays as fastvtp names and lays them out; what has another name keeps it, for the loader to name.
+    """Return the arrays as fastvtp names and lays them out; what has another name keeps it, for the loader to name.
 
     Every step is differentiable, so that a gradient can be brought back into the released layout.
     """
@@ -163,7 +163,7 @@ def _prefix(name: str) -> tuple[str, str]:
 
 
 def _fitted(place: str, tensor: Tensor) -> Tensor:
-    """One array in our layout."""
+    """Return one array in our layout."""
     leaf = place.rpartition("/")[2]
     if place == "patch_projection/linear/kernel":
         side = round((tensor.shape[0] / PATCH_CHANNELS) ** 0.5)
@@ -203,7 +203,8 @@ def _join(stem: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The number of heads, which is an axis of the released queries. Raises CheckpointError where towers differ."""
+    """Return the number of heads, which is an axis of the released queries. Raises CheckpointError where towers
+    differ."""
     queries = (tensor for name, tensor in checkpoint.weights.items() if name.endswith("/query/w") and tensor.ndim > 2)
     heads = {tensor.shape[-2] for tensor in queries}
     if len(heads) > 1:
@@ -212,7 +213,7 @@ def settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def sizes(shapes: Shapes, checkpoint: str, _: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of VideoPrism's models that shapes show; the number of heads is not among them.
+    """Return the settings of VideoPrism's models that shapes show; the number of heads is not among them.
 
     Raises CheckpointError without a patch embedding or a square of positions.
     """
@@ -299,7 +300,7 @@ _NORMALISED = {
 
 
 def _from_image_towers(stem: str) -> dict[str, Transfer]:
-    """What a model takes from image towers, its encoder's names beginning with `stem`."""
+    """Return what a model takes from image towers, its encoder's names beginning with `stem`."""
     return {
         tower: Transfer(
             (("video_encoder.", (stem,)),),

@@ -59,7 +59,7 @@ def _area(bucket: Bucket) -> int:
 
 
 def _slots(cu_seqlens: Tensor, rows: int, order: Tensor, sizes: Tensor) -> Tensor:
-    """The slot of each row, int64 [rows], when sequences order[i] lie one after another, sizes[i] slots each.
+    """Return the slot of each row, int64 [rows], when sequences order[i] lie one after another, sizes[i] slots each.
 
     Rows of no such sequence get the slot after the last.
     """

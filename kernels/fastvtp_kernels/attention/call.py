@@ -41,11 +41,11 @@ class Call(NamedTuple):
     """int32 [S], the order in which kernels take the sequences; None: as they stand."""
 
     def flat(self) -> tuple[Any, ...]:
-        """The arguments of FLAT; `dense` is not among them, the kernels have no use for it."""
+        """Return the arguments of FLAT; `dense` is not among them, the kernels have no use for it."""
         return *self[:4], *self.options, self.order
 
     def flat_self_attention(self) -> tuple[Any, ...]:
-        """The arguments of FLAT_SELF_ATTENTION, for a call whose keys have the offsets of its queries."""
+        """Return the arguments of FLAT_SELF_ATTENTION, for a call whose keys have the offsets of its queries."""
         return *self[:2], *self.options, self.order
 
 
@@ -70,14 +70,16 @@ def of_flat_self_attention(cu_seqlens: Tensor, max_seqlen: int, *rest: Any) -> C
 
 
 def axial_call(query: Tensor, options: Options) -> Call:
-    """The call on the rows of a grid [A, L, C, H, Dh], transposed to [A, C, L, H, Dh]: A * C sequences of L rows."""
+    """Return the call on the rows of a grid [A, L, C, H, Dh], transposed to [A, C, L, H, Dh]: A * C sequences of L
+    rows."""
     outer, length, inner = query.shape[:3]
     offsets = torch.arange(outer * inner + 1, device=query.device, dtype=torch.int32) * length
     return Call(offsets, length, offsets, length, options, dense=True)
 
 
 def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
-    """The 64 bits of a seed as int64 [1] on the device: there it is data, on which neither a graph nor code depends."""
+    """Return the 64 bits of a seed as int64 [1] on the device: there it is data, on which neither a graph nor code
+    depends."""
     if isinstance(seed, Tensor):
         return seed.reshape(1)
     return torch.full((1,), philox.signed(seed or 0), dtype=torch.int64, device=device)

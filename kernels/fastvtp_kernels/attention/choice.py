@@ -48,7 +48,7 @@ def _architecture(device: torch.device) -> str:
 
 
 def length_bucket(longest: int) -> int:
-    """The next power of two from `longest` on, 16 at least."""
+    """Return the next power of two from `longest` on, 16 at least."""
     bucket = 16
     # Comparisons, so that a symbolic length is guarded by its bucket and not by its value.
     while bucket < longest:
@@ -57,7 +57,7 @@ def length_bucket(longest: int) -> int:
 
 
 def width_bucket(width: int) -> int:
-    """The first of 64, 128 and 256 that a head's width fits into; a wider one is a bucket of its own."""
+    """Return the first of 64, 128 and 256 that a head's width fits into; a wider one is a bucket of its own."""
     return next((bucket for bucket in (64, 128, 256) if width <= bucket), width)
 
 

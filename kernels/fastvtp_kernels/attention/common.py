@@ -107,7 +107,8 @@ def zero_backward_tails(
 
 @triton.jit
 def tanh(x):
-    """The hyperbolic tangent to float32's precision at every magnitude; the polynomial is the Cephes library's."""
+    """Compute the hyperbolic tangent to float32's precision at every magnitude; the polynomial is the Cephes
+    library's."""
     z = x * x
     series = -5.70498872745e-3 * z + 2.06390887954e-2
     series = series * z - 5.37397155531e-2
@@ -129,7 +130,7 @@ def capped(products, scale, softcap, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def philox_key(seed_ptr, DROPOUT: tl.constexpr):
-    """The key of dropout's Philox, from a seed on the device: captured graphs draw anew when it has changed."""
+    """Return the key of dropout's Philox, from a seed on the device: captured graphs draw anew when it has changed."""
     if DROPOUT:
         return tl.load(seed_ptr) ^ STREAM
     else:
@@ -217,7 +218,7 @@ def forward_tile(
 
 @triton.jit
 def empty_state(BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The state of `forward_tile` before the first key."""
+    """Return the state of `forward_tile` before the first key."""
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     return largest, tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 

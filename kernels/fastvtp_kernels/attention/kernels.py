@@ -77,7 +77,7 @@ def _group(problem: Problem, tile: tuning.Tile) -> dict[str, int]:
 
 
 def _tile(kernel: str, problem: Problem, tensor: Tensor) -> tuning.Tile:
-    """The tile of one regime's kernel: its variant by the options that cost registers, by falling cost."""
+    """Return the tile of one regime's kernel: its variant by the options that cost registers, by falling cost."""
     options, variant = problem.options, ""
     if options.dropout_p:
         variant = "_dropout"
@@ -89,14 +89,14 @@ def _tile(kernel: str, problem: Problem, tensor: Tensor) -> tuning.Tile:
 
 
 def is_tiny(problem: Problem, tensor: Tensor) -> bool:
-    """Whether at least one whole sequence fits into a tile of the tiny regime, forward and backward."""
+    """Tell whether at least one whole sequence fits into a tile of the tiny regime, forward and backward."""
     tiles = (_tile(kernel, problem, tensor).blocks for kernel in ("tiny_forward", "tiny_backward"))
     room = [TINY_ROWS, *(min(blocks["BLOCK_M"], blocks["BLOCK_N"]) for blocks in tiles)]
     return max(problem.longest, problem.longest_k) <= min(room)
 
 
 def _is_wide(problem: Problem, strides: Sequence[tuple[int, ...]]) -> bool:
-    """Whether 32 bits are too few for the way through one sequence."""
+    """Tell whether 32 bits are too few for the way through one sequence."""
     return max(problem.longest, problem.longest_k) * max(row for _, row, *_ in strides) >= 2**31
 
 

@@ -205,7 +205,8 @@ _LENGTHS = "_fastvtp_lengths"
 
 
 def _host_lengths(offsets: Tensor) -> list[int]:
-    """The sequences' lengths as Python integers, kept with the offsets: only the first call waits for the device."""
+    """Return the sequences' lengths as Python integers, kept with the offsets: only the first call waits for the
+    device."""
     version = None if offsets.is_inference() else offsets._version
     kept = getattr(offsets, _LENGTHS, None)
     if kept is not None and version is not None and kept[0] == version:
@@ -285,7 +286,8 @@ def along_axis(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def libraries(form: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda run: run) -> dict[str, Library]:
-    """All libraries as `dispatch.register` takes them; `form` makes their implementations those of another op."""
+    """Return all libraries as `dispatch.register` takes them; `form` makes their implementations those of another
+    op."""
     return {
         "flash_attn": Library(form(flash_attn), _flash_attn_missing, "flash-attn's kernels, deterministic"),
         "torch_varlen": Library(form(torch_varlen), _torch_varlen_missing, "torch's flash kernels on packed rows"),

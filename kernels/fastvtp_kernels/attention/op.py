@@ -23,7 +23,8 @@ def _triton_packed(qkv: Tensor, call: Call) -> Tensor:
 
 
 def _for_kernels(query: Tensor, call: Call) -> Call:
-    """The call with dropout's seed in a tensor on the device and, where it matters, the order of the sequences."""
+    """Return the call with dropout's seed in a tensor on the device and, where it matters, the order of the
+    sequences."""
     options = call.options
     seed = seed_tensor(options.seed, query.device) if options.dropout_p else None
     longest = max(call.max_seqlen, call.max_seqlen_k)
@@ -280,7 +281,7 @@ def axial_attention_packed(
 
 
 def _offsets(op: str, name: str, cu_seqlens: Tensor, rows: int, max_seqlen: int) -> Tensor:
-    """The offsets as the implementations want them: contiguous, and one empty sequence where there is none."""
+    """Return the offsets as the implementations want them: contiguous, and one empty sequence where there is none."""
     check_cu_seqlens(op, name, cu_seqlens, rows, max_seqlen)
     return cu_seqlens.repeat(2) if cu_seqlens.shape[0] == 1 else cu_seqlens.contiguous()
 
@@ -319,7 +320,7 @@ def _check_seed(op: str, seed: int | Tensor, query: Tensor) -> None:
 
 
 def _is_dense(cu_seqlens: Tensor, rows: int, max_seqlen: int) -> bool:
-    """Whether all sequences are known to have max_seqlen rows; only asked where values may be read."""
+    """Tell whether all sequences are known to have max_seqlen rows; only asked where values may be read."""
     if not values_readable(cu_seqlens) or rows == 0:
         return False
     return rows == (cu_seqlens.shape[0] - 1) * max_seqlen == int(cu_seqlens[-1])

@@ -14,7 +14,7 @@ _ORDER = "_fastvtp_longest_first"
 
 
 def longest_first(offsets: Tensor, heads: int, longest: int) -> Tensor | None:
-    """The sequences by falling length, int32 [S]: the long ones must not be left for the end of the launch.
+    """Return the sequences by falling length, int32 [S]: the long ones must not be left for the end of the launch.
 
     None where the order does not matter. In eager mode it is kept with the offsets, which all layers of a step share,
     for the stream that computed it. If they are changed in place later, the order is merely no longer the best one:

@@ -46,7 +46,7 @@ class Problem(NamedTuple):
         return max(16, 1 << (self.width - 1).bit_length())
 
     def flags(self, dtype: torch.dtype) -> dict[str, Any]:
-        """The constants by which every regime's kernels are compiled."""
+        """Return the constants by which every regime's kernels are compiled."""
         return {
             "AXIAL": self.axial,
             "CAUSAL": self.options.causal,
@@ -63,7 +63,8 @@ class Problem(NamedTuple):
         return scale, softcap, seed_tensor(seed, device) if dropout_p else None, round(kept * 2**32), 1 / kept
 
     def strides(self, tensor: Tensor) -> tuple[int, int, int, int]:
-        """A tensor's strides of (outer, row, inner, head), in elements; packed rows have no outer and no inner."""
+        """Return a tensor's strides of (outer, row, inner, head), in elements; packed rows have no outer and no
+        inner."""
         if self.axial:
             outer, row, inner, head, _ = tensor.stride()
             return outer, row, inner, head
@@ -71,7 +72,7 @@ class Problem(NamedTuple):
 
 
 def of_packed(query: Tensor, key: Tensor, call: Call) -> Problem:
-    """The problem of query [N, H, Dh] and key [Nk, H, Dh].
+    """Return the problem of query [N, H, Dh] and key [Nk, H, Dh].
 
     Raises:
         ValueError: heads are wider than LARGEST_HEAD.
@@ -97,7 +98,7 @@ def of_packed(query: Tensor, key: Tensor, call: Call) -> Problem:
 
 
 def of_axis(query: Tensor, options: Options) -> Problem:
-    """The problem of query, key and value [A, L, C, H, Dh], attended along L.
+    """Return the problem of query, key and value [A, L, C, H, Dh], attended along L.
 
     Raises:
         ValueError: heads are wider than LARGEST_HEAD.

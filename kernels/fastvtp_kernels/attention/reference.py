@@ -14,7 +14,7 @@ from .call import Call, Options, axial_call
 
 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-    """Each query's mean of the values that it sees, weighted by the softmax of its logits; heads do not mix.
+    """Return each query's mean of the values that it sees, weighted by the softmax of its logits; heads do not mix.
 
     Args:
         query: [N, H, Dh].
@@ -66,7 +66,8 @@ def _kept(options: Options, row: int, keys: int, heads: int) -> Tensor:
 
 
 def axial_attention(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
-    """The same along the second axis of [A, L, C, H, Dh]: each (a, c) is a sequence of L rows."""
+    """Attend as `varlen_attention` does, along the second axis of [A, L, C, H, Dh]: each (a, c) is a sequence of L
+    rows."""
     queries, keys, values = (tensor.transpose(1, 2).flatten(0, 2) for tensor in (query, key, value))
     output = varlen_attention(queries, keys, values, axial_call(query, options))
     return output.view(query.transpose(1, 2).shape).transpose(1, 2)

@@ -91,7 +91,8 @@ def resident_backward(
     AXIAL: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """All three gradients in one pass: the BLOCK_M >= length queries stay, keys pass by; no sum crosses programs."""
+    """Return all three gradients in one pass: the BLOCK_M >= length queries stay, keys pass by; no sum crosses
+    programs."""
     slot = tl.program_id(0) // heads
     head = (tl.program_id(0) % heads).to(tl.int64)
     d = tl.arange(0, BLOCK_D)

@@ -55,14 +55,14 @@ class _Gradients:
             accumulate_product(total_b, logit_gradient.T, self._a[strip])
 
     def finish(self, total_b: Tensor | None, factor: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of this rank's a and b; without elements where nobody asks for them."""
+        """Return the gradients of this rank's a and b; without elements where nobody asks for them."""
         return self.a.mul_(factor), self.a.new_empty(0) if total_b is None else total_b.mul_(factor)
 
 
 def _targets(
     ring: Ring, rows: int, positives: Tensor | None, label_smoothing: float, dtype: torch.dtype
 ) -> list[Targets]:
-    """One target a rank: that of the block of logits of this rank's rows with that rank's columns."""
+    """Return one target a rank: that of the block of logits of this rank's rows with that rank's columns."""
     even = label_smoothing / (rows * ring.size)
     if positives is None:
         # Offsets tell which rank's columns hold a row's positive; far outside of [-rows, rows] no column does.
@@ -83,7 +83,7 @@ def contrastive_loss(
     wanted: WantedGradients,
     ring: Ring,
 ) -> LossAndGradients:
-    """The symmetric InfoNCE of a [B, D] with every rank's b [B, D], and the gradients that are wanted.
+    """Return the symmetric InfoNCE of a [B, D] with every rank's b [B, D], and the gradients that are wanted.
 
     `tiles` computes blocks of logits: the module `kernels` or `chunked`. scale [] is in the dtype of the computation.
     """

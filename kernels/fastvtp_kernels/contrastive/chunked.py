@@ -16,7 +16,7 @@ UNIT = 1.0
 
 
 def strip_rows(columns: int) -> int:
-    """How many rows of logits are in memory at a time: up to 2^22 numbers."""
+    """Tell how many rows of logits are in memory at a time: up to 2^22 numbers."""
     return max(1, _STRIP_LOGITS // columns)
 
 
@@ -31,7 +31,7 @@ def gain(dtype: torch.dtype) -> float:
 
 
 def _sum(values: Tensor) -> Tensor:
-    """The sum as float64 []: of each row in its own dtype, which torch adds up pairwise, then of all."""
+    """Return the sum as float64 []: of each row in its own dtype, which torch adds up pairwise, then of all."""
     return values.sum(dim=1).sum(dtype=torch.float64)
 
 

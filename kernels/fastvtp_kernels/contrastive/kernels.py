@@ -92,7 +92,7 @@ def prepare(x: Tensor) -> Tensor:
 
 
 def strip_rows(columns: int) -> int:
-    """How many rows of logits have their gradient in memory at a time: up to 2^27 numbers."""
+    """Tell how many rows of logits have their gradient in memory at a time: up to 2^27 numbers."""
     return max(1024, (1 << 27) // columns)
 
 
@@ -101,7 +101,7 @@ UNIT = math.log(2)
 
 
 def gain(dtype: torch.dtype) -> float:
-    """The factor by which gradients of logits, at most 2, are stored: float16 has no small numbers."""
+    """Return the factor by which gradients of logits, at most 2, are stored: float16 has no small numbers."""
     return 4096.0 if dtype == torch.float16 else 1.0
 
 

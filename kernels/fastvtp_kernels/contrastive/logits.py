@@ -63,7 +63,7 @@ def positive_pairs(row_ids_ptr, column_ids_ptr, m, n, M, N, offset, IDS: tl.cons
 
 @triton.jit
 def _target(positive, weights_ptr, m, M, positive_weight, even, IDS: tl.constexpr):
-    """The weight of each pair in the target distribution, label smoothing (`even`) included."""
+    """Return the weight of each pair in the target distribution, label smoothing (`even`) included."""
     if IDS:
         weight = tl.load(weights_ptr + m, mask=m < M, other=0.0)
         return tl.where(positive, weight[:, None], 0.0) + even

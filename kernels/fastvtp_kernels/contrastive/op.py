@@ -144,7 +144,8 @@ def hard_negatives(
     groups: Tensor | None = None,
     backend: str | None = None,
 ) -> HardNegatives:
-    """One negative per row and direction, drawn in proportion to the softmax of its similarity (ALBEF, Li et al. 2021).
+    """Return one negative per row and direction, drawn in proportion to the softmax of its similarity (ALBEF, Li et al.
+    2021).
 
     b_for_a[i] ~ softmax over j != i of logit_scale * a[i] . b[j]; a_for_b[j] ~ softmax over i != j of the same logits.
     The draw is an exact inverse CDF of a random number keyed by (seed, step, row); nothing waits for the device.
@@ -200,7 +201,7 @@ def _scalar(value: Tensor | float, features: Tensor) -> Tensor:
 
 
 def _wanted(*inputs: Tensor) -> tuple[bool, bool, bool]:
-    """Whether a, b and any of the scalars ask for a gradient."""
+    """Tell whether a, b and any of the scalars ask for a gradient."""
     a, b, *scalars = (x.requires_grad and torch.is_grad_enabled() for x in inputs)
     return a, b, any(scalars)
 

@@ -13,7 +13,7 @@ _BLOCK_TAG, _TOTAL_TAG = 0, 1
 
 
 def name_of(op: str, group: dist.ProcessGroup | None) -> str:
-    """The name by which ops know a group; empty for none."""
+    """Return the name by which ops know a group; empty for none."""
     if group is None:
         return ""
     if not isinstance(group, dist.ProcessGroup):
@@ -39,7 +39,7 @@ class _Transfer:
         )
 
     def wait(self) -> Tensor:
-        """The tensor from the rank before, once both transfers are done."""
+        """Return the tensor from the rank before, once both transfers are done."""
         for work in self._works:
             work.wait()
         return self._incoming

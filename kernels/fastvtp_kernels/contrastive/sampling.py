@@ -13,7 +13,8 @@ from .logits import LOG2E, positive_pairs
 
 @triton.jit
 def _first_above(cumulative, threshold, entry, weight):
-    """The first entry whose cumulative weight exceeds the threshold; where rounding left none, the last with weight."""
+    """Return the first entry whose cumulative weight exceeds the threshold; where rounding left none, the last with
+    weight."""
     last = tl.max(tl.where(weight > 0, entry, 0))
     return tl.minimum(tl.sum((cumulative <= threshold).to(tl.int32)), last)
 

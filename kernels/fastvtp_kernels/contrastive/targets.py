@@ -13,7 +13,7 @@ class Shifts(NamedTuple):
     columns: Tensor
 
     def of_rows(self, rows: slice) -> "Shifts":
-        """The shifts of these rows with all columns."""
+        """Return the shifts of these rows with all columns."""
         return Shifts(self.rows[rows], self.columns)
 
 
@@ -33,7 +33,7 @@ class Targets(NamedTuple):
     weights: Tensor | None = None
 
     def of_rows(self, rows: slice) -> "Targets":
-        """The targets of these rows of the block with all its columns."""
+        """Return the targets of these rows of the block with all its columns."""
         if self.row_ids is None:
             return self._replace(offset=self.offset + rows.start)
         weights = None if self.weights is None else self.weights[rows]

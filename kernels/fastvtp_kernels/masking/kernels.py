@@ -18,7 +18,7 @@ LARGEST_FRAME = 16384
 
 @triton.jit
 def _random_bits(key, sample, step, cell):
-    """The first Philox word of counter (sample low, sample high, step, cell): int64 in [0, 2^32)."""
+    """Return the first Philox word of counter (sample low, sample high, step, cell): int64 in [0, 2^32)."""
     zero = cell * 0
     low = zero + (sample & 0xFFFFFFFF).to(tl.uint32).to(tl.int32, bitcast=True)
     high = zero + (sample >> 32).to(tl.int32)

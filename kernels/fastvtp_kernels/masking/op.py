@@ -127,7 +127,7 @@ def check_grid(op: str, batch_size: int, grid: tuple[int, int, int], mask_ratio:
 def resolve_sample_ids(
     op: str, sample_ids: Tensor | Sequence[int] | None, count: int, device: torch.device | str | None
 ) -> Tensor:
-    """The identities of `count` samples, int64 [count] on the device; None: 0, 1, 2, ...
+    """Return the identities of `count` samples, int64 [count] on the device; None: 0, 1, 2, ...
 
     Raises:
         ValueError: their number is another.

@@ -121,7 +121,7 @@ def running_cell_mask(
     among: Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> TubeMask:
-    """The running cell that spares the decoder a part of its tokens (VideoMAE v2, Wang et al. 2023).
+    """Return the running cell that spares the decoder a part of its tokens (VideoMAE v2, Wang et al. 2023).
 
     `masked` are the tokens hidden from the decoder, `visible` those that it works on.
 
@@ -212,7 +212,8 @@ def draw_blocks(
     step: int,
     sample_ids: Tensor,
 ) -> Blocks:
-    """The first `MAX_BLOCKS` blocks of each sample: one of `shapes`, over one of `lengths` (first to last) slots."""
+    """Draw the first `MAX_BLOCKS` blocks of each sample: one of `shapes`, over one of `lengths` (first to last)
+    slots."""
     slots, height, width = grid
     block = torch.arange(MAX_BLOCKS, device=sample_ids.device)
     counter = (*philox.split_words(sample_ids[:, None]), step, block)

@@ -8,7 +8,7 @@ from torch._C import _autograd
 
 
 def residual_scale(prediction: Tensor) -> float:
-    """The factor by which prediction - target is stored.
+    """Return the factor by which prediction - target is stored.
 
     2 / count makes it the gradient of the mean, so that backward has nothing to do when the loss has weight 1. In
     float16 that factor underflows; there the gradient scaler's factor has to be multiplied in first.
@@ -19,7 +19,7 @@ def residual_scale(prediction: Tensor) -> float:
 def gradient_from_residual(
     residual: Tensor, grad_loss: Tensor, scale_in_place: Callable[[Tensor, Tensor], None]
 ) -> Tensor:
-    """The gradient of the prediction [B, Km, P], in its dtype, from what the forward pass stored.
+    """Return the gradient of the prediction [B, Km, P], in its dtype, from what the forward pass stored.
 
     `scale_in_place` multiplies it in the residual's own memory, unless another backward pass will need that again.
     """
@@ -32,5 +32,5 @@ def gradient_from_residual(
 
 
 def _kept_for_another_backward() -> bool:
-    """Whether the running backward was called with retain_graph=True."""
+    """Tell whether the running backward was called with retain_graph=True."""
     return _autograd._get_current_graph_task_keep_graph()

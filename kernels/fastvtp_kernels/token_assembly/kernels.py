@@ -17,7 +17,7 @@ from ..segments import sum_segments
 
 @triton.jit
 def _source(permutation_ptr, clip, place, length, order_stride, PERMUTED: tl.constexpr):
-    """Which of the tokens [visible ..., masked ...] stands at each place of the sequence."""
+    """Tell which of the tokens [visible ..., masked ...] stands at each place of the sequence."""
     if PERMUTED:
         return tl.load(permutation_ptr + clip * order_stride + place, mask=place < length, other=0).to(tl.int32)
     else:

@@ -28,7 +28,7 @@ def token_origin(index_ptr, m, M, frames, PT: tl.constexpr, PH: tl.constexpr, SE
 
 @triton.jit
 def value_offset(p, frames, PH: tl.constexpr, SEGMENT: tl.constexpr):
-    """The address of value p of a token, relative to the token's first."""
+    """Return the address of value p of a token, relative to the token's first."""
     _, _, frame_stride, line_stride, _, _ = frames
     line = p // SEGMENT
     return (line // PH) * frame_stride + (line % PH) * line_stride + p % SEGMENT
@@ -56,7 +56,7 @@ def centered(pixels):
 
 
 def layout(video: Tensor, tubelet: Sequence[int]) -> dict[str, int]:
-    """The constants by which the kernels address a contiguous video's tubelets."""
+    """Return the constants by which the kernels address a contiguous video's tubelets."""
     width, channels = video.shape[3:]
     segment = tubelet[2] * channels
     # Vectors of up to 16 bytes, of as many values as both a segment and a scan line are multiples of.
@@ -71,7 +71,8 @@ def layout(video: Tensor, tubelet: Sequence[int]) -> dict[str, int]:
 
 
 def strides(video: Tensor, index: Tensor, tubelet: Sequence[int]) -> tuple[int, ...]:
-    """The kernels' `frames`: tokens_per_clip, clip_stride, frame_stride, line_stride, grid_height and grid_width."""
+    """Return the kernels' `frames`: tokens_per_clip, clip_stride, frame_stride, line_stride, grid_height and
+    grid_width."""
     _, frames, height, width, channels = video.shape
     line = width * channels
     return index.shape[1], frames * height * line, height * line, line, height // tubelet[1], width // tubelet[2]

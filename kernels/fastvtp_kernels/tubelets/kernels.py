@@ -235,7 +235,7 @@ def tubelet_embed(video: Tensor, index: Tensor, *flat: Any) -> Tensor:
 
 
 def tubelet_embed_into(out: Tensor, rows: Tensor, video: Tensor, index: Tensor, *flat: Any) -> None:
-    """The same embedding written to `rows` [B, K] of `out` [N, D], in place."""
+    """Write the same embedding to `rows` [B, K] of `out` [N, D], in place."""
     _embed_into(out, rows, video, index, Embedding(*flat))
 
 

@@ -63,6 +63,6 @@ def tubelet_embed(
 
 
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    """The values as a tensor [C] in the dtype and on the device of `like`."""
+    """Return the values as a tensor [C] in the dtype and on the device of `like`."""
     # Filled one by one: torch.tensor(values) on an accelerator would wait for a copy from the host.
     return torch.stack([like.new_full((), value) for value in values])
