@@ -163,7 +163,7 @@ def find_architecture(name: str) -> Architecture:
 
 
 def find(what: str, name: str, known: Mapping[str, Any]) -> Any:
-    """`known[name]`. Raises UserError with the nearest known name; `what` says what was looked for."""
+    """Return `known[name]`. Raises UserError with the nearest known name; `what` says what was looked for."""
     if name not in known:
         raise unknown_name(what, name, known)
     return known[name]

@@ -28,14 +28,14 @@ def read_text(path: str | os.PathLike[str], what: str = "file") -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines without their ends, which are "\\n", "\\r\\n" or "\\r": U+2028 and others, at which `str.splitlines` cuts
-    as well, may stand within a line."""
+    """Return lines without their ends, which are "\\n", "\\r\\n" or "\\r": U+2028 and others, at which `str.splitlines`
+    cuts as well, may stand within a line."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """A file under its final name is complete: an interrupted run leaves only a temporary name behind."""
+    """Write a file so that it is complete under its final name; an interrupted run leaves only a temporary name behind."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
     os.replace(temporary, path)

@@ -73,7 +73,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def build_config(config_class: type, values: dict[str, Any], source: Path) -> Any:
-    """`config_class(**values)`, with unknown names reported as one line that names the file."""
+    """Return `config_class(**values)`, with unknown names reported as one line that names the file."""
     known = {field.name for field in fields(config_class)}
     if unknown := sorted(set(values) - known):
         raise CheckpointError(f"{source} has unknown {config_class.__name__} fields: {', '.join(unknown)}")

@@ -23,7 +23,7 @@ from fastvtp.visualization.curves import plot_curves
 def visualize(
     opened: OpenedModel, data: str, output: Path, *, num_clips: int = 4, seed: int = 0, framing: str | None = None
 ) -> list[Path]:
-    """Pictures of the first clips of `data` in the folder `output`, as the model's system draws them; returns their
+    """Draw the first clips of `data` in the folder `output`, as the model's system draws them; returns their
     paths.
 
     seed: of masks and crops. framing: as in `ClipReading`. Raises UserError for a model that has no pictures, and

@@ -85,13 +85,13 @@ def chance_scores(held_out: HeldOut) -> dict[str, float]:
 
 
 def retrieval_scores(ways: dict[str, dict[str, float]]) -> dict[str, float]:
-    """t2v/R1 ... v2t/R5 of `retrieval_metrics`, and the mean R@1 of both directions, retrieval/R1."""
+    """Compute t2v/R1 ... v2t/R5 of `retrieval_metrics`, and the mean R@1 of both directions, retrieval/R1."""
     scores = {f"{way}/{name}": ways[way][name] for way in ("t2v", "v2t") for name in ("R1", "R5")}
     return {**scores, "retrieval/R1": fmean(ways[way]["R1"] for way in ("t2v", "v2t"))}
 
 
 def probe_scores(encode: Callable[[Tensor], Tensor], held_out: HeldOut) -> dict[str, float]:
-    """Accuracy in percent of each attribute's linear probe, probe/<attribute>, and their mean, transfer.
+    """Return the accuracy in percent of each attribute's linear probe, probe/<attribute>, and their mean, transfer.
 
     encode: whole clips on the CPU to frozen tokens, uint8 [B, T, H, W, 3] -> [B, K, D], of which the mean is read.
     """

@@ -48,7 +48,7 @@ def compare_presets(
 
 
 def steps_in_equal_time(config: TrainConfig, other: TrainConfig) -> int:
-    """Steps of `other` in the time that `config.steps` steps of `config` take; both are timed in turns."""
+    """Return steps of `other` in the time that `config.steps` steps of `config` take; both are timed in turns."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(PROBE_ROUNDS):
         for each, found in zip((config, other), seconds, strict=True):
@@ -57,7 +57,7 @@ def steps_in_equal_time(config: TrainConfig, other: TrainConfig) -> int:
 
 
 def step_seconds(config: TrainConfig) -> list[float]:
-    """Wall time of single steps of a short run, without those in which workers and caches warm up."""
+    """Return the wall time of single steps of a short run, without those in which workers and caches warm up."""
     with tempfile.TemporaryDirectory() as folder:
         train(
             dataclasses.replace(

@@ -43,7 +43,7 @@ def _shown(scene: Mapping[str, Any], name: str) -> set[str]:
 
 
 def fit_ridge(features: Tensor, targets: Tensor) -> Tensor:
-    """Weights of ridge regression with an unpenalised intercept: [N, D], [N, C] -> float64 [D + 1, C]."""
+    """Return weights of ridge regression with an unpenalised intercept: [N, D], [N, C] -> float64 [D + 1, C]."""
     count, width = features.shape
     inputs = torch.cat([features.double(), torch.ones(count, 1, dtype=torch.float64)], dim=1)
     penalty = torch.eye(width + 1, dtype=torch.float64)[:width] * (RIDGE * count) ** 0.5
@@ -52,7 +52,7 @@ def fit_ridge(features: Tensor, targets: Tensor) -> Tensor:
 
 
 def probe(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor) -> float:
-    """Accuracy in percent of ridge regression from features [N, D] to labels bool [N, C] on other clips.
+    """Return the accuracy in percent of ridge regression from features [N, D] to labels bool [N, C] on other clips.
 
     A clip with n true values scores the share of them among its n highest predictions.
     """
@@ -69,7 +69,8 @@ def majority(labels: Tensor, test_labels: Tensor) -> float:
 
 
 def top_share(scores: Tensor, labels: Tensor) -> float:
-    """Percent of the true values, bool [N, C], among as many highest scores [N, C] of their clip, mean over clips."""
+    """Return the percentage of the true values, bool [N, C], among as many highest scores [N, C] of their clip, mean over
+    clips."""
     places = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     counts = labels.sum(1, keepdim=True)
     return 100.0 * (((places < counts) & labels).sum(1) / counts[:, 0]).double().mean().item()

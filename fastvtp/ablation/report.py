@@ -74,7 +74,8 @@ class Comparison:
         return [self._scores[name][score] for name in names if score in self._scores.get(name, {})]
 
     def spread(self, score: str) -> float | None:
-        """Standard deviation over the seeds of the base run; None for fewer than two, or if all score the same."""
+        """Return the standard deviation over the seeds of the base run; None for fewer than two, or if all score the
+        same."""
         values = self.values("base", score)
         return (stdev(values) or None) if len(values) > 1 else None
 
@@ -118,7 +119,7 @@ class Report(ABC):
 
     @abstractmethod
     def sections(self) -> list[Section]:
-        """Tables of what there is so far."""
+        """Return tables of what there is so far."""
 
     @abstractmethod
     def panels(self) -> list[HeatMap | Bars]:

@@ -56,7 +56,7 @@ def split_layers(name: str, text_depth: int) -> str:
 
 
 def place(name: str, config: Any) -> str:
-    """`split_layers` for a model of this configuration; one without `text_depth` takes no layers."""
+    """Return `split_layers` for a model of this configuration; one without `text_depth` takes no layers."""
     text_depth = getattr(config, "text_depth", None)
     return name if text_depth is None else split_layers(name, text_depth)
 

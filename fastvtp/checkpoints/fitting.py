@@ -15,9 +15,9 @@ _PLACES, _TIMES = "spatial_positions", "temporal_positions"
 
 
 def resize_table(name: str, tensor: Tensor, own: Tensor, position_resize: str) -> tuple[Tensor, str | None]:
-    """`tensor` in the form of `own`, the model's `name`, where only its form or a table's length differs, or as it is;
-    and what was done, in words. Captions' tables are cut and never stretched; those of patches and frames are resized,
-    VideoPrism's as its encoder resizes them on the fly.
+    """Return `tensor` in the form of `own`, the model's `name`, where only its form or a table's length differs, or as
+    it is; and what was done, in words. Captions' tables are cut and never stretched; those of patches and frames are
+    resized, VideoPrism's as its encoder resizes them on the fly.
     """
     if name == "decoder.mask_token" and tensor.numel() == own.numel():
         return tensor.reshape(own.shape), None

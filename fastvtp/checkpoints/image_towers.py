@@ -174,7 +174,7 @@ def sizes(shapes: Shapes, checkpoint: str, given: Mapping[str, Any]) -> dict[str
 
 
 def _names(name: str) -> str:
-    """fastvtp's name of an entry after it is prepared."""
+    """Return fastvtp's name of an entry after it is prepared."""
     return "video_encoder." + name.removeprefix("patch_embed.proj.")
 
 

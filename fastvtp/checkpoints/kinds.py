@@ -28,7 +28,7 @@ def _same_place(name: str, _: Any) -> str:
 
 
 def accepted(_: Sequence[str]) -> str:
-    """No reason to refuse a checkpoint, see `Kind.refuses`."""
+    """Return "", no reason to refuse a checkpoint, see `Kind.refuses`."""
     return ""
 
 
@@ -74,7 +74,7 @@ class Kind:
         return any(re.search(pattern, name) for pattern in self.ignores)
 
     def shapes(self, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-        """Shapes of a checkpoint's tensors by fastvtp's names, those that nobody uses left out."""
+        """Return shapes of a checkpoint's tensors by fastvtp's names, those that nobody uses left out."""
         prepared = self.prepare(checkpoint.weights)
         return {self.names(name): tuple(tensor.shape) for name, tensor in prepared.items() if not self.ignored(name)}
 
@@ -134,7 +134,7 @@ def kinds() -> tuple[Kind, ...]:
 
 
 def origins() -> tuple[str, ...]:
-    """Whose checkpoints can be read."""
+    """Return the origins whose checkpoints can be read."""
     return tuple(dict.fromkeys(kind.origin for kind in kinds()))
 
 

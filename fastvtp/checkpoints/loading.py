@@ -76,7 +76,7 @@ def load_recognised(
     fresh: Sequence[str] = (),
     position_resize: str = "bicubic",
 ) -> LoadReport:
-    """`load_released` of a checkpoint that is read and recognised."""
+    """Run `load_released` on a checkpoint that is read and recognised."""
     if position_resize not in POSITION_RESIZES:
         raise unknown_name("position_resize", position_resize, POSITION_RESIZES)
     transfer = _transfer(checkpoint, kind, model)
@@ -127,7 +127,7 @@ def absent_parts(
 
 
 def parts_without(model: Any, checkpoint: Checkpoint, kind: Kind) -> tuple[str, ...]:
-    """`absent_parts` of a checkpoint that is read and recognised."""
+    """Return `absent_parts` of a checkpoint that is read and recognised."""
     transfer = _transfer(checkpoint, kind, model)
     entries = transfer.adapt(kind.prepare(checkpoint.weights))
     names = [kind.place(kind.names(name), model.config) for name in entries]

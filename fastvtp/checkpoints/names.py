@@ -39,7 +39,7 @@ class NameMap:
 
 
 def side_by_side(weights: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    """Entries, such as queries', keys' and values', along axis 0. Raises CheckpointError where shapes differ."""
+    """Join entries, such as queries', keys' and values', along axis 0. Raises CheckpointError where shapes differ."""
     shapes = [list(weights[name].shape) for name in names]
     if not shapes[0] or shapes.count(shapes[0]) < len(shapes):
         raise CheckpointError(f"{', '.join(names)} are {shapes}, expected one shape")
@@ -47,7 +47,7 @@ def side_by_side(weights: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
 
 
 def join_attention(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` with query, key and value matrices as one: three of [D, D] -> [3D, D], named qkv.weight.
+    """Return `weights` with query, key and value matrices as one: three of [D, D] -> [3D, D], named qkv.weight.
 
     A block that lacks one of them is left as it is, for the loader to name.
     """

@@ -114,7 +114,8 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
-    """Arrays of numpy by name, as Flax's checkpoints are released; objects, which would be unpickled, are refused."""
+    """Read arrays of numpy by name, as Flax's checkpoints are released; objects, which would be unpickled, are
+    refused."""
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
@@ -127,7 +128,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 
 def _refusal(path: Path, error: Exception) -> str:
-    """Why `path` was not read, in one line of printable characters, and what to do."""
+    """Say why `path` was not read, in one line of printable characters, and what to do."""
     message = _ESCAPE.sub("", str(error))
     try:
         refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)

@@ -66,7 +66,7 @@ def config_of_released(
 def config_of_kind(
     checkpoint: Checkpoint, kind: Kind, *, architecture: str | None = None, overrides: Mapping[str, Any]
 ) -> Any:
-    """`config_of_released` of a checkpoint that is read and recognised."""
+    """Return `config_of_released` of a checkpoint that is read and recognised."""
     check_whole(checkpoint, kind)
     target = find_architecture(architecture or kind.architecture)
     known = {field.name for field in fields(target.config)}
@@ -136,5 +136,5 @@ def mlp_ratio(shapes: Shapes, width: int) -> dict[str, float]:
 
 
 def rows_of(shapes: Shapes, tables: Mapping[str, str]) -> dict[str, int]:
-    """Settings that are numbers of rows: setting -> name of the entry, of those that there are."""
+    """Return settings that are numbers of rows: setting -> name of the entry, of those that there are."""
     return {setting: shapes[name][0] for setting, name in tables.items() if shapes.get(name)}

@@ -77,7 +77,7 @@ def print_findings() -> None:
 
 
 def package_findings() -> list[Finding]:
-    """Versions of the packages that matter; absent ones say so."""
+    """Return versions of the packages that matter; absent ones say so."""
     findings = [Finding("fastvtp", __version__), Finding("python", platform.python_version())]
     for name in PACKAGES:
         try:
@@ -88,7 +88,7 @@ def package_findings() -> list[Finding]:
 
 
 def device_findings() -> list[Finding]:
-    """Processors, and whether videos are decoded by NVDEC or by PyAV."""
+    """Return the processors, and whether videos are decoded by NVDEC or by PyAV."""
     findings = [Finding("cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -124,7 +124,7 @@ def backend_findings() -> list[Finding]:
 
 
 def _attention_finding(shape: AttentionShape, device: torch.device) -> Finding:
-    """Backend and regime of one training step's attention, per dtype."""
+    """Return the backend and regime of one training step's attention, per dtype."""
     subject = f"  {shape.length} x {shape.width}{' softcap' if shape.softcap else ''} ({shape.what})"
     found = {str(dtype).removeprefix("torch."): _attention(shape, dtype, device) for dtype in ATTENTION_DTYPES}
     backends = list(dict.fromkeys(backend for backend, _ in found.values()))

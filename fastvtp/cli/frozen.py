@@ -355,7 +355,7 @@ def _protocol(reading: ReadingOptions, run: RunOptions) -> Any:
 
 
 def _layers(text: str, opened: Any) -> tuple[int, ...]:
-    """Blocks by their numbers, or those that an MLAP probe reads by default."""
+    """Return blocks by their numbers, or those that an MLAP probe reads by default."""
     from fastvtp.frozen.runs import mlap_layers
     from fastvtp.settings import parse_value
 

@@ -292,7 +292,7 @@ class VideoTextLoader:
         )
 
     def _encoded(self, captions: list[str]) -> PackedText:
-        """Token ids of the captions; none where there is no tokenizer."""
+        """Return token ids of the captions; none where there is no tokenizer."""
         if self._tokenizer is None or self._max_text_length is None:
             return PackedText(np.empty(0, np.int64), (0,) * len(captions))
         return self._tokenizer.encode_packed(captions, self._max_text_length)

@@ -112,7 +112,7 @@ class FrameSampling:
 
 
 def _random_frames(start: int, stop: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` frames from start to stop - 1 in order, none more than once oftener than another."""
+    """Return `count` frames from start to stop - 1 in order, none more than once oftener than another."""
     repeats, extra = divmod(count, stop - start)
     every = np.repeat(np.arange(start, stop), repeats)
     return np.sort(np.concatenate([every, start + rng.choice(stop - start, extra, replace=False)]))

@@ -133,7 +133,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._pieces.save(Path(path))
 
     def encode(self, captions: Sequence[str], max_length: int) -> list[np.ndarray]:
-        """Token ids of each caption, int64 `[length]`; longer ones lose their end, so that length <= `max_length`.
+        """Return token ids of each caption, int64 `[length]`; longer ones lose their end, so that length <=
+        `max_length`.
 
         Raises:
             UserError: `max_length` is less than 1.

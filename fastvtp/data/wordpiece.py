@@ -90,7 +90,8 @@ class CaptionTokenizer(Tokenizer):
         self._tokenizer.save(str(path / "tokenizer.json" if path.is_dir() else path))
 
     def encode(self, captions: Sequence[str], max_length: int) -> list[np.ndarray]:
-        """Token ids of each caption, int64 `[length]`; longer ones lose their end, so that length <= `max_length`.
+        """Return token ids of each caption, int64 `[length]`; longer ones lose their end, so that length <=
+        `max_length`.
 
         Raises:
             UserError: `max_length` leaves no room between [CLS] and [SEP].
@@ -125,7 +126,7 @@ class CaptionTokenizer(Tokenizer):
         return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=skip_special)
 
     def _bodies(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of whole texts, without [CLS] and [SEP]."""
+        """Return token ids of whole texts, without [CLS] and [SEP]."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 

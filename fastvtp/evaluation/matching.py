@@ -23,12 +23,12 @@ class MatchingModel(Module, Protocol):
     """What is asked of a model with a matching head (ALPRO)."""
 
     def read_texts(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
-        """Packed captions, int64 [tokens] and int32 [B+1] -> their tokens [tokens, D] and features of unit length
+        """Read packed captions, int64 [tokens] and int32 [B+1] -> their tokens [tokens, D] and features of unit length
         [B, P]. max_seqlen: a bound on the longest caption."""
         ...
 
     def read_clips(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips, uint8 [B, T, H, W, 3] -> their tokens [B, V, D] and features of unit length [B, P]."""
+        """Read clips, uint8 [B, T, H, W, 3] -> their tokens [B, V, D] and features of unit length [B, P]."""
         ...
 
     def score_pairs(
@@ -42,7 +42,7 @@ class MatchingModel(Module, Protocol):
         clip_index: Tensor,
         odds: bool = True,
     ) -> Tensor:
-        """Log-odds that the texts and clips of pairs belong together, [Q]; odds False: the logit for it alone.
+        """Compute the log-odds that the texts and clips of pairs belong together, [Q]; odds False: the logit for it alone.
 
         text_tokens: [tokens, D] with cu_seqlens and max_seqlen, as `read_texts` gave them. clip_tokens: [M, V, D].
         text_index, clip_index: int64 [Q], the text and the clip of each pair.
@@ -171,13 +171,13 @@ def matching_metrics(
 
 
 def _first(similarity: Tensor, count: int) -> Tensor:
-    """True at the `count` largest of each row."""
+    """Return True at the `count` largest of each row."""
     chosen = torch.zeros_like(similarity, dtype=torch.bool)
     return chosen.scatter_(1, similarity.topk(count, dim=1).indices, True)
 
 
 def _behind(scores: Tensor, similarity: Tensor, scored: Tensor) -> Tensor:
-    """`scores` where `scored`, and beneath all of them the similarities, in their order."""
+    """Return `scores` where `scored`, and beneath all of them the similarities, in their order."""
     lowest = scores[scored].min()
     return torch.where(scored, scores, lowest - 1 - (1 - similarity))
 

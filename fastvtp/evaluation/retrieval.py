@@ -35,7 +35,7 @@ class RetrievalModel(Module, Protocol):
         ...
 
     def encode_video(self, video: Tensor) -> Tensor:
-        """`embed_video` at unit length."""
+        """Compute `embed_video` at unit length."""
         ...
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
@@ -228,7 +228,7 @@ def chance_recall(num_candidates: int, k: int) -> float:
 
 
 def _expected_ranks(similarity_QC: Tensor, query_E: Tensor, candidate_E: Tensor, temperature: float | None) -> Tensor:
-    """Expected rank of each query's best right candidate, float64 [Q]; NaN for a query without one."""
+    """Return the expected rank of each query's best right candidate, float64 [Q]; NaN for a query without one."""
     num_queries, num_candidates = similarity_QC.shape
     rows = max(1, BLOCK_VALUES // num_candidates)
     log_normalizer_C = None if temperature is None else _log_normalizer(similarity_QC, temperature, rows)
@@ -253,7 +253,7 @@ def _expected_ranks(similarity_QC: Tensor, query_E: Tensor, candidate_E: Tensor,
 
 
 def _log_normalizer(similarity_QC: Tensor, temperature: float, rows: int) -> Tensor:
-    """log of the sum over queries of exp(similarity / temperature), float64 [C]."""
+    """Compute the log of the sum over queries of exp(similarity / temperature), float64 [C]."""
     blocks = similarity_QC.split(rows)
     return torch.logsumexp(torch.stack([torch.logsumexp(block.double() / temperature, 0) for block in blocks]), 0)
 

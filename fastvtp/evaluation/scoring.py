@@ -177,7 +177,8 @@ class _Thumbnails:
         metrics: Mapping[str, Mapping[str, float]],
         title: str,
     ) -> None:
-        """scores: [N texts, M videos], of text-to-video and of video-to-text. metrics: see `save_retrieval_gallery`."""
+        """Save the gallery. scores: [N texts, M videos], of text-to-video and of video-to-text. metrics: see
+        `save_retrieval_gallery`."""
         content = GalleryContent(
             found.captions, [self.images[index] for index in found.ids], found.ids, found.video_of_text
         )
@@ -225,7 +226,7 @@ def score_retrieval(request: ScoreRequest) -> dict[str, Any]:
 
 
 def score_matching(request: ScoreRequest) -> dict[str, Any]:
-    """Captions and clips by the matching head, both ways, in percent; and by the contrast alone."""
+    """Score captions and clips by the matching head, both ways, in percent; and by the contrast alone."""
     opened, protocol = request.opened, request.protocol
     if protocol.views != (1, 1):
         raise UserError(f"views {protocol.views}: the matching head reads one view of a clip, expected (1, 1)")
@@ -254,7 +255,7 @@ def score_matching(request: ScoreRequest) -> dict[str, Any]:
 
 
 def score_questions(request: ScoreRequest) -> dict[str, Any]:
-    """Accuracy of open-ended answers or of choices, with blind baselines, in percent."""
+    """Compute the accuracy of open-ended answers or of choices, with blind baselines, in percent."""
     opened, questions = request.opened, load_questions(request.data)
     common: dict[str, Any] = {
         "device": opened.model.device,
@@ -273,7 +274,7 @@ def score_questions(request: ScoreRequest) -> dict[str, Any]:
 
 
 def score_classes(request: ScoreRequest) -> dict[str, Any]:
-    """Top-k and per-class accuracy, in percent."""
+    """Compute top-k and per-class accuracy, in percent."""
     model, classes = request.opened.model, load_classes(request.data, class_names=request.opened.class_names)
     with evaluation_loader(request.opened, classes.records, request.protocol) as loader:
         scores = evaluate_classification(model, loader, classes, device=model.device, progress=request.progress_bar)

@@ -38,8 +38,8 @@ def span_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def suppress(spans: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Greedy non-maximum suppression: the surest span stays, those that overlap with it by more than `threshold` go,
-    and so on. [N, S], [N] -> places of those that stay, int64, the surest first."""
+    """Suppress greedily what is not a maximum: the surest span stays, those that overlap with it by more than
+    `threshold` go, and so on. [N, S], [N] -> places of those that stay, int64, the surest first."""
     order = scores.argsort(descending=True, stable=True)
     overlaps = span_iou(spans[order], spans[order]) > threshold
     stays = torch.ones(len(order), dtype=torch.bool)

@@ -217,7 +217,7 @@ def _by_slot(clips_BKLD: Tensor, features: FeatureSet) -> Tensor:
 def _over_clips(
     head: torch.nn.Module, features: FeatureSet, read: Callable[[Tensor, list[int]], Iterator[tuple[str, Detections]]]
 ) -> dict[str, Detections]:
-    """`read` on the first view of all clips, in batches, in inference mode."""
+    """Run `read` on the first view of all clips, in batches, in inference mode."""
     found: dict[str, Detections] = {}
     with inference(head):
         for start in range(0, len(features), _AT_ONCE):
@@ -230,7 +230,7 @@ def _over_clips(
 def _training_batches(
     features: FeatureSet, annotations: SpanSet, training: HeadTraining
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """Shuffled epochs of annotated clips without end: first views [B, K, L, D], and places in `annotations`."""
+    """Return shuffled epochs of annotated clips without end: first views [B, K, L, D], and places in `annotations`."""
     places = annotations.by_id()
     usable = [(i, places[record.id]) for i, record in enumerate(features.records) if record.id in places]
     if annotations.kind == "boxes":  # a video without segments teaches, one without boxes does not

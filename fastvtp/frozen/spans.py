@@ -123,7 +123,7 @@ def _segment(item: Any, sizes: list[float], place: str) -> _Span:
 
 
 def _box(item: Any, sizes: list[float], place: str) -> _Span | None:
-    """None for a box outside the centred square."""
+    """Return None for a box outside the centred square."""
     width, height = sizes
     fields = _object(item, f"{place}: field 'boxes'")
     box, labels = fields.get("box"), fields.get("labels", [])

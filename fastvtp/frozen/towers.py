@@ -32,7 +32,7 @@ class VideoTower(ABC):
 
     @abstractmethod
     def _encode(self, video: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """As `encode_layers`, one [B, L, D] a layer, of layers that exist."""
+        """Encode as `encode_layers`, one [B, L, D] a layer, of layers that exist."""
 
     def encode_layers(self, video: Tensor, layers: Sequence[int] = (), pool: str = "none") -> Tensor:
         """Return what these blocks give, counted from 0 (before any LayerNorm), and last what the tower gives.

@@ -72,8 +72,8 @@ class Attention(nn.Module):
 
 
 def _project_rows(x_MD: Tensor, rows: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x_MD[rows]` times a weight, [M, D] -> [P, O]; where more rows are picked than there are, each is multiplied once
-    and picked afterwards. rows: int64 [P]; None: all."""
+    """Compute `x_MD[rows]` times a weight, [M, D] -> [P, O]; where more rows are picked than there are, each is
+    multiplied once and picked afterwards. rows: int64 [P]; None: all."""
     if rows is None or len(rows) <= len(x_MD):
         return linear(take_rows(x_MD, rows), weight, bias)
     return take_rows(linear(x_MD, weight, bias), rows)

@@ -69,7 +69,8 @@ class Contrast(nn.Module):
         return self.log_logit_scale.exp().clamp(max=100.0)
 
     def forward(self, text: Tensor, video: Tensor, sample_ids: Tensor | None = None) -> Tensor:
-        """InfoNCE of projected features, [B, projection_dim or D] each, of which rows i belong together: a loss [].
+        """Compute InfoNCE of projected features, [B, projection_dim or D] each, of which rows i belong together: a loss
+        [].
 
         sample_ids: int64 [B]; rows with equal ids are the same clip and no negatives of each other.
         """

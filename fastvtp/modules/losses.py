@@ -38,7 +38,8 @@ def masked_word_loss(
     *,
     backend: Literal["chunked", "liger"] | None = None,
 ) -> WordLoss:
-    """Cross-entropy of a linear word head over the masked words (BERT's masked language model, arXiv:1810.04805).
+    """Compute the cross-entropy of a linear word head over the masked words (BERT's masked language model,
+    arXiv:1810.04805).
 
     The M x V logits are never in memory at once, nor are their gradients: those of the inputs are computed with the
     loss, some rows at a time (cf. arXiv:2410.10989, section 3.2).
@@ -170,7 +171,7 @@ def video_text_contrast(
     directions: str = "mean",
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """InfoNCE of the cosine similarities of a batch: a loss [], float32.
+    """Compute InfoNCE of the cosine similarities of a batch: a loss [], float32.
 
     text, video: [B, D], of which rows i belong together; they are scaled to unit length here, in float32.
     logit_scale: [] the inverse temperature, with gradient if it is learned.
@@ -214,17 +215,17 @@ def random_mismatch(sample_ids: np.ndarray, *, seed: int, step: int) -> np.ndarr
 
 
 def matching_labels(is_mismatch: Tensor) -> Tensor:
-    """Labels of B matched and then B mismatched pairs, int64 [2B]: 1 for a match and 0 for a mismatch, or -100, which
-    the loss leaves out, where `is_mismatch`, bool [B], is False."""
+    """Return labels of B matched and then B mismatched pairs, int64 [2B]: 1 for a match and 0 for a mismatch, or -100,
+    which the loss leaves out, where `is_mismatch`, bool [B], is False."""
     mismatched = torch.where(is_mismatch, 0, -100)
     return torch.cat([torch.ones_like(mismatched), mismatched])
 
 
 def matching_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of two-way logits [2B, 2] over the pairs whose label, int64 [2B], is not -100."""
+    """Compute the mean cross-entropy of two-way logits [2B, 2] over the pairs whose label, int64 [2B], is not -100."""
     return cross_entropy(logits.float(), labels, ignore_index=-100)
 
 
 def matching_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of the labelled pairs that are judged rightly, float32 []."""
+    """Return the share of the labelled pairs that are judged rightly, float32 []."""
     return (logits.argmax(-1) == labels).sum() / (labels != -100).sum()

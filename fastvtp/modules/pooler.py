@@ -56,7 +56,7 @@ class AttentionPooler(nn.Module):
 
 
 def scale_query(query: Tensor, per_dim_scale: Tensor | None) -> Tensor:
-    """Queries over the square root of their width: [..., K] -> [..., K].
+    """Divide queries by the square root of their width: [..., K] -> [..., K].
 
     per_dim_scale: [K], a learned scale of each dimension, softplus(x) / softplus(0), of which 0 changes nothing; None:
     without.

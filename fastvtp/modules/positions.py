@@ -8,8 +8,8 @@ from torch.nn.functional import interpolate
 
 
 def sinusoid_positions(num_positions: int, width: int) -> Tensor:
-    """Fixed positions of VideoPrism's text tower: float32 [num_positions, width], sines in the first half of a row,
-    cosines in the second.
+    """Return fixed positions of VideoPrism's text tower: float32 [num_positions, width], sines in the first half of a
+    row, cosines in the second.
 
     angle(p, i) = p * 10000^(-i / (n - 1)) for i < n = width // 2: the last timescale is 10000 itself. An odd width ends
     in a zero.
@@ -33,7 +33,7 @@ def resize_positions(table: Tensor, before: tuple[int, int], after: tuple[int, i
 
 
 def sincos_positions(num_positions: int, width: int) -> Tensor:
-    """Fixed positions over the flat token index: float32 [num_positions, width].
+    """Return fixed positions over the flat token index: float32 [num_positions, width].
 
     angle(p, j) = p / 10000^(2*floor(j/2)/width); sine on even columns, cosine on odd ones (VideoMAE, SimVTP). Computed
     in float64: at p = 1567 the float32 angle is already off by 1e-4.

@@ -62,7 +62,7 @@ class Rows:
 
     @staticmethod
     def of(rows: "Rows | Packing") -> "Rows":
-        """`rows` itself, or the `Rows` of a bare packing, which picks nothing."""
+        """Return `rows` itself, or the `Rows` of a bare packing, which picks nothing."""
         return Rows(rows) if isinstance(rows, Packing) else rows
 
     @property
@@ -76,15 +76,15 @@ class Rows:
         return take_rows(x_MD, self.source_of(None if self.queries is None else self.queries.rows))
 
     def source_of(self, picked: Tensor | None) -> Tensor | None:
-        """Rows of the layer's input that these packed rows begin as: int64 [P] -> int64 [P]. None stands for all rows
-        in their order, on either side."""
+        """Return rows of the layer's input that these packed rows begin as: int64 [P] -> int64 [P]. None stands for all
+        rows in their order, on either side."""
         if self.sources is None or picked is None:
             return picked if self.sources is None else self.sources
         return self.sources[picked]
 
 
 def take_rows(x_ND: Tensor, rows: Tensor | None) -> Tensor:
-    """`x_ND[rows]` with a backward that repeats bit for bit: [N, D], int64 [M] -> [M, D]; None takes all rows.
+    """Return `x_ND[rows]` with a backward that repeats bit for bit: [N, D], int64 [M] -> [M, D]; None takes all rows.
 
     A row may be taken several times. Indexing adds such a row's gradients up in whatever order threads reach it; an
     embedding look-up sorts them first.

@@ -26,7 +26,7 @@ SYSTEMS = (SIMVTP, VIDEOMAE, ALPRO, VIDEOPRISM, CAPTIONER)
 
 
 def list_models() -> list[str]:
-    """Names that `create_model` takes."""
+    """Return names that `create_model` takes."""
     return sorted(named_models())
 
 

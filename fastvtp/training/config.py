@@ -291,7 +291,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 
 def differing_settings(config: TrainConfig, path: Path) -> list[str]:
-    """Dotted names whose values differ between `config` and the one saved at `path`."""
+    """Return dotted names whose values differ between `config` and the one saved at `path`."""
     try:
         saved = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:

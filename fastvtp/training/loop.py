@@ -305,6 +305,6 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
 
 
 def fetch(totals: dict[str, Tensor], batches: int, grad_norm: Tensor) -> dict[str, float]:
-    """Means over the batches of a step, and the norm, from the device in one transfer."""
+    """Fetch means over the batches of a step, and the norm, from the device in one transfer."""
     *sums, norm = torch.stack([*totals.values(), grad_norm]).float().tolist()
     return {**{name: value / batches for name, value in zip(totals, sums, strict=True)}, "grad_norm": norm}

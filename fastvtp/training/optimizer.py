@@ -14,7 +14,7 @@ _EMBEDDING = re.compile(r"(?:video|text)_embeddings\.|video_encoder\.(?:weight|b
 
 
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
-    """Factor on the learning rate of each parameter by name: decay^(depth + 1 - layer).
+    """Return the factor on the learning rate of each parameter by name: decay^(depth + 1 - layer).
 
     Layer 0 holds the embeddings, layer i + 1 block i of the encoder (of each, where there are two; ALPRO's fusing
     layers go on where those of text end), layer depth + 1 all else: final norms, decoder, heads. Layers go by the names
@@ -61,22 +61,22 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def learning_rate_at(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """Rate of step 0 <= step < total_steps by the schedule that `config` names."""
+    """Return the rate of step 0 <= step < total_steps by the schedule that `config` names."""
     if config.schedule == "linear":
         return linear_rate(step + 1, total_steps, config)
     return _cosine_rate(step, total_steps, config)
 
 
 def linear_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """Rate of step 0 to total_steps, counted from 1 in training: linear from 0 to the peak, then to 0, but at least
-    `final_learning_rate`. ALPRO's `get_lr_sched`."""
+    """Return the rate of step 0 to total_steps, counted from 1 in training: linear from 0 to the peak, then to 0, but
+    at least `final_learning_rate`. ALPRO's `get_lr_sched`."""
     warmup = _warmup_steps(total_steps, config)
     share = step / warmup if step < warmup else (total_steps - step) / max(total_steps - warmup, 1)
     return max(config.learning_rate * share, config.final_learning_rate)
 
 
 def _cosine_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """Linear from 0 to the peak (both ends included), then half a cosine.
+    """Return the rate that is linear from 0 to the peak (both ends included), then half a cosine.
 
     The same sequence as VideoMAE's and SimVTP's `cosine_scheduler`.
     """

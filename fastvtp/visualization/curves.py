@@ -66,7 +66,7 @@ def plot_curves(metrics_jsonl: Path | str, output: Path | str, *, title: str) ->
 
 
 def _read(path: Path) -> Series:
-    """Numbers by key, then step; keys that no panel shows are left out."""
+    """Read numbers by key, then step; keys that no panel shows are left out."""
     # A run can be killed within a character; what that leaves is no JSON either and is judged below.
     lines = path.read_text("utf-8", errors="replace").split("\n")
     series: Series = defaultdict(dict)
@@ -96,7 +96,7 @@ def _task(key: str) -> str | None:
 
 
 def _panels(series: Series) -> dict[str, Series]:
-    """Series by the title of the panel that shows them, in reading order."""
+    """Return series by the title of the panel that shows them, in reading order."""
     panels: dict[str, Series] = {key: {key: series[key]} for key in ("loss",) if key in series}
     panels |= {key: {key: series[key]} for key in series if key.startswith("loss/")}
     if accuracies := {task: series[key] for key in series if (task := _task(key))}:
@@ -127,7 +127,7 @@ def _draw(axes: "Axes", points: dict[int, float], color: str, label: str, *, smo
 
 
 def _moving_average(values: list[float], window: int) -> np.ndarray:
-    """Centred mean of the finite values in `window` points.
+    """Return the centred mean of the finite values in `window` points.
 
     At the start, where losses fall fast, the window shrinks on both sides so that it stays centred and does not bend
     the curve; at the end it loses only what lies beyond, so that the last value is no raw one.

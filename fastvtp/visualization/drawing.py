@@ -24,7 +24,7 @@ WORD_COLORS = {
 
 @cache
 def picture_font(bold: bool) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, of matplotlib."""
+    """Return DejaVu Sans, of matplotlib."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -32,7 +32,7 @@ def picture_font(bold: bool) -> ImageFont.FreeTypeFont:
 
 
 def stack(images: Sequence[Image.Image], *, vertical: bool = False, gap: int = GAP) -> Image.Image:
-    """Images beside or below each other, aligned left and top."""
+    """Lay images beside or below each other, aligned left and top."""
     widths, heights = [image.width for image in images], [image.height for image in images]
     gaps = gap * (len(images) - 1)
     size = (max(widths), sum(heights) + gaps) if vertical else (sum(widths) + gaps, max(heights))
@@ -45,7 +45,7 @@ def stack(images: Sequence[Image.Image], *, vertical: bool = False, gap: int = G
 
 
 def draw_page(panels: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Panels in rows of `columns`, with margins."""
+    """Draw panels in rows of `columns`, with margins."""
     rows = [stack(panels[start : start + columns], gap=2 * MARGIN) for start in range(0, len(panels), columns)]
     content = stack(rows, vertical=True, gap=2 * MARGIN)
     page = Image.new("RGB", (content.width + 2 * MARGIN, content.height + 2 * MARGIN), PAPER)
@@ -62,7 +62,7 @@ def label(text: str, height: int, width: int | None = None) -> Image.Image:
 
 
 def draw_words(tokens: Sequence[str], styles: Sequence[str], width: int) -> Image.Image:
-    """Tokens in their styles, wrapped at `width`."""
+    """Draw tokens in their styles, wrapped at `width`."""
     space = picture_font(False).getlength(" ")
     texts = [
         "" if (token, style) == (MASK_TOKEN, "masked") else token.removeprefix("##")

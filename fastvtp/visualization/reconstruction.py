@@ -16,8 +16,8 @@ from fastvtp.visualization.drawing import GAP, LINE_HEIGHT, draw_page, draw_word
 def reconstruction_grid(
     examples: Sequence[ReconstructionExample], *, num_frames: int = 4, scale: float = 1.5, columns: int = 2
 ) -> Image.Image:
-    """RGB picture with a panel per clip: `num_frames` evenly spaced frames of input, visible part and reconstruction,
-    then the three captions. Frames are enlarged `scale` times; `columns` panels stand side by side.
+    """Draw an RGB picture with a panel per clip: `num_frames` evenly spaced frames of input, visible part and
+    reconstruction, then the three captions. Frames are enlarged `scale` times; `columns` panels stand side by side.
     """
 
     _check_page(examples, columns)
@@ -83,7 +83,7 @@ def save_reconstruction_animation(
 
 
 def encode_animation(images: Sequence[Image.Image], suffix: str, *, fps: float, quality: int) -> bytes:
-    """Endless animation as the bytes of a ".gif" or ".webp" (`quality` 0 to 100 is WebP's)."""
+    """Return an endless animation as the bytes of a ".gif" or ".webp" (`quality` 0 to 100 is WebP's)."""
     formats = {".gif": "GIF", ".webp": "WEBP"}
     if suffix not in formats:
         raise ValueError(f"an animation is a .gif or .webp, got {suffix!r}")

@@ -72,7 +72,7 @@ class Row:
     """Line and column of the table of tiles that this kernel ran with."""
 
     def faults(self) -> list[str]:
-        """Says what about this kernel must not be shipped, one line each."""
+        """Say what about this kernel must not be shipped, one line each."""
         found = []
         name = f"{self.arch} {self.case}: {self.kernel} ({self.tile})"
         if self.spilled_bytes:
@@ -162,7 +162,7 @@ def _load_widths(assembly: str) -> Iterator[int]:
 
 
 def _disassemble_nvidia(binary: Any) -> tuple[tuple[int, int], str]:
-    """Returns (registers, bytes of stack) and the SASS; the stack holds nothing but spills.
+    """Return (registers, bytes of stack) and the SASS; the stack holds nothing but spills.
 
     By the tools in Triton's package.
     """
@@ -214,7 +214,7 @@ def report(
 
 
 def table(rows: list[Row]) -> str:
-    """Writes Markdown: a line per kernel and launch, the architectures side by side."""
+    """Write Markdown: a line per kernel and launch, the architectures side by side."""
     architectures = list(dict.fromkeys(row.arch for row in rows))
     together: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -253,7 +253,7 @@ def table(rows: list[Row]) -> str:
 
 
 def sources() -> str:
-    """Digest of everything that the machine code depends on: comments, docstrings and layout aside."""
+    """Return a digest of everything that the machine code depends on: comments, docstrings and layout aside."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
     for path in sorted(folder.rglob("*.py")):
@@ -274,7 +274,7 @@ def sources() -> str:
 
 
 def not_compiled(rows: list[Row]) -> list[str]:
-    """Names the entries of the table of tiles that no case launched on an architecture of the report, one line each."""
+    """Name the entries of the table of tiles that no case launched on an architecture of the report, one line each."""
     compiled = {(row.entry, row.arch, row.tile) for row in rows}
     return [
         f"{arch} {kernel} {column}: no case launches {tile}"

@@ -98,7 +98,7 @@ def _known(op: str) -> tuple[str, ...]:
 
 
 def ops() -> tuple[str, ...]:
-    """Names of all registered ops."""
+    """Return names of all registered ops."""
     return tuple(_implementations)
 
 

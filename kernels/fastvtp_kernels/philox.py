@@ -44,7 +44,7 @@ def _multiply(word: Word, multiplier: int) -> tuple[Word, Word]:
 
 
 def philox(counter: tuple[Word, Word, Word, Word], key: tuple[Word, Word]) -> tuple[Word, Word, Word, Word]:
-    """Ten Philox rounds over broadcastable words; returns four words in [0, 2^32) of the broadcast shape."""
+    """Run ten Philox rounds over broadcastable words; returns four words in [0, 2^32) of the broadcast shape."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -56,7 +56,7 @@ def philox(counter: tuple[Word, Word, Word, Word], key: tuple[Word, Word]) -> tu
 
 
 def random_words(stream: int, seed: Word, counter: tuple[Word, Word, Word, Word]) -> tuple[Tensor, ...]:
-    """Four independent words of 32 random bits, int64, each of the shape the counter broadcasts to.
+    """Return four independent words of 32 random bits, int64, each of the shape the counter broadcasts to.
 
     `stream` is one of the constants above, `seed` a 64-bit integer or an int64 tensor that broadcasts with the counter;
     at least one counter word is a tensor.
@@ -73,7 +73,7 @@ def uniform(high: Tensor, low: Tensor) -> Tensor:
 
 
 def below(word: Tensor, bound: Word) -> Tensor:
-    """Integer in [0, bound), for bound < 2^31, from 32 random bits: the upper word of their product.
+    """Return an integer in [0, bound), for bound < 2^31, from 32 random bits: the upper word of their product.
 
     The probability of each value is within 2^-32 of 1 / bound.
     """
@@ -81,5 +81,6 @@ def below(word: Tensor, bound: Word) -> Tensor:
 
 
 def bernoulli(word: Tensor, probability: float) -> Tensor:
-    """True with the given probability, decided by an integer comparison: exact, hence the same on every device."""
+    """Return True with the given probability, decided by an integer comparison: exact, hence the same on every
+    device."""
     return word < round(probability * 2**32)

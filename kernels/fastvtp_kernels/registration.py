@@ -16,7 +16,8 @@ _references: dict[str, Callable[..., Any]] = {}
 
 
 def launcher(module: str, name: str) -> Callable[..., Any]:
-    """Function `name` of the `kernels` beside a module, imported when first called: ops must import without Triton."""
+    """Return the function `name` of the `kernels` beside a module, imported when first called: ops must import without
+    Triton."""
 
     @functools.cache
     def load() -> Callable[..., Any]:
@@ -87,7 +88,7 @@ def shortcut(
     setup_context: Callable[..., Any] | None = None,
     backward: Callable[..., tuple[Any, ...]] | None = None,
 ) -> Callable[..., Any]:
-    """`op`, without the way through the dispatcher where nobody but autograd would notice.
+    """Return `op`, without the way through the dispatcher where nobody but autograd would notice.
 
     In eager mode on CUDA tensors that way takes several times as long as a short kernel. The other arguments are those
     of `define_gradient`; an op without a gradient has none.

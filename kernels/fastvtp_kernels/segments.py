@@ -36,7 +36,7 @@ def _sum_segments(
 
 
 def sum_segments(rows: Tensor, key: Tensor, segments: int, dtype: torch.dtype) -> Tensor:
-    """Sum over all rows of equal key, accumulated in float32 in the order of the rows.
+    """Compute the sum over all rows of equal key, accumulated in float32 in the order of the rows.
 
     Args:
         rows: [M, D] contiguous.

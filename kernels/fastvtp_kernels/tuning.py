@@ -251,7 +251,7 @@ def tile(kernel: str, dtype: torch.dtype, device: torch.device, variant: str = "
 
 
 def tiles(kernel: str, column: Precision) -> list[Tile]:
-    """Lists every tile of one kernel and precision that any architecture uses, each once."""
+    """List every tile of one kernel and precision that any architecture uses, each once."""
     found: list[Tile] = []
     for entry in TABLE[kernel][column].values():
         if entry not in found:

@@ -25,7 +25,7 @@ def values_readable(tensor: Tensor) -> bool:
 
 
 def check_devices(op: str, **tensors: Tensor | None) -> None:
-    """Raises ValueError unless all tensors are on one device; None is no tensor."""
+    """Raise ValueError unless all tensors are on one device; None is no tensor."""
     devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     if len(set(devices.values())) > 1:
         found = ", ".join(f"{name} on {device}" for name, device in devices.items())
@@ -33,7 +33,7 @@ def check_devices(op: str, **tensors: Tensor | None) -> None:
 
 
 def check_seed(op: str, seed: int, step: int = 0) -> None:
-    """Raises ValueError unless 0 <= seed < 2^64 and 0 <= step < 2^32."""
+    """Raise ValueError unless 0 <= seed < 2^64 and 0 <= step < 2^32."""
     if not 0 <= seed < 2**64:
         raise ValueError(f"{op}: seed is {seed}, expected 0 <= seed < 2**64")
     if not 0 <= step < 2**32:
@@ -41,14 +41,14 @@ def check_seed(op: str, seed: int, step: int = 0) -> None:
 
 
 def check_floating(op: str, **tensors: Tensor) -> None:
-    """Raises TypeError unless all tensors are of floating-point dtypes."""
+    """Raise TypeError unless all tensors are of floating-point dtypes."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise TypeError(f"{op}: {name} is {tensor.dtype}, expected a floating-point dtype")
 
 
 def check_shape(op: str, name: str, tensor: Tensor, *expected: int | str) -> None:
-    """Raises ValueError unless the shape is the expected one: numbers must match, letters stand for any size."""
+    """Raise ValueError unless the shape is the expected one: numbers must match, letters stand for any size."""
     shape = tuple(tensor.shape)
     fits = len(shape) == len(expected) and all(
         isinstance(want, str) or size == want for size, want in zip(shape, expected, strict=True)
@@ -58,7 +58,7 @@ def check_shape(op: str, name: str, tensor: Tensor, *expected: int | str) -> Non
 
 
 def check_video(op: str, video: Tensor, tubelet: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Returns the tubelet grid (t, h, w) of a video [B, T, H, W, C].
+    """Return the tubelet grid (t, h, w) of a video [B, T, H, W, C].
 
     Raises:
         ValueError: the video has another shape, or the tubelet does not divide it.
@@ -74,13 +74,13 @@ def check_video(op: str, video: Tensor, tubelet: tuple[int, int, int]) -> tuple[
 
 
 def check_channels(op: str, name: str, values: Sequence[float], channels: int) -> None:
-    """Raises ValueError unless there is one value per channel."""
+    """Raise ValueError unless there is one value per channel."""
     if len(values) != channels:
         raise ValueError(f"{op}: {name} has {len(values)} values, expected one per channel ({channels})")
 
 
 def check_index(op: str, name: str, index: Tensor, count: int, *shape: int | str, what: str = "token indices") -> None:
-    """Raises unless the indices are int32 or int64, of the given shape (as for `check_shape`), each in [0, count).
+    """Raise unless the indices are int32 or int64, of the given shape (as for `check_shape`), each in [0, count).
 
     On an accelerator the range is checked under FASTVTP_DEBUG=1 alone: it makes the host wait.
     """
@@ -94,7 +94,7 @@ def check_index(op: str, name: str, index: Tensor, count: int, *shape: int | str
 
 
 def check_cu_seqlens(op: str, name: str, cu_seqlens: Tensor, rows: int, max_seqlen: int | None = None) -> None:
-    """Raises unless the offsets are int32 [S+1] from 0, never falling, up to `rows` at most.
+    """Raise unless the offsets are int32 [S+1] from 0, never falling, up to `rows` at most.
 
     No sequence may be longer than max_seqlen. Values are looked at where `values_readable`.
     """

@@ -83,7 +83,7 @@ class Question:
 
 
 def describe(scene: Scene, rng: random.Random) -> str:
-    """Returns an English caption of 12 to 28 words; captions of different scenes are different."""
+    """Return an English caption of 12 to 28 words; captions of different scenes are different."""
     first, last = scene.objects[0], scene.objects[-1]
     events = rng.choice(_TWO_EVENTS if len(scene.objects) == 2 else (_ONE_EVENT,)).format(
         a=_object_phrase(first, rng),
@@ -96,7 +96,7 @@ def describe(scene: Scene, rng: random.Random) -> str:
 
 
 def ask(scene: Scene, rng: random.Random) -> list[Question]:
-    """Returns three questions of different kinds: one only time can answer, one for a colour, one for anything else."""
+    """Return three questions of different kinds: one only time can answer, one for a colour, one for anything else."""
     subject = rng.choice(scene.objects)
     everything = _object_questions(subject) + _motion_questions(subject) + _background_questions(scene.background)
     temporal = rng.choice(_motion_questions(subject))

@@ -57,7 +57,7 @@ class Track(NamedTuple):
 
 
 def render_scene(scene: Scene, num_frames: int, height: int, width: int) -> np.ndarray:
-    """Returns the clip as uint8 RGB frames [T, H, W, 3]; the same scene and size always give the same bytes."""
+    """Return the clip as uint8 RGB frames [T, H, W, 3]; the same scene and size always give the same bytes."""
     rng = random.Random(scene.layout_seed)
     unit = min(height, width)
     # Colour planes apart, [T, 3, H, W]: NumPy is slow over an innermost axis of length three.
@@ -69,7 +69,7 @@ def render_scene(scene: Scene, num_frames: int, height: int, width: int) -> np.n
 
 
 def object_tracks(scene: Scene, num_frames: int, height: int, width: int) -> list[Track]:
-    """Returns the track of each object of the scene; every object stays inside the frame while it is visible."""
+    """Return the track of each object of the scene; every object stays inside the frame while it is visible."""
     time = np.linspace(0, 1, num_frames, dtype=np.float32)
     half_x, half_y = width / min(height, width) / 2, height / min(height, width) / 2
     if scene.arrangement == "single":
@@ -92,7 +92,7 @@ def _layout_rng(scene: Scene, item: SceneObject) -> random.Random:
 
 
 def _side(scene: Scene, item: SceneObject) -> float:
-    """Returns which half of the frame is the object's, -0.5 or 0.5; it does not depend on the order of the objects."""
+    """Return which half of the frame is the object's, -0.5 or 0.5; it does not depend on the order of the objects."""
     place = sorted(other.shape for other in scene.objects).index(item.shape)
     return 0.5 if (place + scene.layout_seed) % 2 else -0.5
 
@@ -104,7 +104,7 @@ def _track(
     centre: tuple[float, float],
     room: tuple[float, float],
 ) -> Track:
-    """Moves one object through its motion as `progress` [T] goes from 0 to 1, within centre +- room."""
+    """Move one object through its motion as `progress` [T] goes from 0 to 1, within centre +- room."""
     one = np.ones_like(progress)
     radius, opacity = one * rng.uniform(*_RADIUS[item.size]), one
     if item.motion in ("grow", "shrink"):
@@ -132,7 +132,7 @@ def _track(
 
 
 def _paint(canvas: np.ndarray, item: SceneObject, track: Track, unit: int) -> None:
-    """Blends one object into canvas [T, 3, H, W]; only a window around the object is computed."""
+    """Blend one object into canvas [T, 3, H, W]; only a window around the object is computed."""
     num_frames, _, height, width = canvas.shape
     radius = track.radius * unit
     x, y = (width - 1) / 2 + track.x * unit, (height - 1) / 2 + track.y * unit
@@ -156,7 +156,8 @@ def _paint(canvas: np.ndarray, item: SceneObject, track: Track, unit: int) -> No
 
 
 def _signed_distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Distance from the outline in radii, negative inside; u [T, 1, S] and v [T, S, 1] are offsets in radii."""
+    """Return the distance from the outline in radii, negative inside; u [T, 1, S] and v [T, S, 1] are offsets in
+    radii."""
     match shape:
         case "circle":
             return np.hypot(u, v) - 0.95
@@ -182,7 +183,7 @@ def _signed_distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _star_distance(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Distance from the edges of an upright five-pointed star whose inner radius is 0.45 of the outer."""
+    """Return the distance from the edges of an upright five-pointed star whose inner radius is 0.45 of the outer."""
     sector = 2 * np.pi / 5
     angle = np.abs((np.arctan2(u, -v) + sector / 2) % sector - sector / 2)
     rho = np.hypot(u, v)
@@ -192,7 +193,7 @@ def _star_distance(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _marks_depth(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Distance in radii into the dark marks of a texture, negative outside them."""
+    """Return the distance in radii into the dark marks of a texture, negative outside them."""
     match texture:
         case "solid":
             return np.full(np.broadcast_shapes(u.shape, v.shape), -1, np.float32)
@@ -211,7 +212,7 @@ def _marks_depth(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def _background(
     background: Background, rng: random.Random, num_frames: int, height: int, width: int, unit: int
 ) -> np.ndarray:
-    """Returns float32 RGB planes [T, 3, H, W]: a tone map seen through a window that may slide."""
+    """Return float32 RGB planes [T, 3, H, W]: a tone map seen through a window that may slide."""
     speed = rng.uniform(*_DRIFT_PER_FRAME) * unit if background.behaviour.startswith("drifting") else 0.0
     steps = np.rint(speed * np.arange(num_frames)).astype(int)
     # The window runs to the right where the pattern is to run to the left.
@@ -227,7 +228,7 @@ def _background(
 
 
 def _tone(pattern: str, rng: random.Random, height: int, width: int, unit: int) -> np.ndarray:
-    """Returns a tone map float32 [H, W] from -1 (dark) to 1 (bright), at a random phase."""
+    """Return a tone map float32 [H, W] from -1 (dark) to 1 (bright), at a random phase."""
     y = (np.arange(height, dtype=np.float32)[:, None] / unit) + rng.random()
     x = (np.arange(width, dtype=np.float32)[None, :] / unit) + rng.random()
     match pattern:

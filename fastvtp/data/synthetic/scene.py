@@ -75,7 +75,7 @@ class Scene:
 
 
 def sample_scene(rng: random.Random) -> Scene:
-    """Draws a scene; half of them hold two objects that differ in shape and in colour."""
+    """Draw a scene; half of them hold two objects that differ in shape and in colour."""
     background = _sample_background(rng)
     layout_seed = rng.getrandbits(32)
     arrangement = rng.choice(("single", "single", "rows", "columns"))
@@ -97,7 +97,7 @@ def temporal_twin(scene: Scene) -> Scene:
 
 
 def sample_scenes(seed: int, split: str, count: int, twin_fraction: float, taken: set[Scene]) -> Iterator[Scene]:
-    """Yields `count` scenes, none of them in `taken`, and adds each to `taken`.
+    """Yield `count` scenes, none of them in `taken`, and add each to `taken`.
 
     About `twin_fraction` of the scenes come in pairs of neighbours that are temporal twins of each other.
     """

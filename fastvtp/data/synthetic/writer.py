@@ -55,7 +55,7 @@ class Clip:
 def generate_dataset(
     root: Path | str, config: SyntheticConfig | None = None, *, workers: int | None = None, progress: bool = True
 ) -> SyntheticDataset:
-    """Generates the data set in `root`, or finds it there, or completes what an interrupted call has left.
+    """Generate the data set in `root`, or find it there, or complete what an interrupted call has left.
 
     Args:
         root: folder of the data set; made when absent.
@@ -101,7 +101,7 @@ def generate_dataset(
 
 
 def plan_clips(config: SyntheticConfig) -> dict[str, list[Clip]]:
-    """Returns the clips of the splits "test" and "train"; no scene occurs twice in the whole data set."""
+    """Return the clips of the splits "test" and "train"; no scene occurs twice in the whole data set."""
     taken: set[Scene] = set()
     # The test split goes first, so that it stays the same when only num_train changes.
     return {
@@ -114,7 +114,7 @@ def plan_clips(config: SyntheticConfig) -> dict[str, list[Clip]]:
 
 
 def encode_h264(frames: np.ndarray, *, fps: int, keyframe_interval: int, crf: int) -> bytes:
-    """Returns frames, uint8 RGB [T, H, W, 3], as an mp4 file with one H.264 stream and no B-frames."""
+    """Return frames, uint8 RGB [T, H, W, 3], as an mp4 file with one H.264 stream and no B-frames."""
     import av
     from av.video.reformatter import ColorRange, Colorspace
 
@@ -154,7 +154,7 @@ def _write_chunk(root: Path, config: SyntheticConfig, clips: list[Clip]) -> int:
 
 
 def _map_unordered(function: Callable[[list[Clip]], int], chunks: list[list[Clip]], workers: int) -> Iterator[int]:
-    """Yields function(chunk) as the chunks get done, in this process when one worker is enough."""
+    """Yield function(chunk) as the chunks get done, in this process when one worker is enough."""
     if workers <= 1:
         yield from map(function, chunks)
         return

@@ -103,7 +103,7 @@ def plan_runs(study: str, model: AlproConfig, scale: AlproScale) -> list[Run]:
 
 
 def train_prompter(config: TrainConfig, scale: AlproScale, folder: Path) -> TrainConfig:
-    """`config` with a prompter in `folder`, trained there once on the same clips, as start and as prompter.
+    """Return `config` with a prompter in `folder`, trained there once on the same clips, as start and as prompter.
 
     In the paper all runs start from an ImageNet ViT and a BERT; at this scale the prompter's towers stand in for them.
     """
@@ -169,7 +169,7 @@ def shown_entities(clips: Clips) -> Tensor:
 
 
 def loss_scores(model: Alpro, held_out: HeldOut) -> dict[str, float]:
-    """Held-out losses; the wrong pairs are drawn evenly, since hard ones would be each model's own."""
+    """Return held-out losses; the wrong pairs are drawn evenly, since hard ones would be each model's own."""
     sums, counts = defaultdict[str, float](float), defaultdict[str, int](int)
     for number, batch in enumerate(held_out.test.batches):
         plan = model.plan(batch.input_ids, batch.text_lengths, batch.sample_ids, seed=MASK_SEED, step=0)
@@ -192,7 +192,7 @@ def loss_scores(model: Alpro, held_out: HeldOut) -> dict[str, float]:
 
 
 def entity_scores(model: Alpro, held_out: HeldOut) -> dict[str, float]:
-    """Shares of the crops whose likeliest entity is right; nothing for a model without entities."""
+    """Return shares of the crops whose likeliest entity is right; nothing for a model without entities."""
     if not model.config.entity_weight:
         return {}
     examples = [

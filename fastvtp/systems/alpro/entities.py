@@ -33,7 +33,7 @@ def entity_prompts(entities: list[str], kind: str = "video") -> list[str]:
 
 
 def average_prompts(features: Tensor, num_entities: int) -> Tensor:
-    """Features of `entity_prompts`, [templates * E, D], -> one row an entity, [E, D].
+    """Return features of `entity_prompts`, [templates * E, D], -> one row an entity, [E, D].
 
     Rows are brought to unit length, averaged over the templates, and left as long as that makes them (as released).
     """
@@ -84,7 +84,8 @@ class EntityTargets(NamedTuple):
 def entity_targets(
     crop_features: Tensor, prompt_features: Tensor, temperature: Tensor, *, ignore_rule: str = "paper"
 ) -> EntityTargets:
-    """Soft labels of the crops: softmax of crop_features, [B, D] of unit length, against prompt_features, [E, D].
+    """Return soft labels of the crops: softmax of crop_features, [B, D] of unit length, against prompt_features, [E,
+    D].
 
     ignore_rule: "paper" leaves out a crop whose likeliest entity has a probability below 0.2. "official" does what the
     released code does: it compares the *index* of that entity with 0.2, so that only crops that look like entity 0 are
@@ -98,7 +99,8 @@ def entity_targets(
 
 
 def entity_loss(logits: Tensor, targets: EntityTargets) -> Tensor:
-    """Cross-entropy of logits [B, E] with soft labels, mean over the crops that are not ignored; 0 if all are."""
+    """Compute the cross-entropy of logits [B, E] with soft labels, mean over the crops that are not ignored; 0 if all
+    are."""
     each = -(targets.probabilities * log_softmax(logits.float(), dim=-1)).sum(dim=-1)
     kept = (~targets.ignored).float()
     return (each * kept).sum() / kept.sum().clamp(min=1)

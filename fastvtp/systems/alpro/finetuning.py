@@ -97,7 +97,7 @@ class AlproQA(AlproFusion):
         )
 
     def init_weights(self) -> None:
-        """As the towers'; uses torch's global generator."""
+        """Initialise the weights as the towers', from torch's global generator."""
         super().init_weights()
         self.classifier.apply(init_linear_normal)
 

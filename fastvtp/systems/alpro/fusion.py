@@ -146,7 +146,7 @@ class AlproFusion(AlproTowers):
         self.match_head = nn.Linear(config.width, 2)
 
     def init_weights(self) -> None:
-        """As the towers'; uses torch's global generator."""
+        """Initialise the weights as the towers', from torch's global generator."""
         super().init_weights()
         self.fusion_encoder.init_weights()
         self.match_head.apply(init_linear_normal)
@@ -192,15 +192,15 @@ class AlproFusion(AlproTowers):
             return self.match_head(take_rows(fused, cu_seqlens[:-1].long()).float())
 
     def read_texts(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
-        """Packed captions, int64 [N] and int32 [B+1] -> their tokens [N, D], which pairs are scored by, and their
+        """Read packed captions, int64 [N] and int32 [B+1] -> their tokens [N, D], which pairs are scored by, and their
         features of unit length, float32 [B, projection_dim]."""
         x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
         x_ND = self.text_encoder(x_ND, packing)
         return x_ND, self.text_features(x_ND, cu_seqlens[:-1].long())
 
     def read_clips(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips, uint8 [B, T, H, W, 3] -> their tokens [B, V, D], which pairs are scored by, and their features of unit
-        length, float32 [B, projection_dim]."""
+        """Read clips, uint8 [B, T, H, W, 3] -> their tokens [B, V, D], which pairs are scored by, and their features of
+        unit length, float32 [B, projection_dim]."""
         tokens_BVD = self.video_tokens(video)
         return tokens_BVD, self.video_features(tokens_BVD)
 

@@ -62,7 +62,7 @@ class Alpro(AlproFusion):
         self._prompts_seen = False
 
     def init_weights(self) -> None:
-        """As the towers', with no entity prompted yet; uses torch's global generator."""
+        """Initialise the weights as the towers', with no entity prompted yet, from torch's global generator."""
         super().init_weights()
         self.word_transform.init_weights()
         self.entity_head.apply(init_linear_normal)
@@ -71,7 +71,7 @@ class Alpro(AlproFusion):
             nn.init.zeros_(prompts)
 
     def train(self, mode: bool = True) -> "Alpro":
-        """As of any module, except that the prompter stays in evaluation mode."""
+        """Set the mode as of any module, except that the prompter stays in evaluation mode."""
         super().train(mode)
         self.prompter.eval()
         return self
@@ -139,7 +139,7 @@ class Alpro(AlproFusion):
         return AlproOutput(loss, detached, match_logits, match_labels, entity_logits)
 
     def _entity_logits(self, fused: Tensor, cu_seqlens: Tensor, num_patches: int) -> Tensor:
-        """Logits of the entities in each crop, [B, E], from the mean of its patches.
+        """Return logits of the entities in each crop, [B, E], from the mean of its patches.
 
         fused: [R, D], which begins with the matched pairs, cu_seqlens int32 [B+1]: of each its [CLS] and then the
         patches inside its crop, `num_patches` in all.
@@ -167,7 +167,7 @@ class Alpro(AlproFusion):
         return prompts[kind]
 
     def _check_prompts(self) -> None:
-        """Raises UserError where no prompt was ever set: zeros would teach that every crop shows every entity alike.
+        """Raise UserError where no prompt was ever set: zeros would teach that every crop shows every entity alike.
         This is read back from the device for the first plan alone."""
         if not (self.video_prompts.any() or self.image_prompts.any()):
             raise UserError("video_prompts and image_prompts are all zero: fill them first, by `encode_prompts`")

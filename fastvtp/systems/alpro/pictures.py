@@ -110,8 +110,8 @@ _NAME_WIDTH, _BAR_WIDTH, _BAR_GAP = 110, 150, 4
 
 
 def entity_picture(examples: Sequence[EntityExample], *, frame_size: int = 216, columns: int = 2) -> Image.Image:
-    """RGB picture with a panel per clip: a frame, `frame_size` pixels high, with the crop outlined; beside it the
-    entities of the model and of the prompter, with probabilities; below it the caption.
+    """Draw an RGB picture with a panel per clip: a frame, `frame_size` pixels high, with the crop outlined; beside it
+    the entities of the model and of the prompter, with probabilities; below it the caption.
     """
 
     def panel(example: EntityExample) -> Image.Image:
@@ -146,7 +146,7 @@ def _cropped(example: EntityExample, size: int) -> Image.Image:
 
 
 def _bars(name: str, likely: dict[str, float], ignored: bool) -> Image.Image:
-    """Entities below each other under the name of who sees them."""
+    """Draw entities below each other under the name of who sees them."""
     width = _NAME_WIDTH + _BAR_WIDTH + _BAR_GAP + ceil(picture_font(False).getlength("100 %")) + 1
     rows = [label(f"{name}, too unsure to teach" if ignored else _SEES[name], LINE_HEIGHT, width)]
     for entity, probability in likely.items():

@@ -219,7 +219,8 @@ _PRETRAINING: dict[str, Any] = {
 def _optimizer(
     preset: str, learning_rate: float, *, warmup_share: float, clip_norm: float, weight_decay: float = 1e-3
 ) -> OptimizerConfig:
-    """ALPRO's. weight_decay: what its settings say; "official" does not apply it, as the release does not."""
+    """Return ALPRO's optimizer. weight_decay: what its settings say; "official" does not apply it, as the release does
+    not."""
     return OptimizerConfig(
         learning_rate=learning_rate,
         final_learning_rate=1e-8,
@@ -233,7 +234,8 @@ def _optimizer(
 
 
 def _pretraining_data(preset: str) -> DataConfig:
-    """Windows of at least (224 / 256)^2 of the picture, which the release crops from its middle scale."""
+    """Return settings that cut windows of at least (224 / 256)^2 of the picture, which the release crops from its
+    middle scale."""
     reading = replace(
         TRAINING_READING,
         sampling="head_tail",
@@ -252,7 +254,7 @@ def _pretraining_data(preset: str) -> DataConfig:
 
 
 def _finetuning_reading(preset: str) -> ClipReading:
-    """Whole frames or centred squares."""
+    """Return the reading of whole frames or centred squares."""
     return replace(
         TRAINING_READING, sampling="random_sorted", crop_scale=(1.0, 1.0), flip=False, framing=_FRAMING[preset]
     )
@@ -269,7 +271,8 @@ def _retrieval(
     clip_norm: float,
     output_dir: str,
 ) -> TrainConfig:
-    """Whole frames or centred squares, not augmented; the release makes a RandAugment, too, and never applies it."""
+    """Return the settings of retrieval: whole frames or centred squares, not augmented; the release makes a
+    RandAugment, too, and never applies it."""
     return TrainConfig(
         task="finetune_alpro_retrieval",
         model=AlproRetrievalConfig(num_frames=8),

@@ -90,7 +90,7 @@ class PretrainAlpro(CaptionedTask):
         logger.info("%d entities of %s", len(self.entities), config.options.entities)
 
     def _entities_of(self, checkpoint: Path) -> list[str]:
-        """Those that a resumed run learned, whatever the list says by now."""
+        """Return the entities that a resumed run learned, whatever the list says by now."""
         entities, path = read_entities(checkpoint / ENTITIES_NAME), self.config.options.entities
         limit = self.config.model.num_entities
         if path is not None and Path(path).is_file() and read_entities(path, limit) != entities:

@@ -101,7 +101,8 @@ class DividedBlock(nn.Module):
         return self._drop(out, (batch, 1, patches)) + second.bias
 
     def _within_frames(self, cls_B1D: Tensor, x_BTSD: Tensor, class_only: bool) -> tuple[Tensor, Tensor]:
-        """Class token and patches behind the attention of each frame; class_only: without patches, [B, T, 0, D]."""
+        """Return class token and patches behind the attention of each frame; class_only: without patches, [B, T, 0,
+        D]."""
         batch, frames, patches, width = x_BTSD.shape
         framed = torch.cat([cls_B1D[:, None].expand(-1, frames, -1, -1), x_BTSD], dim=2)
         packing = Packing.uniform(batch * frames, patches + 1, x_BTSD.device)
@@ -140,7 +141,8 @@ class TimeSformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
 
     def init_weights(self) -> None:
-        """ViT's initialisation; the projection after temporal attention begins at 0, so that time plays no part yet."""
+        """Initialise the weights as ViT's; the projection after temporal attention begins at 0, so that time plays no
+        part yet."""
         self.apply(init_linear_normal)
         nn.init.trunc_normal_(self.weight, std=0.02)
         nn.init.zeros_(self.bias)

@@ -119,7 +119,7 @@ class AlproTowers(nn.Module):
         self.temperature = nn.Parameter(torch.empty(()))
 
     def init_weights(self) -> None:
-        """ViT's and BERT's initialisation; uses torch's global generator."""
+        """Initialise the weights as ViT's and BERT's, from torch's global generator."""
         for module in (self.video_encoder, self.text_embeddings, self.text_encoder):
             module.init_weights()
         for module in (self.video_projection, self.text_projection):
@@ -146,12 +146,12 @@ class AlproTowers(nn.Module):
         return self.text_encoder(self.text_embeddings(input_ids, positions), packing)
 
     def video_features(self, tokens_BVD: Tensor) -> Tensor:
-        """Clips' features of unit length, from their class tokens: [B, V, D] -> float32 [B, projection_dim]."""
+        """Return clips' features of unit length, from their class tokens: [B, V, D] -> float32 [B, projection_dim]."""
         return normalize(self._project(self.video_projection, tokens_BVD[:, 0]), dim=-1)
 
     def text_features(self, tokens_ND: Tensor, first_rows: Tensor) -> Tensor:
-        """Texts' features of unit length, from their [CLS]: packed tokens [N, D], the rows of the [CLS] int64 [B]
-        -> float32 [B, projection_dim]."""
+        """Return texts' features of unit length, from their [CLS]: packed tokens [N, D], the rows of the [CLS] int64
+        [B] -> float32 [B, projection_dim]."""
         return normalize(self._project(self.text_projection, take_rows(tokens_ND, first_rows)), dim=-1)
 
     def embed_video(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
@@ -170,11 +170,11 @@ class AlproTowers(nn.Module):
         return self._project(self.text_projection, self.text_encoder(x_ND, Rows(packing, QueryRows.first(packing))))
 
     def encode_video(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
-        """`embed_video` at unit length."""
+        """Compute `embed_video` at unit length."""
         return normalize(self.embed_video(video, shown), dim=-1)
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """`embed_text` at unit length."""
+        """Compute `embed_text` at unit length."""
         return normalize(self.embed_text(input_ids, cu_seqlens, max_seqlen), dim=-1)
 
     def _project(self, projection: nn.Module, tokens_BD: Tensor) -> Tensor:
@@ -183,7 +183,8 @@ class AlproTowers(nn.Module):
             return projection(tokens_BD.float())
 
     def contrast(self, text: Tensor, video: Tensor, sample_ids: Tensor | None) -> Tensor:
-        """InfoNCE, mean of both directions, of features [B, projection_dim] each, of which rows i belong together: [].
+        """Compute InfoNCE, mean of both directions, of features [B, projection_dim] each, of which rows i belong
+        together: [].
 
         sample_ids: int64 [B]; rows with equal ids are the same clip and no negatives of each other.
         """

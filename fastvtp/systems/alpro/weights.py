@@ -47,7 +47,7 @@ _FIRST_LAYER = re.compile(r"(^|t_encoder\.)layers\.0\.mlp\.fc1")
 
 
 def names(name: str) -> str:
-    """fastvtp's name of an entry after it is prepared. The features of prompts are the student's, not the
+    """Return fastvtp's name of an entry after it is prepared. The features of prompts are the student's, not the
     prompter's."""
     inner = name.removeprefix(_PROMPTER)
     ours = bert.NAMES(inner.removeprefix(_TEXT)) if inner.startswith(_TEXT) else _OWN(inner)

@@ -58,13 +58,13 @@ class CachedClips:
         return len(self._clips)
 
     def check_backbone(self, folder: str) -> None:
-        """Raises UserError where the features are not those of the model in `folder`."""
+        """Raise UserError where the features are not those of the model in `folder`."""
         found, expected = self._features.description["model_digest"], model_digest(load_pretrained(folder))
         if found != expected:
             raise UserError(f"{self.folder} holds features of another model than model.backbone={folder}")
 
     def check_framing(self, framing: str) -> None:
-        """Raises UserError where the features are of frames that came to the model's size by another framing."""
+        """Raise UserError where the features are of frames that came to the model's size by another framing."""
         if (found := self._features.framing) != framing:
             raise UserError(
                 f"{self.folder} holds features of framing {found!r}, expected {framing!r}: set data.framing={found}"

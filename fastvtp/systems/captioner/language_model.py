@@ -76,7 +76,8 @@ class LanguageModel:
         return self.model.get_input_embeddings().weight.device
 
     def tokenize(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
-        """Token ids of the prompt and of the text behind it; a space parts them, unless the prompt ends in one."""
+        """Return token ids of the prompt and of the text behind it; a space parts them, unless the prompt ends in
+        one."""
         joined = f"{prompt}{text}" if not prompt or prompt[-1].isspace() else f"{prompt} {text}"
         # a space before a word is part of it in most vocabularies
         prompt_ids, joined_ids = (
@@ -214,7 +215,7 @@ class LanguageModel:
         return totals
 
     def _check_room(self, length: int) -> None:
-        """Raises UserError where the model has fewer positions than `length`."""
+        """Raise UserError where the model has fewer positions than `length`."""
         positions = getattr(self.model.config, "max_position_embeddings", None)
         if positions is not None and length > positions:
             raise UserError(

@@ -61,7 +61,7 @@ class VideoCaptionerConfig:
             raise ValueError(f"question_template must hold {{question}} once, got {self.question_template!r}")
 
     def check_widths(self) -> None:
-        """Raises ValueError where the heads do not fit the features, whose width may follow after the rest."""
+        """Raise ValueError where the heads do not fit the features, whose width may follow after the rest."""
         check_heads(self, "feature_width", "num_heads")
 
 
@@ -99,7 +99,7 @@ class PerceiverResampler(nn.Module):
         self.block = CrossBlock(width, num_heads, mlp_ratio)
 
     def init_weights(self) -> None:
-        """Normal matrices and queries; uses torch's global generator."""
+        """Draw normal matrices and queries from torch's global generator."""
         self.apply(init_linear_normal)
         nn.init.normal_(self.queries, std=0.02)
 
@@ -207,7 +207,7 @@ class VideoCaptioner(nn.Module):
         return self.projection(self.resampler(tokens_MD, clips.packing))
 
     def texts(self, captions: Sequence[str], prompts: Sequence[str] | None = None) -> PromptedTexts:
-        """Captions to learn, on the model's device; prompts: one each, None: `config.prompt`."""
+        """Return captions to learn, on the model's device; prompts: one each, None: `config.prompt`."""
         return self.language.texts(self._prompts(prompts, len(captions)), captions, self.config.max_tokens)
 
     def forward(self, clips: Clips, texts: PromptedTexts) -> CaptionerOutput:
@@ -228,7 +228,7 @@ class VideoCaptioner(nn.Module):
     def rank(
         self, clips: Clips, prompts: Sequence[str], candidates: Sequence[Sequence[str]], *, length: str = "sum"
     ) -> list[Tensor]:
-        """Log-likelihoods of the candidate answers of each clip behind its prompt; see
+        """Return log-likelihoods of the candidate answers of each clip behind its prompt; see
         `LanguageModel.log_likelihoods`."""
         return self.language.log_likelihoods(self.prefix(clips), prompts, candidates, length=length)
 

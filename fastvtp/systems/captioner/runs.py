@@ -50,7 +50,7 @@ _PROTOCOL, _ANSWERING = EvaluationProtocol(), Answering()
 def open_captioning(
     source: str | Path, device: torch.device, *, backbone: str | None = None, language_model: str | None = None
 ) -> OpenedModel:
-    """`open_model` of a captioner, whose frozen parts may have moved: a run or model folder, and a folder of
+    """Open a captioner as `open_model` does, whose frozen parts may have moved: a run or model folder, and a folder of
     `transformers`; None: where they were in training. Raises UserError for another model."""
     opened = open_model(source, device)
     moved = {"backbone": None if backbone is None else str(weights_of(backbone)), "language_model": language_model}

@@ -139,7 +139,7 @@ def caption_without_clip(model: VideoCaptioner, *, num_beams: int = 1) -> str | 
 
 
 def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScore:
-    """Captions against the references of their clips; at least one clip, and one reference each."""
+    """Score captions against the references of their clips; at least one clip, and one reference each."""
     exact, overlap = [], []
     for caption, known in zip(captions, references, strict=True):
         exact.append(float(any(_words(caption) == _words(text) for text in known)))
@@ -148,7 +148,7 @@ def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]])
 
 
 def word_overlap(caption: str, reference: str) -> float:
-    """Words in common, each as often as both have it, 2·common / (all of both): 0 to 1."""
+    """Return words in common, each as often as both have it, 2·common / (all of both): 0 to 1."""
     ours, theirs = _words(caption), _words(reference)
     common = sum((Counter(ours) & Counter(theirs)).values())
     return 2 * common / max(len(ours) + len(theirs), 1)
@@ -202,7 +202,7 @@ def evaluate_answers(
     vocabulary = form.vocabulary
 
     def asked(indices: Sequence[int]) -> tuple[list[str], list[Sequence[str]]]:
-        """Prompts and candidates."""
+        """Return prompts and candidates."""
         template = model.config.question_template
         return (
             [few_shot_prompt(questions.records[index].captions[0], form.examples, template) for index in indices],

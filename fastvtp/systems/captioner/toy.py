@@ -38,7 +38,7 @@ _VERBS = {
 
 
 def plain_caption(scene: Mapping[str, Any]) -> str:
-    """Colour, act and background of a scene with one object, of a synthetic list's field "scene"."""
+    """Return the colour, act and background of a scene with one object, of a synthetic list's field "scene"."""
     (item,) = scene["objects"]
     return f"a {item['colour']} object {_VERBS[item['motion']]} over {scene['background']['colour']}"
 

@@ -150,7 +150,7 @@ def score(model: Any, held_out: HeldOut) -> dict[str, float]:
 
 
 def reconstruction_scores(model: Any, held_out: HeldOut) -> dict[str, float]:
-    """Losses of hidden pixels and hidden words, and the share of words found, with the masks of `held_out`.
+    """Return losses of hidden pixels and hidden words, and the share of words found, with the masks of `held_out`.
 
     <name>/given: the joint sequence, as in training. <name>/withheld: the sequence of the modality alone, which a model
     trained on pairs never had to fill in. <name>/foreign: the joint sequence with another clip's caption or clip, the
@@ -180,7 +180,8 @@ def reconstruction_scores(model: Any, held_out: HeldOut) -> dict[str, float]:
 
 
 def encode_clips(model: Any, video: Tensor, index: Tensor | None = None) -> Tensor:
-    """Encoded tokens of the listed tubelets alone (None: of all), by the encoder of a `SimVTP` or `VideoMAE`.
+    """Compute the encoded tokens of the listed tubelets alone (None: of all), by the encoder of a `SimVTP` or
+    `VideoMAE`.
 
     uint8 [B, T, H, W, 3], int32 [B, K] -> [B, K, D].
     """

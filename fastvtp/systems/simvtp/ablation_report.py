@@ -98,7 +98,7 @@ class SimVTPReport(Report):
         return self.with_bounds([share_run(share).name for share in sorted(self.scale.shares)])
 
     def _grid(self, score: str) -> list[list[float | None]]:
-        """Mean score by text ratio, then video ratio; the base run alone makes no grid."""
+        """Return the mean score by text ratio, then video ratio; the base run alone makes no grid."""
         names = [
             [mask_run(self.model, text, video).name for video in self.scale.video_ratios]
             for text in self.scale.text_ratios

@@ -83,7 +83,7 @@ class SimVTP(nn.Module):
         self.contrast = Contrast(config, config.width)
 
     def init_weights(self) -> None:
-        """VideoMAE's initialisation; uses torch's global generator."""
+        """Initialise the weights as VideoMAE's, from torch's global generator."""
         for module in (self.encoder, self.word_head, self.match_head):
             module.apply(init_linear_xavier)
         for module in (self.contrast, self.video_embeddings, self.text_embeddings, self.decoder):
@@ -220,9 +220,9 @@ class SimVTP(nn.Module):
         return self.contrast.text_projection(segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens))
 
     def encode_video(self, video: Tensor) -> Tensor:
-        """`embed_video` at unit length."""
+        """Compute `embed_video` at unit length."""
         return normalize(self.embed_video(video), dim=-1)
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """`embed_text` at unit length."""
+        """Compute `embed_text` at unit length."""
         return normalize(self.embed_text(input_ids, cu_seqlens, max_seqlen), dim=-1)

@@ -99,7 +99,7 @@ class VideoQA(nn.Module):
         self.head = nn.Sequential(nn.Dropout(config.head_dropout), *layers)
 
     def init_weights(self) -> None:
-        """VideoMAE's initialisation; uses torch's global generator."""
+        """Initialise the weights as VideoMAE's, from torch's global generator."""
         for module in (self.encoder, self.head):
             module.apply(init_linear_xavier)
         for module in (self.video_embeddings, self.text_embeddings):

@@ -117,7 +117,8 @@ def qa_finetune(preset: str = "fastvtp") -> TrainConfig:
 
 
 def _dual_encoder(preset: str, *, projection_dim: int = 256, **sizes: Any) -> DualEncoderConfig:
-    """SimVTP's retrieval model. "fastvtp" takes over what its table recommends for the contrast in pretraining."""
+    """Return SimVTP's retrieval model. "fastvtp" takes over what its table recommends for the contrast in
+    pretraining."""
     if preset == "fastvtp":
         sizes |= {
             "pad_text": False,

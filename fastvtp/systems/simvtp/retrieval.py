@@ -60,7 +60,7 @@ class DualEncoder(nn.Module):
         self.contrast = Contrast(config, config.width)
 
     def init_weights(self) -> None:
-        """VideoMAE's initialisation; uses torch's global generator."""
+        """Initialise the weights as VideoMAE's, from torch's global generator."""
         for module in (self.video_encoder, self.text_encoder, self.video_norm, self.text_norm):
             if module is not None:
                 module.apply(init_linear_xavier)
@@ -111,11 +111,11 @@ class DualEncoder(nn.Module):
         return self.contrast.text_projection(self.text_norm(means))
 
     def encode_video(self, video: Tensor) -> Tensor:
-        """`embed_video` at unit length."""
+        """Compute `embed_video` at unit length."""
         return normalize(self.embed_video(video), dim=-1)
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """`embed_text` at unit length."""
+        """Compute `embed_text` at unit length."""
         return normalize(self.embed_text(input_ids, cu_seqlens, max_seqlen), dim=-1)
 
     def _embed_together(

@@ -66,7 +66,8 @@ class FinetuneQA(QuestionTask):
 
 
 def word_head(source: str) -> tuple[Tensor, Tensor] | None:
-    """Weight [vocabulary, D] and bias of the word head of a SimVTP, released or of fastvtp, or None in what has none.
+    """Return the weight [vocabulary, D] and bias of the word head of a SimVTP, released or of fastvtp, or None in what
+    has none.
 
     source: as `init`. Raises CheckpointError with one line.
     """

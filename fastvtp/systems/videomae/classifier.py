@@ -43,7 +43,7 @@ class VideoClassifier(nn.Module):
         self.head = nn.Linear(config.width, config.num_classes)
 
     def init_weights(self) -> None:
-        """VideoMAE's initialisation; uses torch's global generator."""
+        """Initialise the weights as VideoMAE's, from torch's global generator."""
         for module in (self.encoder, self.norm):
             module.apply(init_linear_xavier)
         self.video_embeddings.init_weights()

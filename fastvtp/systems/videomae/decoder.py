@@ -79,7 +79,8 @@ class VideoDecoder(nn.Module):
         self.register_buffer("positions", torch.empty(num_tokens, width), persistent=False)
 
     def init_weights(self) -> None:
-        """VideoMAE's initialisation, with the mask token of deviation 0.02; uses torch's global generator."""
+        """Initialise the weights as VideoMAE's, with the mask token of deviation 0.02, from torch's global
+        generator."""
         self.apply(init_linear_xavier)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.positions.copy_(sincos_positions(*self.positions.shape))

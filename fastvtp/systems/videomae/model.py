@@ -209,7 +209,7 @@ class VideoEmbeddings(nn.Module):
         self.register_buffer("positions", torch.empty(self.num_tokens, width), persistent=False)
 
     def init_weights(self) -> None:
-        """VideoMAE's initialisation; uses torch's global generator."""
+        """Initialise the weights as VideoMAE's, from torch's global generator."""
         nn.init.xavier_uniform_(self.weight.view(self.weight.shape[0], -1))
         nn.init.zeros_(self.bias)
         self.positions.copy_(sincos_positions(*self.positions.shape))
@@ -256,7 +256,7 @@ class VideoMAE(nn.Module):
         self.decoder = config.video_decoder()
 
     def init_weights(self) -> None:
-        """VideoMAE's initialisation; uses torch's global generator."""
+        """Initialise the weights as VideoMAE's, from torch's global generator."""
         self.encoder.apply(init_linear_xavier)
         self.video_embeddings.init_weights()
         self.decoder.init_weights()

@@ -112,7 +112,8 @@ def _contrast_longer(config: TrainConfig) -> TrainConfig:
 
 
 def stage1_cost(model: VideoTextPrismConfig) -> float:
-    """Multiplications of blocks in a step of the first stage, for one clip, those of the backward pass included."""
+    """Return multiplications of blocks in a step of the first stage, for one clip, those of the backward pass
+    included."""
     text = model.text_depth * _block_cost(model.width, 4 * model.width, _TEXT_TOKENS) * _TEXT_TOKENS
     return 3 * (_encoder_cost(model, 1 - model.token_drop) + text)
 
@@ -155,7 +156,7 @@ def plan_runs(study: str, model: PrismStudentConfig, scale: PrismScale) -> list[
 
 
 def train_stage1(config: TrainConfig, scale: PrismScale, folder: Path) -> TrainConfig:
-    """`config` with its teacher in `folder`, trained there once on the same clips."""
+    """Return `config` with its teacher in `folder`, trained there once on the same clips."""
     run = replace(stage1_config(config, scale.stage1_steps), output_dir=str(folder / "run"))
     train(run, resume=True, progress_bar=False)
     return replace(config, options=DistillationOptions(teacher=run.output_dir))

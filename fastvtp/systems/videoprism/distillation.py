@@ -116,7 +116,7 @@ class PrismStudentConfig(PrismTeacherConfig):
         return PrismTeacherConfig(**{field.name: getattr(self, field.name) for field in fields(PrismTeacherConfig)})
 
     def decoder_stack(self) -> PrismTransformer:
-        """Blocks of the decoders' sizes and a LayerNorm, their weights not yet drawn."""
+        """Return blocks of the decoders' sizes and a LayerNorm, their weights not yet drawn."""
         return PrismTransformer(
             self.decoder_width,
             self.decoder_depth,
@@ -144,15 +144,15 @@ class PrismTeacher(nn.Module):
         self.pooler = AttentionPooler(config.width, config.num_heads, POOLER_WIDTHS * config.width)
 
     def init_weights(self) -> None:
-        """As the encoder's; uses torch's global generator."""
+        """Initialise the weights as the encoder's, from torch's global generator."""
         for part in (self.auxiliary, self.pooler):
             part.apply(init_linear_normal)
         for part in (self.video_encoder, self.pooler):
             part.init_weights()
 
     def forward(self, video: Tensor, *, pooled: bool = True) -> tuple[Tensor, Tensor | None]:
-        """Clips, uint8 [B, T, H, W, 3] -> the encoder's tokens [B, L, D], and what the pooler makes of them, [B, D], or
-        None where `pooled` is False."""
+        """Encode clips, uint8 [B, T, H, W, 3] -> the encoder's tokens [B, L, D], and what the pooler makes of them, [B,
+        D], or None where `pooled` is False."""
         x_BLD = self.video_encoder(video)
         if not pooled:
             return x_BLD, None
@@ -179,7 +179,7 @@ class LocalDecoder(nn.Module):
         self.register_buffer("positions", torch.empty(frames * rows * columns, config.decoder_width), persistent=False)
 
     def init_weights(self) -> None:
-        """As the encoder's; uses torch's global generator."""
+        """Initialise the weights as the encoder's, from torch's global generator."""
         self.apply(init_linear_normal)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.positions.copy_(sincos_positions(*self.positions.shape))
@@ -211,7 +211,7 @@ class GlobalDecoder(nn.Module):
         self.head = nn.Linear(config.decoder_width, config.width)
 
     def init_weights(self) -> None:
-        """As the encoder's; uses torch's global generator."""
+        """Initialise the weights as the encoder's, from torch's global generator."""
         self.apply(init_linear_normal)
         self.pooler.init_weights()
 
@@ -257,7 +257,7 @@ class PrismStudent(nn.Module):
         self.teacher = PrismTeacher(config.teacher).requires_grad_(False)
 
     def init_weights(self) -> None:
-        """As the encoder's; uses torch's global generator."""
+        """Initialise the weights as the encoder's, from torch's global generator."""
         for part in (self.encoder, self.local_decoder, self.global_decoder, self.teacher):
             if part is not None:
                 part.init_weights()
@@ -267,7 +267,7 @@ class PrismStudent(nn.Module):
         return self.encoder.device
 
     def train(self, mode: bool = True) -> "PrismStudent":
-        """As of any module, except that the teacher stays in evaluation mode."""
+        """Set the mode as of any module, except that the teacher stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
         return self

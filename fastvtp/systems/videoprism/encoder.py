@@ -89,8 +89,8 @@ class VideoPrismConfig:
         return self.num_frames, *self.frame_grid
 
     def grid_of(self, video: Tensor) -> tuple[int, int, int]:
-        """Numbers of tokens along (time, height, width) of clips [B, T, H, W, 3]; raises ValueError where they do not
-        fit."""
+        """Return numbers of tokens along (time, height, width) of clips [B, T, H, W, 3]; raises ValueError where they
+        do not fit."""
         height, width = video.shape[2:4] if video.ndim == 5 else (0, 0)
         patch = self.patch_size
         if video.ndim != 5 or video.shape[4] != 3 or not height or height % patch or width % patch:
@@ -98,7 +98,7 @@ class VideoPrismConfig:
         return video.shape[1], height // patch, width // patch
 
     def encoder_stack(self, depth: int, *, final_norm: bool = True) -> PrismTransformer:
-        """`depth` blocks of the encoder's sizes, their weights not yet drawn. final_norm: end in a LayerNorm."""
+        """Return `depth` blocks of the encoder's sizes, their weights not yet drawn. final_norm: end in a LayerNorm."""
         return PrismTransformer(
             self.width,
             depth,
@@ -168,7 +168,7 @@ class VideoPrismEncoder(nn.Module):
         self.temporal = config.encoder_stack(config.temporal_depth)
 
     def init_weights(self) -> None:
-        """ViT's initialisation, the paper names none; uses torch's global generator."""
+        """Initialise the weights as ViT's, the paper names none, from torch's global generator."""
         self.apply(init_linear_normal)
         nn.init.trunc_normal_(self.weight, std=0.02)
         nn.init.zeros_(self.bias)
@@ -341,7 +341,7 @@ class PrismClassifier(nn.Module):
         self.head = nn.Linear(config.width, config.num_classes)
 
     def init_weights(self) -> None:
-        """As the encoder's; uses torch's global generator."""
+        """Initialise the weights as the encoder's, from torch's global generator."""
         self.encoder.init_weights()
         self.pooler.apply(init_linear_normal)
         self.pooler.init_weights()

@@ -77,8 +77,8 @@ VIDEO_TEXT = NameMap(
 
 
 def prepare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` with gamma where LayerNorms hold gamma - 1, queries, keys and values of each block as one, and without
-    axes of length one. A block that lacks one of the three is left as it is, for the loader to name."""
+    """Return `weights` with gamma where LayerNorms hold gamma - 1, queries, keys and values of each block as one, and
+    without axes of length one. A block that lacks one of the three is left as it is, for the loader to name."""
     prepared = dict(weights)
     for name, tensor in weights.items():
         stem, _, last = name.rpartition(".")

@@ -94,7 +94,7 @@ class PrismText(nn.Module):
         self.register_buffer("positions", torch.empty(config.max_text_length, width), persistent=False)
 
     def init_weights(self) -> None:
-        """As the encoder's; uses torch's global generator."""
+        """Initialise the weights as the encoder's, from torch's global generator."""
         self.apply(init_linear_normal)
         # embeddings are multiplied by sqrt(D), and positions are of the order of one
         nn.init.normal_(self.token_embeddings.weight, std=self.token_embeddings.embedding_dim**-0.5)
@@ -154,7 +154,7 @@ class VideoTextPrism(nn.Module):
             self.auxiliary.requires_grad_(False)
 
     def init_weights(self) -> None:
-        """As the encoder's; uses torch's global generator."""
+        """Initialise the weights as the encoder's, from torch's global generator."""
         for part in (self.auxiliary, self.pooler):
             part.apply(init_linear_normal)
         for part in (self.video_encoder, self.pooler, self.text_encoder, self.contrast):
@@ -165,7 +165,7 @@ class VideoTextPrism(nn.Module):
         return self.video_encoder.device
 
     def train(self, mode: bool = True) -> "VideoTextPrism":
-        """As of any module, except that a frozen video tower stays in evaluation mode."""
+        """Set the mode as of any module, except that a frozen video tower stays in evaluation mode."""
         super().train(mode)
         if self.config.frozen_video:
             self.video_encoder.eval()
@@ -235,11 +235,11 @@ class VideoTextPrism(nn.Module):
     def encode_video(
         self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None
     ) -> Tensor:
-        """`embed_video` at unit length, float32."""
+        """Compute `embed_video` at unit length, float32."""
         return unit_length(self.embed_video(video, frame_paddings, visible=visible))
 
     def encode_frames(self, video: Tensor) -> Tensor:
-        """`encode_video` with every frame pooled by itself: uint8 [B, T, H, W, 3] -> float32 [B, T, D or
+        """Compute `encode_video` with every frame pooled by itself: uint8 [B, T, H, W, 3] -> float32 [B, T, D or
         projection_dim], each of unit length."""
         tokens = self.video_tokens(video).unflatten(1, (video.shape[1], -1))
         pooled = self.pooler(tokens.flatten(0, 1)).view(*tokens.shape[:2], -1)
@@ -253,5 +253,5 @@ class VideoTextPrism(nn.Module):
         return self.contrast.text_projection(self.text_encoder(input_ids, cu_seqlens, max_seqlen))
 
     def encode_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """`embed_text` at unit length, float32."""
+        """Compute `embed_text` at unit length, float32."""
         return unit_length(self.embed_text(input_ids, cu_seqlens, max_seqlen))

@@ -130,7 +130,7 @@ def prepare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _stacked(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Layers that have arrays of their own, "x_layers_0/…", along axis 0 of one, as the others' are."""
+    """Join layers that have arrays of their own, "x_layers_0/…", along axis 0 of one, as the others' are."""
     stacked: dict[str, Tensor] = {}
     layers: dict[str, dict[int, Tensor]] = {}
     for name, tensor in weights.items():
@@ -155,7 +155,7 @@ def _check_axes(name: str, tensor: Tensor) -> None:
 
 
 def _prefix(name: str) -> tuple[str, str]:
-    """Our name of the model's part that holds an array, and the array's name in it."""
+    """Return our name of the model's part that holds an array, and the array's name in it."""
     for released, ours in _PREFIXES.items():
         if name.startswith(released):
             return ours, name.removeprefix(released)
@@ -181,7 +181,7 @@ def _fitted(place: str, tensor: Tensor) -> Tensor:
 
 
 def _join(stem: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values of a stack of layers, side by side for each."""
+    """Join queries, keys and values of a stack of layers, side by side for each."""
     if missing := [
         f"{part}.{kind}"
         for part in ("query", "key", "value")

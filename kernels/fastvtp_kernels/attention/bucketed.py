@@ -32,7 +32,7 @@ CALL_COST = 400_000
 
 
 def fill_buckets(lengths: list[int], lengths_k: list[int], width: int) -> tuple[list[int], list[Bucket]]:
-    """Sorts sequences into buckets: lengths share one unless padding would cost more than a call.
+    """Sort sequences into buckets: lengths share one unless padding would cost more than a call.
 
     Returns the sequences in the order of the buckets, and these.
 
@@ -71,7 +71,7 @@ def _slots(cu_seqlens: Tensor, rows: int, order: Tensor, sizes: Tensor) -> Tenso
 
 
 def _attend_bucket(bucket: Bucket, tensors: Sequence[Tensor], options: Options, attend: Attend) -> Tensor:
-    """Attention of one bucket of n sequences, as rows [n * Lq, H, Dh].
+    """Compute the attention of one bucket of n sequences, as rows [n * Lq, H, Dh].
 
     `tensors` are the padded rows of query, key and value, and each sequence's first row, length and key length [n].
     """
@@ -132,7 +132,7 @@ def varlen_attention(
 
 
 def _pad(rows: Tensor, slot: Tensor, sizes: list[int]) -> Sequence[Tensor]:
-    """Puts rows [N, H, Dh] at their slots and cuts these into buckets; zero where there is no row."""
+    """Put rows [N, H, Dh] at their slots and cut these into buckets; zero where there is no row."""
     padded = rows.new_zeros(sum(sizes) + 1, *rows.shape[1:]).index_copy_(0, slot, rows)
     return padded.split([*sizes, 1])[:-1]
 

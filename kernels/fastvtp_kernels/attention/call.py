@@ -59,13 +59,13 @@ FLAT_AXIAL = _AXIAL
 
 
 def of_flat(*values: Any) -> Call:
-    """Builds the call whose `flat` these are."""
+    """Build the call whose `flat` these are."""
     cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, *options, order = values
     return Call(cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, Options(*options), order=order)
 
 
 def of_flat_self_attention(cu_seqlens: Tensor, max_seqlen: int, *rest: Any) -> Call:
-    """Builds the call whose `flat_self_attention` these are."""
+    """Build the call whose `flat_self_attention` these are."""
     return of_flat(cu_seqlens, max_seqlen, cu_seqlens, max_seqlen, *rest)
 
 

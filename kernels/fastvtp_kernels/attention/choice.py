@@ -43,7 +43,7 @@ MEASURED: dict[Situation, tuple[str, ...]] = {}
 
 @torch.compiler.assume_constant_result
 def _architecture(device: torch.device) -> str:
-    """`tuning.architecture`, which a compiler takes as a constant."""
+    """Return `tuning.architecture`, which a compiler takes as a constant."""
     return tuning.architecture(device)
 
 
@@ -62,7 +62,7 @@ def width_bucket(width: int) -> int:
 
 
 def ranked(query: Tensor, key: Tensor, value: Tensor, longest: int, options: Options, same: bool) -> tuple[str, ...]:
-    """Backends for `dispatch.resolve_backend` to try, fastest first; empty where nothing was measured.
+    """Return backends for `dispatch.resolve_backend` to try, fastest first; empty where nothing was measured.
 
     Args:
         query: [..., H, Dh], as key and value.

@@ -17,7 +17,7 @@ STREAM = tl.constexpr(philox.ATTENTION_DROPOUT)
 
 @triton.jit
 def extent(offsets_ptr, sequence, length, AXIAL: tl.constexpr):
-    """Returns the number of a sequence's first row among all rows, and how many rows it has."""
+    """Return the number of a sequence's first row among all rows, and how many rows it has."""
     if AXIAL:
         return sequence.to(tl.int64) * length, length
     else:
@@ -27,7 +27,7 @@ def extent(offsets_ptr, sequence, length, AXIAL: tl.constexpr):
 
 @triton.jit
 def first_of(pointer, start, sequence, inner, head, strides, AXIAL: tl.constexpr):
-    """Returns a pointer to the first value of a sequence and head."""
+    """Return a pointer to the first value of a sequence and head."""
     if AXIAL:
         offset = (sequence // inner).to(tl.int64) * strides[0] + (sequence % inner).to(tl.int64) * strides[2]
     else:
@@ -37,27 +37,27 @@ def first_of(pointer, start, sequence, inner, head, strides, AXIAL: tl.constexpr
 
 @triton.jit
 def numbered(row, WIDE: tl.constexpr):
-    """Row numbers as `load_rows` takes them: in 64 bits, which cost registers, only where they are needed."""
+    """Return row numbers as `load_rows` takes them: in 64 bits, which cost registers, only where they are needed."""
     return row.to(tl.int64) if WIDE else row
 
 
 @triton.jit
 def load_rows(first_ptr, row, stride_row, length, d, D):
-    """Loads [rows, BLOCK_D] of one sequence and head, zero beyond its `length` rows and the head's width D."""
+    """Load [rows, BLOCK_D] of one sequence and head, zero beyond its `length` rows and the head's width D."""
     mask = (row < length)[:, None] & (d < D)[None, :]
     return tl.load(first_ptr + row[:, None] * stride_row + d[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
 def store_rows(first_ptr, row, stride_row, length, d, D, values):
-    """Stores [rows, BLOCK_D] in the tensor's dtype, but nothing beyond the sequence and the head's width."""
+    """Store [rows, BLOCK_D] in the tensor's dtype, but nothing beyond the sequence and the head's width."""
     mask = (row < length)[:, None] & (d < D)[None, :]
     tl.store(first_ptr + row[:, None] * stride_row + d[None, :], values.to(first_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def zero_tail(pointer, offsets_ptr, head, part, parts, sequences, rows, strides, d, D, BLOCK: tl.constexpr):
-    """Writes zeros to this program's share of the rows that belong to no sequence; most batches have none.
+    """Write zeros to this program's share of the rows that belong to no sequence; most batches have none.
 
     The program is number `part` of `parts` that clear the same head.
     """
@@ -72,7 +72,7 @@ def zero_tail(pointer, offsets_ptr, head, part, parts, sequences, rows, strides,
 def zero_forward_tail(
     output_ptr, lse_ptr, offsets_ptr, head, part, parts, sequences, rows, strides, d, D, BLOCK: tl.constexpr
 ):
-    """`zero_tail` for the output and for the log-sum-exp [heads, rows]."""
+    """Run `zero_tail` for the output and for the log-sum-exp [heads, rows]."""
     zero_tail(output_ptr, offsets_ptr, head, part, parts, sequences, rows, strides, d, D, BLOCK)
     end = tl.load(offsets_ptr + sequences)
     for start in tl.range(end + part.to(tl.int64) * BLOCK, rows, parts.to(tl.int64) * BLOCK):
@@ -99,7 +99,7 @@ def zero_backward_tails(
     D,
     BLOCK: tl.constexpr,
 ):
-    """`zero_tail` for the gradients of query, key and value."""
+    """Run `zero_tail` for the gradients of query, key and value."""
     zero_tail(dq_ptr, offsets_ptr, head, part, parts, sequences, rows, dq_strides, d, D, BLOCK)
     zero_tail(dk_ptr, offsets_k_ptr, head, part, parts, sequences, rows_k, dk_strides, d, D, BLOCK)
     zero_tail(dv_ptr, offsets_k_ptr, head, part, parts, sequences, rows_k, dk_strides, d, D, BLOCK)
@@ -119,7 +119,7 @@ def tanh(x):
 
 @triton.jit
 def capped(products, scale, softcap, SOFTCAP: tl.constexpr):
-    """Returns the logits in units of log 2, and tanh(logit / cap) for their derivative (the logits without a cap)."""
+    """Return the logits in units of log 2, and tanh(logit / cap) for their derivative (the logits without a cap)."""
     if SOFTCAP:
         ratio = tanh(products * (scale / softcap))
         return ratio * (softcap * LOG2E), ratio
@@ -161,7 +161,8 @@ def visible(row, position, length, length_k, CAUSAL: tl.constexpr):
 
 @triton.jit
 def seen(row, position, length, length_k, CAUSAL: tl.constexpr):
-    """`visible`, but without asking whether the query exists: those that do not are zero, with a log-sum-exp of +inf.
+    """Return `visible`, but without asking whether the query exists: those that do not are zero, with a log-sum-exp of
+    +inf.
 
     It saves the registers by which plain and softcapped backward passes fit.
     """
@@ -197,7 +198,7 @@ def forward_tile(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Takes one tile of keys into the running softmax and returns its new state.
+    """Take one tile of keys into the running softmax and return its new state.
 
     The state is (largest logit [M], sum of weights [M], weighted values [M, D]).
     """
@@ -225,7 +226,7 @@ def empty_state(BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def finish(state, keyless, dropout, DROPOUT: tl.constexpr):
-    """Turns the last state into the output and the log-sum-exp, in units of log 2.
+    """Turn the last state into the output and the log-sum-exp, in units of log 2.
 
     A row without a key gets zero, and +inf, which silences it in backward.
     """
@@ -256,7 +257,7 @@ def backward_tile(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Returns the weights that met the values, and the gradient of the logits: operands [M, N] of the next products.
+    """Return the weights that met the values, and the gradient of the logits: operands [M, N] of the next products.
 
     The mask comes last: whatever stands outside it, NaN included, becomes zero.
     """

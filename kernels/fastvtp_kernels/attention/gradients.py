@@ -21,7 +21,7 @@ def _logits(query: Tensor, key: Tensor, options: Options) -> Tensor:
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    """Returns the output [N, H, Dh] and the log-sum-exp [H, N] in units of log 2, +inf for a query without a key."""
+    """Return the output [N, H, Dh] and the log-sum-exp [H, N] in units of log 2, +inf for a query without a key."""
     packed = _Padded(query, key, call)
     q, k, v = packed.queries(query), packed.keys(key), packed.keys(value)
     logits = _logits(q, k, call.options).masked_fill(~packed.mask, float("-inf"))
@@ -35,7 +35,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tens
 def backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, call: Call
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of query, key and value, given that of the output and what `forward` returned."""
+    """Return the gradients of query, key and value, given that of the output and what `forward` returned."""
     packed, options = _Padded(query, key, call), call.options
     q, k, v = packed.queries(query), packed.keys(key), packed.keys(value)
     g, o = packed.queries(grad), packed.queries(output)

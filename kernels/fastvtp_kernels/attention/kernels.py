@@ -51,7 +51,7 @@ def rank_by_length(offsets_ptr, order_ptr, sequences, BLOCK: tl.constexpr):
 
 
 def attention_order(offsets: Tensor) -> Tensor:
-    """Sorts the sequences by falling length, equal ones in their own order: int32 [S]."""
+    """Sort the sequences by falling length, equal ones in their own order: int32 [S]."""
     sequences = offsets.shape[0] - 1
     if sequences > RANKED:
         return offsets.diff().argsort(descending=True, stable=True).int()
@@ -61,7 +61,7 @@ def attention_order(offsets: Tensor) -> Tensor:
 
 
 def packed_problem(query: Tensor, key: Tensor, call: Call) -> Problem:
-    """`problem.of_packed`, with the sequences in the order in which long ones run best."""
+    """Return `problem.of_packed`, with the sequences in the order in which long ones run best."""
     order = attention_order(call.cu_seqlens) if call.max_seqlen > TINY_ROWS else None
     return of_packed(query, key, call._replace(order=order))
 
@@ -71,7 +71,7 @@ def _unit_width_stride(tensor: Tensor) -> Tensor:
 
 
 def _group(problem: Problem, tile: tuning.Tile) -> dict[str, int]:
-    """Says how many sequences share a tile, and which power of two holds their number."""
+    """Say how many sequences share a tile, and which power of two holds their number."""
     group = min(tile.blocks["BLOCK_M"] // max(problem.longest, 1), tile.blocks["BLOCK_N"] // max(problem.longest_k, 1))
     return {"group": group, "GROUP_BLOCK": 1 << (group - 1).bit_length()}
 
@@ -101,7 +101,7 @@ def _is_wide(problem: Problem, strides: Sequence[tuple[int, ...]]) -> bool:
 
 
 def _resident_rows(problem: Problem, tensor: Tensor, wide: bool) -> tuple[int, int]:
-    """`tuning.resident_rows`, but (0, 0) where dropout's numbers or 64-bit addresses need the registers."""
+    """Return `tuning.resident_rows`, but (0, 0) where dropout's numbers or 64-bit addresses need the registers."""
     if problem.options.dropout_p or wide:
         return 0, 0
     return tuning.resident_rows(problem.width, tensor.dtype, tensor.device)
@@ -112,7 +112,7 @@ def _without_dropout(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-    """Returns the output, contiguous in the shape of query, and the log-sum-exp float32 [H, N] in units of log 2."""
+    """Return the output, contiguous in the shape of query, and the log-sum-exp float32 [H, N] in units of log 2."""
     query, key, value = (_unit_width_stride(tensor) for tensor in (query, key, value))
     output = query.new_empty(query.shape)
     lse = query.new_empty(problem.heads, problem.rows, dtype=torch.float32)
@@ -268,14 +268,14 @@ def _row_dots(output: Tensor, grad: Tensor, problem: Problem) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
-    """`forward` of packed rows [N, H, Dh] and [Nk, H, Dh]."""
+    """Run `forward` on packed rows [N, H, Dh] and [Nk, H, Dh]."""
     return forward(query, key, value, of_packed(query, key, of_flat(*flat)))
 
 
 def attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, *flat: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of query, key and value, each contiguous."""
+    """Return the gradients of query, key and value, each contiguous."""
     problem = of_packed(query, key, of_flat(*flat))
     return _separate_gradients(grad, query, key, value, output, lse, problem)
 
@@ -289,13 +289,13 @@ def _separate_gradients(
 
 
 def attention_packed(qkv: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
-    """`forward` of the three views of qkv [N, 3, H, Dh]."""
+    """Run `forward` on the three views of qkv [N, 3, H, Dh]."""
     query, key, value = qkv.unbind(1)
     return forward(query, key, value, of_packed(query, key, of_flat_self_attention(*flat)))
 
 
 def attention_packed_backward(grad: Tensor, qkv: Tensor, output: Tensor, lse: Tensor, *flat: Any) -> Tensor:
-    """Returns one gradient [N, 3, H, Dh], into which the kernels write its three parts."""
+    """Return one gradient [N, 3, H, Dh], into which the kernels write its three parts."""
     query, key, value = qkv.unbind(1)
     gradient = qkv.new_empty(qkv.shape)
     problem = of_packed(query, key, of_flat_self_attention(*flat))
@@ -304,25 +304,26 @@ def attention_packed_backward(grad: Tensor, qkv: Tensor, output: Tensor, lse: Te
 
 
 def axial_attention(query: Tensor, key: Tensor, value: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    """`forward` along the second axis of [A, L, C, H, Dh]; the log-sum-exp's N = A * C * L rows are in that order."""
+    """Compute `forward` along the second axis of [A, L, C, H, Dh]; the log-sum-exp's N = A * C * L rows are in that
+    order."""
     return forward(query, key, value, axial_problem(query, Options(*options)))
 
 
 def axial_attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of query, key and value, each contiguous."""
+    """Return the gradients of query, key and value, each contiguous."""
     return _separate_gradients(grad, query, key, value, output, lse, axial_problem(query, Options(*options)))
 
 
 def axial_attention_packed(qkv: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    """`axial_attention` of the three views of qkv [A, L, C, 3, H, Dh]."""
+    """Compute `axial_attention` of the three views of qkv [A, L, C, 3, H, Dh]."""
     query, key, value = qkv.unbind(3)
     return axial_attention(query, key, value, *options)
 
 
 def axial_attention_packed_backward(grad: Tensor, qkv: Tensor, output: Tensor, lse: Tensor, *options: Any) -> Tensor:
-    """Returns one gradient [A, L, C, 3, H, Dh], into which the kernels write its three parts."""
+    """Return one gradient [A, L, C, 3, H, Dh], into which the kernels write its three parts."""
     query, key, value = qkv.unbind(3)
     gradient = qkv.new_empty(qkv.shape)
     problem = axial_problem(query, Options(*options))

@@ -45,7 +45,7 @@ _LIMITS = {
 
 
 def refusal(backend: str, width: int, dtype: torch.dtype, options: Options, same: bool = True) -> str:
-    """Says what of a call the library cannot do; "" if it can do it all.
+    """Say what of a call the library cannot do; "" if it can do it all.
 
     Args:
         backend: name of the library.
@@ -78,7 +78,7 @@ def _check(backend: str, query: Tensor, options: Options) -> None:
 
 
 def _import(module: str, extra: str) -> tuple[Any, str | None]:
-    """Returns the module and None, or None and why it cannot be imported; `extra` names what to install."""
+    """Return the module and None, or None and why it cannot be imported; `extra` names what to install."""
     try:
         return importlib.import_module(module), None
     except ModuleNotFoundError:
@@ -90,7 +90,7 @@ def _import(module: str, extra: str) -> tuple[Any, str | None]:
 def _needs_cuda(
     backend: str, device: torch.device, dtype: torch.dtype | None, dtypes: tuple[torch.dtype, ...]
 ) -> str | None:
-    """Why the library cannot run on this device in this dtype (None: no matter which), or None if it can."""
+    """Say why the library cannot run on this device in this dtype (None: no matter which), or None if it can."""
     if device.type != "cuda":
         return f"{backend} needs a CUDA device, not {device.type}"
     if dtype is not None and dtype not in dtypes:
@@ -109,7 +109,7 @@ def _sdpa(
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-    """Pads all sequences to the longest and leaves the choice among its kernels to torch."""
+    """Pad all sequences to the longest and leave the choice among its kernels to torch."""
     _check("sdpa", query, call.options)
     return bucketed.varlen_attention(query, key, value, call, attend=_sdpa, bucketed=False)
 
@@ -136,7 +136,7 @@ def _tail(rows: Tensor, offsets: Tensor) -> Tensor:
 
 
 def flash_attn(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-    """Calls flash_attn_varlen_func with its deterministic backward.
+    """Call flash_attn_varlen_func with its deterministic backward.
 
     It leaves the rows after the last sequence unwritten, in the output and in the gradients.
     """
@@ -172,7 +172,7 @@ def _flash_attn_missing(device: torch.device, dtype: torch.dtype | None) -> str 
 
 
 def torch_varlen(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-    """Calls torch.nn.attention.varlen, torch's own flash kernels, which leave the same rows unwritten."""
+    """Call torch.nn.attention.varlen, torch's own flash kernels, which leave the same rows unwritten."""
     _check("torch_varlen", query, call.options)
     varlen_attn = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     tail, tail_k = _tail(query, call.cu_seqlens), _tail(key, call.cu_seqlens_k)
@@ -217,7 +217,7 @@ def _host_lengths(offsets: Tensor) -> list[int]:
 
 
 def _live_rows(lengths: list[int], live: list[bool], device: torch.device) -> Tensor | slice:
-    """Selects the rows of live sequences: a slice, if all sequences with rows are live, or else their numbers."""
+    """Select the rows of live sequences: a slice, if all sequences with rows are live, or else their numbers."""
     if all(alive or not length for alive, length in zip(live, lengths, strict=True)):
         return slice(sum(lengths))
     counts = torch.tensor(lengths, device=device)
@@ -225,7 +225,7 @@ def _live_rows(lengths: list[int], live: list[bool], device: torch.device) -> Te
 
 
 def xformers(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-    """Calls memory_efficient_attention under a BlockDiagonalMask, which wants the lengths on the host.
+    """Call memory_efficient_attention under a BlockDiagonalMask, which wants the lengths on the host.
 
     Raises:
         BackendUnavailableError: causal, and a sequence has more queries than keys.
@@ -262,7 +262,7 @@ def _xformers_missing(device: torch.device, dtype: torch.dtype | None) -> str | 
 
 
 def packed(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`run`, an implementation of varlen_attention, as one of varlen_attention_packed."""
+    """Return `run`, an implementation of varlen_attention, as one of varlen_attention_packed."""
 
     def attend(qkv: Tensor, call: Call) -> Tensor:
         query, key, value = qkv.unbind(1)
@@ -272,7 +272,7 @@ def packed(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def along_axis(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`run`, an implementation of varlen_attention, as one of axial_attention."""
+    """Return `run`, an implementation of varlen_attention, as one of axial_attention."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
         if query.numel() == 0:

@@ -41,7 +41,7 @@ def _triton_axial_packed(qkv: Tensor, options: Options) -> Tensor:
 
 
 def _axial_views(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`run`, an implementation of axial_attention, as one of axial_attention_packed."""
+    """Return `run`, an implementation of axial_attention, as one of axial_attention_packed."""
 
     def attend(qkv: Tensor, options: Options) -> Tensor:
         query, key, value = qkv.unbind(3)
@@ -96,7 +96,7 @@ def varlen_attention(
     seed: int | Tensor = 0,
     backend: str | None = None,
 ) -> Tensor:
-    """Softmax attention within each of S packed sequences (the layout of flash_attn_varlen_func).
+    """Compute softmax attention within each of S packed sequences (the layout of flash_attn_varlen_func).
 
     Args:
         query: [N, H, Dh], rows of sequence s at cu_seqlens[s]:cu_seqlens[s + 1]. Any strides: query, key and value may
@@ -165,7 +165,7 @@ def varlen_attention_packed(
     seed: int | Tensor = 0,
     backend: str | None = None,
 ) -> Tensor:
-    """`varlen_attention` of query, key and value that stand side by side, as one linear layer makes them.
+    """Compute `varlen_attention` of query, key and value that stand side by side, as one linear layer makes them.
 
     The gradient comes back in the same form: nothing is stacked or copied on the way to that layer.
 
@@ -211,7 +211,7 @@ def axial_attention(
     causal: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """Softmax attention along the second axis, for every (a, c) of the first and third.
+    """Compute softmax attention along the second axis, for every (a, c) of the first and third.
 
     With A clips, L frames and C places this is the temporal attention of TimeSformer and of factorised encoders,
     without a transposed copy of the tokens in the caller.
@@ -253,7 +253,7 @@ def axial_attention_packed(
     causal: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """`axial_attention` of query, key and value that stand side by side, as one linear layer makes them.
+    """Compute `axial_attention` of query, key and value that stand side by side, as one linear layer makes them.
 
     The gradient comes back in the same form: nothing is stacked or copied on the way to that layer.
 

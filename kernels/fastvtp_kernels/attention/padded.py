@@ -55,7 +55,7 @@ def visible_keys(lengths: Tensor, lengths_k: Tensor, longest: int, longest_k: in
 
 
 def attention_mask(call: Call) -> Tensor:
-    """`visible_keys` of all sequences of a call, padded to its longest."""
+    """Return `visible_keys` of all sequences of a call, padded to its longest."""
     lengths = call.cu_seqlens.diff(), call.cu_seqlens_k.diff()
     return visible_keys(*lengths, call.max_seqlen, call.max_seqlen_k, call.options.causal)
 
@@ -75,12 +75,12 @@ def kept_weights(first_row: Tensor, heads: int, longest: int, longest_k: int, op
 
 
 def dropout_keep(call: Call, heads: int) -> Tensor:
-    """`kept_weights` of all sequences of a call, padded to its longest."""
+    """Return `kept_weights` of all sequences of a call, padded to its longest."""
     return kept_weights(call.cu_seqlens[:-1], heads, call.max_seqlen, call.max_seqlen_k, call.options)
 
 
 def axial_attention(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
-    """Attention along L of [A, L, C, H, Dh] for every (a, c), whose sequences need no padding; contiguous."""
+    """Compute attention along L of [A, L, C, H, Dh] for every (a, c), whose sequences need no padding; contiguous."""
     outer, length, inner = query.shape[:3]
     mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril() if options.causal else None
     q, k, v = (x.permute(0, 2, 3, 1, 4).flatten(0, 1) for x in (query, key, value))

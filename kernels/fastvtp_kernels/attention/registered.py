@@ -128,12 +128,12 @@ attention_packed = _define(
 
 
 def _as_rows(grid: Tensor) -> Tensor:
-    """Lays a grid [A, L, C, H, Dh] out as rows [A * C * L, H, Dh]."""
+    """Lay a grid [A, L, C, H, Dh] out as rows [A * C * L, H, Dh]."""
     return grid.transpose(1, 2).flatten(0, 2)
 
 
 def _as_grid(rows: Tensor, like: Tensor) -> Tensor:
-    """Undoes `_as_rows` for a grid of the shape of `like` [A, L, C, ...]."""
+    """Undo `_as_rows` for a grid of the shape of `like` [A, L, C, ...]."""
     outer, length, inner = like.shape[:3]
     return rows.unflatten(0, (outer, inner, length)).transpose(1, 2).contiguous()
 

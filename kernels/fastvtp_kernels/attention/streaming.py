@@ -24,7 +24,7 @@ from .common import (
 
 @triton.jit
 def _work(order_ptr, heads, tiles):
-    """Returns this program's slot, sequence, head and tile: tiles of one sequence and head run side by side."""
+    """Return this program's slot, sequence, head and tile: tiles of one sequence and head run side by side."""
     slot = tl.program_id(0) // (heads * tiles)
     sequence = slot if order_ptr is None else tl.load(order_ptr + slot)
     return slot, sequence, (tl.program_id(0) // tiles % heads).to(tl.int64), tl.program_id(0) % tiles

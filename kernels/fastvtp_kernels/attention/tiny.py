@@ -23,7 +23,7 @@ from .common import (
 def _rows(
     offsets_ptr, first, group, sequences, length, AXIAL: tl.constexpr, GROUP_BLOCK: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Describes each row of the tile that holds the sequences first .. first + group.
+    """Describe each row of the tile that holds the sequences first .. first + group.
 
     Returns its number among all rows, its sequence, its position there, how many rows are left there (itself included),
     and whether it exists.
@@ -48,7 +48,7 @@ def _rows(
 
 @triton.jit
 def _places(pointer, rows, strides, inner, head, d, D, AXIAL: tl.constexpr):
-    """Pointers and mask [rows, BLOCK_D] of the rows that `_rows` describes."""
+    """Return pointers and mask [rows, BLOCK_D] of the rows that `_rows` describes."""
     row, sequence, position, _, exists = rows
     if AXIAL:
         address = (sequence // inner).to(tl.int64) * strides[0] + (sequence % inner).to(tl.int64) * strides[2]
@@ -94,7 +94,7 @@ def _whole(values):
 
 @triton.jit
 def _only(rows, mask):
-    """Rows as `_rows` describes them, of which only those of the mask still exist.
+    """Return rows as `_rows` describes them, of which only those of the mask still exist.
 
     Loading them again, the others as zeros, is cheaper than clearing the others in registers.
     """

@@ -44,7 +44,7 @@ class _Gradients:
         self.a = a.new_zeros(a.shape if wanted.a else 0, dtype=compute_dtype(a.dtype))
 
     def block(self, b: Tensor) -> Tensor | None:
-        """Zeros to add the gradient of one rank's b to; None if nobody asks for it."""
+        """Return zeros to add the gradient of one rank's b to; None if nobody asks for it."""
         return torch.zeros_like(b, dtype=self.a.dtype) if self._wanted.b else None
 
     def add(self, strip: slice, logit_gradient: Tensor, b: Tensor, total_b: Tensor | None) -> None:
@@ -140,7 +140,7 @@ def contrastive_loss(
 def sigmoid_loss(
     tiles: ModuleType, a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, wanted: WantedGradients, ring: Ring
 ) -> LossAndGradients:
-    """SigLIP's loss of a [B, D] with every rank's b [B, D]; the arguments are those of `contrastive_loss`."""
+    """Compute SigLIP's loss of a [B, D] with every rank's b [B, D]; the arguments are those of `contrastive_loss`."""
     ring.check_alike("sigmoid_loss", a, wanted)
     targets = _targets(ring, len(a), None, 0.0, scale.dtype)
     a = tiles.prepare(a)
@@ -168,7 +168,7 @@ def sigmoid_loss(
 def _over_ranks(
     ring: Ring, sums: Tensor, share: float, features: tuple[Tensor, Tensor], dtype: torch.dtype
 ) -> LossAndGradients:
-    """Sums over this rank's rows, of the loss and of its derivatives by the scalars, to means over all rows.
+    """Turn sums over this rank's rows, of the loss and of its derivatives by the scalars, to means over all rows.
 
     `share` is a row's part of the mean over this rank's rows; `features` are the gradients of a and b, finished.
 
@@ -182,7 +182,8 @@ def _over_ranks(
 def contrastive_loss_of_flat(
     tiles: ModuleType, a: Tensor, b: Tensor, scale: Tensor, positives: Tensor | None, smoothing: float, *rest: Any
 ) -> LossAndGradients:
-    """`contrastive_loss` with the registered op's arguments: the wanted gradients as three bools, the group's name."""
+    """Compute `contrastive_loss` with the registered op's arguments: the wanted gradients as three bools, the group's
+    name."""
     *wanted, group = rest
     return contrastive_loss(tiles, a, b, scale, positives, smoothing, WantedGradients(*wanted), Ring(group))
 
@@ -190,6 +191,6 @@ def contrastive_loss_of_flat(
 def sigmoid_loss_of_flat(
     tiles: ModuleType, a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, *rest: Any
 ) -> LossAndGradients:
-    """`sigmoid_loss` in the same way."""
+    """Compute `sigmoid_loss` in the same way."""
     *wanted, group = rest
     return sigmoid_loss(tiles, a, b, scale, bias, WantedGradients(*wanted), Ring(group))

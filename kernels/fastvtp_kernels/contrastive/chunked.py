@@ -21,12 +21,12 @@ def strip_rows(columns: int) -> int:
 
 
 def prepare(x: Tensor) -> Tensor:
-    """Features as the other functions here take them: in the dtype of the computation."""
+    """Return features as the other functions here take them: in the dtype of the computation."""
     return x.to(compute_dtype(x.dtype))
 
 
 def gain(dtype: torch.dtype) -> float:
-    """1: gradients of logits are kept in a dtype that holds them as they are."""
+    """Return 1: gradients of logits are kept in a dtype that holds them as they are."""
     return 1.0
 
 
@@ -56,12 +56,13 @@ def _target_sum(products: Tensor, targets: Targets) -> Tensor:
 
 
 def shift(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """Returns zeros: this path measures logits from zero, as PyTorch's own cross-entropy does."""
+    """Return zeros: this path measures logits from zero, as PyTorch's own cross-entropy does."""
     return scale.new_zeros(len(a))
 
 
 def statistics(a: Tensor, b: Tensor, scale: Tensor, targets: Targets, shifts: Shifts) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exps of rows [M] and columns [N] of the logits, and the sum over all pairs of target * 2 logits []."""
+    """Return log-sum-exps of rows [M] and columns [N] of the logits, and the sum over all pairs of target * 2 logits
+    []."""
     rows, columns, target = [], None, torch.zeros((), dtype=torch.float64, device=a.device)
     for strip in strips(len(a), strip_rows(len(b))):
         logits = a[strip] @ b.T

@@ -19,7 +19,7 @@ from .targets import Shifts, Targets
 
 
 def _join_parts(parts: Tensor) -> Tensor:
-    """Log-sum-exp [count] over the first axis of [parts, count], in a fixed order."""
+    """Return the log-sum-exp [count] over the first axis of [parts, count], in a fixed order."""
     joined = parts.new_empty(parts.shape[1])
     tile = tuning.tile("contrastive_join", torch.float32, parts.device)
     launch(logits.join, (blocks(len(joined), tile.blocks["BLOCK"]),), parts, joined, *parts.shape, tile=tile)
@@ -29,7 +29,7 @@ def _join_parts(parts: Tensor) -> Tensor:
 def _sweep(
     a: Tensor, b: Tensor, scale: Tensor, targets: Targets, shifts: Shifts | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs the kernel `logits.statistics` over a block; without shifts it leaves the positives out.
+    """Run the kernel `logits.statistics` over a block; without shifts it leaves the positives out.
 
     Returns log-sum-exps of rows [column tiles, M] and of columns [row tiles, N], and each tile's part of the target.
     """
@@ -77,8 +77,8 @@ def shift(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
 
 
 def statistics(a: Tensor, b: Tensor, scale: Tensor, targets: Targets, shifts: Shifts) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp of rows [M] and columns [N] less their shifts, and the sum over all pairs of target weight * (twice
-    the logit less both shifts), float64 []; all in units of log 2.
+    """Return the log-sum-exp of rows [M] and columns [N] less their shifts, and the sum over all pairs of target weight
+    * (twice the logit less both shifts), float64 []; all in units of log 2.
 
     a [M, D] and b [N, D] contiguous; scale float32 [].
     """
@@ -87,7 +87,7 @@ def statistics(a: Tensor, b: Tensor, scale: Tensor, targets: Targets, shifts: Sh
 
 
 def prepare(x: Tensor) -> Tensor:
-    """Features as the other functions here take them: contiguous."""
+    """Return features as the other functions here take them: contiguous."""
     return x.contiguous()
 
 
@@ -108,7 +108,7 @@ def gain(dtype: torch.dtype) -> float:
 def logit_gradient(
     a: Tensor, b: Tensor, scale: Tensor, rows: Tensor, columns: Tensor, targets: Targets, shifts: Shifts
 ) -> tuple[Tensor, Tensor]:
-    """Returns gain * (softmax of rows + softmax of columns - 2 target) [M, N] in a's dtype; its sum with the products.
+    """Return gain * (softmax of rows + softmax of columns - 2 target) [M, N] in a's dtype; its sum with the products.
 
     The sum is without the gain; the other arguments are those, and the results, of `statistics`.
     """
@@ -179,7 +179,7 @@ def sigmoid(
 def hard_negatives(
     a: Tensor, b: Tensor, scale: Tensor, seed: int, step: int, groups: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns b_for_a and a_for_b, int64 [B] each; `seed` is in two's complement, scale float32 []."""
+    """Return b_for_a and a_for_b, int64 [B] each; `seed` is in two's complement, scale float32 []."""
     a, b = prepare(a), prepare(b)
     targets = Targets(row_ids=groups, column_ids=groups)
     tile = tuning.tile("contrastive_statistics", a.dtype, a.device)
@@ -218,10 +218,10 @@ def hard_negatives(
 
 
 def contrastive_loss(*inputs: Any) -> LossAndGradients:
-    """`blockwise.contrastive_loss` with these tiles, for the registered op's arguments."""
+    """Compute `blockwise.contrastive_loss` with these tiles, for the registered op's arguments."""
     return blockwise.contrastive_loss_of_flat(sys.modules[__name__], *inputs)
 
 
 def sigmoid_loss(*inputs: Any) -> LossAndGradients:
-    """`blockwise.sigmoid_loss` with these tiles, for the registered op's arguments."""
+    """Compute `blockwise.sigmoid_loss` with these tiles, for the registered op's arguments."""
     return blockwise.sigmoid_loss_of_flat(sys.modules[__name__], *inputs)

@@ -28,7 +28,7 @@ def _tile(
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Returns this program's tile: number of its rows, of its columns, m, n, a[m] . b[n], which of the pairs exist.
+    """Return this program's tile: number of its rows, of its columns, m, n, a[m] . b[n], which of the pairs exist.
 
     GROUP row tiles run through all columns together, so that b is read from the cache.
     """
@@ -73,7 +73,7 @@ def _target(positive, weights_ptr, m, M, positive_weight, even, IDS: tl.constexp
 
 @triton.jit
 def _shifts(row_shifts_ptr, column_shifts_ptr, m, n, M, N):
-    """Loads what the logits of each row [M, 1], and of each column [1, N], are measured from."""
+    """Load what the logits of each row [M, 1], and of each column [1, N], are measured from."""
     row_shift = tl.load(row_shifts_ptr + m, mask=m < M, other=0.0)
     return row_shift[:, None], tl.load(column_shifts_ptr + n, mask=n < N, other=0.0)[None, :]
 
@@ -108,7 +108,7 @@ def statistics(
     IDS: tl.constexpr, EXCLUDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Writes the log-sum-exp of each row [column tiles, M] and column [row tiles, N] over one tile, less its shift.
+    """Write the log-sum-exp of each row [column tiles, M] and column [row tiles, N] over one tile, less its shift.
 
     target[program] = sum over the tile of target weight * (twice the logit less both shifts). EXCLUDE: positives are
     left out of the log-sum-exps, and there are neither shifts nor a target.

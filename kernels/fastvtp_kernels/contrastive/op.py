@@ -51,7 +51,7 @@ def contrastive_loss(
     positives: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Symmetric InfoNCE (CLIP, Radford et al. 2021): mean of the two directions' cross-entropies.
+    """Compute the symmetric InfoNCE (CLIP, Radford et al. 2021): mean of the two directions' cross-entropies.
 
     logits = logit_scale * a @ b.T; row i of `a` belongs to row i of `b`. Gradients flow to a, b and logit_scale, and
     are computed with the loss: what backward needs is [B, D] twice, in float32. The B x B logits are never in memory;
@@ -103,7 +103,7 @@ def sigmoid_loss(
     group: Any = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Pairwise sigmoid loss (SigLIP, Zhai et al. 2023): -sum over all pairs of log sigmoid(±logit) / B.
+    """Compute the pairwise sigmoid loss (SigLIP, Zhai et al. 2023): -sum over all pairs of log sigmoid(±logit) / B.
 
     logits = logit_scale * a @ b.T + logit_bias; plus for i = j, minus elsewhere. Gradients flow to all four inputs, and
     are computed with the loss as in `contrastive_loss`.

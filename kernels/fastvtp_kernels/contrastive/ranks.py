@@ -103,7 +103,7 @@ class Ring:
         return total if sums is None else sums.wait()
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Returns every rank's tensor, which must be small, as [ranks, ...]."""
+        """Return every rank's tensor, which must be small, as [ranks, ...]."""
         if self.size == 1:
             return tensor[None]
         parts = [torch.empty_like(tensor) for _ in range(self.size)]

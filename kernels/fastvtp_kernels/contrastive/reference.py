@@ -12,7 +12,7 @@ from ..precision import compute_dtype
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
-    """Returns a @ b.T [B, B], in float32 (float64 for float64)."""
+    """Return a @ b.T [B, B], in float32 (float64 for float64)."""
     dtype = compute_dtype(a.dtype)
     return a.to(dtype) @ b.to(dtype).T
 
@@ -20,7 +20,7 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
 def contrastive_loss(
     a: Tensor, b: Tensor, logit_scale: Tensor | float, positives: Tensor | None, label_smoothing: float
 ) -> Tensor:
-    """Symmetric InfoNCE [] of features [B, D]: the mean of the cross-entropies of rows and of columns.
+    """Compute the symmetric InfoNCE [] of features [B, D]: the mean of the cross-entropies of rows and of columns.
 
     Rows with equal `positives` int [B] share the target evenly; None: row i belongs to row i alone.
     """
@@ -37,14 +37,15 @@ def contrastive_loss(
 
 
 def sigmoid_loss(a: Tensor, b: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float) -> Tensor:
-    """SigLIP's loss [] of features [B, D]: -sum over all pairs of log sigmoid(±logit) / B, plus for i = j alone."""
+    """Compute SigLIP's loss [] of features [B, D]: -sum over all pairs of log sigmoid(±logit) / B, plus for i = j
+    alone."""
     logits = logit_scale * similarity(a, b) + logit_bias
     sign = 2 * torch.eye(len(a), dtype=logits.dtype, device=a.device) - 1
     return -F.logsigmoid(sign * logits).sum() / len(a)
 
 
 def sample_rows(logits: Tensor, excluded: Tensor, uniform: Tensor) -> Tensor:
-    """Draws a column for each row, int64 [B], from the softmax of its logits [B, B] without the excluded columns.
+    """Draw a column for each row, int64 [B], from the softmax of its logits [B, B] without the excluded columns.
 
     By inverse CDF at `uniform` [B] in [0, 1); -1 where all columns are excluded.
     """
@@ -61,7 +62,7 @@ def sample_rows(logits: Tensor, excluded: Tensor, uniform: Tensor) -> Tensor:
 def hard_negatives(
     a: Tensor, b: Tensor, logit_scale: Tensor | float, seed: int, step: int, groups: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns b_for_a and a_for_b, int64 [B]: a wrong partner for each row, drawn from the softmax of its logits.
+    """Return b_for_a and a_for_b, int64 [B]: a wrong partner for each row, drawn from the softmax of its logits.
 
     Rows with equal `groups` int [B] are never drawn for one another; None: no row for itself.
     """

@@ -41,7 +41,7 @@ def sample(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Draws chosen[row] by inverse CDF: first a tile, from the row's log-sum-exps parts [parts, M], then its column."""
+    """Draw chosen[row] by inverse CDF: first a tile, from the row's log-sum-exps parts [parts, M], then its column."""
     row = tl.program_id(0)
     part = tl.arange(0, BLOCK_PARTS)
     lse = tl.load(parts_ptr + part.to(tl.int64) * M + row, mask=part < parts, other=float("-inf"))

@@ -48,11 +48,11 @@ class Targets(NamedTuple):
 
 
 def occurrences(ids: Tensor, among: Tensor) -> Tensor:
-    """Counts how often each id [M] occurs in `among` [B]: int64 [M], by sorting: in O(B) memory, without the host."""
+    """Count how often each id [M] occurs in `among` [B]: int64 [M], by sorting: in O(B) memory, without the host."""
     ordered = among.sort().values
     return torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
 
 
 def strips(rows: int, height: int) -> list[slice]:
-    """Cuts all rows into pieces of `height`, the last one smaller."""
+    """Cut all rows into pieces of `height`, the last one smaller."""
     return [slice(start, min(rows, start + height)) for start in range(0, rows, height)]

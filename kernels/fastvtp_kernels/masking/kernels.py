@@ -66,7 +66,7 @@ def _tube_mask(
 def tube_mask(
     sample_ids: Tensor, slots: int, cells: int, hidden_cells: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """Returns visible and masked tokens, int32 [B, slots * cells] each in part, for sample_ids int64 [B].
+    """Return visible and masked tokens, int32 [B, slots * cells] each in part, for sample_ids int64 [B].
 
     `seed` is in two's complement.
 

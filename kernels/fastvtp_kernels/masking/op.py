@@ -43,7 +43,7 @@ def tube_mask(
     device: torch.device | str | None = None,
     backend: str | None = None,
 ) -> TubeMask:
-    """Tube masks as in VideoMAE (Tong et al. 2022): one spatial mask per clip, the same in every time slot.
+    """Draw tube masks as in VideoMAE (Tong et al. 2022): one spatial mask per clip, the same in every time slot.
 
     A mask is a function of (seed, step, sample id) alone: bit-identical on every device, in any batch, on any rank.
 
@@ -84,7 +84,7 @@ def text_mask(
     sample_ids: Tensor | Sequence[int] | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Independent masking of packed tokens: each non-special token with probability `mask_ratio`.
+    """Mask packed tokens independently: each non-special token with probability `mask_ratio`.
 
     The decision depends on (seed, step, sample id, position in the caption) alone, not on the batch around it.
 
@@ -117,7 +117,7 @@ def text_mask(
 
 
 def check_grid(op: str, batch_size: int, grid: tuple[int, int, int], mask_ratio: float) -> None:
-    """Raises ValueError for a size or a ratio out of range."""
+    """Raise ValueError for a size or a ratio out of range."""
     if batch_size < 0 or len(grid) != 3 or min(grid) < 1:
         raise ValueError(f"{op}: batch_size {batch_size}, grid {tuple(grid)}: expected B >= 0, three sizes >= 1")
     if not 0 <= mask_ratio < 1:

@@ -58,7 +58,7 @@ def block_tube_mask(
     shapes: BlockShapes = _BEVT,
     device: torch.device | str | None = None,
 ) -> TubeMask:
-    """Block-wise tube masks after BEVT (Wang et al. 2022), with the same count of masked tokens in every sample.
+    """Draw block-wise tube masks after BEVT (Wang et al. 2022), with the same count of masked tokens in every sample.
 
     A block is a rectangle of cells, uniform among those of allowed area and aspect (which makes area uniform and aspect
     log-uniform, as in BEiT, Bao et al. 2021), at a uniform place inside the frame, masked over a run of time slots with
@@ -183,7 +183,8 @@ def running_cell_mask(
 def block_shapes(
     height: int, width: int, min_cells: int, max_cells: int, aspect: tuple[float, float]
 ) -> list[tuple[int, int]]:
-    """(height, width), ascending, of the rectangles in the frame of the given aspect and min_cells..max_cells cells.
+    """Return (height, width), ascending, of the rectangles in the frame of the given aspect and min_cells..max_cells
+    cells.
 
     The least area gives way where nothing fits otherwise, then the greatest.
     """
@@ -225,7 +226,7 @@ def draw_blocks(
 
 
 def _pick(shapes: list[tuple[int, int]], index: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns height and width of the shape at each index of a list in ascending order."""
+    """Return height and width of the shape at each index of a list in ascending order."""
     high, wide = torch.zeros_like(index), torch.zeros_like(index)
     # Without a table: it would have to be copied from the host. Widths of one height follow one another.
     for position, (height, narrowest) in enumerate(shapes):
@@ -239,7 +240,7 @@ def _pick(shapes: list[tuple[int, int]], index: Tensor) -> tuple[Tensor, Tensor]
 def _mask_in_order(
     grid: tuple[int, int, int], blocks: Blocks, from_bottom: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Returns visible and masked tokens; masked are the first `count` by (first block over them, cell, time slot)."""
+    """Return visible and masked tokens; masked are the first `count` by (first block over them, cell, time slot)."""
     slots, height, width = grid
     cells = height * width
     place = torch.arange(cells, device=from_bottom.device)
@@ -261,5 +262,5 @@ def _covering(size: int, start: Tensor, length: Tensor) -> Tensor:
 
 
 def _divide(tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Cuts ordered tokens [B, K] into the visible rest and the first `count`, masked; int32, ascending."""
+    """Cut ordered tokens [B, K] into the visible rest and the first `count`, masked; int32, ascending."""
     return tokens[:, count:].sort(dim=1).values.int(), tokens[:, :count].sort(dim=1).values.int()

@@ -12,7 +12,7 @@ from ..packing import locate_rows
 def tube_mask(
     sample_ids: Tensor, slots: int, cells: int, hidden_cells: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """Returns visible and masked tokens, int32 [B, slots * shown] and [B, slots * hidden], of sample_ids int64 [B].
+    """Return visible and masked tokens, int32 [B, slots * shown] and [B, slots * hidden], of sample_ids int64 [B].
 
     Cells are ranked by (32 random bits, cell index); the first `hidden_cells` are hidden in every time slot.
     """
@@ -38,7 +38,7 @@ def text_mask(
     step: int,
     sample_ids: Tensor,
 ) -> Tensor:
-    """Returns bool [N]: a token is masked when its random number, keyed by (sample, position), is below the ratio."""
+    """Return bool [N]: a token is masked when its random number, keyed by (sample, position), is below the ratio."""
     sequence, position = locate_rows(cu_seqlens, input_ids.shape[0])
     maskable = sequence < sample_ids.shape[0]
     for special in special_ids:

@@ -40,7 +40,7 @@ def replace_masked_tokens(
     step: int = 0,
     sample_ids: Tensor | Sequence[int] | None = None,
 ) -> Tensor:
-    """Replaces masked words as BERT does (Devlin et al. 2019, §3.1).
+    """Replace masked words as BERT does (Devlin et al. 2019, §3.1).
 
     Each masked word becomes a random word with probability `random_fraction`, stays as it is with probability
     `keep_fraction` and becomes `mask_id` otherwise. The decision depends on (seed, step, sample
@@ -103,7 +103,7 @@ def replace_masked_tokens(
 
 
 def _random_words(op: str, bits: Tensor, vocab_size: int | None, specials: list[int]) -> Tensor:
-    """Ids in [0, vocab_size) that are not in `specials` (ascending), one for each 32 random bits."""
+    """Return ids in [0, vocab_size) that are not in `specials` (ascending), one for each 32 random bits."""
     if vocab_size is None:
         raise ValueError(f"{op}: vocab_size is None, expected the number of ids where random_fraction > 0")
     if len(specials) == vocab_size:

@@ -18,7 +18,7 @@ _CHUNK_VALUES = 1 << 19
 
 
 def _chunks(prediction: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yields the clips and tokens of one chunk after another: whole clips, or parts of one."""
+    """Yield the clips and tokens of one chunk after another: whole clips, or parts of one."""
     clips, tokens, width = prediction.shape
     if torch.compiler.is_compiling():
         # A compiler fuses the target away; an unrolled loop would only give it dozens of copies to compile.
@@ -40,7 +40,7 @@ def loss_and_residual(
     eps: float,
     with_residual: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the loss, and (prediction - target) * `residual_scale` in the prediction's dtype, empty unless wanted."""
+    """Return the loss, and (prediction - target) * `residual_scale` in the prediction's dtype, empty unless wanted."""
     dtype = compute_dtype(prediction.dtype)
     total = prediction.new_zeros((), dtype=dtype)
     residual = prediction.new_empty(prediction.shape) if with_residual else prediction.new_empty(0)
@@ -79,7 +79,7 @@ class _MaskedPixelLoss(torch.autograd.Function):
 def masked_pixel_loss(
     prediction: Tensor, video: Tensor, masked: Tensor, tubelet: Sequence[int], normalize: str | None, eps: float
 ) -> Tensor:
-    """`reference.masked_pixel_loss`, whose gradient is computed with the loss."""
+    """Return `reference.masked_pixel_loss`, whose gradient is computed with the loss."""
     loss = _MaskedPixelLoss.apply(prediction, video, masked, tubelet, normalize, eps)
     assert isinstance(loss, Tensor)
     return loss

@@ -21,7 +21,7 @@ from .residual import residual_scale
 
 @triton.jit
 def _of_group(values, p, GROUPS: tl.constexpr):
-    """Spreads a tuple of GROUPS vectors [rows] to [rows, columns]: each value gets the entry of its group."""
+    """Spread a tuple of GROUPS vectors [rows] to [rows, columns]: each value gets the entry of its group."""
     chosen = values[0][:, None]
     for group in tl.static_range(1, GROUPS):
         chosen = tl.where((p % GROUPS == group)[None, :], values[group][:, None], chosen)
@@ -30,7 +30,7 @@ def _of_group(values, p, GROUPS: tl.constexpr):
 
 @triton.jit
 def _add_by_group(totals, values, p, GROUPS: tl.constexpr):
-    """Adds values [rows, columns], lane by lane, to the total of their group, and returns the tuple of totals."""
+    """Add values [rows, columns], lane by lane, to the total of their group, and returns the tuple of totals."""
     sums = ()
     for group in tl.static_range(GROUPS):
         sums = sums + (totals[group] + tl.where((p % GROUPS == group)[None, :], values, 0.0),)
@@ -141,7 +141,7 @@ def masked_pixel_loss(
     eps: float,
     with_residual: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the loss, float32 [], and (prediction - target) * `residual_scale`, empty unless wanted."""
+    """Return the loss, float32 [], and (prediction - target) * `residual_scale`, empty unless wanted."""
     prediction, video, masked = prediction.contiguous(), video.contiguous(), masked.contiguous()
     residual = torch.empty_like(prediction) if with_residual else prediction.new_empty(0)
     partial = prediction.new_empty(masked.numel(), dtype=torch.float32)

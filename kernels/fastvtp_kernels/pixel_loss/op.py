@@ -67,7 +67,7 @@ def masked_pixel_loss(
     eps: float = 1e-6,
     backend: str | None = None,
 ) -> Tensor:
-    """Mean squared error between predicted and true pixels of the masked tubelets, over all their values.
+    """Compute the mean squared error between predicted and true pixels of the masked tubelets, over all their values.
 
     The target is that of VideoMAE's pretraining engine: pixels in [0, 1], each token normalised by its own statistics,
     (x - mean) / (sqrt(unbiased variance) + eps). The whole target is never in memory; the residual that the backward

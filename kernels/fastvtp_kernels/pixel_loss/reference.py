@@ -9,7 +9,8 @@ from ..tubelets.reference import gather_pixels, to_unit_range
 
 
 def normalize_target(pixels: Tensor, channels: int, normalize: str | None, eps: float) -> Tensor:
-    """(x - mean) / (sqrt(unbiased variance) + eps) of pixels [..., P], over a token or over each of its channels."""
+    """Return (x - mean) / (sqrt(unbiased variance) + eps) of pixels [..., P], over a token or over each of its
+    channels."""
     if normalize is None:
         return pixels
     groups = pixels.unflatten(-1, (-1, channels if normalize == "patch_channel" else 1))
@@ -21,7 +22,8 @@ def normalize_target(pixels: Tensor, channels: int, normalize: str | None, eps: 
 def masked_pixel_loss(
     prediction: Tensor, video: Tensor, masked: Tensor, tubelet: Sequence[int], normalize: str | None, eps: float
 ) -> Tensor:
-    """Mean squared error of prediction [B, Km, P] against the pixels of the tokens `masked` [B, Km] of the video.
+    """Compute the mean squared error of prediction [B, Km, P] against the pixels of the tokens `masked` [B, Km] of the
+    video.
 
     A scalar in float32 (float64 for a float64 prediction), the dtype of all arithmetic.
     """

@@ -15,7 +15,7 @@ def assemble_tokens_backward(
     permutation: Tensor | None,
     position_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of visible, mask_token and position (empty unless wanted), given that of the result."""
+    """Return the gradients of visible, mask_token and position (empty unless wanted), given that of the result."""
     dtype = compute_dtype(grad.dtype)
     visible_count = visible_index.shape[1]
     home = grad

@@ -82,7 +82,7 @@ def _assemble_backward(
     BLOCK_D: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """Writes each visible token's gradient to its own row; partial[program] = sum over this program's mask tokens."""
+    """Write each visible token's gradient to its own row; partial[program] = sum over this program's mask tokens."""
     parts = tl.cdiv(length, BLOCK_ROWS * STEPS)
     clip = (tl.program_id(0) // parts).to(tl.int64)
     first = tl.program_id(0) % parts * BLOCK_ROWS * STEPS
@@ -114,7 +114,7 @@ def assemble_tokens(
     masked_index: Tensor,
     permutation: Tensor | None,
 ) -> Tensor:
-    """Returns the decoder's input [B, Kv + Km, D] as `reference.assemble_tokens`, sums in float32."""
+    """Return the decoder's input [B, Kv + Km, D] as `reference.assemble_tokens`, sums in float32."""
     batch_size, visible_count, width = visible.shape
     length = visible_count + masked_index.shape[1]
     output = visible.new_empty(batch_size, length, width)
@@ -149,7 +149,7 @@ def assemble_tokens_backward(
     permutation: Tensor | None,
     position_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of visible, mask_token and position (empty unless wanted), given that of the result.
+    """Return the gradients of visible, mask_token and position (empty unless wanted), given that of the result.
 
     Of mask_token and position themselves only shape and dtype count.
     """

@@ -56,7 +56,8 @@ def assemble_tokens(
     permutation: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Decoder input: visible tokens first, then one mask token per hidden place, each with its position added.
+    """Assemble the decoder's input: visible tokens first, then one mask token per hidden place, each with its position
+    added.
 
     Without `permutation` (VideoMAE, SimVTP):
         cat([visible + position[visible_index], mask_token + position[masked_index]])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 @triton.jit
 def token_origin(index_ptr, m, M, frames, PT: tl.constexpr, PH: tl.constexpr, SEGMENT: tl.constexpr):
-    """Returns the index of each listed token m, and the address (in elements, int64) of its first value."""
+    """Return the index of each listed token m, and the address (in elements, int64) of its first value."""
     tokens_per_clip, clip_stride, frame_stride, line_stride, grid_height, grid_width = frames
     index = tl.load(index_ptr + m, mask=m < M, other=0).to(tl.int32)
     slot = index // (grid_height * grid_width)
@@ -36,7 +36,7 @@ def value_offset(p, frames, PH: tl.constexpr, SEGMENT: tl.constexpr):
 
 @triton.jit
 def load_values(video_ptr, origin, offset, mask, ALIGNED: tl.constexpr):
-    """Loads values [rows, columns], of which runs of ALIGNED consecutive ones start at multiples of ALIGNED."""
+    """Load values [rows, columns], of which runs of ALIGNED consecutive ones start at multiples of ALIGNED."""
     address = (
         tl.max_contiguous(tl.multiple_of(origin, ALIGNED)[:, None], [1, 1])
         + tl.max_contiguous(tl.multiple_of(offset, ALIGNED), ALIGNED)[None, :]
@@ -46,7 +46,8 @@ def load_values(video_ptr, origin, offset, mask, ALIGNED: tl.constexpr):
 
 @triton.jit
 def centered(pixels):
-    """Pixels as float32 in [-1, 1]: (x - 128) / 128 of bytes, which bfloat16 holds exactly, 2 x - 1 of numbers."""
+    """Return pixels as float32 in [-1, 1]: (x - 128) / 128 of bytes, which bfloat16 holds exactly, 2 x - 1 of
+    numbers."""
     if pixels.dtype == tl.uint8:
         # 2^23 + x by setting mantissa bits; the integer-to-float unit is four times slower than an addition.
         biased = (pixels.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True)

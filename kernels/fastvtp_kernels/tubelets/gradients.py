@@ -18,7 +18,7 @@ def tubelet_embed_backward(
     std: Sequence[float],
     position: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of weight, bias (float32) and position (empty without it), given that of the embedding."""
+    """Return the gradients of weight, bias (float32) and position (empty without it), given that of the embedding."""
     tokens = gather_tubelets(video, index, tubelet, mean, std, grad.dtype).flatten(0, 1)
     rows = grad.flatten(0, 1)
     matrix = rows.mT @ tokens

@@ -83,7 +83,7 @@ def _fold(
     BIAS: tl.constexpr,
     BLOCK_VALUES: tl.constexpr,
 ):
-    """Writes row d of the weight from [C, pt, ph, pw] to [pt, ph, pw, C], scaled per channel.
+    """Write row d of the weight from [C, pt, ph, pw] to [pt, ph, pw, C], scaled per channel.
 
     shift[d] = its product with the shifts, plus the bias.
     """
@@ -155,7 +155,7 @@ def _unfold_gradient(
     C: tl.constexpr,
     BLOCK_VALUES: tl.constexpr,
 ):
-    """Writes row d of the weight's gradient: partials added in order, folding undone, back to [C, pt, ph, pw]."""
+    """Write row d of the weight's gradient: partials added in order, folding undone, back to [C, pt, ph, pw]."""
     d = tl.program_id(0).to(tl.int64)
     value = tl.arange(0, BLOCK_VALUES)
     bias_grad = tl.load(bias_grad_ptr + d)
@@ -206,7 +206,7 @@ def _gather(
 
 
 def fold_constants(video: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], ...]:
-    """Scales and shifts, one per channel, with (pixel - mean) / std = scale * centered(pixel) + shift."""
+    """Return scales and shifts, one per channel, with (pixel - mean) / std = scale * centered(pixel) + shift."""
     half_range = 128 / 255 if video.dtype == torch.uint8 else 0.5
     scales = tuple(half_range / s for s in std)
     return scales, tuple((half_range - m) / s for m, s in zip(mean, std, strict=True))
@@ -227,7 +227,7 @@ class Embedding(NamedTuple):
 
 
 def tubelet_embed(video: Tensor, index: Tensor, *flat: Any) -> Tensor:
-    """Returns the embedded tubelets [B, K, D] in a new tensor; `flat` are the fields of `Embedding`."""
+    """Return the embedded tubelets [B, K, D] in a new tensor; `flat` are the fields of `Embedding`."""
     embedding = Embedding(*flat)
     output = video.new_empty(*index.shape, embedding.weight.shape[0], dtype=embedding.dtype)
     _embed_into(output, None, video, index, embedding)
@@ -283,7 +283,7 @@ def tubelet_embed_backward(
     std: Sequence[float],
     position: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of weight, bias (float32) and position (empty without it), given that of the embedding."""
+    """Return the gradients of weight, bias (float32) and position (empty without it), given that of the embedding."""
     video, index = video.contiguous(), index.contiguous()
     grad = grad.contiguous().flatten(0, 1)
     count, width = grad.shape
@@ -338,7 +338,7 @@ def gather_tubelets(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    """Returns (pixels - mean) / std of the listed tubelets, [B, K, P] in `dtype`."""
+    """Return (pixels - mean) / std of the listed tubelets, [B, K, P] in `dtype`."""
     video, index = video.contiguous(), index.contiguous()
     constants = layout(video, tubelet)
     output = video.new_empty(*index.shape, constants["P"], dtype=dtype)

@@ -124,7 +124,7 @@ def gather_tubelets(
     dtype: torch.dtype = torch.float32,
     backend: str | None = None,
 ) -> Tensor:
-    """Normalised values (x / 255 - mean) / std of the listed tubelets; nothing else of the clip is read.
+    """Gather normalised values (x / 255 - mean) / std of the listed tubelets; nothing else of the clip is read.
 
     Args:
         video: uint8 [B, T, H, W, C], or floating point in [0, 1] (then not divided by 255). Receives no gradient.
@@ -162,7 +162,8 @@ def tubelet_embed(
     out_rows: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Patch embedding of the listed tubelets only: a Conv3d with stride = kernel, evaluated where it is needed.
+    """Compute the patch embedding of the listed tubelets only: a Conv3d with stride = kernel, evaluated where it is
+    needed.
 
     Equal to `conv3d((video / 255 - mean) / std)` followed by taking the listed tokens and adding their positions.
     Gradients flow to weight, bias and position.

@@ -10,7 +10,7 @@ from ..precision import compute_dtype
 
 
 def gather_pixels(video: Tensor, index: Tensor, tubelet: Sequence[int]) -> Tensor:
-    """Returns the raw values of the listed tubelets, [B, K, P] in the video's dtype, value order (pt, ph, pw, C)."""
+    """Return the raw values of the listed tubelets, [B, K, P] in the video's dtype, value order (pt, ph, pw, C)."""
     batch_size, frames, height, width, channels = video.shape
     pt, ph, pw = tubelet
     grid_height, grid_width = height // ph, width // pw
@@ -27,7 +27,7 @@ def gather_pixels(video: Tensor, index: Tensor, tubelet: Sequence[int]) -> Tenso
 
 
 def to_unit_range(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """Pixels in [0, 1]: uint8 is divided by 255, floating point already is in that range."""
+    """Return pixels in [0, 1]: uint8 is divided by 255, floating point already is in that range."""
     return pixels.to(dtype) / 255 if pixels.dtype == torch.uint8 else pixels.to(dtype)
 
 
@@ -39,7 +39,8 @@ def gather_tubelets(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    """(pixels - mean) / std of the listed tubelets, [B, K, P] in `dtype`; mean and std are one number per channel."""
+    """Return (pixels - mean) / std of the listed tubelets, [B, K, P] in `dtype`; mean and std are one number per
+    channel."""
     pixels = to_unit_range(gather_pixels(video, index, tubelet), compute_dtype(dtype))
     pixels = pixels.unflatten(-1, (-1, video.shape[-1]))
     return ((pixels - _per_channel(mean, pixels)) / _per_channel(std, pixels)).flatten(-2).to(dtype)
