@@ -35,7 +35,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is complete under its final name; an interrupted run leaves only a temporary name behind."""
+    """Write a file that is complete under its final name; an interrupted run leaves only a temporary name behind."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
     os.replace(temporary, path)

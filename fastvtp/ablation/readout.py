@@ -69,8 +69,8 @@ def majority(labels: Tensor, test_labels: Tensor) -> float:
 
 
 def top_share(scores: Tensor, labels: Tensor) -> float:
-    """Return the percentage of the true values, bool [N, C], among as many highest scores [N, C] of their clip, mean over
-    clips."""
+    """Return the percentage of the true values, bool [N, C], among as many highest scores [N, C] of their clip, mean
+    over clips."""
     places = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     counts = labels.sum(1, keepdim=True)
     return 100.0 * (((places < counts) & labels).sum(1) / counts[:, 0]).double().mean().item()

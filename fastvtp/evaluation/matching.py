@@ -42,7 +42,7 @@ class MatchingModel(Module, Protocol):
         clip_index: Tensor,
         odds: bool = True,
     ) -> Tensor:
-        """Compute the log-odds that the texts and clips of pairs belong together, [Q]; odds False: the logit for it alone.
+        """Compute the log-odds that the texts and clips of pairs belong together, [Q]; odds False: that logit alone.
 
         text_tokens: [tokens, D] with cu_seqlens and max_seqlen, as `read_texts` gave them. clip_tokens: [M, V, D].
         text_index, clip_index: int64 [Q], the text and the clip of each pair.

@@ -30,7 +30,7 @@ def _of_group(values, p, GROUPS: tl.constexpr):
 
 @triton.jit
 def _add_by_group(totals, values, p, GROUPS: tl.constexpr):
-    """Add values [rows, columns], lane by lane, to the total of their group, and returns the tuple of totals."""
+    """Add values [rows, columns], lane by lane, to the total of their group, and return the tuple of totals."""
     sums = ()
     for group in tl.static_range(GROUPS):
         sums = sums + (totals[group] + tl.where((p % GROUPS == group)[None, :], values, 0.0),)
