@@ -4,18 +4,20 @@
 of the files.
 """
 
+import importlib
+
 import pytest
 import torch
 
 from benchmarks.harness.case import Case, Missing, Options
 from benchmarks.harness.command import DTYPES
-from benchmarks.ops import attention, contrastive, masking, pixel_loss, token_assembly, tubelets
+from fastvtp_kernels.ops import OPS
 
 pytest.importorskip("pytest_benchmark")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OPTIONS = Options(DEVICE, DTYPES["bfloat16" if DEVICE.type == "cuda" else "float32"], smoke=True)
-MODULES = (attention, contrastive, masking, pixel_loss, token_assembly, tubelets)
+MODULES = [importlib.import_module(f"benchmarks.ops.{name}") for name in OPS]
 CASES = [factory() for module in MODULES for factory in module.cases(OPTIONS)]
 
 

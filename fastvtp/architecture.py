@@ -5,7 +5,8 @@ start from, which tasks are there. They know no system by name, so that one from
 `register`, is their equal.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import nn
 
 from fastvtp.errors import UserError, unknown_name
+
+logger = logging.getLogger(__name__)
 
 PRESETS = ("official", "fastvtp")
 """The released objectives, and the recommended ones."""
@@ -109,10 +112,16 @@ class System:
 
 
 _SYSTEMS: dict[str, System] = {}
+_INSTALLED: set[str] = set()
+_WITHOUT_RUNS: set[str] = set()
+_NOTHING: Mapping[str, Any] = {}
 
 
-def register(system: System) -> None:
+def register(system: System, *, installed: bool = False) -> None:
     """Make a system known to every command and function of this package; the same one may be registered again.
+
+    installed: it was found by an entry point, so that nobody asked for it: where its `runs` cannot be had, it is named
+    in a warning, and what others bring stays usable.
 
     Raises UserError where another system already has its name, or the name of one of its architectures or models.
     """
@@ -128,6 +137,8 @@ def register(system: System) -> None:
             if doubled := sorted(taken & wanted):
                 raise UserError(f"system {system.name!r}: {other.name} already has the {what} {doubled[0]!r}")
     _SYSTEMS[system.name] = system
+    if installed:
+        _INSTALLED.add(system.name)
 
 
 def _architecture_names(system: System) -> set[str]:
@@ -152,9 +163,34 @@ def named_models() -> dict[str, NamedModel]:
     return {name: model for system in systems().values() for name, model in system.models.items()}
 
 
-def all_runs() -> Iterator[Runs]:
-    """Return what each system brings to training, system by system."""
-    return (system.runs() for system in systems().values())
+def runs_of(system: System) -> Runs:
+    """Return what a system brings to training. Raises what its function raises, but for a system that was registered
+    with `installed`: that one is named in a warning, and brings nothing."""
+    if system.name in _WITHOUT_RUNS:
+        return Runs()
+    try:
+        return system.runs()
+    except Exception as error:  # another package's code may raise anything
+        if system.name not in _INSTALLED:
+            raise
+        _WITHOUT_RUNS.add(system.name)
+        logger.warning("nothing of the system %r can be trained: %s: %s", system.name, type(error).__name__, error)
+        return Runs()
+
+
+def of_all_runs(what: str, named: Callable[[Runs], Mapping[str, Any]], own: Mapping[str, Any] = _NOTHING) -> dict:
+    """Return what all systems bring of one kind, by name.
+
+    what: what it is called in a message. named: a system's share of it, by name. own: what belongs to no system. Raises
+    UserError where two bring the same name.
+    """
+    found, owners = dict(own), dict.fromkeys(own, "fastvtp itself")
+    for system in systems().values():
+        for name, thing in named(runs_of(system)).items():
+            if name in found:
+                raise UserError(f"system {system.name!r}: {owners[name]} already has the {what} {name!r}")
+            found[name], owners[name] = thing, system.name
+    return found
 
 
 def find_architecture(name: str) -> Architecture:

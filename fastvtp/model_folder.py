@@ -350,10 +350,10 @@ def open_model(source: str | Path, device: torch.device) -> OpenedModel:
     if Path(source).is_file():
         raise CheckpointError(f"{source} is no folder: make one of it first (fastvtp convert {source} FOLDER)")
     folder = model_folder(source)
-    return with_companions(load_pretrained(folder, device=device), folder)
+    return with_files_beside(load_pretrained(folder, device=device), folder)
 
 
-def with_companions(model: Any, folder: Path) -> OpenedModel:
+def with_files_beside(model: Any, folder: Path) -> OpenedModel:
     """Return a model with the tokenizer and the lists in `folder`.
 
     Raises CheckpointError where a list is of another length than the model's head, or the answers are absent.

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from fastvtp.architecture import all_runs, architecture_of
+from fastvtp.architecture import architecture_of, of_all_runs
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.reading import ClipReading
 from fastvtp.data.synthetic import SyntheticConfig, generate_dataset
@@ -12,7 +12,7 @@ from fastvtp.errors import UserError
 from fastvtp.evaluation.protocol import EvaluationProtocol
 from fastvtp.evaluation.report import REPORT_NAME, bad_file_report, write_report
 from fastvtp.evaluation.scoring import evaluate, evaluation_loader
-from fastvtp.model_folder import OpenedModel, open_model, with_companions
+from fastvtp.model_folder import OpenedModel, open_model, with_files_beside
 from fastvtp.settings import choose_device
 from fastvtp.training.config import TrainConfig, find_task
 from fastvtp.training.loop import TrainResult, train
@@ -29,7 +29,7 @@ def visualize(
     seed: of masks and crops. framing: as in `ClipReading`. Raises UserError for a model that has no pictures, and
     where no clip can be decoded.
     """
-    pictures = {name: draw for runs in all_runs() for name, draw in runs.pictures.items()}
+    pictures = of_all_runs("pictures of", lambda runs: runs.pictures)
     name = architecture_of(opened.model).name
     if name not in pictures:
         raise UserError(f"pictures are of {' and '.join(pictures)}, this model is a {name}")
@@ -75,7 +75,7 @@ def pretrain(config: TrainConfig, *, resume: bool = False, progress_bar: bool = 
             max_text_length=data.max_text_length,
             precision=config.precision,
         )
-        opened = with_companions(result.model, result.model_dir)
+        opened = with_files_beside(result.model, result.model_dir)
         scores = evaluate(
             opened, data.test, protocol=protocol, output=run_dir, train_data=data.train, progress_bar=progress_bar
         )

@@ -111,12 +111,14 @@ def rebuild(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
         raise ConfigError(f"{prefix}{error}") from None
 
 
-def split_settings(overrides: Sequence[str], *classes: type, without: Sequence[str] = ()) -> list[dict[str, Any]]:
+def split_settings(
+    overrides: Sequence[str], *classes: type, without: Sequence[str] = (), what: str = "setting"
+) -> list[dict[str, Any]]:
     """Return the values that `overrides`, texts such as "steps=9", give to each of the dataclasses, which may share no
     name.
 
-    without: fields that follow from something else, and are no settings here. Raises UserError with the nearest right
-    key for a wrong one, or with the expected type for a wrong value.
+    without: fields that follow from something else, and are no settings here. what: what a message calls a setting.
+    Raises UserError with the nearest right key for a wrong one, or with the expected type for a wrong value.
     """
     owners = {
         name: (place, kind)
@@ -127,7 +129,7 @@ def split_settings(overrides: Sequence[str], *classes: type, without: Sequence[s
     values: list[dict[str, Any]] = [{} for _ in classes]
     for name, text in split_pairs(overrides):
         if name not in owners:
-            raise unknown_name("setting", name, owners)
+            raise unknown_name(what, name, owners)
         place, kind = owners[name]
         values[place][name] = parse_value(text, kind, name)
     return values

@@ -1,8 +1,7 @@
 """Checks of the shape of the house: who may import whom, how long a file may be, what a room holds, what is nowhere
 named.
 
-Each check takes the root of a tree and returns its faults, one line each. Imports inside functions, and those for type
-checkers alone, count as all others.
+Each check takes the root of a tree and returns its faults, one line each.
 """
 
 import ast
@@ -12,6 +11,8 @@ import statistics
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from tests.tree import arrows, called, imported_text, imports, imports_of, module_of, modules, room_of
 
 SOURCES = ("fastvtp", "kernels", "benchmarks", "tests")
 MOST_LINES, MOST_MEDIAN_LINES = 400, 180
@@ -33,11 +34,22 @@ WITHOUT_TRAINING = ("model", "weights", "hf_weights", "system")
 DRAWERS = ("harness", "peers", "ops", "steps", "report", "device", "test_benchmarks")
 KERNELS_MAY_IMPORT = {"torch", "triton"}
 # Triton's interpreter computes with numpy arrays, which the repair of its bfloat16 has to handle.
-KERNELS_MAY_ALSO = {"fastvtp_kernels.interpreter": {"numpy"}}
+KERNELS_MAY_ALSO = {
+    "fastvtp_kernels.interpreter": {"numpy"},
+    "fastvtp_kernels.attention.libraries": {"flash_attn", "xformers"},  # backends for those who have them
+}
 
+# What imports by a text that no check can read, and from where.
+READS_FOLDERS = {
+    "fastvtp_kernels.ops": "all folders of the package",
+    "fastvtp_kernels.registration": "`kernels` beside a module: `launcher`, whose calls are arrows",
+    "fastvtp_kernels.attention.libraries": "libraries from elsewhere",
+    "benchmarks.device.tune": "the benchmark that the command line names",
+    "benchmarks.test_benchmarks": "all of benchmarks/ops",
+}
 # A system is named in its folder, in tests and in benchmarks, and else in texts for people: docstrings, comments, help
-# texts, and the texts of these files.
-SYSTEM_NAME = re.compile(r"simvtp|videomae|alpro|prism|captioner", re.IGNORECASE)
+# texts of commands, and the texts of these files. Systems are called by their folders, and in short by these.
+SHORT_NAMES = ("prism",)
 TEXTS_NAMING_A_SYSTEM = {
     "fastvtp/cli/doctor.py": "the sizes of attention that users meet, by the models that have them",
     "fastvtp/data/sentencepiece.py": "the extra to install, which bears a system's name",
@@ -49,53 +61,6 @@ FORBIDDEN = re.compile(r"\.\./shared\b|(?<![\w.])/(?:work|home|root|Users)/\w")
 TEXT = {".py", ".md", ".toml", ".txt", ".html", ".yaml", ".yml", ".cfg", ""}
 # Made by machines, for machines: what tools wrote into them is a record, not a reference.
 NOT_READ = ("runs", "data", "build", "dist", "benchmarks/results")
-
-
-# --- Reading the tree
-
-
-def modules(root: Path) -> dict[str, Path]:
-    """Dotted names of all modules of the packages; a package is the name of its __init__.py."""
-    found = {}
-    for base, package in ((root, "fastvtp"), (root / "kernels", "fastvtp_kernels"), (root, "benchmarks")):
-        for path in sorted((base / package).rglob("*.py")):
-            parts = path.relative_to(base).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def imports(name: str, path: Path) -> Iterator[str]:
-    """Absolute dotted names that a module imports anywhere in it, `from a import b` as a.b."""
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            origin = ".".join([*parents, *([node.module] if node.module else [])])
-            yield from (f"{origin}.{alias.name}" for alias in node.names)
-
-
-def module_of(imported: str, known: Mapping[str, Path]) -> str | None:
-    """The module that an import's dotted name leads to: itself, or the one that defines it."""
-    while imported and imported not in known:
-        imported = imported.rpartition(".")[0]
-    return imported or None
-
-
-def arrows(root: Path) -> dict[str, set[str]]:
-    """Which other modules of the tree each module imports."""
-    known = modules(root)
-    return {
-        name: {target for other in imports(name, path) if (target := module_of(other, known)) not in (None, name)}
-        for name, path in known.items()
-    }
-
-
-def room_of(name: str, package: str) -> str:
-    """The part of a package that a module belongs to: a file or a folder directly in it."""
-    inner = name.removeprefix(package).lstrip(".")
-    return inner.split(".")[0] or "__init__"
 
 
 # --- The checks
@@ -139,6 +104,50 @@ def _against_the_law(name: str, target: str) -> bool:
     if system in AFTER_SYSTEMS:
         return other in AFTER_SYSTEMS and AFTER_SYSTEMS.index(other) > AFTER_SYSTEMS.index(system)
     return other not in {system, *MAY_IMPORT_SYSTEM.get(system, ())}
+
+
+def unreadable_imports(root: Path) -> list[str]:
+    """Return imports by a text that is put together, which no other check can follow."""
+    return [
+        f"{name} imports what a text says"
+        for name, path in modules(root).items()
+        if name not in READS_FOLDERS
+        and any(imported_text(node) == "" for node in ast.walk(ast.parse(path.read_text())))
+    ]
+
+
+def models_that_need_training(root: Path) -> list[str]:
+    """Return the ways from a system's description, and so from all models and weights, to what only training needs.
+
+    Followed are imports that happen with the file's own; `system.py` has those for training in a function.
+    """
+    known = modules(root)
+    needs = {name: _needed_at_once(name, path, known) for name, path in known.items()}
+    faults = []
+    for start in known:
+        if not re.fullmatch(r"fastvtp\.systems\.\w+\.system", start):
+            continue
+        ways, seen = [[start]], {start}
+        while ways:
+            way = ways.pop()
+            if room_of(way[-1], "fastvtp") in ("training", "evaluation", "runs", "ablation", "cli"):
+                faults.append(" -> ".join(way))
+                continue
+            fresh = sorted(needs[way[-1]] - seen)
+            seen |= {*fresh}
+            ways += [[*way, name] for name in fresh]
+    return faults
+
+
+def _needed_at_once(name: str, path: Path, known: Mapping[str, Path]) -> set[str]:
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (
+            isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        ):
+            node.body = []
+    found = {module_of(other, known) for other in imports_of(tree, name, path)}
+    return {other for other in found if other is not None and other.startswith("fastvtp.") and other != name}
 
 
 def unknown_rooms(root: Path) -> list[str]:
@@ -210,38 +219,82 @@ def _circles(needs: Mapping[str, set[str]]) -> list[str]:
 
 
 def systems_named_outside(root: Path) -> list[str]:
-    """Names and texts of code that name a system, beside what people read."""
+    """Names and texts of code that name a system, or are what a system calls something, beside what people read."""
+    folders = {path.parent.name for path in (root / "fastvtp" / "systems").glob("*/*.py")}
+    system = re.compile("|".join(sorted({*folders, *SHORT_NAMES})), re.IGNORECASE)
+    own = registered_names(root)
     faults = []
     for path in sorted([*(root / "fastvtp").rglob("*.py"), *(root / "kernels").rglob("*.py")]):
         place = path.relative_to(root).as_posix()
         if place.startswith("fastvtp/systems/"):
             continue
-        for line, said, is_text in _said(ast.parse(path.read_text())):
-            if SYSTEM_NAME.search(said) and not (is_text and place in TEXTS_NAMING_A_SYSTEM):
-                faults.append(f"{place}:{line} names {SYSTEM_NAME.findall(said)[0]}")
+        tree = ast.parse(path.read_text())
+        for line, said, is_text in _said(tree, help_is_silent=place.startswith("fastvtp/cli/")):
+            if is_text and place in TEXTS_NAMING_A_SYSTEM:
+                continue
+            if found := system.search(said):
+                faults.append(f"{place}:{line} names {found.group()}")
+            elif is_text and said in own:
+                faults.append(f"{place}:{line} names {said}")
     return faults
 
 
-def _said(tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
+def registered_names(root: Path) -> set[str]:
+    """Return what the systems call their architectures, models, checkpoints and tasks."""
+    found = set()
+    for path in sorted((root / "fastvtp" / "systems").glob("*/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg in ("name", "origin", "architecture"):
+                found |= {getattr(node.value, "value", None)}
+            elif isinstance(node, ast.ClassDef):
+                found |= {
+                    getattr(part.value, "value", None)
+                    for part in node.body
+                    if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "name"
+                }
+    return {name for name in found if isinstance(name, str)}
+
+
+def _said(tree: ast.Module, *, help_is_silent: bool) -> Iterator[tuple[int, str, bool]]:
     """Line, content, and whether it is a text, of all names and texts but docstrings and help texts."""
     silent: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr):
             silent |= {id(node.value)}
-        elif isinstance(node, ast.keyword) and node.arg == "help":
-            silent |= {id(part) for part in ast.walk(node)}
+        elif isinstance(node, ast.keyword) and node.arg == "help" and help_is_silent:
+            silent |= {id(part) for part in _texts_of(node.value)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in silent:
             yield node.lineno, node.value, True
         elif isinstance(node, ast.Name | ast.Attribute):
             yield node.lineno, node.id if isinstance(node, ast.Name) else node.attr, False
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.lineno, node.name, False
-        elif isinstance(node, ast.arg):
-            yield node.lineno, node.arg, False
+        elif isinstance(node, ast.arg | ast.keyword):
+            yield node.lineno, node.arg or "", False
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            imported = " ".join(alias.name for alias in node.names)
+            imported = " ".join(f"{alias.name} {alias.asname or ''}" for alias in node.names)
             yield node.lineno, f"{getattr(node, 'module', None) or ''} {imported}", False
+
+
+def _texts_of(value: ast.expr) -> list[ast.expr]:
+    """Return the texts that a help text is made of: itself, or the parts of a sum or of an f-string."""
+    if isinstance(value, ast.BinOp):
+        return [*_texts_of(value.left), *_texts_of(value.right)]
+    return value.values if isinstance(value, ast.JoinedStr) else [value]
+
+
+def guesses(root: Path) -> list[str]:
+    """What engines guess of a model by looking for an attribute, in place of reading its architecture's record."""
+    return [
+        f"{path.relative_to(root)}:{node.lineno} asks {ast.unparse(node)}"
+        for path in sorted((root / "fastvtp").rglob("*.py"))
+        if "systems" not in path.relative_to(root).parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and (called(node) == "hasattr" or (called(node) == "getattr" and len(node.args) == 3))
+        and re.search("model|config|opened", ast.unparse(node.args[0]))
+    ]
 
 
 def too_long(root: Path) -> list[str]:
@@ -262,10 +315,14 @@ def too_many_parameters(root: Path) -> list[str]:
         for path in sorted((root / top).rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and not any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+        and not any(_called_name(decorator) in ("jit", "triton.jit") for decorator in node.decorator_list)
         and len(_parameters(node)) > MOST_PARAMETERS
     ]
     return wide if len(wide) > MOST_WIDE_FUNCTIONS else []
+
+
+def _called_name(decorator: ast.expr) -> str:
+    return ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
 
 
 def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
@@ -275,10 +332,11 @@ def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
 
 def left_unformatted(root: Path) -> list[str]:
     """Statements that the formatter is told to leave alone, where they are more than the tables that need it."""
-    mark = "# fmt" + ": skip"
-    counts = {path: path.read_text().count(mark) for top in SOURCES[:3] for path in sorted((root / top).rglob("*.py"))}
-    total = sum(counts.values())
-    return [f"{total} statements say {mark}"] if total > MOST_UNFORMATTED else []
+    skip, off = "# fmt" + ": skip", "# fmt" + ": off"
+    texts = {path: path.read_text() for top in SOURCES[:3] for path in sorted((root / top).rglob("*.py"))}
+    faults = [f"{path.relative_to(root)} says {off}" for path, text in texts.items() if off in text]
+    total = sum(text.count(skip) for text in texts.values())
+    return faults + ([f"{total} statements say {skip}"] if total > MOST_UNFORMATTED else [])
 
 
 def wrong_rooms(root: Path) -> list[str]:
@@ -317,11 +375,14 @@ def _texts(root: Path) -> Iterator[Path]:
 
 CHECKS = (
     wrong_directions,
+    unreadable_imports,
+    models_that_need_training,
     unknown_rooms,
     foreign_imports_of_kernels,
     absolute_imports_of_itself,
     circles,
     systems_named_outside,
+    guesses,
     too_long,
     too_many_parameters,
     left_unformatted,

@@ -11,11 +11,14 @@ from tests.house import (
     circles,
     forbidden_references,
     foreign_imports_of_kernels,
+    guesses,
     left_unformatted,
+    models_that_need_training,
     systems_named_outside,
     too_long,
     too_many_parameters,
     unknown_rooms,
+    unreadable_imports,
     wrong_directions,
     wrong_rooms,
 )
@@ -47,6 +50,9 @@ def tree(tmp_path) -> Path:
     for name in ("videomae", "simvtp", "alpro"):
         put(tmp_path, f"{S}/{name}/model.py", "from fastvtp.modules import layers\n")
         put(tmp_path, f"{S}/{name}/tasks.py", "from fastvtp.training import loop\nfrom . import model\n")
+        put(tmp_path, f"{S}/{name}/system.py", "from . import model\ndef runs():\n    from . import tasks\n")
+    put(tmp_path, f"{S}/simvtp/retrieval.py", "class T:\n    name = 'pretrain_towers'\nx = f(name='towers_of_two')\n")
+    put(tmp_path, f"{S}/alpro/plan.py", "from fastvtp.training import loop\n")
     put(tmp_path, f"{S}/catalogue.py", "from fastvtp.systems.alpro import model\n")
     put(tmp_path, "fastvtp/cli/main.py", "def main():\n    from fastvtp.systems import catalogue\n")
     put(tmp_path, "benchmarks/harness/case.py", "import fastvtp_kernels\n")
@@ -95,6 +101,28 @@ WIDE = "def f({}): ...\n".format(", ".join("abcdefghi"))
         (wrong_directions, f"{S}/alpro/b.py", "def f():\n    from .. import catalogue\n", "fastvtp.systems.catalogue"),
         (wrong_directions, f"{S}/alpro/weights.py", "from fastvtp.training import loop\n", "fastvtp.training.loop"),
         (wrong_directions, "benchmarks/harness/b.py", "from ..ops import masking\n", "imports benchmarks.ops.masking"),
+        (wrong_directions, "fastvtp/evaluation/b.py", "from fastvtp.cli import main\n", "imports fastvtp.cli.main"),
+        (wrong_directions, f"{S}/alpro/b.py", "from fastvtp.cli import main\n", "imports fastvtp.cli.main"),
+        (wrong_directions, f"{K}/a.py", "import benchmarks.harness.case\n", "imports benchmarks.harness.case"),
+        (
+            wrong_directions,
+            f"{M}/b.py",
+            "import importlib\nx = importlib.import_module('fastvtp.training.loop')\n",
+            "imports fastvtp.training.loop",
+        ),
+        (wrong_directions, f"{M}/b.py", "x = __import__('fastvtp.training.loop')\n", "imports fastvtp.training.loop"),
+        (
+            unreadable_imports,
+            f"{M}/b.py",
+            "from importlib import import_module\nx = import_module(f'fastvtp.{1}')\n",
+            "fastvtp.modules.b imports what a text says",
+        ),
+        (
+            models_that_need_training,
+            f"{S}/alpro/system.py",
+            "from . import plan\n",
+            "alpro.system -> fastvtp.systems.alpro.plan -> fastvtp.training.loop",
+        ),
         (unknown_rooms, "fastvtp/novel/a.py", "", "fastvtp/novel: say in LAW"),
         (
             foreign_imports_of_kernels,
@@ -121,8 +149,18 @@ WIDE = "def f({}): ...\n".format(", ".join("abcdefghi"))
         (systems_named_outside, "fastvtp/training/b.py", "class SimVTPTask: ...\n", "training/b.py:1 names SimVTP"),
         (systems_named_outside, "fastvtp/training/b.py", "if name == 'alpro': ...\n", "training/b.py:1 names alpro"),
         (systems_named_outside, "fastvtp/cli/doctor.py", "is_prism = 1\n", "cli/doctor.py:1 names prism"),
+        (systems_named_outside, "fastvtp/training/b.py", "f(simvtp=1)\n", "training/b.py:1 names simvtp"),
+        (systems_named_outside, "fastvtp/training/b.py", "import x as alpro\n", "training/b.py:1 names alpro"),
+        (systems_named_outside, "fastvtp/training/b.py", "async def videomae(): ...\n", "b.py:1 names videomae"),
+        (systems_named_outside, "fastvtp/training/b.py", "if name == 'towers_of_two': ...\n", "names towers_of_two"),
+        (systems_named_outside, "fastvtp/training/b.py", "if name == 'pretrain_towers': ...\n", "names pretrain_tow"),
+        (systems_named_outside, "fastvtp/training/b.py", "f(help='A SimVTP')\n", "training/b.py:1 names SimVTP"),
+        (systems_named_outside, "fastvtp/cli/b.py", "f(help=1 if kind == 'alpro' else 2)\n", "cli/b.py:1 names alpro"),
+        (guesses, "fastvtp/training/b.py", "x = hasattr(model, 'text')\n", "asks hasattr(model, 'text')"),
+        (guesses, "fastvtp/training/b.py", "x = getattr(self.config, 'text', None)\n", "asks getattr(self.config"),
         (too_long, "tests/a.py", "\n" * 401, "tests/a.py has 401 lines"),
         (left_unformatted, f"{M}/b.py", "x = 1  # fmt" + ": skip\n" + "y = 1  # fmt: skip\n" * 60, "61 statements"),
+        (left_unformatted, f"{M}/b.py", "# fmt" + ": off\n", "fastvtp/modules/b.py says # fmt"),
         (wrong_rooms, "kernels/__init__.py", "", "kernels/__init__.py exists"),
         (forbidden_references, "README.md", "see .." + "/shared/DESIGN.md", "README.md:1: .." + "/shared"),
         (

@@ -1,6 +1,7 @@
 """A system from outside is the equal of those inside: registered by one call, it is created, trained, scored, read."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -9,17 +10,16 @@ import torch
 
 import fastvtp.systems
 from fastvtp import architecture
-from fastvtp.architecture import Architecture, NamedModel, System, architecture_of, register
+from fastvtp.architecture import Architecture, NamedModel, Runs, System, architecture_of, register
 from fastvtp.errors import ConfigError, UserError
-from fastvtp.evaluation.scoring import evaluate
-from fastvtp.systems import catalogue
+from fastvtp.evaluation.scoring import evaluate, find_scorer
 from fastvtp.systems.catalogue import create_model, list_models, open_model
 from fastvtp.systems.conversion import convert
-from fastvtp.systems.recipes import get_recipe, recipe_config
-from fastvtp.training.config import apply_overrides
+from fastvtp.systems.recipes import get_recipe, recipe_config, recipes
+from fastvtp.training.config import apply_overrides, tasks
 from fastvtp.training.loop import train
 from tests.toy_system.model import Toy, ToyConfig
-from tests.toy_system.system import SYSTEM
+from tests.toy_system.system import SYSTEM, PretrainToy
 
 
 @pytest.fixture(autouse=True)
@@ -84,18 +84,46 @@ def test_its_published_weights_are_converted(tmp_path):
     assert all((parameter == 1).all() for parameter in model.parameters())
 
 
-def test_the_command_finds_it_by_its_entry_point(tmp_path):
-    """A package that is installed with an entry point is known to `fastvtp` without a line of code."""
+def test_a_run_starts_from_its_published_weights(config, tmp_path):
+    first = train(config, progress_bar=False).model.state_dict()
+    names = {"video_projection": "vision.proj", "word_embeddings": "words"}
+    published = {names[name.partition(".")[0]] + name[name.index(".") :]: weight for name, weight in first.items()}
+    torch.save(published, tmp_path / "toy.pth")
+    still = ["steps=1", "optimizer.learning_rate=1e-30", f"init={tmp_path / 'toy.pth'}"]
+    started = apply_overrides(config, [*still, "seed=5", f"output_dir={tmp_path / 'second'}"])
+    for name, weight in train(started, progress_bar=False).model.state_dict().items():
+        assert torch.equal(weight, first[name])
+
+
+def test_the_command_finds_it_by_its_entry_point(captioned_videos, tmp_path):
+    """A package that is installed with an entry point is known to every command, without a line of code."""
     info = tmp_path / "toy-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[fastvtp.systems]\ntoy = tests.toy_system.system:SYSTEM\nbroken = no_such_package:SYSTEM\n"
+        "half = half_a_system:SYSTEM\n"
     )
-    code = "import sys; sys.path.append(sys.argv[1]); import fastvtp; print('toy_tiny' in fastvtp.list_models())"
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert done.stdout == "True\n"
+    (tmp_path / "half_a_system.py").write_text(
+        "from fastvtp.architecture import System\n\n\ndef runs():\n    import no_such_library\n\n\n"
+        "SYSTEM = System(name='half', architectures=(), runs=runs)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+
+    def command(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "fastvtp", *arguments],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+
+    lists = [f"data.{part}={captioned_videos / f'{part}.jsonl'}" for part in ("train", "test")]
+    done = command("pretrain", "toy_tiny", *lists, "device=cpu", "batch_size=4", "data.num_workers=0", "brightness=0.5")
     assert "the system 'broken' of no_such_package:SYSTEM cannot be used" in done.stderr
+    assert "nothing of the system 'half' can be trained: ModuleNotFoundError" in done.stderr
+    report = json.loads((tmp_path / "runs" / "toy_tiny" / "report.json").read_text())
+    done = command("evaluate", "runs/toy_tiny", str(captioned_videos / "test.jsonl"), "--output", "scores")
+    scores = json.loads((tmp_path / "scores" / "report.json").read_text())
+    assert scores["retrieval"] == report["retrieval"]
 
 
 def test_names_are_taken_once():
@@ -111,8 +139,31 @@ def test_names_are_taken_once():
     ):
         with pytest.raises(UserError, match=fault):
             register(system)
-        assert name == "toy" or name not in {known.name for known in catalogue.SYSTEMS}
+        assert name == "toy" or name not in architecture.systems()
     assert architecture_of(ToyConfig()).model is Toy
+
+
+def simvtp_tiny(preset):
+    raise AssertionError(preset)
+
+
+class Aligned(PretrainToy):
+    name = "align_toy"
+
+
+@pytest.mark.parametrize(
+    ("runs", "look", "fault"),
+    [
+        (Runs(tasks=(PretrainToy,)), tasks, "'second': toy already has the task 'pretrain_toy'"),
+        (Runs(tasks=(Aligned,)), tasks, "task 'align_toy': expected a name that begins with the command"),
+        (Runs(recipes=(simvtp_tiny,)), recipes, "'second': simvtp already has the recipe 'simvtp_tiny'"),
+        (Runs(scorers={"retrieval": print}), lambda: find_scorer("x"), "fastvtp itself already has the way of scoring"),
+    ],
+)
+def test_what_a_system_brings_has_names_of_its_own(runs, look, fault):
+    register(System(name="second", architectures=(), runs=lambda: runs))
+    with pytest.raises(UserError, match=fault):
+        look()
 
 
 def test_no_engine_knows_it(request):

@@ -22,19 +22,14 @@ from typing import Any, NoReturn
 
 import torch
 
+from fastvtp_kernels.ops import OPS
+
 from ..harness.environment import ROOT, environment
 from ..harness.record import write_json_rows
 
 TESTS = ROOT / "tests" / "kernels"
 # Family (folder of fastvtp_kernels) -> the ops that benchmark rows name, and its share of the processes.
-FAMILIES = {
-    "masking": ("tube_mask",),
-    "tubelets": ("gather_tubelets", "tubelet_embed"),
-    "pixel_loss": ("masked_pixel_loss",),
-    "token_assembly": ("assemble_tokens",),
-    "attention": ("varlen_attention", "axial_attention"),
-    "contrastive": ("contrastive_loss", "sigmoid_loss", "hard_negatives"),
-}
+FAMILIES = {folder.name: folder.dispatched for folder in OPS.values()}
 PROCESSES = {"attention": 5, "contrastive": 4, "pixel_loss": 2, "tubelets": 2, "token_assembly": 1, "masking": 1}
 COUNTS = ("passed", "failed", "skipped", "left_out")
 SAVE_EVERY_S, POLL_S, GRACE_S = 5.0, 0.5, 3.0

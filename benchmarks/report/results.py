@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from fastvtp.errors import UserError
+from fastvtp_kernels.ops import OPS as KERNEL_OPS
 
 from ..harness.record import LEFT_OUT, NOT_REACHED, SCHEMA, Row
 
+# Other layouts of an op that has a line, and an op without a kernel.
+WITHOUT_A_LINE = {"axial_attention", "axial_attention_packed", "varlen_attention_packed", "text_mask"}
+# Those that a report shows first, in this order.
+FIRST = ("tubelets", "pixel_loss", "masking", "token_assembly", "attention", "contrastive")
 # A benchmark file, and the ops that a full report has lines for, measured or not.
 OPS = {
-    "tubelets": ("gather_tubelets", "tubelet_embed"),
-    "pixel_loss": ("masked_pixel_loss",),
-    "masking": ("tube_mask",),
-    "token_assembly": ("assemble_tokens",),
-    "attention": ("varlen_attention",),
-    "contrastive": ("contrastive_loss", "sigmoid_loss", "hard_negatives"),
+    **dict.fromkeys(FIRST, ()),
+    **{
+        folder.name: tuple(op for op in folder.dispatched if op not in WITHOUT_A_LINE) for folder in KERNEL_OPS.values()
+    },
     "train_step": ("train_step",),
 }
 PARTS = (*OPS, "data_loading", "tests", "ceilings", "environment")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastvtp.checkpoints.loading import load_released
+from fastvtp.checkpoints.loading import load_checkpoint
 from fastvtp.systems.catalogue import build_model, model_config
 from fastvtp.systems.videoprism.distillation import PrismStudent, PrismStudentConfig
 from fastvtp.systems.videoprism.encoder import VideoPrismConfig, VideoPrismEncoder
@@ -93,7 +93,7 @@ def encoder_case(name: str, options: Options) -> Case:
     clips = options.clips(cpu=1, cuda=16, smoke=2)
     model: VideoPrismEncoder = build_model(config, options.device).train()
     if found:
-        load_released(model, hf_encoder(config).state_dict(), origin="hf_videoprism")
+        load_checkpoint(model, hf_encoder(config).state_dict(), origin="hf_videoprism")
     state = model.state_dict()
     video, clip = _video(config, options, clips)
     with torch.no_grad():

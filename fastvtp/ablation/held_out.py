@@ -15,6 +15,7 @@ from fastvtp.ablation.readout import (
     probe,
     scene_labels,
 )
+from fastvtp.architecture import architecture_of
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.loader import Decoding, VideoTextBatch, VideoTextLoader
 from fastvtp.data.reading import ClipShape
@@ -66,7 +67,7 @@ def load_clips(
         shape=ClipShape(model.num_frames, model.image_size),
         batches=Batches(batch_size=min(batch_size, len(scenes)), train=False),
         decoding=Decoding(num_workers=num_workers, device=device),
-        max_text_length=getattr(model, "max_text_length", MIN_TEXT_LENGTH),
+        max_text_length=model.max_text_length if architecture_of(model).reads_text else MIN_TEXT_LENGTH,
     ) as loader:
         batches = [batch.to("cpu") for batch in loader]
     kept = [index for batch in batches for index in batch.sample_ids.tolist()]

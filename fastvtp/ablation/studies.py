@@ -35,7 +35,7 @@ class Run:
     name: str
     model: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
-    """Added to the base run's."""
+    """What is added to the base run's seed."""
     share: float = 1.0
     shuffled: bool = False
     change: Callable[[TrainConfig], TrainConfig] | None = None

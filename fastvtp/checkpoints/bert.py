@@ -57,7 +57,7 @@ def split_layers(name: str, text_depth: int) -> str:
 
 def place(name: str, config: Any) -> str:
     """Return `split_layers` for a model of this configuration; one without `text_depth` takes no layers."""
-    text_depth = getattr(config, "text_depth", None)
+    text_depth = vars(config).get("text_depth")
     return name if text_depth is None else split_layers(name, text_depth)
 
 

@@ -32,7 +32,7 @@ class LoadReport:
     resized: tuple[str, ...]
 
 
-def load_released(
+def load_checkpoint(
     model: nn.Module,
     source: str | Path | Mapping[str, Tensor] | Checkpoint,
     *,
@@ -76,7 +76,7 @@ def load_recognised(
     fresh: Sequence[str] = (),
     position_resize: str = "bicubic",
 ) -> LoadReport:
-    """Run `load_released` on a checkpoint that is read and recognised."""
+    """Run `load_checkpoint` on a checkpoint that is read and recognised."""
     if position_resize not in POSITION_RESIZES:
         raise unknown_name("position_resize", position_resize, POSITION_RESIZES)
     transfer = _transfer(checkpoint, kind, model)
@@ -121,7 +121,7 @@ def absent_parts(
     model: nn.Module, source: str | Path | Mapping[str, Tensor] | Checkpoint, *, origin: str | None = None
 ) -> tuple[str, ...]:
     """Return the parts of `model` that a checkpoint of another architecture cannot fill, for `fresh` of
-    `load_released`."""
+    `load_checkpoint`."""
     checkpoint = read_checkpoint(source)
     return parts_without(model, checkpoint, recognise(checkpoint, origin))
 

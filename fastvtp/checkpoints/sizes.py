@@ -44,7 +44,7 @@ _SIZES = (
 )
 
 
-def config_of_released(
+def config_of_checkpoint(
     source: str | Path | Mapping[str, Tensor] | Checkpoint,
     origin: str | None = None,
     *,
@@ -53,7 +53,7 @@ def config_of_released(
 ) -> Any:
     """Return the configuration of the model that `source` fits, from its config.json and the shapes of its tensors.
 
-    source, origin: as in `fastvtp.checkpoints.loading.load_released`. architecture: of the model; None: the
+    source, origin: as in `fastvtp.checkpoints.loading.load_checkpoint`. architecture: of the model; None: the
     checkpoint's own. overrides: fields of the config, for what shapes do not show: frames and image size (else 16 and
     224; position tables of ALPRO and VideoPrism show them), heads (VideoPrism's released arrays show them; else as
     many as make them 64 wide, as in all released sizes), layers of ALPRO's BERT that read text alone (else half, as
@@ -66,7 +66,7 @@ def config_of_released(
 def config_of_kind(
     checkpoint: Checkpoint, kind: Kind, *, architecture: str | None = None, overrides: Mapping[str, Any]
 ) -> Any:
-    """Return `config_of_released` of a checkpoint that is read and recognised."""
+    """Return `config_of_checkpoint` of a checkpoint that is read and recognised."""
     check_whole(checkpoint, kind)
     target = find_architecture(architecture or kind.architecture)
     known = {field.name for field in fields(target.config)}

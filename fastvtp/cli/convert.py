@@ -10,7 +10,7 @@ from fastvtp.cli.options import add_commands
 
 
 @dataclass(frozen=True)
-class CompanionOptions:
+class TokenizerAndLists:
     """Files that belong beside a model's weights."""
 
     tokenizer: Annotated[
@@ -78,7 +78,7 @@ def convert(
         ),
     ] = "bicubic",
     *,
-    companions: CompanionOptions,
+    beside: TokenizerAndLists,
 ) -> None:
     """Write a released checkpoint, or one from the Hugging Face Hub, as a fastvtp model folder.
 
@@ -93,8 +93,8 @@ def convert(
         origin=origin,
         overrides=overrides or [],
         position_resize=position_resize,
-        tokenizer=companions.tokenizer,
-        lists={"answers": companions.answers, "entities": companions.entities, "classes": companions.classes},
+        tokenizer=beside.tokenizer,
+        lists={"answers": beside.answers, "entities": beside.entities, "classes": beside.classes},
     )
     for name in ("loaded", "fresh", "ignored", "resized"):
         entries = getattr(done.report, name)

@@ -113,7 +113,7 @@ def extract(
     run: RunOptions,
 ) -> None:
     """Write a frozen model's features of videos to disk, for probes and localisation heads to be trained on."""
-    from fastvtp.frozen import runs as probing
+    from fastvtp.frozen import runs as frozen_runs
     from fastvtp.frozen.features import FeatureSettings
 
     opened = _open(model, run)
@@ -121,7 +121,7 @@ def extract(
         _layers(features.layers, opened), features.pool, features.dtype, shard_size=features.shard_size
     )
     protocol = _protocol(reading, run)
-    done = probing.extract(
+    done = frozen_runs.extract(
         opened, data, output, settings, protocol=protocol, names_file=class_names, progress_bar=not run.quiet
     )
     shape = " x ".join(map(str, (done.num_views, *done[0].shape[1:])))
@@ -168,7 +168,7 @@ def probe(
     """
     from fastvtp.data.reading import ClipReading
     from fastvtp.evaluation.report import REPORT_NAME, write_report
-    from fastvtp.frozen import runs as probing
+    from fastvtp.frozen import runs as frozen_runs
     from fastvtp.frozen.adapters import TowerTap
     from fastvtp.frozen.features import DESCRIPTION_NAME
     from fastvtp.frozen.probes import ProbeConfig
@@ -180,14 +180,14 @@ def probe(
     classes: list[type] = [HeadTraining, ProbeConfig] if cached else [HeadTraining, ProbeConfig, ClipReading]
     # sizes that follow from elsewhere, and what clips are read by that has no option here or one of its own
     without = ("width", "num_outputs", "num_layers", "kind", "framing", "augmentation")
-    fitting, sizes, *clips = split_settings(overrides or [], *classes, without=without)
+    training, sizes, *clips = split_settings(overrides or [], *classes, without=without)
     published = ProbeRecipe(HeadTraining(), ClipReading(), (1, 1)) if recipe is None else probe_recipe(recipe)
-    settings, common = replace(published.training, **fitting), {"kind": kind, "progress_bar": not run.quiet, **sizes}
+    settings, common = replace(published.training, **training), {"kind": kind, "progress_bar": not run.quiet, **sizes}
     if cached:
         if videos != ProbedVideoOptions():
             options = "--train, --adapter-dim, --class-names, --views, --framing"
             raise UserError(f"{source} holds features: {options} are for a model")
-        report = probing.train_probe(
+        report = frozen_runs.train_probe(
             source, test, output, settings, device=choose_device(run.device), num_workers=run.num_workers, **common
         )
     else:
@@ -197,9 +197,9 @@ def probe(
         drawn = replace(published.reading, **clips[0])
         views = videos.views or "x".join(map(str, published.views))
         reading = ReadingOptions(views, drawn.sampling, drawn.frame_stride, videos.framing)
-        report = probing.train_on_videos(
+        report = frozen_runs.train_on_videos(
             opened,
-            probing.ProbeVideos(train=videos.train, test=test, names_file=videos.class_names),
+            frozen_runs.ProbeVideos(train=videos.train, test=test, names_file=videos.class_names),
             output,
             settings,
             tap=TowerTap(_layers("mlap" if kind == "mlap" else "", opened), videos.adapter_dim),
@@ -231,12 +231,12 @@ def classify(
 
     Frames are sampled as the probe's clips were, and framed so unless --framing is given.
     """
-    from fastvtp.frozen import runs as probing
+    from fastvtp.frozen import runs as frozen_runs
     from fastvtp.frozen.probe_files import read_probe_description
 
     known = read_probe_description(probe).reading
     protocol = _protocol(replace(reading, sampling=known.sampling, frame_stride=known.frame_stride), run)
-    found = probing.classify(_open(model, run), probe, videos, protocol=protocol, progress_bar=not run.quiet)
+    found = frozen_runs.classify(_open(model, run), probe, videos, protocol=protocol, progress_bar=not run.quiet)
     for video, row in found.items():
         shown = {name: round(score, 4) for name, score in list(row.items())[:top]}
         typer.echo(json.dumps({"video": video, "classes": shown}, ensure_ascii=False))
@@ -313,19 +313,19 @@ def localize(
 ) -> None:
     """Train and score a head that finds segments in time, or that says what is done in boxes of the picture."""
     from fastvtp.evaluation.report import REPORT_NAME, write_report
-    from fastvtp.frozen import runs as probing
+    from fastvtp.frozen import runs as frozen_runs
     from fastvtp.frozen.heads import BoxHeadConfig, SegmentHeadConfig
     from fastvtp.frozen.spans import load_spans
     from fastvtp.frozen.training_heads import HeadTraining
     from fastvtp.settings import choose_device, split_settings
 
     config = SegmentHeadConfig if load_spans(annotations).kind == "segments" else BoxHeadConfig
-    fitting, sizes = split_settings(overrides or [], HeadTraining, config, without=("width", "num_classes", "grid"))
-    report = probing.localize(
-        probing.AnnotatedFeatures(features, annotations),
-        probing.AnnotatedFeatures(test_features, test_annotations),
+    training, sizes = split_settings(overrides or [], HeadTraining, config, without=("width", "num_classes", "grid"))
+    report = frozen_runs.localize(
+        frozen_runs.AnnotatedFeatures(features, annotations),
+        frozen_runs.AnnotatedFeatures(test_features, test_annotations),
         output,
-        HeadTraining(**fitting),
+        HeadTraining(**training),
         detections=detections,
         device=choose_device(run.device),
         progress_bar=not run.quiet,

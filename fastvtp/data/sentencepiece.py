@@ -45,7 +45,7 @@ class _Pieces(Protocol):
 
 
 class _Unigram:
-    """Of a tokenizer.json, which may add special tokens behind a text: they are left out."""
+    """The unigrams of a tokenizer.json, which may add special tokens behind a text: they are left out."""
 
     def __init__(self, tokenizer: Library):
         tokenizer.no_padding()
@@ -67,7 +67,7 @@ class _Unigram:
 
 
 class _SentencePiece:
-    """Of a .model file, by SentencePiece itself."""
+    """The pieces of a .model file, by SentencePiece itself."""
 
     def __init__(self, path: Path):
         try:

@@ -27,6 +27,7 @@ REPORT_NAME = "report.json"
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Write a report as JSON, in a folder that is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
 

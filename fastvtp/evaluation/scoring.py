@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvtp.architecture import all_runs, architecture_of, find
+from fastvtp.architecture import architecture_of, find, of_all_runs
 from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.classes import load_classes
 from fastvtp.data.loader import Decoding, VideoTextBatch, VideoTextLoader
@@ -110,10 +110,9 @@ def evaluate(
 
 def find_scorer(name: str) -> Scorer:
     """Find the way of scoring of that name, of this file or of a system. Raises UserError where there is none."""
-    if name in SCORERS:
+    if name in SCORERS:  # before training is imported for the systems' own
         return SCORERS[name]
-    of_systems = {way: scorer for runs in all_runs() for way, scorer in runs.scorers.items()}
-    return find("way of scoring", name, SCORERS | of_systems)
+    return find("way of scoring", name, of_all_runs("way of scoring", lambda runs: runs.scorers, SCORERS))
 
 
 def _text_length(opened: OpenedModel, protocol: EvaluationProtocol) -> int:

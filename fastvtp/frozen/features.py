@@ -37,9 +37,9 @@ class FeatureSettings:
     layers: tuple[int, ...] = ()
     """Blocks whose tokens are kept beside the tower's output, see `VideoTower.encode_layers`."""
     pool: str = "none"
-    """Of the tokens, see `VideoTower.encode_layers`."""
+    """How the tokens are pooled, see `VideoTower.encode_layers`."""
     dtype: str = "float32"
-    """Of the features on disk, one of `DTYPES`."""
+    """Dtype of the features on disk, one of `DTYPES`."""
     shard_size: int = 64
     """Videos in a file."""
 

@@ -25,7 +25,7 @@ class ProbeConfig:
     """A probe's sizes; the defaults are VideoGLUE's (arXiv:2307.03166)."""
 
     width: int
-    """Of the tokens."""
+    """Width of the tokens."""
     num_outputs: int
     kind: str = "attentive"
     """"attentive", "linear" or "mlap"; see the classes."""

@@ -26,7 +26,7 @@ class HeadTraining:
     """Peak; from there half a cosine down to 0."""
     warmup_steps: int = 50
     weight_decay: float = 1e-5
-    """Not of vectors: biases and LayerNorms."""
+    """Weight decay of matrices; vectors (biases and LayerNorms) have none."""
     betas: tuple[float, float] = (0.9, 0.999)
     label_smoothing: float = 0.1
     precision: str = "float32"

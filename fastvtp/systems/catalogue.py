@@ -44,7 +44,7 @@ def _register_installed() -> None:
     """Register the systems of other packages; one that cannot be had is named in a warning, and the rest goes on."""
     for entry in entry_points(group="fastvtp.systems"):
         try:
-            register(entry.load())
+            register(entry.load(), installed=True)
         except Exception as error:  # another package's code may raise anything
             logger.warning("the system %r of %s cannot be used: %s", entry.name, entry.value, error)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 
@@ -15,7 +15,7 @@ from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
 from fastvtp.checkpoints.sizes import check_whole, config_of_kind
 from fastvtp.data.text import Tokenizer
 from fastvtp.data.tokenizers import load_tokenizer
-from fastvtp.errors import CheckpointError, UserError, unknown_name
+from fastvtp.errors import CheckpointError, UserError
 from fastvtp.model_folder import (
     CONFIG_NAME,
     Lists,
@@ -27,7 +27,7 @@ from fastvtp.model_folder import (
     write_model_folder,
     write_reading,
 )
-from fastvtp.settings import parse_value, split_pairs
+from fastvtp.settings import split_settings
 from fastvtp.systems import catalogue  # noqa: F401  (registers the systems)
 
 
@@ -63,12 +63,12 @@ def convert(
     answers, entities and classes and how its clips were read where a folder has them. ALPRO's release squashes frames.
 
     Args:
-        source: as in `load_released`, or the folder of a run.
+        source: as in `load_checkpoint`, or the folder of a run.
         output: a folder that holds no model yet.
         architecture: of the model to write; None: the checkpoint's own.
-        origin: whose names the checkpoint bears, as in `load_released`; None: it is recognised by them.
+        origin: whose names the checkpoint bears, as in `load_checkpoint`; None: it is recognised by them.
         overrides: "key=value" texts, fields of the configuration.
-        position_resize: as in `load_released`.
+        position_resize: as in `load_checkpoint`.
         tokenizer: a tokenizer.json, vocab.txt or .model, or a folder that holds one, to write instead of the one beside
             `source`.
         lists: files for the outputs "answers" of a question answerer, "entities" of a pretrained ALPRO and "classes" of
@@ -88,7 +88,7 @@ def convert(
     kind = recognise(checkpoint, origin)
     check_whole(checkpoint, kind)
     target = find_architecture(architecture or kind.architecture)
-    values = _parse(overrides, target)
+    (values,) = split_settings(overrides, target.config, what=f"{target.name} option")
     words, note = None, None
     vocab_size = _vocab_size(checkpoint, target, values)
     if tokenizer is not None:
@@ -113,16 +113,6 @@ def convert(
     if framing is not None:
         write_reading(output, framing)
     return Conversion(target.name, report, note, _notes(found, source, config))
-
-
-def _parse(overrides: Sequence[str], target: Architecture) -> dict[str, Any]:
-    hints = get_type_hints(target.config)
-    values = {}
-    for name, text in split_pairs(overrides):
-        if name not in hints:
-            raise unknown_name(f"{target.name} option", name, hints)
-        values[name] = parse_value(text, hints[name], name)
-    return values
 
 
 def _vocab_size(checkpoint: Checkpoint, target: Architecture, values: Mapping[str, Any]) -> int | None:

@@ -9,18 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastvtp.ablation.studies import Study, check_overrides
-from fastvtp.architecture import PRESETS, all_runs, find, systems
+from fastvtp.architecture import PRESETS, find, of_all_runs, runs_of, systems
 from fastvtp.errors import ConfigError, unknown_name
 from fastvtp.model_folder import list_checkpoints
 from fastvtp.systems import catalogue  # noqa: F401  (registers the systems)
 from fastvtp.training.config import TrainConfig, apply_overrides
 
-DEMO_RECIPE = "simvtp_demo"
-
 
 def recipes() -> dict[str, Callable[[str], TrainConfig]]:
     """Return all recipes by name: functions of a preset."""
-    return {recipe.__name__: recipe for runs in all_runs() for recipe in runs.recipes}
+    return of_all_runs("recipe", lambda runs: {recipe.__name__: recipe for recipe in runs.recipes})
 
 
 DEMO_RECIPE = "simvtp_demo"
@@ -62,7 +60,7 @@ def recipe_config(
 def find_study(name: str, overrides: list[str]) -> Study:
     """Find what `fastvtp ablate NAME` takes apart. Raises UserError with the nearest known name, or for a setting that
     is the ablation's own."""
-    studies = {name: study for name, system in systems().items() if (study := system.runs().study) is not None}
+    studies = {name: study for name, system in systems().items() if (study := runs_of(system).study) is not None}
     study = find("ablation of", name, studies)
     check_overrides(overrides)
     return study

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fastvtp.architecture import all_runs, find
+from fastvtp.architecture import find, of_all_runs
 from fastvtp.checkpoints.fitting import POSITION_RESIZES
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading
 from fastvtp.data.sampling import check_framing
-from fastvtp.errors import ConfigError, unknown_name
+from fastvtp.errors import ConfigError, UserError, unknown_name
 from fastvtp.files import write_atomically
 from fastvtp.settings import (
     FLAT,
@@ -33,9 +33,21 @@ _FOLLOWS = {
 }
 
 
+COMMANDS = ("pretrain", "finetune")
+
+
 def tasks() -> dict[str, Any]:
-    """Return the tasks of all registered systems by name, subclasses of `fastvtp.training.task.Task`."""
-    return {task.name: task for runs in all_runs() for task in runs.tasks}
+    """Return the tasks of all registered systems by name, subclasses of `fastvtp.training.task.Task`.
+
+    Raises UserError for a name that two of them have, or that does not begin with a command.
+    """
+    found = of_all_runs("task", lambda runs: {task.name: task for task in runs.tasks})
+    for name in found:
+        if name.partition("_")[0] not in COMMANDS:
+            raise UserError(
+                f"task {name!r}: expected a name that begins with the command that runs it, such as pretrain_"
+            )
+    return found
 
 
 def find_task(name: str) -> Any:
@@ -59,7 +71,7 @@ def a_path(what: str, *, free_on_resume: bool = False) -> Mapping[str, Any]:
     return {"path": what, "free_on_resume": free_on_resume}
 
 
-# SimVTP's and VideoMAE's
+# where a recipe says nothing else
 TRAINING_READING = ClipReading(sampling="strided", frame_stride=4, framing=DEFAULT_FRAMING)
 
 

@@ -210,7 +210,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
     compute = torch.compile(model) if config.compile else model
     loader = training_loader(config, task, tokenizer, device, progress)
 
-    def write_companions(folder: Path) -> None:
+    def write_files_beside(folder: Path) -> None:
         task.write_labels(folder)
         write_reading(folder, config.data.framing)
         if tokenizer is not None:
@@ -288,11 +288,17 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
                 progress.bad_files = loader.bad_files
                 writer.sync()
                 save_checkpoint(
-                    run_dir, model, optimizer, averaged, progress, write_companions, keep=config.keep_checkpoints
+                    run_dir,
+                    model,
+                    optimizer,
+                    averaged,
+                    progress,
+                    write_files_beside,
+                    keep=config.keep_checkpoints,
                 )
 
     model_dir, final = run_dir / "model", model if averaged is None else averaged.module
-    publish_folder(model_dir, lambda folder: write_inference_folder(folder, final, write_companions))
+    publish_folder(model_dir, lambda folder: write_inference_folder(folder, final, write_files_beside))
     return TrainResult(
         final.eval(),
         tokenizer,

@@ -44,10 +44,10 @@ class Progress:
     """Undecodable files met so far, with the reason."""
 
 
-def write_inference_folder(folder: Path, model: Any, write_companions: Callable[[Path], None]) -> None:
-    """Write all that evaluation needs: weights, config, and what `write_companions` adds (tokenizer, labels)."""
+def write_inference_folder(folder: Path, model: Any, write_files_beside: Callable[[Path], None]) -> None:
+    """Write all that evaluation needs: weights, config, and what `write_files_beside` adds (tokenizer, labels)."""
     write_model_folder(folder, model, architecture_of(model).name)
-    write_companions(folder)
+    write_files_beside(folder)
 
 
 def save_checkpoint(
@@ -56,7 +56,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     averaged: AveragedModel | None,
     progress: Progress,
-    write_companions: Callable[[Path], None],
+    write_files_beside: Callable[[Path], None],
     *,
     keep: int,
 ) -> Path:
@@ -73,7 +73,7 @@ def save_checkpoint(
     }
 
     def write(folder: Path) -> None:
-        write_inference_folder(folder, kept, write_companions)
+        write_inference_folder(folder, kept, write_files_beside)
         torch.save(state, folder / STATE_NAME)
 
     final = run_dir / "checkpoints" / f"step_{progress.step:08d}"

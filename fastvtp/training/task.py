@@ -140,7 +140,7 @@ class Task(ABC):
 
     def initial_weights(self, model: Any) -> Iterator[tuple[str | None, str | None, Any]]:
         """Return the checkpoints that a fresh model starts from, in this order: (source or None, origin or None, the
-        part of the model that it fills). origin: as in `load_released`."""
+        part of the model that it fills). origin: as in `load_checkpoint`."""
         yield self.config.init, None, model
         yield self.config.text_init, "bert", model
 

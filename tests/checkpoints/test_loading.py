@@ -5,7 +5,7 @@ from typing import get_type_hints
 import pytest
 import torch
 
-from fastvtp.checkpoints.loading import absent_parts, load_released
+from fastvtp.checkpoints.loading import absent_parts, load_checkpoint
 from fastvtp.errors import CheckpointError, UserError
 from fastvtp.model_folder import write_model_folder
 from fastvtp.settings import parse_value
@@ -52,7 +52,7 @@ def test_every_entry_lands_in_its_place(naming, origin, target, prefixes, fresh)
     weights = source if naming is None else naming(origin, source)
     assert absent_parts(model, weights) == fresh
 
-    report = load_released(model, weights, fresh=fresh)
+    report = load_checkpoint(model, weights, fresh=fresh)
 
     used = set()
     for name, tensor in model.state_dict().items():
@@ -74,7 +74,7 @@ def test_parts_that_are_not_called_fresh_are_missing_and_nothing_is_loaded():
     model = tiny_model("video_classifier", 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointError) as raised:
-        load_released(model, official("videomae", tiny_model("videomae").state_dict()), fresh=("norm",))
+        load_checkpoint(model, official("videomae", tiny_model("videomae").state_dict()), fresh=("norm",))
     assert str(raised.value) == (
         "the state dict does not fit VideoClassifier: missing head.bias; missing head.weight "
         "(to start these parts afresh: fresh=('norm', 'head'))"
@@ -86,7 +86,7 @@ def test_everything_that_does_not_fit_is_listed_in_one_line():
     weights = official("simvtp", tiny_model("simvtp", depth=3, vocab_size=51).state_dict())
     del weights["decoder.head.bias"], weights["encoder.blocks.0.attn.q_bias"]
     with pytest.raises(CheckpointError) as raised:
-        load_released(tiny_model("simvtp"), weights)
+        load_checkpoint(tiny_model("simvtp"), weights)
     message = str(raised.value)
     assert "\n" not in message
     for problem in (
@@ -113,7 +113,7 @@ def test_everything_that_does_not_fit_is_listed_in_one_line():
 def test_a_checkpoint_of_another_size_says_what_to_set(architecture, changes, advice):
     weights = official(architecture, tiny_model(architecture, **changes).state_dict())
     with pytest.raises(CheckpointError) as raised:
-        load_released(tiny_model(architecture), weights)
+        load_checkpoint(tiny_model(architecture), weights)
     start, listed = str(raised.value).split("; ", 1)
     assert start.endswith(f": the checkpoint is {advice}")
     assert listed.count("; ") > 0
@@ -121,20 +121,20 @@ def test_a_checkpoint_of_another_size_says_what_to_set(architecture, changes, ad
     assert {name for name, _ in settings} == {*changes}
     config_class = type(tiny_model(architecture).config)
     values = {name: parse_value(text, get_type_hints(config_class)[name], name) for name, text in settings}
-    load_released(tiny_model(architecture, **values), weights)
+    load_checkpoint(tiny_model(architecture, **values), weights)
 
 
 def test_what_another_size_does_not_explain_comes_without_advice():
     weights = official("simvtp", tiny_model("simvtp", max_text_length=20).state_dict())
     del weights["vtm_head.bias"]
     with pytest.raises(CheckpointError, match=r"^the state dict does not fit SimVTP: missing match_head\.bias$"):
-        load_released(tiny_model("simvtp"), weights)
+        load_checkpoint(tiny_model("simvtp"), weights)
 
 
 def test_a_bert_of_another_width_says_what_to_set():
     table = torch.zeros(60, 128)
     with pytest.raises(CheckpointError, match="the checkpoint is width 128, num_heads 2, vocab_size 60: set "):
-        load_released(tiny_model("simvtp", num_heads=4), {"bert.embeddings.word_embeddings.weight": table})
+        load_checkpoint(tiny_model("simvtp", num_heads=4), {"bert.embeddings.word_embeddings.weight": table})
 
 
 def test_another_patch_size_is_named():
@@ -142,13 +142,13 @@ def test_another_patch_size_is_named():
     with pytest.raises(
         CheckpointError, match=r"proj.weight is \[32, 3, 2, 4, 4\], the .*embeddings.weight \[32, 3, 2, 8, 8\]"
     ):
-        load_released(tiny_model("videomae"), weights)
+        load_checkpoint(tiny_model("videomae"), weights)
 
 
 def test_other_numbers_of_tubelets_need_no_table():
     source, model = tiny_model("videomae"), tiny_model("videomae", 1, num_frames=8, image_size=32)
     positions = model.video_embeddings.positions.clone()
-    load_released(model, official("videomae", source.state_dict()))
+    load_checkpoint(model, official("videomae", source.state_dict()))
     assert torch.equal(model.video_embeddings.positions, positions)
     assert len(positions) == 8 * len(source.video_embeddings.positions)
 
@@ -156,19 +156,19 @@ def test_other_numbers_of_tubelets_need_no_table():
 def test_position_tables_of_captions_are_cut_and_never_stretched():
     weights = official("simvtp", tiny_model("simvtp").state_dict())
     model = tiny_model("simvtp", 1, max_text_length=7)
-    report = load_released(model, weights)
+    report = load_checkpoint(model, weights)
     name = "text_embeddings.position_embeddings.weight"
     assert report.resized == (f"{name}: the first 7 of 12 rows",)
     assert torch.equal(model.state_dict()[name], weights[name][:7])
     with pytest.raises(CheckpointError, match=rf"{name} is \[12, 32\], the model's {name} \[13, 32\]"):
-        load_released(tiny_model("simvtp", max_text_length=13), weights)
+        load_checkpoint(tiny_model("simvtp", max_text_length=13), weights)
 
 
 def test_a_head_of_another_size_starts_afresh_where_asked():
     weights = official("video_classifier", tiny_model("video_classifier", num_classes=9).state_dict())
     model = tiny_model("video_classifier", 1)
     head = model.head.weight.clone()
-    report = load_released(model, weights, fresh=["head"])
+    report = load_checkpoint(model, weights, fresh=["head"])
     assert torch.equal(model.head.weight, head)
     assert report.fresh == ("head.weight", "head.bias")
     assert report.ignored == ("head.weight", "head.bias")
@@ -176,24 +176,24 @@ def test_a_head_of_another_size_starts_afresh_where_asked():
 
 def test_a_shared_tower_takes_the_encoder_once():
     source, model = tiny_model("simvtp"), tiny_model("dual_encoder", 1, shared_encoder=True)
-    load_released(model, official("simvtp", source.state_dict()), fresh=NORMS)
+    load_checkpoint(model, official("simvtp", source.state_dict()), fresh=NORMS)
     assert torch.equal(model.video_encoder.blocks[1].attn.qkv.weight, source.encoder.blocks[1].attn.qkv.weight)
 
 
 def test_projections_carry_over_to_the_dual_encoder_where_widths_agree():
     source = tiny_model("simvtp", projection_dim=6, learnable_temperature=True)
     model = tiny_model("dual_encoder", 1, projection_dim=6, learnable_temperature=True)
-    load_released(model, source.state_dict(), fresh=NORMS)
+    load_checkpoint(model, source.state_dict(), fresh=NORMS)
     assert torch.equal(model.contrast.text_projection.weight, source.contrast.text_projection.weight)
     assert torch.equal(model.contrast.log_logit_scale, source.contrast.log_logit_scale)
     assert (
         "contrast.text_projection.weight"
-        in load_released(tiny_model("dual_encoder"), source.state_dict(), fresh=NORMS).ignored
+        in load_checkpoint(tiny_model("dual_encoder"), source.state_dict(), fresh=NORMS).ignored
     )
     other = tiny_model("dual_encoder", 1, projection_dim=7)
     with pytest.raises(CheckpointError, match=r"contrast.text_projection.weight is \[6, 32\]"):
-        load_released(other, source.state_dict(), fresh=NORMS)
-    load_released(other, source.state_dict(), fresh=(*NORMS, "contrast"))
+        load_checkpoint(other, source.state_dict(), fresh=NORMS)
+    load_checkpoint(other, source.state_dict(), fresh=(*NORMS, "contrast"))
 
 
 @pytest.mark.parametrize("prefix", ["bert.", ""])
@@ -209,7 +209,7 @@ def test_bert_fills_the_embeddings_of_captions_alone(architecture, prefix, norm)
     model = tiny_model(architecture, 1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    report = load_released(model, weights)
+    report = load_checkpoint(model, weights)
 
     for name, tensor in model.state_dict().items():
         stem, _, rest = name.partition(".")
@@ -219,45 +219,45 @@ def test_bert_fills_the_embeddings_of_captions_alone(architecture, prefix, norm)
     assert len(report.ignored) == 3
     assert report.resized == ("text_embeddings.position_embeddings.weight: the first 12 of 20 rows",)
     with pytest.raises(CheckpointError, match=r"word_embeddings.weight is \[50, 32\]"):
-        load_released(tiny_model(architecture, vocab_size=60), weights)
+        load_checkpoint(tiny_model(architecture, vocab_size=60), weights)
     with pytest.raises(CheckpointError, match="is a bert, from which no videomae can start"):
-        load_released(tiny_model("videomae"), weights)
+        load_checkpoint(tiny_model("videomae"), weights)
 
 
 def test_position_ids_of_old_checkpoints_are_left():
     weights = official("simvtp", tiny_model("simvtp").state_dict())
     weights["text_embeddings.position_ids"] = torch.arange(12)[None]
-    assert load_released(tiny_model("simvtp", 1), weights).ignored == ("text_embeddings.position_ids",)
+    assert load_checkpoint(tiny_model("simvtp", 1), weights).ignored == ("text_embeddings.position_ids",)
 
 
 def test_a_folder_of_ours_states_its_heads(tmp_path):
     write_model_folder(tmp_path, tiny_model("simvtp"), "simvtp")
-    load_released(tiny_model("simvtp", 1), tmp_path)
+    load_checkpoint(tiny_model("simvtp", 1), tmp_path)
     with pytest.raises(CheckpointError, match="num_heads is 2, the model has 4"):
-        load_released(tiny_model("simvtp", num_heads=4), tmp_path)
+        load_checkpoint(tiny_model("simvtp", num_heads=4), tmp_path)
 
 
 def test_a_classifier_of_the_first_token_is_refused():
     state = tiny_model("video_classifier").state_dict()
     state = {("encoder." if name.startswith("norm.") else "") + name: tensor for name, tensor in state.items()}
     with pytest.raises(CheckpointError, match="use_mean_pooling=false"):
-        load_released(tiny_model("video_classifier"), official("video_classifier", state))
+        load_checkpoint(tiny_model("video_classifier"), official("video_classifier", state))
 
 
 def test_wrong_requests():
     weights = official("videomae", tiny_model("videomae").state_dict())
     model = tiny_model("videomae")
     with pytest.raises(UserError, match="no origin 'videomea'; did you mean 'videomae'"):
-        load_released(model, weights, origin="videomea")
+        load_checkpoint(model, weights, origin="videomea")
     with pytest.raises(CheckpointError, match="the state dict is no checkpoint of simvtp: its 55 tensors begin with"):
-        load_released(model, weights, origin="simvtp")
+        load_checkpoint(model, weights, origin="simvtp")
     with pytest.raises(UserError, match="fresh names 'haed', which VideoMAE does not have"):
-        load_released(model, weights, fresh=("haed",))
+        load_checkpoint(model, weights, fresh=("haed",))
     with pytest.raises(UserError, match="fresh must be a sequence"):
-        load_released(model, weights, fresh="head")
+        load_checkpoint(model, weights, fresh="head")
     with pytest.raises(CheckpointError, match="is a video_classifier, from which no videomae can start"):
-        load_released(model, tiny_model("video_classifier").state_dict())
+        load_checkpoint(model, tiny_model("video_classifier").state_dict())
     with pytest.raises(UserError, match="Linear is no model of a registered system"):
-        load_released(torch.nn.Linear(2, 2), weights)
+        load_checkpoint(torch.nn.Linear(2, 2), weights)
     with pytest.raises(CheckpointError, match=r"another entry are both decoder\.mask_token"):
-        load_released(model, {**weights, "decoder.mask_token": weights["mask_token"]})
+        load_checkpoint(model, {**weights, "decoder.mask_token": weights["mask_token"]})

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastvtp.checkpoints.loading import load_released
+from fastvtp.checkpoints.loading import load_checkpoint
 from fastvtp.checkpoints.reading import read_checkpoint
 from fastvtp.errors import CheckpointError
 from tests.checkpoints.names import official, tiny_model
@@ -181,6 +181,6 @@ def test_half_precision_is_widened(tmp_path):
     weights = official("videomae", tiny_model("videomae").state_dict())
     torch.save({"model": {name: tensor.half() for name, tensor in weights.items()}}, tmp_path / "model.pth")
     model = tiny_model("videomae", 1)
-    load_released(model, tmp_path / "model.pth")
+    load_checkpoint(model, tmp_path / "model.pth")
     assert model.encoder.norm.weight.dtype == torch.float32
     assert torch.equal(model.encoder.norm.weight, weights["encoder.norm.weight"].half().float())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastvtp.checkpoints.loading import load_released
+from fastvtp.checkpoints.loading import load_checkpoint
 from fastvtp.modules.packing import Packing
 from fastvtp.systems.alpro.finetuning import AlproRetrievalConfig
 from fastvtp.systems.alpro.timesformer import TimeSformer, TimeSformerConfig
@@ -106,7 +106,7 @@ def test_bert(text_depth):
         **WORDS,
     )
     model = build_model(config).eval()
-    report = load_released(model, ARRAYS / "hf_bert")
+    report = load_checkpoint(model, ARRAYS / "hf_bert")
     assert not any(name.startswith("text_e") for name in report.fresh)
     expected = load_file(ARRAYS / "hf_bert" / "expected.safetensors")
     real, ids = expected["mask"].bool(), expected["ids"]
@@ -142,7 +142,7 @@ def test_word_head():
         **WORDS,
     )
     model = build_model(config).eval()
-    load_released(model, ARRAYS / "hf_bert")
+    load_checkpoint(model, ARRAYS / "hf_bert")
     expected = load_file(ARRAYS / "hf_bert" / "expected.safetensors")
     logits = model.word_transform(expected["layer3"]) @ model.text_embeddings.word_embeddings.weight.T
     assert error(logits + model.word_transform.bias, expected["logits"]) <= TOLERANCE

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import fastvtp
-from fastvtp.checkpoints.sizes import config_of_released
+from fastvtp.checkpoints.sizes import config_of_checkpoint
 from fastvtp.cli import main as cli
 from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.data.wordpiece import SPECIAL_TOKENS
@@ -35,7 +35,7 @@ ARCHITECTURES = {
 @pytest.mark.parametrize("changes", [{}, {"layer_scale": 0.0, "qkv_bias": False}, {"depth": 1}, {"mlp_ratio": 2.7}])
 def test_sizes_are_read_off_the_shapes(architecture, changes):
     model = tiny_model(architecture, **changes)
-    found = config_of_released(official(architecture, model.state_dict()), **ARCHITECTURES[architecture])
+    found = config_of_checkpoint(official(architecture, model.state_dict()), **ARCHITECTURES[architecture])
     assert type(found) is type(model.config)
     for name in {"qkv_bias", *SIZES} & vars(found).keys() - {"layer_scale"}:
         assert getattr(found, name) == getattr(model.config, name), name
@@ -47,22 +47,22 @@ def test_sizes_are_read_off_the_shapes(architecture, changes):
 
 def test_a_ratio_that_floating_point_rounds_down_still_gives_the_width():
     model = tiny_model("video_classifier", width=22, mlp_ratio=1.37)
-    found = config_of_released(official("video_classifier", model.state_dict()), num_heads=2)
+    found = config_of_checkpoint(official("video_classifier", model.state_dict()), num_heads=2)
     assert 22 * (30 / 22) < 30
     assert int(found.width * found.mlp_ratio) == len(model.encoder.blocks[0].mlp.fc1.weight) == 30
 
 
 def test_heads_of_released_sizes_are_64_wide():
     weights = official("videomae", tiny_model("videomae", width=192, decoder_width=64).state_dict())
-    found = config_of_released(weights)
+    found = config_of_checkpoint(weights)
     assert (found.num_heads, found.decoder_num_heads) == (3, 1)
     assert (found.num_frames, found.image_size) == (16, 224)
     with pytest.raises(CheckpointError, match="give decoder_num_heads, a decoder_width of 16 is no multiple of 64"):
-        config_of_released(official("videomae", tiny_model("videomae").state_dict()), num_heads=2)
+        config_of_checkpoint(official("videomae", tiny_model("videomae").state_dict()), num_heads=2)
 
 
 def test_settings_of_transformers():
-    found = config_of_released(ARRAYS / "hf_pretraining", decoder_num_heads=4)
+    found = config_of_checkpoint(ARRAYS / "hf_pretraining", decoder_num_heads=4)
     assert (found.num_heads, found.decoder_num_heads, found.num_frames, found.image_size) == (3, 4, 4, 16)
     assert found.normalize_target
 
@@ -70,28 +70,28 @@ def test_settings_of_transformers():
 def test_our_own_settings_carry_over(tmp_path):
     changes = {"projection_dim": 6, "contrastive_directions": "mean", "pad_text": False, "tubelet": (2, 8, 8)}
     write_model_folder(tmp_path, tiny_model("simvtp", **changes), "simvtp")
-    found = config_of_released(tmp_path, architecture="dual_encoder")
+    found = config_of_checkpoint(tmp_path, architecture="dual_encoder")
     assert {name: getattr(found, name) for name in changes} == changes
     assert found.num_heads == 2
 
 
 def test_questions_are_not_padded_where_pretraining_was(tmp_path):
     write_model_folder(tmp_path, tiny_model("simvtp", pad_text=True), "simvtp")
-    assert not config_of_released(tmp_path, architecture="video_qa").pad_text
+    assert not config_of_checkpoint(tmp_path, architecture="video_qa").pad_text
 
 
 def test_requests_that_cannot_be_met():
     weights = official("videomae", tiny_model("videomae").state_dict())
     with pytest.raises(UserError, match="no videomae option 'num_head'; did you mean 'num_heads'"):
-        config_of_released(weights, num_head=2)
+        config_of_checkpoint(weights, num_head=2)
     with pytest.raises(UserError, match="no architecture 'videomea'"):
-        config_of_released(weights, architecture="videomea")
+        config_of_checkpoint(weights, architecture="videomea")
     with pytest.raises(CheckpointError, match="num_heads 5 does not divide the width 32"):
-        config_of_released(weights, num_heads=5, decoder_num_heads=2)
+        config_of_checkpoint(weights, num_heads=5, decoder_num_heads=2)
     with pytest.raises(CheckpointError, match="is a BERT: it fills the captions' embeddings of a model, and is none"):
-        config_of_released({"embeddings.word_embeddings.weight": torch.zeros(5, 4)})
+        config_of_checkpoint({"embeddings.word_embeddings.weight": torch.zeros(5, 4)})
     with pytest.raises(CheckpointError, match="has no tubelet embedding"):
-        config_of_released({"patch_embed.proj.bias": torch.zeros(5)})
+        config_of_checkpoint({"patch_embed.proj.bias": torch.zeros(5)})
 
 
 SETTINGS = [f"{name}={value}" for name, value in (UNSEEN | DECODER).items()]

@@ -71,7 +71,6 @@ SYSTEM = System(
             model=AlproQA,
             reads_text=True,
             scored_by="questions",
-            has_embeddings=True,
             labels=lambda config: {"answers": config.num_answers},
             sources=QA_SOURCES,
         ),

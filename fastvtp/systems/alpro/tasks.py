@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastvtp.checkpoints.loading import LoadReport, load_released
+from fastvtp.checkpoints.loading import LoadReport, load_checkpoint
 from fastvtp.checkpoints.reading import Checkpoint
 from fastvtp.data.entities import read_entities, write_entities
 from fastvtp.data.loader import VideoTextBatch
@@ -169,9 +169,9 @@ def load_prompter(
 ) -> LoadReport:
     """Copy ALPRO's towers from `source` into `model.prompter`: from a prompter trained alone, from the prompter inside
     a pretraining checkpoint, or from the towers of a retrieval checkpoint. The entities' prompts, `video_prompts` and
-    `image_prompts`, are left: encode them anew with these towers. Arguments and errors as `load_released`.
+    `image_prompts`, are left: encode them anew with these towers. Arguments and errors as `load_checkpoint`.
     """
-    return load_released(model.prompter, source, origin=origin, position_resize=position_resize)
+    return load_checkpoint(model.prompter, source, origin=origin, position_resize=position_resize)
 
 
 TASKS = (PretrainPrompter, PretrainAlpro, FinetuneAlproRetrieval, FinetuneAlproQA)

@@ -33,9 +33,9 @@ class VideoCaptionerConfig:
     language_model: str | None = None
     """Local folder of a causal language model of `transformers`."""
     language_dtype: str = "float32"
-    """Of the frozen language model's weights: "float32" or "bfloat16"."""
+    """Dtype of the frozen language model's weights: "float32" or "bfloat16"."""
     num_frames: int = 16
-    """Of the clips that the video model reads."""
+    """Frames and size of the clips that the video model reads."""
     image_size: int = 288
     feature_width: int = 768
     """D. In training it follows from the backbone."""

@@ -45,7 +45,7 @@ class ClassificationOptions:
 
 
 class FinetuneClassification(Task):
-    """One class for each video."""
+    """Fine-tuning with one class for each video."""
 
     name = "finetune_classification"
     model_config = VideoClassifierConfig

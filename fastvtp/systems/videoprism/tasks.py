@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastvtp.checkpoints.loading import LoadReport, load_released
+from fastvtp.checkpoints.loading import LoadReport, load_checkpoint
 from fastvtp.checkpoints.reading import Checkpoint
 from fastvtp.data.annotations import load_videos
 from fastvtp.data.loader import VideoTextBatch
@@ -105,9 +105,9 @@ def load_teacher(
     model: PrismStudent, source: str | Path | Mapping[str, Tensor] | Checkpoint, *, origin: str | None = None
 ) -> LoadReport:
     """Copy the video tower and the pooler of a VideoPrism's video-text model, from its first stage or as released, or
-    of another student's teacher, into `model.teacher`. Arguments and errors as `load_released`.
+    of another student's teacher, into `model.teacher`. Arguments and errors as `load_checkpoint`.
     """
-    return load_released(model.teacher, source, origin=origin)
+    return load_checkpoint(model.teacher, source, origin=origin)
 
 
 TASKS = (PretrainPrismContrast, PretrainPrismDistillation)

@@ -223,7 +223,7 @@ class Embedding(NamedTuple):
     mean: Sequence[float]
     std: Sequence[float]
     dtype: torch.dtype
-    """Of the operands and the result; sums are float32."""
+    """Dtype of the operands and the result; sums are float32."""
 
 
 def tubelet_embed(video: Tensor, index: Tensor, *flat: Any) -> Tensor:

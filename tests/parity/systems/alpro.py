@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-from fastvtp.checkpoints.loading import absent_parts, load_released
+from fastvtp.checkpoints.loading import absent_parts, load_checkpoint
 from fastvtp.errors import UserError
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
@@ -54,7 +54,7 @@ SCHEDULE = {"learning_rate": 1e-4, "warmup_ratio": 0.05}
 LEAST_RATE = 1e-8
 PROMPTER, STUDENT_ONLY = "prompter.", ("prompter.", "mpm_head.")
 
-load = partial(load_released, origin="alpro")
+load = partial(load_checkpoint, origin="alpro")
 
 
 def compute(folder: ParityFolder) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from fastvtp.checkpoints.loading import load_released
+from fastvtp.checkpoints.loading import load_checkpoint
 from fastvtp.errors import UserError
 from fastvtp.systems.simvtp.config import SimVTPConfig
 from fastvtp.systems.simvtp.model import SimVTP
@@ -59,7 +59,7 @@ def _text_sizes(folder: ParityFolder) -> dict[str, Any]:
 
 
 def _pretraining(folder: ParityFolder, case: str) -> dict[str, Tensor]:
-    load = partial(load_released, origin="simvtp")
+    load = partial(load_checkpoint, origin="simvtp")
     special = folder.setting("special_ids")
     values = {
         **video_sizes(folder), **decoder_sizes(folder), **_text_sizes(folder),
@@ -143,7 +143,7 @@ def _passes(rows: Tensor, plan: SimVTPPlan, batch_size: int) -> list[Tensor]:
 
 def _fine_tuned(folder: ParityFolder, case: str) -> dict[str, Tensor]:
     model = built(folder, DualEncoderConfig, {**video_sizes(folder), **_text_sizes(folder)})
-    load = partial(load_released, origin="simvtp")
+    load = partial(load_checkpoint, origin="simvtp")
     weights = {**_towers(folder.weights), **(_fresh(model) if folder.fine_tuned is None else folder.fine_tuned)}
     load(model, weights)
     pixels, _, _ = read_clip(folder, case)

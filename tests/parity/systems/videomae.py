@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastvtp.checkpoints.loading import load_released
+from fastvtp.checkpoints.loading import load_checkpoint
 from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.videomae.classifier import VideoClassifierConfig
 from fastvtp.systems.videomae.model import VideoMAEConfig, VideoMAEPlan
@@ -39,7 +39,7 @@ def compute(folder: ParityFolder) -> dict[str, Tensor]:
 
 
 def _pretraining(folder: ParityFolder, case: str) -> dict[str, Tensor]:
-    load = partial(load_released, origin="videomae")
+    load = partial(load_checkpoint, origin="videomae")
     model = built(folder, VideoMAEConfig, {**video_sizes(folder), **decoder_sizes(folder)})
     load(model, folder.weights)
     pixels, visible, masked = read_clip(folder, case)
@@ -83,7 +83,7 @@ def _fine_tuned(folder: ParityFolder, own: dict[str, Tensor], case: str) -> dict
     }
     sizes = video_sizes(folder) | {"num_classes": folder.setting("classes")}
     model = built(folder, VideoClassifierConfig, sizes)
-    load_released(model, {**encoder, **own}, origin="videomae")
+    load_checkpoint(model, {**encoder, **own}, origin="videomae")
     pixels, _, _ = read_clip(folder, case)
     with torch.no_grad(), captured({}, {"finetune_features": model.head}) as seen:
         return {"finetune_logits": model(pixels), **seen}

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softmax
 
 from fastvtp.checkpoints.kinds import recognise
-from fastvtp.checkpoints.loading import absent_parts, load_released
+from fastvtp.checkpoints.loading import absent_parts, load_checkpoint
 from fastvtp.checkpoints.reading import read_checkpoint
-from fastvtp.checkpoints.sizes import config_of_released
+from fastvtp.checkpoints.sizes import config_of_checkpoint
 from fastvtp.errors import UserError
 from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.videoprism.encoder import PrismClassifier, VideoPrismEncoder
@@ -72,7 +72,7 @@ def build(part: Part) -> nn.Module:
     text_alone = recognise(checkpoint).architecture == "prism_text"
     try:
         config = (
-            VideoTextPrismConfig(**_text_sizes(part), **own) if text_alone else config_of_released(checkpoint, **own)
+            VideoTextPrismConfig(**_text_sizes(part), **own) if text_alone else config_of_checkpoint(checkpoint, **own)
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"{part.path}: {error}") from None
@@ -81,7 +81,7 @@ def build(part: Part) -> nn.Module:
             raise UserError(f"{part.path / 'config.json'}: {theirs} is {stated[theirs]}, the weights have "
                             f"{getattr(config, ours)}")  # fmt: skip
     model = build_model(config).eval()
-    load_released(model, checkpoint, fresh=absent_parts(model, checkpoint))
+    load_checkpoint(model, checkpoint, fresh=absent_parts(model, checkpoint))
     return model
 
 

@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 from torch.nn.functional import interpolate
 
 import fastvtp
-from fastvtp.checkpoints.loading import load_released
-from fastvtp.checkpoints.sizes import config_of_released
+from fastvtp.checkpoints.loading import load_checkpoint
+from fastvtp.checkpoints.sizes import config_of_checkpoint
 from fastvtp.errors import CheckpointError, UserError
 from fastvtp.model_folder import write_model_folder
 from fastvtp.systems.conversion import convert
@@ -32,7 +32,7 @@ def test_position_tables_are_resized_as_asked(naming):
     text = "text_embeddings.position_embeddings.weight"
 
     model = tiny_alpro("alpro", 2, **grown)
-    report = load_released(model, naming(state))
+    report = load_checkpoint(model, naming(state))
     for prefix in ("", "prompter."):
         name = prefix + tables[0]
         assert f"{name}: 4 rows to 9, bicubic" in report.resized
@@ -47,31 +47,31 @@ def test_position_tables_are_resized_as_asked(naming):
     holds(model, state, (*places, text, f"prompter.{text}"))
 
     model = tiny_alpro("alpro", 2, **grown)
-    report = load_released(model, naming(state), position_resize="official")
+    report = load_checkpoint(model, naming(state), position_resize="official")
     for prefix in ("", "prompter."):
         name = prefix + tables[0]
         assert f"{name}: 4 rows to 9, nearest in the flattened index" in report.resized
         assert torch.equal(model.state_dict()[name], state[name][[0, 0, 0, 1, 1, 2, 2, 3, 3]])
     with pytest.raises(UserError, match="no position_resize 'bilinear'"):
-        load_released(model, naming(state), position_resize="bilinear")
+        load_checkpoint(model, naming(state), position_resize="bilinear")
 
 
 def test_positions_of_no_square_and_captions_are_not_stretched():
     state = tiny_alpro("alpro_prompter", 1).state_dict()
     state["video_encoder.patch_positions"] = torch.ones(6, 32)
     with pytest.raises(CheckpointError, match="6 or 4 rows are no square grid"):
-        load_released(tiny_alpro("alpro_prompter"), state)
-    load_released(tiny_alpro("alpro_prompter"), state, position_resize="official")
+        load_checkpoint(tiny_alpro("alpro_prompter"), state)
+    load_checkpoint(tiny_alpro("alpro_prompter"), state, position_resize="official")
     state = tiny_alpro("alpro_prompter", 1).state_dict()
     with pytest.raises(CheckpointError, match=r"position_embeddings.weight is \[12, 32\]"):
-        load_released(tiny_alpro("alpro_prompter", max_text_length=13), state)
+        load_checkpoint(tiny_alpro("alpro_prompter", max_text_length=13), state)
 
 
 @pytest.mark.parametrize("architecture", ["alpro", "alpro_retrieval", "alpro_qa"])
 @pytest.mark.parametrize("changes", [{}, {"mlp_ratio": 2.7}, {"image_size": 32, "num_frames": 1, "fusion_depth": 3}])
 def test_sizes_are_read_off_the_shapes(architecture, changes):
     model = tiny_alpro(architecture, **changes)
-    found = config_of_released(official(model.state_dict()), **UNSEEN)
+    found = config_of_checkpoint(official(model.state_dict()), **UNSEEN)
     assert type(found) is type(model.config)
     for name in SIZES.keys() & vars(found).keys() - ({"num_entities"} if architecture != "alpro" else set()):
         assert getattr(found, name) == getattr(model.config, name), name
@@ -80,22 +80,22 @@ def test_sizes_are_read_off_the_shapes(architecture, changes):
 
 def test_a_released_bert_is_split_in_half():
     state = tiny_alpro("alpro_retrieval", text_depth=2, width=64, text_num_heads=1, num_heads=1).state_dict()
-    found = config_of_released(official(state, text_depth=2))
+    found = config_of_checkpoint(official(state, text_depth=2))
     assert (found.text_depth, found.fusion_depth, found.num_heads, found.text_num_heads) == (2, 2, 1, 1)
-    assert config_of_released(alone(tiny_alpro("alpro_prompter").state_dict()), **UNSEEN).text_depth == 1
+    assert config_of_checkpoint(alone(tiny_alpro("alpro_prompter").state_dict()), **UNSEEN).text_depth == 1
     with pytest.raises(CheckpointError, match="give num_heads, a width of 32 is no multiple of 64"):
-        config_of_released(official(tiny_alpro("alpro").state_dict()))
+        config_of_checkpoint(official(tiny_alpro("alpro").state_dict()))
     with pytest.raises(CheckpointError, match="has no patch embedding"):
-        config_of_released({"visual_encoder.a": torch.ones(1), "text_encoder.b": torch.ones(1)})
+        config_of_checkpoint({"visual_encoder.a": torch.ones(1), "text_encoder.b": torch.ones(1)})
 
 
 def test_our_own_settings_carry_over_to_later_stages(tmp_path):
     write_model_folder(tmp_path, tiny_alpro("alpro", word_weight=0.5, gather_negatives=False), "alpro")
-    assert config_of_released(tmp_path).word_weight == 0.5
-    found = config_of_released(tmp_path, architecture="alpro_retrieval")
+    assert config_of_checkpoint(tmp_path).word_weight == 0.5
+    found = config_of_checkpoint(tmp_path, architecture="alpro_retrieval")
     assert (found.word_weight, found.entity_weight, found.gather_negatives) == (0, 0, False)
     write_model_folder(tmp_path / "later", tiny_alpro("alpro_retrieval"), "alpro_retrieval")
-    assert config_of_released(tmp_path / "later", architecture="alpro").entity_weight == 1
+    assert config_of_checkpoint(tmp_path / "later", architecture="alpro").entity_weight == 1
 
 
 def test_a_pickled_checkpoint_becomes_a_folder(tmp_path):
@@ -128,8 +128,8 @@ def test_a_checkpoint_of_another_size_says_what_to_set(text_depth):
     theirs = {"width": 64, "num_heads": 1, "fusion_depth": 3, "text_num_heads": 1, "text_hidden": 40}
     weights = official(tiny_alpro("alpro_retrieval", **theirs).state_dict())
     with pytest.raises(CheckpointError) as raised:
-        load_released(tiny_alpro("alpro_retrieval", text_depth=text_depth, fusion_depth=1), weights)
+        load_checkpoint(tiny_alpro("alpro_retrieval", text_depth=text_depth, fusion_depth=1), weights)
     fitting = theirs | {"fusion_depth": 4 - text_depth}
     settings = " ".join(f"model.{name}={value}" for name, value in fitting.items())
     assert f": set {settings}; " in str(raised.value)
-    load_released(tiny_alpro("alpro_retrieval", text_depth=text_depth, **fitting), weights)
+    load_checkpoint(tiny_alpro("alpro_retrieval", text_depth=text_depth, **fitting), weights)

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 import fastvtp
-from fastvtp.checkpoints.loading import absent_parts, load_released
-from fastvtp.checkpoints.sizes import config_of_released
+from fastvtp.checkpoints.loading import absent_parts, load_checkpoint
+from fastvtp.checkpoints.sizes import config_of_checkpoint
 from fastvtp.errors import CheckpointError
 from fastvtp.model_folder import write_model_folder
 from fastvtp.systems.alpro.tasks import load_prompter
@@ -55,7 +55,7 @@ def test_every_entry_lands_in_its_place(naming, source, target, fresh):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     weights = lavis(official(state)) if naming is lavis else naming(state)
     assert absent_parts(model, weights) == fresh
-    report = load_released(model, {"model": weights}, fresh=fresh)
+    report = load_checkpoint(model, {"model": weights}, fresh=fresh)
     holds(model, state, fresh)
     assert set(report.fresh) == {name for name in before if name.startswith(tuple(fresh) or "-")}
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in report.fresh)
@@ -66,13 +66,13 @@ def test_every_entry_lands_in_its_place(naming, source, target, fresh):
 def test_the_model_says_how_its_bert_is_split(text_depth):
     sizes = {"text_depth": text_depth, "fusion_depth": 3 - text_depth}
     state, model = tiny_alpro("alpro", 1, **sizes).state_dict(), tiny_alpro("alpro", 2, **sizes)
-    load_released(model, official(state, text_depth=text_depth))
+    load_checkpoint(model, official(state, text_depth=text_depth))
     holds(model, state)
 
 
 def test_what_no_model_uses_is_named():
     weights = official(tiny_alpro("alpro").state_dict())
-    known = load_released(tiny_alpro("alpro", 1), weights).ignored
+    known = load_checkpoint(tiny_alpro("alpro", 1), weights).ignored
     assert {name.removeprefix("prompter.") for name in known} == {
         "visual_encoder.model.head.weight", "visual_encoder.model.head.bias",
         *(f"visual_encoder.model.blocks.{i}.{part}.k_bias" for i in (0, 1) for part in ("attn", "temporal_attn")),
@@ -87,7 +87,7 @@ def test_what_no_model_uses_is_named():
         "text_encoder.bert.encoder.layer.2.output.dense.bias",
     ):
         weights[f"prompter.{name}"] = weights[name]
-        assert set(load_released(tiny_alpro("alpro"), weights).ignored) >= {f"prompter.{name}"}
+        assert set(load_checkpoint(tiny_alpro("alpro"), weights).ignored) >= {f"prompter.{name}"}
 
 
 def test_what_is_missing_or_unknown_is_listed():
@@ -95,7 +95,7 @@ def test_what_is_missing_or_unknown_is_listed():
     del weights["text_encoder.bert.encoder.layer.0.attention.self.key.weight"], weights["temp"]
     weights |= {"visual_encoder.model.blocks.7.norm1.bias": torch.ones(32), "mystery": torch.ones(1)}
     with pytest.raises(CheckpointError) as raised:
-        load_released(tiny_alpro("alpro"), weights)
+        load_checkpoint(tiny_alpro("alpro"), weights)
     for problem in (
         "missing text_encoder.layers.0.attn.qkv.weight", "missing temperature", "unexpected mystery",
         "unexpected visual_encoder.model.blocks.7.norm1.bias",
@@ -104,9 +104,9 @@ def test_what_is_missing_or_unknown_is_listed():
     ):  # fmt: skip
         assert problem in str(raised.value)
     with pytest.raises(CheckpointError, match=r"\(to start these parts afresh: fresh=\('classifier',\)\)"):
-        load_released(tiny_alpro("alpro_qa"), tiny_alpro("alpro_retrieval").state_dict())
+        load_checkpoint(tiny_alpro("alpro_qa"), tiny_alpro("alpro_retrieval").state_dict())
     with pytest.raises(CheckpointError, match="is a alpro_qa, from which no alpro can start"):
-        load_released(tiny_alpro("alpro"), tiny_alpro("alpro_qa").state_dict())
+        load_checkpoint(tiny_alpro("alpro"), tiny_alpro("alpro_qa").state_dict())
 
 
 def test_answering_as_lavis_keeps_it():
@@ -114,7 +114,7 @@ def test_answering_as_lavis_keeps_it():
     state, model = tiny_alpro("alpro_qa", 1).state_dict(), tiny_alpro("alpro_qa", 2)
     unused = ("video_projection", "text_projection", "temperature", "match_head")
     weights = lavis(official({name: value for name, value in state.items() if not name.startswith(unused)}))
-    report = load_released(model, weights)
+    report = load_checkpoint(model, weights)
     holds(model, state, unused)
     assert {name.split(".")[0] for name in report.fresh} == set(unused)
 
@@ -151,7 +151,7 @@ def test_bert_fills_text_and_fusion(target, word_head):
     weights |= {"bert.pooler.dense.bias": torch.ones(32), "cls.seq_relationship.bias": torch.ones(2)}
     if not word_head:  # a BertModel, whose names lack the prefix
         weights = {name.removeprefix("bert."): value for name, value in weights.items() if not name.startswith("cls.")}
-    load_released(model, weights)
+    load_checkpoint(model, weights)
     filled = ["text_embeddings", "text_encoder", "fusion_encoder", *["word_transform"] * word_head]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, (state if name.split(".")[0] in filled else before)[name]), name
@@ -161,7 +161,7 @@ def test_bert_must_have_all_layers_and_the_models_heads(tmp_path):
     weights = bert(tiny_alpro("alpro").state_dict())
     short = {name: value for name, value in weights.items() if "layer.2." not in name}
     with pytest.raises(CheckpointError, match=r"missing fusion_encoder.layers.1.attn.proj.bias"):
-        load_released(tiny_alpro("alpro"), short)
+        load_checkpoint(tiny_alpro("alpro"), short)
     save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "model.safetensors")
     for config, message in (
         ('{"num_attention_heads": 4}', "text_num_heads is 4, the model has 2"),
@@ -170,9 +170,9 @@ def test_bert_must_have_all_layers_and_the_models_heads(tmp_path):
     ):
         (tmp_path / "config.json").write_text(config)
         with pytest.raises(CheckpointError, match=message):
-            load_released(tiny_alpro("alpro"), tmp_path)
+            load_checkpoint(tiny_alpro("alpro"), tmp_path)
         # of which SimVTP reads the embeddings alone
-        load_released(fastvtp.create_model("simvtp_tiny", **SIMVTP), tmp_path)
+        load_checkpoint(fastvtp.create_model("simvtp_tiny", **SIMVTP), tmp_path)
 
 
 def bare_vit(weights):
@@ -188,7 +188,7 @@ def test_vit_fills_the_video_encoder(target, naming):
     weights = naming(
         {name: value for name, value in timm(state).items() if "temporal" not in name and "time" not in name}
     )
-    report = load_released(model, weights | {"pooler.dense.bias": torch.ones(32)})
+    report = load_checkpoint(model, weights | {"pooler.dense.bias": torch.ones(32)})
     for name, tensor in model.state_dict().items():
         inner = name.removeprefix("video_encoder.")
         if inner == name or inner == "time_positions":
@@ -205,6 +205,6 @@ def test_vit_fills_the_video_encoder(target, naming):
 def test_vit_is_no_start_of_other_models():
     weights = timm(part(tiny_alpro("alpro").state_dict(), "video_encoder."))
     with pytest.raises(CheckpointError, match=r"is a vit, from which no simvtp can start \(but alpro,"):
-        load_released(fastvtp.create_model("simvtp_tiny"), {n: v for n, v in weights.items() if "temporal" not in n})
+        load_checkpoint(fastvtp.create_model("simvtp_tiny"), {n: v for n, v in weights.items() if "temporal" not in n})
     with pytest.raises(CheckpointError, match="is a ViT: it fills the video encoder of a model, and is none"):
-        config_of_released({n: v for n, v in weights.items() if "temporal" not in n})
+        config_of_checkpoint({n: v for n, v in weights.items() if "temporal" not in n})

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastvtp.checkpoints.loading import load_released
-from fastvtp.checkpoints.sizes import config_of_released
+from fastvtp.checkpoints.loading import load_checkpoint
+from fastvtp.checkpoints.sizes import config_of_checkpoint
 from fastvtp.errors import CheckpointError
 from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.conversion import convert
@@ -30,8 +30,8 @@ def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 def check(folder) -> None:
     """The model of `folder` gives the outputs saved in it."""
     expected = load_file(folder / "expected.safetensors")
-    model = build_model(config_of_released(folder)).eval()
-    report = load_released(model, folder)
+    model = build_model(config_of_checkpoint(folder)).eval()
+    report = load_checkpoint(model, folder)
     assert report.fresh == ()
     with torch.no_grad():
         if "mask" not in expected:
@@ -89,15 +89,15 @@ def test_biases_by_their_other_names_and_a_bias_of_the_keys(folder):
     assert sum(name.endswith("key.bias") for name in weights) == 3
     save_file(weights, folder / "model.safetensors")
     check(folder)
-    model = build_model(config_of_released(folder))
-    assert len(load_released(model, folder).ignored) == 3
+    model = build_model(config_of_checkpoint(folder))
+    assert len(load_checkpoint(model, folder).ignored) == 3
 
 
 def test_pretraining_starts_simvtp():
     model = tiny_model(
         "simvtp", width=24, num_heads=3, tubelet=(2, 4, 4), layer_scale=0.0,
     )  # fmt: skip
-    report = load_released(
+    report = load_checkpoint(
         model, ARRAYS / "hf_pretraining", fresh=("text_embeddings", "word_head", "match_head", "contrast")
     )
     weights = load_file(ARRAYS / "hf_pretraining" / "model.safetensors")
@@ -110,7 +110,7 @@ def test_a_missing_part_of_attention_is_named(folder):
     name = "videomae.encoder.layer.0.attention.attention.key.weight"
     del weights[name]
     with pytest.raises(CheckpointError) as raised:
-        load_released(build_model(config_of_released(folder)), weights)
+        load_checkpoint(build_model(config_of_checkpoint(folder)), weights)
     assert "missing encoder.blocks.0.attn.qkv.weight" in str(raised.value)
     assert "unexpected videomae.encoder.layer.0.attention.attention.query.weight" in str(raised.value)
 
@@ -123,19 +123,19 @@ def test_a_missing_part_of_attention_is_named(folder):
     ],
 )
 def test_what_our_models_do_not_compute_is_refused(folder, change, message):
-    model = build_model(config_of_released(folder))
+    model = build_model(config_of_checkpoint(folder))
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=message):
-        config_of_released(folder)
+        config_of_checkpoint(folder)
     with pytest.raises(CheckpointError, match=message):
-        load_released(model, folder)
+        load_checkpoint(model, folder)
 
 
 def test_other_heads_are_refused(folder):
-    model = build_model(config_of_released(folder, num_heads=4))
+    model = build_model(config_of_checkpoint(folder, num_heads=4))
     with pytest.raises(CheckpointError, match="num_heads is 3, the model has 4"):
-        load_released(model, folder)
+        load_checkpoint(model, folder)
 
 
 def test_a_classifier_of_the_first_token_is_refused(folder):
@@ -143,4 +143,4 @@ def test_a_classifier_of_the_first_token_is_refused(folder):
     for part in ("weight", "bias"):
         weights[f"videomae.layernorm.{part}"] = weights.pop(f"fc_norm.{part}")
     with pytest.raises(CheckpointError, match="use_mean_pooling=false"):
-        load_released(build_model(config_of_released(ARRAYS / "hf_classification")), weights)
+        load_checkpoint(build_model(config_of_checkpoint(ARRAYS / "hf_classification")), weights)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastvtp.checkpoints.loading import load_released
+from fastvtp.checkpoints.loading import load_checkpoint
 from fastvtp.modules.positions import resize_positions
 from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.videoprism.encoder import (
@@ -30,7 +30,7 @@ GRID, CAP = (4, 4, 4), 50.0
 def encoder() -> VideoPrismEncoder:
     """With the parity folder's weights, whose attention is sharp and whose cap matters."""
     model = build_model(VideoPrismConfig(**SIZES)).eval()
-    load_released(model, ENCODER)
+    load_checkpoint(model, ENCODER)
     return model
 
 

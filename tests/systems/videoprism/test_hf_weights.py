@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from fastvtp.architecture import find_architecture
-from fastvtp.checkpoints.loading import absent_parts, load_released
-from fastvtp.checkpoints.sizes import config_of_released
+from fastvtp.checkpoints.loading import absent_parts, load_checkpoint
+from fastvtp.checkpoints.sizes import config_of_checkpoint
 from fastvtp.errors import CheckpointError
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
@@ -19,7 +19,7 @@ from fastvtp.modules.positions import sinusoid_positions
 from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.conversion import convert
 from fastvtp.systems.videoprism.encoder import VideoPrismConfig
-from tests.checkpoints.make_prism_arrays import (
+from tests.systems.videoprism.make_hf_arrays import (
     ARRAYS,
     expected,
     write,
@@ -35,8 +35,8 @@ def error(actual: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def load(folder):
-    model = build_model(config_of_released(folder)).eval()
-    report = load_released(model, folder, fresh=absent_parts(model, folder))
+    model = build_model(config_of_checkpoint(folder)).eval()
+    report = load_checkpoint(model, folder, fresh=absent_parts(model, folder))
     return model, report
 
 
@@ -66,10 +66,10 @@ def test_what_a_config_states_otherwise_is_one_line(changes, message, tmp_path):
     (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | changes))
     with pytest.raises(CheckpointError, match=message):
         load(folder)
-    model = build_model(config_of_released(FOLDER))
+    model = build_model(config_of_checkpoint(FOLDER))
     if "hidden_act" not in changes and "layer_norm_eps" not in changes:
         with pytest.raises(CheckpointError, match="num_heads is 5, the model has 3"):
-            load_released(model, folder)
+            load_checkpoint(model, folder)
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def test_what_a_config_states_otherwise_is_one_line(changes, message, tmp_path):
 )
 def test_odd_entries_are_one_line(name, shape, message):
     weights = load_file(FOLDER / "model.safetensors")
-    model = build_model(config_of_released(FOLDER))
+    model = build_model(config_of_checkpoint(FOLDER))
     del weights[name]
     with pytest.raises(CheckpointError, match=message) as caught:
-        load_released(model, weights if shape is None else {**weights, name: torch.zeros(shape)})
+        load_checkpoint(model, weights if shape is None else {**weights, name: torch.zeros(shape)})
     assert "\n" not in str(caught.value)
 
 
@@ -94,9 +94,9 @@ def test_softcap_is_stated(tmp_path):
     folder = shutil.copytree(FOLDER, tmp_path / "folder")
     stated = json.loads((folder / "config.json").read_text()) | {"attn_logit_softcapping": 20.0}
     (folder / "config.json").write_text(json.dumps(stated))
-    assert config_of_released(folder).softcap == 20.0
+    assert config_of_checkpoint(folder).softcap == 20.0
     with pytest.raises(CheckpointError, match=r"softcap is 20\.0, the model has 50\.0"):
-        load_released(build_model(config_of_released(FOLDER)), folder)
+        load_checkpoint(build_model(config_of_checkpoint(FOLDER)), folder)
 
 
 @pytest.mark.parametrize(("frames", "size"), [(3, 24), (2, 18), (5, 36)])
@@ -138,8 +138,8 @@ def test_text_positions_are_the_released_ones(tmp_path, caplog):
 
     write(tmp_path / "text", "VideoPrismTextModel", seed=3)
     with pytest.raises(CheckpointError, match="is a text tower"):
-        config_of_released(tmp_path / "text")
-    report = load_released(model, tmp_path / "text")
+        config_of_checkpoint(tmp_path / "text")
+    report = load_checkpoint(model, tmp_path / "text")
     assert {name.split(".")[0] for name in report.loaded} == {"text_encoder"}
     assert len(report.loaded) == len(model.text_encoder.state_dict())
 
@@ -185,7 +185,7 @@ def test_image_tower_becomes_blocks_within_frames(kind, stem, tmp_path):
               "num_heads": 3, "mlp_hidden": 40, "softcap": 0.0}  # fmt: skip
     more = {"vocab_size": 9, "text_depth": 1} if stem == "video_encoder." else {}
     model = build_model(find_architecture(name).config(**shared, **more)).eval()
-    report = load_released(model, tmp_path)
+    report = load_checkpoint(model, tmp_path)
     encoder = model.get_submodule(stem.rstrip("."))
     filled = {f"{stem}{n}" for n in encoder.state_dict() if not n.startswith("temporal")}
     assert set(report.loaded) == filled
@@ -228,6 +228,6 @@ def test_image_tower_of_another_size_is_one_line(tmp_path):
         VideoPrismConfig(image_size=24, patch_size=6, width=24, depth=2, num_heads=3, mlp_hidden=40, temporal_depth=1)
     )
     with pytest.raises(CheckpointError, match="num_heads is 4, the model has 3"):
-        load_released(model, tmp_path)
+        load_checkpoint(model, tmp_path)
     with pytest.raises(CheckpointError, match=r"set model\.depth=1 model\.num_heads=4|set model\.depth=1"):
-        load_released(model, tmp_path)
+        load_checkpoint(model, tmp_path)

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 
 import fastvtp
 from fastvtp.architecture import architecture_of
-from fastvtp.checkpoints.loading import absent_parts, load_released
+from fastvtp.checkpoints.loading import absent_parts, load_checkpoint
 from fastvtp.checkpoints.reading import read_checkpoint
-from fastvtp.checkpoints.sizes import config_of_released
+from fastvtp.checkpoints.sizes import config_of_checkpoint
 from fastvtp.cli import main as cli
 from fastvtp.data.sentencepiece import SentencePieceTokenizer
 from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.errors import CheckpointError, ConfigError, UserError
-from fastvtp.model_folder import with_companions
+from fastvtp.model_folder import with_files_beside
 from fastvtp.modules.positions import resize_positions
 from fastvtp.systems.catalogue import (
     build_model,
@@ -30,7 +30,7 @@ from fastvtp.systems.catalogue import (
 )
 from fastvtp.systems.conversion import convert
 from fastvtp.training.initialization import prepare_tokenizer
-from tests.checkpoints.make_hf_arrays import ARRAYS
+from tests.systems.videoprism.make_hf_arrays import ARRAYS
 
 PARITY = Path(__file__).parents[2] / "parity" / "arrays" / "videoprism"
 SHAPES = json.loads((ARRAYS / "videoprism_shapes.json").read_text())
@@ -51,7 +51,7 @@ def write_npz(path: Path, architecture: str) -> Path:
 
 def model_for(architecture: str, **changes):
     """A fresh model whose encoder is of the released arrays' sizes."""
-    config = config_of_released(released("video_text_prism"), architecture=architecture, **changes)
+    config = config_of_checkpoint(released("video_text_prism"), architecture=architecture, **changes)
     torch.manual_seed(5)
     return build_model(config).eval()
 
@@ -61,11 +61,11 @@ def test_every_released_array_has_its_place(name):
     """On the meta device, for their sizes."""
     size = SHAPES[name]
     weights = {key: torch.empty(shape, device="meta") for key, shape in size["shapes"].items()}
-    config = config_of_released(weights)
+    config = config_of_checkpoint(weights)
     assert config == model_config(name)
     with torch.device("meta"):
         model = architecture_of(config).model(config)
-    report = load_released(model, weights)
+    report = load_checkpoint(model, weights)
     assert (report.fresh, report.ignored, report.resized) == ((), (), ())
     assert len(report.loaded) == len(model.state_dict())
     assert sum(parameter.numel() for parameter in model.parameters()) == size["num_params"]
@@ -73,7 +73,7 @@ def test_every_released_array_has_its_place(name):
     for key in [key for key in weights if "base" in name and "vision_encoder" not in key]:
         fewer = {other: weight for other, weight in weights.items() if other != key}
         with pytest.raises(CheckpointError, match=r"missing|lacks|has no|is no checkpoint"):
-            load_released(model, fewer)
+            load_checkpoint(model, fewer)
 
 
 def test_parameter_counts():
@@ -94,9 +94,9 @@ def test_an_npz_becomes_a_folder_of_ours(architecture, output, tmp_path):
     with torch.no_grad():
         found = model(io[f"{case}/inputs" if case else "inputs"])
     torch.testing.assert_close(found, io[output], rtol=0, atol=1e-5)
-    again = build_model(config_of_released(tmp_path / "ours"))
+    again = build_model(config_of_checkpoint(tmp_path / "ours"))
     assert again.config == model.config
-    load_released(again, tmp_path / "ours")
+    load_checkpoint(again, tmp_path / "ours")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -125,11 +125,11 @@ def test_layers_by_themselves_are_the_same(architecture, prefix):
         before, found, behind = name.removeprefix("params/").partition("/x_layers/")
         each = {f"{before}/x_layers_{i}/{behind}": layer for i, layer in enumerate(array)} if found else {before: array}
         apart |= {prefix + key: value for key, value in each.items()}
-    config = config_of_released(apart)
-    assert config == config_of_released(stacked)
+    config = config_of_checkpoint(apart)
+    assert config == config_of_checkpoint(stacked)
     models = [build_model(config), build_model(config)]
     for model, weights in zip(models, (stacked, apart), strict=True):
-        load_released(model, weights)
+        load_checkpoint(model, weights)
     first, second = (model.state_dict() for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
     first, second = (next(name for name in apart if f"x_layers_{i}/self_attention/query/w" in name) for i in (0, 1))
@@ -138,9 +138,9 @@ def test_layers_by_themselves_are_the_same(architecture, prefix):
         (first, r"query/w has layers \[1\], expected 0 to 0"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            load_released(models[0], {name: array for name, array in apart.items() if name != absent})
+            load_checkpoint(models[0], {name: array for name, array in apart.items() if name != absent})
     with pytest.raises(CheckpointError, match="query/w differs from layer to layer"):
-        load_released(models[0], apart | {first: torch.zeros(32, 4, 9)})
+        load_checkpoint(models[0], apart | {first: torch.zeros(32, 4, 9)})
 
 
 @pytest.mark.parametrize("target", SOURCES)
@@ -154,10 +154,10 @@ def test_encoders_go_from_model_to_model(source, target):
         "prism_classifier": ("pooler", "head"),
     }  # fmt: skip
     assert set(fresh) == (set() if source == target else set(expected[target]))
-    report = load_released(model, weights, fresh=fresh)
+    report = load_checkpoint(model, weights, fresh=fresh)
     assert report.fresh == tuple(name for name in before if name.startswith(tuple(f"{part}." for part in fresh)))
-    encoder = build_model(config_of_released(weights, architecture="videoprism"))
-    load_released(encoder, weights)
+    encoder = build_model(config_of_checkpoint(weights, architecture="videoprism"))
+    load_checkpoint(encoder, weights)
     state = model.state_dict()
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, state[PREFIXES[target] + name]), name
@@ -167,22 +167,22 @@ def test_encoders_go_from_model_to_model(source, target):
 def test_a_text_tower_alone_fills_that_of_a_model():
     weights = {name: array for name, array in released("video_text_prism").items() if "text_encoder" in name}
     model, whole = model_for("video_text_prism"), model_for("video_text_prism")
-    report = load_released(model, weights)
+    report = load_checkpoint(model, weights)
     assert {name.split(".")[0] for name in report.loaded} == {"text_encoder"}
-    load_released(whole, released("video_text_prism"))
+    load_checkpoint(whole, released("video_text_prism"))
     for name, value in whole.text_encoder.state_dict().items():
         assert torch.equal(value, model.text_encoder.state_dict()[name]), name
     with pytest.raises(CheckpointError, match="is a text tower: it fills VideoPrism's of a model, and is none"):
-        config_of_released(weights)
+        config_of_checkpoint(weights)
 
 
 def test_tables_are_resized_as_the_encoder_resizes_them():
     """A model made for other clips gives the same for them."""
     weights = released("videoprism")
-    own = build_model(config_of_released(weights)).eval()
-    other = build_model(config_of_released(weights, num_frames=7, image_size=18)).eval()
-    load_released(own, weights)
-    report = load_released(other, weights)
+    own = build_model(config_of_checkpoint(weights)).eval()
+    other = build_model(config_of_checkpoint(weights, num_frames=7, image_size=18)).eval()
+    load_checkpoint(own, weights)
+    report = load_checkpoint(other, weights)
     assert sorted(report.resized) == [
         "spatial_positions: 16 rows to 9, antialiased bilinear", "temporal_positions: 4 rows to 7, antialiased linear",
     ]  # fmt: skip
@@ -203,9 +203,9 @@ def test_tables_are_resized_as_the_encoder_resizes_them():
 )
 def test_other_sizes_are_one_line(changes, message):
     weights = released("video_text_prism")
-    model = build_model(config_of_released(weights, **changes))
+    model = build_model(config_of_checkpoint(weights, **changes))
     with pytest.raises(CheckpointError) as caught:
-        load_released(model, weights)
+        load_checkpoint(model, weights)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -226,9 +226,9 @@ def test_other_sizes_are_one_line(changes, message):
 )
 def test_odd_arrays_are_one_line(name, shape, message):
     weights = released("videoprism") | {name: torch.zeros(shape)}
-    model = build_model(config_of_released(released("videoprism")))
+    model = build_model(config_of_checkpoint(released("videoprism")))
     with pytest.raises(CheckpointError, match=message) as caught:
-        load_released(model, weights)
+        load_checkpoint(model, weights)
     assert "\n" not in str(caught.value)
 
 
@@ -236,12 +236,12 @@ def test_odd_arrays_are_one_line(name, shape, message):
 def test_weights_of_ours_show_their_sizes(changes):
     """Without the config that lies beside them."""
     config = dataclasses.replace(
-        config_of_released(released("video_text_prism")), learnable_temperature=True, **changes
+        config_of_checkpoint(released("video_text_prism")), learnable_temperature=True, **changes
     )
     state = build_model(config).state_dict()
-    assert config_of_released(state, num_heads=4) == config
+    assert config_of_checkpoint(state, num_heads=4) == config
     again = build_model(config)
-    assert load_released(again, state).fresh == ()
+    assert load_checkpoint(again, state).fresh == ()
 
 
 def test_a_vocabulary_comes_along(tmp_path):
@@ -254,7 +254,7 @@ def test_a_vocabulary_comes_along(tmp_path):
     done = convert(source, tmp_path / "ours", tokenizer=tmp_path / "64.json")
     assert done.tokenizer == f"copied from {tmp_path / '64.json'}"
     assert isinstance(load_tokenizer(tmp_path / "ours"), SentencePieceTokenizer)
-    assert with_companions(fastvtp.load_pretrained(tmp_path / "ours"), tmp_path / "ours").tokenizer.vocab_size == 64
+    assert with_files_beside(fastvtp.load_pretrained(tmp_path / "ours"), tmp_path / "ours").tokenizer.vocab_size == 64
     with pytest.raises(UserError, match="has 63 entries, the model's vocabulary 64"):
         convert(source, tmp_path / "other", tokenizer=tmp_path / "63.json")
     settings = SimpleNamespace(data=SimpleNamespace(tokenizer=None), path=lambda _: str(source))

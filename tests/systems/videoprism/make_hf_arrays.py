@@ -1,4 +1,4 @@
-"""A tiny random VideoPrism of transformers and its outputs: `python -m tests.checkpoints.make_prism_arrays`."""
+"""A tiny random VideoPrism of transformers and its outputs: `python -m tests.systems.videoprism.make_hf_arrays`."""
 
 from pathlib import Path
 from typing import Any
