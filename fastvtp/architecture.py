@@ -236,10 +236,20 @@ def build_model(config: Any, device: torch.device | str = "cpu") -> Any:
     """Build a freshly initialised model, from torch's global generator.
 
     It is built on the meta device first: torch's constructors would initialise everything once more, for nothing. The
-    numbers are drawn on the CPU, so that a seed gives the same weights for every device.
+    numbers are drawn on the CPU, so that a seed gives the same weights for every device. Raises ValueError where
+    `init_weights` leaves a parameter or a buffer as it was, which is without any value.
     """
     with torch.device("meta"):
         model: Any = architecture_of(config).model(config)
     model.to_empty(device="cpu")
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    real = {name: tensor.detach() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    for tensor in real.values():
+        tensor.fill_(torch.nan)
     model.init_weights()
+    if left := [name for name, tensor in real.items() if tensor.isnan().any()]:
+        raise ValueError(
+            f"{type(model).__name__}.init_weights fills no {left[0]}: it must fill every parameter and every buffer, "
+            "also one that __init__ gave a value, since models are built without memory first"
+        )
     return model.to(device)

@@ -10,7 +10,7 @@ import torch
 
 import fastvtp.systems
 from fastvtp import architecture
-from fastvtp.architecture import Architecture, NamedModel, Runs, System, architecture_of, register
+from fastvtp.architecture import Architecture, NamedModel, Runs, System, architecture_of, build_model, register
 from fastvtp.errors import ConfigError, UserError
 from fastvtp.evaluation.scoring import evaluate, find_scorer
 from fastvtp.systems.catalogue import create_model, list_models, open_model
@@ -141,6 +141,22 @@ def test_names_are_taken_once():
             register(system)
         assert name == "toy" or name not in architecture.systems()
     assert architecture_of(ToyConfig()).model is Toy
+
+
+class Forgetful(Toy):
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("grey", torch.tensor(0.5))
+
+
+def test_a_model_says_what_its_init_weights_leaves_without_a_value():
+    class ForgetfulConfig(ToyConfig):
+        pass
+
+    kind = Architecture(name="forgetful", config=ForgetfulConfig, model=Forgetful, reads_text=True)
+    register(System(name="forgetful", architectures=(kind,)))
+    with pytest.raises(ValueError, match=r"Forgetful\.init_weights fills no grey: it must fill every parameter and"):
+        build_model(ForgetfulConfig())
 
 
 def simvtp_tiny(preset):
