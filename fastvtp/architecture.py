@@ -242,8 +242,8 @@ def build_model(config: Any, device: torch.device | str = "cpu") -> Any:
     with torch.device("meta"):
         model: Any = architecture_of(config).model(config)
     model.to_empty(device="cpu")
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    real = {name: tensor.detach() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    real = {name: tensor.detach() for name, tensor in tensors if tensor.is_floating_point()}
     for tensor in real.values():
         tensor.fill_(torch.nan)
     model.init_weights()

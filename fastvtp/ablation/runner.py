@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +169,7 @@ def _held_out(
     dataset: SyntheticDataset, tokenizer: Tokenizer, config: TrainConfig, scale: Scale, device: torch.device
 ) -> HeldOut:
     model = config.model
-    fields_of_model = {field.name for field in fields(model)}
-    known = {name: value for name, value in tokenizer.model_settings.items() if name in fields_of_model}
-    masks = replace(model, **known)
+    masks = replace(model, **tokenizer.settings_of(model))
     probe_train, test = (
         load_clips(path, tokenizer, model, limit=limit, num_workers=config.data.num_workers, device=device)
         for path, limit in ((dataset.train, scale.probe_clips), (dataset.test, scale.num_test))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,11 @@ class Tokenizer(ABC):
             "mask_token_id": self.mask_id,
             "special_token_ids": tuple(sorted(self.special_ids)),
         }
+
+    def settings_of(self, config: Any) -> dict[str, Any]:
+        """Return those of `model_settings` that a configuration, or the class of one, has."""
+        known = {entry.name for entry in fields(config)}
+        return {name: value for name, value in self.model_settings.items() if name in known}
 
     @abstractmethod
     def encode(self, captions: Sequence[str], max_length: int) -> list[np.ndarray]:

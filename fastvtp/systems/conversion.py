@@ -1,7 +1,7 @@
 """Checkpoints of any origin -> fastvtp's own folders."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,7 @@ def convert(
     elif vocab_size is not None:
         words, note = _tokenizer_beside(source, vocab_size)
     if words is not None:
-        known = {field.name for field in fields(target.config)}
-        values = {name: value for name, value in words.model_settings.items() if name in known} | values
+        values = words.settings_of(target.config) | values
     config = config_of_kind(checkpoint, kind, architecture=target.name, overrides=values)
     found = find_lists(source, lists or {}, config)
     framing = _known_framing(source, kind)

@@ -132,11 +132,8 @@ class Task(ABC):
 
     def complete(self, tokenizer: Tokenizer | None) -> Any:
         """Return the model's configuration with what follows from tokenizer and labels."""
-        known = {} if tokenizer is None else tokenizer.model_settings
-        fields = {field.name for field in dataclasses.fields(self.config.model)}
-        return dataclasses.replace(
-            self.config.model, **{name: value for name, value in known.items() if name in fields}
-        )
+        model = self.config.model
+        return model if tokenizer is None else dataclasses.replace(model, **tokenizer.settings_of(model))
 
     def initial_weights(self, model: Any) -> Iterator[tuple[str | None, str | None, Any]]:
         """Return the checkpoints that a fresh model starts from, in this order: (source or None, origin or None, the
@@ -174,6 +171,18 @@ class CaptionedTask(Task):
         self.more = tuple(load_annotations(path) for path in config.data.more)
         if config.data.images is not None:
             self.images = load_annotations(config.data.images)
+
+    def compute_whole(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, **options: Any) -> Any:
+        """Return what a model that plans no step makes of clips and their packed captions, on its device."""
+        on_device = batch.to(model.device, non_blocking=True)
+        return compute(
+            on_device.video,
+            on_device.input_ids,
+            on_device.cu_seqlens,
+            batch.max_text_length,
+            sample_ids=on_device.sample_ids,
+            **options,
+        )
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
         plan = model.plan(batch.input_ids, batch.text_lengths, batch.sample_ids, seed=self.config.seed, step=batch.step)

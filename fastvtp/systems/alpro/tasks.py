@@ -40,14 +40,7 @@ class PretrainPrompter(CaptionedTask):
     data_settings = ("images",)
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
-        on_device = batch.to(model.device, non_blocking=True)
-        loss = compute(
-            on_device.video,
-            on_device.input_ids,
-            on_device.cu_seqlens,
-            batch.max_text_length,
-            sample_ids=on_device.sample_ids,
-        )
+        loss = self.compute_whole(compute, model, batch)
         return loss, {"loss/contrastive": loss.detach()}
 
 

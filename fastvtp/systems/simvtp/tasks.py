@@ -36,14 +36,7 @@ class FinetuneRetrieval(CaptionedTask):
     contrasts = True
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
-        on_device = batch.to(model.device, non_blocking=True)
-        output = compute(
-            on_device.video,
-            on_device.input_ids,
-            on_device.cu_seqlens,
-            batch.max_text_length,
-            sample_ids=on_device.sample_ids,
-        )
+        output = self.compute_whole(compute, model, batch)
         return output.loss, output.terms
 
 

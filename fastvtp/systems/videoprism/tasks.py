@@ -51,15 +51,7 @@ class PretrainPrismContrast(CaptionedTask):
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
         visible = model.plan(batch.video, batch.sample_ids, seed=self.config.seed, step=batch.step)
-        on_device = batch.to(model.device, non_blocking=True)
-        output = compute(
-            on_device.video,
-            on_device.input_ids,
-            on_device.cu_seqlens,
-            batch.max_text_length,
-            sample_ids=on_device.sample_ids,
-            visible=visible,
-        )
+        output = self.compute_whole(compute, model, batch, visible=visible)
         return output.loss, output.terms
 
 
