@@ -9,7 +9,7 @@ from fastvtp.errors import UserError
 try:
     import typer
 
-    from fastvtp.cli import captioning, convert, frozen, scoring, training
+    from fastvtp.cli import captioning, convert, frozen, recipes, scoring, training
     from fastvtp.cli.options import add_commands
 except ImportError:
     sys.exit("fastvtp: the command needs its extras: pip install 'fastvtp[train,dali]'")
@@ -33,7 +33,14 @@ def doctor() -> None:
     print_findings()
 
 
-for register in (training.register, scoring.register, captioning.register, frozen.register, convert.register):
+for register in (
+    training.register,
+    recipes.register,
+    scoring.register,
+    captioning.register,
+    frozen.register,
+    convert.register,
+):
     register(app)
 add_commands(app, "Checkpoints and machine", doctor)
 

@@ -67,11 +67,7 @@ def demo(
 def pretrain(
     recipe: Annotated[
         str,
-        typer.Argument(
-            help="Name of a recipe: simvtp_tiny, _small, _base or _demo; videomae_pretrain_tiny or _base; "
-            "alpro_prompter, alpro_prompter_tiny, alpro_pretrain or alpro_pretrain_tiny; videoprism_stage1, "
-            "videoprism_stage1_tiny, videoprism_stage2 or videoprism_stage2_tiny."
-        ),
+        typer.Argument(help="Name of a recipe of pretraining, such as simvtp_tiny: see `fastvtp recipes`."),
     ],
     overrides: Overrides = None,
     resume: Resume = False,
@@ -88,12 +84,7 @@ def pretrain(
 def finetune(
     recipe: Annotated[
         str,
-        typer.Argument(
-            help="Name of a recipe: retrieval_finetune, qa_finetune or classification_finetune, each also with _tiny, "
-            "and classification_finetune_ssv2; videoprism_captioning or videoprism_captioning_tiny; "
-            "alpro_msrvtt_retrieval, alpro_didemo_retrieval or alpro_retrieval_tiny; alpro_msrvtt_qa, alpro_msvd_qa or "
-            "alpro_qa_tiny."
-        ),
+        typer.Argument(help="Name of a recipe of fine-tuning, such as retrieval_finetune_tiny: see `fastvtp recipes`."),
     ],
     overrides: Overrides = None,
     resume: Resume = False,

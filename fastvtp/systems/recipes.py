@@ -5,8 +5,11 @@ A recipe is a function that returns a complete run configuration; `fastvtp pretr
 do without it is the same for both.
 """
 
+import inspect
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from fastvtp.ablation.studies import Study, check_overrides
 from fastvtp.architecture import PRESETS, find, of_all_runs, runs_of, systems
@@ -14,6 +17,7 @@ from fastvtp.errors import ConfigError, unknown_name
 from fastvtp.model_folder import list_checkpoints
 from fastvtp.systems import catalogue  # noqa: F401  (registers the systems)
 from fastvtp.training.config import TrainConfig, apply_overrides
+from fastvtp.training.published import published_of, shown, sourced_settings
 
 
 def recipes() -> dict[str, Callable[[str], TrainConfig]]:
@@ -31,6 +35,46 @@ def get_recipe(name: str, preset: str = "fastvtp") -> TrainConfig:
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     return recipe(preset)
+
+
+def recipe_summaries(preset: str = "fastvtp") -> list[dict[str, Any]]:
+    """Return what each recipe is in a line: "name", "command", "clips_at_a_time", "clips_a_step", "steps", "clips" and
+    "what", the first sentence of its docstring."""
+    return [_summary(name, get_recipe(name, preset)) for name in recipes()]
+
+
+def describe_recipe(name: str, preset: str = "fastvtp") -> dict[str, Any]:
+    """Return all about a recipe, as JSON holds it: what `recipe_summaries` says, and "preset", "about" (the lines of
+    its docstring), "starts_from" (settings that name weights), "published" (a `Published`, or None) and "settings", a
+    list of {"name", "value", "text", "source"}.
+
+    Raises UserError with the nearest known name.
+    """
+    config, recipe = get_recipe(name, preset), recipes()[name]
+    published = published_of(recipe)
+    starts_from = {setting: config.path(setting) for setting in config.paths()}
+    return {
+        **_summary(name, config),
+        "preset": preset,
+        "about": inspect.cleandoc(recipe.__doc__ or "").splitlines(),
+        "starts_from": starts_from,
+        "published": None if published is None else asdict(published),
+        "settings": [{**asdict(row), "text": shown(row.value)} for row in sourced_settings(recipe, preset)],
+    }
+
+
+def _summary(name: str, config: TrainConfig) -> dict[str, Any]:
+    about = inspect.cleandoc(recipes()[name].__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+    clips_a_step = config.batch_size * config.accumulate
+    return {
+        "name": name,
+        "command": config.task.partition("_")[0],
+        "clips_at_a_time": config.batch_size,
+        "clips_a_step": clips_a_step,
+        "steps": config.steps,
+        "clips": clips_a_step * config.steps,
+        "what": about.partition(". ")[0].rstrip("."),
+    }
 
 
 def recipe_config(

@@ -30,6 +30,7 @@ from typing import Any
 from fastvtp.architecture import model_config
 from fastvtp.data.reading import ClipReading
 from fastvtp.data.sampling import ClipAugmentation
+from fastvtp.systems.alpro import published
 from fastvtp.systems.alpro.finetuning import AlproQAConfig, AlproRetrievalConfig
 from fastvtp.systems.alpro.tasks import PrompterOptions
 from fastvtp.training.config import TRAINING_READING, DataConfig, OptimizerConfig, TrainConfig
@@ -78,6 +79,7 @@ def alpro_prompter_tiny(preset: str = "fastvtp") -> TrainConfig:
     )
 
 
+@published.pretraining("pretrain_prompter", "The release contrasts 128 pairs of 8 GPUs, and a step is of 2 batches")
 def alpro_prompter(preset: str = "fastvtp") -> TrainConfig:
     """10 epochs of WebVid-2M and CC3M (`data.images`), 256 a step; contrasts 64 clips, the release 128 of 8 GPUs.
 
@@ -117,6 +119,9 @@ def alpro_pretrain_tiny(preset: str = "fastvtp") -> TrainConfig:
     )
 
 
+@published.pretraining(
+    "pretrain_alpro", "The release contrasts 256 pairs of 16 GPUs and draws wrong ones among the 16 of each"
+)
 def alpro_pretrain(preset: str = "fastvtp") -> TrainConfig:
     """10 epochs of WebVid-2M and CC3M (`data.images`), 256 a step; contrasts and matches 64 clips, where the
     release contrasts 256 of 16 GPUs and draws its wrong pairs among 16.
@@ -150,6 +155,7 @@ def alpro_retrieval_tiny(preset: str = "fastvtp") -> TrainConfig:
     )
 
 
+@published.retrieval("msrvtt_ret", "MSR-VTT, 7010 videos of 20 captions", captions=7010 * 20, epochs=5, batch=64)
 def alpro_msrvtt_retrieval(preset: str = "fastvtp") -> TrainConfig:
     """5 epochs of 7010 clips with 20 captions each, 64 a step."""
     return _retrieval(
@@ -164,6 +170,7 @@ def alpro_msrvtt_retrieval(preset: str = "fastvtp") -> TrainConfig:
     )
 
 
+@published.retrieval("didemo_ret", "DiDeMo, 8395 videos of one paragraph", captions=8395, epochs=10, batch=96)
 def alpro_didemo_retrieval(preset: str = "fastvtp") -> TrainConfig:
     """10 epochs of 8395 clips, each with its sentences as one paragraph, 96 a step."""
     return _retrieval(
@@ -197,11 +204,13 @@ def alpro_qa_tiny(preset: str = "fastvtp") -> TrainConfig:
     )
 
 
+@published.question_answering("msrvtt_qa", "MSRVTT-QA, 158581 questions", questions=158_581, epochs=10)
 def alpro_msrvtt_qa(preset: str = "fastvtp") -> TrainConfig:
     """10 epochs of 158 581 questions with 1500 answers, 192 a step."""
     return _qa(preset, questions=158_581, epochs=10, answers=1500, clip_norm=5.0, output_dir="runs/alpro_msrvtt_qa")
 
 
+@published.question_answering("msvd_qa", "MSVD-QA, 30933 questions", questions=30_933, epochs=15)
 def alpro_msvd_qa(preset: str = "fastvtp") -> TrainConfig:
     """15 epochs of 30 933 questions with 2423 answers, 192 a step."""
     return _qa(preset, questions=30_933, epochs=15, answers=2423, clip_norm=20.0, output_dir="runs/alpro_msvd_qa")

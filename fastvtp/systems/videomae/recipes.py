@@ -1,4 +1,8 @@
-"""Recipes of VideoMAE: pretraining, and the classification that starts from it."""
+"""Recipes of VideoMAE: pretraining, and the classification that starts from it.
+
+They follow the released scripts, see `fastvtp.systems.videomae.schedules`, whose steps are of many GPUs' clips: here
+one process takes as many, one part after the other (`accumulate`).
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -6,6 +10,7 @@ from typing import Any
 from fastvtp.architecture import model_config
 from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.systems.videomae.classifier import VideoClassifierConfig
+from fastvtp.systems.videomae.schedules import FINETUNING, PRETRAINING, Schedule
 from fastvtp.systems.videomae.tasks import ClassificationOptions
 from fastvtp.training.config import TRAINING_READING, DataConfig, OptimizerConfig, TrainConfig
 
@@ -16,7 +21,7 @@ def videomae_pretrain_tiny(preset: str = "fastvtp") -> TrainConfig:
     """Minutes on two CPU cores: the videos of `fastvtp demo`, or any; captions are not read."""
     return TrainConfig(
         task="pretrain_videomae",
-        model=model_config("videomae_tiny", width=128, num_heads=2, video_mask_ratio=0.75),
+        model=model_config("videomae_tiny", preset=preset, width=128, num_heads=2, video_mask_ratio=0.75),
         data=DataConfig(train="runs/demo/data/train.jsonl", reading=_TINY_READING),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, clip_norm=5.0),
         output_dir="runs/videomae_tiny",
@@ -26,21 +31,72 @@ def videomae_pretrain_tiny(preset: str = "fastvtp") -> TrainConfig:
     )
 
 
+@PRETRAINING["small"].published()
+def videomae_pretrain_small(preset: str = "fastvtp") -> TrainConfig:
+    """VideoMAE's ViT-S on Kinetics-400: 1600 epochs, 1024 clips a step."""
+    return _pretraining(preset, PRETRAINING["small"], "runs/videomae_small", batch_size=128)
+
+
+@PRETRAINING["base"].published()
 def videomae_pretrain_base(preset: str = "fastvtp") -> TrainConfig:
-    """VideoMAE's on Kinetics-400: 1.5e-4 for 256 clips, here scaled to the batch of one GPU."""
-    batch_size = 64
+    """VideoMAE's ViT-B on Kinetics-400: 1600 epochs, 2048 clips a step."""
+    return _pretraining(preset, PRETRAINING["base"], "runs/videomae_base")
+
+
+@PRETRAINING["large"].published()
+def videomae_pretrain_large(preset: str = "fastvtp") -> TrainConfig:
+    """VideoMAE's ViT-L on Kinetics-400, with a decoder of 12 layers: 1600 epochs, 512 clips a step."""
+    return _pretraining(preset, PRETRAINING["large"], "runs/videomae_large", batch_size=32, decoder_depth=12)
+
+
+@PRETRAINING["huge"].published("The release recomputes activations to save memory.")
+def videomae_pretrain_huge(preset: str = "fastvtp") -> TrainConfig:
+    """VideoMAE's ViT-H on Kinetics-400, with a decoder of 12 layers: 1600 epochs, 1024 clips a step."""
+    return _pretraining(preset, PRETRAINING["huge"], "runs/videomae_huge", batch_size=16, decoder_depth=12)
+
+
+@PRETRAINING["ssv2"].published()
+def videomae_pretrain_ssv2(preset: str = "fastvtp") -> TrainConfig:
+    """VideoMAE's ViT-B on every second frame of Something-Something V2: 2400 epochs, 2048 clips a step."""
+    return _pretraining(preset, PRETRAINING["ssv2"], "runs/videomae_ssv2", frame_stride=2)
+
+
+@PRETRAINING["ssv2_small"].published()
+def videomae_pretrain_ssv2_small(preset: str = "fastvtp") -> TrainConfig:
+    """VideoMAE's ViT-S on every second frame of Something-Something V2: 2400 epochs, 1024 clips a step."""
+    return _pretraining(preset, PRETRAINING["ssv2_small"], "runs/videomae_ssv2_small", batch_size=128, frame_stride=2)
+
+
+@PRETRAINING["ucf101"].published()
+def videomae_pretrain_ucf101(preset: str = "fastvtp") -> TrainConfig:
+    """VideoMAE's ViT-B on split 1 of UCF101, of which 75 % is masked: 3200 epochs, 192 clips a step."""
+    return _pretraining(preset, PRETRAINING["ucf101"], "runs/videomae_ucf101", video_mask_ratio=0.75)
+
+
+def _pretraining(
+    preset: str,
+    schedule: Schedule,
+    output_dir: str,
+    *,
+    batch_size: int = 64,
+    frame_stride: int = 4,
+    **model: Any,
+) -> TrainConfig:
+    """Return a pretraining. batch_size: clips at a time. model: settings beside those of its size."""
+    reading = replace(TRAINING_READING, frame_stride=frame_stride, flip=False, crop_scale=(0.44, 1.0))
     return TrainConfig(
         task="pretrain_videomae",
-        model=model_config("videomae_base"),
-        data=DataConfig(
-            train="data/train", num_workers=12, reading=replace(TRAINING_READING, flip=False, crop_scale=(0.44, 1.0))
-        ),
+        model=model_config(f"videomae_{schedule.size}", preset=preset, **model),
+        data=DataConfig(train="data/train", num_workers=12, reading=reading),
         optimizer=OptimizerConfig(
-            learning_rate=1.5e-4 * batch_size / 256, final_learning_rate=1e-5 * batch_size / 256, warmup_steps=20_000
+            learning_rate=schedule.scaled(schedule.rate),
+            final_learning_rate=schedule.scaled(schedule.final_rate),
+            warmup_share=schedule.warmup_share,
         ),
-        output_dir="runs/videomae_base",
-        steps=400_000,
+        output_dir=output_dir,
+        steps=schedule.steps,
         batch_size=batch_size,
+        accumulate=schedule.clips_a_step // batch_size,
         precision="bfloat16",
         checkpoint_every=2000,
     )
@@ -70,62 +126,94 @@ def classification_finetune_tiny(preset: str = "fastvtp") -> TrainConfig:
     )
 
 
+@FINETUNING["small"].published()
+def classification_finetune_small(preset: str = "fastvtp") -> TrainConfig:
+    """VideoMAE's ViT-S on Kinetics-400: 150 epochs of 384 videos a step, each twice."""
+    return _classification(FINETUNING["small"], "small", batch_size=96)
+
+
+@FINETUNING["base"].published()
 def classification_finetune(preset: str = "fastvtp") -> TrainConfig:
-    """VideoMAE's on Kinetics-400: 75 epochs of 240 000 clips, 5e-4 for 256 clips, 384 a step; without its CutMix."""
-    return _classification(
-        clips=240_000, epochs=75, output_dir="runs/classification", test_views=(5, 3), test_sampling="strided"
-    )
+    """VideoMAE's ViT-B on Kinetics-400: 75 epochs of 384 videos a step, each twice."""
+    return _classification(FINETUNING["base"], "base")
 
 
+@FINETUNING["large"].published()
+def classification_finetune_large(preset: str = "fastvtp") -> TrainConfig:
+    """VideoMAE's ViT-L on Kinetics-400: 35 epochs of 128 videos a step, each twice."""
+    return _classification(FINETUNING["large"], "large", batch_size=16)
+
+
+@FINETUNING["huge"].published("The release recomputes activations to save memory.")
+def classification_finetune_huge(preset: str = "fastvtp") -> TrainConfig:
+    """VideoMAE's ViT-H on Kinetics-400: 50 epochs of 512 videos a step, each twice."""
+    return _classification(FINETUNING["huge"], "huge", batch_size=8, drop_path=0.2, head_dropout=0.5)
+
+
+@FINETUNING["ssv2"].published()
 def classification_finetune_ssv2(preset: str = "fastvtp") -> TrainConfig:
-    """VideoMAE's on Something-Something V2: 50 epochs of 168 913 clips, 5e-4 for 256 clips, 384 a step, for the release
-    512; without its CutMix. Never mirrored: of the 174 classes some differ by direction alone."""
+    """VideoMAE's ViT-B on Something-Something V2: 30 epochs of 384 videos a step, each twice.
+
+    Never mirrored: of the 174 classes some differ by direction alone.
+    """
+    return _classification(FINETUNING["ssv2"], "ssv2", num_classes=174)
+
+
+@FINETUNING["ssv2_small"].published()
+def classification_finetune_ssv2_small(preset: str = "fastvtp") -> TrainConfig:
+    """VideoMAE's ViT-S on Something-Something V2: 40 epochs of 384 videos a step, each twice.
+
+    Never mirrored, for the same reason.
+    """
+    return _classification(FINETUNING["ssv2_small"], "ssv2_small", batch_size=96, layer_decay=0.7, num_classes=174)
+
+
+@FINETUNING["ucf101"].published("The release recomputes activations to save memory.")
+def classification_finetune_ucf101(preset: str = "fastvtp") -> TrainConfig:
+    """VideoMAE's ViT-B on split 1 of UCF101: 100 epochs of 128 videos a step, each twice."""
     return _classification(
-        clips=168_913,
-        epochs=50,
-        output_dir="runs/classification_ssv2",
-        num_classes=174,
-        test_views=(2, 3),
-        test_sampling="uniform",
-        sampling="uniform",
-        flip=False,
+        FINETUNING["ucf101"], "ucf101", batch_size=32, layer_decay=0.7, drop_path=0.2, head_dropout=0.5, num_classes=101
     )
 
 
 def _classification(
+    schedule: Schedule,
+    pretraining: str,
     *,
-    clips: int,
-    epochs: int,
-    output_dir: str,
-    test_views: tuple[int, int],
-    test_sampling: str,
+    batch_size: int = 48,
+    layer_decay: float = 0.75,
     num_classes: int = 400,
-    **reading: Any,
+    **model: Any,
 ) -> TrainConfig:
-    """Return what VideoMAE's two fine-tunings of ViT-B have in common. reading: settings of `ClipReading`."""
-    batch_size, accumulate = 48, 8
-    scale, epoch = batch_size * accumulate / 256, clips // (batch_size * accumulate)
+    """Return a fine-tuning. pretraining: the recipe it starts from, by the end of its name. batch_size: clips at a
+    time. model: settings beside those of its size."""
+    pretrained = model_config(f"videomae_{schedule.size}")
+    encoder = {name: getattr(pretrained, name) for name in ("width", "depth", "num_heads")}
+    reading = replace(TRAINING_READING, crop_scale=(0.08, 1.0), augmentation=RAND_M7_N4_ERASING)
+    if schedule.data == "ssv2":
+        reading = replace(reading, sampling="uniform", flip=False)
     return TrainConfig(
         task="finetune_classification",
-        model=VideoClassifierConfig(drop_path=0.1, num_classes=num_classes),
+        model=VideoClassifierConfig(**{**encoder, "drop_path": 0.1, "num_classes": num_classes, **model}),
         data=DataConfig(
             train="data/train.csv",
-            test_views=test_views,
-            test_sampling=test_sampling,
-            reading=replace(TRAINING_READING, crop_scale=(0.08, 1.0), augmentation=RAND_M7_N4_ERASING, **reading),
+            test_views=(2, 3) if schedule.data == "ssv2" else (5, 3),
+            test_sampling=reading.sampling,
+            reading=reading,
             num_workers=12,
         ),
+        init=f"runs/videomae_{pretraining}",
         optimizer=OptimizerConfig(
-            learning_rate=5e-4 * scale,
-            final_learning_rate=1e-6 * scale,
-            layer_decay=0.75,
-            warmup_steps=5 * epoch,
+            learning_rate=schedule.scaled(schedule.rate),
+            final_learning_rate=schedule.scaled(schedule.final_rate),
+            layer_decay=layer_decay,
+            warmup_share=schedule.warmup_share,
             betas=(0.9, 0.999),
         ),
-        output_dir=output_dir,
-        steps=epochs * epoch,
+        output_dir=f"runs/classification_{pretraining}".removesuffix("_base"),
+        steps=schedule.steps,
         batch_size=batch_size,
-        accumulate=accumulate,
+        accumulate=schedule.clips_a_step // batch_size,
         precision="bfloat16",
         options=ClassificationOptions(label_smoothing=0.1, mixup=0.8),
     )
@@ -133,8 +221,19 @@ def _classification(
 
 RECIPES = (
     videomae_pretrain_tiny,
+    videomae_pretrain_small,
     videomae_pretrain_base,
+    videomae_pretrain_large,
+    videomae_pretrain_huge,
+    videomae_pretrain_ssv2,
+    videomae_pretrain_ssv2_small,
+    videomae_pretrain_ucf101,
     classification_finetune_tiny,
+    classification_finetune_small,
     classification_finetune,
+    classification_finetune_large,
+    classification_finetune_huge,
     classification_finetune_ssv2,
+    classification_finetune_ssv2_small,
+    classification_finetune_ucf101,
 )

@@ -1,0 +1,72 @@
+"""What ALPRO's recipes follow: the paper (arXiv:2112.09583) and the settings of its release."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastvtp.training.published import Published, follows
+
+_CAPTIONS = 2_500_000 + 3_000_000  # WebVid-2M and CC3M
+_COMMON = {
+    "model.": "release",
+    "optimizer.": "release",
+    "optimizer.warmup_steps": "ours: not used, where warmup_share is set",
+    "position_resize": "release",
+    "data.sampling": "release",
+    "data.framing": "release",
+    "data.max_text_length": "release",
+    "precision": "ours: the release has float32",
+}
+_PRETRAINING = {
+    "data.image_frames": "release",
+    "data.image_share": "release: batches take turns",
+    "data.crop_scale": "release: a square of 224 from 256",
+    "data.augmentation.rand_augment": "release: two operations at magnitude 5 of 10",
+    "data.flip": "ours: the release mirrors half of the pictures",
+    "init": "release: vit_base_patch16_224 of ImageNet",
+    "text_init": "release: bert-base-uncased",
+    "steps": "release: 10 epochs of WebVid-2M and CC3M",
+    "accumulate": "release: makes up its clips a step",
+}
+_FINETUNING = {"init": "release: its pretraining", "steps": "release"}
+
+
+def pretraining(script: str, scope: str) -> Callable[[Any], Any]:
+    """Return the mark of a pretraining. script: its settings in the release. scope: among how many pairs the release
+    contrasts, in words."""
+    steps = 10 * _CAPTIONS // 256
+    return _follows(script, "WebVid-2M and CC3M", 256, steps, _PRETRAINING, f"{scope}; here 64 pairs.")
+
+
+def retrieval(script: str, data: str, *, captions: int, epochs: int, batch: int) -> Callable[[Any], Any]:
+    """Return the mark of a fine-tuning on `captions` captions."""
+    differs = "The release contrasts the pairs of all its GPUs and draws wrong ones within each; here all of a step."
+    settings = _FINETUNING | {"data.crop_scale": "release", "data.flip": "release", "batch_size": "release"}
+    return _follows(script, data, batch, epochs * captions // batch, settings, differs)
+
+
+def question_answering(script: str, data: str, *, questions: int, epochs: int) -> Callable[[Any], Any]:
+    """Return the mark of a fine-tuning on `questions` questions."""
+    settings = _FINETUNING | {
+        "data.augmentation.rand_augment": "release: two operations at magnitude 5 of 10",
+        "data.crop_scale": "release",
+        "data.flip": "release",
+        "data.max_answers": "release",
+        "accumulate": "release: makes up its questions a step",
+    }
+    return _follows(script, data, 192, epochs * questions // 192, settings)
+
+
+def _follows(
+    script: str, data: str, batch: int, steps: int, settings: dict[str, str], *differs: str
+) -> Callable[[Any], Any]:
+    return follows(
+        Published(
+            paper="ALPRO, arXiv:2112.09583",
+            release=f"salesforce/ALPRO, config_release/{script}.json",
+            data=data,
+            batch=batch,
+            clips=batch * steps,
+            settings=_COMMON | settings,
+            differs=differs,
+        )
+    )

@@ -1,0 +1,111 @@
+"""Where the settings of a recipe come from: a paper, a released code, or us."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastvtp.errors import ConfigError
+from fastvtp.settings import setting_names, to_json
+from fastvtp.training.config import TrainConfig
+
+Recipe = TypeVar("Recipe", bound=Callable[..., TrainConfig])
+ORIGINS = ("paper", "release", "ours")
+_ATTRIBUTE = "published"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What a recipe follows, and how far.
+
+    Attributes:
+        paper: the publication, with the table where there is one; "": none says it.
+        release: the file of the released code; "": none was released.
+        data: what it was trained on, in words.
+        batch: clips whose gradients made one step there.
+        clips: clips that its whole training saw, repeated ones counted as often as they came.
+        settings: where values come from: a setting, or what the names of several begin with ("model.") -> "paper",
+            "release" or "ours", to which a remark may be added behind a colon. Of several that fit the longest counts;
+            what none fits is ours.
+        differs: what the publication does and the recipe does not, a sentence each.
+    """
+
+    paper: str = ""
+    release: str = ""
+    data: str
+    batch: int
+    clips: int
+    settings: Mapping[str, str] = field(default_factory=dict)
+    differs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, source in self.settings.items():
+            if source.partition(":")[0] not in ORIGINS:
+                raise ValueError(f"settings[{name!r}] must begin with one of {', '.join(ORIGINS)}, got {source!r}")
+
+
+@dataclass(frozen=True)
+class SourcedSetting:
+    """A setting of a recipe: its dotted name, its value as JSON holds it, and where that comes from."""
+
+    name: str
+    value: Any
+    source: str
+
+
+def follows(published: Published) -> Callable[[Recipe], Recipe]:
+    """Mark a recipe as following a publication: a decorator."""
+
+    def mark(recipe: Recipe) -> Recipe:
+        setattr(recipe, _ATTRIBUTE, published)
+        return recipe
+
+    return mark
+
+
+def published_of(recipe: Callable[..., TrainConfig]) -> Published | None:
+    """Return what a recipe follows; None where it is all ours."""
+    return getattr(recipe, _ATTRIBUTE, None)
+
+
+def sourced_settings(recipe: Callable[[str], TrainConfig], preset: str) -> list[SourcedSetting]:
+    """Return all settings of a recipe under `preset`, in their order.
+
+    A value in which the preset departs from "official" is ours, with what the other has. Raises ConfigError where the
+    recipe says where a setting comes from that it does not have.
+    """
+    config, official = recipe(preset), recipe("official")
+    published = published_of(recipe)
+    sources = {} if published is None else published.settings
+    names = setting_names(config)
+    for name in sources:
+        if not any(other == name or (name.endswith(".") and other.startswith(name)) for other in names):
+            raise ConfigError(f"{recipe.__name__} says where {name} comes from and has no such setting")
+    values, others = _flat(to_json(config), names), _flat(to_json(official), names)
+    rows = []
+    for name in names:
+        fitting = [key for key in sources if name == key or (key.endswith(".") and name.startswith(key))]
+        source = sources[max(fitting, key=len)] if fitting else "ours"
+        if values[name] != others[name]:
+            source = f"ours: the preset official has {shown(others[name])}"
+        rows.append(SourcedSetting(name, values[name], source))
+    return rows
+
+
+def shown(value: Any) -> str:
+    """Return a value as one types it behind the name of a setting."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ",".join(map(shown, value)) if isinstance(value, list) else str(value)
+
+
+def _flat(values: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """Return the values of settings by their dotted names, from nested JSON."""
+    found = {}
+    for name in names:
+        value: Any = values
+        for part in name.split("."):
+            value = value[part]
+        found[name] = value
+    return found
