@@ -19,6 +19,7 @@ _ORDER_STREAM, _SAMPLE_STREAM, _STEP_STREAM = 0, 1, 2
 SAMPLING_KINDS = ("strided", "uniform", "random_sorted", "head_tail")
 _CROP_ATTEMPTS = 10
 FRAMINGS = ("crop", "squash")
+CROP_RATIO = (3 / 4, 4 / 3)
 _ERASED_AREA, _ERASED_LOG_SHAPE = (0.02, 1 / 3), (math.log(0.3), math.log(3.3))
 
 RAND_AUGMENT_BINS = 31
@@ -133,19 +134,24 @@ class CropWindow:
 class CropSampling:
     """The choice of one window for all frames of a clip.
 
-    In training the window covers a random share of the area within `scale`, its shape (width / height, relative to
-    `aspect`, the shape of the output) log-uniform within `ratio`, at a random place: "inception" cropping, arXiv
-    1409.4842. In evaluation, and where no such window fits, it is the largest centred one of the output's shape. Of
-    several crops (multi-view evaluation) the first and the last touch the two ends of the side along which such a
-    window can move, the others lie between them at even distances.
+    In training the window's shape (width / height, relative to `aspect`, the shape of the output) lies within `ratio`,
+    and its area is a share within `scale` of the largest window of such a shape that fits into the picture: of the
+    whole of a picture of 4:3, of three quarters of one of 16:9. Areas are uniform, shapes log-uniform among those in
+    which that area fits, places uniform. "Inception" cropping (arXiv 1409.4842) takes its shares of the whole picture
+    and draws again while nothing fits.
+
+    In evaluation the window is the largest centred one of the output's shape. Of several crops (multi-view evaluation)
+    the first and the last touch the two ends of the side along which such a window can move, the others lie between
+    them at even distances.
 
     With `framing` "squash" the frame counts as squashed to the output's shape before all that: evaluation shows the
-    whole of it (ALPRO's release), of which there are no several crops.
+    whole of it (ALPRO's release), of which there are no several crops. In training the share is of the whole squashed
+    frame; shapes and areas are drawn until they fit, ten times, after which the whole frame is taken.
     """
 
     aspect: float = 1.0
     scale: tuple[float, float] = (0.5, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    ratio: tuple[float, float] = CROP_RATIO
     flip: bool = True
     framing: str = "crop"
 
@@ -162,23 +168,40 @@ class CropSampling:
     ) -> CropWindow:
         """Choose the window for a picture of `height` x `width` pixels; `crop` of `crops` is the one wanted in
         evaluation."""
-        aspect, flip = self.aspect, False
-        if self.framing == "squash":
-            height = width = aspect = 1.0
+        squash, flip = self.framing == "squash", False
         if rng is not None:
             flip = self.flip and bool(rng.random() < 0.5)
-            for _ in range(_CROP_ATTEMPTS):
-                area = height * width * rng.uniform(*self.scale)
-                shape = aspect * math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
-                crop_height, crop_width = math.sqrt(area / shape) / height, math.sqrt(area * shape) / width
-                if crop_height <= 1 and crop_width <= 1:
-                    y0, x0 = (float(share) for share in rng.random(2) * (1 - crop_height, 1 - crop_width))
-                    return CropWindow(y0, x0, y0 + crop_height, x0 + crop_width, flip)
-        relative = aspect * height / width
+            size = self._squashed_size(rng) if squash else self._size(width / height / self.aspect, rng)
+            if size is not None:
+                y0, x0 = (float(share) for share in rng.random(2) * np.subtract(1, size))
+                return CropWindow(y0, x0, y0 + size[0], x0 + size[1], flip)
+        relative = 1.0 if squash else self.aspect * height / width
         crop_height, crop_width = min(1.0, 1 / relative), min(1.0, relative)
         place = 0.5 if crops == 1 else crop / (crops - 1)
         y0, x0 = place * (1 - crop_height), place * (1 - crop_width)
         return CropWindow(y0, x0, y0 + crop_height, x0 + crop_width, flip)
+
+    def _size(self, picture: float, rng: np.random.Generator) -> tuple[float, float]:
+        """Draw height and width of a window as shares of a picture whose shape is `picture`, relative to the output's.
+
+        An area `share` of the picture fits in shapes from picture * share to picture / share; the largest that fits in
+        any allowed shape is that of the shape nearest to the picture's own.
+        """
+        low, high = self.ratio
+        share = min(1.0, picture / low, high / picture) * rng.uniform(*self.scale)
+        narrowest, widest = max(low, picture * share), min(high, picture / share)
+        shape = math.exp(rng.uniform(math.log(narrowest), math.log(max(narrowest, widest))))
+        return min(1.0, math.sqrt(share * picture / shape)), min(1.0, math.sqrt(share * shape / picture))
+
+    def _squashed_size(self, rng: np.random.Generator) -> tuple[float, float] | None:
+        """Draw height and width of a window as shares of a squashed frame, or None where nothing fitted."""
+        for _ in range(_CROP_ATTEMPTS):
+            area = rng.uniform(*self.scale)
+            shape = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            height, width = math.sqrt(area / shape), math.sqrt(area * shape)
+            if height <= 1 and width <= 1:
+                return height, width
+        return None
 
 
 def check_framing(framing: str, crops: int = 1) -> None:

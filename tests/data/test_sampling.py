@@ -105,8 +105,8 @@ def test_random_windows_lie_inside_and_respect_scale_and_ratio(height, width, as
     crop_height, crop_width = (window.y1 - window.y0) * height, (window.x1 - window.x0) * width
     shape = crop_width / crop_height / aspect
     assert 3 / 4 - 1e-6 < shape < 4 / 3 + 1e-6
-    centred = math.isclose(shape, 1.0)  # the window where none of the wanted area fits
-    assert centred or crop_height * crop_width >= low * height * width * (1 - 1e-6)
+    largest = min(height * width, height**2 * 4 / 3 * aspect, width**2 * 4 / 3 / aspect)
+    assert low * largest * (1 - 1e-6) <= crop_height * crop_width <= largest * (1 + 1e-6)
 
 
 def test_random_windows_move_and_mirror_half_the_time():
