@@ -58,3 +58,12 @@ def test_commands_are_understood(command, monkeypatch):
     context = get_command(app).commands[name].make_context(name, list(arguments))  # pyright: ignore[reportAttributeAccessIssue]
     if name in ("pretrain", "finetune"):
         apply_overrides(get_recipe(arguments[0]), context.params["overrides"] or [])
+
+
+def test_several_views_are_read_as_the_recipe_they_follow_reads_them():
+    (command,) = [command for command in commands_of(README) if "evaluate runs/retrieval" in command]
+    name, *arguments = shlex.split(command)
+    params = get_command(app).commands[name].make_context(name, arguments).params  # pyright: ignore[reportAttributeAccessIssue]
+    data = get_recipe("retrieval_finetune").data
+    assert params["views"] == "x".join(map(str, data.test_views))
+    assert (params["sampling"], params["frame_stride"]) == (data.test_sampling, data.reading.frame_stride)

@@ -52,8 +52,9 @@ VIEWS = typer.Option(
 Sampling = Annotated[
     str,
     typer.Option(
-        help='How frames are chosen. "uniform": evenly over the whole video. "strided": a segment of frames that stand '
-        "--frame-stride apart."
+        help='How frames are chosen. "uniform": the middles of equal parts of the video. "starts": the first frames of '
+        'these parts, as in the demos of VideoPrism. "strided": a segment of frames that stand --frame-stride apart. '
+        '"whole_steps": from the first frame on in whole steps, as ALPRO is evaluated.'
     ),
 ]
 FrameStride = Annotated[

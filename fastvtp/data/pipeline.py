@@ -11,13 +11,13 @@ import ctypes.util
 import logging
 import sys
 import types
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from fastvtp.data.sampling import RAND_AUGMENT_BINS, RAND_AUGMENT_OPERATIONS, ClipAugmentation
+from fastvtp.data.dali_operations import FILL, rand_augmented
+from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.data.source import ClipSource
 from fastvtp.errors import UserError
 
@@ -30,7 +30,6 @@ _CPU_FORMATS = frozenset(
     product(("mjpeg", "vp8", "vp9"), ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"))
 )
 _GPU_FORMATS = frozenset(product(("h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"), ("yuv420p", "yuvj420p")))
-_MID_GREY = 128
 _GPU_DECODER_THREADS = 8  # one thread feeds one NVDEC engine, and an H100 has seven of them
 
 
@@ -115,7 +114,7 @@ def build_pipeline(
         video_inputs = [(dtypes.UINT8, 1, ""), (dtypes.INT32, 1, ""), (dtypes.FLOAT, 0, "")]
     window_inputs = [(dtypes.FLOAT, 1, ""), (dtypes.FLOAT, 1, ""), (dtypes.INT32, 0, "")]
     augmentation = source.augmentation or ClipAugmentation()
-    operation_inputs = [(dtypes.INT32, 1, "")] * (2 if augmentation.rand_augment else 0)
+    operation_inputs = [(dtypes.INT32, 1, ""), (dtypes.FLOAT, 1, "")] if augmentation.policy else []
     box_inputs = [(dtypes.FLOAT, 1, "")] * (2 if augmentation.erasing else 0)
     inputs = [(dtypes.INT64, 1, ""), *video_inputs]
     if size is not None:
@@ -156,12 +155,12 @@ def build_pipeline(
             antialias=True,
         )
         video = fn.flip(video, horizontal=flip)
-        if augmentation.rand_augment:
-            video = _rand_augmented(video, drawn[0], drawn[1], augmentation.rand_augment, size)
+        if augmentation.policy:
+            video = rand_augmented(video, drawn[0], drawn[1], augmentation.policy.number, size)
         if augmentation.erasing:
             anchor, shape = drawn[-2:]
             box = {"anchor": anchor, "shape": shape, "normalized": True, "axis_names": "HW"}
-            video = fn.erase(video, **box, fill_value=_MID_GREY)
+            video = fn.erase(video, **box, fill_value=FILL)
         return meta, video
 
     pipeline = clips(
@@ -176,29 +175,6 @@ def build_pipeline(
     with _main_module_hidden():
         pipeline.build()
     return pipeline
-
-
-def _rand_augmented(video: Any, drawn: Any, signs: Any, strength: tuple[int, int], size: tuple[int, int]) -> Any:
-    """Return the clips after the operations drawn for each, in DALI's implementation.
-
-    Args:
-        video: uint8 clips, layout FHWC, of height and width `size`.
-        drawn: int32 `[operations]` a clip, places in `RAND_AUGMENT_OPERATIONS`.
-        signs: int32 `[operations]` a clip, 1 for a negative magnitude.
-        strength: number of operations and their magnitude.
-    """
-    from nvidia.dali.auto_aug.core import select, signed_bin
-    from nvidia.dali.auto_aug.rand_augment import get_rand_augment_suite
-
-    by_name = {operation.name: operation for operation in get_rand_augment_suite(use_shape=True)}
-    suite = [by_name[name] for name in RAND_AUGMENT_OPERATIONS]
-    operations, magnitude = strength
-    signed = signed_bin(magnitude, random_sign=signs)
-    settings = {"num_magnitude_bins": RAND_AUGMENT_BINS, "shape": size, "fill_value": _MID_GREY}
-    with warnings.catch_warnings(record=True):  # DALI's suite calls DALI's operators by names that DALI deprecates
-        for place in range(operations):
-            video = select(suite, drawn[place], data=video, magnitude_bin=signed[place], **settings)
-    return video
 
 
 @contextmanager

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastvtp.data.sampling import SAMPLING_KINDS, ClipAugmentation, CropSampling, FrameSampling, check_framing
+from fastvtp.data.sampling import (
+    CROP_RATIO,
+    SAMPLING_KINDS,
+    ClipAugmentation,
+    CropSampling,
+    FrameSampling,
+    check_framing,
+)
 from fastvtp.errors import UserError
 from fastvtp.settings import from_json, renamed_from
 
@@ -22,15 +30,19 @@ class ClipReading:
     """
 
     sampling: str = "uniform"
-    """Frames: "strided" segment, "uniform", "random_sorted", or "head_tail"; see `FrameSampling`."""
+    """Frames: "strided" segment, "uniform", "random_sorted", "head_tail", "starts" or "whole_steps"; see
+    `FrameSampling`."""
     frame_stride: int = 1
     """Distance of the frames of a "strided" segment."""
     crop_scale: tuple[float, float] = (0.6, 1.0)
-    """Smallest and largest share of the frame's area that a training crop keeps."""
+    """Smallest and largest area of a training crop, as a share of the largest window of a shape within `crop_ratio`
+    that fits into the frame; with framing "squash", of the whole frame."""
+    crop_ratio: tuple[float, float] = CROP_RATIO
+    """Narrowest and widest shape, width / height, of a training crop, where that of the model's input counts as 1."""
     framing: str | None = field(default=None, metadata=renamed_from("fit"))
-    """"crop": training windows from 3:4 to 4:3 are resized to the model's shape, scores are of the largest centred
-    window of that shape; "squash": frames are squashed to that shape before all that, as in ALPRO's release; None: as
-    the model was trained, or "crop" where nothing says. See `CropSampling`."""
+    """"crop": training windows are resized to the model's shape, scores are of the largest centred window of that
+    shape; "squash": frames are squashed to that shape before all that, as in ALPRO's release; None: as the model was
+    trained, or "crop" where nothing says. See `CropSampling`."""
     flip: bool = True
     """Mirror half of the training clips, except where a caption, question, answer or class names a direction."""
     augmentation: ClipAugmentation = field(default_factory=ClipAugmentation)
@@ -44,6 +56,8 @@ class ClipReading:
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise UserError(f"crop_scale must be two shares, 0 < low <= high <= 1, got {self.crop_scale}")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1] < math.inf:
+            raise UserError(f"crop_ratio must be two shapes, 0 < narrowest <= widest, got {self.crop_ratio}")
         if self.framing is not None:
             check_framing(self.framing)
 
@@ -57,8 +71,8 @@ class ClipReading:
 
     def window(self, height: int, width: int) -> CropSampling:
         """Return the choice of the part of the picture that comes to `height` x `width` pixels."""
-        framing = self.framing or DEFAULT_FRAMING
-        return CropSampling(aspect=width / height, scale=self.crop_scale, flip=self.flip, framing=framing)
+        framing, aspect = self.framing or DEFAULT_FRAMING, width / height
+        return CropSampling(aspect, self.crop_scale, self.crop_ratio, self.flip, framing)
 
     def record(self) -> dict[str, Any]:
         """Return what a description on disk says of it: all that shows in evaluation, where nothing is drawn."""

@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
+from fastvtp.data.rand_augment import RandAugment
 from fastvtp.errors import UserError
 
 _ORDER_STREAM, _SAMPLE_STREAM, _STEP_STREAM = 0, 1, 2
-SAMPLING_KINDS = ("strided", "uniform", "random_sorted", "head_tail")
+SAMPLING_KINDS = ("strided", "uniform", "random_sorted", "head_tail", "starts", "whole_steps")
 _CROP_ATTEMPTS = 10
 FRAMINGS = ("crop", "squash")
 CROP_RATIO = (3 / 4, 4 / 3)
 _ERASED_AREA, _ERASED_LOG_SHAPE = (0.02, 1 / 3), (math.log(0.3), math.log(3.3))
-
-RAND_AUGMENT_BINS = 31
-RAND_AUGMENT_OPERATIONS = (
-    *("translate_x", "translate_y", "shear_x", "shear_y", "rotate"),
-    *("brightness", "contrast", "color", "sharpness", "posterize", "solarize", "equalize", "auto_contrast"),
-    "identity",
-)
 
 
 def sample_rng(seed: int, epoch: int, index: int, attempt: int = 0) -> np.random.Generator:
@@ -64,11 +58,17 @@ class FrameSampling:
     - `"uniform"`: one random frame from each of `num_frames` equal parts (TSN, arXiv 1608.00859).
     - `"random_sorted"`: random frames without repetition, in order (ALPRO's fine-tuning).
     - `"head_tail"`: the same, half of them from each half of the video (ALPRO's pretraining).
+    - `"starts"`: the first frame of each of `num_frames` equal parts, nothing random (the demos of VideoPrism's
+      release).
+    - `"whole_steps"`: frames 0, k, 2 k, ..., nothing random, where k is the length of such a part without its fraction
+      (ALPRO's evaluation). Of 59 frames 16 are then 0, 3, ..., 45; of a video shorter than `num_frames` all are the
+      first.
 
-    Without a generator (evaluation) the choice is fixed: the middle span, the middle of every part. Of several segments
-    (multi-view evaluation, arXiv 2203.12602), "strided" ones start at even distances from the first span to the last;
-    in the others segment j of s takes the frame at (j + 0.5) / s of every part.
-    A video of fewer frames than `num_frames` repeats them, as evenly as it can.
+    Without a generator (evaluation) the choice is fixed: the middle span, or but for the last two kinds the middle of
+    every part. Of several segments (multi-view evaluation, arXiv 2203.12602), "strided" ones start at even distances
+    from the first span to the last; in the others segment j of s takes the frame at (j + 0.5) / s of every part, with
+    the last two kinds at j / s (of two segments of "starts" the starts and the middles, as VideoMAE tests on
+    Something-Something V2). A video of fewer frames than `num_frames` repeats them, as evenly as it can.
     """
 
     kind: str = "uniform"
@@ -103,6 +103,9 @@ class FrameSampling:
             middle, head = (total_frames // 2, self.num_frames // 2) if halves else (0, 0)
             tail = _random_frames(middle, total_frames, self.num_frames - head, rng)
             picked = np.concatenate([_random_frames(0, middle, head, rng), tail]) if head else tail
+        elif self.kind in ("starts", "whole_steps"):
+            part = total_frames / self.num_frames if self.kind == "starts" else total_frames // self.num_frames
+            picked = np.floor(np.arange(self.num_frames) * part + segment / segments * part)
         else:
             if self.kind == "strided":
                 jitter = 0.5
@@ -218,42 +221,42 @@ def check_framing(framing: str, crops: int = 1) -> None:
 class ClipAugmentation:
     """What else changes a training clip, the same way in all its frames, after it has been cropped and mirrored.
 
-    - `rand_augment`: (operations, magnitude): so many of `RAND_AUGMENT_OPERATIONS`, drawn with repetition, each at
-      the magnitude, a whole number from 0 to 30, with a random sign (RandAugment, arXiv 1909.13719). timm's
-      "rand-m7-n4" counts magnitudes to 10: it is (4, 21) here. None: no such operations.
+    - `rand_augment`: a policy of RandAugment (arXiv 1909.13719), spelled as in timm: "rand-m7-n4-mstd0.5-inc1" draws 4
+      of 15 operations, each of which acts half of the time, at magnitude 7 of 10 with a spread of 0.5. See
+      `RandAugment.parse`. None: no such operations.
     - `erasing`: how often a box turns mid-grey (random erasing, arXiv 1708.04896): 2 % to 33 % of the area, its height
       over its width log-uniform within 0.3 to 3.3, as in timm.
 
-    None of the operations mirrors. Some change colours: mind questions about them.
+    Operations see the window at the size of the output, those of timm and VideoMAE the whole frame. Those of "rand" do
+    not mirror. Some change colours: mind questions about them.
 
     Raises:
         UserError: a setting out of range.
     """
 
-    rand_augment: tuple[int, int] | None = None
+    rand_augment: str | None = None
     erasing: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rand_augment is not None:
-            operations, magnitude = self.rand_augment
-            if operations < 1 or not 0 <= magnitude < RAND_AUGMENT_BINS:
-                expected = f"(operations > 0, magnitude 0 to {RAND_AUGMENT_BINS - 1})"
-                raise UserError(f"rand_augment: expected {expected}, got {self.rand_augment}")
+        _ = self.policy  # raises for one that cannot be read
         if not 0 <= self.erasing <= 1:
             raise UserError(f"erasing: expected a share from 0 to 1, got {self.erasing}")
 
-    def draw(self, aspect: float, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """Make the random choices for a clip of pictures of shape `aspect` (width / height).
+    @cached_property
+    def policy(self) -> RandAugment | None:
+        """The policy that `rand_augment` spells, or None."""
+        return None if self.rand_augment is None else RandAugment.parse(self.rand_augment)
+
+    def draw(self, aspect: float, rng: np.random.Generator, *, may_mirror: bool = True) -> tuple[np.ndarray, ...]:
+        """Make the random choices for a clip of pictures of shape `aspect` (width / height), which no operation mirrors
+        unless it `may_mirror`.
 
         Returns:
-            With `rand_augment`, int32 `[operations]` each: places in `RAND_AUGMENT_OPERATIONS`; signs, 1 for minus.
+            With `rand_augment`, the two arrays of `RandAugment.draw`: operations int32 and their arguments float32.
             With `erasing`, float32 `[2]` each: top left corner and size of the box (y, x), as fractions of the picture;
             a size of zero leaves the clip alone.
         """
-        arrays = []
-        if self.rand_augment is not None:
-            drawn = rng.integers((len(RAND_AUGMENT_OPERATIONS), 2), size=(self.rand_augment[0], 2), dtype=np.int32)
-            arrays += [np.ascontiguousarray(column) for column in drawn.T]
+        arrays = [] if self.policy is None else list(self.policy.draw(rng, may_mirror=may_mirror))
         if self.erasing > 0:
             arrays += [np.array(pair, np.float32) for pair in self._box(aspect, rng)]
         return tuple(arrays)

@@ -241,8 +241,10 @@ class ClipSource:
         window = self._crop.window(height, width, rng, crop, crops)
         corners = np.array([[window.y0, window.x0], [window.y1, window.x1]], np.float32)
         # Drawn last: all else about a clip is the same with and without augmentation.
-        drawn = () if self.augmentation is None else self.augmentation.draw(self._crop.aspect, generator)
-        return meta, *video, *corners, np.array(window.flip and self._mirrorable[index], np.int32), *drawn
+        may_mirror, drawn = self._mirrorable[index], ()
+        if self.augmentation is not None:
+            drawn = self.augmentation.draw(self._crop.aspect, generator, may_mirror=may_mirror)
+        return meta, *video, *corners, np.array(window.flip and may_mirror, np.int32), *drawn
 
     def find_damage(self, number: int) -> bool:
         """Tell whether DALI was handed a damaged file for a sample: one that opens but has frames that cannot be

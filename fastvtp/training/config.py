@@ -9,7 +9,7 @@ from typing import Any
 from fastvtp.architecture import find, of_all_runs
 from fastvtp.checkpoints.fitting import POSITION_RESIZES
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading
-from fastvtp.data.sampling import check_framing
+from fastvtp.data.sampling import SAMPLING_KINDS, check_framing
 from fastvtp.errors import ConfigError, UserError, unknown_name
 from fastvtp.files import write_atomically
 from fastvtp.settings import (
@@ -101,7 +101,8 @@ class DataConfig:
     test_views: tuple[int, int] = (1, 1)
     """Segments and crops of each test clip, whose results are averaged."""
     test_sampling: str = "uniform"
-    """Test frames: "uniform", or "strided" segments, frames `data.frame_stride` apart."""
+    """Test frames: "uniform" (the middles of equal parts), "starts" (their first frames), "strided" segments, frames
+    `data.frame_stride` apart, or "whole_steps"; see `FrameSampling`."""
     test_top_k: int | None = None
     """Pairs of each text and clip that a matching head scores, those that the contrast ranks first; None: all pairs."""
     max_text_length: int | None = None
@@ -137,6 +138,8 @@ class DataConfig:
         if self.reading.framing is None:
             raise ValueError("framing must be 'crop' or 'squash', got none: a run says how it frames its clips")
         check_framing(self.framing, self.test_views[1])
+        if self.test_sampling not in SAMPLING_KINDS:
+            raise ValueError(f"test_sampling must be one of {', '.join(SAMPLING_KINDS)}, got {self.test_sampling!r}")
         for name, least in (("test_top_k", 1), ("max_text_length", 3)):
             value = getattr(self, name)
             if value is not None and value < least:

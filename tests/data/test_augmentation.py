@@ -6,17 +6,14 @@ import torch
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.augmentation import mixup, soft_targets
-from fastvtp.data.sampling import (
-    RAND_AUGMENT_OPERATIONS,
-    ClipAugmentation,
-    step_rng,
-)
+from fastvtp.data.rand_augment import OPERATIONS
+from fastvtp.data.sampling import ClipAugmentation, step_rng
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
 from tests.data.clips import barcode_frames, write_clip
 from tests.data.loaders import make_loader
 
-BOTH = ClipAugmentation(rand_augment=(2, 15), erasing=0.5)
+BOTH = ClipAugmentation(rand_augment="rand-m7-n2-mstd0.5-inc1", erasing=0.5)
 GREY = 128
 
 
@@ -75,33 +72,49 @@ def test_frames_of_a_still_clip_stay_equal(load):
     assert_equal(video, video[:, :1].expand_as(video))
 
 
-def test_every_operation_occurs_and_all_but_identity_change_the_clip(load):
-    plain, loader = clips(load(None, num_steps=20)), load(ClipAugmentation(rand_augment=(1, 20)), num_steps=20)
-    changed = (clips(loader) != plain).flatten(1).any(1).tolist()
+def test_every_operation_occurs_and_changes_the_clip_where_there_is_something_to_change(load):
+    loader = load(ClipAugmentation(rand_augment="rand-m7-n1-inc1"), num_steps=30)
+    changed = (clips(loader) != clips(load(None, num_steps=30))).flatten(1).any(1).tolist()
     by_operation: dict[str, set[bool]] = {}
     for number, difference in enumerate(changed):
         *_, drawn, _ = loader._source.load(number)
-        by_operation.setdefault(RAND_AUGMENT_OPERATIONS[drawn[0]], set()).add(difference)
+        by_operation.setdefault(OPERATIONS[drawn[0]], set()).add(difference)
     assert by_operation.pop("identity") == {False}
-    assert set(by_operation) == set(RAND_AUGMENT_OPERATIONS[:-1])
+    assert by_operation.pop("auto_contrast") == {False}  # barcodes are black and white: there is nothing to stretch
+    assert set(by_operation) == set(OPERATIONS[2:-1])
     assert all(True in differences for differences in by_operation.values()), by_operation
 
 
 def test_the_sign_drawn_decides_the_direction_and_the_magnitude_the_distance(load):
     def grey_columns(magnitude):
-        loader = load(ClipAugmentation(rand_augment=(1, magnitude)), num_steps=30)
+        loader = load(ClipAugmentation(rand_augment=f"rand-m{magnitude}-n1-p1-inc1"), num_steps=25)
         for number, clip in enumerate(clips(loader)):
-            *_, drawn, signs = loader._source.load(number)
-            if RAND_AUGMENT_OPERATIONS[drawn[0]] == "translate_x":
+            *_, drawn, arguments = loader._source.load(number)
+            if OPERATIONS[drawn[0]] == "translate_x":
                 grey = (clip == GREY).flatten(3).all(3).all(1).all(0)  # [W]
-                yield int(signs[0]), grey.tolist()
+                yield bool(arguments[0] < 0), grey.tolist()
 
-    for magnitude, distance in ((30, 40 * 100 // 224), (10, 40 * 100 // 224 // 3)):
+    for magnitude, distance in ((10, 0.45 * 40), (5, 0.225 * 40)):
         found = dict(grey_columns(magnitude))
-        assert set(found) == {0, 1}
-        assert abs(sum(found[0]) - distance) <= 1
-        assert found[0] == sorted(found[0], reverse=True)  # moved right: grey on the left
-        assert found[1] == sorted(found[1])
+        assert set(found) == {False, True}
+        assert abs(sum(found[False]) - distance) <= 1
+        assert found[True] == sorted(found[True], reverse=True)  # moved right: grey on the left
+        assert found[False] == sorted(found[False])
+
+
+def test_a_clip_in_which_directions_matter_is_not_mirrored_by_any_operation(records, load):
+    augmentation = ClipAugmentation(rand_augment="oneway-m5-n2-flip1")
+
+    def mirrored(caption):
+        named = [VideoRecord(record.id, record.video, (caption,)) for record in records]
+        source = make_loader(
+            named, None, num_frames=1, image_size=16, batch_size=6, train=True, num_workers=0, augmentation=augmentation
+        )._source
+        drawn = [source.load(number)[-2] for number in range(120)]
+        return sum(OPERATIONS.index("mirror") in places for places in drawn)
+
+    assert 10 < mirrored("a clip") < 40
+    assert mirrored("it moves left") == 0
 
 
 def test_erasing_greys_one_box_in_all_frames_and_touches_nothing_else(load):
@@ -145,8 +158,7 @@ def test_evaluation_is_never_augmented(load):
 def test_bad_augmentations_are_refused(load):
     wrong: dict[str, Any]
     for wrong, complaint in (
-        ({"rand_augment": (0, 5)}, r"rand_augment: expected .*, got \(0, 5\)"),
-        ({"rand_augment": (2, 31)}, r"rand_augment: expected .* 0 to 30\), got \(2, 31\)"),
+        ({"rand_augment": "rand-m7-n0"}, "rand_augment: expected a number of operations"),
         ({"erasing": 1.5}, "erasing: expected a share from 0 to 1, got 1.5"),
     ):
         with pytest.raises(UserError, match=complaint):

@@ -8,17 +8,24 @@ from fastvtp.data.sampling import ClipAugmentation, CropSampling, FrameSampling
 from fastvtp.errors import UserError
 from fastvtp.settings import from_json, setting_names, to_json
 
-READING = ClipReading(sampling="strided", frame_stride=2, crop_scale=(0.3, 0.9), framing="squash", flip=False)
+READING = ClipReading(
+    sampling="strided", frame_stride=2, crop_scale=(0.3, 0.9), crop_ratio=(0.9, 1.2), framing="squash", flip=False
+)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampling": "strode"}, "sampling must be one of strided, uniform, random_sorted, head_tail, got 'strode'"),
+        (
+            {"sampling": "strode"},
+            "sampling must be one of strided, uniform, random_sorted, head_tail, .*, got 'strode'",
+        ),
         ({"frame_stride": 0}, "frame_stride must be positive, got 0"),
         ({"crop_scale": (0.9, 0.2)}, r"crop_scale must be two shares, 0 < low <= high <= 1, got \(0.9, 0.2\)"),
         ({"crop_scale": (0.0, 1.0)}, "crop_scale must be two shares"),
         ({"crop_scale": (0.5, 1.1)}, "crop_scale must be two shares"),
+        ({"crop_ratio": (1.2, 0.9)}, r"crop_ratio must be two shapes, 0 < narrowest <= widest, got \(1.2, 0.9\)"),
+        ({"crop_ratio": (0.0, 0.9)}, "crop_ratio must be two shapes"),
         ({"framing": "stretch"}, "framing must be 'crop' or 'squash', got 'stretch'"),
     ],
 )
@@ -29,7 +36,7 @@ def test_it_checks_itself(change, message):
 
 def test_it_says_which_frames_and_which_window():
     assert READING.frames(8) == FrameSampling("strided", 8, 2)
-    window = CropSampling(aspect=2.0, scale=(0.3, 0.9), flip=False, framing="squash")
+    window = CropSampling(aspect=2.0, scale=(0.3, 0.9), ratio=(0.9, 1.2), flip=False, framing="squash")
     assert READING.window(height=16, width=32) == window
     assert ClipReading().window(16, 16).framing == "crop"
 
@@ -53,9 +60,9 @@ def test_the_record_is_of_what_evaluation_shows():
 
 
 def test_json_and_back():
-    reading = replace(READING, augmentation=ClipAugmentation(rand_augment=(2, 15)))
+    reading = replace(READING, augmentation=ClipAugmentation(rand_augment="rand-m5-n2"))
     assert from_json(ClipReading, json.loads(json.dumps(to_json(reading)))) == reading
-    names = ["sampling", "frame_stride", "crop_scale", "framing", "flip"]
+    names = ["sampling", "frame_stride", "crop_scale", "crop_ratio", "framing", "flip"]
     assert setting_names(reading) == [*names, "augmentation.rand_augment", "augmentation.erasing"]
 
 

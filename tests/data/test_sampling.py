@@ -15,7 +15,7 @@ from fastvtp.data.sampling import (
 )
 from fastvtp.errors import UserError
 
-KINDS = ("strided", "uniform", "random_sorted", "head_tail")
+KINDS = ("strided", "uniform", "random_sorted", "head_tail", "starts")
 
 
 def rng(seed=0):
@@ -79,6 +79,32 @@ def test_head_tail_draws_half_of_the_frames_from_each_half():
     assert set(drawn[:, :2].flat) == {0, 1, 2, 3}
     assert set(drawn[:, 2:].flat) == {4, 5, 6, 7, 8}
     assert FrameSampling("head_tail", 4).indices(3, rng()).tolist() in ([0, 0, 1, 2], [0, 1, 1, 2], [0, 1, 2, 2])
+
+
+@given(total=st.integers(1, 3000), num_frames=st.integers(1, 64), seed=st.none() | st.integers(0, 9))
+def test_starts_are_those_of_numpys_linspace_and_whole_steps_those_of_its_integer_arange(total, num_frames, seed):
+    """As the demos of VideoPrism's release and the evaluation of ALPRO's choose them."""
+    generator = None if seed is None else rng(seed)
+    starts = np.linspace(0, total, num_frames, endpoint=False, dtype=np.int32)
+    np.testing.assert_array_equal(FrameSampling("starts", num_frames).indices(total, generator), starts)
+    truncated = np.arange(0, total, total / num_frames, dtype=int)[:num_frames]
+    np.testing.assert_array_equal(FrameSampling("whole_steps", num_frames).indices(total, generator), truncated)
+
+
+def test_whole_steps_leave_the_end_out():
+    assert FrameSampling("whole_steps", 4).indices(10, None).tolist() == [0, 2, 4, 6]
+    assert FrameSampling("starts", 4).indices(10, None).tolist() == [0, 2, 5, 7]
+    assert FrameSampling("whole_steps", 4).indices(3, None).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("total", [16, 33, 59, 250])
+def test_two_segments_of_starts_are_starts_and_middles(total):
+    """VideoMAE's test clips of Something-Something V2: all of these frames in order, every second one."""
+    part = total / 16
+    released = sorted([int(part / 2 + part * i) for i in range(16)] + [int(part * i) for i in range(16)])
+    for segment in range(2):
+        indices = FrameSampling("starts", 16).indices(total, None, segment, segments=2)
+        assert indices.tolist() == released[segment::2]
 
 
 @pytest.mark.parametrize(

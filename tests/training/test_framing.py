@@ -73,7 +73,10 @@ def test_training_clips(wide, tmp_path, fit):
     task = build_task(config)
     tokenizer = CaptionTokenizer.train(task.texts, vocab_size=100)
     with training_loader(config, task, tokenizer, torch.device("cpu"), Progress()) as loader:
-        assert shows_borders(next(iter(loader)).video) == (fit == "squash")
+        video = next(iter(loader)).video
+    white = (video > 128).float().flatten(1).mean(1)  # a third of a whole frame, any share of a narrower window
+    assert bool(((white - 1 / 3).abs() < 0.03).all()) == (fit == "squash")
+    assert fit == "squash" or len(white.unique()) > 1
 
 
 def test_scores_follow_the_training_unless_told_otherwise(wide, squashed, tmp_path):

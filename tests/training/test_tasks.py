@@ -109,7 +109,7 @@ def test_videos_are_listed_once_and_captions_not_read(captioned_videos, tmp_path
 
 EVERYTHING = [
     "steps=7", "checkpoint_every=3", "keep_checkpoints=9", "accumulate=2", "batch_size=4", "ema_decay=0.8",
-    "optimizer.layer_decay=0.7", "model.drop_path=0.3", "data.augmentation.rand_augment=2,15",
+    "optimizer.layer_decay=0.7", "model.drop_path=0.3", "data.augmentation.rand_augment=rand-m5-n2-inc1",
     "data.augmentation.erasing=0.5",
 ]  # fmt: skip
 

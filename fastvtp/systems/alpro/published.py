@@ -20,6 +20,7 @@ _PRETRAINING = {
     "data.image_frames": "release",
     "data.image_share": "release: batches take turns",
     "data.crop_scale": "release: a square of 224 from 256",
+    "data.crop_ratio": "release",
     "data.augmentation.rand_augment": "release: two operations at magnitude 5 of 10",
     "data.flip": "ours: the release mirrors half of the pictures",
     "init": "release: vit_base_patch16_224 of ImageNet",
@@ -27,7 +28,13 @@ _PRETRAINING = {
     "steps": "release: 10 epochs of WebVid-2M and CC3M",
     "accumulate": "release: makes up its clips a step",
 }
-_FINETUNING = {"init": "release: its pretraining", "steps": "release"}
+_FINETUNING = {
+    "init": "release: its pretraining",
+    "steps": "release",
+    "data.crop_scale": "release",
+    "data.crop_ratio": "release",
+    "data.test_sampling": "release",
+}
 
 
 def pretraining(script: str, scope: str) -> Callable[[Any], Any]:
@@ -40,7 +47,7 @@ def pretraining(script: str, scope: str) -> Callable[[Any], Any]:
 def retrieval(script: str, data: str, *, captions: int, epochs: int, batch: int) -> Callable[[Any], Any]:
     """Return the mark of a fine-tuning on `captions` captions."""
     differs = "The release contrasts the pairs of all its GPUs and draws wrong ones within each; here all of a step."
-    settings = _FINETUNING | {"data.crop_scale": "release", "data.flip": "release", "batch_size": "release"}
+    settings = _FINETUNING | {"data.flip": "release", "batch_size": "release"}
     return _follows(script, data, batch, epochs * captions // batch, settings, differs)
 
 
@@ -48,7 +55,6 @@ def question_answering(script: str, data: str, *, questions: int, epochs: int) -
     """Return the mark of a fine-tuning on `questions` questions."""
     settings = _FINETUNING | {
         "data.augmentation.rand_augment": "release: two operations at magnitude 5 of 10",
-        "data.crop_scale": "release",
         "data.flip": "release",
         "data.max_answers": "release",
         "accumulate": "release: makes up its questions a step",

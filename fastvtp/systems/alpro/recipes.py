@@ -11,15 +11,17 @@ correction of the second moment, torch's after it, which shows in the first step
 trained on other pictures are resized as the release does it, too; "fastvtp" resizes them on their grid. Around its crop
 the prompter of "official" sees black, see `hidden_patches`. The published recipes of "official" repeat a picture (CC3M)
 as the 4 frames of a clip, which "fastvtp" takes as a clip of one frame, a quarter of the work (`data.image_frames`);
-and they squash whole frames to squares, in training and for scores, where "fastvtp" takes windows from 3:4 to 4:3 in
-training, resized to squares, and for scores the centred squares as they are (`data.framing`).
+they squash whole frames to squares, in training and for scores, where "fastvtp" takes squares from anywhere in training
+and the centred ones for scores (`data.framing`); and they are scored on frames at whole steps from the first one on,
+which leave out the end of most videos, where "fastvtp" takes the middles of equal parts (`data.test_sampling`). Squares
+are 224 of 256 pixels wide in pretraining and as large as fit in fine-tuning. Clips go through two different ones of ten
+operations, as released: of these contrast, brightness and sharpness do nothing at magnitude 5, and mirroring spares
+clips whose text names a direction.
 
-What a clip or picture goes through differs from the release under both presets:
+What a picture goes through differs from the release under both presets:
 
 | | release | here |
 |---|---|---|
-| window of a clip, pretraining | a random square of 224 of 256 x 256 | 77 % of the area or more, from 3:4 to 4:3 |
-| RandAugment of clips | 2 different ones of 10 operations, mirroring among them, never with a minus | 2 of 14 |
 | window of a picture | 20 % of it or more, half of them mirrored | as a clip's |
 | RandAugment of pictures | 2 of 8 operations at 7 of 10, each left out half of the time | as a clip's |
 """
@@ -40,7 +42,8 @@ _HIDDEN_PATCHES = {"official": "black", "fastvtp": "grey"}
 _IMAGE_FRAMES = {"official": "repeat", "fastvtp": "one"}
 _FRAMING = {"official": "squash", "fastvtp": "crop"}
 _FIRST_WEIGHTS: dict[str, Any] = {"init": "models/vit_base", "text_init": "models/bert_base"}
-_RAND_M5_N2 = ClipAugmentation(rand_augment=(2, 15))  # magnitude 5 of 10
+_TEST_SAMPLING = {"official": "whole_steps", "fastvtp": "uniform"}
+_RAND_M5_N2 = ClipAugmentation(rand_augment="oneway-m5-n2-flip1")
 _TINY: dict[str, Any] = {
     "num_frames": 4,
     "image_size": 96,
@@ -243,12 +246,12 @@ def _optimizer(
 
 
 def _pretraining_data(preset: str) -> DataConfig:
-    """Return settings that cut windows of at least (224 / 256)^2 of the picture, which the release crops from its
-    middle scale."""
+    """Return settings that cut squares of (224 / 256)^2 of the largest one, or of the squashed frame."""
     reading = replace(
         TRAINING_READING,
         sampling="head_tail",
-        crop_scale=(0.77, 1.0),
+        crop_scale=((224 / 256) ** 2, (224 / 256) ** 2),
+        crop_ratio=(1.0, 1.0),
         flip=False,
         framing=_FRAMING[preset],
         augmentation=_RAND_M5_N2,
@@ -259,13 +262,19 @@ def _pretraining_data(preset: str) -> DataConfig:
         reading=reading,
         num_workers=12,
         image_frames=_IMAGE_FRAMES[preset],
+        test_sampling=_TEST_SAMPLING[preset],
     )
 
 
 def _finetuning_reading(preset: str) -> ClipReading:
-    """Return the reading of whole frames or centred squares."""
+    """Return the reading of whole frames, squashed, or of the largest squares, anywhere."""
     return replace(
-        TRAINING_READING, sampling="random_sorted", crop_scale=(1.0, 1.0), flip=False, framing=_FRAMING[preset]
+        TRAINING_READING,
+        sampling="random_sorted",
+        crop_scale=(1.0, 1.0),
+        crop_ratio=(1.0, 1.0),
+        flip=False,
+        framing=_FRAMING[preset],
     )
 
 
@@ -280,7 +289,7 @@ def _retrieval(
     clip_norm: float,
     output_dir: str,
 ) -> TrainConfig:
-    """Return the settings of retrieval: whole frames or centred squares, not augmented; the release makes a
+    """Return the settings of retrieval: whole frames or the largest squares, else not augmented; the release makes a
     RandAugment, too, and never applies it."""
     return TrainConfig(
         task="finetune_alpro_retrieval",
@@ -290,6 +299,7 @@ def _retrieval(
             train="data/train.jsonl",
             max_text_length=max_text_length,
             reading=_finetuning_reading(preset),
+            test_sampling=_TEST_SAMPLING[preset],
             num_workers=12,
         ),
         position_resize=_RESIZE[preset],
@@ -313,6 +323,7 @@ def _qa(preset: str, *, questions: int, epochs: int, answers: int, clip_norm: fl
             max_answers=answers,
             num_workers=12,
             reading=replace(_finetuning_reading(preset), augmentation=_RAND_M5_N2),
+            test_sampling=_TEST_SAMPLING[preset],
         ),
         position_resize=_RESIZE[preset],
         optimizer=_optimizer(preset, 5e-5, warmup_share=0.1, clip_norm=clip_norm),

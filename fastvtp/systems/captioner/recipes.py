@@ -50,15 +50,17 @@ def videoprism_captioning(preset: str = "fastvtp") -> TrainConfig:
     """VideoPrism's with PaLM-2 1B (appendix G): 200 000 steps of 256 clips, here in 8 batches each, the optimizer
     being AdamW. Wants `model.backbone=FOLDER` and `model.language_model=FOLDER`.
 
-    Its training crops are of 288 pixels from a frame whose shorter side is 346, of which the share of the area is
-    taken. What the betas are it does not say.
+    Its training crops are squares of 288 pixels from the middle 346 of a frame whose shorter side that is: 69 % of the
+    area of the largest square, here anywhere in the frame. What the betas are it does not say.
     """
     return TrainConfig(
         task="finetune_captioning",
         model=VideoCaptionerConfig(),
         data=DataConfig(
             train="data/train.jsonl",
-            reading=replace(TRAINING_READING, sampling="uniform", crop_scale=(0.69, 0.69), flip=False),
+            reading=replace(
+                TRAINING_READING, sampling="uniform", crop_scale=(0.69, 0.69), crop_ratio=(1.0, 1.0), flip=False
+            ),
             num_workers=12,
         ),
         optimizer=OptimizerConfig(

@@ -9,6 +9,7 @@ from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.systems.simvtp.question_answering import VideoQAConfig
 from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
 from fastvtp.systems.videomae.recipes import (
+    MULTI_SCALE_CROP,
     RAND_M7_N4_ERASING,
     TINY_ENCODER,
 )
@@ -52,7 +53,8 @@ def retrieval_finetune_tiny(preset: str = "fastvtp") -> TrainConfig:
             "model.": "release",
             "data.sampling": "release",
             "data.frame_stride": "release",
-            "data.crop_scale": "release",
+            "data.crop_scale": "release: of the whole frame, drawn again where nothing fits",
+            "data.crop_ratio": "release",
             "data.flip": "release",
             "data.augmentation.": "release",
             "data.test_views": "release",
@@ -133,7 +135,7 @@ def qa_finetune_tiny(preset: str = "fastvtp") -> TrainConfig:
             "model.max_text_length": "release",
             "data.max_answers": "release",
             "data.sampling": "release",
-            "data.augmentation.": "release",
+            "data.augmentation.": "release: with a tenth operation that mirrors; here `flip` does",
             "optimizer.": "release",
             "optimizer.learning_rate": "release",
             "optimizer.schedule": "ours: the release's is linear",
@@ -158,7 +160,7 @@ def qa_finetune(preset: str = "fastvtp") -> TrainConfig:
                 TRAINING_READING,
                 sampling="random_sorted",
                 crop_scale=(0.5, 1.0),
-                augmentation=ClipAugmentation(rand_augment=(2, 15)),
+                augmentation=ClipAugmentation(rand_augment="oneway-m5-n2"),
             ),
             num_workers=12,
         ),
@@ -246,7 +248,8 @@ def simvtp_small(preset: str = "fastvtp") -> TrainConfig:
             "model.": "release",
             "data.sampling": "release",
             "data.frame_stride": "release",
-            "data.crop_scale": "release: squares of 1, .875, .75 or .66 of the shorter side",
+            "data.crop_scale": "release: sides of 1, .875, .75, .66 of the shorter one, 44 to 100 % of its square",
+            "data.crop_ratio": "release",
             "data.flip": "release: its pretraining never mirrors",
             "init": "release: VideoMAE's ViT-B, 1600 epochs on Kinetics-400",
             "text_init": "release: bert-base-uncased",
@@ -278,7 +281,7 @@ def simvtp_base(preset: str = "fastvtp") -> TrainConfig:
         data=DataConfig(
             train="data/train.jsonl",
             num_workers=12,
-            reading=replace(TRAINING_READING, flip=False, crop_scale=(0.44, 1.0)),
+            reading=replace(TRAINING_READING, flip=False, **MULTI_SCALE_CROP),
         ),
         init="models/videomae_base",
         text_init="models/bert_base",

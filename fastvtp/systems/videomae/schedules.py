@@ -98,10 +98,12 @@ class Schedule:
 _SOURCES: dict[str, dict[str, str]] = {
     "pretrain": {
         "data.flip": "release: its pretraining never mirrors",
-        "data.crop_scale": "release: squares of 1, .875, .75 or .66 of the shorter side",
+        "data.crop_scale": "release: sides of 1, .875, .75, .66 of the shorter one, 44 to 100 % of its square",
+        "data.crop_ratio": "release",
     },
     "finetune": {
-        **dict.fromkeys(("data.crop_scale", "data.flip", "data.augmentation."), "release"),
+        **dict.fromkeys(("data.crop_ratio", "data.flip", "data.augmentation."), "release"),
+        "data.crop_scale": "release: of the whole frame, drawn again where nothing fits",
         **dict.fromkeys(("data.test_views", "data.test_sampling", "label_smoothing", "mixup"), "release"),
         "init": "release: the pretraining of the same size and data",
     },
@@ -110,6 +112,9 @@ _DIFFERS = {
     "pretrain": ("The release's windows have four sizes and thirteen places; here both are continuous.",),
     "finetune": (
         "The release reads each video of a step twice; here a step has as many clips of different videos.",
+        "The release augments whole frames, with bicubic turns and shears; here windows, with bilinear ones.",
+        "The release erases boxes by noise; here by grey.",
+        "The release's test segments of Kinetics-400 start at multiples of the frame stride; here anywhere.",
         "The release mixes the clips of half of the steps by CutMix; here all are mixed by mixup.",
     ),
 }

@@ -18,6 +18,7 @@ from fastvtp.systems.videoprism.tasks import DistillationOptions
 from fastvtp.training.config import TRAINING_READING, DataConfig, OptimizerConfig, TrainConfig
 
 _ONE_GPU: dict[str, Any] = {"batch_size": 64, "accumulate": 64, "precision": "bfloat16", "checkpoint_every": 1000}
+_TEST_SAMPLING = {"official": "starts", "fastvtp": "uniform"}  # frames of the release's demos; middles of equal parts
 _TINY: dict[str, Any] = {"width": 128, "depth": 2, "temporal_depth": 2, "num_heads": 2, "mlp_hidden": 512}
 _TINY_DATA: dict[str, Any] = {
     "train": "runs/demo/data/train.jsonl",
@@ -37,7 +38,7 @@ def videoprism_stage1(preset: str = "fastvtp") -> TrainConfig:
         model=model_config(
             "videoprism_lvt_base", num_frames=8, auxiliary_depth=0, few_frames="crop", learnable_temperature=True
         ),
-        data=_data("data/train.jsonl", vocab_size=32_000),
+        data=_data("data/train.jsonl", vocab_size=32_000, test_sampling=_TEST_SAMPLING[preset]),
         optimizer=OptimizerConfig(
             algorithm="adafactor",
             learning_rate=5e-4,
