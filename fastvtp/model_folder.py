@@ -6,7 +6,7 @@ what outputs mean, and how clips were read:
     runs/mine/                      a run: train_config.json, metrics.jsonl, report.json, ...
         checkpoints/step_00000500/  a model folder, with training_state.pt
         model/                      a model folder: the final weights
-            config.json             {"architecture": ..., "config": {...}}
+            config.json             {"architecture": ..., "config": {...}}, converted with "heads": {...}
             model.safetensors
             tokenizer.json          or vocab.txt, or SentencePiece's .model
             answers.json, classes.json, entities.txt
@@ -41,17 +41,23 @@ WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 RUN_CONFIG_NAME, STATE_NAME, TOKENIZER_NAME = "train_config.json", "training_state.pt", "tokenizer.json"
 ANSWERS_NAME, CLASSES_NAME, ENTITIES_NAME = "answers.json", "classes.json", "entities.txt"
 READING_NAME = "reading.json"
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")  # of any origin
 
 
 # --- Weights and configuration
 
 
-def write_model_folder(folder: Path, model: nn.Module, architecture: str) -> None:
-    """Write `model` (with a dataclass `config`) to `folder`, which is created."""
+def write_model_folder(
+    folder: Path, model: nn.Module, architecture: str, *, heads: Mapping[str, str] | None = None
+) -> None:
+    """Write `model` (with a dataclass `config`) to `folder`, which is created. heads: where its numbers of heads come
+    from, in words."""
     from safetensors.torch import save_file  # here, so that models can be built without it
 
     folder.mkdir(parents=True, exist_ok=True)
     description = {"architecture": architecture, "fastvtp_version": __version__, "config": asdict(model.config)}  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if heads:
+        description["heads"] = dict(heads)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS_NAME)
     (folder / CONFIG_NAME).write_text(json.dumps(description, indent=2) + "\n")
 
@@ -118,26 +124,32 @@ def saved_model_config(folder: Path, config_class: type) -> Any:
 
 
 def load_pretrained(source: str | Path, *, device: torch.device | str = "cpu") -> Any:
-    """Load a model in evaluation mode from a folder with model.safetensors and config.json, or from the Hugging Face
-    hub.
-
-    source: a local folder, or an id such as "user/name", which is downloaded. Raises CheckpointError with one line
-    where the folder does not hold a fastvtp model or its weights do not fit.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        if folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
-            raise CheckpointError(f"{source} is no folder (and not of the form user/name, a repository of the hub)")
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(str(source), allow_patterns=[WEIGHTS_NAME, CONFIG_NAME]))
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"{source} is neither a local folder nor a reachable repository: {reason}") from None
+    """Load a model in evaluation mode from what `find_folder` finds. Raises CheckpointError with one line where the
+    folder does not hold a fastvtp model or its weights do not fit."""
+    folder = find_folder(source)
     model = build_model(described_config(folder), device)  # initialised, since checkpoints leave position tables out
     load_weights(model, read_weights(folder), folder)
     return model.eval()
+
+
+def find_folder(source: str | Path) -> Path:
+    """Return the folder with the weights of a model, checkpoint or run folder, or of a repository of the Hugging Face
+    hub, "user/name", which is downloaded. Raises CheckpointError for anything else, without asking the hub for what is
+    named like a file."""
+    folder = Path(source)
+    if folder.exists():
+        return model_folder(folder)
+    if folder.suffix in WEIGHTS_SUFFIXES:
+        raise CheckpointError(f"{source}: no such checkpoint file")
+    if folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
+        raise CheckpointError(f"{source} is no folder (and not of the form user/name, a repository of the hub)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=[WEIGHTS_NAME, CONFIG_NAME]))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{source} is neither a local folder nor a reachable repository: {reason}") from None
 
 
 def described_config(folder: Path) -> Any:
@@ -198,6 +210,8 @@ def model_folder(source: str | Path) -> Path:
     Raises CheckpointError for what is no folder and for a run without a checkpoint.
     """
     folder = Path(source)
+    if folder.is_file():
+        raise CheckpointError(f"{source} is no folder: make one of it first (fastvtp convert {source} FOLDER)")
     if not folder.is_dir():
         raise CheckpointError(f"{source} is no folder: expected a run, checkpoint or model folder")
     if not (folder / RUN_CONFIG_NAME).is_file():
@@ -347,8 +361,6 @@ def open_model(source: str | Path, device: torch.device) -> OpenedModel:
 
     Raises CheckpointError for anything else.
     """
-    if Path(source).is_file():
-        raise CheckpointError(f"{source} is no folder: make one of it first (fastvtp convert {source} FOLDER)")
     folder = model_folder(source)
     return with_files_beside(load_pretrained(folder, device=device), folder)
 

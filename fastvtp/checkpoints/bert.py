@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from fastvtp.checkpoints.heads import HeadTable, by
 from fastvtp.checkpoints.kinds import Kind, Shapes, Transfer
 from fastvtp.checkpoints.names import NameMap, join_attention
 from fastvtp.checkpoints.reading import Checkpoint
@@ -43,6 +44,22 @@ _ROWS = {
     "vocab_size": "text_embeddings.word_embeddings.weight",
     "max_text_length": "text_embeddings.position_embeddings.weight",
 }
+_FIRST_HIDDEN = "layers.0.mlp.fc1.weight"
+# (width, layers, width of the MLPs) -> heads
+_RELEASED = {
+    (312, 4, 1200): (12, "TinyBERT"),
+    **{(384, layers, 1536): (12, "MiniLM") for layers in (3, 6, 12)},
+    **{
+        (64 * heads, layers, 256 * heads): (heads, f"BERT of {layers} layers, {64 * heads} wide")
+        for heads in (2, 4, 8, 12)
+        for layers in (2, 4, 6, 8, 10)
+    },
+    **{(64 * heads, 12, 256 * heads): (heads, f"BERT of 12 layers, {64 * heads} wide") for heads in (2, 4, 8)},
+    (768, 12, 3072): (12, "BERT base"),
+    (1024, 24, 4096): (16, "BERT large"),
+}
+HEADS = (HeadTable("text_num_heads", by("width", "text_layers", "text_hidden"), _RELEASED),)
+"""Heads of released BERTs; "text_layers" is the number of all layers, which no setting is."""
 
 
 def split_layers(name: str, text_depth: int) -> str:
@@ -74,9 +91,15 @@ def settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def sizes(shapes: Shapes, _: str, __: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a model's text embeddings that a BERT fits: entries, positions and width."""
+    """Return the settings of a model that a BERT fits: entries, positions and width of the text embeddings, and where
+    there are layers their number and the width of their MLPs."""
     words = shapes.get(_ROWS["vocab_size"], ())
-    return rows_of(shapes, _ROWS) | ({"width": words[1]} if len(words) == 2 else {})
+    layers = {found[2] for name in shapes if (found := _LAYER.match(name))}
+    return (
+        rows_of(shapes, _ROWS | {"text_hidden": _FIRST_HIDDEN})
+        | ({"width": words[1]} if len(words) == 2 else {})
+        | ({"text_layers": len(layers)} if layers else {})
+    )
 
 
 KINDS = tuple(
@@ -89,6 +112,7 @@ KINDS = tuple(
         prepare=join_attention,
         settings=settings,
         sizes=sizes,
+        heads=HEADS,
         fills="BERT: it fills the captions' embeddings",
     )
     for model in ("bert.", "")

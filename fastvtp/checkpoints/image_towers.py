@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastvtp.checkpoints.heads import HeadTable, by
 from fastvtp.checkpoints.kinds import Kind, Shapes
 from fastvtp.checkpoints.names import NameMap, join_attention, side_by_side
 from fastvtp.checkpoints.reading import Checkpoint
@@ -65,6 +66,21 @@ _IN_TIME = re.compile(r"blocks\.\d+\.temporal_")
 _LAYER = re.compile(r"video_encoder\.blocks\.(\d+)\.")
 _WITHIN_FRAMES = re.compile(r"^(blocks\.\d+\.)(attn|norm1)\.")
 _TIME_COPIES = {"attn": "temporal_attn", "norm1": "temporal_norm"}
+# (width, depth) -> heads, of timm's, transformers' and OpenCLIP's towers
+RELEASED = {
+    (192, 12): (3, "ViT-Ti (ImageNet, DeiT)"),
+    (384, 12): (6, "ViT-S (ImageNet, DeiT, DINO)"),
+    (512, 12): (8, "ViT-M (ImageNet)"),
+    (768, 8): (8, "ViT-S (timm's of 2020)"),
+    (768, 12): (12, "ViT-B (ImageNet, MAE, CLIP, SigLIP)"),
+    (1024, 24): (16, "ViT-L (ImageNet, MAE, CLIP, SigLIP)"),
+    (1152, 27): (16, "ViT-SO400M (SigLIP)"),
+    (1280, 32): (16, "ViT-H (ImageNet, MAE, CLIP)"),
+    (1408, 40): (16, "ViT-g (CLIP, EVA)"),
+    (1664, 48): (16, "ViT-bigG (CLIP)"),
+    (1792, 56): (16, "ViT-e"),
+}
+HEADS = (HeadTable("num_heads", by("width", "depth"), RELEASED),)
 
 
 def prepare_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -148,8 +164,8 @@ def spatial_encoder(
         entries[f"{stem}qkv.bias"] = side_by_side(biases, list(biases))
     weight = entries.get("patch_embed.proj.weight")
     if weight is not None and weight.ndim == 5 and weight.shape[1] == len(std):
-        scaled = weight / torch.tensor(std, dtype=weight.dtype).view(-1, 1, 1, 1)
-        shift = (scaled * torch.tensor(mean, dtype=weight.dtype).view(-1, 1, 1, 1)).flatten(1).sum(dim=1)
+        scaled = weight / weight.new_tensor(std).view(-1, 1, 1, 1)
+        shift = (scaled * weight.new_tensor(mean).view(-1, 1, 1, 1)).flatten(1).sum(dim=1)
         bias = entries.get("patch_embed.proj.bias", torch.zeros_like(shift))
         entries |= {"patch_embed.proj.weight": scaled, "patch_embed.proj.bias": bias - shift}
     return entries
@@ -202,6 +218,7 @@ VIT_KINDS = tuple(
         prepare=prepare_vit,
         settings=_vit_settings,
         sizes=sizes,
+        heads=HEADS,
         fills="ViT: it fills the video encoder",
     )
     for marks in (
@@ -220,6 +237,7 @@ CLIP_KINDS = tuple(
         prepare=prepare_clip,
         settings=_clip_settings,
         sizes=sizes,
+        heads=HEADS,
         fills="CLIP: it fills the blocks within frames",
     )
     for model in ("vision_model.", "")

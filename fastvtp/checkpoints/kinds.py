@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fastvtp.architecture import systems
+from fastvtp.checkpoints.heads import CONFIG_FILE, HeadTable, KnownHeads, known_heads
 from fastvtp.checkpoints.reading import Checkpoint
 from fastvtp.errors import CheckpointError, unknown_name
 
@@ -47,8 +48,10 @@ class Kind:
         prepare: done to the tensors before they are renamed.
         settings: what its config.json, or an axis of its arrays, states about fastvtp's settings. Raises
             CheckpointError for what no model here computes.
+        stated_by: what states those, in words.
         sizes: (shapes, what messages call the checkpoint, settings that are given) -> the settings that shapes show.
             Raises CheckpointError where they show none.
+        heads: heads of the sizes that were released, which no shape shows.
         fills: where it is no whole model, what it is and which part it fills, in words.
         refuses: fastvtp's names -> why the checkpoint cannot be used; "" where it can.
         framing: how its training brought frames to the model's size, see `ClipReading`; None: nobody knows.
@@ -63,7 +66,9 @@ class Kind:
     ignores: tuple[str, ...] = ()
     prepare: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
     settings: Callable[[Checkpoint], dict[str, Any]] = _states_nothing
+    stated_by: str = CONFIG_FILE
     sizes: Callable[[Shapes, str, Mapping[str, Any]], dict[str, Any]] = _shows_nothing
+    heads: tuple[HeadTable, ...] = ()
     fills: str = ""
     refuses: Callable[[Sequence[str]], str] = accepted
     framing: str | None = None
@@ -77,6 +82,14 @@ class Kind:
         """Return shapes of a checkpoint's tensors by fastvtp's names, those that nobody uses left out."""
         prepared = self.prepare(checkpoint.weights)
         return {self.names(name): tuple(tensor.shape) for name, tensor in prepared.items() if not self.ignored(name)}
+
+    def known_heads(self, values: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, KnownHeads]:
+        """Return what is known of the heads of a checkpoint whose shapes show `values` and that states `stated`."""
+        return known_heads(self.heads, values, stated, self.stated_by)
+
+    def has_heads(self, setting: str, values: Mapping[str, Any]) -> bool:
+        """Tell whether a checkpoint whose shapes show `values` has the part whose heads `setting` counts."""
+        return any(table.setting == setting and table.size(values) is not None for table in self.heads)
 
 
 @dataclass(frozen=True)
@@ -115,12 +128,14 @@ def own_settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def own_kinds(
-    sizes: Callable[[Shapes, str, Mapping[str, Any]], dict[str, Any]], marks: Mapping[str, tuple[str, ...]]
+    sizes: Callable[[Shapes, str, Mapping[str, Any]], dict[str, Any]],
+    marks: Mapping[str, tuple[str, ...]],
+    heads: tuple[HeadTable, ...] = (),
 ) -> tuple[Kind, ...]:
     """Return the kinds of fastvtp's own model folders: architecture -> prefixes of names, of which its weights have
-    all."""
+    all. sizes, heads: as of `Kind`."""
     return tuple(
-        Kind(origin="fastvtp", architecture=architecture, marks=own, settings=own_settings, sizes=sizes)
+        Kind(origin="fastvtp", architecture=architecture, marks=own, settings=own_settings, sizes=sizes, heads=heads)
         for architecture, own in marks.items()
     )
 

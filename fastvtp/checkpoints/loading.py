@@ -1,7 +1,7 @@
 """Released checkpoints, and fastvtp's own of another architecture, into a model."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from fastvtp.architecture import architecture_of, architectures
 from fastvtp.checkpoints.fitting import POSITION_RESIZES, resize_table
 from fastvtp.checkpoints.kinds import Kind, Transfer, recognise
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
-from fastvtp.checkpoints.sizes import different_sizes
+from fastvtp.checkpoints.sizes import different_sizes, log_heads
 from fastvtp.errors import CheckpointError, UserError, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,9 @@ def load_checkpoint(
     """
     checkpoint = read_checkpoint(source)
     kind = recognise(checkpoint, origin)
-    return load_recognised(model, checkpoint, kind, fresh=fresh, position_resize=position_resize)
+    report = load_recognised(model, checkpoint, kind, fresh=fresh, position_resize=position_resize)
+    log_heads(checkpoint, kind, model.config)
+    return report
 
 
 def load_recognised(
@@ -75,8 +77,10 @@ def load_recognised(
     *,
     fresh: Sequence[str] = (),
     position_resize: str = "bicubic",
+    given: Collection[str] = (),
 ) -> LoadReport:
-    """Run `load_checkpoint` on a checkpoint that is read and recognised."""
+    """Run `load_checkpoint` on a checkpoint that is read and recognised. given: settings of the model that somebody
+    gave, in place of what the checkpoint's config.json states."""
     if position_resize not in POSITION_RESIZES:
         raise unknown_name("position_resize", position_resize, POSITION_RESIZES)
     transfer = _transfer(checkpoint, kind, model)
@@ -88,6 +92,7 @@ def load_recognised(
     ignored: list[str] = []
     resized: list[str] = []
     stated = kind.settings(checkpoint) if transfer.states else {}
+    stated = {name: value for name, value in stated.items() if name not in given}
     problems = _different_settings(stated, model)
     for original, tensor in transfer.adapt(kind.prepare(checkpoint.weights)).items():
         name = kind.place(kind.names(original), model.config)
@@ -167,9 +172,12 @@ def _advice(checkpoint: Checkpoint, kind: Kind, model: Any) -> str:
     sizes = different_sizes(checkpoint, kind, model.config)
     if not sizes:
         return ""
-    settings = " ".join(f"model.{name}={_as_typed(value)}" for name, value in sizes.items())
-    described = ", ".join(f"{name} {_as_typed(value)}" for name, value in sizes.items())
-    return f"the checkpoint is {described}: set {settings}; "
+    known = {name: _as_typed(value) for name, value in sizes.items() if value is not None}
+    settings = " ".join(f"model.{name}={value}" for name, value in known.items())
+    described = ", ".join(f"{name} {value}" for name, value in known.items())
+    unknown = " and ".join(f"model.{name}" for name in sizes if name not in known)
+    rest = f", and {unknown} as it was trained (nothing in it shows how many)" if unknown else ""
+    return f"the checkpoint is {described}: set {settings}{rest}; "
 
 
 def _as_typed(value: Any) -> str:

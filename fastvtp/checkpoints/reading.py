@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastvtp.errors import CheckpointError
-from fastvtp.model_folder import CONFIG_NAME, WEIGHTS_NAME
+from fastvtp.model_folder import CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_SUFFIXES
 
 _WRAPPERS = ("model", "module", "state_dict", "model_state_dict")
 _INDEX_NAME, _PICKLE_NAME = "model.safetensors.index.json", "pytorch_model.bin"
@@ -102,7 +102,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".npz":
         return _read_npz(path)
     if path.suffix not in _PICKLE_SUFFIXES:
-        raise CheckpointError(f"{path} must end in .safetensors, {', '.join(_PICKLE_SUFFIXES)}, .npz, or be a folder")
+        raise CheckpointError(f"{path} must end in {', '.join(WEIGHTS_SUFFIXES)}, or be a folder")
     with torch.serialization.safe_globals([(_LeftOut, name) for name in _LEFT_OUT]):
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,21 +1,23 @@
 """The configuration of a model that a checkpoint fits."""
 
+import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fastvtp.architecture import find_architecture
+from fastvtp.checkpoints.heads import HEADS, KnownHeads, unknown_heads
 from fastvtp.checkpoints.kinds import Kind, Shapes, recognise
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
 from fastvtp.errors import CheckpointError, unknown_name
 from fastvtp.model_folder import build_config
 
-_HEAD_WIDTH = 64  # of every released size
-_HEADS = (("num_heads", "width"), ("text_num_heads", "width"), ("decoder_num_heads", "decoder_width"))
+logger = logging.getLogger(__name__)
+
 # settings that decide which weights there are, and that no stage of training chooses anew
 _SIZES = (
     "width",
@@ -44,6 +46,20 @@ _SIZES = (
 )
 
 
+@dataclass(frozen=True)
+class FoundConfig:
+    """The configuration of the model that a checkpoint fits.
+
+    Attributes:
+        config: of the model.
+        heads: how many heads its attention has and where that comes from, of the parts that the checkpoint has: setting
+            -> number and source.
+    """
+
+    config: Any
+    heads: Mapping[str, KnownHeads]
+
+
 def config_of_checkpoint(
     source: str | Path | Mapping[str, Tensor] | Checkpoint,
     origin: str | None = None,
@@ -55,37 +71,72 @@ def config_of_checkpoint(
 
     source, origin: as in `fastvtp.checkpoints.loading.load_checkpoint`. architecture: of the model; None: the
     checkpoint's own. overrides: fields of the config, for what shapes do not show: frames and image size (else 16 and
-    224; position tables of ALPRO and VideoPrism show them), heads (VideoPrism's released arrays show them; else as
-    many as make them 64 wide, as in all released sizes), layers of ALPRO's BERT that read text alone (else half, as
-    released). Raises UserError with one line.
+    224; position tables of ALPRO and VideoPrism show them), heads (else what config.json states, what an axis of the
+    arrays shows or what a released size has), layers of ALPRO's BERT that read text alone (else half, as released).
+    Raises UserError with one line, also where heads must be given.
     """
     checkpoint = read_checkpoint(source)
-    return config_of_kind(checkpoint, recognise(checkpoint, origin), architecture=architecture, overrides=overrides)
+    kind = recognise(checkpoint, origin)
+    return config_of_kind(checkpoint, kind, architecture=architecture, overrides=overrides).config
 
 
 def config_of_kind(
     checkpoint: Checkpoint, kind: Kind, *, architecture: str | None = None, overrides: Mapping[str, Any]
-) -> Any:
-    """Return `config_of_checkpoint` of a checkpoint that is read and recognised."""
+) -> FoundConfig:
+    """Return `config_of_checkpoint` of a checkpoint that is read and recognised, with where its heads come from."""
     check_whole(checkpoint, kind)
     target = find_architecture(architecture or kind.architecture)
     known = {field.name for field in fields(target.config)}
     for name in overrides:
         if name not in known:
             raise unknown_name(f"{target.name} option", name, known)
-    values = kind.sizes(kind.shapes(checkpoint), checkpoint.name, overrides) | kind.settings(checkpoint)
+    shown, stated = kind.sizes(kind.shapes(checkpoint), checkpoint.name, overrides), kind.settings(checkpoint)
+    heads = {name: found for name, found in kind.known_heads(shown, stated).items() if name in known}
+    values = shown | stated
     if target.name != kind.architecture:
         for name in target.chosen_anew:
             values.pop(name, None)
-    values = {**{name: value for name, value in values.items() if name in known}, **overrides}
-    for heads, width in _HEADS:
-        if heads in known and heads not in values and width in values:
-            if values[width] % _HEAD_WIDTH:
-                raise CheckpointError(
-                    f"{checkpoint.name}: give {heads}, a {width} of {values[width]} is no multiple of {_HEAD_WIDTH}"
-                )
-            values[heads] = values[width] // _HEAD_WIDTH
-    return build_config(target.config, values, Path(checkpoint.name))
+    values = {name: value for name, value in values.items() if name in known}
+    values |= {name: found.number for name, found in heads.items()}
+    heads |= {name: _given(number, heads.get(name)) for name, number in overrides.items() if name in HEADS}
+    if unknown := unknown_heads(shown, heads, known):
+        sizes = ", ".join(f"{name} {shown[name]}" for name in ("width", "depth", "decoder_width") if name in shown)
+        raise CheckpointError(
+            f"{checkpoint.name}: give {' and '.join(f'{name}=...' for name in unknown)}, which nothing in it shows: "
+            f"{sizes} is no released size"
+        )
+    return FoundConfig(build_config(target.config, {**values, **overrides}, Path(checkpoint.name)), heads)
+
+
+def _given(number: Any, known: KnownHeads | None) -> KnownHeads:
+    """Return a number of heads that was given; where another is known, it says so."""
+    return KnownHeads(number, f"given, {known}" if known and known.number != number else "given")
+
+
+def log_heads(checkpoint: Checkpoint, kind: Kind, config: Any) -> None:
+    """Log where the heads of a model come from that was filled from a checkpoint: one line, or a warning each where the
+    checkpoint is of a released size with another number of them."""
+    own = asdict(config)
+    try:
+        shown = kind.sizes(kind.shapes(checkpoint), checkpoint.name, own)
+        known, lines = kind.known_heads(shown, kind.settings(checkpoint)), []
+    except CheckpointError:
+        return  # of a part of a model, whose sizes cannot be told or where what it states does not matter
+    for name, width in HEADS.items():
+        if name not in own or shown.get(width) != own.get(width) or not (name in known or kind.has_heads(name, shown)):
+            continue
+        if name not in known:
+            lines.append(f"{name} {own[name]}: the model's, nothing in the checkpoint shows it")
+        elif known[name].number == own[name]:
+            lines.append(f"{name} {known[name]}")
+        else:
+            logger.warning(
+                "%s has %s %s, and the model %s: it computes another network unless the checkpoint was trained so; "
+                "set %s=%s",
+                checkpoint.name, name, known[name], own[name], name, known[name].number,
+            )  # fmt: skip
+    if lines:
+        logger.info("%s: %s", checkpoint.name, ", ".join(lines))
 
 
 def check_whole(checkpoint: Checkpoint, kind: Kind) -> None:
@@ -95,23 +146,21 @@ def check_whole(checkpoint: Checkpoint, kind: Kind) -> None:
 
 
 def different_sizes(checkpoint: Checkpoint, kind: Kind, config: Any) -> dict[str, Any]:
-    """Return the settings of `config` for which `checkpoint` is of another size, with the values that it is of; where
-    its width is another, also as many heads as make them 64 wide."""
+    """Return the settings of `config` for which `checkpoint` is of another size, with the values that it is of; None
+    where another width has other heads, and nobody knows how many."""
     own = asdict(config)
     try:
-        values = kind.sizes(kind.shapes(checkpoint), checkpoint.name, own)
+        shown = kind.sizes(kind.shapes(checkpoint), checkpoint.name, own)
     except CheckpointError:
         return {}  # its sizes cannot be told
-    stated = kind.settings(checkpoint)
-    values |= {heads: stated[heads] for heads, _ in _HEADS if heads in stated}
-    for heads, width in _HEADS:
-        if width in values and values[width] != own.get(width) and values[width] % _HEAD_WIDTH == 0:
-            values.setdefault(heads, values[width] // _HEAD_WIDTH)
-    return {
+    known = kind.known_heads(shown, kind.settings(checkpoint))
+    values: dict[str, Any] = shown | {name: found.number for name, found in known.items()}
+    different = {
         name: values[name]
         for name in _SIZES
         if name in own and name in values and not _as_good(name, values[name], own[name], own["width"])
     }
+    return different | {name: None for name in unknown_heads(shown, known, own) if HEADS[name] in different}
 
 
 def _as_good(name: str, theirs: Any, own: Any, width: int) -> bool:

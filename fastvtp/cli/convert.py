@@ -82,7 +82,7 @@ def convert(
 ) -> None:
     """Write a released checkpoint, or one from the Hugging Face Hub, as a fastvtp model folder.
 
-    What was loaded, initialised anew, left out and resized is printed.
+    What was loaded, initialised anew, left out and resized is printed, and where the numbers of heads come from.
     """
     from fastvtp.systems.conversion import convert as run_conversion
 
@@ -100,6 +100,10 @@ def convert(
         entries = getattr(done.report, name)
         listed = ": " + ", ".join(entries) if entries and name != "loaded" else ""
         typer.echo(f"{name} {len(entries)}{listed}")
+    for name, source in done.heads.items():
+        typer.echo(f"{name} {source}")
+    if done.random_parts:
+        typer.echo(f"begin at random: {', '.join(done.random_parts)}")
     if done.tokenizer is not None:
         typer.echo(f"tokenizer {done.tokenizer}")
     for what, note in done.lists.items():

@@ -6,12 +6,16 @@ Packages from elsewhere are found by their entry points: what the group "fastvtp
 
 import logging
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastvtp.architecture import PRESETS, build_model, model_config, named_models, register
-from fastvtp.model_folder import load_pretrained, open_model
+from fastvtp.checkpoints.opening import is_foreign, open_checkpoint
+from fastvtp.errors import UserError
+from fastvtp.model_folder import find_folder, open_model
+from fastvtp.model_folder import load_pretrained as load_model_folder
 from fastvtp.systems.alpro.system import SYSTEM as ALPRO
 from fastvtp.systems.captioner.system import SYSTEM as CAPTIONER
 from fastvtp.systems.simvtp.system import SYSTEM as SIMVTP
@@ -38,6 +42,26 @@ def create_model(name: str, *, preset: str = "fastvtp", device: torch.device | s
     nearest known name.
     """
     return build_model(model_config(name, preset=preset, **overrides), device)
+
+
+def load_pretrained(source: str | Path, *, device: torch.device | str = "cpu", **settings: Any) -> Any:
+    """Load a model in evaluation mode, from whatever holds one.
+
+    source: a model folder, a run folder (its final weights, else its newest), an id on the Hugging Face hub such as
+    "user/name", which is downloaded, or a checkpoint of another project as `fastvtp convert` takes it, a file or a
+    folder: VideoMAE's .pth, VideoPrism's .npz, a folder of transformers. Of a checkpoint a log line says where its
+    numbers of heads come from and which parts of the model begin at random; its tokenizer and lists are not read.
+    settings: fields of the configuration of a checkpoint's model that its tensors do not show, such as num_frames=8 or
+    num_heads=16. Raises UserError with one line.
+    """
+    if Path(source).is_file():
+        return open_checkpoint(source, device=device, **settings)
+    folder = find_folder(source)
+    if is_foreign(folder):
+        return open_checkpoint(folder, device=device, **settings)
+    if settings:
+        raise UserError(f"{source} is a model of fastvtp, whose settings stand in it: leave out {', '.join(settings)}")
+    return load_model_folder(folder, device=device)
 
 
 def _register_installed() -> None:

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fastvtp.architecture import Architecture, build_model, find_architecture
+from fastvtp.architecture import Architecture, find_architecture
 from fastvtp.checkpoints.kinds import Kind, recognise
-from fastvtp.checkpoints.loading import LoadReport, load_recognised, parts_without
+from fastvtp.checkpoints.loading import LoadReport
 from fastvtp.checkpoints.names import WORD_TABLES
+from fastvtp.checkpoints.opening import fill_model
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
-from fastvtp.checkpoints.sizes import check_whole, config_of_kind
+from fastvtp.checkpoints.sizes import check_whole
 from fastvtp.data.text import Tokenizer
 from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.errors import CheckpointError, UserError
@@ -40,12 +39,16 @@ class Conversion:
         report: of its weights.
         tokenizer: what became of the vocabulary, in words; None where the model reads no text.
         lists: the same of "answers", "entities" and "classes", of those that the model tells apart.
+        heads: how many heads its attention has and where that comes from, in words, as in the folder's config.json.
+        random_parts: the parts of the model that nothing in the checkpoint fills.
     """
 
     architecture: str
     report: LoadReport
     tokenizer: str | None
     lists: Mapping[str, str]
+    heads: Mapping[str, str]
+    random_parts: Sequence[str]
 
 
 def convert(
@@ -75,7 +78,8 @@ def convert(
             a classifier, in place of those in the folder `source`; see `read_answers`, `read_entities` and
             `read_class_names`.
 
-    Parts that the checkpoint cannot have are initialised, always with the same numbers.
+    Parts that the checkpoint cannot have are initialised, always with the same numbers. The folder's config.json says
+    where the numbers of heads come from, which no shape shows.
 
     Raises:
         UserError: one line that says what is wrong with the checkpoint, a setting or a list.
@@ -97,21 +101,19 @@ def convert(
         words, note = _tokenizer_beside(source, vocab_size)
     if words is not None:
         values = words.settings_of(target.config) | values
-    config = config_of_kind(checkpoint, kind, architecture=target.name, overrides=values)
+    filled = fill_model(checkpoint, kind, architecture=target.name, overrides=values, position_resize=position_resize)
+    config = filled.model.config
     found = find_lists(source, lists or {}, config)
     framing = _known_framing(source, kind)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = build_model(config)
-    fresh = parts_without(model, checkpoint, kind)
-    report = load_recognised(model, checkpoint, kind, fresh=fresh, position_resize=position_resize)
-    write_model_folder(output, model, target.name)
+    heads = {name: str(known) for name, known in filled.heads.items()}
+    write_model_folder(output, filled.model, target.name, heads=heads)
     if words is not None:
         words.save(output)
     write_lists(output, found)
     if framing is not None:
         write_reading(output, framing)
-    return Conversion(target.name, report, note, _notes(found, source, config))
+    notes = _notes(found, source, config)
+    return Conversion(target.name, filled.report, note, notes, heads, filled.random_parts)
 
 
 def _vocab_size(checkpoint: Checkpoint, target: Architecture, values: Mapping[str, Any]) -> int | None:

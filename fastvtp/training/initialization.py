@@ -10,7 +10,9 @@ from fastvtp.architecture import architecture_of
 from fastvtp.checkpoints.kinds import recognise
 from fastvtp.checkpoints.loading import load_recognised, parts_without
 from fastvtp.checkpoints.names import WORD_TABLES
+from fastvtp.checkpoints.opening import whole_parts
 from fastvtp.checkpoints.reading import read_checkpoint
+from fastvtp.checkpoints.sizes import log_heads
 from fastvtp.data.text import Tokenizer
 from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.data.wordpiece import CaptionTokenizer
@@ -52,11 +54,13 @@ def prepare_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) 
 
 
 def load_initial_weights(model: nn.Module, config: TrainConfig, task: Task) -> None:
-    """Load what the task starts a fresh model from, `config.init` first, and log what became of each.
+    """Load what the task starts a fresh model from, `config.init` first, and log what became of each, where its heads
+    come from, and which parts of the model nothing filled.
 
     Random are what such a checkpoint cannot have and, where it is of the model's own architecture, the task's head.
     Raises CheckpointError with one line for what does not fit.
     """
+    filled: set[int] = set()
     for source, origin, part in task.initial_weights(model):
         if source is None:
             continue
@@ -70,6 +74,12 @@ def load_initial_weights(model: nn.Module, config: TrainConfig, task: Task) -> N
             logger.info("init from %s: %d tensors %s%s", checkpoint.name, len(names), verb, _parts(names))
         for change in report.resized:
             logger.info("init from %s: %s", checkpoint.name, change)
+        log_heads(checkpoint, kind, part.config)
+        own = part.state_dict(keep_vars=True)
+        filled |= {id(own[name]) for name in report.loaded}
+    random = [name for name, tensor in model.named_parameters() if tensor.requires_grad and id(tensor) not in filled]
+    if filled and random:
+        logger.info("begin at random, as no checkpoint fills them: %s", ", ".join(whole_parts(model, random)))
 
 
 def _parts(names: Sequence[str]) -> str:

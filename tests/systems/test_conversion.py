@@ -52,15 +52,6 @@ def test_a_ratio_that_floating_point_rounds_down_still_gives_the_width():
     assert int(found.width * found.mlp_ratio) == len(model.encoder.blocks[0].mlp.fc1.weight) == 30
 
 
-def test_heads_of_released_sizes_are_64_wide():
-    weights = official("videomae", tiny_model("videomae", width=192, decoder_width=64).state_dict())
-    found = config_of_checkpoint(weights)
-    assert (found.num_heads, found.decoder_num_heads) == (3, 1)
-    assert (found.num_frames, found.image_size) == (16, 224)
-    with pytest.raises(CheckpointError, match="give decoder_num_heads, a decoder_width of 16 is no multiple of 64"):
-        config_of_checkpoint(official("videomae", tiny_model("videomae").state_dict()), num_heads=2)
-
-
 def test_settings_of_transformers():
     found = config_of_checkpoint(ARRAYS / "hf_pretraining", decoder_num_heads=4)
     assert (found.num_heads, found.decoder_num_heads, found.num_frames, found.image_size) == (3, 4, 4, 16)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastvtp.checkpoints import bert, image_towers
+from fastvtp.checkpoints.heads import HeadTable, by
 from fastvtp.checkpoints.kinds import Kind, Shapes, Transfer, own_kinds
 from fastvtp.checkpoints.names import NameMap
 from fastvtp.checkpoints.sizes import rows_of
@@ -42,6 +43,15 @@ _ROWS = {
     "num_entities": "entity_head.2.weight",
     "num_answers": "classifier.2.weight",
 }
+# the TimeSformer, a ViT-B, and BERT base, of which a prompter needs the lower half alone
+HEADS = (
+    HeadTable("num_heads", by("width", "depth"), {(768, 12): (12, "ALPRO base")}),
+    HeadTable(
+        "text_num_heads",
+        by("width", "text_layers", "text_hidden"),
+        {(768, layers, 3072): (12, "ALPRO base") for layers in (6, 12)},
+    ),
+)
 _LAYER = re.compile(r"(layers|text_encoder\.layers|fusion_encoder\.layers)\.(\d+)\.")
 _FIRST_LAYER = re.compile(r"(^|t_encoder\.)layers\.0\.mlp\.fc1")
 
@@ -55,7 +65,8 @@ def names(name: str) -> str:
 
 
 def sizes(shapes: Shapes, checkpoint: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of ALPRO's models that shapes show; the number of heads is not among them.
+    """Return the settings of ALPRO's models that shapes show; the number of heads is not among them, "text_layers",
+    all of BERT's layers, is no setting.
 
     given: its "text_depth" is the number of BERT's layers that read text alone; without it they are half of them, as
     released. Raises CheckpointError without a patch embedding or a square of positions.
@@ -71,7 +82,7 @@ def sizes(shapes: Shapes, checkpoint: str, given: Mapping[str, Any]) -> dict[str
         depths = {"text_depth": below, "fusion_depth": whole - below}
     values |= {setting: depth for setting, depth in depths.items() if depth} | rows_of(shapes, _ROWS)
     hidden = next((shape for name, shape in shapes.items() if _FIRST_LAYER.search(name)), None)
-    return values | ({"text_hidden": hidden[0]} if hidden else {})
+    return values | {"text_layers": len(layers)} | ({"text_hidden": hidden[0]} if hidden else {})
 
 
 KINDS = (
@@ -83,6 +94,7 @@ KINDS = (
             "alpro_retrieval": ("video_encoder.cls_token", "match_head."),
             "alpro_prompter": ("video_encoder.cls_token", "text_projection."),
         },
+        HEADS,
     ),
     *(
         Kind(
@@ -94,6 +106,7 @@ KINDS = (
             ignores=_IGNORES,
             prepare=image_towers.prepare_timm,
             sizes=sizes,
+            heads=HEADS,
             framing="squash",
         )
         for architecture, *marks in (

@@ -1,6 +1,7 @@
 """SimVTP's checkpoints: released names -> fastvtp's, and what its models start from."""
 
 from fastvtp.checkpoints import bert
+from fastvtp.checkpoints.heads import HeadTable, by
 from fastvtp.checkpoints.kinds import Kind, Transfer, own_kinds
 from fastvtp.checkpoints.names import NameMap
 from fastvtp.systems.videomae import weights as videomae
@@ -26,6 +27,16 @@ DUAL_ENCODER = NameMap(
 )
 _POSITION_IDS = r"embeddings\.position_ids$"  # a buffer of old versions of transformers
 
+HEADS = (
+    HeadTable("num_heads", by("width", "depth"), videomae.ENCODERS | {(768, 12): (12, "SimVTP base")}),
+    HeadTable(
+        "decoder_num_heads",
+        by("width", "depth", "decoder_width"),
+        videomae.DECODERS | {(768, 12, 384): (6, "SimVTP base")},
+    ),
+)
+"""Heads of the size that was released, and of VideoMAE's others, from which the same model can start."""
+
 KINDS = (
     *own_kinds(
         videomae.sizes,
@@ -35,6 +46,7 @@ KINDS = (
             "dual_encoder": ("video_embeddings.weight", "video_encoder."),
             "video_qa": ("video_embeddings.weight", "head.1."),
         },
+        HEADS,
     ),
     Kind(
         origin="simvtp",
@@ -43,6 +55,7 @@ KINDS = (
         names=DUAL_ENCODER,
         ignores=(r"^video_encoder\.text_embeddings\.", r"^text_encoder\.patch_embed\.", _POSITION_IDS),
         sizes=videomae.sizes,
+        heads=HEADS,
     ),
     Kind(
         origin="simvtp",
@@ -51,34 +64,41 @@ KINDS = (
         names=PRETRAINING,
         ignores=(_POSITION_IDS,),
         sizes=videomae.sizes,
+        heads=HEADS,
     ),
     *bert.KINDS,
 )
 
-_HEADS = ("word_head.", "match_head.", "contrast.")
+_ABOVE = ("word_head.", "match_head.", "contrast.")
+_TEXT = ("text_embeddings", "word_head", "match_head", "contrast")
+_CLASSES = ("head.", ())  # of a classifier
 MODEL_SOURCES = {
     # the release has neither projections nor a temperature to learn
     "simvtp": Transfer(fresh=("contrast",)),
-    "videomae": Transfer(fresh=("text_embeddings", "word_head", "match_head", "contrast")),
+    "videomae": Transfer(fresh=(*_TEXT, *videomae.BEHIND_AN_ENCODER)),
+    "video_classifier": Transfer((("norm.", ()), _CLASSES), fresh=(*_TEXT, *videomae.BEHIND_AN_ENCODER)),
     "bert": bert.EMBEDDINGS,
 }
+_VIDEO_BLOCKS = ("encoder.blocks.", ("video_encoder.blocks.",))
+_NEW_TOWER = ("text_embeddings", "text_encoder", "video_norm", "text_norm", "contrast")
 DUAL_ENCODER_SOURCES = {
     "dual_encoder": Transfer(),
-    "videomae": Transfer(
-        (("encoder.blocks.", ("video_encoder.blocks.",)),),
-        optional=("decoder.", "encoder.norm."),
-        fresh=("text_embeddings", "text_encoder", "video_norm", "text_norm", "contrast"),
+    "videomae": Transfer((_VIDEO_BLOCKS,), optional=("decoder.", "encoder.norm."), fresh=_NEW_TOWER),
+    # it normalises the mean of all tokens, as this tower does
+    "video_classifier": Transfer(
+        (_VIDEO_BLOCKS, ("norm.", ("video_norm.",)), _CLASSES), optional=("encoder.norm.",), fresh=_NEW_TOWER
     ),
     "simvtp": Transfer(
         (("encoder.blocks.", ("video_encoder.blocks.", "text_encoder.blocks.")),),
-        optional=("decoder.", "encoder.norm.", *_HEADS),
+        optional=("decoder.", "encoder.norm.", *_ABOVE),
         fresh=("video_norm", "text_norm", "contrast"),
     ),
     "bert": bert.EMBEDDINGS,
 }
 VIDEO_QA_SOURCES = {
     "video_qa": Transfer(),
-    "videomae": Transfer(optional=("decoder.",), fresh=("text_embeddings", "head")),
-    "simvtp": Transfer(optional=("decoder.", *_HEADS), fresh=("head",)),
+    "videomae": Transfer(optional=("decoder.",), fresh=("text_embeddings", "encoder.norm", "head")),
+    "video_classifier": Transfer((("norm.", ()), _CLASSES), fresh=("text_embeddings", "encoder.norm", "head")),
+    "simvtp": Transfer(optional=("decoder.", *_ABOVE), fresh=("head",)),
     "bert": bert.EMBEDDINGS,
 }

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fastvtp.checkpoints.heads import HeadTable
 from fastvtp.checkpoints.kinds import Kind, Shapes, accepted
 from fastvtp.checkpoints.names import NameMap, join_attention
 from fastvtp.checkpoints.reading import Checkpoint
@@ -67,11 +68,13 @@ def settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def kinds(
-    sizes: Callable[[Shapes, str, Mapping[str, Any]], dict[str, Any]], refuses: Callable[[Sequence[str]], str]
+    sizes: Callable[[Shapes, str, Mapping[str, Any]], dict[str, Any]],
+    heads: tuple[HeadTable, ...],
+    refuses: Callable[[Sequence[str]], str],
 ) -> tuple[Kind, ...]:
     """transformers' classifiers and pretrained models, with and without the name of the whole model in front.
 
-    sizes, refuses: as of `Kind`, VideoMAE's own; `refuses` is the classifiers'.
+    sizes, heads, refuses: as of `Kind`, VideoMAE's own; `refuses` is the classifiers'.
     """
     return tuple(
         Kind(
@@ -84,6 +87,7 @@ def kinds(
             prepare=join_attention,
             settings=settings,
             sizes=sizes,
+            heads=heads,
             refuses=refuses if marks else accepted,
         )
         for model in ("videomae.", "")

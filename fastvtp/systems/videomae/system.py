@@ -24,6 +24,16 @@ SIZES: dict[str, dict[str, Any]] = {
     "large": {"width": 1024, "depth": 24, "num_heads": 16, "decoder_width": 512, "decoder_num_heads": 8},
     "huge": {"width": 1280, "depth": 32, "num_heads": 16, "decoder_width": 640, "decoder_num_heads": 8},
 }
+# VideoMAE V2's largest (arXiv:2303.16727)
+_GIANT: dict[str, Any] = {
+    "tubelet": (2, 14, 14),
+    "width": 1408,
+    "depth": 40,
+    "num_heads": 16,
+    "mlp_ratio": 48 / 11,
+    "decoder_width": 512,
+    "decoder_num_heads": 8,
+}
 
 
 def _runs() -> Runs:
@@ -54,7 +64,9 @@ SYSTEM = System(
             tower=encoder_tower,
         ),
     ),
-    models={f"videomae_{size}": NamedModel("videomae", settings) for size, settings in SIZES.items()},
+    models={
+        f"videomae_{size}": NamedModel("videomae", settings) for size, settings in (SIZES | {"giant": _GIANT}).items()
+    },
     kinds=KINDS,
     runs=_runs,
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastvtp.checkpoints.heads import HeadTable
 from fastvtp.checkpoints.kinds import Kind, Shapes
 from fastvtp.checkpoints.names import NameMap, side_by_side
 from fastvtp.checkpoints.reading import Checkpoint
@@ -132,9 +133,11 @@ def settings(checkpoint: Checkpoint) -> dict[str, Any]:
     return found
 
 
-def kinds(sizes: Callable[[Shapes, str, Mapping[str, Any]], dict[str, Any]], text_tower: str) -> tuple[Kind, ...]:
+def kinds(
+    sizes: Callable[[Shapes, str, Mapping[str, Any]], dict[str, Any]], heads: tuple[HeadTable, ...], text_tower: str
+) -> tuple[Kind, ...]:
     """Return the checkpoints of transformers: both towers, the classifier, the video tower with its pooler, the
-    encoder, the text tower. sizes: as of `Kind`, VideoPrism's own; text_tower: what the last one fills."""
+    encoder, the text tower. sizes, heads: as of `Kind`, VideoPrism's own; text_tower: what the last one fills."""
     return tuple(
         Kind(
             origin="hf_videoprism",
@@ -145,6 +148,7 @@ def kinds(sizes: Callable[[Shapes, str, Mapping[str, Any]], dict[str, Any]], tex
             prepare=prepare,
             settings=settings,
             sizes=sizes,
+            heads=heads,
             fills=text_tower if architecture == "prism_text" else "",
             note=note,
         )

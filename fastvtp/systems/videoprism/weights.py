@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastvtp.checkpoints import image_towers
+from fastvtp.checkpoints.heads import HeadTable, by
 from fastvtp.checkpoints.kinds import Kind, Shapes, Transfer, own_kinds
 from fastvtp.checkpoints.reading import Checkpoint
 from fastvtp.checkpoints.sizes import rows_of
@@ -92,6 +93,18 @@ _ROWS = {
 }
 _NORM_BEHIND = "text_encoder.transformer.blocks.0.branch_norm1.weight"
 PATCH_CHANNELS = 3
+# the released arrays show them; where queries, keys and values are one matrix, nothing does
+HEADS = (
+    HeadTable(
+        "num_heads",
+        by("width", "depth"),
+        {
+            (768, 12): (12, "VideoPrism base"),
+            (1024, 24): (16, "VideoPrism large"),
+            (1408, 40): (16, "VideoPrism giant"),
+        },
+    ),
+)
 
 
 def prepare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -266,6 +279,7 @@ KINDS = (
             "prism_classifier": ("encoder.spatial_positions", "head."),
             "videoprism": ("spatial_positions",),
         },
+        HEADS,
     ),
     *(
         Kind(
@@ -274,7 +288,9 @@ KINDS = (
             marks=tuple(f"{root}{mark}" for mark in marks),
             prepare=prepare,
             settings=settings,
+            stated_by="shape of the arrays",
             sizes=sizes,
+            heads=HEADS,
             fills=fills,
         )
         for root in ("params/", "")
@@ -285,7 +301,7 @@ KINDS = (
             ("prism_text", TEXT_TOWER, "text_encoder/"),
         )
     ),
-    *hf_weights.kinds(sizes, TEXT_TOWER),
+    *hf_weights.kinds(sizes, HEADS, TEXT_TOWER),
     *image_towers.VIT_KINDS,
     *image_towers.CLIP_KINDS,
 )

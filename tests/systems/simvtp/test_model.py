@@ -211,7 +211,7 @@ def test_registry_names_the_nearest():
         model_config("simvtp_tiny", preset="other")
     sizes = ("base", "huge", "large", "small", "tiny")
     alpro = ["alpro_base", "alpro_prompter_base", "alpro_prompter_tiny", "alpro_tiny"]
-    masked = [f"{name}_{size}" for name in ("simvtp", "videomae") for size in sizes]
+    masked = ["videomae_giant", *(f"{name}_{size}" for name in ("simvtp", "videomae") for size in sizes)]
     lengths = ("base", "giant", "large", "tiny")
     prism = [f"{name}_{size}" for name in ("prism_student", "videoprism", "videoprism_lvt") for size in lengths]
     assert fastvtp.list_models() == sorted([*alpro, *masked, *prism])
