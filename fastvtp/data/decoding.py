@@ -8,11 +8,13 @@ number of frames and the place of each, so that a frame is reached from the keyf
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from io import BytesIO
+from operator import lt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,9 @@ from fastvtp.errors import UserError
 
 if TYPE_CHECKING:
     from av import VideoFrame
+
+
+_FINE_TICK, _LEAST_NEARNESS = Fraction(1, 1000), Fraction(1, 2_000_000)  # seconds
 
 
 class VideoDecodeError(UserError):
@@ -149,6 +154,50 @@ class Video:
         with self._errors_named():
             return sum(1 for _ in self._decode_packets(0))
 
+    def frames_within(self, start: float | None, end: float | None) -> range:
+        """Return the indices of the frames shown from `start` to before `end`, seconds from the first frame.
+
+        A frame belongs to the span where its presentation time does: start <= time < end, so that spans that touch
+        share no frame and lose none. Times are what the container says, at a variable rate too. It says them in ticks
+        of its clock: a bound within half a tick of a frame (half a millisecond in Matroska and WebM) is at that frame,
+        for ticks of a millisecond at most; coarser ones are those of the frames themselves, and exact. The least such
+        distance is half a microsecond.
+
+        start: None, from the first frame on. end: None, to the last frame. The range is empty where no frame is shown
+        in between.
+
+        Raises:
+            VideoDecodeError: the file says neither when its frames are shown nor how many a second.
+        """
+        ticks, tick = self._timeline()
+        nearness = max(tick / 2 if tick <= _FINE_TICK else 0, _LEAST_NEARNESS)
+
+        def first_from(seconds: float) -> int:
+            return bisect_left(ticks, (Fraction(seconds) - nearness) / tick)
+
+        return range(0 if start is None else first_from(start), len(ticks) if end is None else first_from(end))
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame to the end of the last, which counts as long as the others are in the mean.
+
+        Raises VideoDecodeError as `frames_within` does.
+        """
+        ticks, tick = self._timeline()
+        if len(ticks) > 1:
+            return float(ticks[-1] * tick * len(ticks) / (len(ticks) - 1))
+        return float(1 / self._stream.average_rate) if self._stream.average_rate else 0.0
+
+    def _timeline(self) -> tuple[Sequence[int], Fraction]:
+        """Return when each frame is shown, in ticks from the first one, and seconds in a tick."""
+        times = [time for time in self._shown if time is not None]
+        if len(times) == self.num_frames and all(map(lt, times, times[1:])):
+            return [time - times[0] for time in times], self._stream.time_base
+        # AVI with B-frames: libav's times are out of order, but the frames evenly spaced
+        if not self._stream.average_rate:
+            raise VideoDecodeError(self._name, "says neither when its frames are shown nor how many a second")
+        return range(self.num_frames), 1 / self._stream.average_rate
+
     def _read_packets(self) -> None:
         self._packets: list[Any] = [packet for packet in self._container.demux(self._stream) if packet.size]
         # The header of an mp4 gives an index entry for every sample: one that reaches past the end of the file, or a
@@ -164,9 +213,10 @@ class Video:
         self._pts: list[int] = []
         if self._packet_times_are_frame_times():
             self._pts = sorted(packet.pts for packet in self._packets if not packet.is_discard)
-            self.num_frames = len(self._pts)
+            self._shown: list[int | None] = [*self._pts]
         else:
-            self.num_frames = self.decode_all()
+            self._shown = [frame.pts for frame in self._decode_packets(0)]
+        self.num_frames = len(self._shown)
         if self.num_frames == 0:
             raise VideoDecodeError(self._name, "no frames")
 
