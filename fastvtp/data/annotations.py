@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fastvtp.data.timespans import TimeSpan, span_of_line
 from fastvtp.errors import UserError
 from fastvtp.files import (
     existing_file,
@@ -22,6 +23,7 @@ from fastvtp.files import (
 logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"})
+PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 FOLDER_LISTS = ("captions.jsonl", "train.jsonl")
 
 _NAMED_IN_WARNING = 5
@@ -34,16 +36,41 @@ _DIRECTION = re.compile(
 
 @dataclass(frozen=True)
 class VideoRecord:
-    """One video and its captions; `video` is an absolute path, `captions` holds at least one.
+    """One video, or a span of one, and its captions; `video` is an absolute path, `captions` holds at least one.
 
     Training draws among the captions; retrieval scores them all. `mirrorable` says whether all
     that is said of the video, answers included, stays true of its mirror image; None: the captions decide.
+    `start` and `end`, seconds from the first frame, bound what is shown of the video: frames from `start` to before
+    `end` alone, see `Video.frames_within`. None: from the first frame on, to the last.
     """
 
     id: str
     video: str
     captions: tuple[str, ...]
     mirrorable: bool | None = None
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def span(self) -> TimeSpan | None:
+        """What is shown of the video; None: all of it."""
+        whole = not self.start and self.end is None
+        return None if whole else TimeSpan(self.start or 0.0, self.end)
+
+    @property
+    def clip(self) -> tuple[str, TimeSpan | None]:
+        """What is shown, as a key: equal for records of the same span of the same video, whatever their ids."""
+        return os.path.normpath(self.video), self.span
+
+    @property
+    def source(self) -> str:
+        """The path of the video and, where it is a span of it, the span: "/films/a.mp4 60-70 s"."""
+        return self.video if self.span is None else f"{self.video} {self.span} s"
+
+    def named(self) -> dict[str, Any]:
+        """Return the fields of a line that names the record: id, video and, where it is a span of it, start and end."""
+        bounds = {} if self.span is None else self.span._asdict()
+        return {"id": self.id, "video": self.video, **bounds}
 
     @property
     def may_be_mirrored(self) -> bool:
@@ -60,10 +87,12 @@ def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
     Args:
         path: either a `.jsonl` file with one object a line, `{"video": path, "caption": str | [str], "id": str}`
             ("image" for a picture), where a relative path starts from the folder of the file, `id` may be missing
-            (then: the path as written) and other fields are ignored. Lines that name the same video make one record,
-            with the id of the first line and all captions in their order, equal ones once. Or a folder that holds such
-            a list named `captions.jsonl` or `train.jsonl`, or else video files each beside a `.txt` file of the same
-            name with one caption a line; videos without a caption are left out, with one warning.
+            (then: see `record_of`) and other fields are ignored. A line of a video may say "start" and "end", in
+            seconds: it is of that span of the video alone, see `record_of`. Lines that name the same video and the
+            same span make one record, with the id of the first line and all captions in their order, equal ones once.
+            Or a folder that holds such a list named `captions.jsonl` or `train.jsonl`, or else video files each beside
+            a `.txt` file of the same name with one caption a line; videos without a caption are left out, with one
+            warning.
 
     Returns:
         The records in the order of the file, or of the sorted paths in a folder. Videos are not opened.
@@ -90,6 +119,8 @@ def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
 def load_videos(path: str) -> list[VideoRecord]:
     """Read videos without captions: a .jsonl of {"video": path}, or a folder, with such a list or of videos. Each once.
 
+    A line may say "start" and "end", see `record_of`: then each span comes once.
+
     Raises FileNotFoundError, or UserError with one line for a malformed list and where there are no videos.
     """
     place = Path(path).absolute()
@@ -97,12 +128,15 @@ def load_videos(path: str) -> list[VideoRecord]:
         listed = [place / name for name in FOLDER_LISTS if (place / name).is_file()]
         place = listed[0] if listed else place
     if place.is_dir():
-        found = [(str(video), video.relative_to(place).with_suffix("").as_posix()) for video in videos_under(place)]
+        found = [
+            VideoRecord(video.relative_to(place).with_suffix("").as_posix(), str(video), ("",))
+            for video in videos_under(place)
+        ]
     elif place.suffix != ".jsonl":
         raise UserError(f"{path}: expected a .jsonl file or a folder of videos")
     else:
-        found = [video_and_id(fields, place.parent, line) for line, fields in read_lines(place)]
-    records = {os.path.normpath(video): VideoRecord(name, video, ("",), mirrorable=True) for video, name in found}
+        found = [record_of(fields, place.parent, line) for line, fields in read_lines(place)]
+    records = {record.clip: replace(record, mirrorable=True) for record in found}
     if not records:
         raise UserError(f"{path}: lists no videos")
     return list(records.values())
@@ -111,15 +145,16 @@ def load_videos(path: str) -> list[VideoRecord]:
 def annotations_digest(records: Sequence[VideoRecord]) -> str:
     """Compute the fingerprint of the records in their order, 16 hexadecimal digits of SHA-256.
 
-    It changes with any id, caption, video path or `mirrorable` that is set, but not when the folder that holds all the
-    videos moves.
+    It changes with any id, caption, video path, span or `mirrorable` that is set, but not when the folder that holds
+    all the videos moves.
     """
     videos = [os.path.normpath(record.video) for record in records]
     folder = os.path.commonpath([os.path.dirname(video) for video in videos]) if videos else ""
     digest = hashlib.sha256()
     for record, video in zip(records, videos, strict=True):
         said = record.captions if record.mirrorable is None else (*record.captions, record.mirrorable)
-        digest.update(json.dumps([record.id, video[len(folder) :].lstrip(os.sep), said]).encode())
+        shown = () if record.span is None else record.span  # lists without spans keep the digests that they had
+        digest.update(json.dumps([record.id, video[len(folder) :].lstrip(os.sep), said, *shown]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -157,16 +192,32 @@ def text_of(value: Any, place: str) -> str:
     return value.strip()
 
 
-def video_and_id(fields: dict[str, Any], folder: Path, place: str) -> tuple[str, str]:
-    """Find the video that a line names, as an absolute path from `folder` on, and the line's id (else: the path given).
+def record_of(
+    fields: dict[str, Any],
+    folder: Path,
+    place: str,
+    captions: tuple[str, ...] = ("",),
+    *,
+    mirrorable: bool | None = None,
+) -> VideoRecord:
+    """Make the record of the video, or of the span of a video, that a line names.
 
-    A picture may stand in the field 'image' instead.
+    A path is made absolute from `folder` on; a picture may stand in the field "image" instead of "video". "start" and
+    "end" bound the span in seconds from the first frame, numbers or texts such as "12.5" and "00:01:02.5"; either may
+    be missing. Where the span's end lies beyond the video's, the video's counts. Without an "id" it is the path as
+    written and, of a span, the span: "movie.mp4 60-70".
 
     Raises:
-        UserError: field 'video' or 'id' is not text.
+        UserError: "video", "id", "start" or "end" is not what it should be, or a picture has a span; names the field.
     """
     video = text_of(fields.get("video", fields.get("image")), f"{place}: field 'video'")
-    return os.path.join(folder, video), text_of(fields.get("id", video), f"{place}: field 'id'")
+    span = span_of_line(fields, place)
+    if span is not None and ("video" not in fields or Path(video).suffix.lower() in PICTURE_SUFFIXES):
+        bound = "start" if span.start else "end"
+        raise UserError(f"{place}: field '{bound}': a span of time needs a video, got the picture {video!r}")
+    name = text_of(fields.get("id", video if span is None else f"{video} {span}"), f"{place}: field 'id'")
+    start, end = span or (None, None)
+    return VideoRecord(name, os.path.join(folder, video), captions, mirrorable, start, end)
 
 
 def videos_under(folder: Path) -> list[Path]:
@@ -175,21 +226,20 @@ def videos_under(folder: Path) -> list[Path]:
 
 
 def _read_jsonl(path: Path) -> list[VideoRecord]:
-    lines = [_captioned(fields, path.parent, place) for place, fields in read_lines(path)]
-    by_video: dict[str, list[VideoRecord]] = {}
-    for line in lines:
-        by_video.setdefault(os.path.normpath(line.video), []).append(line)
+    by_clip: dict[Any, list[VideoRecord]] = {}
+    for place, fields in read_lines(path):
+        record = _captioned(fields, path.parent, place)
+        by_clip.setdefault(record.clip, []).append(record)
     return [
-        replace(same[0], captions=tuple(dict.fromkeys(caption for line in same for caption in line.captions)))
-        for same in by_video.values()
+        replace(same[0], captions=tuple(dict.fromkeys(caption for record in same for caption in record.captions)))
+        for same in by_clip.values()
     ]
 
 
 def _captioned(fields: dict[str, Any], folder: Path, place: str) -> VideoRecord:
-    video, name = video_and_id(fields, folder, place)
-    caption = fields.get("caption")
+    record, caption = record_of(fields, folder, place), fields.get("caption")
     captions = caption if isinstance(caption, list) and caption else [caption]
-    return VideoRecord(name, video, tuple(text_of(text, f"{place}: field 'caption'") for text in captions))
+    return replace(record, captions=tuple(text_of(text, f"{place}: field 'caption'") for text in captions))
 
 
 def _read_folder(folder: Path) -> list[VideoRecord]:

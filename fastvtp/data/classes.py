@@ -6,19 +6,19 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastvtp.data.annotations import VideoRecord, read_lines, text_of, video_and_id, videos_under
+from fastvtp.data.annotations import VideoRecord, read_lines, record_of, text_of, videos_under
 from fastvtp.errors import UserError
 from fastvtp.files import lines_of, read_text, write_atomically
 
 _MAX_CLASSES = 1_000_000
 _LISTED = re.compile(r"(.+?)[\s,]+(\d+)")
-_Row = tuple[str, str, str, str | int]  # place for error messages, path of the video, id, label
+_Row = tuple[str, VideoRecord, str | int]  # place for error messages, the video, label
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def load_classes(
     """Read videos with one class each.
 
     Args:
-        path: a `.jsonl` list of `{"video": path, "label": str | int}` with an optional "id"; or a `.csv` list of lines
+        path: a `.jsonl` list of `{"video": path, "label": str | int}` with an optional "id", and "start" and "end" in
+            seconds where a span of the video alone shows the class, see `record_of`; or a `.csv` list of lines
             `path label` or `path,label` with whole numbers, no header (VideoMAE's form); or a folder with one subfolder
             of videos per class. Relative paths start from the folder of the list.
         class_names: those of the training set, for a test set. None: here, the names sorted; where labels are numbers,
@@ -116,13 +117,13 @@ def load_classes(
     names = _names_of(rows) if class_names is None else tuple(class_names)
     places = {name: number for number, name in enumerate(names)}
     labels = []
-    for place, _, _, label in rows:
+    for place, _, label in rows:
         known = label in places if isinstance(label, str) else label < len(names)
         if not known:
             whose = "the training set" if names_file is None else names_file
             raise UserError(f"{place}: no class {label!r} among the {len(names)} classes of {whose}")
         labels.append(places[label] if isinstance(label, str) else label)
-    records = (VideoRecord(name, video, (names[i],)) for (_, video, name, _), i in zip(rows, labels, strict=True))
+    records = (replace(record, captions=(names[i],)) for (_, record, _), i in zip(rows, labels, strict=True))
     return ClassificationSet(tuple(records), tuple(labels), names)
 
 
@@ -136,7 +137,7 @@ def load_targets(
 
     Args:
         path: what `load_classes` reads; or a `.jsonl` list of `{"video": path, "labels": [str, ...]}` with an optional
-            "id", of videos that show any number of classes.
+            "id", "start" and "end", of videos that show any number of classes.
         class_names: those of the training set, for a test set; None: here, the names sorted.
         names_file: `class_names` by a file instead, see `read_class_names`.
 
@@ -151,15 +152,15 @@ def load_targets(
     rows = [_several(fields, path.parent, place) for place, fields in read_lines(path)]
     if names_file is not None:
         class_names = read_class_names(names_file)
-    names = tuple(class_names) if class_names is not None else tuple(sorted({name for row in rows for name in row[3]}))
+    names = tuple(class_names) if class_names is not None else tuple(sorted({name for row in rows for name in row[2]}))
     if not rows or not names:
         raise UserError(f"{path}: {'no video shows a class' if rows else 'lists no videos'}")
     places = {name: number for number, name in enumerate(names)}
-    for place, _, _, shown in rows:
+    for place, _, shown in rows:
         if unknown := [name for name in shown if name not in places]:
             raise UserError(f"{place}: no class {unknown[0]!r} among the {len(names)} classes of the training set")
-    records = tuple(VideoRecord(name, video, (", ".join(shown) or "none",)) for _, video, name, shown in rows)
-    return TargetSet(records, tuple(tuple(places[name] for name in row[3]) for row in rows), names, True)
+    records = tuple(replace(record, captions=(", ".join(shown) or "none",)) for _, record, shown in rows)
+    return TargetSet(records, tuple(tuple(places[name] for name in row[2]) for row in rows), names, True)
 
 
 def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -201,7 +202,7 @@ def _class_lines(path: Path) -> Iterator[_Row]:
                 raise UserError(f"{place}: field 'label': expected a number from 0 to {_MAX_CLASSES - 1}, got {label}")
         else:
             label = text_of(label, f"{place}: field 'label'")
-        yield place, *video_and_id(fields, path.parent, place), label
+        yield place, record_of(fields, path.parent, place), label
 
 
 def _listed_classes(path: Path) -> Iterator[_Row]:
@@ -211,21 +212,22 @@ def _listed_classes(path: Path) -> Iterator[_Row]:
         match = _LISTED.fullmatch(line.strip())
         if match is None or int(match[2]) >= _MAX_CLASSES:
             raise UserError(f"{path}, line {number}: expected 'path label', the label a whole number, got {line!r}")
-        yield f"{path}, line {number}", os.path.join(path.parent, match[1]), match[1], int(match[2])
+        record = VideoRecord(match[1], os.path.join(path.parent, match[1]), ("",))
+        yield f"{path}, line {number}", record, int(match[2])
 
 
 def _class_folders(folder: Path) -> Iterator[_Row]:
     for video in videos_under(folder):
         name = video.relative_to(folder)
         if len(name.parts) > 1:
-            yield str(video), str(video), name.with_suffix("").as_posix(), name.parts[0]
+            yield str(video), VideoRecord(name.with_suffix("").as_posix(), str(video), ("",)), name.parts[0]
 
 
 def _names_of(rows: Sequence[_Row]) -> tuple[str, ...]:
     numbers = [label for *_, label in rows if isinstance(label, int)]
     if not numbers:
         return tuple(sorted({str(label) for *_, label in rows}))
-    for place, _, _, label in rows:
+    for place, _, label in rows:
         if isinstance(label, str):
             raise UserError(f"{place}: field 'label': expected a number as in other lines, got {label!r}")
     return tuple(map(str, range(max(numbers) + 1)))
@@ -239,9 +241,9 @@ def _lists_several(path: Path) -> bool:
     return "labels" in fields
 
 
-def _several(fields: dict[str, Any], folder: Path, place: str) -> tuple[str, str, str, list[str]]:
+def _several(fields: dict[str, Any], folder: Path, place: str) -> tuple[str, VideoRecord, list[str]]:
     labels = fields.get("labels")
     if not isinstance(labels, list):
         raise UserError(f"{place}: field 'labels': expected a list of classes, got {labels!r}")
     names = list(dict.fromkeys(text_of(label, f"{place}: field 'labels'") for label in labels))
-    return place, *video_and_id(fields, folder, place), names
+    return place, record_of(fields, folder, place), names

@@ -21,11 +21,13 @@ from fastvtp.data.decoding import VideoDecodeError
 from fastvtp.data.pipeline import build_pipeline, dali_formats
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading, ClipShape
 from fastvtp.data.sampling import ClipAugmentation, check_framing
-from fastvtp.data.source import Batches, ClipSource, SampleStream
+from fastvtp.data.source import REACHES, Batches, ClipSource, SampleStream
 from fastvtp.data.text import MIN_TEXT_LENGTH, PackedText, Tokenizer
 from fastvtp.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_ROUNDED_MS = 1000  # lists round the ends of spans up to whole seconds
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,10 @@ class VideoTextLoader:
     were handed out, so drop a record that is in `bad_files` at the end of the pass. PyAV keeps the frames of all
     segments of one record in memory, so that they are decoded once.
 
+    Of a record that is a span of its video, all this is of the span: frames, segments and parts are chosen as if the
+    span were a video of its own. A span that ends after its video is cut; of the first that does so by more than a
+    second a log line says so. One without a single frame counts as undecodable.
+
     Args:
         records: the captioned videos. One whose captions name a direction is never mirrored, nor one that is not
             `mirrorable`.
@@ -125,7 +131,8 @@ class VideoTextLoader:
         max_text_length: tokens kept of a caption, the special ones included; needed with a tokenizer.
 
     Attributes:
-        bad_files: path and reason of each file found undecodable so far, by path; those of `known_bad` included.
+        bad_files: path and reason of each file found undecodable so far, by path; those of `known_bad` included. Of a
+            span that cannot be shown `VideoRecord.source` and the reason: other spans of the video are not concerned.
         wait_seconds: time spent waiting for data.
 
     Raises:
@@ -178,6 +185,7 @@ class VideoTextLoader:
             known_bad=decoding.known_bad,
         )
         self._step = batches.start_step
+        self._told_of_cut = False
         self._pipeline: Any = None
 
     @property
@@ -260,8 +268,10 @@ class VideoTextLoader:
             Exception: `error` itself, where no file is to blame.
         """
         numbers = [self._stream.number(self._step, place) for place in range(self._batches.batch_size)]
-        damaged = [number for number in numbers if self._source.find_damage(number)]
-        if not damaged:
+        for reach in REACHES:
+            if [number for number in numbers if self._source.find_damage(number, reach)]:
+                break
+        else:
             raise error
         self.close()
 
@@ -269,8 +279,9 @@ class VideoTextLoader:
         """Return the batch of the current step, without padding and, in evaluation, without what could not be
         decoded."""
         kept, indices, captions = [], [], []
-        for place, (index, failures, caption) in enumerate(meta.as_array().tolist()):
+        for place, (index, failures, caption, beyond) in enumerate(meta.as_array().tolist()):
             number = self._stream.number(self._step, place)
+            self._note_cut_span(index, beyond)
             for attempt in range(failures):
                 self._note_bad_file(number, attempt)
             if self._batches.train or (failures == 0 and number < self._stream.num_samples):
@@ -309,16 +320,27 @@ class VideoTextLoader:
     def _note_bad_file(self, number: int, attempt: int) -> None:
         """Name the file that failed at an attempt for a sample, by repeating the attempt here."""
         index, _ = self._stream.draw(number, attempt)
-        path = self._records[index].video
-        if path in self._bad_files:
+        record = self._records[index]
+        if record.video in self._bad_files or record.source in self._bad_files:
             return
+        name, reason = record.source, "failed in a worker and was readable afterwards"
         try:
             self._source.attempt(number, attempt)
-            reason = "failed in a worker and was readable afterwards"
         except VideoDecodeError as error:
-            reason = error.reason
-        self._bad_files[path] = reason
-        logger.warning("%s: %s; %s", path, reason, "replaced" if self._batches.train else "left out")
+            name, reason = error.path, error.reason
+        self._bad_files[name] = reason
+        logger.warning("%s: %s; %s", name, reason, "replaced" if self._batches.train else "left out")
+
+    def _note_cut_span(self, index: int, beyond: int) -> None:
+        """Say of the first span that ends more than `_ROUNDED_MS` after its video that such spans are cut."""
+        if beyond > _ROUNDED_MS and not self._told_of_cut:
+            self._told_of_cut = True
+            source = self._records[index].source
+            logger.warning(
+                "%s: the span ends %.1f s after its video and is cut there, as are all such; no more are named",
+                source,
+                beyond / 1000,
+            )
 
 
 def _steps_of_a_pass(num_records: int, batches: Batches) -> int:

@@ -87,7 +87,7 @@ def build_pipeline(
 ) -> Any:
     """Build the DALI pipeline and start its workers.
 
-    Its `run()` gives `meta` int64 `[B, 3]` on the CPU (see `ClipSource.load`) and `video` uint8 `[B, T, H, W, 3]` on
+    Its `run()` gives `meta` int64 `[B, 4]` on the CPU (see `ClipSource.load`) and `video` uint8 `[B, T, H, W, 3]` on
     the device, until the source ends the stream.
 
     Args:

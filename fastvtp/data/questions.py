@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fastvtp.data.annotations import VideoRecord, mentions_direction, read_lines, text_of, video_and_id
+from fastvtp.data.annotations import VideoRecord, mentions_direction, read_lines, record_of, text_of
 from fastvtp.data.text import Tokenizer
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
@@ -45,7 +45,8 @@ def load_questions(path: str | os.PathLike[str]) -> QuestionSet:
     """Read a `.jsonl` list of `{"video": path, "question": str, "answer": str}`, a line a question.
 
     Optional fields: "type", what the question asks for; "options", the answers of a multiple choice, the right one
-    among them; "id". Paths are as in `load_annotations`, other fields are ignored.
+    among them; "start" and "end", the span of the video that the question is about, in seconds; "id". Paths, spans and
+    ids are as in `record_of`, other fields are ignored.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -189,7 +190,7 @@ def option_texts(tokenizer: Tokenizer, questions: QuestionSet, indices: Sequence
     for place, index in enumerate(indices):
         (question,), options = questions.records[index].captions, questions.options[index]
         if not options:
-            raise UserError(f"question {question!r} of {questions.records[index].video} has no options to choose from")
+            raise UserError(f"question {question!r} of {questions.records[index].source} has no options to choose from")
         firsts += [question] * len(options)
         seconds += options
         video_of_text += [place] * len(options)
@@ -199,7 +200,7 @@ def option_texts(tokenizer: Tokenizer, questions: QuestionSet, indices: Sequence
 
 
 def _question(fields: dict[str, Any], folder: Path, place: str) -> tuple[VideoRecord, str, str, tuple[str, ...]]:
-    video, name = video_and_id(fields, folder, place)
+    record = record_of(fields, folder, place)
     question, answer = (text_of(fields.get(key), f"{place}: field '{key}'") for key in ("question", "answer"))
     kind = fields.get("type", "")
     if not isinstance(kind, str):
@@ -212,4 +213,4 @@ def _question(fields: dict[str, Any], folder: Path, place: str) -> tuple[VideoRe
         if options.count(answer) != 1:
             raise UserError(f"{place}: field 'options': expected the answer {answer!r} among them, once")
     mirrorable = not any(map(mentions_direction, (question, answer, *options)))
-    return VideoRecord(name, video, (question,), mirrorable), answer, kind, options
+    return replace(record, captions=(question,), mirrorable=mirrorable), answer, kind, options

@@ -29,6 +29,9 @@ from fastvtp.data.sampling import (
 from fastvtp.errors import UserError
 
 MAX_ATTEMPTS = 20
+REACHES = ("span", "start", "file")
+_FRAMES_AT_ONCE = 32
+_MOST_BEYOND = 1e9  # seconds; a list may say anything
 
 
 class NoDecodableClipError(UserError):
@@ -141,7 +144,8 @@ class ClipSource:
             decodes, and are ignored where decoding is done here.
 
     Attributes:
-        bad: reason by path, for files known to be undecodable.
+        bad: reason by path, for files known to be undecodable, and by `VideoRecord.source` for spans of a video that
+            cannot be shown while others of it may.
         augmentation: as given; None in evaluation and for whole pictures.
     """
 
@@ -162,8 +166,11 @@ class ClipSource:
         # damage: remembering it would change the stream. What failed inside DALI has to be remembered, see
         # `find_damage`.
         self.bad: dict[str, str] = {} if dali_formats is None else dict(known_bad)
-        self._good: dict[int, VideoInfo] = {}
+        self._good: dict[int, tuple[VideoInfo, range]] = {}
+        self._beyond: dict[int, int] = {}  # of spans already seen
         self._paths = [record.video for record in records]
+        self._spans = [record.span for record in records]
+        self._sources = [record.source for record in records]
         self._num_captions = [len(record.captions) for record in records]
         self._mirrorable = [record.may_be_mirrored for record in records]
         self._sampling = sampling
@@ -196,7 +203,8 @@ class ClipSource:
         """Make the arrays of a sample, from the first attempt that can be decoded.
 
         Returns:
-            meta: int64 `[3]`: record used, failed attempts before it, caption used.
+            meta: int64 `[4]`: record used, failed attempts before it, caption used, and the milliseconds by which the
+            end of its span lies beyond that of its video.
             video: uint8 `[T, H, W, 3]`, upright. Or, for DALI to decode, three arrays: the file's bytes uint8 `[N]`,
             frame indices int32 `[T]` and counterclockwise rotation float32 `[]` in degrees.
             window: three arrays, absent where the whole picture is kept: top left and bottom right corner, float32
@@ -231,11 +239,11 @@ class ClipSource:
             video = (self._segment(index, segment) if rng is None else self._decoded(index, rng),)
             height, width = video[0].shape[1:3]
         else:
-            encoded, info = self._encoded(index)
-            frames = self._sampling.indices(info.frames, rng, segment, segments)
+            encoded, info, shown = self._encoded(index)
+            frames = shown.start + self._sampling.indices(len(shown), rng, segment, segments)
             video = (encoded, frames, np.array(info.rotation, np.float32))
             height, width = info.height, info.width
-        meta = np.array([index, attempt, caption], np.int64)
+        meta = np.array([index, attempt, caption, self._beyond.get(index, 0)], np.int64)
         if self._crop is None:
             return meta, *video
         window = self._crop.window(height, width, rng, crop, crops)
@@ -246,23 +254,32 @@ class ClipSource:
             drawn = self.augmentation.draw(self._crop.aspect, generator, may_mirror=may_mirror)
         return meta, *video, *corners, np.array(window.flip and may_mirror, np.int32), *drawn
 
-    def find_damage(self, number: int) -> bool:
+    def find_damage(self, number: int, reach: str = "span") -> bool:
         """Tell whether DALI was handed a damaged file for a sample: one that opens but has frames that cannot be
         decoded.
 
-        Such a file counts as bad from then on.
+        Such a file counts as bad from then on; of a record that is a span of it the span does, for DALI may well decode
+        others. DALI stumbles also over damage outside a span: `reach`, one of `REACHES`, is how far to look for it, the
+        "span", from the "start" of the file to the end of the span, or in the whole "file".
 
         Raises:
             NoDecodableClipError: there was no file to hand out.
         """
         index = int(self.load(number)[0][0])
-        if self.decodes:
+        whole = self._spans[index] is None
+        if self.decodes or (whole and reach != REACHES[0]):
             return False
         try:
             with self._opened(index) as video:
-                video.decode_all()
+                if whole or reach == "file":
+                    video.decode_all()
+                else:
+                    shown = self._frames(index, video)
+                    tried = shown if reach == "span" else range(shown.stop)
+                    for first in range(0, len(tried), _FRAMES_AT_ONCE):
+                        video.read(tried[first : first + _FRAMES_AT_ONCE])
         except VideoDecodeError as error:
-            self.bad[error.path] = error.reason
+            self.bad[self._sources[index]] = error.reason
             return True
         return False
 
@@ -270,7 +287,8 @@ class ClipSource:
         # Damage found here is not remembered: whether it shows depends on the frames drawn, and content must not depend
         # on what a worker happened to see before.
         with self._opened(index) as video:
-            return video.read(self._sampling.indices(video.num_frames, rng))
+            shown = self._frames(index, video)
+            return self._read(index, video, shown.start + self._sampling.indices(len(shown), rng))
 
     def _segment(self, index: int, segment: int) -> np.ndarray:
         """Return the frames of one segment in evaluation.
@@ -280,43 +298,77 @@ class ClipSource:
         if self._last_read is None or self._last_read[0] != index:
             segments = self.stream.batches.views[0]
             with self._opened(index) as video:
-                every = [self._sampling.indices(video.num_frames, None, j, segments) for j in range(segments)]
+                shown = self._frames(index, video)
+                every = [self._sampling.indices(len(shown), None, j, segments) for j in range(segments)]
                 indices = np.unique(every)
-                self._last_read = index, np.searchsorted(indices, every), video.read(indices)
+                self._last_read = (
+                    index,
+                    np.searchsorted(indices, every),
+                    self._read(index, video, shown.start + indices),
+                )
         _, places, frames = self._last_read
         return frames[places[segment]]
 
-    def _encoded(self, index: int) -> tuple[np.ndarray, VideoInfo]:
+    def _frames(self, index: int, video: Video) -> range:
+        """Return the frames that a record shows: those of its span, or all.
+
+        Raises:
+            VideoDecodeError: its span holds none; names the span and not the file, of which others may be good.
+        """
+        span = self._spans[index]
+        if span is None:
+            return range(video.num_frames)
+        shown = video.frames_within(*span)
+        if not shown:
+            outside = span.start >= video.duration
+            why = f"is outside its {video.duration:.6g} s" if outside else "holds no frame: it is shorter than one"
+            self.bad[self._sources[index]] = reason = f"span {span} s {why}"
+            raise VideoDecodeError(self._sources[index], reason)
+        if span.end is not None:
+            beyond = min(max(0.0, span.end - video.duration), _MOST_BEYOND)
+            self._beyond[index] = round(1000 * beyond)
+        return shown
+
+    def _read(self, index: int, video: Video, frames: Sequence[int] | np.ndarray) -> np.ndarray:
+        try:
+            return video.read(frames)
+        except VideoDecodeError as error:
+            raise VideoDecodeError(self._sources[index], error.reason) from None
+
+    def _encoded(self, index: int) -> tuple[np.ndarray, VideoInfo, range]:
         """Return the bytes of a file, once its first frame has been decoded: a bad file would cost DALI the whole
-        batch."""
-        path = self._paths[index]
-        if path in self.bad:
-            raise VideoDecodeError(path, self.bad[path])
+        batch. Returns also what it is, and the frames that the record shows."""
+        self._refuse_bad(index)
         if index not in self._good:
             self._good[index] = self._proven(index)
+        path = self._paths[index]
         try:
-            return np.fromfile(path, np.uint8), self._good[index]
+            return np.fromfile(path, np.uint8), *self._good[index]
         except OSError as error:
             raise VideoDecodeError(path, error.strerror or str(error)) from None
 
-    def _proven(self, index: int) -> VideoInfo:
+    def _proven(self, index: int) -> tuple[VideoInfo, range]:
         try:
             with self._opened(index) as video:
                 info = video.info()
-            if (info.codec, info.pix_fmt) not in (self._dali_formats or ()):
-                reason = f"DALI cannot decode {info.codec} ({info.pix_fmt}) on this device, decoder='pyav' can"
-                raise VideoDecodeError(self._paths[index], reason)
-            return info
+                if (info.codec, info.pix_fmt) not in (self._dali_formats or ()):
+                    reason = f"DALI cannot decode {info.codec} ({info.pix_fmt}) on this device, decoder='pyav' can"
+                    raise VideoDecodeError(self._paths[index], reason)
+                return info, self._frames(index, video)
         except VideoDecodeError as error:
             self.bad[error.path] = error.reason
             raise
 
     def _opened(self, index: int) -> Video:
+        self._refuse_bad(index)
         path = self._paths[index]
-        if path in self.bad:
-            raise VideoDecodeError(path, self.bad[path])
         try:
             return Video(path)
         except VideoDecodeError as error:
             self.bad[path] = error.reason
             raise
+
+    def _refuse_bad(self, index: int) -> None:
+        for name in (self._paths[index], self._sources[index]):
+            if name in self.bad:
+                raise VideoDecodeError(name, self.bad[name])

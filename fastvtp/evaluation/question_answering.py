@@ -255,8 +255,7 @@ def _write_predictions(path: Path, questions: QuestionSet, answered: Sequence[_A
     for index, prediction, credit, _ in answered:
         record = questions.records[index]
         line = {
-            "id": record.id,
-            "video": record.video,
+            **record.named(),
             "question": record.captions[0],
             "type": questions.kinds[index],
             "answer": questions.answers[index],

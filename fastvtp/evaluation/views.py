@@ -71,6 +71,6 @@ def average_over_views(
 
 
 def left_out(records: Sequence[VideoRecord], scored: Iterable[int]) -> list[str]:
-    """List the videos of records that were not scored, sorted, each once."""
+    """List the videos, or spans of videos, of records that were not scored, sorted, each once."""
     scored = set(scored)
-    return sorted({record.video for index, record in enumerate(records) if index not in scored})
+    return sorted({record.source for index, record in enumerate(records) if index not in scored})

@@ -194,7 +194,7 @@ def evaluate_zero_shot_choice(
 def _option_texts(questions: QuestionSet, index: int, form: str) -> list[str]:
     record = questions.records[index]
     if not questions.options[index]:
-        raise UserError(f"question {record.captions[0]!r} of {record.video} has no options to choose from")
+        raise UserError(f"question {record.captions[0]!r} of {record.source} has no options to choose from")
     asked = form.replace("{question}", record.captions[0])
     return [asked.replace("{option}", option) for option in questions.options[index]]
 

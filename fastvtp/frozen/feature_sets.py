@@ -42,7 +42,7 @@ class FeatureSet(Dataset):
         digest: its fingerprint, which the shards bear.
         records: the clips that could be decoded, in the order of the list they came from.
         labels: places in `class_names` of each.
-        left_out: reason by video, of those that could not.
+        left_out: reason by video, or span of a video, of those that could not.
 
     Raises UserError for a folder that is incomplete or mixed.
     """
@@ -66,7 +66,8 @@ class FeatureSet(Dataset):
                 raise UserError(f"{path} belongs to other features than {self.folder}/features.json describes")
             for row, clip in enumerate(shard["clips"]):
                 caption = ", ".join(names[label] for label in clip["labels"]) or "none"
-                self.records.append(VideoRecord(clip["id"], clip["video"], (caption,)))
+                bounds = {"start": clip.get("start"), "end": clip.get("end")}
+                self.records.append(VideoRecord(clip["id"], clip["video"], (caption,), **bounds))
                 self.labels.append(tuple(clip["labels"]))
                 self._places.append((number, row))
             self.left_out |= shard["left_out"]

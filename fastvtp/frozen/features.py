@@ -2,9 +2,10 @@
 
 Shape legend: n = clips of a shard, V = views of a clip, K = layers, L = tokens (after pooling), D = width.
 
-A folder holds `features.json`, what the features are of; and for each span of `shard_size` videos a
-`shard_00000.safetensors` with "features" [n, V, K, L, D] and, written last, a `shard_00000.json` with ids, videos and
-labels of its clips. Where nothing of a span could be decoded there is the second file alone.
+A folder holds `features.json`, what the features are of; and for each group of `shard_size` videos a
+`shard_00000.safetensors` with "features" [n, V, K, L, D] and, written last, a `shard_00000.json` with ids, videos,
+spans ("start" and "end", of clips that are one) and labels of its clips. Where nothing of a group could be decoded
+there is the second file alone.
 """
 
 import hashlib
@@ -215,8 +216,9 @@ class _Shards:
             rows = {index: self._rows.pop(index, []) for index in self._span(number)}
             # fewer views: damage that showed half-way
             kept = {index: torch.stack(views) for index, views in rows.items() if len(views) == self._views}
-            gone = [self._records[index].video for index in rows if index not in kept]
-            self._write(number, kept, {video: reasons.get(video, "damaged") for video in gone})
+            gone = [self._records[index] for index in rows if index not in kept]
+            why = {record.source: reasons.get(record.source, reasons.get(record.video, "damaged")) for record in gone}
+            self._write(number, kept, why)
 
     def _span(self, number: int) -> range:
         return range(number * self._size, min((number + 1) * self._size, len(self._records)))
@@ -228,9 +230,6 @@ class _Shards:
             content = save({TENSOR_NAME: torch.stack(list(kept.values()))})
             write_atomically(shard_path(self._folder, number, "safetensors"), content)
         labels = {} if self._targets is None else {index: self._targets.labels[index] for index in kept}
-        clips = [
-            {"id": self._records[index].id, "video": self._records[index].video, "labels": labels.get(index, ())}
-            for index in kept
-        ]
+        clips = [{**self._records[index].named(), "labels": labels.get(index, ())} for index in kept]
         shard = {"description": self._digest, "clips": clips, "left_out": left_out}
         write_atomically(shard_path(self._folder, number, "json"), json.dumps(shard, ensure_ascii=False).encode())

@@ -70,7 +70,7 @@ def train_segment_head(
 
     Raises UserError where no annotated video has features, and for annotations of boxes.
     """
-    _check_kind(annotations, "segments")
+    _check_fits(annotations, "segments", features)
     known = {"width": features.description["width"], "num_classes": len(annotations.class_names)}
     config = head_config(SegmentHeadConfig, **known, **sizes)
     torch.manual_seed(training.seed)
@@ -124,7 +124,7 @@ def train_box_head(
     features: of all tokens (pool "none"). sizes: fields of `BoxHeadConfig`. Raises UserError where no annotated video
     has features, for annotations of segments, and for features that are pooled or of squashed frames.
     """
-    _check_kind(annotations, "boxes")
+    _check_fits(annotations, "boxes", features)
     if features.description["pool"] != "none":
         raise UserError(f"{features.folder} has pool {features.description['pool']!r}, expected 'none' for boxes")
     if features.framing == "squash":
@@ -154,7 +154,7 @@ def score_boxes(
 
     boxes: the true ones, or a detector's; clips without any are left out. Raises UserError where no clip has boxes.
     """
-    _check_kind(boxes, "boxes")
+    _check_fits(boxes, "boxes", features)
     places = {name: place for name, place in boxes.by_id().items() if len(boxes.spans[place])}
 
     def read(clips: Tensor, indices: list[int]) -> Iterator[tuple[str, Detections]]:
@@ -182,6 +182,7 @@ def report_detections(found: dict[str, Detections], truth: SpanSet, features: Fe
 
     Raises UserError where no annotated video has features.
     """
+    _check_fits(truth, truth.kind, features)
     known = {record.id for record in features.records}
     scored = _restricted(truth, known, features)
     segments = truth.kind == "segments"
@@ -193,7 +194,7 @@ def report_detections(found: dict[str, Detections], truth: SpanSet, features: Fe
         by_threshold={f"{threshold:.2f}": mean for threshold, (mean, _) in results.items()},
         per_class=results[thresholds[0]][1],
         count=len(scored.records),
-        left_out=sorted(record.video for record in truth.records if record.id not in known),
+        left_out=sorted(record.source for record in truth.records if record.id not in known),
     )
 
 
@@ -258,6 +259,12 @@ def _restricted(truth: SpanSet, known: set[str], features: FeatureSet) -> SpanSe
     )
 
 
-def _check_kind(annotations: SpanSet, kind: str) -> None:
+def _check_fits(annotations: SpanSet, kind: str, features: FeatureSet) -> None:
+    """Check that the annotations are of this kind and, by id, of what the features are of: the same spans of videos."""
     if annotations.kind != kind:
         raise UserError(f"the annotations are {annotations.kind}, expected {kind}")
+    places = annotations.by_id()
+    for record in features.records:
+        if record.id in places and (annotated := annotations.records[places[record.id]]).span != record.span:
+            of, expected = (each.span or "the whole video" for each in (record, annotated))
+            raise UserError(f"{features.folder}: {record.id!r} is of {of}, expected {expected} as in the annotations")

@@ -241,7 +241,8 @@ def classify(
     protocol: EvaluationProtocol = _PROTOCOL,
     progress_bar: bool = True,
 ) -> dict[str, dict[str, float]]:
-    """Say by a trained probe what videos show: the probability of each class, the likeliest first, by path.
+    """Say by a trained probe what videos show: the probability of each class, the likeliest first, by path (of a span,
+    by `VideoRecord.source`).
 
     Frames come to the model's size as in the probe's training, where the protocol says nothing else. Videos that cannot
     be decoded are left out. Raises UserError where the probe is of another model.
@@ -260,7 +261,7 @@ def classify(
     finally:
         probed.detach()
     named = predictions(torch.stack(list(means.values())), description)
-    return {records[index].video: row for index, row in zip(means, named, strict=True)}
+    return {records[index].source: row for index, row in zip(means, named, strict=True)}
 
 
 def localize(
@@ -302,7 +303,7 @@ def localize(
     if output is not None:
         _save_head(Path(output), head, known.class_names, features.description["model_digest"], found)
     scores = report_detections(found, truth, test_features)
-    outside = {"boxes_outside": truth.outside} if known.kind == "boxes" else {}
+    outside = {f"{known.kind}_outside": truth.outside} if known.kind == "boxes" or truth.outside else {}
     return {"loss": loss, **scores_report(known.kind, scores, test_features.left_out), **outside}
 
 

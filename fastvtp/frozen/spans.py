@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvtp.data.annotations import VideoRecord, read_lines, text_of, video_and_id
+from fastvtp.data.annotations import VideoRecord, read_lines, record_of, text_of
 from fastvtp.data.sampling import CropSampling
 from fastvtp.errors import UserError
 
@@ -29,12 +29,13 @@ class SpanSet:
     Attributes:
         kind: "segments" or "boxes".
         records: the videos.
-        spans: float32 [n, 2], start and end as shares of the duration; or [n, 4], left, top, right, bottom as shares of
-            the centred square that evaluation shows, clipped to it.
+        spans: float32 [n, 2], start and end as shares of the duration, or of the span that the record is, clipped to
+            it; or [n, 4], left, top, right, bottom as shares of the centred square that evaluation shows, clipped to
+            it.
         labels: bool [n, C], what each shows.
         scores: float32 [n], how sure a detector is; 1 where the list does not say.
         class_names: all classes.
-        outside: boxes that lie outside that square and are left out.
+        outside: boxes that lie outside that square, or segments outside the record's span, and are left out.
     """
 
     kind: str
@@ -51,11 +52,15 @@ class SpanSet:
 
 
 def load_spans(path: str | os.PathLike[str], class_names: Sequence[str] | None = None) -> SpanSet:
-    """Read a `.jsonl` list, a line a video, all of one kind; "video" and an optional "id" as in `load_annotations`.
+    """Read a `.jsonl` list, a line a video or a span of one, all of one kind; "video" and an optional "id", "start" and
+    "end" as in `record_of`.
 
     Segments: `{"video": path, "duration": 12.5, "segments": [{"start": 1, "end": 3.5, "label": "jump"}]}`, in any one
-    unit of time. Boxes: `{"video": path, "width": 640, "height": 480, "boxes": [{"box": [left, top, right, bottom],
-    "labels": ["stand", "talk"]}]}` in pixels, with an optional "score".
+    unit of time. On a line that says "start" or "end" itself the unit is the second, and segments count from the first
+    frame of the video as the line does, whose duration they share; what lies outside the line's span is cut off.
+
+    Boxes: `{"video": path, "width": 640, "height": 480, "boxes": [{"box": [left, top, right, bottom], "labels":
+    ["stand", "talk"]}]}` in pixels, with an optional "score".
 
     class_names: those of the training set, for a test set; None: here, the names sorted.
 
@@ -72,33 +77,37 @@ def load_spans(path: str | os.PathLike[str], class_names: Sequence[str] | None =
         raise UserError(f"{lines[0][0]}: expected a field 'segments' or 'boxes'")
     kind, rows, outside = kinds[0], [], 0
     for place, fields in lines:
-        name, record = _record(fields, path.parent, place)
+        record = record_of(fields, path.parent, place)
         found = fields.get(kind)
         if not isinstance(found, list):
             raise UserError(f"{place}: field '{kind}': expected a list, got {found!r}")
         sizes = [_number(fields.get(size), f"{place}: field '{size}'", least=0.0) for size in _SIZES[kind]]
-        spans = [_segment(item, sizes, place) if kind == "segments" else _box(item, sizes, place) for item in found]
+        if kind == "segments":
+            shown = _shown(record, sizes[0], place)
+            spans = [_segment(item, sizes[0], shown, place) for item in found]
+        else:
+            spans = [_box(item, sizes, place) for item in found]
         kept = [span for span in spans if span is not None]
         outside += len(spans) - len(kept)
-        rows.append((name, record, kept))
-    if len({name for name, *_ in rows}) < len(rows):
+        rows.append((record, kept))
+    if len({record.id for record, _ in rows}) < len(rows):
         raise UserError(f"{path}: expected each video once, with all its {kind}")
-    shown = sorted({label for *_, spans in rows for span in spans for label in span[1]})
-    names = tuple(shown if class_names is None else class_names)
+    said = sorted({label for _, spans in rows for span in spans for label in span[1]})
+    names = tuple(said if class_names is None else class_names)
     if not names:
         raise UserError(f"{path}: no {kind} with a class")
-    if unknown := [label for label in shown if label not in names]:
+    if unknown := [label for label in said if label not in names]:
         raise UserError(f"{path}: no class {unknown[0]!r} among the {len(names)} classes of the training set")
     width = 2 if kind == "segments" else 4
     return SpanSet(
         kind,
-        tuple(record for _, record, _ in rows),
-        tuple(torch.tensor([span[0] for span in spans]).view(-1, width) for *_, spans in rows),
+        tuple(record for record, _ in rows),
+        tuple(torch.tensor([span[0] for span in spans]).view(-1, width) for _, spans in rows),
         tuple(
             torch.tensor([[name in span[1] for name in names] for span in spans]).bool().view(-1, len(names))
-            for *_, spans in rows
+            for _, spans in rows
         ),
-        tuple(torch.tensor([span[2] for span in spans]).view(-1) for *_, spans in rows),
+        tuple(torch.tensor([span[2] for span in spans]).view(-1) for _, spans in rows),
         names,
         outside,
     )
@@ -107,19 +116,26 @@ def load_spans(path: str | os.PathLike[str], class_names: Sequence[str] | None =
 _Span = tuple[list[float], list[str], float]  # place, labels, score
 
 
-def _record(fields: dict[str, Any], folder: Path, place: str) -> tuple[str, VideoRecord]:
-    video, name = video_and_id(fields, folder, place)
-    return name, VideoRecord(name, video, ("",))
+def _shown(record: VideoRecord, duration: float, place: str) -> tuple[float, float]:
+    """Return the bounds of what a record shows of its video: 0 and `duration`, or those of its span."""
+    if record.span is None:
+        return 0.0, duration
+    start, end = record.span
+    if start >= duration:
+        raise UserError(f"{place}: field 'start': expected less than the duration {duration:g}, got {start:g}")
+    return start, duration if end is None else min(end, duration)
 
 
-def _segment(item: Any, sizes: list[float], place: str) -> _Span:
-    (duration,) = sizes
+def _segment(item: Any, duration: float, shown: tuple[float, float], place: str) -> _Span | None:
+    """Return None for a segment outside what is `shown` of the video."""
     fields = _object(item, f"{place}: field 'segments'")
     start, end = (_number(fields.get(name), f"{place}: field '{name}'") for name in ("start", "end"))
     if not 0 <= start < end <= duration * 1.001:
         raise UserError(f"{place}: expected 0 <= start < end <= duration {duration:g}, got {start:g} and {end:g}")
     label = text_of(fields.get("label"), f"{place}: field 'label'")
-    return [start / duration, min(end / duration, 1.0)], [label], 1.0
+    first, length = shown[0], shown[1] - shown[0]
+    shares = [max((start - first) / length, 0.0), min((end - first) / length, 1.0)]
+    return (shares, [label], 1.0) if shares[0] < shares[1] else None
 
 
 def _box(item: Any, sizes: list[float], place: str) -> _Span | None:

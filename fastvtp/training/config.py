@@ -82,7 +82,7 @@ class DataConfig:
     train: str
     """What the task learns from. Captions: a .jsonl of {"video": path, "caption": text}, or a folder of videos with
     captions. Videos alone (pretrain_videomae): the same without captions. Questions: see `load_questions`. Classes: see
-    `load_classes`."""
+    `load_classes`. Lines of all these may say "start" and "end", see `record_of`."""
     more: tuple[str, ...] = ()
     """pretrain_videoprism_...: further data sets like `train`. Each batch comes from one of them all (alternating
     gradient descent)."""

@@ -171,6 +171,8 @@ class CaptionedTask(Task):
         self.more = tuple(load_annotations(path) for path in config.data.more)
         if config.data.images is not None:
             self.images = load_annotations(config.data.images)
+            if spans := [record for record in self.images if record.span is not None]:
+                raise ConfigError(f"data.images={config.data.images}: expected pictures, got a span: {spans[0].source}")
 
     def compute_whole(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, **options: Any) -> Any:
         """Return what a model that plans no step makes of clips and their packed captions, on its device."""

@@ -1,6 +1,7 @@
 """Which frames of a video a span of seconds holds, told by the numbers that the frames carry."""
 
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -59,7 +60,11 @@ def test_a_variable_rate_is_followed_to_the_frame(tmp_path, file_name, encoding)
 
 def test_neighbouring_spans_divide_the_frames_where_bounds_are_times_of_frames(tmp_path):
     """30 frames a second are 33.33 ms each, of which WebM says 33, 67 and 100."""
-    for file_name, encoding in (("a.webm", {"codec": "libvpx", "options": VP9}), ("a.mp4", {"options": X264_B_FRAMES})):
+    encodings: dict[str, Any] = {
+        "a.webm": {"codec": "libvpx", "options": VP9},
+        "a.mp4": {"options": X264_B_FRAMES},
+    }
+    for file_name, encoding in encodings.items():
         path = write_clip(tmp_path / file_name, 30, first=FIRST, fps=30, **encoding)
         with Video(path) as video:
             for i in range(30):

@@ -82,6 +82,11 @@ def test_probe_from_the_cache_and_classify(command, features, place, kind):
     assert [(line["video"].split("/")[-2], *line["classes"]) for line in lines] == [
         (name, name) for name in ("blue", "blue", "red", "red")
     ]
+    spans = [{"video": f"test/{name}/0.mp4", "start": 0.5 * half} for name in ("red", "blue") for half in (0, 1)]
+    write_rows(place / "spans.jsonl", *spans)
+    lines = [json.loads(line) for line in command("classify", "model", f"p_{kind}", "spans.jsonl").splitlines()]
+    expected = [f"{place}/test/{name}/0.mp4{span}" for name in ("red", "blue") for span in ("", " 0.5-end s")]
+    assert [line["video"] for line in lines] == expected
 
 
 def test_probe_on_the_fly_with_adapters(command, place):

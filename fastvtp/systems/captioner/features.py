@@ -1,7 +1,6 @@
 """The frozen features that a captioner reads: those of its backbone, or of files from `fastvtp.frozen.features`."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,8 @@ class _Clip:
 
 
 class CachedClips:
-    """The records whose videos have features in a folder; the others are left out, with one log line.
+    """The records whose videos, or spans of videos, have features in a folder; the others are left out, with one log
+    line.
 
     Attributes:
         width: D of the features.
@@ -46,9 +46,9 @@ class CachedClips:
         self._features = FeatureSet(folder)
         self.width: int = self._features.description["width"]
         self.digest = self._features.digest
-        places = {os.path.normpath(record.video): place for place, record in enumerate(self._features.records)}
-        videos = [os.path.normpath(record.video) for record in records]
-        self._clips = [_Clip(index, places[video]) for index, video in enumerate(videos) if video in places]
+        places = {record.clip: place for place, record in enumerate(self._features.records)}
+        found = enumerate(places.get(record.clip) for record in records)
+        self._clips = [_Clip(index, place) for index, place in found if place is not None]
         if not self._clips:
             raise UserError(f"{folder}: none of the {len(records)} videos of data.train has features there")
         if missing := len(records) - len(self._clips):

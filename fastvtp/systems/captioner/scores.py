@@ -157,10 +157,11 @@ def word_overlap(caption: str, reference: str) -> float:
 def write_caption_lines(
     path: Path, captions: Mapping[int, str], records: Sequence[VideoRecord], *, references: bool = False
 ) -> None:
-    """Write a `.jsonl` of captions by place in `records`: id, video, caption and, where wanted, references."""
+    """Write a `.jsonl` of captions by place in `records`: id, video (of a span start and end), caption and,
+    where wanted, references."""
     lines = []
     for index, caption in captions.items():
-        line: dict[str, Any] = {"id": records[index].id, "video": records[index].video, "caption": caption}
+        line: dict[str, Any] = {**records[index].named(), "caption": caption}
         if references:
             line["references"] = records[index].captions
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")

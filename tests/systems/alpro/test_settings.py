@@ -4,7 +4,9 @@ import pytest
 
 from fastvtp.errors import ConfigError, UserError
 from fastvtp.systems.recipes import recipe_config
+from fastvtp.training.config import apply_overrides
 from fastvtp.training.loop import train
+from tests.data.clips import write_lines
 from tests.systems.alpro.test_training import configure
 
 
@@ -33,6 +35,13 @@ def test_settings_that_do_not_fit_are_one_line(captioned_videos, tmp_path, recip
     with pytest.raises((UserError, FileNotFoundError), match=message):
         train(configure(recipe, captioned_videos / "train.jsonl", tmp_path / "run", *settings), progress_bar=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_span_among_pictures_is_one_line(captioned_videos, tmp_path):
+    pictures = write_lines(tmp_path / "images.jsonl", {"video": "a.gif", "end": 2, "caption": "a red square"})
+    config = configure("alpro_prompter_tiny", captioned_videos / "train.jsonl", tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"data.images=.*: expected pictures, got a span: .*a.gif 0-2 s"):
+        train(apply_overrides(config, [f"data.images={pictures}"]), progress_bar=False)
 
 
 def test_published_recipes_start_from_weights_or_say_so(captioned_videos):
