@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastvtp.data.timespans import TimeSpan, span_of_line
+from fastvtp.data.timespans import MOST_SECONDS, TimeSpan, span_of_line
 from fastvtp.errors import UserError
 from fastvtp.files import (
     existing_file,
@@ -50,6 +50,13 @@ class VideoRecord:
     mirrorable: bool | None = None
     start: float | None = None
     end: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise UserError where `start` and `end` bound no span."""
+        first, last = (self.start or 0.0), (MOST_SECONDS if self.end is None else self.end)
+        if not 0 <= first < last <= MOST_SECONDS:
+            bounds = f"{self.start} and {self.end}"
+            raise UserError(f"{self.video}: expected 0 <= start < end, in seconds, got {bounds}")
 
     @property
     def span(self) -> TimeSpan | None:

@@ -31,7 +31,6 @@ from fastvtp.errors import UserError
 MAX_ATTEMPTS = 20
 REACHES = ("span", "start", "file")
 _FRAMES_AT_ONCE = 32
-_MOST_BEYOND = 1e9  # seconds; a list may say anything
 
 
 class NoDecodableClipError(UserError):
@@ -325,8 +324,7 @@ class ClipSource:
             self.bad[self._sources[index]] = reason = f"span {span} s {why}"
             raise VideoDecodeError(self._sources[index], reason)
         if span.end is not None:
-            beyond = min(max(0.0, span.end - video.duration), _MOST_BEYOND)
-            self._beyond[index] = round(1000 * beyond)
+            self._beyond[index] = max(0, round(1000 * (span.end - video.duration)))
         return shown
 
     def _read(self, index: int, video: Video, frames: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fastvtp.errors import UserError
 
+MOST_SECONDS = 1e9
 # hours may be left out; minutes and seconds count to 59
 _CLOCK = re.compile(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d(?:\.\d+)?)", re.ASCII)
 _SECONDS = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
@@ -55,9 +56,9 @@ def _seconds(value: Any, place: str) -> float | None:
             seconds = float(text)
         elif match := _CLOCK.fullmatch(text):
             seconds = float(3600 * int(match[1] or 0) + 60 * int(match[2]) + Decimal(match[3]))
-    elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e300:
+    elif isinstance(value, int | float) and not isinstance(value, bool) and value <= MOST_SECONDS:
         seconds = float(value)
-    if not (math.isfinite(seconds) and seconds >= 0):
+    if not 0 <= seconds <= MOST_SECONDS:
         raise UserError(f'{place}: expected seconds from 0 on, such as 62.5 or "00:01:02.5", got {value!r}')
     return seconds
 

@@ -166,7 +166,7 @@ def test_damage_within_one_span_leaves_the_others_good(tmp_path, decoder):
 
 def test_an_end_after_the_video_is_cut_and_said_once_where_it_is_not_rounding(movies, caplog):
     movie = movies["pyav"][0][0].video  # 11.25 s
-    spans = [(10.0, 12.0), (9.0, 20.0), (8.0, 1e300)]
+    spans = [(10.0, 12.0), (9.0, 20.0), (8.0, 1e9)]
     records = [VideoRecord(str(i), movie, ("x",), start=start, end=end) for i, (start, end) in enumerate(spans)]
     with caplog.at_level(logging.WARNING, logger="fastvtp.data.loader"):
         clips, bad = shown(records, train=False, num_frames=10)

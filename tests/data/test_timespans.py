@@ -116,6 +116,13 @@ def test_a_span_that_is_none_is_refused_by_file_line_and_field(tmp_path, kind, s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("bounds", [(-1.0, 2.0), (3.0, 3.0), (3.0, 2.0), (float("nan"), None), (0.0, float("inf"))])
+def test_a_record_made_by_hand_takes_no_other_bounds(bounds):
+    start, end = bounds
+    with pytest.raises(UserError, match=r"^/a.mp4: expected 0 <= start < end, in seconds, got"):
+        VideoRecord("a", "/a.mp4", ("x",), start=start, end=end)
+
+
 @pytest.mark.parametrize("picture", [{"image": "a.dat"}, {"video": "a.JPG"}, {"image": "a.png"}])
 def test_a_span_of_a_picture_is_refused(tmp_path, picture):
     path = write_lines(tmp_path / "list.jsonl", {**picture, "end": 5, "caption": "a cat"})
