@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from fastvtp.data.decoding import Video, VideoDecodeError
+from fastvtp.data.decoding import Video
 from tests.data.clips import frame_numbers, write_clip
 from tests.data.test_decoding import CLIPS, IRREGULAR, VP9, X264_B_FRAMES, shifted_copy
 from tests.data.test_real_footage import NAMES, footage
@@ -111,8 +111,7 @@ def test_spans_of_real_footage_hold_the_frames_of_the_plain_decode(name):
             assert list(video.frames_within(start, end)) == expected_within(times, start, end)
 
 
-def test_a_file_that_says_nothing_of_time_is_refused_in_one_line(tmp_path, monkeypatch):
-    with Video(write_clip(tmp_path / "a.avi", options=X264_B_FRAMES)) as video:
-        monkeypatch.setattr(video, "_stream", type("Silent", (), {"average_rate": None, "time_base": Fraction(1, 8)}))
-        with pytest.raises(VideoDecodeError, match="neither when its frames are shown nor how many a second"):
-            video.frames_within(0, 1)
+def test_a_raw_stream_has_evenly_spaced_frames(tmp_path):
+    """It has no container that could say when they are shown; libav takes it for 25 frames a second."""
+    path = write_clip(tmp_path / "a.h264", 20, first=FIRST, fps=25, options=X264_B_FRAMES)
+    assert shown_within(path, 0.15, 0.41) == [4, 5, 6, 7, 8, 9, 10]
