@@ -31,6 +31,14 @@ class TextOptions:
             help="For a model with a matching head: add the similarity of the contrast to its scores, as LAVIS does.",
         ),
     ] = False
+    shared_captions: Annotated[
+        bool,
+        typer.Option(
+            "--shared-captions/--own-captions",
+            help="In retrieval, a caption that several videos have is right with each of them; or with its own alone, "
+            "as published codes count.",
+        ),
+    ] = True
     max_text_length: Annotated[
         int | None,
         typer.Option(
@@ -77,6 +85,7 @@ def evaluate(
         **protocol_settings(reading, run),
         top_k=texts.top_k,
         add_similarity=texts.add_similarity,
+        shared_captions=texts.shared_captions,
         max_text_length=texts.max_text_length,
     )
     opened = open_model(model, choose_device(run.device))

@@ -3,7 +3,7 @@
 Shape legend: N = texts, M = clips, V = rows of an encoded clip, D = width, Q = pairs of a call.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -124,11 +124,12 @@ def match_scores(
     progress: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Score pairs of texts and clips by the matching head's log-odds: float32 [N, M] for text-to-video, and the same
-    for video-to-text.
+    for video-to-text; float64 where `top_k` leaves pairs out, so that none of these tie that did not before.
 
-    top_k: score only the `top_k` clips of each text, and texts of each clip, that the contrast ranks first (LAVIS); the
-        others keep their order after them. None, or at least as many as there are: all pairs, as ALPRO does, once for
-        both directions. Log-odds order pairs as the released probabilities do, without the ties of their rounding.
+    top_k: score only the `top_k` clips of each text, and texts of each clip, that the contrast ranks first (LAVIS), and
+        those as similar as the last of them; the others keep their order after them. None, or at least as many as
+        there are: all pairs, as ALPRO does, once for both directions. Log-odds order pairs as the released
+        probabilities do, without the ties of their rounding.
     add_similarity: score pairs by the head's logit for a match plus the cosine of their features (LAVIS), in place of
         the log-odds; pairs that are not scored keep their order all the same.
     pairs_per_call: pairs of one packed call.
@@ -151,35 +152,47 @@ def match_scores(
 
 
 def matching_ranks(
-    text_to_video: Tensor, video_to_text: Tensor, *, video_of_text: Tensor | None = None
+    text_to_video: Tensor,
+    video_to_text: Tensor,
+    *,
+    video_of_text: Tensor | None = None,
+    captions: Sequence[str] | None = None,
 ) -> RetrievalRanks:
-    """Rank the right answers, in each direction by its own scores [N, M]; video_of_text as in `retrieval_metrics`."""
+    """Rank the right answers, in each direction by its own scores [N, M]; what is right as in `retrieval_metrics`."""
     to_video, to_text = (
-        retrieval_ranks(scores, video_of_text=video_of_text) for scores in (text_to_video, video_to_text)
+        retrieval_ranks(scores, video_of_text=video_of_text, captions=captions)
+        for scores in (text_to_video, video_to_text)
     )
     return RetrievalRanks(to_video.t2v, to_text.v2t)
 
 
 def matching_metrics(
-    text_to_video: Tensor, video_to_text: Tensor, *, video_of_text: Tensor | None = None
+    text_to_video: Tensor,
+    video_to_text: Tensor,
+    *,
+    video_of_text: Tensor | None = None,
+    captions: Sequence[str] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Give `retrieval_metrics` of each direction by its own scores [N, M]; video_of_text as there."""
+    """Give `retrieval_metrics` of each direction by its own scores [N, M]; what is right as there."""
     to_video, to_text = (
-        retrieval_metrics(scores, video_of_text=video_of_text) for scores in (text_to_video, video_to_text)
+        retrieval_metrics(scores, video_of_text=video_of_text, captions=captions)
+        for scores in (text_to_video, video_to_text)
     )
     return {"t2v": to_video["t2v"], "v2t": to_text["v2t"]}
 
 
 def _first(similarity: Tensor, count: int) -> Tensor:
-    """Return True at the `count` largest of each row."""
-    chosen = torch.zeros_like(similarity, dtype=torch.bool)
-    return chosen.scatter_(1, similarity.topk(count, dim=1).indices, True)
+    """Return True at the `count` largest of each row, and at what equals the last of them: which of these came first
+    would be by their order in the list."""
+    last = similarity.topk(count, dim=1).values[:, -1:]
+    return ~(similarity < last)  # a NaN is among them, for the ranks to refuse it
 
 
 def _behind(scores: Tensor, similarity: Tensor, scored: Tensor) -> Tensor:
-    """Return `scores` where `scored`, and beneath all of them the similarities, in their order."""
-    lowest = scores[scored].min()
-    return torch.where(scored, scores, lowest - 1 - (1 - similarity))
+    """Return `scores` where `scored`, and beneath all of them the similarities, in their order, float64: in float32
+    those that differ by less than a score's last digit would tie."""
+    scores, similarity = scores.double(), similarity.double()
+    return torch.where(scored, scores, scores[scored].min() - 1 - (1 - similarity))
 
 
 def _score(

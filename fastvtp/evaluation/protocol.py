@@ -27,6 +27,9 @@ class EvaluationProtocol:
     """"float32" or "bfloat16" (autocast of the model alone)."""
     add_similarity: bool = False
     """How a matching head scores, see `match_scores`."""
+    shared_captions: bool = True
+    """Whether a caption that several videos have is right with each of them, in retrieval; False: with its own video
+    alone, as published codes count."""
 
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bfloat16"):

@@ -3,7 +3,7 @@
 Shape legend: N = texts, M = videos, Q = queries, C = candidates, E = pairs of a query and a right candidate, D = width.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -134,14 +134,136 @@ def encode_retrieval(
     )
 
 
+class _Places(NamedTuple):
+    """Where the best right candidates of each query stand: int64 [Q] each.
+
+    before: candidates of a larger score. right, wrong: those of the same score as the best right one; no right one:
+    the query asks nothing.
+    """
+
+    before: Tensor
+    right: Tensor
+    wrong: Tensor
+
+    def expected_ranks(self) -> Tensor:
+        """Compute the mean place of the first right candidate over all orders of the tied, float64 [Q], or NaN."""
+        ranks = 1 + self.before + self.wrong.double() / (1 + self.right)
+        return ranks.masked_fill(self.right == 0, torch.nan)
+
+    def credits(self, k: int) -> Tensor:
+        """Compute the share of the orders that have a right candidate within the first `k`, float64 [Q]."""
+        missed = torch.ones(len(self.before), dtype=torch.float64, device=self.before.device)
+        for place in range(k):
+            taken = (place - self.before).clamp(min=0)  # of the tied, before this place
+            share = (self.wrong - taken).clamp(min=0).double() / (self.right + self.wrong - taken).clamp(min=1)
+            missed = torch.where(self.before <= place, missed * share, missed)
+        return 1 - missed
+
+
+def right_pairs(video_of_text: Tensor, captions: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
+    """List the pairs of a text and a video that belong together: the texts and the videos, int64 [E] each, on the CPU.
+
+    video_of_text: int64 [N]. captions: the N texts; a text belongs to every video that has one of the same words, equal
+    but for white space (letters of another case are other words). None: to its own video alone.
+    """
+    owners = video_of_text.tolist()
+    if captions is None:
+        return torch.arange(len(owners)), video_of_text.cpu()
+    said = [" ".join(caption.split()) for caption in captions]
+    owners_of: dict[str, set[int]] = {}
+    for caption, video in zip(said, owners, strict=True):
+        owners_of.setdefault(caption, set()).add(video)
+    counts = torch.tensor([len(owners_of[caption]) for caption in said])
+    videos = [video for caption in said for video in sorted(owners_of[caption])]
+    return torch.arange(len(said)).repeat_interleave(counts), torch.tensor(videos)
+
+
 def retrieval_ranks(
     similarity: Tensor,
     *,
     video_of_text: Tensor | None = None,
+    captions: Sequence[str] | None = None,
     dual_softmax: bool = False,
     dual_softmax_temperature: float = 0.01,
 ) -> RetrievalRanks:
     """Rank the right answer of every query; arguments and errors as in `retrieval_metrics`."""
+    temperature = _checked_temperature(dual_softmax, dual_softmax_temperature)
+    places = _places_both_ways(similarity, video_of_text, captions, temperature)
+    return RetrievalRanks(*(way.expected_ranks() for way in places))
+
+
+def retrieval_metrics(
+    similarity: Tensor,
+    *,
+    video_of_text: Tensor | None = None,
+    captions: Sequence[str] | None = None,
+    dual_softmax: bool = False,
+    dual_softmax_temperature: float = 0.01,
+) -> dict[str, dict[str, float]]:
+    """Compute recall at 1, 5 and 10 (percent of the queries) and the median and mean rank, in both directions.
+
+    similarity: any float dtype, [N texts, M videos], larger is closer.
+    video_of_text: int64 [N], the column of each text's video; None (square matrix) = text i describes video i. With
+        several captions a video, every caption is a t2v query of its own and the v2t rank is that of the video's best
+        caption. A video without a caption is a distractor for t2v and no query of v2t.
+    captions: the N texts. One that several videos have, see `right_pairs`, is right with each of them, both ways. None:
+        with its own video alone, as published codes count; MSVD's "a man is playing a guitar" is then wrong for most
+        of the videos that show it.
+    dual_softmax: rank by s_qc * softmax_q(s_qc / temperature): the candidate's distribution over all *queries* is its
+        prior, so that a video close to every text is held back (CAMoE, arXiv:2109.04290; used at inference by
+        InternVideo). It sees the whole set of queries: never compare such a figure with a plain one. On cosines the
+        default 0.01 equals the published formula on CLIP's logits (scale 100, temperature 1). The product is made for
+        right pairs of positive similarity: where s < 0 a small prior lifts the score.
+
+    Ties: every value is that expected under a random order of equal scores. Be G candidates better than the best right
+    one, and r right and w wrong ones equal to it. R@k counts a query by the probability that one of the r is within
+    the first k, 1 - C(w, m) / C(w + r, m) with m = k - G of the tied places (nothing where m < 1). MnR is the mean, and
+    MdR the median, of the expected ranks 1 + G + w / (1 + r), which may be fractions. So scores that are all equal come
+    to chance, and without ties all is as by sorting.
+
+    Returns {"t2v": {"R1", "R5", "R10", "MdR", "MnR"}, "v2t": {the same}}, Python floats.
+    Raises ValueError for a similarity that is not finite and for shapes and indices that do not fit.
+    """
+    temperature = _checked_temperature(dual_softmax, dual_softmax_temperature)
+    t2v, v2t = _places_both_ways(similarity, video_of_text, captions, temperature)
+    return {"t2v": _summary(t2v), "v2t": _summary(v2t)}
+
+
+def shuffled_control(
+    similarity: Tensor, seed: int, *, video_of_text: Tensor | None = None, captions: Sequence[str] | None = None
+) -> dict[str, dict[str, float]]:
+    """Compute `retrieval_metrics` after a random permutation of the texts: anything but chance is a fault of the
+    evaluation.
+
+    The permutation is uniform over all, fixed points included: then every rank is equally likely whatever the
+    similarity, and the expectation is chance exactly. A derangement would give a perfect model R1 = 0, below chance.
+    """
+    if video_of_text is None:
+        video_of_text = torch.arange(similarity.shape[0])
+    permutation = torch.randperm(len(video_of_text), generator=torch.Generator().manual_seed(seed))
+    if captions is not None:
+        captions = [captions[place] for place in permutation.tolist()]
+    return retrieval_metrics(similarity, video_of_text=video_of_text.cpu()[permutation], captions=captions)
+
+
+def chance_recall(num_candidates: int, k: int) -> float:
+    """Compute R@k of a random order with one right candidate among `num_candidates`, in percent."""
+    if num_candidates < 1 or k < 1:
+        raise ValueError(f"num_candidates and k must be positive, got {num_candidates} and {k}")
+    return 100.0 * min(k, num_candidates) / num_candidates
+
+
+def _checked_temperature(dual_softmax: bool, temperature: float) -> float | None:
+    if temperature <= 0:
+        raise ValueError(f"dual_softmax_temperature must be positive, got {temperature}")
+    return temperature if dual_softmax else None
+
+
+def _places_both_ways(
+    similarity: Tensor, video_of_text: Tensor | None, captions: Sequence[str] | None, temperature: float | None
+) -> tuple[_Places, _Places]:
+    """Return the places of the right videos of each text, and of the right texts of each video. Arguments and errors as
+    in `retrieval_metrics`; temperature: of the dual softmax, or None."""
     if similarity.ndim != 2 or 0 in similarity.shape:
         raise ValueError(f"similarity must be [num_texts, num_videos], got {list(similarity.shape)}")
     num_texts, num_videos = similarity.shape
@@ -160,79 +282,21 @@ def retrieval_ranks(
         raise ValueError(
             f"video_of_text must name columns 0 to {num_videos - 1}, got {video_of_text.min()} to {video_of_text.max()}"
         )
-    if dual_softmax_temperature <= 0:
-        raise ValueError(f"dual_softmax_temperature must be positive, got {dual_softmax_temperature}")
-    video_E, text_E = video_of_text.to(similarity.device), torch.arange(num_texts, device=similarity.device)
-    temperature = dual_softmax_temperature if dual_softmax else None
-    return RetrievalRanks(
-        t2v=_expected_ranks(similarity, text_E, video_E, temperature),
-        v2t=_expected_ranks(similarity.T, video_E, text_E, temperature),
+    if captions is not None and (isinstance(captions, str) or len(captions) != num_texts):
+        raise ValueError(f"captions must be {num_texts} texts, got {len(captions)}")
+    text_E, video_E = (side.to(similarity.device) for side in right_pairs(video_of_text, captions))
+    return (
+        _places(similarity, text_E, video_E, temperature),
+        _places(similarity.T, video_E, text_E, temperature),
     )
 
 
-def retrieval_metrics(
-    similarity: Tensor,
-    *,
-    video_of_text: Tensor | None = None,
-    dual_softmax: bool = False,
-    dual_softmax_temperature: float = 0.01,
-) -> dict[str, dict[str, float]]:
-    """Compute recall at 1, 5 and 10 (percent of the queries) and the median and mean rank, in both directions.
-
-    similarity: any float dtype, [N texts, M videos], larger is closer.
-    video_of_text: int64 [N], the column of each text's video; None (square matrix) = text i describes video i. With
-        several captions a video, every caption is a t2v query of its own and the v2t rank is that of the video's best
-        caption. A video without a caption is a distractor for t2v and no query of v2t.
-    dual_softmax: rank by s_qc * softmax_q(s_qc / temperature): the candidate's distribution over all *queries* is its
-        prior, so that a video close to every text is held back (CAMoE, arXiv:2109.04290; used at inference by
-        InternVideo). It sees the whole set of queries: never compare such a figure with a plain one. On cosines the
-        default 0.01 equals the published formula on CLIP's logits (scale 100, temperature 1). The product is made for
-        right pairs of positive similarity: where s < 0 a small prior lifts the score.
-
-    Ties: rank = 1 + #greater + #equal wrong ones / (1 + #equal right ones), the expected rank under a random order of
-    the tied (with one right candidate: half the others), so a constant similarity ranks in the middle instead of first.
-    A rank may thus be a fraction; R@k counts rank <= k.
-
-    Returns {"t2v": {"R1", "R5", "R10", "MdR", "MnR"}, "v2t": {the same}}, Python floats.
-    Raises ValueError for a similarity that is not finite and for shapes and indices that do not fit.
-    """
-    ranks = retrieval_ranks(
-        similarity,
-        video_of_text=video_of_text,
-        dual_softmax=dual_softmax,
-        dual_softmax_temperature=dual_softmax_temperature,
-    )
-    return {direction: _summary(values) for direction, values in ranks._asdict().items()}
-
-
-def shuffled_control(
-    similarity: Tensor, seed: int, *, video_of_text: Tensor | None = None
-) -> dict[str, dict[str, float]]:
-    """Compute `retrieval_metrics` after a random permutation of the texts: anything but chance is a fault of the
-    evaluation.
-
-    The permutation is uniform over all, fixed points included: then every rank is equally likely whatever the
-    similarity, and the expectation is chance exactly. A derangement would give a perfect model R1 = 0, below chance.
-    """
-    if video_of_text is None:
-        video_of_text = torch.arange(similarity.shape[0])
-    permutation = torch.randperm(len(video_of_text), generator=torch.Generator().manual_seed(seed))
-    return retrieval_metrics(similarity, video_of_text=video_of_text.cpu()[permutation])
-
-
-def chance_recall(num_candidates: int, k: int) -> float:
-    """Compute R@k of a random order with one right candidate among `num_candidates`, in percent."""
-    if num_candidates < 1 or k < 1:
-        raise ValueError(f"num_candidates and k must be positive, got {num_candidates} and {k}")
-    return 100.0 * min(k, num_candidates) / num_candidates
-
-
-def _expected_ranks(similarity_QC: Tensor, query_E: Tensor, candidate_E: Tensor, temperature: float | None) -> Tensor:
-    """Return the expected rank of each query's best right candidate, float64 [Q]; NaN for a query without one."""
+def _places(similarity_QC: Tensor, query_E: Tensor, candidate_E: Tensor, temperature: float | None) -> _Places:
+    """Return where each query's best right candidates stand, of the right pairs E."""
     num_queries, num_candidates = similarity_QC.shape
     rows = max(1, BLOCK_VALUES // num_candidates)
     log_normalizer_C = None if temperature is None else _log_normalizer(similarity_QC, temperature, rows)
-    ranks = []
+    places = []
     for start in range(0, num_queries, rows):
         block = similarity_QC[start : start + rows]
         if temperature is not None and log_normalizer_C is not None:
@@ -243,13 +307,11 @@ def _expected_ranks(similarity_QC: Tensor, query_E: Tensor, candidate_E: Tensor,
         query, candidate = query_E[inside] - start, candidate_E[inside]
         right = block[query, candidate]
         best_Q = block.new_full((len(block),), -torch.inf).scatter_reduce_(0, query, right, "amax")
-        tied_right_Q = torch.zeros(len(block), dtype=torch.float64, device=block.device)
-        tied_right_Q.index_add_(0, query, (right == best_Q[query]).double())
-        greater_Q = torch.count_nonzero(block > best_Q[:, None], dim=1)
-        tied_wrong_Q = torch.count_nonzero(block == best_Q[:, None], dim=1) - tied_right_Q
-        rank_Q = 1 + greater_Q + tied_wrong_Q / (1 + tied_right_Q)
-        ranks.append(rank_Q.masked_fill(tied_right_Q == 0, torch.nan))
-    return torch.cat(ranks)
+        tied_right_Q = torch.zeros(len(block), dtype=torch.int64, device=block.device)
+        tied_right_Q.index_add_(0, query, (right == best_Q[query]).long())
+        before_Q = torch.count_nonzero(block > best_Q[:, None], dim=1)
+        places.append((before_Q, tied_right_Q, torch.count_nonzero(block == best_Q[:, None], dim=1) - tied_right_Q))
+    return _Places(*(torch.cat(column) for column in zip(*places, strict=True)))
 
 
 def _log_normalizer(similarity_QC: Tensor, temperature: float, rows: int) -> Tensor:
@@ -258,7 +320,8 @@ def _log_normalizer(similarity_QC: Tensor, temperature: float, rows: int) -> Ten
     return torch.logsumexp(torch.stack([torch.logsumexp(block.double() / temperature, 0) for block in blocks]), 0)
 
 
-def _summary(ranks: Tensor) -> dict[str, float]:
-    ranks = ranks[~ranks.isnan()]
-    recalls = {f"R{k}": 100.0 * (ranks <= k).double().mean().item() for k in RECALL_AT}
+def _summary(places: _Places) -> dict[str, float]:
+    asked = places.right > 0
+    ranks = places.expected_ranks()[asked]
+    recalls = {f"R{k}": 100.0 * places.credits(k)[asked].mean().item() for k in RECALL_AT}
     return {**recalls, "MdR": ranks.quantile(0.5).item(), "MnR": ranks.mean().item()}

@@ -1,9 +1,10 @@
 """Scoring a model in the way of its architecture."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ from fastvtp.evaluation.retrieval import (
     chance_recall,
     encode_retrieval,
     retrieval_metrics,
+    right_pairs,
     shuffled_control,
 )
 from fastvtp.model_folder import OpenedModel
@@ -44,6 +46,8 @@ from fastvtp.visualization.gallery import (
     animated_thumbnail,
     save_retrieval_gallery,
 )
+
+logger = logging.getLogger(__name__)
 
 GALLERY_NAME, PREDICTIONS_NAME = "gallery.html", "predictions.jsonl"
 _PROTOCOL = EvaluationProtocol()
@@ -89,8 +93,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a model on `data` in the way of its architecture: retrieval, question answering, classification or another.
 
-    Retrieval asks with every caption of a clip, and finds a clip's captions by the best of them. It goes by the
-    matching head where there is one, which takes one view of a clip and scores each caption with it.
+    Retrieval asks with every caption of a clip, and finds a clip's captions by the best of them; one that several
+    clips share is right with each of them (`protocol.shared_captions`). It goes by the matching head where there is
+    one, which takes one view of a clip and scores each caption with it.
 
     The arguments are those of `ScoreRequest`. Returns the scores, num_test and bad_files. Raises UserError for data of
     another kind, and for a model that has no scores.
@@ -153,6 +158,13 @@ def evaluation_loader(
     )
 
 
+class _Truth(TypedDict):
+    """Which texts and videos belong together, as `retrieval_metrics` takes it."""
+
+    video_of_text: Tensor
+    captions: list[str] | None
+
+
 class _Thumbnails:
     """Keeps a thumbnail of every clip that it hands on."""
 
@@ -172,23 +184,23 @@ class _Thumbnails:
         folder: Path,
         found: RetrievalEmbeddings | EncodedSet,
         scores: tuple[Tensor, Tensor],
+        truth: _Truth,
         *,
         metrics: Mapping[str, Mapping[str, float]],
         title: str,
     ) -> None:
         """Save the gallery. scores: [N texts, M videos], of text-to-video and of video-to-text. metrics: see
         `save_retrieval_gallery`."""
-        content = GalleryContent(
-            found.captions, [self.images[index] for index in found.ids], found.ids, found.video_of_text
-        )
-        ranks = matching_ranks(*scores, video_of_text=found.video_of_text)
+        images = [self.images[index] for index in found.ids]
+        content = GalleryContent(found.captions, images, found.ids, right_pairs=right_pairs(**truth))
+        ranks = matching_ranks(*scores, **truth)
         to_video, to_text = (RankedScores(*side) for side in zip(scores, ranks, strict=True))
         save_retrieval_gallery(folder / GALLERY_NAME, content, to_video, to_text, metrics=metrics, title=title)
 
 
-def _encode_clips(encode: Callable, request: ScoreRequest) -> tuple[Any, _Thumbnails, dict[str, Any]]:
+def _encode_clips(encode: Callable, request: ScoreRequest) -> tuple[Any, _Thumbnails, _Truth, dict[str, Any]]:
     """Encode, by `encode_retrieval` or `encode_set`, the clips of a request with all their captions, their
-    thumbnails where there is an output, and their numbers for a report."""
+    thumbnails where there is an output, what belongs together, and their numbers for a report."""
     opened, records = request.opened, load_annotations(request.data)
     with evaluation_loader(opened, records, request.protocol) as loader:
         thumbnails = _Thumbnails(loader)
@@ -199,28 +211,43 @@ def _encode_clips(encode: Callable, request: ScoreRequest) -> tuple[Any, _Thumbn
             progress=request.progress_bar,
             captions=all_captions(records, opened.tokenizer, _text_length(opened, request.protocol)),
         )
-        numbers = {
-            "chance_R1": chance_recall(len(encoded.ids), 1),
-            "num_test": len(encoded.ids),
-            "num_captions": len(encoded.captions),
-            "bad_files": bad_file_report(loader.bad_files),
-        }
-    return encoded, thumbnails, numbers
+        bad_files = bad_file_report(loader.bad_files)
+    texts, videos = len(encoded.captions), len(encoded.ids)
+    truth: _Truth = {"video_of_text": encoded.video_of_text, "captions": encoded.captions}
+    owners = right_pairs(**truth)[0].bincount(minlength=texts)
+    shared = int((owners > 1).sum())
+    if shared:
+        logger.info(
+            "%d of %d captions are those of several videos: %s",
+            shared,
+            texts,
+            "each of these is right" if request.protocol.shared_captions else "only a caption's own is right",
+        )
+    if not request.protocol.shared_captions:
+        truth["captions"], owners = None, torch.ones(texts)
+    numbers = {
+        "chance_R1": chance_recall(videos, 1) * float(owners.double().mean()),
+        "num_test": videos,
+        "num_captions": texts,
+        "captions_of_several_videos": shared,
+        "bad_files": bad_files,
+    }
+    return encoded, thumbnails, truth, numbers
 
 
 def score_retrieval(request: ScoreRequest) -> dict[str, Any]:
     """Score every caption against every clip, both ways, in percent."""
-    embeddings, thumbnails, numbers = _encode_clips(encode_retrieval, request)
-    similarity, video_of_text = embeddings.similarity(), embeddings.video_of_text
+    embeddings, thumbnails, truth, numbers = _encode_clips(encode_retrieval, request)
+    similarity = embeddings.similarity()
     report = {
-        "retrieval": retrieval_metrics(similarity, video_of_text=video_of_text),
-        "retrieval_dual_softmax": retrieval_metrics(similarity, video_of_text=video_of_text, dual_softmax=True),
-        "shuffled_control": shuffled_control(similarity, seed=0, video_of_text=video_of_text),
+        "retrieval": retrieval_metrics(similarity, **truth),
+        "retrieval_dual_softmax": retrieval_metrics(similarity, dual_softmax=True, **truth),
+        "shuffled_control": shuffled_control(similarity, seed=0, **truth),
         **numbers,
     }
     if request.output is not None:
         both, title = (similarity, similarity), f"Retrieval on {request.data}"
-        thumbnails.save_gallery(request.output, embeddings, both, metrics=report["retrieval"], title=title)
+        thumbnails.save_gallery(request.output, embeddings, both, truth, metrics=report["retrieval"], title=title)
     return report
 
 
@@ -229,7 +256,7 @@ def score_matching(request: ScoreRequest) -> dict[str, Any]:
     opened, protocol = request.opened, request.protocol
     if protocol.views != (1, 1):
         raise UserError(f"views {protocol.views}: the matching head reads one view of a clip, expected (1, 1)")
-    encoded, thumbnails, numbers = _encode_clips(encode_set, request)
+    encoded, thumbnails, truth, numbers = _encode_clips(encode_set, request)
     text_to_video, video_to_text = match_scores(
         opened.model,
         encoded,
@@ -237,19 +264,18 @@ def score_matching(request: ScoreRequest) -> dict[str, Any]:
         add_similarity=protocol.add_similarity,
         progress=request.progress_bar,
     )
-    video_of_text = encoded.video_of_text
-    metrics = matching_metrics(text_to_video, video_to_text, video_of_text=video_of_text)
+    metrics = matching_metrics(text_to_video, video_to_text, **truth)
     report = {
         "retrieval": metrics,
-        "retrieval_contrast": retrieval_metrics(encoded.similarity, video_of_text=video_of_text),
-        "shuffled_control": shuffled_control(text_to_video, seed=0, video_of_text=video_of_text),
+        "retrieval_contrast": retrieval_metrics(encoded.similarity, **truth),
+        "shuffled_control": shuffled_control(text_to_video, seed=0, **truth),
         "top_k": protocol.top_k,
         "add_similarity": protocol.add_similarity,
         **numbers,
     }
     if request.output is not None:
         both, title = (text_to_video, video_to_text), f"Retrieval on {request.data}"
-        thumbnails.save_gallery(request.output, encoded, both, metrics=metrics, title=title)
+        thumbnails.save_gallery(request.output, encoded, both, truth, metrics=metrics, title=title)
     return report
 
 

@@ -40,13 +40,16 @@ class GalleryContent:
     """What a gallery shows of N texts and M videos.
 
     captions: one a text. thumbnails: WebP, GIF or PNG bytes, one a video. ids: the name shown for each video.
-    video_of_text: int64 [N], the column of each text's video; None: text i describes video i.
+    video_of_text: int64 [N], the column of each text's video; None: text i describes video i. right_pairs: in its
+    place where a text may belong to several videos, the texts and the videos of all pairs that belong together, int64
+    [E] each.
     """
 
     captions: Sequence[str]
     thumbnails: Sequence[bytes]
     ids: Sequence[Any]
     video_of_text: Tensor | None = None
+    right_pairs: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,11 @@ def save_retrieval_gallery(
     _check(content, text_to_video, video_to_text)
     if top_k < 1 or num_queries < 1:
         raise ValueError(f"top_k and num_queries must be positive, got {top_k} and {num_queries}")
-    video_of_text = torch.arange(num_texts) if content.video_of_text is None else content.video_of_text.cpu()
-    is_right = video_of_text[:, None] == torch.arange(num_videos)
-    to_video, to_text = (side.scores.detach().float().cpu() for side in (text_to_video, video_to_text))
+    is_right = torch.zeros(num_texts, num_videos, dtype=torch.bool)
+    own = torch.arange(num_texts) if content.video_of_text is None else content.video_of_text
+    texts, videos = content.right_pairs or (torch.arange(num_texts), own)
+    is_right[texts.cpu(), videos.cpu()] = True
+    to_video, to_text = (side.scores.detach().cpu() for side in (text_to_video, video_to_text))
     t2v = _queries(to_video, is_right, text_to_video.ranks.cpu(), top_k, num_queries)
     v2t = _queries(to_text.T, is_right.T, video_to_text.ranks.cpu(), top_k, num_queries)
     shown = {answer["index"] for query in t2v for answer in query["answers"]} | {query["index"] for query in v2t}

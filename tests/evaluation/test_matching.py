@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastvtp.evaluation.matching import (
+    EncodedSet,
     encode_set,
     match_scores,
     matching_metrics,
@@ -117,7 +118,7 @@ def test_top_k_scores_the_first_and_keeps_the_order_of_the_rest(model, top_k):
         for row, right, similar in zip(scores, truth, contrast, strict=True):
             first = similar.argsort(descending=True)
             k = min(top_k, 7)
-            torch.testing.assert_close(row[first[:k]], right[first[:k]], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(row[first[:k]], right[first[:k]], rtol=1e-4, atol=1e-5, check_dtype=False)
             if k < 7:
                 assert row[first[:k]].min() > row[first[k:]].max()
             assert torch.equal(row[first[k:]].argsort(descending=True), torch.arange(7 - k))
@@ -149,9 +150,67 @@ def test_the_similarity_may_be_added_to_the_logit_of_a_match(model, top_k):
         for row, truth, similar in zip(scores, right, contrast, strict=True):
             order = similar.argsort(descending=True)
             first, rest = order[:top_k], order[len(order) if top_k is None else top_k :]
-            torch.testing.assert_close(row[first], truth[first], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(row[first], truth[first], rtol=1e-4, atol=1e-5, check_dtype=False)
             assert torch.equal(row[rest].argsort(descending=True), torch.arange(len(rest)))
             assert not len(rest) or row[first].min() > row[rest].max()
+
+
+class Table:
+    """A matching head whose score of every pair is written down."""
+
+    def __init__(self, scores: torch.Tensor):
+        self.scores, self.seen = scores, torch.zeros_like(scores, dtype=torch.bool)
+
+    def modules(self):
+        return iter(())
+
+    def eval(self):
+        return self
+
+    def score_pairs(self, *tokens, text_index, clip_index, **options):
+        self.seen[text_index, clip_index] = True
+        return self.scores[text_index, clip_index]
+
+
+def encoded_set(similarity: torch.Tensor) -> EncodedSet:
+    texts, clips = similarity.shape
+    return EncodedSet(
+        text_tokens=torch.zeros(texts, 1),
+        cu_seqlens=torch.arange(texts + 1, dtype=torch.int32),
+        max_seqlen=1,
+        clip_tokens=torch.zeros(clips, 1, 1),
+        similarity=similarity,
+        captions=[str(i) for i in range(texts)],
+        ids=list(range(clips)),
+        video_of_text=torch.arange(texts) % clips,
+    )
+
+
+def test_pairs_as_similar_as_the_last_of_the_first_are_scored_too():
+    """Whichever of them a sort puts first depends on their places in the list, not on the model."""
+    similarity = torch.tensor([[0.9, 0.5, 0.5, 0.5, 0.1], [0.5, 0.5, 0.9, 0.1, 0.5], [0.9, 0.8, 0.7, 0.6, 0.5]])
+    similarity = torch.cat([similarity, similarity - 0.05])  # so that columns do not add pairs of their own
+    head = Table(torch.arange(30.0).view(6, 5))
+    scores, _ = match_scores(head, encoded_set(similarity), top_k=2, progress=False)
+    for row, similar, truth in zip(scores, similarity, head.scores, strict=True):
+        first = similar >= similar.sort(descending=True).values[1]
+        assert torch.equal(row[first], truth[first].double())
+        assert row[~first].max() < scores[similarity >= 0.85].min()
+    assert [int((row > -1).sum()) for row in scores[:3]] == [4, 4, 2]
+
+
+def test_pairs_behind_the_scored_ones_keep_what_tells_them_apart():
+    similarity = torch.rand(400, 300, generator=torch.Generator().manual_seed(0)) / 100
+    head = Table(-1000 - torch.rand(400, 300, generator=torch.Generator().manual_seed(1)))
+    for scores, contrast in zip(
+        match_scores(head, encoded_set(similarity), top_k=3, progress=False),
+        (similarity, similarity.T),
+        strict=True,
+    ):
+        scores = scores if scores.shape == contrast.shape else scores.T
+        for row, similar in zip(scores, contrast, strict=True):
+            behind = similar < similar.sort(descending=True).values[2]
+            assert len(row[behind].unique()) == len(similar[behind].unique())
 
 
 def test_ranks_take_each_direction_from_its_own_scores():

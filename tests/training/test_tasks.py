@@ -232,7 +232,8 @@ def test_retrieval_is_scored_with_every_caption(captioned_videos, tmp_path):
     train_data = captions(captioned_videos, "train")
     config = configure("retrieval_finetune_tiny", train_data, tmp_path / "run", "steps=1", f"data.test={data}")
     report = runs.pretrain(config, progress_bar=False)
-    assert (report["num_test"], report["num_captions"], report["chance_R1"]) == (8, 15, 100 / 8)
+    assert (report["num_test"], report["num_captions"]) == (8, 15)
+    assert report["chance_R1"] == pytest.approx(100 * (13 + 2 * 2) / (15 * 8))  # two captions are the same
     assert "one more" in (tmp_path / "run/gallery.html").read_text()
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fastvtp.evaluation.matching import matching_ranks
-from fastvtp.evaluation.retrieval import retrieval_metrics
+from fastvtp.evaluation.retrieval import retrieval_metrics, retrieval_ranks, right_pairs
 from fastvtp.visualization import gallery
 from fastvtp.visualization.gallery import GalleryContent, RankedScores, animated_thumbnail, save_retrieval_gallery
 
@@ -104,6 +104,21 @@ def test_several_captions_of_a_video_are_all_right_and_a_distractor_asks_nothing
     assert "2 of 2 queries" in text
     of_clip_0 = next(article for article in page.articles[3:] if article["clips"] == ["clip-0"])
     assert [classes for classes, _ in of_clip_0["answers"]] == [["right"], ["right"], []]
+
+
+def test_a_caption_that_two_videos_have_is_right_with_both(tmp_path):
+    similarity = torch.tensor([[0.2, 0.1, 0.9], [0.1, 0.7, 0.3], [0.8, 0.1, 0.0]])
+    said = ["A man sings.", "A dog.", " A man  sings."]
+    pairs = right_pairs(torch.tensor([0, 1, 2]), said)
+    shown = GalleryContent(said, [png(video) for video in range(3)], ["a", "b", "c"], right_pairs=pairs)
+    sides = zip((similarity, similarity), retrieval_ranks(similarity, captions=said), strict=True)
+    save_retrieval_gallery(tmp_path / "g.html", shown, *(RankedScores(*side) for side in sides), metrics={})
+    page = Page((tmp_path / "g.html").read_text("utf-8"))
+    assert [article["classes"] for article in page.articles] == ["first"] * 6
+    of_texts = {article["text"].split("sings")[0]: article["answers"] for article in page.articles[:3]}
+    assert [classes for classes, _ in next(iter(of_texts.values()))] == [["right"], ["right"], []]
+    of_clip_a = next(article for article in page.articles[3:] if article["clips"] == ["a"])
+    assert [classes for classes, _ in of_clip_a["answers"]] == [["right"], ["right"], []]
 
 
 def test_each_direction_shows_its_own_scores(tmp_path):
