@@ -241,9 +241,8 @@ def shuffled_control(
     if video_of_text is None:
         video_of_text = torch.arange(similarity.shape[0])
     permutation = torch.randperm(len(video_of_text), generator=torch.Generator().manual_seed(seed))
-    if captions is not None:
-        captions = [captions[place] for place in permutation.tolist()]
-    return retrieval_metrics(similarity, video_of_text=video_of_text.cpu()[permutation], captions=captions)
+    said = None if captions is None else [captions[int(place)] for place in permutation]
+    return retrieval_metrics(similarity, video_of_text=video_of_text.cpu()[permutation], captions=said)
 
 
 def chance_recall(num_candidates: int, k: int) -> float:
