@@ -164,7 +164,7 @@ class OptimizerConfig:
     learning_rate: float = 1.5e-4
     """Peak, for the batch size as it is (no hidden scaling)."""
     layer_decay: float = 1.0
-    """Factor on the rate from each encoder block to the one below it; 1: one rate for all."""
+    """Factor on the rate from each encoder block to the one below it, see `layer_scales`; 1: one rate for all."""
     final_learning_rate: float = 1e-6
     warmup_steps: int = 100
     warmup_share: float | None = None

@@ -1,43 +1,53 @@
 """AdamW or Adafactor with the usual parameter groups, rates that fall with depth, and the schedules."""
 
 import math
-import re
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from fastvtp.errors import ConfigError
+from fastvtp.modules.stacks import Stack
 from fastvtp.training.config import OptimizerConfig
 
-_BLOCK = re.compile(r"((?:video_|text_|fusion_)?encoder)\.(?:blocks|layers)\.(\d+)\.")
-_EMBEDDING = re.compile(r"(?:video|text)_embeddings\.|video_encoder\.(?:weight|bias|cls_token|\w+_positions?)$")
+
+@runtime_checkable
+class Stacked(Protocol):
+    """A model that tells how deep its parameters stand."""
+
+    def stacks(self) -> Sequence[Stack]:
+        """Return its towers, each from the embeddings up."""
+        ...
 
 
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
-    """Return the factor on the learning rate of each parameter by name: decay^(depth + 1 - layer).
+    """Return the factor on the learning rate of each parameter by name.
 
-    Layer 0 holds the embeddings, layer i + 1 block i of the encoder (of each, where there are two; ALPRO's fusing
-    layers go on where those of text end), layer depth + 1 all else: final norms, decoder, heads. Layers go by the names
-    that parameters of the whole model have. The released SimVTP looks for "blocks." at the start of names that start
-    with "video_encoder." and "text_encoder.", so that its layer_decay of 0.75 gives every parameter the top rate; here
-    a decay that finds no block is an error.
+    1 for all that stands above the blocks of the model's `stacks`: final norms, poolers, decoders, heads. In each stack
+    decay for the last block, and one more factor of decay for each block below it, down to decay^(blocks + 1) for the
+    embeddings; stacks of another depth each count from their own top. What several stacks name has the least of their
+    factors.
 
-    Raises ConfigError where `decay` is not 1 and the model has no encoder blocks.
+    The released SimVTP looks for "blocks." at the start of names that start with "video_encoder." and "text_encoder.",
+    so that its layer_decay of 0.75 gives every parameter the top rate; here a decay that finds no block is an error.
+
+    Raises ConfigError where `decay` is not 1 and the model tells of no blocks, and ValueError where its stacks name
+    what it does not have.
     """
     names = [name for name, _ in model.named_parameters()]
-    found = {name: (match[1], int(match[2])) for name in names if (match := _BLOCK.match(name))}
-    read_alone = 1 + max((block for tower, block in found.values() if tower == "text_encoder"), default=-1)
-    blocks = {name: block + read_alone * (tower == "fusion_encoder") for name, (tower, block) in found.items()}
-    if decay != 1 and not blocks:
+    scales = dict.fromkeys(names, 1.0)
+    stacks = model.stacks() if isinstance(model, Stacked) else []
+    if decay != 1 and not any(stack.layers for stack in stacks):
         raise ConfigError(f"layer_decay {decay}: {type(model).__name__} has no encoder blocks whose rates could differ")
-    depth = max(blocks.values(), default=-1) + 1
-
-    def layer(name: str) -> int:
-        if name in blocks:
-            return blocks[name] + 1
-        return 0 if _EMBEDDING.match(name) else depth + 1
-
-    return {name: decay ** (depth + 1 - layer(name)) for name in names}
+    for stack in stacks:
+        for below, paths in enumerate((*reversed(stack.layers), stack.embeddings), start=1):
+            for path in paths:
+                inside = [name for name in names if name == path or name.startswith(f"{path}.")]
+                if not inside:
+                    raise ValueError(f"the stacks of {type(model).__name__} name {path}, which has no parameters")
+                scales |= {name: min(scales[name], decay**below) for name in inside}
+    return scales
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

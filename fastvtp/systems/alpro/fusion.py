@@ -22,6 +22,7 @@ from fastvtp.modules.packing import (
     span_rows,
 )
 from fastvtp.modules.rows import QueryRows, Rows, take_rows
+from fastvtp.modules.stacks import Stack
 from fastvtp.systems.alpro.towers import AlproConfig, AlproTowers
 from fastvtp_kernels import hard_negatives
 
@@ -150,6 +151,10 @@ class AlproFusion(AlproTowers):
         super().init_weights()
         self.fusion_encoder.init_weights()
         self.match_head.apply(init_linear_normal)
+
+    def text_stack(self) -> Stack:
+        """Tell how deep the parameters that read texts stand: the fusing layers go on where those of text end."""
+        return super().text_stack().under("fusion_encoder.layers", len(self.fusion_encoder.layers))
 
     def fuse(
         self,

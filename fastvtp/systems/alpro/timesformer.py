@@ -23,6 +23,7 @@ from fastvtp.modules.layers import Mlp, init_linear_normal, rising_drop_path
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
 from fastvtp.modules.rows import QueryRows, Rows
+from fastvtp.modules.stacks import Stack
 from fastvtp_kernels import axial_attention_packed, tubelet_embed
 
 
@@ -152,6 +153,11 @@ class TimeSformer(nn.Module):
         for module in self.modules():
             if isinstance(module, DividedBlock):
                 nn.init.zeros_(module.temporal_fc.weight)
+
+    def stack(self) -> Stack:
+        """Tell how deep the parameters stand."""
+        own = ("weight", "bias", "cls_token", "cls_position", "patch_positions", "time_positions")
+        return Stack(own).under("blocks", len(self.blocks))
 
     def embed(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
         """Embed patches and put the class token before them: uint8 [B, T, H, W, 3] -> [B, 1 + T*S, D].

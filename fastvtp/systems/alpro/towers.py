@@ -26,6 +26,7 @@ from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.losses import video_text_contrast
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.rows import QueryRows, Rows, take_rows
+from fastvtp.modules.stacks import Stack
 from fastvtp.systems.alpro.entities import IGNORE_RULES
 from fastvtp.systems.alpro.timesformer import TimeSformer, TimeSformerConfig
 
@@ -129,6 +130,14 @@ class AlproTowers(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.temperature.device
+
+    def text_stack(self) -> Stack:
+        """Tell how deep the parameters that read texts stand."""
+        return Stack(("text_embeddings",)).under("text_encoder.layers", len(self.text_encoder.layers))
+
+    def stacks(self) -> list[Stack]:
+        """Tell how deep the parameters stand, of clips and of texts, see `Stack`."""
+        return [self.video_encoder.stack().inside("video_encoder"), self.text_stack()]
 
     def logit_scale(self) -> Tensor:
         """Return the inverse temperature []. The parameter itself is first brought back within its bounds, as released:

@@ -33,6 +33,7 @@ from fastvtp.modules.losses import (
 from fastvtp.modules.packing import check_texts, offsets
 from fastvtp.modules.pixels import IMAGENET_MEAN, IMAGENET_STD
 from fastvtp.modules.rows import Rows, segment_mean, take_rows
+from fastvtp.modules.stacks import Stack
 from fastvtp.systems.simvtp.config import SimVTPConfig
 from fastvtp.systems.simvtp.plan import CaptionTokens, SimVTPPlan, StepMasks, lay_out
 from fastvtp.systems.videomae.model import VideoEmbeddings
@@ -92,6 +93,10 @@ class SimVTP(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.video_embeddings.weight.device
+
+    def stacks(self) -> list[Stack]:
+        """Tell how deep the parameters stand, see `Stack`."""
+        return [Stack(("video_embeddings", "text_embeddings")).under("encoder.blocks", len(self.encoder.blocks))]
 
     def plan(
         self, input_ids: Tensor, text_lengths: Sequence[int], sample_ids: Tensor, *, seed: int, step: int

@@ -28,6 +28,7 @@ from fastvtp.modules.packing import (
     span_rows,
 )
 from fastvtp.modules.rows import QueryRows, Rows, segment_mean, take_rows
+from fastvtp.modules.stacks import Stack
 from fastvtp.systems.videomae.model import VideoEmbeddings, VideoEncoderConfig
 
 
@@ -132,6 +133,10 @@ class VideoQA(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.video_embeddings.weight.device
+
+    def stacks(self) -> list[Stack]:
+        """Tell how deep the parameters stand, see `Stack`."""
+        return [Stack(("video_embeddings", "text_embeddings")).under("encoder.blocks", len(self.encoder.blocks))]
 
     def plan(
         self,

@@ -11,6 +11,7 @@ from fastvtp.modules.contrast import Contrast, ContrastConfig
 from fastvtp.modules.layers import Transformer, init_linear_xavier
 from fastvtp.modules.packing import join_packings
 from fastvtp.modules.rows import segment_mean
+from fastvtp.modules.stacks import Stack
 from fastvtp.systems.videomae.model import VideoEmbeddings, VideoEncoderConfig
 
 
@@ -70,6 +71,13 @@ class DualEncoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.video_embeddings.weight.device
+
+    def stacks(self) -> list[Stack]:
+        """Tell how deep the parameters stand, of clips and of texts, see `Stack`."""
+        depth = len(self.video_encoder.blocks)
+        if self.text_encoder is None:
+            return [Stack(("video_embeddings", "text_embeddings")).under("video_encoder.blocks", depth)]
+        return [Stack((f"{part}_embeddings",)).under(f"{part}_encoder.blocks", depth) for part in ("video", "text")]
 
     def forward(
         self,

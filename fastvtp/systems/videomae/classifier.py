@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastvtp.modules.checks import check_positive, check_share
 from fastvtp.modules.layers import init_linear_xavier
 from fastvtp.modules.rows import segment_mean
+from fastvtp.modules.stacks import Stack
 from fastvtp.systems.videomae.model import VideoEmbeddings, VideoEncoderConfig
 
 
@@ -55,6 +56,10 @@ class VideoClassifier(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.video_embeddings.weight.device
+
+    def stacks(self) -> list[Stack]:
+        """Tell how deep the parameters stand, see `Stack`."""
+        return [Stack(("video_embeddings",)).under("encoder.blocks", len(self.encoder.blocks))]
 
     def features(self, video: Tensor) -> Tensor:
         """Return the normalised mean token of each clip, which the head reads: uint8 [B, T, H, W, 3] -> float32 [B,

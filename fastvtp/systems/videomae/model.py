@@ -25,6 +25,7 @@ from fastvtp.modules.layers import (
 from fastvtp.modules.packing import Packing, on_device
 from fastvtp.modules.pixels import IMAGENET_MEAN, IMAGENET_STD
 from fastvtp.modules.positions import sincos_positions
+from fastvtp.modules.stacks import Stack
 from fastvtp.systems.videomae.decoder import DECODERS, DecoderSizes, VideoDecoder
 from fastvtp_kernels import TubeMask, masked_pixel_loss, running_cell_mask, tube_mask, tubelet_embed
 
@@ -264,6 +265,10 @@ class VideoMAE(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.video_embeddings.weight.device
+
+    def stacks(self) -> list[Stack]:
+        """Tell how deep the parameters stand, see `Stack`."""
+        return [Stack(("video_embeddings",)).under("encoder.blocks", len(self.encoder.blocks))]
 
     def plan(self, sample_ids: Tensor, *, seed: int, step: int) -> VideoMAEPlan:
         """Draw the masks of a step from (seed, step, sample id). sample_ids: int64 [B], on the CPU."""

@@ -28,6 +28,7 @@ from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.packing import Packing, on_device
 from fastvtp.modules.pooler import AttentionPooler
 from fastvtp.modules.positions import sincos_positions
+from fastvtp.modules.stacks import Stack
 from fastvtp.systems.videoprism.encoder import (
     VideoPrismConfig,
     VideoPrismEncoder,
@@ -265,6 +266,10 @@ class PrismStudent(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.encoder.device
+
+    def stacks(self) -> list[Stack]:
+        """Tell how deep the parameters of the encoder stand, see `Stack`; the decoders stand above."""
+        return [self.encoder.stack().inside("encoder")]
 
     def train(self, mode: bool = True) -> "PrismStudent":
         """Set the mode as of any module, except that the teacher stays in evaluation mode."""

@@ -31,6 +31,7 @@ from fastvtp.modules.packing import (
 from fastvtp.modules.pooler import AttentionPooler
 from fastvtp.modules.positions import resize_positions
 from fastvtp.modules.rows import take_rows
+from fastvtp.modules.stacks import Stack
 from fastvtp.systems.videoprism.layers import (
     Padding,
     PrismTransformer,
@@ -178,6 +179,18 @@ class VideoPrismEncoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.weight.device
+
+    def stack(self, *, blocks_above: bool = False) -> Stack:
+        """Tell how deep the parameters stand: the blocks within frames, then those along time. The tables of positions
+        count as embeddings, both of them. blocks_above: whether the last LayerNorm has further blocks above it."""
+        stack = Stack(("weight", "bias", "spatial_positions", "temporal_positions"))
+        stack = stack.under("spatial.blocks", len(self.spatial.blocks)).closed_by("spatial.norm")
+        stack = stack.under("temporal.blocks", len(self.temporal.blocks))
+        return stack.closed_by("temporal.norm") if blocks_above else stack
+
+    def stacks(self) -> list[Stack]:
+        """Tell how deep the parameters stand, see `Stack`."""
+        return [self.stack()]
 
     def plan(self, index: Tensor, grid: tuple[int, int, int] | None = None) -> VisibleTokens:
         """Pack the listed tokens, int32 [B, K] on the host, of clips with this grid (None: the config's); the result is
@@ -350,6 +363,10 @@ class PrismClassifier(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.encoder.device
+
+    def stacks(self) -> list[Stack]:
+        """Tell how deep the parameters stand, see `Stack`."""
+        return [self.encoder.stack().inside("encoder")]
 
     def forward(self, video: Tensor, frame_paddings: Tensor | None = None) -> Tensor:
         """Judge every class of each clip: uint8 [B, T, H, W, 3] -> logits [B, num_classes]. frame_paddings: see

@@ -19,6 +19,7 @@ from fastvtp.modules.packing import Packing
 from fastvtp.modules.pooler import AttentionPooler
 from fastvtp.modules.positions import sinusoid_positions
 from fastvtp.modules.rows import take_rows
+from fastvtp.modules.stacks import Stack
 from fastvtp.systems.videoprism.encoder import (
     VideoPrismConfig,
     VideoPrismEncoder,
@@ -163,6 +164,16 @@ class VideoTextPrism(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.video_encoder.device
+
+    def stacks(self) -> list[Stack]:
+        """Tell how deep the parameters stand, of clips and of texts, see `Stack`."""
+        joint, text = self.auxiliary.blocks, self.text_encoder.transformer.blocks
+        clips = self.video_encoder.stack(blocks_above=len(joint) > 0).inside("video_encoder")
+        words = Stack(("text_encoder.token_embeddings", "text_encoder.cls_token"))
+        return [
+            clips.under("auxiliary.blocks", len(joint)),
+            words.under("text_encoder.transformer.blocks", len(text)),
+        ]
 
     def train(self, mode: bool = True) -> "VideoTextPrism":
         """Set the mode as of any module, except that a frozen video tower stays in evaluation mode."""
