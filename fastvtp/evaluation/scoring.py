@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from fastvtp.architecture import architecture_of, find, of_all_runs
+from fastvtp.architecture import PRESETS, Architecture, architecture_of, find, of_all_runs
 from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.classes import load_classes
 from fastvtp.data.loader import Decoding, VideoTextBatch, VideoTextLoader
@@ -102,7 +102,7 @@ def evaluate(
     """
     architecture = architecture_of(opened.model)
     if architecture.scored_by is None:
-        raise UserError(f"{architecture.name} has no scores: fine-tune it (fastvtp finetune RECIPE init=FOLDER)")
+        raise UserError(f"{architecture.name} has no scores of its own: {_ways_to_scores(architecture)}")
     if protocol.add_similarity and architecture.scored_by != "matching":
         raise UserError(f"add_similarity is for models with a matching head, not for {architecture.name}")
     score = find_scorer(architecture.scored_by)
@@ -111,6 +111,27 @@ def evaluate(
     request = ScoreRequest(opened, data, protocol, output, train_data, progress_bar)
     with torch.autocast(opened.model.device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16"):
         return score(request)
+
+
+def _ways_to_scores(architecture: Architecture) -> str:
+    """Say by which commands a model without scores comes to some: by probes of what it gives, and by recipes that start
+    from one like it and train one with scores."""
+    recipes = of_all_runs("recipe", lambda runs: {recipe.__name__: recipe for recipe in runs.recipes})
+    fitting = []
+    for name, recipe in recipes.items():
+        trained = architecture_of(recipe(PRESETS[0]).model)
+        if trained.scored_by is not None and architecture.name in trained.sources:
+            fitting.append(name)
+    ways = []
+    if architecture.has_embeddings:
+        ways.append("`fastvtp zeroshot MODEL DATA` classifies by prompts")
+    if architecture.tower is not None:
+        ways.append("`fastvtp probe MODEL --train DATA --test DATA` scores a probe on its frozen features")
+    if fitting:
+        ways.append(f"`fastvtp finetune RECIPE init=MODEL` trains it on, RECIPE one of {', '.join(sorted(fitting))}")
+    if not architecture.reads_text:
+        ways.append("it reads no texts, so that `fastvtp zeroshot` cannot take it")
+    return "; ".join(ways)
 
 
 def find_scorer(name: str) -> Scorer:

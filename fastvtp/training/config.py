@@ -117,7 +117,8 @@ class DataConfig:
     folders record the framing, and are evaluated so. Classes that are bare numbers name no direction by which a clip
     were not to be mirrored: see `class_names`."""
     class_names: str | None = None
-    """finetune_classification: a file that names the classes, see `load_classes`; None: the labels are the names."""
+    """finetune_..._classification: a file that names the classes, see `load_classes`; None: the labels are the
+    names."""
     features: str | None = None
     """finetune_captioning: a folder of the videos' frozen features, in place of decoding them, whose framing must be
     that given here; None: none."""

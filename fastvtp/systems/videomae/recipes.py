@@ -11,7 +11,7 @@ from fastvtp.architecture import model_config
 from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.systems.videomae.classifier import VideoClassifierConfig
 from fastvtp.systems.videomae.schedules import FINETUNING, PRETRAINING, Schedule
-from fastvtp.systems.videomae.tasks import ClassificationOptions
+from fastvtp.training.class_task import ClassificationOptions
 from fastvtp.training.config import TRAINING_READING, DataConfig, OptimizerConfig, TrainConfig
 
 # Sides of the release's windows are 1, .875, .75 or .66 of the shorter side of the frame, next to each other in this

@@ -21,6 +21,7 @@ from fastvtp.modules.checks import (
     check_choice,
     check_heads,
     check_positive,
+    check_share,
 )
 from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.packing import (
@@ -332,10 +333,13 @@ class PrismClassifierConfig(VideoPrismConfig):
     num_classes: int = 400
     pooler_hidden: int = 0
     """Width of the pooler's hidden layer; 0: that of the tokens, as released. transformers has that of the MLPs."""
+    head_dropout: float = 0.0
+    """Share of the pooled vector that training drops before the linear layer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "num_classes")
+        check_share(self, "head_dropout")
         if self.pooler_hidden < 0 or self.pooler_hidden % self.num_heads:
             raise ValueError(
                 f"pooler_hidden must be a multiple of num_heads {self.num_heads}, got {self.pooler_hidden}"
@@ -351,6 +355,7 @@ class PrismClassifier(nn.Module):
         self.config = config
         self.encoder = VideoPrismEncoder(config)
         self.pooler = AttentionPooler(config.width, config.num_heads, config.pooler_hidden or config.width)
+        self.dropout = nn.Dropout(config.head_dropout)
         self.head = nn.Linear(config.width, config.num_classes)
 
     def init_weights(self) -> None:
@@ -371,4 +376,7 @@ class PrismClassifier(nn.Module):
     def forward(self, video: Tensor, frame_paddings: Tensor | None = None) -> Tensor:
         """Judge every class of each clip: uint8 [B, T, H, W, 3] -> logits [B, num_classes]. frame_paddings: see
         `VideoPrismEncoder.forward`."""
-        return self.head(self.pooler(self.encoder(video, frame_paddings))[:, 0])
+        pooled = self.dropout(self.pooler(self.encoder(video, frame_paddings))[:, 0])
+        # in full precision: the loss of a bfloat16 logit is off by more than a step changes it
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.head(pooled.to(self.head.weight.dtype))

@@ -92,6 +92,7 @@ SYSTEM = System(
             config=PrismClassifierConfig,
             model=PrismClassifier,
             reads_text=False,
+            scored_by="classes",
             labels=lambda config: {"classes": config.num_classes},
             sources=CLASSIFIER_SOURCES,
             tower=encoder_tower,

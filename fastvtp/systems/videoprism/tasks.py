@@ -1,4 +1,4 @@
-"""VideoPrism's two stages of pretraining."""
+"""VideoPrism's two stages of pretraining, and fine-tuning end to end: for retrieval, and for classification."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,9 @@ from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import weights_of
 from fastvtp.systems.videoprism.distillation import PrismStudent, PrismStudentConfig
+from fastvtp.systems.videoprism.encoder import PrismClassifierConfig
 from fastvtp.systems.videoprism.video_text import VideoTextPrismConfig
+from fastvtp.training.class_task import ClassTask
 from fastvtp.training.config import TrainConfig, a_path
 from fastvtp.training.task import (
     CaptionedTask,
@@ -29,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastOptions:
-    """What is set for the first stage alone."""
+    """What is set for the contrast of clips and texts alone."""
 
     video_init: str | None = field(default=None, metadata=a_path("a checkpoint file or folder"))
     """Weights whose video encoder replaces that of `init`, such as those of a second stage, or an image tower for the
@@ -102,4 +104,20 @@ def load_teacher(
     return load_checkpoint(model.teacher, source, origin=origin)
 
 
-TASKS = (PretrainPrismContrast, PretrainPrismDistillation)
+class FinetunePrismRetrieval(PretrainPrismContrast):
+    """The contrast of clips with their captions on the data that retrieval is for; `model.token_drop` is 0 in its
+    recipes, so that clips are whole."""
+
+    name = "finetune_videoprism_retrieval"
+    data_settings = ()
+
+
+class FinetunePrismClassification(ClassTask):
+    """One class for each video: the encoder, attention pooling and a linear layer, all trained."""
+
+    name = "finetune_videoprism_classification"
+    model_config = PrismClassifierConfig
+    fresh = ("head",)
+
+
+TASKS = (PretrainPrismContrast, PretrainPrismDistillation, FinetunePrismRetrieval, FinetunePrismClassification)

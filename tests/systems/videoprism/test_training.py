@@ -230,7 +230,7 @@ def test_a_student_gives_its_encoder_to_other_models(captions, stage1, stage2, t
     [
         ("videoprism_stage2_tiny", [], "needs teacher=PATH"),
         ("videoprism_stage1_tiny", ["teacher=x"], "teacher is for pretrain_videoprism_distillation"),
-        ("videoprism_stage2_tiny", ["video_init=x"], "video_init is for pretrain_videoprism_contrastive"),
+        ("videoprism_stage2_tiny", ["video_init=x"], "video_init is for .*pretrain_videoprism_contrastive"),
         ("videoprism_stage2_tiny", ["data.images=x.jsonl"], "data.images is for .*pretrain_videoprism_contrastive"),
         ("videoprism_stage1_tiny", ["data.shares=1,2"], r"data.shares must be 1 positive numbers .*, got \(1.0, 2.0\)"),
         ("videoprism_stage1_tiny", ["optimizer.algorithm=adam"], "algorithm must be 'adamw' or 'adafactor'"),
