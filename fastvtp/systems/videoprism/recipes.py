@@ -10,8 +10,8 @@ The paper starts stage 1 from CoCa, which is not public: give `init=` an image t
 frames. A step is of 4096 clips as in the paper, 64 at a time: a clip is told apart from 63 others, not from 4095. Which
 share of the batches each data set gave and how clips are cropped the paper does not say.
 
-Fine-tuning was never released. The paper reports scores of classifiers that are trained end to end (table 16) without
-their settings; those here are VideoGLUE's for VideoMAE (arXiv:2307.03166, tensorflow/models,
+Fine-tuning was never released. The paper reports scores of classifiers that are trained end to end
+without their settings; those here are VideoGLUE's for VideoMAE (arXiv:2307.03166, tensorflow/models,
 official/projects/videoglue/configs/yaml/vmae/ft/vc_*.yaml). Of retrieval it reports zero-shot scores alone.
 """
 
