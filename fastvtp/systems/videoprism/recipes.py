@@ -126,9 +126,12 @@ def videoprism_classification(preset: str = "fastvtp") -> TrainConfig:
     `optimizer.layer_decay=0.75`, which is VideoMAE's.
     """
     return _classification(
-        steps=138_101, warmup_steps=4600, output_dir="runs/videoprism_classification", test_views=(4, 3),
+        steps=138_101,
+        warmup_steps=4600,
+        output_dir="runs/videoprism_classification",
+        test_views=(4, 3),
         test_sampling="strided",
-    )  # fmt: skip
+    )
 
 
 def videoprism_classification_ssv2(preset: str = "fastvtp") -> TrainConfig:
@@ -136,9 +139,15 @@ def videoprism_classification_ssv2(preset: str = "fastvtp") -> TrainConfig:
     `videoprism_classification` else. Never mirrored: of the 174 classes some differ by direction alone. 1 x 3 views.
     VideoGLUE also decays the loss's weights, by 5e-5."""
     return _classification(
-        steps=32_990, warmup_steps=6598, output_dir="runs/videoprism_classification_ssv2", test_views=(1, 3),
-        test_sampling="uniform", num_classes=174, sampling="uniform", flip=False,
-    )  # fmt: skip
+        steps=32_990,
+        warmup_steps=6598,
+        output_dir="runs/videoprism_classification_ssv2",
+        test_views=(1, 3),
+        test_sampling="uniform",
+        num_classes=174,
+        sampling="uniform",
+        flip=False,
+    )
 
 
 def _classification(
@@ -162,7 +171,7 @@ def _classification(
             reading=replace(
                 TRAINING_READING,
                 crop_scale=(0.08, 1.0),
-                augmentation=ClipAugmentation(rand_augment=(2, 27)),
+                augmentation=ClipAugmentation(rand_augment="rand-m9-n2-mstd0.5-inc1"),
                 **reading,
             ),
             num_workers=12,
