@@ -6,8 +6,8 @@ start from, which tasks are there. They know no system by name, so that one from
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ class Architecture:
             "entities" -> number of entries. An "answers" of 1 chooses among the options of a question.
         sources: what the model takes from a checkpoint, by the architecture of the checkpoint; the values are
             `fastvtp.checkpoints.kinds.Transfer`.
+        recommended: settings that the preset "fastvtp" has of each model of this kind, and models of checkpoints that
+            say nothing about them.
         chosen_anew: settings that a model started from a checkpoint of another architecture does not take over.
         tower: the video tower that frozen-backbone evaluation reads, a `fastvtp.frozen.towers.VideoTower`, from a
             model; None: its clips do not become tokens of their own.
@@ -54,6 +56,7 @@ class Architecture:
     has_embeddings: bool = False
     labels: Callable[[Any], Mapping[str, int]] = _no_labels
     sources: Mapping[str, Any] = field(default_factory=dict)
+    recommended: Mapping[str, Any] = field(default_factory=dict)
     chosen_anew: Sequence[str] = ()
     tower: Callable[[Any], Any] | None = None
 
@@ -65,7 +68,7 @@ class NamedModel:
     Attributes:
         architecture: its kind, by name.
         settings: fields of the configuration that differ from its defaults.
-        recommended: further ones, of the preset "fastvtp" alone.
+        recommended: further ones, of the preset "fastvtp" alone, beside the architecture's.
     """
 
     architecture: str
@@ -216,6 +219,18 @@ def architecture_of(thing: Any) -> Architecture:
     raise UserError(f"{type(thing).__name__} is no model of a registered system ({', '.join(systems())})")
 
 
+def check_options(name: str, config_class: Any, options: Iterable[str]) -> set[str]:
+    """Return the fields of a configuration that are not among `options`.
+
+    Raises UserError for an option of `name` that is no field, with the nearest that is.
+    """
+    known = {entry.name for entry in fields(config_class)}
+    for option in options:
+        if option not in known:
+            raise unknown_name(f"{name} option", option, known)
+    return known - set(options)
+
+
 def model_config(name: str, *, preset: str = "fastvtp", **overrides: Any) -> Any:
     """Return the configuration behind a model's name: what the preset recommends, then its size, then `overrides`.
 
@@ -224,11 +239,10 @@ def model_config(name: str, *, preset: str = "fastvtp", **overrides: Any) -> Any
     model = find("model", name, named_models())
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    config_class: Any = find_architecture(model.architecture).config
-    for key in overrides:
-        if key not in config_class.__dataclass_fields__:
-            raise unknown_name(f"{name} option", key, config_class.__dataclass_fields__)
-    recommended = model.recommended if preset == "fastvtp" else {}
+    architecture = find_architecture(model.architecture)
+    config_class: Any = architecture.config
+    check_options(name, config_class, overrides)
+    recommended = {**architecture.recommended, **model.recommended} if preset == "fastvtp" else {}
     return config_class(**{**recommended, **model.settings, **overrides})
 
 

@@ -1,6 +1,8 @@
-"""Reading lists that people write, and writing files that a kill must not leave half-written."""
+"""Reading lists that people write, and writing files and folders that a kill must not leave half-written."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from fastvtp.errors import UserError
@@ -39,3 +41,33 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
     os.replace(temporary, path)
+
+
+def publish_folder(final: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder and give it its name only when it is complete and on the disk."""
+    partial = final.with_name(f"partial_{final.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    for path in (*partial.iterdir(), partial):
+        _sync(path)
+    remove_folder(final)
+    partial.rename(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder under another name, so that a kill half-way leaves nothing that looks whole."""
+    if folder.exists():
+        doomed = folder.with_name(f"partial_old_{folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)

@@ -14,7 +14,7 @@ what outputs mean, and how clips were read:
 """
 
 import json
-import os
+import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastvtp.architecture import architecture_of, build_model, find_architecture
+from fastvtp.architecture import architecture_of, build_model, check_options, find_architecture
 from fastvtp.data.classes import read_class_names, write_class_names
 from fastvtp.data.entities import read_entities, write_entities
 from fastvtp.data.questions import AnswerVocabulary, read_answers
@@ -34,8 +34,12 @@ from fastvtp.data.sampling import FRAMINGS
 from fastvtp.data.text import Tokenizer
 from fastvtp.data.tokenizers import TOKENIZER_NAMES, load_tokenizer
 from fastvtp.errors import CheckpointError, UserError
+from fastvtp.modules.fitting import resize_tables
+from fastvtp.modules.positions import describe_positions, keep_trained_sizes
 from fastvtp.settings import from_json
 from fastvtp.version import __version__
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 RUN_CONFIG_NAME, STATE_NAME, TOKENIZER_NAME = "train_config.json", "training_state.pt", "tokenizer.json"
@@ -75,6 +79,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     for key in ("architecture", "config"):
         if key not in description:
             raise CheckpointError(f"{path} has no key {key!r}")
+    if not isinstance(description["config"], dict):
+        raise CheckpointError(f"{path}: config must be an object of settings, got {description['config']!r}")
     return description
 
 
@@ -123,12 +129,25 @@ def saved_model_config(folder: Path, config_class: type) -> Any:
     return build_config(config_class, read_description(folder)["config"], folder)
 
 
-def load_pretrained(source: str | Path, *, device: torch.device | str = "cpu") -> Any:
-    """Load a model in evaluation mode from what `find_folder` finds. Raises CheckpointError with one line where the
-    folder does not hold a fastvtp model or its weights do not fit."""
+def load_pretrained(
+    source: str | Path, *, device: torch.device | str = "cpu", position_resize: str = "bicubic", **overrides: Any
+) -> Any:
+    """Load a model in evaluation mode from what `find_folder` finds.
+
+    overrides: fields of the config in place of the folder's, such as `num_frames=32`; tables of positions are brought
+    to such sizes as `positions` and, of learned ones, `position_resize` say (see `load_checkpoint`), each with a
+    warning. Raises CheckpointError with one line where the folder does not hold a fastvtp model or its weights do not
+    fit, UserError for an unknown override.
+    """
     folder = find_folder(source)
-    model = build_model(described_config(folder), device)  # initialised, since checkpoints leave position tables out
-    load_weights(model, read_weights(folder), folder)
+    config = described_config(folder, **overrides)
+    model = build_model(config, device)  # initialised, since checkpoints leave position tables out
+    weights, change = read_weights(folder), describe_positions(config)
+    if overrides:
+        weights = resize_tables(weights, model.state_dict(), position_resize, folder)
+    load_weights(model, weights, folder)
+    if change is not None:
+        logger.warning("%s: %s", folder, change)
     return model.eval()
 
 
@@ -152,50 +171,23 @@ def find_folder(source: str | Path) -> Path:
         raise CheckpointError(f"{source} is neither a local folder nor a reachable repository: {reason}") from None
 
 
-def described_config(folder: Path) -> Any:
-    """Return the configuration of the model in a folder. Raises CheckpointError with one line, and UserError for an
-    unknown architecture."""
+def described_config(folder: Path, **overrides: Any) -> Any:
+    """Return the configuration of the model in a folder, with these fields in place of the folder's. Raises
+    CheckpointError with one line, and UserError for an unknown architecture or field."""
     description = read_description(folder)
-    return build_config(find_architecture(description["architecture"]).config, description["config"], folder)
+    architecture, stated = find_architecture(description["architecture"]), description["config"]
+    free = check_options(architecture.name, architecture.config, overrides)
+    values = keep_trained_sizes(stated, {**architecture.recommended, **stated, **overrides}, free)
+    return build_config(architecture.config, values, folder)
 
 
 # --- Runs and their checkpoints
-
-
-def publish_folder(final: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder and give it its name only when it is complete and on the disk."""
-    partial = final.with_name(f"partial_{final.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    for path in (*partial.iterdir(), partial):
-        _sync(path)
-    _remove(final)
-    partial.rename(final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def clear_partial_folders(run_dir: Path) -> None:
     """Delete what a killed run left half-written or half-deleted."""
     for folder in (*run_dir.glob("partial_*"), *(run_dir / "checkpoints").glob("partial_*")):
         shutil.rmtree(folder)
-
-
-def _remove(folder: Path) -> None:
-    """Delete a folder under another name, so that a kill half-way leaves nothing that looks whole."""
-    if folder.exists():
-        doomed = folder.with_name(f"partial_old_{folder.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
@@ -355,14 +347,14 @@ class OpenedModel:
         return self.known_tokenizer
 
 
-def open_model(source: str | Path, device: torch.device) -> OpenedModel:
+def open_model(source: str | Path, device: torch.device, **overrides: Any) -> OpenedModel:
     """Open the model of a model folder, a checkpoint, or a run folder (its final or newest weights), with what stands
-    beside it.
+    beside it. overrides: as in `load_pretrained`.
 
     Raises CheckpointError for anything else.
     """
     folder = model_folder(source)
-    return with_files_beside(load_pretrained(folder, device=device), folder)
+    return with_files_beside(load_pretrained(folder, device=device, **overrides), folder)
 
 
 def with_files_beside(model: Any, folder: Path) -> OpenedModel:

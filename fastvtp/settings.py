@@ -6,15 +6,21 @@ on the command line nor in JSON. A field that was once called otherwise bears `r
 name is still read, and on the command line the earlier name is answered with the new one.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
+import numbers
+import os
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import torch
+from fastvtp.errors import ConfigError, UserError, unknown_name
 
-from fastvtp.errors import ConfigError, unknown_name
+if TYPE_CHECKING:
+    import torch
 
 FLAT: Mapping[str, Any] = types.MappingProxyType({"flat": True})
 _COUNTS = {2: "two", 3: "three"}
@@ -36,6 +42,82 @@ def setting_types(config: Any) -> dict[str, Any]:
             raise TypeError(f"{type(config).__name__} has two settings of the name {name!r}")
         hints[name] = get_type_hints(type(owner))[entry.name]
     return hints
+
+
+def check_types(config: Any, **expected: str) -> None:
+    """Check that the fields of a dataclass instance hold what their type hints say, before anything computes with them.
+
+    A list where a tuple belongs becomes that tuple, a path becomes its text, numpy's numbers become Python's. expected:
+    what messages say of some fields, in place of what follows from their hints. Raises UserError with one line that
+    begins with the field's name: "image_size must be an integer, got (224, 398)".
+    """
+    for name, kind in _hints(type(config)).items():
+        value = getattr(config, name)
+        try:
+            typed = _as_hinted(value, kind)
+        except TypeError:
+            raise UserError(f"{name} must be {expected.get(name) or _in_words(kind)}, got {value!r}") from None
+        if typed is not value:
+            object.__setattr__(config, name, typed)
+
+
+@cache
+def _hints(config_class: type) -> dict[str, Any]:
+    hints = get_type_hints(config_class)
+    return {entry.name: hints[entry.name] for entry in dataclasses.fields(config_class)}
+
+
+_NUMBERS = {int: (numbers.Integral, "an integer", "integers"), float: (numbers.Real, "a number", "numbers")}
+_NAMES = {**{kind: word for kind, (_, word, _) in _NUMBERS.items()}, bool: "true or false", str: "a text"}
+
+
+def _as_hinted(value: Any, kind: Any) -> Any:
+    """Return a value as the type hint `kind` has it. Raises TypeError where it is something else."""
+    members, origin = get_args(kind), get_origin(kind)
+    if origin in (Union, types.UnionType):
+        for member in members:
+            try:
+                return _as_hinted(value, member)
+            except TypeError:
+                continue
+        raise TypeError
+    if origin is Literal:
+        if value not in members:
+            raise TypeError
+    elif origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise TypeError
+        kinds = members[:1] * len(value) if members[1:] == (Ellipsis,) else members
+        if len(kinds) != len(value):
+            raise TypeError
+        typed = tuple(_as_hinted(item, member) for item, member in zip(value, kinds, strict=True))
+        same = isinstance(value, tuple) and all(new is old for new, old in zip(typed, value, strict=True))
+        return value if same else typed
+    elif kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    elif kind in _NUMBERS:
+        if isinstance(value, bool) or not isinstance(value, _NUMBERS[kind][0]):
+            raise TypeError
+        # a whole number where any will do stays one, as JSON has it
+        return value if type(value) in (int, float) else kind(value)
+    elif kind is not Any and isinstance(origin or kind, type) and not isinstance(value, origin or kind):
+        raise TypeError
+    return value
+
+
+def _in_words(kind: Any) -> str:
+    """Say what a type hint asks for."""
+    members, origin = get_args(kind), get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_in_words(member) for member in members)
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, members))}"
+    if origin is tuple:
+        plural = {item: words for item, (_, _, words) in _NUMBERS.items()} | {str: "texts"}
+        kinds = {member for member in members if member is not Ellipsis}
+        what = plural.get(next(iter(kinds)), "values") if len(kinds) == 1 else "values"
+        return f"a list of {what}" if Ellipsis in members else f"{_COUNTS.get(len(members), len(members))} {what}"
+    return "none" if kind is type(None) else _NAMES.get(kind, f"a {getattr(kind, '__name__', kind)}")
 
 
 def setting_names(config: Any) -> list[str]:
@@ -178,6 +260,8 @@ def choose_device(name: str) -> torch.device:
 
     Raises ConfigError for a device that this machine lacks.
     """
+    import torch  # here, since workers that read clips read settings too
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

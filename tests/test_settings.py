@@ -1,14 +1,18 @@
 """Flat sections, fields with an earlier name, and the way to JSON and back."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from fastvtp.errors import ConfigError, UserError
 from fastvtp.settings import (
     FLAT,
+    check_types,
     earlier_names,
     from_json,
     parse_value,
@@ -206,3 +210,69 @@ def _leaves(values: dict[str, Any], prefix: str = ""):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+@dataclass(frozen=True)
+class Hinted:
+    count: int = 1
+    least: int | None = None
+    rate: float = 0.5
+    on: bool = True
+    name: str = "a"
+    pair: tuple[int, int] = (1, 2)
+    either: int | tuple[int, int] | None = None
+    shares: tuple[float, ...] = ()
+    kind: Literal["x", "y"] = "x"
+    table: Mapping[str, int] = field(default_factory=dict)
+    anything: Any = None
+    inner: Inner = field(default_factory=Inner)
+
+    def __post_init__(self):
+        check_types(self, pair="height and width")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("count", (224, 398), "an integer"), ("count", "8", "an integer"), ("count", 8.0, "an integer"),
+        ("count", None, "an integer"), ("count", True, "an integer"), ("count", [8], "an integer"),
+        ("least", "8", "an integer or none"), ("rate", "0.1", "a number"), ("rate", False, "a number"),
+        ("rate", None, "a number"), ("on", 1, "true or false"), ("on", "no", "true or false"), ("name", 3, "a text"),
+        ("pair", 3, "height and width"), ("pair", (1, 2, 3), "height and width"),
+        ("pair", (1, 2.5), "height and width"), ("pair", "12", "height and width"),
+        ("either", (1,), "an integer or two integers or none"), ("either", 1.5, "an integer or two integers or none"),
+        ("shares", 0.5, "a list of numbers"), ("shares", [0.5, "a"], "a list of numbers"),
+        ("kind", "z", "one of 'x', 'y'"), ("table", 3, "a Mapping"), ("inner", 0.5, "a Inner"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_one_line(name, value, expected):
+    with pytest.raises(UserError) as raised:
+        Hinted(**{name: value})
+    assert str(raised.value) == f"{name} must be {expected}, got {value!r}"
+
+
+def test_values_become_what_hints_say():
+    made = Hinted(
+        count=np.int64(3), least=4, rate=np.float32(0.25), name=Path("a/b"), pair=[np.int32(5), 6], either=[7, 8],
+        shares=[1, 0.5], anything=object,
+    )  # fmt: skip
+    assert (made.count, made.rate, made.name, made.pair, made.either) == (3, 0.25, "a/b", (5, 6), (7, 8))
+    assert [type(value) for value in (made.count, made.rate, *made.pair)] == [int, float, int, int]
+    assert made.shares == (1, 0.5)
+    assert type(made.shares[0]) is int
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model.count": "x"}, "model.count must be an integer, got 'x'"),
+        ({"model.inner.share": -1}, "model.inner.share must not be negative"),
+    ],
+)
+def test_rebuilding_says_where(values, message):
+    @dataclass(frozen=True)
+    class Whole:
+        model: Hinted = field(default_factory=Hinted)
+
+    with pytest.raises(ConfigError, match=message):
+        rebuild(Whole(), values)

@@ -9,11 +9,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastvtp.architecture import architecture_of, architectures
-from fastvtp.checkpoints.fitting import POSITION_RESIZES, resize_table
 from fastvtp.checkpoints.kinds import Kind, Transfer, recognise
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
 from fastvtp.checkpoints.sizes import different_sizes, log_heads
 from fastvtp.errors import CheckpointError, UserError, unknown_name
+from fastvtp.modules.fitting import POSITION_RESIZES, resize_table
+from fastvtp.modules.positions import (
+    GridPositionsConfig,
+    OnGrid,
+    describe_positions,
+    take_trained_sizes,
+    trained_sizes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +31,7 @@ _HEAD_NORMS = ("norm", "decoder.transformer.norm", "video_norm", "text_norm")
 class LoadReport:
     """What became of a checkpoint. loaded, fresh: the model's names that were filled, and that kept what they held.
     ignored: the checkpoint's names that were left; where a tensor was taken apart or joined with others, the parts' or
-    the whole's. resized: position tables that were cut or resized, in words."""
+    the whole's. resized: position tables that were cut, resized, interpolated or rebuilt, in words."""
 
     loaded: tuple[str, ...]
     fresh: tuple[str, ...]
@@ -53,7 +60,12 @@ def load_checkpoint(
     its layers and its word head where there is one; a ViT becomes ALPRO's video encoder, its attention being that
     within frames and, in a copy, that along time, which begins without effect. Position tables of captions that are
     longer than the model's are cut, those of frames resized to the nearest; those of tubelets are fixed and not part of
-    checkpoints. What transformers' VideoMAE states as eps of its LayerNorms comes along, into `model.config` too.
+    checkpoints: the model's become those of the frames and the image size that the checkpoint was trained at, which
+    `model.config` keeps, brought to its own as its setting `positions` says. A released VideoMAE or SimVTP was trained
+    at 16 frames of 224 pixels; another checkpoint says it in its config.json, or else counts as trained at the model's
+    own. What transformers' VideoMAE states as eps of its LayerNorms comes along, into `model.config` too.
+
+    Each table that is cut, resized, interpolated or rebuilt is named in a warning.
 
     VideoPrism's encoder is taken out of its video-text model or classifier, and put into either. A ViT or CLIP's image
     tower becomes its blocks within frames, see `fastvtp.checkpoints.image_towers`; its position tables are resized as
@@ -119,6 +131,9 @@ def load_recognised(
         raise CheckpointError(f"{checkpoint.name} does not fit {type(model).__name__}: {listed}{hint}")
     model.load_state_dict(loaded, strict=False)
     _take_norm_eps(stated, model)
+    resized += _take_positions(checkpoint, kind, model, stated, loaded)
+    for change in resized:
+        logger.warning("%s: %s", checkpoint.name, change)
     return LoadReport(tuple(loaded), tuple(name for name in own if name not in loaded), tuple(ignored), tuple(resized))
 
 
@@ -194,6 +209,36 @@ def _take_norm_eps(stated: Mapping[str, Any], model: Any) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm) and not name.startswith("text_embeddings"):
             module.eps = model.config.head_norm_eps if name in _HEAD_NORMS else model.config.norm_eps
+
+
+def _take_positions(
+    checkpoint: Checkpoint, kind: Kind, model: Any, stated: Mapping[str, Any], loaded: Mapping[str, Tensor]
+) -> list[str]:
+    """Let a model's fixed positions be those of the checkpoint's training, where parts with such were loaded. Returns
+    what was done, in words."""
+    parts = [name for name, module in model.named_modules() if isinstance(module, OnGrid)]
+    config: Any = model.config
+    if not isinstance(config, GridPositionsConfig) or not any(_under(name, parts) for name in loaded):
+        return []
+    try:
+        shown = kind.sizes(kind.shapes(checkpoint), checkpoint.name, asdict(config))
+    except CheckpointError:
+        shown = {}  # its sizes cannot be told
+    sizes = trained_sizes({**shown, **stated})
+    for name, size in sizes.items():
+        if getattr(config, name) not in (None, size):
+            logger.warning(
+                "%s: %s %s is kept, the checkpoint has %s", checkpoint.name, name, getattr(config, name), size
+            )
+    if not sizes and config.trained_frames is None and config.trained_image_size is None:
+        logger.info(
+            "%s: taken as trained at the model's %d frames of %d pixels, since nothing says it (or else set "
+            "trained_frames and trained_image_size)",
+            *(checkpoint.name, model.config.num_frames, model.config.image_size),
+        )
+    take_trained_sizes(model, sizes)
+    change = describe_positions(model.config)
+    return [change] if change else []
 
 
 def _check_fresh(fresh: Sequence[str], model: nn.Module, own: Mapping[str, Tensor]) -> None:

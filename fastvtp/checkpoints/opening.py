@@ -66,15 +66,17 @@ def fill_model(
     return FilledModel(model, found.heads, report)
 
 
-def open_checkpoint(source: str | Path, *, device: torch.device | str = "cpu", **overrides: Any) -> Any:
+def open_checkpoint(
+    source: str | Path, *, device: torch.device | str = "cpu", position_resize: str = "bicubic", **overrides: Any
+) -> Any:
     """Open the model in a checkpoint of any origin, in evaluation mode, and log where its heads come from and which of
     its parts begin at random.
 
-    source: a file or folder as of `fastvtp.checkpoints.reading.read_checkpoint`. overrides: fields of the config, as of
-    `config_of_checkpoint`. Raises UserError with one line.
+    source: a file or folder as of `fastvtp.checkpoints.reading.read_checkpoint`. position_resize, overrides: as
+    of `fill_model`. Raises UserError with one line.
     """
     checkpoint = read_checkpoint(source)
-    filled = fill_model(checkpoint, recognise(checkpoint), overrides=overrides)
+    filled = fill_model(checkpoint, recognise(checkpoint), overrides=overrides, position_resize=position_resize)
     if filled.heads:
         listed = ", ".join(f"{name} {heads}" for name, heads in filled.heads.items())
         logger.info("%s: %s", checkpoint.name, listed)

@@ -3,18 +3,19 @@
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fastvtp.architecture import find_architecture
+from fastvtp.architecture import check_options, find_architecture
 from fastvtp.checkpoints.heads import HEADS, KnownHeads, unknown_heads
 from fastvtp.checkpoints.kinds import Kind, Shapes, recognise
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
-from fastvtp.errors import CheckpointError, unknown_name
+from fastvtp.errors import CheckpointError
 from fastvtp.model_folder import build_config
+from fastvtp.modules.positions import keep_trained_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +72,10 @@ def config_of_checkpoint(
 
     source, origin: as in `fastvtp.checkpoints.loading.load_checkpoint`. architecture: of the model; None: the
     checkpoint's own. overrides: fields of the config, for what shapes do not show: frames and image size (else 16 and
-    224; position tables of ALPRO and VideoPrism show them), heads (else what config.json states, what an axis of the
-    arrays shows or what a released size has), layers of ALPRO's BERT that read text alone (else half, as released).
-    Raises UserError with one line, also where heads must be given.
+    224, at which VideoMAE and SimVTP were released; position tables of ALPRO and VideoPrism show them), heads (else
+    what config.json states, what an axis of the arrays shows or what a released size has), layers of ALPRO's BERT that
+    read text alone (else half, as released). Fixed positions are interpolated from the frames and the image size of the
+    checkpoint's training to other ones (`positions`). Raises UserError with one line, also where heads must be given.
     """
     checkpoint = read_checkpoint(source)
     kind = recognise(checkpoint, origin)
@@ -86,10 +88,8 @@ def config_of_kind(
     """Return `config_of_checkpoint` of a checkpoint that is read and recognised, with where its heads come from."""
     check_whole(checkpoint, kind)
     target = find_architecture(architecture or kind.architecture)
-    known = {field.name for field in fields(target.config)}
-    for name in overrides:
-        if name not in known:
-            raise unknown_name(f"{target.name} option", name, known)
+    free = check_options(target.name, target.config, overrides)
+    known = free | overrides.keys()
     shown, stated = kind.sizes(kind.shapes(checkpoint), checkpoint.name, overrides), kind.settings(checkpoint)
     heads = {name: found for name, found in kind.known_heads(shown, stated).items() if name in known}
     values = shown | stated
@@ -97,6 +97,7 @@ def config_of_kind(
         for name in target.chosen_anew:
             values.pop(name, None)
     values = {name: value for name, value in values.items() if name in known}
+    values = keep_trained_sizes(values, {**target.recommended, **values, **overrides}, free)
     values |= {name: found.number for name, found in heads.items()}
     heads |= {name: _given(number, heads.get(name)) for name, number in overrides.items() if name in HEADS}
     if unknown := unknown_heads(shown, heads, known):

@@ -16,7 +16,7 @@ from fastvtp.data.sampling import (
     check_framing,
 )
 from fastvtp.errors import UserError
-from fastvtp.settings import from_json, renamed_from
+from fastvtp.settings import check_types, from_json, renamed_from
 
 DEFAULT_FRAMING = "crop"
 
@@ -49,6 +49,7 @@ class ClipReading:
     """What else changes training clips, after they have been cropped, resized and mirrored."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.sampling not in SAMPLING_KINDS:
             raise UserError(f"sampling must be one of {', '.join(SAMPLING_KINDS)}, got {self.sampling!r}")
         if self.frame_stride < 1:
@@ -103,6 +104,7 @@ class ClipShape:
     image_size: int | tuple[int, int] | None = 224
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.num_frames < 1:
             raise UserError(f"num_frames must be positive, got {self.num_frames}")
         if self.size is not None and min(self.size) < 1:

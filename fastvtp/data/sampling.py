@@ -15,6 +15,7 @@ import numpy as np
 
 from fastvtp.data.rand_augment import RandAugment
 from fastvtp.errors import UserError
+from fastvtp.settings import check_types
 
 _ORDER_STREAM, _SAMPLE_STREAM, _STEP_STREAM = 0, 1, 2
 SAMPLING_KINDS = ("strided", "uniform", "random_sorted", "head_tail", "starts", "whole_steps")
@@ -76,6 +77,7 @@ class FrameSampling:
     stride: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.kind not in SAMPLING_KINDS:
             raise UserError(f"frame sampling kind: expected one of {', '.join(SAMPLING_KINDS)}, got {self.kind!r}")
         if self.num_frames < 1 or self.stride < 1:
@@ -159,6 +161,7 @@ class CropSampling:
     framing: str = "crop"
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_framing(self.framing)
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0 < low <= high:
@@ -238,6 +241,7 @@ class ClipAugmentation:
     erasing: float = 0.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         _ = self.policy  # raises for one that cannot be read
         if not 0 <= self.erasing <= 1:
             raise UserError(f"erasing: expected a share from 0 to 1, got {self.erasing}")

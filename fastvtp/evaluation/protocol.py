@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from fastvtp.data.reading import ClipReading
 from fastvtp.data.sampling import check_framing
 from fastvtp.errors import UserError
+from fastvtp.settings import check_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class EvaluationProtocol:
     alone, as published codes count."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.precision not in ("float32", "bfloat16"):
             raise UserError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         if self.reading.framing is not None:

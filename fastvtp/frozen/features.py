@@ -26,6 +26,8 @@ from fastvtp.errors import UserError
 from fastvtp.evaluation.inference import inference
 from fastvtp.files import write_atomically
 from fastvtp.frozen.towers import VideoTower, check_pool
+from fastvtp.modules.positions import OnGrid
+from fastvtp.settings import check_types
 
 DESCRIPTION_NAME, TENSOR_NAME = "features.json", "features"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -45,6 +47,7 @@ class FeatureSettings:
     """Videos in a file."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_pool(self.pool)
         if self.dtype not in DTYPES:
             raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
@@ -66,11 +69,15 @@ class ListedVideos:
 
 
 def model_digest(model: nn.Module) -> str:
-    """Return the fingerprint of a model's weights, by name, dtype and value: 16 hexadecimal digits of SHA-256."""
+    """Return the fingerprint of a model's weights, by name, dtype and value, and of fixed positions that are
+    interpolated: 16 hexadecimal digits of SHA-256."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    for name, module in model.named_modules():
+        if isinstance(module, OnGrid) and module.table_grid != module.grid:
+            digest.update(f"{name} {module.table_grid} {module.grid}".encode())
     return digest.hexdigest()[:16]
 
 

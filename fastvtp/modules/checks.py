@@ -2,6 +2,9 @@
 
 import math
 
+SQUARE_FRAMES = "an integer, the side of square frames in pixels"
+"""What is expected of an `image_size`, see `fastvtp.settings.check_types`."""
+
 
 def check_positive(config: object, *names: str) -> None:
     """Check that these fields of a configuration are positive and finite."""

@@ -13,7 +13,6 @@ import torch
 
 from fastvtp.architecture import PRESETS, build_model, model_config, named_models, register
 from fastvtp.checkpoints.opening import is_foreign, open_checkpoint
-from fastvtp.errors import UserError
 from fastvtp.model_folder import find_folder, open_model
 from fastvtp.model_folder import load_pretrained as load_model_folder
 from fastvtp.systems.alpro.system import SYSTEM as ALPRO
@@ -44,24 +43,25 @@ def create_model(name: str, *, preset: str = "fastvtp", device: torch.device | s
     return build_model(model_config(name, preset=preset, **overrides), device)
 
 
-def load_pretrained(source: str | Path, *, device: torch.device | str = "cpu", **settings: Any) -> Any:
+def load_pretrained(
+    source: str | Path, *, device: torch.device | str = "cpu", position_resize: str = "bicubic", **settings: Any
+) -> Any:
     """Load a model in evaluation mode, from whatever holds one.
 
     source: a model folder, a run folder (its final weights, else its newest), an id on the Hugging Face hub such as
     "user/name", which is downloaded, or a checkpoint of another project as `fastvtp convert` takes it, a file or a
     folder: VideoMAE's .pth, VideoPrism's .npz, a folder of transformers. Of a checkpoint a log line says where its
     numbers of heads come from and which parts of the model begin at random; its tokenizer and lists are not read.
-    settings: fields of the configuration of a checkpoint's model that its tensors do not show, such as num_frames=8 or
-    num_heads=16. Raises UserError with one line.
+    settings: fields of the configuration, for what a checkpoint's tensors do not show, such as num_heads=16, and for
+    clips of another size than it was trained at, such as num_frames=32 or image_size=448: tables of positions are
+    brought to it as `positions` and, of learned ones, `position_resize` say (see `load_checkpoint`), with a warning.
+    Raises UserError with one line.
     """
     if Path(source).is_file():
-        return open_checkpoint(source, device=device, **settings)
+        return open_checkpoint(source, device=device, position_resize=position_resize, **settings)
     folder = find_folder(source)
-    if is_foreign(folder):
-        return open_checkpoint(folder, device=device, **settings)
-    if settings:
-        raise UserError(f"{source} is a model of fastvtp, whose settings stand in it: leave out {', '.join(settings)}")
-    return load_model_folder(folder, device=device)
+    opened = open_checkpoint if is_foreign(folder) else load_model_folder
+    return opened(folder, device=device, position_resize=position_resize, **settings)
 
 
 def _register_installed() -> None:

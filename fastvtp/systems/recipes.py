@@ -2,17 +2,17 @@
 
 A recipe is a function that returns a complete run configuration; `fastvtp pretrain NAME key=value ...` and
 `fastvtp finetune NAME key=value ...` start one. A preset is the affair of SimVTP's and ALPRO's recipes: what the others
-do without it is the same for both.
+do without it is the same for both, but for what "fastvtp" recommends of each model of a kind.
 """
 
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from fastvtp.ablation.studies import Study, check_overrides
-from fastvtp.architecture import PRESETS, find, of_all_runs, runs_of, systems
+from fastvtp.architecture import PRESETS, architecture_of, find, of_all_runs, runs_of, systems
 from fastvtp.errors import ConfigError, unknown_name
 from fastvtp.model_folder import list_checkpoints
 from fastvtp.systems import catalogue  # noqa: F401  (registers the systems)
@@ -34,7 +34,10 @@ def get_recipe(name: str, preset: str = "fastvtp") -> TrainConfig:
     recipe = find("recipe", name, recipes())
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    return recipe(preset)
+    config = recipe(preset)
+    if preset == "fastvtp":
+        config = replace(config, model=replace(config.model, **architecture_of(config.model).recommended))
+    return config
 
 
 def recipe_summaries(preset: str = "fastvtp") -> list[dict[str, Any]]:
@@ -59,7 +62,10 @@ def describe_recipe(name: str, preset: str = "fastvtp") -> dict[str, Any]:
         "about": inspect.cleandoc(recipe.__doc__ or "").splitlines(),
         "starts_from": starts_from,
         "published": None if published is None else asdict(published),
-        "settings": [{**asdict(row), "text": shown(row.value)} for row in sourced_settings(recipe, preset)],
+        "settings": [
+            {**asdict(row), "text": shown(row.value)}
+            for row in sourced_settings(config, get_recipe(name, "official"), published, name)
+        ],
     }
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fastvtp.architecture import find, of_all_runs
-from fastvtp.checkpoints.fitting import POSITION_RESIZES
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading
 from fastvtp.data.sampling import SAMPLING_KINDS, check_framing
 from fastvtp.errors import ConfigError, UserError, unknown_name
 from fastvtp.files import write_atomically
+from fastvtp.modules.fitting import POSITION_RESIZES
 from fastvtp.settings import (
     FLAT,
+    check_types,
     earlier_names,
     parse_value,
     rebuild,
@@ -130,6 +131,7 @@ class DataConfig:
     """"auto": NVDEC where there is one, else PyAV on the CPU; or "pyav", "dali"."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 < self.image_share < 1:
             raise ValueError(f"image_share must be in (0, 1), got {self.image_share}")
         if self.image_frames not in ("one", "repeat"):
@@ -179,6 +181,7 @@ class OptimizerConfig:
     """Bound on the global gradient norm; None: no clipping."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("learning_rate", "eps"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -241,6 +244,7 @@ class TrainConfig:
     """Write TensorBoard events where it is installed."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         task = find_task(self.task)
         if type(self.model) is not task.model_config:
             raise ConfigError(

@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-
-from torch import nn
+from typing import Any
 
 from fastvtp.architecture import architecture_of
 from fastvtp.checkpoints.kinds import recognise
@@ -18,6 +18,7 @@ from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import tokenizer_beside, weights_of
+from fastvtp.modules.positions import GridPositionsConfig
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.task import Task
 
@@ -53,7 +54,7 @@ def prepare_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) 
     return tokenizer
 
 
-def load_initial_weights(model: nn.Module, config: TrainConfig, task: Task) -> None:
+def load_initial_weights(model: Any, config: TrainConfig, task: Task) -> None:
     """Load what the task starts a fresh model from, `config.init` first, and log what became of each, where its heads
     come from, and which parts of the model nothing filled.
 
@@ -72,14 +73,15 @@ def load_initial_weights(model: nn.Module, config: TrainConfig, task: Task) -> N
         report = load_recognised(part, checkpoint, kind, fresh=fresh, position_resize=config.position_resize)
         for verb, names in (("loaded", report.loaded), ("left fresh", report.fresh), ("ignored", report.ignored)):
             logger.info("init from %s: %d tensors %s%s", checkpoint.name, len(names), verb, _parts(names))
-        for change in report.resized:
-            logger.info("init from %s: %s", checkpoint.name, change)
         log_heads(checkpoint, kind, part.config)
         own = part.state_dict(keep_vars=True)
         filled |= {id(own[name]) for name in report.loaded}
     random = [name for name, tensor in model.named_parameters() if tensor.requires_grad and id(tensor) not in filled]
     if filled and random:
         logger.info("begin at random, as no checkpoint fills them: %s", ", ".join(whole_parts(model, random)))
+    if isinstance(model.config, GridPositionsConfig) and model.config.positions == "rebuild":
+        # what training is about to teach the weights are the positions of the run's own clips
+        model.config = replace(model.config, trained_frames=None, trained_image_size=None)
 
 
 def _parts(names: Sequence[str]) -> str:

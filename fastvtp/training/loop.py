@@ -22,12 +22,12 @@ from fastvtp.data.reading import ClipShape
 from fastvtp.data.source import Batches
 from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
+from fastvtp.files import publish_folder
 from fastvtp.model_folder import (
     RUN_CONFIG_NAME,
     TOKENIZER_NAME,
     clear_partial_folders,
     list_checkpoints,
-    publish_folder,
     saved_model_config,
     write_reading,
 )

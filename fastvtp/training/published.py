@@ -67,19 +67,20 @@ def published_of(recipe: Callable[..., TrainConfig]) -> Published | None:
     return getattr(recipe, _ATTRIBUTE, None)
 
 
-def sourced_settings(recipe: Callable[[str], TrainConfig], preset: str) -> list[SourcedSetting]:
-    """Return all settings of a recipe under `preset`, in their order.
+def sourced_settings(
+    config: TrainConfig, official: TrainConfig, published: Published | None, recipe: str
+) -> list[SourcedSetting]:
+    """Return all settings of a recipe, in their order.
 
-    A value in which the preset departs from "official" is ours, with what the other has. Raises ConfigError where the
-    recipe says where a setting comes from that it does not have.
+    config: under the preset that is asked for. official: under the preset "official"; a value in which the other
+    departs from it is ours, and said so. recipe: its name, for messages. Raises ConfigError where the publication is
+    said to give a setting that the recipe does not have.
     """
-    config, official = recipe(preset), recipe("official")
-    published = published_of(recipe)
     sources = {} if published is None else published.settings
     names = setting_names(config)
     for name in sources:
         if not any(other == name or (name.endswith(".") and other.startswith(name)) for other in names):
-            raise ConfigError(f"{recipe.__name__} says where {name} comes from and has no such setting")
+            raise ConfigError(f"{recipe} says where {name} comes from and has no such setting")
     values, others = _flat(to_json(config), names), _flat(to_json(official), names)
     rows = []
     for name in names:

@@ -18,12 +18,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from fastvtp.architecture import architecture_of
 from fastvtp.errors import CheckpointError
+from fastvtp.files import publish_folder, remove_folder
 from fastvtp.model_folder import (
     STATE_NAME,
-    _remove,
     list_checkpoints,
     load_weights,
-    publish_folder,
     read_weights,
     write_model_folder,
 )
@@ -79,7 +78,7 @@ def save_checkpoint(
     final = run_dir / "checkpoints" / f"step_{progress.step:08d}"
     publish_folder(final, write)
     for old in list_checkpoints(run_dir)[:-keep]:
-        _remove(old)
+        remove_folder(old)
     return final
 
 

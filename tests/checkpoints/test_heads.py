@@ -1,5 +1,7 @@
 """Numbers of heads, which no shape shows: known of released sizes, asked for elsewhere, and told with what to set."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -117,5 +119,5 @@ def test_our_names_of_released_sizes_have_the_released_heads(name, size):
     config = model_config(name)
     found = config_of_checkpoint(names.official("videomae", on_meta(name)))
     assert (found.num_heads, found.decoder_num_heads) == (config.num_heads, config.decoder_num_heads)
-    assert found == config
+    assert replace(found, trained_frames=None, trained_image_size=None) == config
     assert found.num_heads == size

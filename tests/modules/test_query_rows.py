@@ -170,7 +170,7 @@ def test_a_pool_larger_than_what_is_packed_of_it_is_not_projected(monkeypatch, r
 
 def test_mask_tokens_of_several_clips_decode_as_those_of_one(rows):
     torch.manual_seed(0)
-    decoder = VideoDecoder(DecoderSizes(32, 2, 4, 2.0), encoder_width=32, num_tokens=10, values=6).double()
+    decoder = VideoDecoder(DecoderSizes(32, 2, 4, 2.0), encoder_width=32, grid=(1, 2, 5), values=6).double()
     decoder.init_weights()
     order = torch.stack([torch.randperm(10) for _ in range(3)]).int()
     visible, hidden = order[:, :4], order[:, 4:]

@@ -7,7 +7,7 @@ import pytest
 
 from fastvtp.errors import ConfigError
 from fastvtp.systems.recipes import describe_recipe, get_recipe, recipe_summaries, recipes
-from fastvtp.training.published import ORIGINS, Published, follows, published_of, sourced_settings
+from fastvtp.training.published import ORIGINS, Published, published_of, sourced_settings
 
 FOLLOWING = sorted(name for name, recipe in recipes().items() if published_of(recipe) is not None)
 # name -> clips a step, clips of the whole training in millions, peak rate: worked out from the released scripts (rate
@@ -38,6 +38,12 @@ SCHEDULES = {
     "alpro_msvd_qa": (192, 0.463995, 5e-5),
 }
 WARMUP_SHARES = {"simvtp_base": 0.2, "videomae_pretrain_base": 0.025, "classification_finetune_large": 1 / 7}
+
+
+def settings_of(name, preset):
+    """The settings of a recipe, with their sources."""
+    published = published_of(recipes()[name])
+    return sourced_settings(get_recipe(name, preset), get_recipe(name, "official"), published, name)
 
 
 @pytest.mark.parametrize("preset", ["official", "fastvtp"])
@@ -72,7 +78,7 @@ def test_what_does_not_begin_at_random_names_its_weights(name):
 @pytest.mark.parametrize("preset", ["official", "fastvtp"])
 @pytest.mark.parametrize("name", recipes())
 def test_every_setting_has_a_source(name, preset):
-    rows = sourced_settings(recipes()[name], preset)
+    rows = settings_of(name, preset)
     assert {row.source.partition(":")[0] for row in rows} <= set(ORIGINS)
     config = get_recipe(name, preset)
     found = {row.name: row.value for row in rows}
@@ -82,20 +88,18 @@ def test_every_setting_has_a_source(name, preset):
 
 
 def test_a_departure_of_the_preset_is_ours():
-    rows = {row.name: row.source for row in sourced_settings(recipes()["simvtp_base"], "fastvtp")}
+    rows = {row.name: row.source for row in settings_of("simvtp_base", "fastvtp")}
     assert rows["model.matching_negatives"] == "ours: the preset official has random"
     assert rows["model.text_mask_ratio"] == "release"
-    official = {row.name: row.source for row in sourced_settings(recipes()["simvtp_base"], "official")}
+    official = {row.name: row.source for row in settings_of("simvtp_base", "official")}
     assert official["model.matching_negatives"] == "release"
 
 
 def test_a_source_of_no_setting_is_refused():
-    @follows(Published(data="nothing", batch=1, clips=1, settings={"model.": "paper", "data.flipp": "release"}))
-    def recipe(preset: str = "fastvtp"):
-        return get_recipe("simvtp_tiny", preset)
-
-    with pytest.raises(ConfigError, match=r"says where data\.flipp comes from and has no such setting"):
-        sourced_settings(recipe, "fastvtp")
+    published = Published(data="nothing", batch=1, clips=1, settings={"model.": "paper", "data.flipp": "release"})
+    config = get_recipe("simvtp_tiny")
+    with pytest.raises(ConfigError, match=r"simvtp_tiny says where data\.flipp comes from and has no such setting"):
+        sourced_settings(config, config, published, "simvtp_tiny")
 
 
 def test_a_source_of_another_kind_is_refused():

@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 
 from fastvtp.modules.attention import Attention
 from fastvtp.modules.checks import (
+    SQUARE_FRAMES,
     check_choice,
     check_heads,
     check_positive,
@@ -24,6 +25,7 @@ from fastvtp.modules.packing import Packing
 from fastvtp.modules.pixels import CLIP_MEAN, CLIP_STD
 from fastvtp.modules.rows import QueryRows, Rows
 from fastvtp.modules.stacks import Stack
+from fastvtp.settings import check_types
 from fastvtp_kernels import axial_attention_packed, tubelet_embed
 
 
@@ -46,6 +48,7 @@ class TimeSformerConfig:
     normalises then."""
 
     def __post_init__(self) -> None:
+        check_types(self, image_size=SQUARE_FRAMES)
         check_positive(self, "num_frames", "image_size", "patch_size", "width", "num_heads", "mlp_ratio")
         check_heads(self, "width", "num_heads")
         check_share(self, "drop_path")

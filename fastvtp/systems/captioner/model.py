@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from fastvtp.errors import UserError
 from fastvtp.modules.checks import (
+    SQUARE_FRAMES,
     check_choice,
     check_heads,
     check_positive,
 )
 from fastvtp.modules.layers import CrossBlock, init_linear_normal
 from fastvtp.modules.packing import Packing
+from fastvtp.settings import check_types
 from fastvtp.systems.captioner.language_model import LanguageModel, PromptedTexts
 
 
@@ -52,6 +54,7 @@ class VideoCaptionerConfig:
     """Most tokens of a caption, its end token included; longer ones are cut in training."""
 
     def __post_init__(self) -> None:
+        check_types(self, image_size=SQUARE_FRAMES)
         check_positive(
             self, "num_frames", "image_size", "feature_width", "language_width", "num_queries", "num_heads",
             "mlp_ratio", "max_tokens",

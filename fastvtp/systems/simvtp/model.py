@@ -36,7 +36,6 @@ from fastvtp.modules.rows import Rows, segment_mean, take_rows
 from fastvtp.modules.stacks import Stack
 from fastvtp.systems.simvtp.config import SimVTPConfig
 from fastvtp.systems.simvtp.plan import CaptionTokens, SimVTPPlan, StepMasks, lay_out
-from fastvtp.systems.videomae.model import VideoEmbeddings
 from fastvtp_kernels import hard_negatives, masked_pixel_loss, text_mask
 
 
@@ -75,7 +74,7 @@ class SimVTP(nn.Module):
     def __init__(self, config: SimVTPConfig):
         super().__init__()
         self.config = config
-        self.video_embeddings = VideoEmbeddings(config.grid, config.tubelet, config.width)
+        self.video_embeddings = config.video_embeddings()
         self.text_embeddings = TextEmbeddings(config, config.width)
         self.encoder = config.transformer(final_norm=config.encoder_norm)
         self.decoder = config.video_decoder()

@@ -29,7 +29,7 @@ from fastvtp.modules.packing import (
 )
 from fastvtp.modules.rows import QueryRows, Rows, segment_mean, take_rows
 from fastvtp.modules.stacks import Stack
-from fastvtp.systems.videomae.model import VideoEmbeddings, VideoEncoderConfig
+from fastvtp.systems.videomae.model import VideoEncoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class VideoQA(nn.Module):
     def __init__(self, config: VideoQAConfig):
         super().__init__()
         self.config = config
-        self.video_embeddings = VideoEmbeddings(config.grid, config.tubelet, config.width)
+        self.video_embeddings = config.video_embeddings()
         self.text_embeddings = TextEmbeddings(config, config.width)
         self.encoder = config.transformer()
         hidden = 2 * config.width

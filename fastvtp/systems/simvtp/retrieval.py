@@ -12,7 +12,7 @@ from fastvtp.modules.layers import Transformer, init_linear_xavier
 from fastvtp.modules.packing import join_packings
 from fastvtp.modules.rows import segment_mean
 from fastvtp.modules.stacks import Stack
-from fastvtp.systems.videomae.model import VideoEmbeddings, VideoEncoderConfig
+from fastvtp.systems.videomae.model import VideoEncoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class DualEncoder(nn.Module):
     def __init__(self, config: DualEncoderConfig):
         super().__init__()
         self.config = config
-        self.video_embeddings = VideoEmbeddings(config.grid, config.tubelet, config.width)
+        self.video_embeddings = config.video_embeddings()
         self.text_embeddings = TextEmbeddings(config, config.width)
         self.video_encoder = config.transformer(final_norm=False)
         self.text_encoder = None if config.shared_encoder else config.transformer(final_norm=False)

@@ -6,7 +6,7 @@ from fastvtp.systems.simvtp.model import SimVTP
 from fastvtp.systems.simvtp.question_answering import VideoQA, VideoQAConfig
 from fastvtp.systems.simvtp.retrieval import DualEncoder, DualEncoderConfig
 from fastvtp.systems.simvtp.weights import DUAL_ENCODER_SOURCES, KINDS, MODEL_SOURCES, VIDEO_QA_SOURCES
-from fastvtp.systems.videomae.system import SIZES
+from fastvtp.systems.videomae.system import RECOMMENDED_POSITIONS, SIZES
 from fastvtp.systems.videomae.tower import encoder_tower, video_encoder_tower
 
 # what differs from the release, see the table of `SimVTPConfig`
@@ -43,6 +43,7 @@ SYSTEM = System(
             scored_by="retrieval",
             has_embeddings=True,
             sources=MODEL_SOURCES,
+            recommended=RECOMMENDED_POSITIONS,
             tower=encoder_tower,
         ),
         Architecture(
@@ -53,6 +54,7 @@ SYSTEM = System(
             scored_by="retrieval",
             has_embeddings=True,
             sources=DUAL_ENCODER_SOURCES,
+            recommended=RECOMMENDED_POSITIONS,
             tower=video_encoder_tower,
         ),
         Architecture(
@@ -63,6 +65,7 @@ SYSTEM = System(
             scored_by="questions",
             labels=lambda config: {"answers": config.num_answers},
             sources=VIDEO_QA_SOURCES,
+            recommended=RECOMMENDED_POSITIONS,
             chosen_anew=("pad_text",),
             tower=encoder_tower,
         ),

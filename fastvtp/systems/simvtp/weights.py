@@ -54,7 +54,7 @@ KINDS = (
         marks=("video_encoder.patch_embed.", "text_encoder."),
         names=DUAL_ENCODER,
         ignores=(r"^video_encoder\.text_embeddings\.", r"^text_encoder\.patch_embed\.", _POSITION_IDS),
-        sizes=videomae.sizes,
+        sizes=videomae.released_sizes,
         heads=HEADS,
     ),
     Kind(
@@ -63,7 +63,7 @@ KINDS = (
         marks=("encoder.patch_embed.", "text_embeddings."),
         names=PRETRAINING,
         ignores=(_POSITION_IDS,),
-        sizes=videomae.sizes,
+        sizes=videomae.released_sizes,
         heads=HEADS,
     ),
     *bert.KINDS,

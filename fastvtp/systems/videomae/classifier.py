@@ -12,7 +12,7 @@ from fastvtp.modules.checks import check_positive, check_share
 from fastvtp.modules.layers import init_linear_xavier
 from fastvtp.modules.rows import segment_mean
 from fastvtp.modules.stacks import Stack
-from fastvtp.systems.videomae.model import VideoEmbeddings, VideoEncoderConfig
+from fastvtp.systems.videomae.model import VideoEncoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class VideoClassifier(nn.Module):
     def __init__(self, config: VideoClassifierConfig):
         super().__init__()
         self.config = config
-        self.video_embeddings = VideoEmbeddings(config.grid, config.tubelet, config.width)
+        self.video_embeddings = config.video_embeddings()
         self.encoder = config.transformer(final_norm=False)
         self.norm = nn.LayerNorm(config.width, eps=config.head_norm_eps)
         self.dropout = nn.Dropout(config.head_dropout)

@@ -15,7 +15,7 @@ from fastvtp.modules.layers import (
     init_linear_xavier,
 )
 from fastvtp.modules.packing import Packing
-from fastvtp.modules.positions import sincos_positions
+from fastvtp.modules.positions import Grid, OnGrid
 from fastvtp.modules.rows import QueryRows, Rows
 from fastvtp_kernels import assemble_tokens
 
@@ -55,18 +55,19 @@ class CrossTransformer(nn.Module):
         return self.norm(x_ND)
 
 
-class VideoDecoder(nn.Module):
+class VideoDecoder(OnGrid):
     """Visible features and mask tokens -> predicted values of the predicted tubelets.
 
     The last block and the head compute predicted tokens alone: nobody reads what becomes of the visible ones.
 
-    encoder_width: of the visible features. num_tokens: tubelets of a clip, each with a position. values: P.
+    encoder_width: of the visible features. grid: tubelets of a clip, each with a position, made of those of
+    `table_grid`, see `OnGrid`. values: P.
     """
 
-    positions: Tensor
-
-    def __init__(self, sizes: DecoderSizes, *, encoder_width: int, num_tokens: int, values: int):
-        super().__init__()
+    def __init__(
+        self, sizes: DecoderSizes, *, encoder_width: int, grid: Grid, values: int, table_grid: Grid | None = None
+    ):
+        super().__init__(sizes.width, grid, table_grid)
         self.kind, width = sizes.kind, sizes.width
         self.project = nn.Linear(encoder_width, width, bias=False)
         self.mask_token = nn.Parameter(torch.empty(width))
@@ -76,14 +77,13 @@ class VideoDecoder(nn.Module):
         else:
             self.transformer = CrossTransformer(*blocks)
         self.head = nn.Linear(width, values)
-        self.register_buffer("positions", torch.empty(num_tokens, width), persistent=False)
 
     def init_weights(self) -> None:
         """Initialise the weights as VideoMAE's, with the mask token of deviation 0.02, from torch's global
         generator."""
         self.apply(init_linear_xavier)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.positions.copy_(sincos_positions(*self.positions.shape))
+        self.fill_positions()
 
     def forward(self, visible: Tensor, visible_index: Tensor, predicted_index: Tensor) -> Tensor:
         """Predict tubelets from visible features, [B, Kv, encoder_width]: -> [B, Kp, P].

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvtp.modules.checks import (
+    SQUARE_FRAMES,
     check_choice,
     check_heads,
     check_positive,
@@ -24,14 +25,15 @@ from fastvtp.modules.layers import (
 )
 from fastvtp.modules.packing import Packing, on_device
 from fastvtp.modules.pixels import IMAGENET_MEAN, IMAGENET_STD
-from fastvtp.modules.positions import sincos_positions
+from fastvtp.modules.positions import Grid, GridPositionsConfig, OnGrid
 from fastvtp.modules.stacks import Stack
+from fastvtp.settings import check_types
 from fastvtp.systems.videomae.decoder import DECODERS, DecoderSizes, VideoDecoder
 from fastvtp_kernels import TubeMask, masked_pixel_loss, running_cell_mask, tube_mask, tubelet_embed
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoEncoderConfig:
+class VideoEncoderConfig(GridPositionsConfig):
     """Sizes of clips and of the transformer that reads them; the defaults are ViT-B's."""
 
     num_frames: int = 16
@@ -54,6 +56,7 @@ class VideoEncoderConfig:
     """What LayerNorms right before heads add to a variance; transformers has 1e-5."""
 
     def __post_init__(self) -> None:
+        check_types(self, image_size=SQUARE_FRAMES, trained_image_size=f"{SQUARE_FRAMES}, or none")
         check_positive(self, "width", "num_heads", "mlp_ratio", "norm_eps", "head_norm_eps")
         check_heads(self, "width", "num_heads")
         if len(self.tubelet) != 3 or min(self.tubelet) < 1:
@@ -67,12 +70,13 @@ class VideoEncoderConfig:
         ):
             if size < 1 or size % tile:
                 raise ValueError(f"{name} {size} is not a multiple of the tubelet's {tile}")
+        self.check_positions()
         check_share(self, "drop_path")
         if not (math.isfinite(self.layer_scale) and self.layer_scale >= 0):
             raise ValueError(f"layer_scale must be finite and not negative, got {self.layer_scale}")
 
     @property
-    def grid(self) -> tuple[int, int, int]:
+    def grid(self) -> Grid:
         """Numbers of tubelets along (time, height, width)."""
         pt, ph, pw = self.tubelet
         return self.num_frames // pt, self.image_size // ph, self.image_size // pw
@@ -81,6 +85,10 @@ class VideoEncoderConfig:
     def num_tokens(self) -> int:
         """The number of tubelets of a clip."""
         return math.prod(self.grid)
+
+    def video_embeddings(self) -> "VideoEmbeddings":
+        """Return an embedding of tubelets of these sizes, its weights not yet drawn."""
+        return VideoEmbeddings(self.grid, self.tubelet, self.width, self.table_grid)
 
     def transformer(self, *, final_norm: bool = True) -> Transformer:
         """Return an encoder of these sizes, its weights not yet drawn. final_norm: end in a LayerNorm."""
@@ -172,7 +180,9 @@ class VideoMAEConfig(VideoEncoderConfig):
             layer_scale=self.layer_scale,
         )
         values = 3 * math.prod(self.tubelet)
-        decoder = VideoDecoder(sizes, encoder_width=self.width, num_tokens=self.num_tokens, values=values)
+        decoder = VideoDecoder(
+            sizes, encoder_width=self.width, grid=self.grid, table_grid=self.table_grid, values=values
+        )
         set_norm_eps(decoder, self.norm_eps)
         set_norm_eps(decoder.transformer.norm, self.head_norm_eps)
         return decoder
@@ -197,23 +207,20 @@ class VideoMAEOutput:
     pixel_prediction: Tensor
 
 
-class VideoEmbeddings(nn.Module):
+class VideoEmbeddings(OnGrid):
     """Embeds the listed tubelets of clips and adds fixed positions; tubelets that are not listed are never read."""
 
-    positions: Tensor
-
-    def __init__(self, grid: tuple[int, int, int], tubelet: tuple[int, int, int], width: int):
-        super().__init__()
-        self.tubelet, self.grid, self.num_tokens = tubelet, grid, math.prod(grid)
+    def __init__(self, grid: Grid, tubelet: tuple[int, int, int], width: int, table_grid: Grid | None = None):
+        super().__init__(width, grid, table_grid)
+        self.tubelet, self.num_tokens = tubelet, math.prod(grid)
         self.weight = nn.Parameter(torch.empty(width, 3, *tubelet))  # Conv3d layout
         self.bias = nn.Parameter(torch.empty(width))
-        self.register_buffer("positions", torch.empty(self.num_tokens, width), persistent=False)
 
     def init_weights(self) -> None:
         """Initialise the weights as VideoMAE's, from torch's global generator."""
         nn.init.xavier_uniform_(self.weight.view(self.weight.shape[0], -1))
         nn.init.zeros_(self.bias)
-        self.positions.copy_(sincos_positions(*self.positions.shape))
+        self.fill_positions()
 
     def forward(self, video: Tensor, index: Tensor | None = None) -> Tensor:
         """Embed the tubelets that `index` lists, int32 [B, K]; None: all. uint8 [B, T, H, W, 3] -> [B, K, D].
@@ -252,7 +259,7 @@ class VideoMAE(nn.Module):
     def __init__(self, config: VideoMAEConfig):
         super().__init__()
         self.config = config
-        self.video_embeddings = VideoEmbeddings(config.grid, config.tubelet, config.width)
+        self.video_embeddings = config.video_embeddings()
         self.encoder = config.transformer(final_norm=config.encoder_norm)
         self.decoder = config.video_decoder()
 

@@ -35,6 +35,8 @@ _GIANT: dict[str, Any] = {
     "decoder_num_heads": 8,
 }
 
+RECOMMENDED_POSITIONS = {"positions": "interpolate"}  # the releases rebuild them
+
 
 def _runs() -> Runs:
     from fastvtp.systems.videomae import recipes, tasks
@@ -51,6 +53,7 @@ SYSTEM = System(
             model=VideoMAE,
             reads_text=False,
             sources=MODEL_SOURCES,
+            recommended=RECOMMENDED_POSITIONS,
             tower=encoder_tower,
         ),
         Architecture(
@@ -61,6 +64,7 @@ SYSTEM = System(
             scored_by="classes",
             labels=lambda config: {"classes": config.num_classes},
             sources=CLASSIFIER_SOURCES,
+            recommended=RECOMMENDED_POSITIONS,
             tower=encoder_tower,
         ),
     ),

@@ -56,6 +56,7 @@ HEADS = (
     HeadTable("decoder_num_heads", by("width", "depth", "decoder_width"), DECODERS),
 )
 _BLOCK = re.compile(r"(decoder\.transformer|(?:video_)?encoder)\.blocks\.(\d+)\.")
+_TUBELETS = {(2, 16, 16), (2, 14, 14)}  # of released models
 # setting -> entry whose number of rows it is
 _ROWS = {
     "vocab_size": "text_embeddings.word_embeddings.weight",
@@ -88,6 +89,16 @@ def sizes(shapes: Shapes, checkpoint: str, given: Mapping[str, Any]) -> dict[str
     if "decoder.project.weight" in shapes:  # an encoder alone does not tell what stood behind it
         values |= {"decoder_depth": depths[2], "encoder_norm": "encoder.norm.weight" in shapes}
     return values | rows_of(shapes, _ROWS) | mlp_ratio(shapes, width)
+
+
+def released_sizes(shapes: Shapes, checkpoint: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `sizes` of a checkpoint that is not fastvtp's; of a released width, depth and tubelet also the frames and
+    the image size of its training, which neither names nor shapes tell: 16 of 224 pixels, as in all releases of
+    VideoMAE, VideoMAE v2 and SimVTP. Raises CheckpointError as `sizes`."""
+    values = sizes(shapes, checkpoint, given)
+    if (values["width"], values["depth"]) in ENCODERS and values["tubelet"] in _TUBELETS:
+        values |= {"trained_frames": 16, "trained_image_size": 224}
+    return values
 
 
 def settings(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -140,7 +151,7 @@ def _released_kind(architecture: str, mark: str, **of_kind: Any) -> Kind:
         architecture=architecture,
         marks=(mark,),
         settings=settings,
-        sizes=sizes,
+        sizes=released_sizes,
         heads=HEADS,
         **of_kind,
     )
@@ -162,7 +173,7 @@ KINDS = (
     _released_kind("videomae", "encoder.patch_embed.", names=PRETRAINING, refuses=_refuse),
     _released_kind("video_classifier", "patch_embed.", names=CLASSIFIER, refuses=_refuse_classifier),
     _released_kind("video_classifier", f"{_OF_THE_HUB}patch_embed.", names=_of_the_hub, refuses=_refuse_classifier),
-    *hf_weights.kinds(sizes, HEADS, _refuse_classifier),
+    *hf_weights.kinds(released_sizes, HEADS, _refuse_classifier),
 )
 
 _TEXT_OF_PAIRS = ("text_embeddings.", "word_head.", "match_head.", "contrast.")

@@ -27,17 +27,13 @@ from fastvtp.modules.checks import (
 from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.packing import Packing, on_device
 from fastvtp.modules.pooler import AttentionPooler
-from fastvtp.modules.positions import sincos_positions
+from fastvtp.modules.positions import GridPositionsConfig, OnGrid
 from fastvtp.modules.stacks import Stack
-from fastvtp.systems.videoprism.encoder import (
-    VideoPrismConfig,
-    VideoPrismEncoder,
-    VisibleTokens,
-    lay_out_visible,
-)
+from fastvtp.systems.videoprism.encoder import VideoPrismConfig, VideoPrismEncoder
 from fastvtp.systems.videoprism.layers import PrismTransformer
 from fastvtp.systems.videoprism.losses import cosine_distance, shuffled_order
 from fastvtp.systems.videoprism.video_text import POOLER_WIDTHS
+from fastvtp.systems.videoprism.visible import VisibleTokens, lay_out_visible
 from fastvtp_kernels import BlockShapes, assemble_tokens, block_tube_mask, tube_mask
 
 MASKS, ORDERS, PROJECTORS = ("block_tube", "tube"), ("sample", "batch"), ("linear", "mlp")
@@ -57,10 +53,13 @@ class PrismTeacherConfig(VideoPrismConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrismStudentConfig(PrismTeacherConfig):
+class PrismStudentConfig(PrismTeacherConfig, GridPositionsConfig):
     """Sizes of teacher and student, which are alike, masks and losses; the defaults are the paper's at size base."""
 
     num_frames: int = 8
+    positions: str = "interpolate"
+    """How the local decoder's fixed positions come to another size, see `GridPositionsConfig`; the encoder's tables are
+    resized."""
     mask: str = "block_tube"
     """How tokens are hidden: "block_tube", in BEVT's blocks, each over a run of frames, or "tube", in all frames at
     places that are drawn one by one."""
@@ -93,6 +92,7 @@ class PrismStudentConfig(PrismTeacherConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_positions()
         check_choice(self, "mask", MASKS)
         check_choice(self, "shuffle_per", ORDERS)
         check_choice(self, "projector", PROJECTORS)
@@ -110,6 +110,11 @@ class PrismStudentConfig(PrismTeacherConfig):
             raise ValueError(f"mask_aspect must be 0 < least <= greatest, got {self.mask_aspect}")
         if not 0 < self.mask_run[0] <= self.mask_run[1] <= 1:
             raise ValueError(f"mask_run must be 0 < least <= greatest <= 1, got {self.mask_run}")
+
+    @property
+    def tubelet(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of pixels that make up one token."""
+        return 1, self.patch_size, self.patch_size
 
     @property
     def teacher(self) -> PrismTeacherConfig:
@@ -162,28 +167,24 @@ class PrismTeacher(nn.Module):
         return x_BLD, self.pooler(joint_BLD)[:, 0]
 
 
-class LocalDecoder(nn.Module):
+class LocalDecoder(OnGrid):
     """Makes the features of all places from visible tokens and copies of a mask token, which come in another order.
 
     Positions are fixed sines and cosines of the place, the mask token is of the decoder's width [gap].
     """
 
-    positions: Tensor
-
     def __init__(self, config: PrismStudentConfig):
-        super().__init__()
+        super().__init__(config.decoder_width, config.grid, config.table_grid)
         self.project = config.decoder_projector()
         self.mask_token = nn.Parameter(torch.empty(config.decoder_width))
         self.transformer = config.decoder_stack()
         self.head = nn.Linear(config.decoder_width, config.width)
-        frames, rows, columns = config.grid
-        self.register_buffer("positions", torch.empty(frames * rows * columns, config.decoder_width), persistent=False)
 
     def init_weights(self) -> None:
         """Initialise the weights as the encoder's, from torch's global generator."""
         self.apply(init_linear_normal)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.positions.copy_(sincos_positions(*self.positions.shape))
+        self.fill_positions()
 
     def forward(self, visible_BKD: Tensor, *, visible: Tensor, masked: Tensor, order: Tensor) -> Tensor:
         """Make the features of all places, [B, L, D], from those of the visible tokens, [B, Kv, D].

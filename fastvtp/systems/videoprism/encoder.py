@@ -9,15 +9,16 @@ Notable choices:
 - Frames are read as uint8; pixels are in [0, 1] and not normalised further.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from fastvtp.modules.checks import (
+    SQUARE_FRAMES,
     check_choice,
     check_heads,
     check_positive,
@@ -33,12 +34,16 @@ from fastvtp.modules.pooler import AttentionPooler
 from fastvtp.modules.positions import resize_positions
 from fastvtp.modules.rows import take_rows
 from fastvtp.modules.stacks import Stack
+from fastvtp.settings import check_types
 from fastvtp.systems.videoprism.layers import (
     Padding,
     PrismTransformer,
     TimeAxis,
 )
+from fastvtp.systems.videoprism.visible import VisibleTokens, lay_out_visible
 from fastvtp_kernels import tubelet_embed
+
+logger = logging.getLogger(__name__)
 
 _MEAN, _STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
@@ -47,7 +52,8 @@ _MEAN, _STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 class VideoPrismConfig:
     """Sizes of clips and of the encoder; the defaults are the released base's.
 
-    num_frames and image_size are those of the position tables: clips of other sizes have the tables resized.
+    num_frames and image_size are those of the position tables: clips of other sizes have the tables resized, which is
+    named in a warning once for each size, unless the encoder is compiled.
     """
 
     num_frames: int = 16
@@ -71,6 +77,7 @@ class VideoPrismConfig:
 
     def check_encoder(self) -> None:
         """Check these fields; raises ValueError with one line for the first that cannot be."""
+        check_types(self, image_size=SQUARE_FRAMES)
         check_positive(self, "num_frames", "image_size", "patch_size", "width", "num_heads", "mlp_hidden")
         check_heads(self, "width", "num_heads")
         check_choice(self, "few_frames", ("resize", "crop"))
@@ -111,50 +118,6 @@ class VideoPrismConfig:
         )
 
 
-@dataclass(frozen=True)
-class VisibleTokens:
-    """The listed tokens of a batch and how they make up sequences, within frames and along time.
-
-    index: int32 [B, K], ascending in each clip; packed rows follow it, frame after frame.
-    spatial: how the packed rows divide into frames.
-    temporal: how they divide into places, each with its tokens along time, once they are in the order `by_place`; a
-        TimeAxis where each frame lists the same places, which needs no other order.
-    by_place: int64 [N], the packed rows in the order of places; None with a TimeAxis.
-    by_frame: int64 [N], which rows of that order the packed rows are, to bring them back; None with a TimeAxis.
-    """
-
-    index: Tensor
-    spatial: Packing
-    temporal: Packing | TimeAxis
-    by_place: Tensor | None = None
-    by_frame: Tensor | None = None
-
-
-def lay_out_visible(index: Tensor, grid: tuple[int, int, int]) -> VisibleTokens:
-    """Pack the listed tokens, int32 [B, K] ascending on the host, of clips with this (time, height, width) grid.
-
-    Frames and places may list any number of tokens, none included. Raises ValueError where a clip lists none, or its
-    tokens do not ascend below the number that there are.
-    """
-    frames, places = grid[0], grid[1] * grid[2]
-    listed = index.numpy().astype(np.int64)
-    if listed.size == 0 or listed.min() < 0 or listed.max() >= frames * places or (np.diff(listed, axis=1) <= 0).any():
-        raise ValueError(f"index must list ascending tokens below {frames * places} in each clip, and at least one")
-    batch, count = listed.shape
-    clip = np.repeat(np.arange(batch), count)
-    frame, place = np.divmod(listed.ravel(), places)
-    in_frame = np.bincount(clip * frames + frame, minlength=batch * frames)
-    spatial = Packing(offsets(in_frame), int(in_frame.max()))
-    if count % frames == 0 and (place.reshape(batch, frames, -1) == place.reshape(batch, frames, -1)[:, :1]).all():
-        return VisibleTokens(index, spatial, TimeAxis(batch, frames))
-    by_place = np.lexsort((frame, place, clip))
-    at_place = np.bincount(clip * places + place, minlength=batch * places)
-    by_frame = np.empty_like(by_place)
-    by_frame[by_place] = np.arange(len(by_place))
-    temporal = Packing(offsets(at_place), int(at_place.max()))
-    return VisibleTokens(index, spatial, temporal, torch.from_numpy(by_place), torch.from_numpy(by_frame))
-
-
 class VideoPrismEncoder(nn.Module):
     """Makes tokens of clips, without a class token and without pooling them."""
 
@@ -168,6 +131,7 @@ class VideoPrismEncoder(nn.Module):
         self.temporal_positions = nn.Parameter(torch.empty(config.num_frames, config.width))
         self.spatial = config.encoder_stack(config.depth)
         self.temporal = config.encoder_stack(config.temporal_depth)
+        self._named_grids: set[tuple[int, int, int]] = {config.grid}
 
     def init_weights(self) -> None:
         """Initialise the weights as ViT's, the paper names none, from torch's global generator."""
@@ -228,6 +192,7 @@ class VideoPrismEncoder(nn.Module):
         if frame_paddings is not None and visible is not None:
             raise ValueError("frame_paddings and visible tokens cannot be given together")
         grid = self.config.grid_of(video)
+        self._name_resized(grid)
         batch, frames = video.shape[:2]
         whole = visible is None
         if whole:
@@ -257,6 +222,21 @@ class VideoPrismEncoder(nn.Module):
         if visible.by_frame is not None:
             x_ND = take_rows(x_ND, visible.by_frame)
         return [*kept, x_ND.view(batch, -1, x_ND.shape[-1])]
+
+    def _name_resized(self, grid: tuple[int, int, int]) -> None:
+        """Warn, once for each grid, of position tables that are resized or cut for it."""
+        if torch.compiler.is_compiling() or grid in self._named_grids:
+            return
+        self._named_grids.add(grid)
+        (frames, *places), (own_frames, *own) = grid, self.config.grid
+        cut = self.config.few_frames == "crop" and frames < own_frames
+        times = (
+            f"the first {frames} of {own_frames} rows" if cut else f"{own_frames} rows to {frames}, antialiased linear"
+        )
+        said = [f"temporal_positions: {times}"] if frames != own_frames else []
+        if places != own:
+            said += ["spatial_positions: {} x {} rows to {} x {}, antialiased bilinear".format(*own, *places)]
+        logger.warning("clips of %d x %d x %d tokens: %s", *grid, "; ".join(said))
 
     def _embed(self, video: Tensor, index: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Embed the listed patches, int32 [B, K], and add the positions of their places: -> [B*K, D]."""

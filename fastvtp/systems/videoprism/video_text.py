@@ -20,16 +20,13 @@ from fastvtp.modules.pooler import AttentionPooler
 from fastvtp.modules.positions import sinusoid_positions
 from fastvtp.modules.rows import take_rows
 from fastvtp.modules.stacks import Stack
-from fastvtp.systems.videoprism.encoder import (
-    VideoPrismConfig,
-    VideoPrismEncoder,
-    VisibleTokens,
-)
+from fastvtp.systems.videoprism.encoder import VideoPrismConfig, VideoPrismEncoder
 from fastvtp.systems.videoprism.layers import (
     NORM_POLICIES,
     PrismTransformer,
     unit_length,
 )
+from fastvtp.systems.videoprism.visible import VisibleTokens
 from fastvtp_kernels import tube_mask
 from fastvtp_kernels.packing import locate_rows
 

@@ -31,7 +31,7 @@ def trained(captioned_videos, tmp_path_factory) -> dict[str, Path]:
     for name in ("retrieval", "prompter"):
         found[name] = root / name
         config = configure(f"alpro_{name}_tiny", captioned_videos / "train.jsonl", root / name, "steps=8")
-        train(apply_overrides(config, ["optimizer.learning_rate=0.03"]), progress_bar=False)
+        train(apply_overrides(config, ["optimizer.learning_rate=0.003"]), progress_bar=False)
     return found
 
 

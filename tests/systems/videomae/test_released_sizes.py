@@ -91,7 +91,9 @@ def test_a_converted_classifier_computes_the_released_logits(
     weights = {n: w.to(dtype) for n, w in random_weights(classifier_shapes(size, 11, scaled=scaled), 3).items()}
     torch.save(dict.fromkeys(wrapper, weights) | {"epoch": 1}, tmp_path / "tuned.pth")
     side = 2 * size.get("patch", 16)
-    done = convert(tmp_path / "tuned.pth", tmp_path / "out", overrides=["num_frames=4", f"image_size={side}"])
+    done = convert(
+        tmp_path / "tuned.pth", tmp_path / "out", overrides=["num_frames=4", f"image_size={side}", "positions=rebuild"]
+    )
     assert done.heads["num_heads"].startswith("16" if "S" not in name else "6")
     video, pixels = _clip(size)
     exact = {n: w.double() for n, w in weights.items()}
@@ -115,7 +117,7 @@ def test_a_converted_pretrained_model_predicts_the_released_pixels(
     weights = {n: w.to(dtype) for n, w in random_weights(pretraining_shapes(size, 2, scaled=scaled), 5).items()}
     torch.save(dict.fromkeys(wrapper, weights), tmp_path / "pretrained.pth")
     side = 2 * size.get("patch", 16)
-    overrides = ["num_frames=4", f"image_size={side}", "video_mask_ratio=0.5"]
+    overrides = ["num_frames=4", f"image_size={side}", "video_mask_ratio=0.5", "positions=rebuild"]
     done = convert(tmp_path / "pretrained.pth", tmp_path / "out", overrides=overrides)
     assert set(done.heads) == {"num_heads", "decoder_num_heads"}
     model = fastvtp.load_pretrained(tmp_path / "out")

@@ -10,11 +10,8 @@ from torch import Tensor
 from fastvtp.checkpoints.loading import load_checkpoint
 from fastvtp.modules.positions import resize_positions
 from fastvtp.systems.catalogue import build_model
-from fastvtp.systems.videoprism.encoder import (
-    VideoPrismConfig,
-    VideoPrismEncoder,
-    lay_out_visible,
-)
+from fastvtp.systems.videoprism.encoder import VideoPrismConfig, VideoPrismEncoder
+from fastvtp.systems.videoprism.visible import lay_out_visible
 from tests.parity.prism_replica import (
     norm,
     resizing,

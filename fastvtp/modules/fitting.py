@@ -1,17 +1,37 @@
-"""Learned position tables of a checkpoint in a model's sizes."""
+"""Learned position tables of other weights in a model's sizes."""
 
+import logging
 import math
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from fastvtp.errors import CheckpointError
+from fastvtp.errors import CheckpointError, unknown_name
 from fastvtp.modules.positions import resize_positions
+
+logger = logging.getLogger(__name__)
 
 POSITION_RESIZES = ("bicubic", "official")
 _TEXTS, _PATCHES, _FRAMES = "text_embeddings.position_embeddings.weight", ".patch_positions", ".time_positions"
 _PLACES, _TIMES = "spatial_positions", "temporal_positions"
+
+
+def resize_tables(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], position_resize: str, source: str | Path
+) -> dict[str, Tensor]:
+    """Return `weights`, those of `source`, as `resize_table` makes them for a model's `own` tensors; what is done is
+    named in warnings. Raises UserError for another `position_resize` than one of `POSITION_RESIZES`."""
+    if position_resize not in POSITION_RESIZES:
+        raise unknown_name("position_resize", position_resize, POSITION_RESIZES)
+    fitted = dict(weights)
+    for name in own.keys() & weights.keys():
+        fitted[name], change = resize_table(name, weights[name], own[name], position_resize)
+        if change is not None:
+            logger.warning("%s: %s", source, change)
+    return fitted
 
 
 def resize_table(name: str, tensor: Tensor, own: Tensor, position_resize: str) -> tuple[Tensor, str | None]:
