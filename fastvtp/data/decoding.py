@@ -1,31 +1,37 @@
-"""Frame-exact video decoding with PyAV, for any codec libav knows, which decodes only the groups of pictures it needs.
+"""Frame-exact video decoding with PyAV, for any codec libav knows, which reads only the groups of pictures it needs.
 
-A frame's index is its place in presentation order, the order in which a plain decoding loop hands frames out. The
-packets of a clip are read once and kept (a clip is far smaller coded than decoded); their presentation times give the
-number of frames and the place of each, so that a frame is reached from the keyframe before it, not from the start.
+A frame's index is its place in presentation order, the order in which a plain decoding loop hands frames out. A table
+of the packets, without their payload, gives the number of frames and the place of each (`fastvtp.data.packets`), so
+that a frame is reached by seeking to the keyframe before it. Every packet that is read is compared with the table: a
+seek that lands elsewhere costs time, never another frame.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from io import BytesIO
-from operator import lt
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastvtp.data.frame_table import Frames, Memory, frames_by_decoding, frames_by_time
+from fastvtp.data.packet_reader import NotAsListedError, NoVideoStreamError, PacketReader
+from fastvtp.data.packets import Packets
 from fastvtp.errors import UserError
 
 if TYPE_CHECKING:
     from av import VideoFrame
 
+_FINE_TICK, _NEARNESS = Fraction(1, 1000), Fraction(1, 2_000_000)  # seconds
+_READ_AT_ONCE = 16  # packets: reading and decoding by turns is slower, as each takes the other's place in the cache
+_LONG = 4096  # packets from which on the table of a header is remembered: a shorter one is read again as fast
 
-_FINE_TICK, _LEAST_NEARNESS = Fraction(1, 1000), Fraction(1, 2_000_000)  # seconds
+_memory = Memory()
 
 
 class VideoDecodeError(UserError):
@@ -64,6 +70,11 @@ class VideoInfo:
 class Video:
     """An opened video; a context manager.
 
+    What the header of an mp4 or mov says is enough to reach any frame: opening and reading take as long for a video of
+    an hour as for one of a minute. All other containers do not say how many frames there are: their packets are read
+    once, which takes as long as reading the file does, and where they do not say either when each frame is shown (AVI)
+    all frames are decoded once. This is remembered for the files a process used last.
+
     Args:
         source: a path, or the bytes of a file.
 
@@ -76,25 +87,21 @@ class Video:
     """
 
     def __init__(self, source: str | os.PathLike[str] | bytes):
-        import av
-        from av.stream import Disposition
         from av.video.reformatter import VideoReformatter
 
+        self._source = source if isinstance(source, bytes) else os.fspath(source)
         self._name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
         self._reformatter = VideoReformatter()
-        with self._errors_named(opening=source):
-            file = BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
-            self._container: Any = av.open(file, metadata_errors="replace")
+        with self._errors_named(opening=self._source):
+            self._reader = PacketReader(self._source)
         try:
             with self._errors_named():
-                self._stream: Any = self._container.streams.best("video")
-                if self._stream is None or self._stream.disposition & Disposition.attached_pic:
-                    raise VideoDecodeError(self._name, "no video stream")
-                self._decoder: Any = self._stream.codec_context
-                if self._decoder is None:
-                    raise VideoDecodeError(self._name, "no decoder for its video codec")
-                self._decoder.thread_count = 1  # one clip per worker process: more threads only add start-up cost
-                self._read_packets()
+                self._reader.choose_stream()
+                self._undecoded: Any = self._reader.decoder
+                self._frames = self._list_frames()
+            self.num_frames = self._frames.count
+            if self.num_frames == 0:
+                raise VideoDecodeError(self._name, "no frames")
         except BaseException:
             self.close()
             raise
@@ -106,7 +113,7 @@ class Video:
         self.close()
 
     def close(self) -> None:
-        self._container.close()
+        self._reader.close()
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Decode frames by their index in presentation order, in any order, repeats allowed.
@@ -141,8 +148,8 @@ class Video:
             frame = self._decode([0])[0]
         turns = _quarter_turns(frame)
         height, width = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
-        fps = float(self._stream.average_rate or 0)
-        codec, pix_fmt = self._decoder.codec.canonical_name, frame.format.name
+        fps = float(self._reader.stream.average_rate or 0)
+        codec, pix_fmt = self._reader.decoder.codec.canonical_name, frame.format.name
         return VideoInfo(self.num_frames, height, width, fps, codec, pix_fmt, 90 * turns)
 
     def decode_all(self) -> int:
@@ -152,28 +159,35 @@ class Video:
             VideoDecodeError: the video is damaged somewhere.
         """
         with self._errors_named():
-            return sum(1 for _ in self._decode_packets(0))
+            try:
+                return sum(1 for _ in self._decode_from(0))
+            except NotAsListedError:
+                self._list_again()
+                return sum(1 for _ in self._decode_from(0))
 
     def frames_within(self, start: float | None, end: float | None) -> range:
         """Return the indices of the frames shown from `start` to before `end`, seconds from the first frame.
 
-        A frame belongs to the span where its presentation time does: start <= time < end, so that spans that touch
-        share no frame and lose none. Times are what the container says, at a variable rate too. It says them in ticks
-        of its clock: a bound within half a tick of a frame (half a millisecond in Matroska and WebM) is at that frame,
-        for ticks of a millisecond at most; coarser ones are those of the frames themselves, and exact. The least such
-        distance is half a microsecond.
+        A frame belongs to the span that its presentation time lies in, at a variable rate too: spans that touch share
+        no frame and lose none. A container counts time in ticks. A bound within half a tick of a frame counts as that
+        frame's time where ticks are a millisecond or less, so that a time rounded to milliseconds means what it says.
+        Longer ticks are those of the frames themselves, and exact to half a microsecond.
 
-        start: None, from the first frame on. end: None, to the last frame. The range is empty where no frame is shown
-        in between.
+        Args:
+            start: None, from the first frame on.
+            end: None, to the last frame.
+
+        Returns:
+            A range, empty where no frame is shown in between.
 
         Raises:
             VideoDecodeError: the file says neither when its frames are shown nor how many a second.
         """
         ticks, tick = self._timeline()
-        nearness = max(tick / 2 if tick <= _FINE_TICK else 0, _LEAST_NEARNESS)
+        near = max(tick / 2 if tick <= _FINE_TICK else Fraction(0), _NEARNESS)
 
         def first_from(seconds: float) -> int:
-            return bisect_left(ticks, (Fraction(seconds) - nearness) / tick)
+            return int(np.searchsorted(ticks, math.ceil((Fraction(seconds) - near) / tick)))
 
         return range(0 if start is None else first_from(start), len(ticks) if end is None else first_from(end))
 
@@ -181,100 +195,134 @@ class Video:
     def duration(self) -> float:
         """Seconds from the first frame to the end of the last, which counts as long as the others are in the mean.
 
-        Raises VideoDecodeError as `frames_within` does.
+        Raises:
+            VideoDecodeError: the file says neither when its frames are shown nor how many a second.
         """
         ticks, tick = self._timeline()
         if len(ticks) > 1:
-            return float(ticks[-1] * tick * len(ticks) / (len(ticks) - 1))
-        return float(1 / self._stream.average_rate) if self._stream.average_rate else 0.0
+            return float(int(ticks[-1]) * tick * len(ticks) / (len(ticks) - 1))
+        return float(1 / self._reader.stream.average_rate) if self._reader.stream.average_rate else 0.0
 
-    def _timeline(self) -> tuple[Sequence[int], Fraction]:
+    def _timeline(self) -> tuple[np.ndarray, Fraction]:
         """Return when each frame is shown, in ticks from the first one, and seconds in a tick."""
-        times = [time for time in self._shown if time is not None]
-        if len(times) == self.num_frames and all(map(lt, times, times[1:])):
-            return [time - times[0] for time in times], self._stream.time_base
-        # AVI with B-frames: libav's times are out of order, but the frames evenly spaced
-        if not self._stream.average_rate:
+        times = self._frames.times
+        if times is not None:
+            return times - times[0], self._reader.stream.time_base
+        if not self._reader.stream.average_rate:
             raise VideoDecodeError(self._name, "says neither when its frames are shown nor how many a second")
-        return range(self.num_frames), 1 / self._stream.average_rate
+        return np.arange(self.num_frames), 1 / self._reader.stream.average_rate
 
-    def _read_packets(self) -> None:
-        self._packets: list[Any] = [packet for packet in self._container.demux(self._stream) if packet.size]
+    def _list_frames(self) -> Frames:
+        key = Memory.key(self._source)
+        if frames := _memory.recall(key):
+            self._reader.expect(frames.packets)
+            return frames
+        packets = self._reader.read_index()
+        try:
+            frames = None if packets is None else self._frames_of(packets)
+        except NotAsListedError:
+            frames = None
+        if frames is None:
+            frames = self._frames_of(self._reader.read_all())
+        if frames.is_counted or not frames.packets.from_index or len(frames.packets) > _LONG:
+            _memory.keep(key, frames)
+        return frames
+
+    def _frames_of(self, packets: Packets) -> Frames:
         # The header of an mp4 gives an index entry for every sample: one that reaches past the end of the file, or a
         # packet cut short, is a download that broke off.
-        end = self._container.size
-        cut = sum(entry.pos + entry.size > end for entry in self._stream.index_entries)
-        cut = cut or sum(packet.is_corrupt for packet in self._packets)
-        if cut:
-            raise VideoDecodeError(self._name, f"truncated: the last {cut} frames are cut off")
+        if packets.cut:
+            raise VideoDecodeError(self._name, f"truncated: the last {packets.cut} frames are cut off")
+        decoder = self._reader.decoder
+        frames = frames_by_time(packets, decoder.has_b_frames) if self._reader.says_times else None
+        frames = frames or frames_by_decoding(packets, self._decode_from(0))
+        return frames.from_first_packet() if self._reader.needs_palette else frames
 
-        keyframes = ((p.pts, i) for i, p in enumerate(self._packets) if p.is_keyframe and p.pts is not None)
-        self._keyframes: list[tuple[int, int]] = sorted(keyframes)
-        self._pts: list[int] = []
-        if self._packet_times_are_frame_times():
-            self._pts = sorted(packet.pts for packet in self._packets if not packet.is_discard)
-            self._shown: list[int | None] = [*self._pts]
-        else:
-            self._shown = [frame.pts for frame in self._decode_packets(0)]
-        self.num_frames = len(self._shown)
-        if self.num_frames == 0:
-            raise VideoDecodeError(self._name, "no frames")
-
-    def _packet_times_are_frame_times(self) -> bool:
-        """Tell whether each packet holds one frame and that frame's presentation time; if not, frames must be
-        counted."""
-        times = [packet.pts for packet in self._packets]
-        if not times or None in times or len(set(times)) < len(times):
-            return False
-        if self._decoder.codec.canonical_name == "vp8":  # hidden reference frames travel as packets of their own
-            return False
-        if self._container.format.name == "avi" and not all(packet.is_keyframe for packet in self._packets):
-            return False  # AVI stores no presentation times, and what libav makes up ignores B-frames
-        # Packets shown before the first keyframe cannot be decoded, and a plain loop never shows them.
-        return bool(self._keyframes) and self._keyframes[0] == (min(times), 0)
+    def _list_again(self) -> None:
+        """List the frames by reading every packet, once the index turned out not to list those that are there."""
+        promised, self._frames = self._frames, self._frames_of(self._reader.read_all())
+        if promised.order is None or not np.array_equal(self._frames.place, promised.place):
+            raise VideoDecodeError(self._name, "damaged (its index and its packets contradict each other)")
 
     def _decode(self, indices: list[int]) -> dict[int, VideoFrame]:
         """Decode the frames at `indices` (ascending, unique)."""
-        found = self._decode_by_time(indices) if self._pts else self._decode_by_counting(indices)
+        try:
+            found = self._decode_listed(indices)
+        except NotAsListedError:
+            self._list_again()
+            found = self._decode_listed(indices)
         if missing := [index for index in indices if index not in found]:
             raise VideoDecodeError(self._name, f"frame {missing[0]} of {self.num_frames} cannot be decoded")
         return found
 
-    def _decode_by_counting(self, indices: list[int]) -> dict[int, VideoFrame]:
-        wanted, found = set(indices), {}
-        for index, frame in enumerate(self._decode_packets(0)):
-            if index in wanted:
-                found[index] = frame
-            if index == indices[-1]:
-                break
-        return found
-
-    def _decode_by_time(self, indices: list[int]) -> dict[int, VideoFrame]:
-        groups: dict[
-            int, dict[int, int]
-        ] = {}  # position of a keyframe's packet -> {time: index} of what follows from it
+    def _decode_listed(self, indices: list[int]) -> dict[int, VideoFrame]:
+        frames = self._frames
+        if frames.order is None:
+            wanted, decoded = set(indices), enumerate(self._decode_from(0))
+            return {index: frame for index, frame in islice(decoded, indices[-1] + 1) if index in wanted}
+        groups: dict[int, list[int]] = {}
         for index in indices:
-            time = self._pts[index]
-            _, keyframe = self._keyframes[bisect_right(self._keyframes, (time, len(self._packets))) - 1]
-            groups.setdefault(keyframe, {})[time] = index
-        found = {}
-        for keyframe, wanted in groups.items():
-            last = max(wanted)
-            for frame in self._decode_packets(keyframe, wanted):
-                if frame.pts in wanted:
-                    found[wanted[frame.pts]] = frame
-                if frame.pts == last:
-                    break
+            groups.setdefault(frames.start_before(index), []).append(index)
+        found: dict[int, VideoFrame] = {}
+        for number, group in groups.items():
+            found |= self._decode_group(number, group)
         return found
 
-    def _decode_packets(self, start: int, wanted: Collection[int] | None = None) -> Iterator[Any]:
-        """Decode from packet `start` on, in presentation order; leave out frames not `wanted` that no other needs."""
-        self._decoder.flush_buffers()
-        for packet in self._packets[start:]:
-            if wanted is not None:
-                self._decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-            yield from self._decoder.decode(packet)
-        yield from self._decoder.decode(None)
+    def _decode_group(self, number: int, indices: list[int]) -> dict[int, VideoFrame]:
+        """Decode the frames at `indices` (ascending) from a start on, as far as they come out.
+
+        Some encoders call packets keyframes from which the picture only builds up: an earlier start is then taken.
+        """
+        back, thrifty = 1, not self._frames.is_counted
+        while True:
+            found = self._decode_from_start(number, indices, thrifty)
+            if found is None:
+                number, back = max(number - back, 0), 2 * back
+            elif thrifty and len(found) < len(indices):
+                thrifty = False
+            else:
+                return found
+
+    def _decode_from_start(self, number: int, indices: list[int], thrifty: bool) -> dict[int, VideoFrame] | None:
+        """Return None if that start is none, because its own frame does not come out.
+
+        thrifty: each packet is taken to hold just the frame it is listed with, and no more is decoded than needed.
+        """
+        frames, found = self._frames, {}
+        assert frames.order is not None
+        start = int(frames.starts[number])
+        needed = {start, *frames.order[indices].tolist()} if thrifty else None
+        first = int(frames.place[start]) if number else -1
+        for frame in self._decode_from(start, needed):
+            index = -1 if frame.pts is None else int(frames.place[frame.pts])
+            if index == first:
+                first = -1
+            elif index > first >= 0:
+                return None
+            if index in indices:
+                found[index] = frame
+            if index >= indices[-1]:
+                break
+        return found if first < 0 else None
+
+    def _decode_from(self, start: int, needed: Collection[int] | None = None) -> Iterator[Any]:
+        """Decode from packet `start` on, in presentation order; a frame's `pts` is the number of its packet.
+
+        Frames of other packets than those `needed` are left out where no other frame depends on them, and so is
+        everything after the last of these.
+        """
+        last = math.inf if needed is None else max(needed)
+        if self._reader.decoder is not self._undecoded:  # a flush loses the palette that came with the first packet
+            self._reader.decoder.flush_buffers()
+        packets, number = self._reader.read_from(start), start - 1
+        while batch := list(islice(packets, int(min(last - number, _READ_AT_ONCE)))):
+            decoder, self._undecoded = self._reader.decoder, None
+            asked_for = None if decoder.name == "libdav1d" else needed
+            for number, packet in batch:
+                decoder.skip_frame = "DEFAULT" if asked_for is None or number in asked_for else "NONREF"
+                packet.pts = number
+                yield from decoder.decode(packet)
+        yield from self._reader.decoder.decode(None)
 
     def _to_rgb(self, frame: Any) -> np.ndarray:
         # One thread and one shared conversion context: PyAV's per-frame default spends ten times as long on set-up.
@@ -286,6 +334,10 @@ class Video:
 
         try:
             yield
+        except NotAsListedError:
+            raise VideoDecodeError(self._name, "its packets change from one reading to the next") from None
+        except NoVideoStreamError as error:
+            raise VideoDecodeError(self._name, str(error)) from None
         except (FFmpegError, OSError, IndexError) as error:  # IndexError: PyAV, on a stream that damage made up
             reason = getattr(error, "strerror", None) or str(error)
             if opening is None:

@@ -1,0 +1,144 @@
+"""The frames of a video in the order they are shown, told from the packets of its stream, and a memory of them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from fastvtp.data.packets import UNKNOWN, Packets
+
+_MOST_REMEMBERED = 1 << 19  # packets, of 60 bytes each: 30 MB per process
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames of a video in the order they are shown.
+
+    Attributes:
+        packets: of the stream.
+        order: int64 `[F]`, number of the packet that each frame comes from; None where a packet may hold several: the
+            frames can then only be counted from the start.
+        place: int64, of each packet, the index of its frame; -1 for those without one.
+        starts: int64, numbers of the packets that decoding can start from, in the order they are shown.
+        start_places: int64, for each of them how many frames are shown before it.
+        count: number of frames, F.
+        is_counted: whether they were decoded to know them: what a packet holds is uncertain then, only what comes out.
+        times: int64 `[F]`, rising, when each is shown in ticks of the stream's time base; None if that is not known.
+    """
+
+    packets: Packets
+    order: np.ndarray | None
+    place: np.ndarray
+    starts: np.ndarray
+    start_places: np.ndarray
+    count: int
+    is_counted: bool
+    times: np.ndarray | None
+
+    def start_before(self, index: int) -> int:
+        """Return the last of `starts` that is not shown after the frame at `index`."""
+        return int(np.searchsorted(self.start_places, index, side="right")) - 1
+
+    def from_first_packet(self) -> Frames:
+        """Return the same frames, with the first packet as the only start."""
+        nothing = np.zeros(1, np.int64)
+        return replace(self, starts=nothing, start_places=nothing)
+
+
+def frames_by_time(packets: Packets, has_b_frames: bool) -> Frames | None:
+    """Tell the frames from the presentation times of the packets; None where these cannot be trusted.
+
+    Each packet has to hold one frame and the time of that frame.
+    """
+    pts, shown = packets.pts, np.flatnonzero(~packets.is_hidden)
+    if not len(shown) or pts.min() == UNKNOWN:
+        return None
+    # Packets shown before the first keyframe cannot be decoded, and a plain loop never shows them.
+    if not packets.is_keyframe[0] or pts[0] != pts.min():
+        return None
+    order = shown[np.argsort(pts[shown], kind="stable")]
+    times = pts[order]
+    if not (np.diff(times) > 0).all():
+        return None
+    if has_b_frames and not packets.is_keyframe.all() and np.array_equal(order, shown):
+        return None  # times of decoding, written as if they were those of presentation
+    place = np.full(len(packets), -1)
+    place[order] = np.arange(len(order))
+    starts = np.flatnonzero(packets.is_keyframe)
+    starts = starts[np.argsort(pts[starts], kind="stable")]
+    return Frames(packets, order, place, starts, np.searchsorted(times, pts[starts]), len(order), False, times)
+
+
+def frames_by_decoding(packets: Packets, decoded: Iterable[Any]) -> Frames:
+    """Tell the frames from those that came out of the decoder, `pts` being the number of the packet of each."""
+    numbers, is_keyframe = array("q"), bytearray(len(packets))
+    for frame in decoded:
+        numbers.append(-1 if frame.pts is None else frame.pts)
+        if frame.key_frame and numbers[-1] >= 0 and packets.is_keyframe[numbers[-1]]:
+            is_keyframe[numbers[-1]] = True
+    order, place = np.array(numbers, np.int64), np.full(len(packets), -1)
+    nothing = np.zeros(1, np.int64)
+    if order.min(initial=0) < 0 or len(np.unique(order)) < len(order):
+        return Frames(packets, None, place, nothing, nothing, len(order), True, None)
+    place[order] = np.arange(len(order))
+    # From the first packet on, whatever it is, as a plain loop does; then from what both container and decoder call a
+    # keyframe.
+    starts = order[np.frombuffer(is_keyframe, bool)[order]]
+    starts, places = np.append(nothing, starts), np.append(nothing, place[starts])
+    return Frames(packets, order, place, starts, places, len(order), True, _rising_times(packets, order))
+
+
+def _rising_times(packets: Packets, order: np.ndarray) -> np.ndarray | None:
+    """Return the times of frames whose packets do not all say when they are shown: each is shown for as long as one is
+    decoded."""
+    for times in (packets.pts[order], np.sort(packets.dts[order])):
+        if len(times) and times.min() != UNKNOWN and (np.diff(times) > 0).all():
+            return times
+    return None
+
+
+class Memory:
+    """What reading or decoding a whole file has told about its frames, kept for the files used last.
+
+    A file is the same as long as its path, size and time of change are.
+    """
+
+    def __init__(self, most_packets: int = _MOST_REMEMBERED):
+        self._most, self._held = most_packets, 0
+        self._frames: OrderedDict[tuple[Any, ...], Frames] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def key(source: str | bytes) -> tuple[Any, ...] | None:
+        """Return what a file is known by; None where it cannot be looked at, and for bytes."""
+        try:
+            status = None if isinstance(source, bytes) else os.stat(source)
+        except (OSError, ValueError):
+            return None
+        return None if status is None else (source, status.st_size, status.st_mtime_ns, status.st_ino)
+
+    def recall(self, key: tuple[Any, ...] | None) -> Frames | None:
+        """Return the frames of a file that was used lately."""
+        with self._lock:
+            if key is None or key not in self._frames:
+                return None
+            self._frames.move_to_end(key)
+            return self._frames[key]
+
+    def keep(self, key: tuple[Any, ...] | None, frames: Frames) -> None:
+        """Remember the frames of a file, and forget those used longest ago."""
+        if key is None or len(frames.packets) > self._most:
+            return
+        with self._lock:
+            before = self._frames.pop(key, None)
+            self._frames[key] = frames
+            self._held += len(frames.packets) - (0 if before is None else len(before.packets))
+            while self._held > self._most:
+                self._held -= len(self._frames.popitem(last=False)[1].packets)

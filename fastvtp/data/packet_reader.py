@@ -1,0 +1,217 @@
+"""Reads the packets of a video from any of them on, and makes sure that they are those of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from io import BytesIO
+from itertools import chain, islice
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+from fastvtp.data.packets import UNKNOWN, Packets, packets_by_index, packets_by_reading
+
+_GENERATE_PTS = 1  # of `AVFormatContext.flags`
+_LOOKED_AT = 2  # packets, to see whether an index lists what the demuxer hands out
+_TRIED_AFTER_SEEK = 8  # packets, to find one that the table lists
+
+
+class NotAsListedError(Exception):
+    """The packets of a file are not those that its table lists."""
+
+
+class NoVideoStreamError(Exception):
+    """There is no stream of video in a file, or no decoder for it; the message says which."""
+
+
+class PacketReader:
+    """The best video stream of a file.
+
+    The libraries' own errors (`av.error.FFmpegError`, OSError) come through.
+
+    Args:
+        source: a path or URL, or the bytes of a file.
+
+    Attributes:
+        stream: of PyAV; another one once the file had to be opened again, as is `decoder`, its codec context.
+        says_times: whether the container says when a frame is shown, for codecs whose frames need others.
+        needs_palette: whether the stream can only be decoded from its first packet, by a decoder that is new.
+
+    """
+
+    def __init__(self, source: str | bytes):
+        self._source = source
+        self._can_seek = True
+        self._open()
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _open(self) -> None:
+        import av
+
+        file = BytesIO(self._source) if isinstance(self._source, bytes) else self._source
+        self._container: Any = av.open(file, metadata_errors="replace")
+        self._at: int | None = 0  # number of the packet that comes next; None if that is not known
+
+    def choose_stream(self) -> None:
+        """Take the best stream of video and open its decoder; to be called before anything else.
+
+        Raises:
+            NoVideoStreamError: there is none.
+        """
+        from av.stream import Discard, Disposition
+
+        self.stream: Any = self._container.streams.best("video")
+        if self.stream is None or self.stream.disposition & Disposition.attached_pic:
+            raise NoVideoStreamError("no video stream")
+        self.decoder: Any = self.stream.codec_context
+        if self.decoder is None:
+            raise NoVideoStreamError("no decoder for its video codec")
+        self.decoder.thread_count = 1  # one clip per worker process: more threads only add start-up cost
+        # dav1d keeps what it was opened with: opened at a packet that may be skipped, it would go on skipping.
+        self.decoder.skip_frame = "DEFAULT"
+        self.decoder.open(strict=False)
+        for stream in self._container.streams:
+            if stream.index != self.stream.index:
+                stream.discard = Discard.all
+        # AVI says nothing about presentation. libav would make times up that ignore B-frames, and for that keep packets
+        # in memory until a later one settles theirs.
+        self.says_times = self._container.format.name != "avi" or self.decoder.codec.intra_only
+        if not self.says_times:
+            self._container.flags &= ~_GENERATE_PTS
+        # A palette comes with the first packet and is lost when the decoder is flushed, as it is for a seek.
+        self.needs_palette = self.decoder.pix_fmt == "pal8"
+
+    def read_index(self) -> Packets | None:
+        """Return what the container's index says, and expect it; None if it has none that lists every packet."""
+        with ExitStack() as stack:
+            file: Any = None
+            if isinstance(self._source, bytes):
+                file = BytesIO(self._source)
+            else:
+                with suppress(OSError, ValueError):  # what libav opens need not be a file
+                    file = stack.enter_context(open(self._source, "rb"))
+            packets = packets_by_index(self._container, self.stream, file)
+        if packets is None or packets.cut:
+            return packets
+        self.expect(packets)
+        try:
+            for _ in islice(self.read_from(0), _LOOKED_AT):  # some are put together from several of the index
+                pass
+        except NotAsListedError:
+            return None
+        return packets
+
+    def read_all(self) -> Packets:
+        """Read every packet, keep none, and expect the same from now on."""
+        if self._at != 0:
+            self._reopen()
+        packets = packets_by_reading(self._container, self.stream)
+        self.expect(packets)
+        self._at = len(packets)
+        return packets
+
+    def expect(self, packets: Packets) -> None:
+        """Take these for the packets of the file."""
+        self._packets = packets
+        # as buffers: numbers out of an array itself take several times as long, for every packet that is read
+        self._pos, self._size, self._pts = packets.pos.data, packets.size.data, packets.pts.data
+        self._is_keyframe = packets.is_keyframe.data
+        self._ticks_off: int | None = None if packets.from_index else 0
+
+    def read_from(self, start: int) -> Iterator[tuple[int, Any]]:
+        """Read packets from the one numbered `start` on, each with its number.
+
+        Raises:
+            NotAsListedError: a packet is another than the table says.
+        """
+        for packet in self._packets_before(start):
+            number = self._at
+            if number is None or not self._is_listed(packet, number):
+                self._at = None
+                raise NotAsListedError
+            self._at = number + 1
+            if number >= start:
+                yield number, packet
+
+    def _packets_before(self, start: int) -> Iterator[Any]:
+        """Go to packet `start`, or as near before it as the container lets; `_at` is where that is."""
+        if start == self._at:
+            return self._demux()
+        targets = self._seek_targets(start) if self._can_seek and not self.needs_palette else []
+        for target in targets:
+            packets = self._demux_at(target)
+            for packet in islice(packets, _TRIED_AFTER_SEEK):
+                number = self._number_of(packet, start)
+                if number is not None and number <= start:
+                    self._at = number
+                    return chain([packet], packets)
+        if targets:
+            self._can_seek = False
+        if targets or self._at is None or self._at > start:
+            self._reopen()
+        return self._demux()
+
+    def _demux(self) -> Iterator[Any]:
+        return filter(attrgetter("size"), self._container.demux(self.stream))  # the last ones hold nothing
+
+    def _demux_at(self, target: int) -> Iterator[Any]:
+        from av.error import FFmpegError
+
+        try:
+            self._container.seek(target, stream=self.stream, unsupported_byte_offset=self._is_sought_by_byte())
+        except FFmpegError:
+            return iter(())
+        return self._demux()
+
+    def _is_sought_by_byte(self) -> bool:
+        """Tell whether a seek by time would land nowhere near a keyframe."""
+        return self._container.format.name in ("mpegts", "mpeg")
+
+    def _seek_targets(self, number: int) -> list[int]:
+        """Return where to seek for a packet, the most likely first."""
+        packets, name = self._packets, self._container.format.name
+        if self._is_sought_by_byte():
+            if name == "mpeg":  # the first packet after a seek may have a rest of the one before stuck to it
+                number = int(np.flatnonzero(packets.pos[:number] != UNKNOWN).max(initial=0))
+            targets = [self._pos[number]]
+        else:
+            # Most demuxers look for a keyframe that can be shown at the time asked for. Where groups of pictures are
+            # shorter than the delay of decoding, the next one can.
+            pts, dts = self._pts[number], int(packets.dts[number])
+            shown = pts if pts == UNKNOWN else pts + (self._ticks_off or 0)
+            targets = [shown, dts] if self.says_times else [dts]
+        return [target for target in targets if target != UNKNOWN]
+
+    def _is_listed(self, packet: Any, number: int) -> bool:
+        """Tell whether a packet is the one with this number in the table."""
+        if number >= len(self._size) or packet.size != self._size[number]:
+            return False
+        pos, pts = packet.pos, packet.pts
+        if pos is not None and UNKNOWN != self._pos[number] != pos:
+            return False
+        if not self.says_times:  # libav makes them up from the packets before
+            return pos is not None
+        if self._ticks_off is None and pts is not None:
+            self._ticks_off = pts - self._pts[number]
+        if self._packets.from_index and self._is_keyframe[number] and not packet.is_keyframe:
+            return False
+        return (UNKNOWN if pts is None else pts - self._ticks_off) == self._pts[number]
+
+    def _number_of(self, packet: Any, expected: int) -> int | None:
+        """Return which packet of the table this is, `expected` being the most likely; None if that is not certain."""
+        if packet.pos is None and packet.pts is None:
+            return None
+        if self._is_listed(packet, expected):
+            return expected
+        alike = np.flatnonzero(self._packets.size == packet.size)
+        listed = [number for number in alike.tolist() if self._is_listed(packet, number)]
+        return listed[0] if len(listed) == 1 else None
+
+    def _reopen(self) -> None:
+        self.close()
+        self._open()
+        self.choose_stream()

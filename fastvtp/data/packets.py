@@ -1,0 +1,126 @@
+"""The packets of a video stream as a table without their payload.
+
+The header of an mp4 or mov gives the table at once, as does the index of an AVI whose codec has no other frames than
+keyframes. For all other containers the packets are read one after the other, and forgotten: the memory is that of the
+table, the time grows with the size of the file, as nothing in them says how many frames there are.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fastvtp.data.mp4_index import SampleTable, read_sample_table
+
+UNKNOWN = np.iinfo(np.int64).min
+_AVI_CHUNK_HEADER = 8  # bytes, with which AVI's index begins a packet
+_SPOT_CHECKS = 12
+
+
+@dataclass(frozen=True)
+class Packets:
+    """The packets of a stream that hold data, in the order they are decoded. Arrays have one element per packet.
+
+    Attributes:
+        pos, size: int64, place in the file and bytes; a place may be `UNKNOWN`.
+        pts, dts: int64, in ticks of the stream's time base, or `UNKNOWN`. Where `from_index`, `pts` may be off by one
+            number of ticks for all.
+        is_keyframe: bool.
+        is_hidden: bool, those that are decoded but not shown.
+        cut: how many are known to be damaged or to lie behind the end of the file.
+        from_index: whether the container's index says all this, and no packet was looked at.
+    """
+
+    pos: np.ndarray
+    size: np.ndarray
+    pts: np.ndarray
+    dts: np.ndarray
+    is_keyframe: np.ndarray
+    is_hidden: np.ndarray
+    cut: int
+    from_index: bool
+
+    def __len__(self) -> int:
+        return len(self.pos)
+
+
+def packets_by_index(container: Any, stream: Any, file: BinaryIO | None) -> Packets | None:
+    """Take the table from the container's index; None where it has none that lists every packet with its times.
+
+    Args:
+        container, stream: of PyAV, as opened.
+        file: the same file once more; None if it cannot be opened.
+    """
+    name, codec = container.format.name, stream.codec_context.codec
+    if name == "avi" and codec.intra_only and len(stream.index_entries) == stream.frames:
+        return _by_entries(container, stream, None)
+    # VP8 hides frames, which only the packets tell
+    if file is None or not name.startswith("mov,") or codec.canonical_name == "vp8" or not len(stream.index_entries):
+        return None
+    table = read_sample_table(file, stream.id)
+    if table is None:
+        return None
+    return _by_header(container, stream, table) or _by_entries(container, stream, table)
+
+
+def _by_header(container: Any, stream: Any, table: SampleTable) -> Packets | None:
+    """Trust the header where the edit list leaves it as it is and a few of libav's entries, which it has made of the
+    same header, agree: asking for every one would make the time grow with the length of the video."""
+    entries, count = stream.index_entries, len(table.pos)
+    if not table.is_whole or table.dts is None or table.is_keyframe is None or len(entries) != count:
+        return None
+    dts = table.dts + (entries[0].timestamp - table.dts[0])
+    for i in (*range(0, count, count // _SPOT_CHECKS + 1), count - 1):
+        entry = entries[i]
+        said = entry.timestamp, entry.pos, entry.size, entry.is_keyframe, entry.is_discard
+        if said != (dts[i], table.pos[i], table.size[i], table.is_keyframe[i], False):
+            return None
+    held = table.size > 0
+    pos, size, is_keyframe = table.pos[held], table.size[held], table.is_keyframe[held]
+    pts = (dts + table.offset)[held]
+    cut = int(np.sum(pos + size > container.size))
+    return Packets(pos, size, pts, dts[held], is_keyframe, np.zeros(len(pos), bool), cut, True)
+
+
+def _by_entries(container: Any, stream: Any, table: SampleTable | None) -> Packets | None:
+    """Take what libav made of the index, edit lists included; `table` adds how much later samples are shown."""
+    rows = array("q")
+    for entry in stream.index_entries:
+        if entry.size:
+            rows.extend((entry.pos, entry.size, entry.timestamp, entry.is_keyframe, entry.is_discard))
+    pos, size, dts, is_keyframe, is_hidden = np.array(rows, np.int64).reshape(-1, 5).T
+    if table is None:
+        pos, offset = pos + _AVI_CHUNK_HEADER, np.int64(0)
+    else:
+        held = np.flatnonzero(table.size > 0)
+        held = held[np.argsort(table.pos[held], kind="stable")]
+        known = table.pos[held]
+        place = np.searchsorted(known, pos)
+        if len(np.unique(known)) < len(known) or not np.isin(pos, known).all():
+            return None
+        offset = table.offset[held[place]]
+    cut = int(np.sum(pos + size > container.size))
+    return Packets(pos, size, dts + offset, dts, is_keyframe.astype(bool), is_hidden.astype(bool), cut, True)
+
+
+def packets_by_reading(container: Any, stream: Any) -> Packets:
+    """Read the packets of a container that is at its start, and keep none of them."""
+    rows, corrupt, is_vp8 = array("q"), 0, stream.codec_context.codec.canonical_name == "vp8"
+    for packet in container.demux(stream):
+        if packet.size:
+            is_hidden = packet.is_discard or (is_vp8 and _vp8_hides(packet))
+            times = (UNKNOWN if value is None else value for value in (packet.pos, packet.pts, packet.dts))
+            rows.extend((packet.size, packet.is_keyframe, is_hidden, *times))
+            corrupt += packet.is_corrupt
+    size, is_keyframe, is_hidden, pos, pts, dts = np.array(rows, np.int64).reshape(-1, 6).T
+    end = container.size
+    cut = sum(entry.pos + entry.size > end for entry in stream.index_entries) or corrupt
+    return Packets(pos, size, pts, dts, is_keyframe.astype(bool), is_hidden.astype(bool), cut, False)
+
+
+def _vp8_hides(packet: Any) -> bool:
+    """Read `show_frame` (RFC 6386, section 9.1): reference frames that are not shown are packets of their own."""
+    return not memoryview(packet)[0] & 0x10
