@@ -241,8 +241,8 @@ class ClipAugmentation:
     erasing: float = 0.0
 
     def __post_init__(self) -> None:
-        check_types(self)
         _ = self.policy  # raises for one that cannot be read
+        check_types(self)
         if not 0 <= self.erasing <= 1:
             raise UserError(f"erasing: expected a share from 0 to 1, got {self.erasing}")
 
