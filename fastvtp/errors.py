@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_MOST_LISTED, _OF_A_KIND = 6, 3
+
 
 class UserError(ValueError):
     """Bad input: a file, field, shape or setting. The message is one line that names it and says what was expected; the
@@ -24,9 +26,34 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"no {kind} {name!r}; {hint}")
 
 
+def few_of(problems: Iterable[str]) -> str:
+    """Return problems of the entries of a checkpoint as an enumeration: all of them where they are few, else the first
+    of each kind ("missing ...", "unexpected ...", or a shape that differs) and how many there are more of it."""
+    kinds: dict[str, list[str]] = {"of another shape": [], "missing": [], "unexpected": []}
+    for problem in sorted(problems):
+        kind = problem.partition(" ")[0]
+        kinds[kind if kind in kinds else "of another shape"].append(problem)
+    found = [problem for listed in kinds.values() for problem in listed]
+    if len(found) <= _MOST_LISTED:
+        return "; ".join(sorted(found))
+    parts = []
+    for kind, listed in kinds.items():
+        parts += listed[:_OF_A_KIND]
+        if more := len(listed[_OF_A_KIND:]):
+            parts.append(f"{more} more {kind}")
+    return "; ".join(parts)
+
+
 class ConfigError(UserError):
     """A setting that does not exist or cannot take the value given; the message is one line."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is absent, malformed, or does not fit the model; the message is one line."""
+    """A checkpoint that is absent, malformed, or does not fit the model; the message is one line.
+
+    problems: where it does not fit, all that is wrong with its entries, of which the message may name a few alone.
+    """
+
+    def __init__(self, message: str, problems: Iterable[str] = ()):
+        super().__init__(message)
+        self.problems = tuple(sorted(problems))

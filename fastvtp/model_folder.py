@@ -33,7 +33,8 @@ from fastvtp.data.reading import DEFAULT_FRAMING
 from fastvtp.data.sampling import FRAMINGS
 from fastvtp.data.text import Tokenizer
 from fastvtp.data.tokenizers import TOKENIZER_NAMES, load_tokenizer
-from fastvtp.errors import CheckpointError, UserError
+from fastvtp.errors import CheckpointError, UserError, few_of
+from fastvtp.modules.bounds import warn_beyond_bounds
 from fastvtp.modules.fitting import resize_tables
 from fastvtp.modules.positions import describe_positions, keep_trained_sizes
 from fastvtp.settings import from_json
@@ -109,7 +110,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Path) -> None:
-    """Copy `weights` into `model`; every missing, unexpected or wrongly shaped key is named in the one error."""
+    """Copy `weights` into `model`. Raises CheckpointError for missing, unexpected or wrongly shaped keys."""
     own = model.state_dict()
     problems = [f"missing {key}" for key in own.keys() - weights.keys()]
     problems += [f"unexpected {key}" for key in weights.keys() - own.keys()]
@@ -119,8 +120,9 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Pat
         if own[key].shape != weights[key].shape
     ]
     if problems:
-        raise CheckpointError(f"{source} does not fit {type(model).__name__}: " + "; ".join(sorted(problems)))
+        raise CheckpointError(f"{source} does not fit {type(model).__name__}: {few_of(problems)}", problems)
     model.load_state_dict(weights)
+    warn_beyond_bounds(model, str(source))
 
 
 def saved_model_config(folder: Path, config_class: type) -> Any:

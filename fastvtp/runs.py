@@ -17,6 +17,7 @@ from fastvtp.settings import choose_device
 from fastvtp.training.config import TrainConfig, find_task
 from fastvtp.training.loop import TrainResult, train
 from fastvtp.training.metrics import METRICS_NAME
+from fastvtp.training.paths import check_paths
 from fastvtp.visualization.curves import plot_curves
 
 
@@ -59,6 +60,7 @@ def pretrain(config: TrainConfig, *, resume: bool = False, progress_bar: bool = 
 
     Returns the report.
     """
+    check_paths(config, resume=resume)
     find_task(config.task).check_test_data(config)
     result = train(config, resume=resume, progress_bar=progress_bar)
     run_dir = Path(config.output_dir)

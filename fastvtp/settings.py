@@ -31,6 +31,12 @@ def renamed_from(name: str) -> dict[str, Any]:
     return {"renamed_from": name}
 
 
+def a_path(what: str, *, free_on_resume: bool = False) -> Mapping[str, Any]:
+    """Return the metadata of a setting that names something, or several things, which must exist when a run starts;
+    `what` says what is expected there. free_on_resume: whether a run may be resumed with another one."""
+    return {"path": what, "free_on_resume": free_on_resume}
+
+
 def setting_types(config: Any) -> dict[str, Any]:
     """Return the type of each leaf setting of a dataclass instance, by its dotted name.
 
@@ -131,6 +137,22 @@ def earlier_names(config: Any) -> dict[str, str]:
         name.removesuffix(entry.name) + entry.metadata["renamed_from"]: name
         for name, _, entry in _leaves(config)
         if "renamed_from" in entry.metadata
+    }
+
+
+def setting_defaults(config: Any) -> dict[str, Any]:
+    """Return the default of each leaf setting that has one, as JSON holds it, by its dotted name."""
+    defaults = {name: _default(entry) for name, _, entry in _leaves(config)}
+    return {name: value for name, value in defaults.items() if value is not dataclasses.MISSING}
+
+
+def settings_with(config: Any, key: str) -> dict[str, tuple[Any, Any]]:
+    """Return the value of each leaf setting whose field has the metadata `key`, and that metadata, by its dotted
+    name."""
+    return {
+        name: (getattr(owner, entry.name), entry.metadata[key])
+        for name, owner, entry in _leaves(config)
+        if key in entry.metadata
     }
 
 
@@ -278,6 +300,14 @@ def choose_device(name: str) -> torch.device:
 
 def _is_flat(entry: dataclasses.Field) -> bool:
     return bool(entry.metadata.get("flat"))
+
+
+def _default(entry: dataclasses.Field) -> Any:
+    """Return the default of a field as JSON holds it, or `dataclasses.MISSING`."""
+    if entry.default_factory is not dataclasses.MISSING:
+        return json.loads(json.dumps(entry.default_factory()))
+    missing = entry.default is dataclasses.MISSING
+    return dataclasses.MISSING if missing else json.loads(json.dumps(entry.default))
 
 
 def _inner_prefix(entry: dataclasses.Field, prefix: str) -> str:

@@ -12,7 +12,7 @@ from fastvtp.architecture import architecture_of, architectures
 from fastvtp.checkpoints.kinds import Kind, Transfer, recognise
 from fastvtp.checkpoints.reading import Checkpoint, read_checkpoint
 from fastvtp.checkpoints.sizes import different_sizes, log_heads
-from fastvtp.errors import CheckpointError, UserError, unknown_name
+from fastvtp.errors import CheckpointError, UserError, few_of, unknown_name
 from fastvtp.modules.fitting import POSITION_RESIZES, resize_table
 from fastvtp.modules.positions import (
     GridPositionsConfig,
@@ -71,9 +71,9 @@ def load_checkpoint(
     tower becomes its blocks within frames, see `fastvtp.checkpoints.image_towers`; its position tables are resized as
     the encoder itself resizes them.
 
-    Raises CheckpointError with one line that says what to set where the checkpoint is of another size, and lists every
-    missing, unexpected and wrongly shaped entry, and UserError where `origin`, `fresh` or `position_resize` name
-    nothing.
+    Raises CheckpointError with one line that lists missing, unexpected and wrongly shaped entries, a few of them where
+    they are many (its `problems` are all), and ends in what to set where the checkpoint is of another size; UserError
+    where `origin`, `fresh` or `position_resize` name nothing.
     """
     checkpoint = read_checkpoint(source)
     kind = recognise(checkpoint, origin)
@@ -127,8 +127,8 @@ def load_recognised(
     if problems:
         absent = [part for part in transfer.fresh if any(_under(name, (part,)) for name in missing)]
         hint = f" (to start these parts afresh: fresh={(*fresh, *absent)})" if absent else ""
-        listed = _advice(checkpoint, kind, model) + "; ".join(sorted(problems))
-        raise CheckpointError(f"{checkpoint.name} does not fit {type(model).__name__}: {listed}{hint}")
+        listed = few_of(problems) + hint + _advice(checkpoint, kind, model)
+        raise CheckpointError(f"{checkpoint.name} does not fit {type(model).__name__}: {listed}", problems)
     model.load_state_dict(loaded, strict=False)
     _take_norm_eps(stated, model)
     resized += _take_positions(checkpoint, kind, model, stated, loaded)
@@ -183,16 +183,24 @@ def _different_settings(stated: Mapping[str, Any], model: Any) -> list[str]:
 
 
 def _advice(checkpoint: Checkpoint, kind: Kind, model: Any) -> str:
-    """Return what the checkpoint is and the model is not, and how to make it so; "" where both are of one size."""
+    """Return what the checkpoint is and the model is not, and how to make it so, as a sentence that ends a message; ""
+    where both are of one size."""
     sizes = different_sizes(checkpoint, kind, model.config)
     if not sizes:
         return ""
     known = {name: _as_typed(value) for name, value in sizes.items() if value is not None}
-    settings = " ".join(f"model.{name}={value}" for name, value in known.items())
-    described = ", ".join(f"{name} {value}" for name, value in known.items())
     unknown = " and ".join(f"model.{name}" for name in sizes if name not in known)
-    rest = f", and {unknown} as it was trained (nothing in it shows how many)" if unknown else ""
-    return f"the checkpoint is {described}: set {settings}{rest}; "
+    described = ", ".join(f"{name} {value}" for name, value in known.items())
+    words = known.pop("vocab_size", None)
+    cures = ["set " + " ".join(f"model.{name}={value}" for name, value in known.items())] if known else []
+    if unknown:
+        cures = [", and ".join([*cures, f"{unknown} as it was trained (nothing in it shows how many)"])]
+    if words is not None:  # no setting of a run: it follows from the tokenizer
+        cures.append(
+            f"give the tokenizer of its {words} words (data.tokenizer=FILE; for a model built in Python, "
+            f"vocab_size={words})"
+        )
+    return f". The checkpoint is {described}: {' and '.join(cures)}"
 
 
 def _as_typed(value: Any) -> str:

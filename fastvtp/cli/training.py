@@ -24,7 +24,12 @@ Preset = Annotated[
     ),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir, where there is one.")
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on from the newest checkpoint in output_dir, where there is one. A run may be given more steps so: "
+        "steps=NUMBER.",
+    ),
 ]
 
 

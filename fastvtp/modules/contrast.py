@@ -7,12 +7,15 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastvtp.modules.bounds import within_bounds
 from fastvtp.modules.checks import check_choice, check_positive
 from fastvtp.modules.layers import init_linear_xavier
 from fastvtp.modules.losses import video_text_contrast
+from fastvtp.modules.ranks import world_group
+
+_LARGEST_SCALE = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +29,15 @@ class ContrastConfig:
     projection_dim: int | None = None
     """Width that both modalities are projected to; None: there are no projections."""
     temperature: float = 0.05
+    """Initial value where it is learned."""
     learnable_temperature: bool = False
+    """Learn the temperature, which then is at least 0.01 (CLIP, arXiv:2103.00020)."""
 
     def check_contrast(self) -> None:
         """Check these fields; raises ValueError with one line for the first that cannot be."""
         check_positive(self, "temperature")
+        if self.learnable_temperature and self.temperature < 1 / _LARGEST_SCALE:
+            raise ValueError(f"temperature must be at least 0.01 where it is learned, got {self.temperature}")
         check_choice(self, "contrastive_directions", ("mean", "sum"))
         if self.projection_dim is not None and self.projection_dim < 1:
             raise ValueError(f"projection_dim must be positive, or none, got {self.projection_dim}")
@@ -55,6 +62,7 @@ class Contrast(nn.Module):
         log_scale = torch.empty(())
         if config.learnable_temperature:
             self.log_logit_scale = nn.Parameter(log_scale)
+            self.parameter_bounds = {"log_logit_scale": (-math.inf, math.log(_LARGEST_SCALE))}
         else:
             self.register_buffer("log_logit_scale", log_scale, persistent=False)
 
@@ -65,8 +73,8 @@ class Contrast(nn.Module):
             self.log_logit_scale.fill_(-math.log(self.config.temperature))
 
     def logit_scale(self) -> Tensor:
-        """Return the inverse temperature [], at most 100 as in CLIP."""
-        return self.log_logit_scale.exp().clamp(max=100.0)
+        """Return the inverse temperature []: where it is learned at most 100 as in CLIP, with a gradient there too."""
+        return within_bounds(self, "log_logit_scale").exp()
 
     def forward(self, text: Tensor, video: Tensor, sample_ids: Tensor | None = None) -> Tensor:
         """Compute InfoNCE of projected features, [B, projection_dim or D] each, of which rows i belong together: a loss
@@ -82,8 +90,3 @@ class Contrast(nn.Module):
             directions=self.config.contrastive_directions,
             group=world_group(self.config.gather_negatives),
         )
-
-
-def world_group(gather: bool) -> dist.ProcessGroup | None:
-    """Return the group of all ranks where `gather` asks for it and torch.distributed is initialised, else None."""
-    return dist.group.WORLD if gather and dist.is_available() and dist.is_initialized() else None

@@ -8,15 +8,15 @@ do without it is the same for both, but for what "fastvtp" recommends of each mo
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from fastvtp.ablation.studies import Study, check_overrides
 from fastvtp.architecture import PRESETS, architecture_of, find, of_all_runs, runs_of, systems
 from fastvtp.errors import ConfigError, unknown_name
-from fastvtp.model_folder import list_checkpoints
+from fastvtp.settings import settings_with
 from fastvtp.systems import catalogue  # noqa: F401  (registers the systems)
 from fastvtp.training.config import TrainConfig, apply_overrides
+from fastvtp.training.paths import check_paths
 from fastvtp.training.published import published_of, shown, sourced_settings
 
 
@@ -55,7 +55,8 @@ def describe_recipe(name: str, preset: str = "fastvtp") -> dict[str, Any]:
     """
     config, recipe = get_recipe(name, preset), recipes()[name]
     published = published_of(recipe)
-    starts_from = {setting: config.path(setting) for setting in config.paths()}
+    paths = settings_with(config, "path")
+    starts_from = {setting: path for setting, (path, _) in paths.items() if path and not setting.startswith("data.")}
     return {
         **_summary(name, config),
         "preset": preset,
@@ -96,14 +97,7 @@ def recipe_config(
     if command not in (None, right):
         raise ConfigError(f"{name} is no recipe of `fastvtp {command}`: use `fastvtp {right} {name}`")
     config = apply_overrides(recipe, overrides)
-    if not Path(config.data.train).exists():
-        raise ConfigError(f"data.train={config.data.train} does not exist; give data.train=FILE.jsonl or a folder")
-    if resume and list_checkpoints(Path(config.output_dir)):
-        return config
-    for setting, what in config.paths().items():
-        source = config.path(setting)
-        if not Path(str(source)).exists():
-            raise ConfigError(f"{setting}={source} does not exist; give {what}, or {setting}=none")
+    check_paths(config, resume=resume)
     return config
 
 

@@ -14,10 +14,12 @@ from fastvtp.files import write_atomically
 from fastvtp.modules.fitting import POSITION_RESIZES
 from fastvtp.settings import (
     FLAT,
+    a_path,
     check_types,
     earlier_names,
     parse_value,
     rebuild,
+    setting_defaults,
     setting_names,
     setting_types,
     split_pairs,
@@ -66,10 +68,8 @@ class NoOptions:
     """The options of a task that has none."""
 
 
-def a_path(what: str, *, free_on_resume: bool = False) -> Mapping[str, Any]:
-    """Return the metadata of a task's option that names something which must exist when a run starts; `what` says what
-    is expected there. free_on_resume: whether a run may be resumed with another one."""
-    return {"path": what, "free_on_resume": free_on_resume}
+_CHECKPOINT = a_path("a checkpoint file or folder")
+_LIST = "a .jsonl file or a folder of videos"
 
 
 # where a recipe says nothing else
@@ -80,24 +80,24 @@ TRAINING_READING = ClipReading(sampling="strided", frame_stride=4, framing=DEFAU
 class DataConfig:
     """What a run learns from and is scored on, and how it is read. Raises ValueError for a value out of range."""
 
-    train: str
+    train: str = field(metadata=a_path(_LIST))
     """What the task learns from. Captions: a .jsonl of {"video": path, "caption": text}, or a folder of videos with
     captions. Videos alone (pretrain_videomae): the same without captions. Questions: see `load_questions`. Classes: see
     `load_classes`. Lines of all these may say "start" and "end", see `record_of`."""
-    more: tuple[str, ...] = ()
+    more: tuple[str, ...] = field(default=(), metadata=a_path(_LIST))
     """pretrain_videoprism_...: further data sets like `train`. Each batch comes from one of them all (alternating
     gradient descent)."""
     shares: tuple[float, ...] = ()
     """How the batches of videos divide, in proportion: of `train`, then of each of `more`; empty: as their clips do.
     VideoPrism's are not published."""
-    images: str | None = None
+    images: str | None = field(default=None, metadata=a_path("a .jsonl file of pictures"))
     """pretrain_prompter, pretrain_alpro, pretrain_videoprism_contrastive: captioned pictures, of which a share of
     `image_share` of the batches is made; a .jsonl as for videos."""
     image_share: float = 0.5
     """Share of the batches that are of `images`, spread evenly."""
     image_frames: str = "one"
     """A picture of `images` is "one" frame, or is "repeat"ed as all frames of a clip, as ALPRO's release has it."""
-    test: str | None = None
+    test: str | None = field(default=None, metadata=a_path(f"{_LIST}, as for data.train"))
     """Data as in `train` for scores at the end; None: no evaluation."""
     test_views: tuple[int, int] = (1, 1)
     """Segments and crops of each test clip, whose results are averaged."""
@@ -108,7 +108,7 @@ class DataConfig:
     """Pairs of each text and clip that a matching head scores, those that the contrast ranks first; None: all pairs."""
     max_text_length: int | None = None
     """Most tokens kept of a text, [CLS] and [SEP] included; None: as many as the model has positions for."""
-    tokenizer: str | None = None
+    tokenizer: str | None = field(default=None, metadata=a_path("a tokenizer's file or folder"))
     """tokenizer.json, BERT's vocab.txt, SentencePiece's .model, or a folder with one of them; None: that of `init`, or
     else WordPiece trained on the training texts."""
     vocab_size: int = 1000
@@ -117,10 +117,10 @@ class DataConfig:
     """How training clips are read. Its settings are `data.sampling`, `data.frame_stride` and so on. A run's model
     folders record the framing, and are evaluated so. Classes that are bare numbers name no direction by which a clip
     were not to be mirrored: see `class_names`."""
-    class_names: str | None = None
+    class_names: str | None = field(default=None, metadata=a_path("a file of class names"))
     """finetune_..._classification: a file that names the classes, see `load_classes`; None: the labels are the
     names."""
-    features: str | None = None
+    features: str | None = field(default=None, metadata=a_path("a folder of `fastvtp extract`"))
     """finetune_captioning: a folder of the videos' frozen features, in place of decoding them, whose framing must be
     that given here; None: none."""
     max_answers: int = 1500
@@ -162,8 +162,16 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     algorithm: str = "adamw"
-    """"adamw", or "adafactor" (arXiv:1804.04235, torch's): it keeps a row and a column of each matrix's second moment
-    and no first moment; its rate is relative to the root mean square of each tensor; `betas` and `eps` are not its."""
+    """"adamw", or "adafactor" (arXiv:1804.04235): it keeps a row and a column of each matrix's second moment, and
+    bounds the root mean square of each update; `betas` and `eps` are not its."""
+    scale_by_parameter: bool = True
+    """adafactor: multiply the rate by the root mean square of each tensor, at least 1e-3, as the paper of Adafactor
+    does. At rates that suit AdamW matrices then hardly move, and less what starts at 0. False: the rate as it is, as in
+    ViTs of Google (arXiv:2106.04560)."""
+    momentum: float | None = None
+    """adafactor: decay of a first moment, of the updates; None: none is kept. With scaling and without momentum it is
+    `torch.optim.Adafactor`, else that of the library pytorch_optimizer, the decay of whose second moment is at most
+    0.999."""
     learning_rate: float = 1.5e-4
     """Peak, for the batch size as it is (no hidden scaling)."""
     layer_decay: float = 1.0
@@ -192,6 +200,8 @@ class OptimizerConfig:
             raise ValueError(f"betas must be in [0, 1), got {self.betas}")
         if self.algorithm not in ("adamw", "adafactor"):
             raise ValueError(f"algorithm must be 'adamw' or 'adafactor', got {self.algorithm!r}")
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), or none, got {self.momentum}")
         if self.schedule not in ("cosine", "linear"):
             raise ValueError(f"schedule must be 'cosine' or 'linear', got {self.schedule!r}")
         if self.warmup_share is not None and not 0 <= self.warmup_share <= 1:
@@ -212,9 +222,9 @@ class TrainConfig:
     options: Any = field(default=None, metadata=FLAT)
     """The task's own settings, of the class that the task names; None: their defaults. They are set without a prefix:
     `teacher=PATH`."""
-    init: str | None = None
+    init: str | None = field(default=None, metadata=_CHECKPOINT)
     """Weights to start from: a released checkpoint, a Hugging Face folder, a model folder or a run; None: at random."""
-    text_init: str | None = None
+    text_init: str | None = field(default=None, metadata=_CHECKPOINT)
     """A BERT folder whose input embeddings replace those of `init`; where a model's text layers are BERT's, all of it
     does."""
     position_resize: str = "bicubic"
@@ -226,7 +236,9 @@ class TrainConfig:
     batch_size: int = 64
     """Clips at a time; contrast and matching know no others."""
     accumulate: int = 1
-    """Batches whose gradients are averaged for one step."""
+    """Batches whose gradients are averaged for one step. That makes the step's batch larger for every loss but those
+    that compare clips with each other: contrast and matching see the `batch_size` clips of one batch, whatever this is,
+    and the loss of a step is the mean of `accumulate` small contrasts."""
     ema_decay: float | None = None
     """Average the weights over the steps with this decay; the average is what is evaluated and kept, by checkpoints
     too. None: no."""
@@ -267,15 +279,8 @@ class TrainConfig:
             raise ConfigError(f"ema_decay must be in (0, 1), or none, got {self.ema_decay}")
         task.check(self)
 
-    def paths(self) -> dict[str, str]:
-        """Return the settings that name something which must exist when the run starts, and that are given: setting ->
-        what is expected there."""
-        expected = dict.fromkeys(("init", "text_init"), "a checkpoint file or folder")
-        own = {entry.name: entry.metadata["path"] for entry in fields(self.options) if "path" in entry.metadata}
-        return {name: what for name, what in (expected | own).items() if self.path(name) is not None}
-
     def path(self, name: str) -> str | None:
-        """Return the value of one of `paths`."""
+        """Return the value of `init`, `text_init`, or one of the task's own options."""
         return getattr(self if hasattr(self, name) else self.options, name)
 
 
@@ -311,21 +316,31 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 
 def differing_settings(config: TrainConfig, path: Path) -> list[str]:
-    """Return dotted names whose values differ between `config` and the one saved at `path`."""
+    """Return dotted names whose values differ between `config` and the one saved at `path`. What the saved one lacks,
+    having been written before there was such a setting, was at its default."""
     try:
         saved = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path} is not a readable run configuration: {error}") from None
 
+    absent = object()
+
     def leaf(values: Any, name: str) -> Any:
         for part in name.split("."):
-            values = values.get(part) if isinstance(values, dict) else None
+            values = values.get(part, absent) if isinstance(values, dict) else absent
         return values
 
     current, earlier = to_json(config), {now: before for before, now in earlier_names(config).items()}
+    defaults = setting_defaults(config)
 
-    def is_saved(name: str) -> bool:
+    def before(name: str) -> Any:
         names = (name, earlier[name]) if name in earlier else (name,)
-        return leaf(current, name) in [leaf(saved, known_as) for known_as in names]
+        found = [value for known_as in names if (value := leaf(saved, known_as)) is not absent]
+        return found[0] if found else defaults.get(name, absent)
 
-    return [name for name in setting_names(config) if not is_saved(name)]
+    return [name for name in setting_names(config) if leaf(current, name) != before(name)]
+
+
+def saved_steps(path: Path) -> int:
+    """Return the `steps` of the run configuration saved at `path`, which is readable."""
+    return json.loads(path.read_text())["steps"]

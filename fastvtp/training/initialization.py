@@ -18,6 +18,7 @@ from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import tokenizer_beside, weights_of
+from fastvtp.modules.bounds import warn_beyond_bounds
 from fastvtp.modules.positions import GridPositionsConfig
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.task import Task
@@ -73,6 +74,7 @@ def load_initial_weights(model: Any, config: TrainConfig, task: Task) -> None:
         report = load_recognised(part, checkpoint, kind, fresh=fresh, position_resize=config.position_resize)
         for verb, names in (("loaded", report.loaded), ("left fresh", report.fresh), ("ignored", report.ignored)):
             logger.info("init from %s: %d tensors %s%s", checkpoint.name, len(names), verb, _parts(names))
+        warn_beyond_bounds(part, checkpoint.name)
         log_heads(checkpoint, kind, part.config)
         own = part.state_dict(keep_vars=True)
         filled |= {id(own[name]) for name in report.loaded}

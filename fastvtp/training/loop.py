@@ -31,11 +31,13 @@ from fastvtp.model_folder import (
     saved_model_config,
     write_reading,
 )
+from fastvtp.modules.bounds import clamp_parameters
 from fastvtp.settings import choose_device
 from fastvtp.training.config import (
     TrainConfig,
     differing_settings,
     save_config,
+    saved_steps,
 )
 from fastvtp.training.initialization import load_initial_weights, prepare_tokenizer
 from fastvtp.training.metrics import MetricsWriter, last_record
@@ -147,10 +149,10 @@ def find_checkpoint(config: TrainConfig, *, resume: bool) -> Path | None:
     if not checkpoints:
         return None
     free = {entry.name for entry in fields(config.options) if entry.metadata.get("free_on_resume")}
-    if changed := set(differing_settings(config, config_path)) - _FREE_ON_RESUME - free:
+    if changed := set(differing_settings(config, config_path)) - _FREE_ON_RESUME - {"steps"} - free:
         raise ConfigError(
-            f"cannot resume {run_dir}: {', '.join(sorted(changed))} differ from {config_path}; "
-            "set them back, choose another output_dir, or delete the folder"
+            f"cannot resume {run_dir}: {', '.join(sorted(changed))} differ from {config_path}; set them back, or start "
+            f"a new run from its weights: init={run_dir} and another output_dir"
         )
     return checkpoints[-1]
 
@@ -162,10 +164,12 @@ def resume_progress(
     averaged: AveragedModel | None,
     fresh: Progress,
     run_dir: Path,
+    steps: int,
 ) -> Progress:
-    """Return the progress of `checkpoint`, restored into model, optimizer and average, or `fresh`.
+    """Return the progress of `checkpoint`, restored into model, optimizer and average, or `fresh`. steps: of the run.
 
-    Raises ConfigError where the annotations or the kind of device are not those that the run began with.
+    Raises ConfigError where the annotations or the kind of device are not those that the run began with, or more steps
+    are done than the run has.
     """
     if checkpoint is None:
         return fresh
@@ -175,8 +179,16 @@ def resume_progress(
         before, now = getattr(progress, name), getattr(fresh, name)
         if before != now:
             raise ConfigError(f"cannot resume {run_dir}: {setting} changed from {before} to {now} since the run began")
+    if steps < progress.step:
+        raise ConfigError(f"cannot resume {run_dir}: steps={steps}, of which {progress.step} are done already")
     restore_checkpoint(checkpoint, state, model, optimizer, averaged)
     logger.info("resuming %s after step %d", run_dir, progress.step)
+    if (before := saved_steps(run_dir / RUN_CONFIG_NAME)) != steps:
+        logger.warning(
+            "%s: steps is %d where it was %d: from step %d on the learning rate is that of a run of %d steps, and the "
+            "result is not that of such a run",
+            run_dir, steps, before, progress.step, steps,
+        )  # fmt: skip
     return progress
 
 
@@ -184,7 +196,9 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
     """Train as `config` says; everything lands in `config.output_dir`.
 
     resume: continue from the newest checkpoint there (or start, if there is none yet); the result is bit-identical to
-    an uninterrupted run on the same machine. Raises ConfigError, or FloatingPointError for a loss that is not finite.
+    an uninterrupted run on the same machine. `steps` may be another than the run began with: the schedule is then that
+    of the new number from there on, which is logged. Raises ConfigError, or FloatingPointError for a loss that is not
+    finite.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("this version trains on one process; WORLD_SIZE is set: start it without torchrun")
@@ -206,7 +220,8 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
     if config.ema_decay is not None:
         averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     fresh = Progress(annotations=task.digest(), device=device.type)
-    progress = resume_progress(checkpoint, model, optimizer, averaged, fresh, run_dir)
+    progress = resume_progress(checkpoint, model, optimizer, averaged, fresh, run_dir, config.steps)
+    clamp_parameters(model)
     compute = torch.compile(model) if config.compile else model
     loader = training_loader(config, task, tokenizer, device, progress)
 
@@ -216,6 +231,12 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
         if tokenizer is not None:
             tokenizer.save(folder / TOKENIZER_NAME)
 
+    if config.accumulate > 1 and task.contrasts:
+        logger.warning(
+            "accumulate=%d: a step is of %d clips, but contrast and matching compare a clip with the others of its "
+            "batch of %d alone; for more of them set batch_size",
+            config.accumulate, config.accumulate * config.batch_size, config.batch_size,
+        )  # fmt: skip
     # only now, with everything valid, the folder becomes this run's
     run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, run_dir / RUN_CONFIG_NAME)
@@ -252,6 +273,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
             bound = float("inf") if config.optimizer.clip_norm is None else config.optimizer.clip_norm
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), bound)
             optimizer.step()
+            clamp_parameters(model)
             optimizer.zero_grad(set_to_none=True)
             if averaged is not None:
                 averaged.update_parameters(model)

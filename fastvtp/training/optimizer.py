@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ class Stacked(Protocol):
     def stacks(self) -> Sequence[Stack]:
         """Return its towers, each from the embeddings up."""
         ...
+
+
+_LARGEST_BETA2 = 0.999  # of Adafactor, as Google's ViTs have it (arXiv:2106.04560)
 
 
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
@@ -66,8 +69,29 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         for key in sorted(parameters, reverse=True)
     ]
     if config.algorithm == "adafactor":
-        return torch.optim.Adafactor(groups, lr=config.learning_rate)
+        return _adafactor(groups, config)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
+
+
+def _adafactor(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    if config.scale_by_parameter and config.momentum is None:
+        return torch.optim.Adafactor(groups, lr=config.learning_rate)
+    try:
+        from pytorch_optimizer import AdaFactor  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ConfigError(
+            "optimizer.momentum and optimizer.scale_by_parameter=false of Adafactor need pytorch_optimizer: "
+            "pip install 'fastvtp[train]'"
+        ) from None
+    betas: Any = (config.momentum, _LARGEST_BETA2)  # None: no first moment
+    return AdaFactor(
+        groups,
+        lr=config.learning_rate,
+        betas=betas,
+        scale_parameter=config.scale_by_parameter,
+        relative_step=False,
+        momentum_dtype=torch.float32,
+    )
 
 
 def learning_rate_at(step: int, total_steps: int, config: OptimizerConfig) -> float:

@@ -16,6 +16,7 @@ from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.text import MIN_TEXT_LENGTH, Tokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.training.config import NoOptions, TrainConfig, find_task, names_of_tasks, tasks
+from fastvtp.training.paths import missing_test_data
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 """A loss [] with its graph, and detached values to log by name, each []."""
@@ -85,7 +86,12 @@ class Task(ABC):
         scored_by = architecture_of(config.model).scored_by
         if scored_by is None:
             raise ConfigError(f"data.test={config.data.test}: {cls.name} has no scores; leave it out")
-        cls.read_test_data(config, config.data.test)
+        try:
+            cls.read_test_data(config, config.data.test)
+        except FileNotFoundError:
+            if Path(config.data.test).exists():
+                raise
+            raise missing_test_data(config.data.test) from None
         if scored_by == "matching" and config.data.test_views != (1, 1):
             raise ConfigError(f"data.test_views={config.data.test_views}: the matching head reads one view of a clip")
 

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastvtp import create_model
+from fastvtp.checkpoints.loading import absent_parts, load_checkpoint
 from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.errors import CheckpointError, ConfigError
 from fastvtp.model_folder import write_model_folder
@@ -190,3 +191,20 @@ def test_what_does_not_fit_is_one_line(captioned_videos, simvtp_run, tmp_path):
     absent = settings(data, tmp_path / "new", f"init={tmp_path / 'absent'}")
     with pytest.raises(ConfigError, match="absent does not exist; give a checkpoint file or folder, or init=none"):
         recipe_config("qa_finetune_tiny", "fastvtp", absent)
+
+
+@pytest.mark.parametrize("recipe", ["retrieval_finetune_tiny", "qa_finetune_tiny", "classification_finetune_tiny"])
+def test_a_run_of_simvtp_tiny_feeds_the_tiny_fine_tunings_once_they_are_as_wide(recipe, tmp_path):
+    """Its 192 are not the demo's 128; what the message ends in is all that is to be set."""
+    source = build_model(get_recipe("simvtp_tiny").model)
+    write_model_folder(tmp_path, source, "simvtp")
+
+    def start(*settings: str) -> None:
+        config = apply_overrides(get_recipe(recipe), settings)
+        model = build_model(config.model)
+        load_checkpoint(model, tmp_path, fresh=absent_parts(model, tmp_path))
+
+    with pytest.raises(CheckpointError) as raised:
+        start()
+    assert len(str(raised.value)) < 600
+    start(*str(raised.value).split(": set ")[1].split())

@@ -21,6 +21,7 @@ from fastvtp.modules.packing import (
     pair_sequences,
     span_rows,
 )
+from fastvtp.modules.ranks import means_over_ranks
 from fastvtp.modules.rows import QueryRows, Rows, take_rows
 from fastvtp.modules.stacks import Stack
 from fastvtp.systems.alpro.towers import AlproConfig, AlproTowers
@@ -321,11 +322,16 @@ class AlproFusion(AlproTowers):
         match_logits = self.match_logits(fused, cu_seqlens[: 3 * batch + 1])
         wrong = torch.cat([wrong_clip, wrong_text])
         match_labels = torch.cat([torch.ones_like(each), torch.where(wrong >= 0, 0, -100)])
-        matching = matching_loss(match_logits, match_labels)
+        matching, accuracy = means_over_ranks(
+            (match_labels != -100).sum(),
+            matching_loss(match_logits, match_labels),
+            matching_accuracy(match_logits, match_labels),
+        )
         terms = {
             "loss/contrastive": contrastive,
             "loss/matching": matching,
-            "matching_accuracy": matching_accuracy(match_logits, match_labels),
+            "matching_accuracy": accuracy,
+            "temperature": 1 / self.logit_scale(),
         }
         loss = config.contrastive_weight * contrastive + config.matching_weight * matching
         return Aligned(loss, terms, fused, cu_seqlens, match_logits, match_labels)

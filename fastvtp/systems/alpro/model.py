@@ -23,6 +23,7 @@ from fastvtp.modules.bert import WordTransform
 from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.losses import masked_word_loss
 from fastvtp.modules.packing import check_texts, offsets
+from fastvtp.modules.ranks import means_over_ranks
 from fastvtp.modules.rows import segment_mean, take_rows
 from fastvtp.systems.alpro.entities import (
     crop_patches,
@@ -121,8 +122,9 @@ class Alpro(AlproFusion):
                 self.word_transform.bias,
                 plan.word_labels,
             )
-            loss = loss + config.word_weight * words
             accuracy = (predicted == plan.word_labels).sum() / max(len(plan.word_labels), 1)
+            words, accuracy = means_over_ranks(len(plan.word_labels), words, accuracy)
+            loss = loss + config.word_weight * words
             terms |= {"loss/word": words, "word_accuracy": accuracy}
         entity_logits = None
         if plan.crop is not None:
@@ -132,7 +134,7 @@ class Alpro(AlproFusion):
             targets = entity_targets(
                 *self._prompted(video, plan.crop, kind), 1 / self.prompter.logit_scale(), ignore_rule=config.ignore_rule
             )
-            entities = entity_loss(entity_logits, targets)
+            (entities,) = means_over_ranks((~targets.ignored).sum(), entity_loss(entity_logits, targets))
             loss = loss + config.entity_weight * entities
             terms |= {"loss/entity": entities, "entities_ignored": targets.ignored.float().mean()}
         detached = {name: value.detach() for name, value in terms.items()}

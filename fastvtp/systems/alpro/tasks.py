@@ -41,7 +41,7 @@ class PretrainPrompter(CaptionedTask):
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
         loss = self.compute_whole(compute, model, batch)
-        return loss, {"loss/contrastive": loss.detach()}
+        return loss, {"loss/contrastive": loss.detach(), "temperature": 1 / model.logit_scale().detach()}
 
 
 @dataclass(frozen=True, kw_only=True)

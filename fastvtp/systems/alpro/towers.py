@@ -14,6 +14,7 @@ from fastvtp.modules.bert import (
     TextConfig,
     TextEmbeddings,
 )
+from fastvtp.modules.bounds import within_bounds
 from fastvtp.modules.checks import (
     check_choice,
     check_heads,
@@ -21,10 +22,10 @@ from fastvtp.modules.checks import (
     check_positive,
     check_share,
 )
-from fastvtp.modules.contrast import world_group
 from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.losses import video_text_contrast
 from fastvtp.modules.packing import Packing
+from fastvtp.modules.ranks import world_group
 from fastvtp.modules.rows import QueryRows, Rows, take_rows
 from fastvtp.modules.stacks import Stack
 from fastvtp.systems.alpro.entities import IGNORE_RULES
@@ -53,7 +54,7 @@ class AlproConfig(TimeSformerConfig, TextConfig):
     text_hidden: int = 3072
     projection_dim: int = 256
     temperature: float = 0.07
-    """Initial value, from 0.001 to 0.5; it is learned, and brought back within these bounds before each use."""
+    """Initial value, from 0.001 to 0.5; it is learned, and brought back within these bounds after each step."""
     gather_negatives: bool = True
     """Contrast each text with the clips of all ranks, and the other way round."""
     negative_temperature: float | None = None
@@ -118,6 +119,7 @@ class AlproTowers(nn.Module):
         self.video_projection = nn.Linear(config.width, config.projection_dim)
         self.text_projection = nn.Linear(config.width, config.projection_dim)
         self.temperature = nn.Parameter(torch.empty(()))
+        self.parameter_bounds = {"temperature": _TEMPERATURES}
 
     def init_weights(self) -> None:
         """Initialise the weights as ViT's and BERT's, from torch's global generator."""
@@ -140,11 +142,9 @@ class AlproTowers(nn.Module):
         return [self.video_encoder.stack().inside("video_encoder"), self.text_stack()]
 
     def logit_scale(self) -> Tensor:
-        """Return the inverse temperature []. The parameter itself is first brought back within its bounds, as released:
-        a temperature that had walked far beyond them would take long to come back."""
-        with torch.no_grad():
-            self.temperature.clamp_(*_TEMPERATURES)
-        return 1 / self.temperature
+        """Return the inverse temperature [], of a temperature within its bounds. The release brings the parameter
+        itself back before each use, `fastvtp.modules.bounds` after each step: the values are the same."""
+        return 1 / within_bounds(self, "temperature")
 
     def video_tokens(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
         """Read clips: uint8 [B, T, H, W, 3] -> [B, V, D]. shown: bool [B, S], the patches to show; None: all."""

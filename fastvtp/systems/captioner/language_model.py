@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from fastvtp.errors import UserError
+from fastvtp.modules.ranks import means_over_ranks
 
 IGNORED = -100
 """The label of a token that is not to be predicted, as in `cross_entropy`."""
@@ -124,7 +125,8 @@ class LanguageModel:
         loss = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
         counted = labels != IGNORED
         right = (logits.detach().argmax(-1) == labels) & counted
-        return loss, right.sum() / counted.sum()
+        loss, accuracy = means_over_ranks(counted.sum(), loss, right.sum() / counted.sum())
+        return loss, accuracy
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Compute the input embeddings of token ids: int64 [...] -> [..., W]."""

@@ -8,7 +8,7 @@ layer leads to the language model, and a prompt's start token stands between the
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from fastvtp.modules.checks import (
 )
 from fastvtp.modules.layers import CrossBlock, init_linear_normal
 from fastvtp.modules.packing import Packing
-from fastvtp.settings import check_types
+from fastvtp.settings import a_path, check_types
 from fastvtp.systems.captioner.language_model import LanguageModel, PromptedTexts
 
 
@@ -30,9 +30,9 @@ from fastvtp.systems.captioner.language_model import LanguageModel, PromptedText
 class VideoCaptionerConfig:
     """The resampler's sizes, and where the frozen parts are; the defaults are the paper's for VideoPrism-B."""
 
-    backbone: str | None = None
+    backbone: str | None = field(default=None, metadata=a_path("a run or model folder"))
     """Model folder of the frozen video model; None: features come ready made."""
-    language_model: str | None = None
+    language_model: str | None = field(default=None, metadata=a_path("a folder of `transformers`"))
     """Local folder of a causal language model of `transformers`."""
     language_dtype: str = "float32"
     """Dtype of the frozen language model's weights: "float32" or "bfloat16"."""

@@ -32,6 +32,7 @@ from fastvtp.modules.losses import (
 )
 from fastvtp.modules.packing import check_texts, offsets
 from fastvtp.modules.pixels import IMAGENET_MEAN, IMAGENET_STD
+from fastvtp.modules.ranks import means_over_ranks
 from fastvtp.modules.rows import Rows, segment_mean, take_rows
 from fastvtp.modules.stacks import Stack
 from fastvtp.systems.simvtp.config import SimVTPConfig
@@ -149,7 +150,10 @@ class SimVTP(nn.Module):
             normalize=config.target_normalization,
         )
         word_features = take_rows(x_ND, plan.word_rows)
-        word_loss, words = masked_word_loss(word_features, self.word_head.weight, self.word_head.bias, plan.word_labels)
+        labels = plan.word_labels
+        word_loss, words = masked_word_loss(word_features, self.word_head.weight, self.word_head.bias, labels)
+        right_words = (words == labels).sum() / max(len(labels), 1)
+        word_loss, right_words = means_over_ranks(len(labels), word_loss, right_words)
 
         # features and heads in float32: at an inverse temperature of 100 a bfloat16 feature is off by whole logits
         with torch.autocast(x_ND.device.type, enabled=False):
@@ -159,7 +163,11 @@ class SimVTP(nn.Module):
         mismatched, match_labels = self._mismatched(pool, plan, means, text, video_only)
         with torch.autocast(x_ND.device.type, enabled=False):
             match_logits = self.match_head(torch.cat([means[0], mismatched]))
-            matching = matching_loss(match_logits, match_labels)
+            matching, right_matches = means_over_ranks(
+                (match_labels != -100).sum(),
+                matching_loss(match_logits, match_labels),
+                matching_accuracy(match_logits, match_labels),
+            )
 
         loss = (
             config.pixel_weight * pixel_loss
@@ -172,8 +180,9 @@ class SimVTP(nn.Module):
             "loss/word": word_loss,
             "loss/contrastive": contrastive,
             "loss/matching": matching,
-            "word_accuracy": (words == plan.word_labels).sum() / max(len(plan.word_labels), 1),
-            "matching_accuracy": matching_accuracy(match_logits, match_labels),
+            "word_accuracy": right_words,
+            "matching_accuracy": right_matches,
+            "temperature": 1 / self.contrast.logit_scale(),
         }
         return SimVTPOutput(
             loss=loss,

@@ -30,8 +30,8 @@ class DualEncoderConfig(VideoEncoderConfig, TextConfig, ContrastConfig):
 
 @dataclass(frozen=True)
 class DualEncoderOutput:
-    """What `DualEncoder.forward` gives. loss: []. terms: the loss by name, [], detached. text, video: float32 [B, D or
-    projection_dim], the features that were contrasted, not scaled to unit length, with their graph."""
+    """What `DualEncoder.forward` gives. loss: []. terms: loss and temperature by name, [] each, detached. text, video:
+    float32 [B, D or projection_dim], the features that were contrasted, not scaled to unit length, with their graph."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -99,7 +99,8 @@ class DualEncoder(nn.Module):
         else:
             text, clips = self.embed_text(input_ids, cu_seqlens, max_seqlen), self.embed_video(video)
         loss = self.contrast(text, clips, sample_ids)
-        return DualEncoderOutput(loss, {"loss/contrastive": loss.detach()}, text, clips)
+        terms = {"loss/contrastive": loss.detach(), "temperature": 1 / self.contrast.logit_scale().detach()}
+        return DualEncoderOutput(loss, terms, text, clips)
 
     def embed_video(self, video: Tensor) -> Tensor:
         """Compute one vector for each whole clip, not scaled: uint8 [B, T, H, W, 3] -> float32 [B, D or
