@@ -10,6 +10,8 @@ from fastvtp.systems.recipes import describe_recipe, get_recipe, recipe_summarie
 from fastvtp.training.published import ORIGINS, Published, published_of, sourced_settings
 
 FOLLOWING = sorted(name for name, recipe in recipes().items() if published_of(recipe) is not None)
+AT_RANDOM = ("videomae_pretrain", "videoprism_stage1", "videoprism_captioning")  # the last is told its backbone
+STARTED = [name for name in FOLLOWING if not name.startswith(AT_RANDOM)]
 # name -> clips a step, clips of the whole training in millions, peak rate: worked out from the released scripts (rate
 # for 256 x videos a step / 256) and the papers
 SCHEDULES = {
@@ -36,6 +38,12 @@ SCHEDULES = {
     "alpro_didemo_retrieval": (96, 0.08395, 4e-5),
     "alpro_msrvtt_qa": (192, 1.58581, 5e-5),
     "alpro_msvd_qa": (192, 0.463995, 5e-5),
+    "videoprism_stage1": (4096, 819.2, 5e-4),
+    "videoprism_stage2": (4096, 1228.8, 5e-4),
+    "videoprism_video_text": (4096, 819.2, 5e-4),
+    "videoprism_classification": (256, 150 * 0.235693, 1e-4),
+    "videoprism_classification_ssv2": (256, 50 * 0.168913, 1e-4),
+    "videoprism_captioning": (256, 51.2, 5e-4),
 }
 WARMUP_SHARES = {"simvtp_base": 0.2, "videomae_pretrain_base": 0.025, "classification_finetune_large": 1 / 7}
 
@@ -70,7 +78,15 @@ def test_large_and_huge_models_are_the_released_ones():
     assert [tuned.width, tuned.depth, tuned.num_heads, tuned.head_dropout, tuned.drop_path] == [1280, 32, 16, 0.5, 0.2]
 
 
-@pytest.mark.parametrize("name", [name for name in FOLLOWING if not name.startswith("videomae_pretrain")])
+def test_the_third_run_of_videoprism_trains_under_the_second_stage():
+    first, third = get_recipe("videoprism_stage1"), get_recipe("videoprism_video_text")
+    assert (third.init, third.options.video_init) == (first.output_dir, get_recipe("videoprism_stage2").output_dir)
+    assert third.model.frozen_video
+    assert not first.model.frozen_video
+    assert third.model.grid == get_recipe("videoprism_stage2").model.grid
+
+
+@pytest.mark.parametrize("name", STARTED)
 def test_what_does_not_begin_at_random_names_its_weights(name):
     assert describe_recipe(name)["starts_from"], name
 

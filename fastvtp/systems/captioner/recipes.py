@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from fastvtp.systems.captioner.model import VideoCaptionerConfig
 from fastvtp.training.config import TRAINING_READING, DataConfig, OptimizerConfig, TrainConfig
+from fastvtp.training.published import Published, follows
 
 
 def videoprism_captioning_tiny(preset: str = "fastvtp") -> TrainConfig:
@@ -46,6 +47,28 @@ def videoprism_captioning_tiny(preset: str = "fastvtp") -> TrainConfig:
     )
 
 
+@follows(
+    Published(
+        paper="VideoPrism, arXiv:2402.13217, appendix G",
+        data="captions of several corpora, 4.4 million clips of an academic one, VQAv2",
+        batch=256,
+        clips=256 * 200_000,
+        settings={
+            "model.num_queries": "paper",
+            "data.crop_scale": "paper: 288 of 346 pixels",
+            "data.crop_ratio": "paper",
+            "optimizer.": "paper",
+            "optimizer.betas": "ours: the paper does not say",
+            "optimizer.eps": "ours: the paper does not say",
+            "steps": "paper",
+            "accumulate": "paper: makes up its 256 clips a step",
+        },
+        differs=(
+            "The paper's language model, PaLM-2 1B, is not public: `model.language_model` takes a local folder.",
+            "The paper's crops lie in the middle 346 pixels of a frame; here anywhere in it.",
+        ),
+    )
+)
 def videoprism_captioning(preset: str = "fastvtp") -> TrainConfig:
     """VideoPrism's with PaLM-2 1B (appendix G): 200 000 steps of 256 clips, here in 8 batches each, the optimizer
     being AdamW. Wants `model.backbone=FOLDER` and `model.language_model=FOLDER`.

@@ -51,6 +51,7 @@ def retrieval_finetune_tiny(preset: str = "fastvtp") -> TrainConfig:
         clips=_MSRVTT_EPOCHS * (_MSRVTT_VIDEOS // _MSRVTT_BATCH) * _MSRVTT_BATCH,
         settings={
             "model.": "release",
+            **dict.fromkeys(("model.trained_frames", "model.trained_image_size"), "ours"),
             "data.sampling": "release",
             "data.frame_stride": "release",
             "data.crop_scale": "release: of the whole frame, drawn again where nothing fits",
@@ -246,6 +247,7 @@ def simvtp_small(preset: str = "fastvtp") -> TrainConfig:
         clips=_WEBVID_EPOCHS * (_WEBVID_CLIPS // _WEBVID_BATCH) * _WEBVID_BATCH,
         settings={
             "model.": "release",
+            **dict.fromkeys(("model.trained_frames", "model.trained_image_size"), "ours"),
             "data.sampling": "release",
             "data.frame_stride": "release",
             "data.crop_scale": "release: sides of 1, .875, .75, .66 of the shorter one, 44 to 100 % of its square",

@@ -80,6 +80,7 @@ class Schedule:
         times = "" if self.repeats == 1 else ", each twice"
         return {
             "model.": "release",
+            **dict.fromkeys(("model.trained_frames", "model.trained_image_size"), "ours"),
             "data.sampling": "release",
             "data.frame_stride": "release",
             "data.framing": "release",

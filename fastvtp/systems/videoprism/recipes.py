@@ -4,7 +4,7 @@ GPU.
 
 In order: `videoprism_stage1`, then `videoprism_stage2 teacher=runs/videoprism_stage1`. The released video-text models
 come of a third run (appendix F.1), which trains text tower and pooler alone under the second stage's encoder:
-`videoprism_stage1 init=runs/videoprism_stage1 video_init=runs/videoprism_stage2 model.frozen_video=true`.
+`videoprism_video_text`.
 
 The paper starts stage 1 from CoCa, which is not public: give `init=` an image tower (CLIP, ViT) for the blocks within
 frames. A step is of 4096 clips as in the paper, 64 at a time: a clip is told apart from 63 others, not from 4095. Which
@@ -20,8 +20,9 @@ from typing import Any
 
 from fastvtp.architecture import model_config
 from fastvtp.data.sampling import ClipAugmentation
+from fastvtp.systems.videoprism import published
 from fastvtp.systems.videoprism.encoder import PrismClassifierConfig
-from fastvtp.systems.videoprism.tasks import DistillationOptions
+from fastvtp.systems.videoprism.tasks import ContrastOptions, DistillationOptions
 from fastvtp.training.class_task import ClassificationOptions
 from fastvtp.training.config import TRAINING_READING, DataConfig, OptimizerConfig, TrainConfig
 
@@ -41,6 +42,10 @@ _TINY_DATA: dict[str, Any] = {
 }
 
 
+@published.contrast(
+    "The paper starts from CoCa, which is not public; here from the image tower that `init` names, or at random.",
+    init="ours: the paper starts from CoCa",
+)
 def videoprism_stage1(preset: str = "fastvtp") -> TrainConfig:
     """The contrast of clips with their texts. The paper's text has a rate of 1e-4 for base, its table 10 one of 5e-4,
     which is taken.
@@ -92,6 +97,7 @@ def videoprism_stage1_tiny(preset: str = "fastvtp") -> TrainConfig:
     )
 
 
+@published.distillation()
 def videoprism_stage2(preset: str = "fastvtp") -> TrainConfig:
     """Masked clips, the features of stage 1; videos alone. Adafactor is the first stage's, for the same reasons."""
     return TrainConfig(
@@ -105,6 +111,25 @@ def videoprism_stage2(preset: str = "fastvtp") -> TrainConfig:
         output_dir="runs/videoprism_stage2",
         steps=300_000,
         **_ONE_GPU,
+    )
+
+
+@published.contrast(
+    "The last epoch of the paper's run is of one corpus alone.",
+    init="paper: the first stage",
+    video_init="paper: the second stage",
+    **{"model.frozen_video": "paper: appendix F.1"},
+)
+def videoprism_video_text(preset: str = "fastvtp") -> TrainConfig:
+    """Text tower and pooler of the first stage under the frozen encoder of the second, on the first stage's data and
+    schedule: how the released video-text models were made."""
+    first = videoprism_stage1(preset)
+    return replace(
+        first,
+        model=replace(first.model, frozen_video=True),
+        init="runs/videoprism_stage1",
+        options=ContrastOptions(video_init="runs/videoprism_stage2"),
+        output_dir="runs/videoprism_video_text",
     )
 
 
@@ -123,6 +148,7 @@ def videoprism_stage2_tiny(preset: str = "fastvtp") -> TrainConfig:
     )
 
 
+@published.classification("Kinetics-400, 235693 clips", 138_101)
 def videoprism_classification(preset: str = "fastvtp") -> TrainConfig:
     """VideoGLUE's end-to-end training on Kinetics-400: 150 epochs of 235 693 clips, 256 a step, AdamW at 1e-4, label
     smoothing, mixup, dropout before the head, 4 x 3 views; on the released encoder, give `init=` its file.
@@ -140,6 +166,9 @@ def videoprism_classification(preset: str = "fastvtp") -> TrainConfig:
     )
 
 
+@published.classification(
+    "Something-Something V2, 168913 clips", 32_990, "VideoGLUE also decays the loss's weights, by 5e-5."
+)
 def videoprism_classification_ssv2(preset: str = "fastvtp") -> TrainConfig:
     """VideoGLUE's end-to-end training on Something-Something V2: 50 epochs of 168 913 clips, as
     `videoprism_classification` else. Never mirrored: of the 174 classes some differ by direction alone. 1 x 3 views.
@@ -282,6 +311,7 @@ RECIPES = (
     videoprism_stage1,
     videoprism_stage2_tiny,
     videoprism_stage2,
+    videoprism_video_text,
     videoprism_classification_tiny,
     videoprism_classification,
     videoprism_classification_ssv2,
