@@ -143,7 +143,9 @@ def load_videos(path: str) -> list[VideoRecord]:
         raise UserError(f"{path}: expected a .jsonl file or a folder of videos")
     else:
         found = [record_of(fields, place.parent, line) for line, fields in read_lines(place)]
-    records = {record.clip: replace(record, mirrorable=True) for record in found}
+    records: dict[Any, VideoRecord] = {}
+    for record in found:
+        records.setdefault(record.clip, replace(record, mirrorable=True))
     if not records:
         raise UserError(f"{path}: lists no videos")
     return list(records.values())

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from fastvtp.errors import UserError
 if TYPE_CHECKING:
     from av import VideoFrame
 
+_T = TypeVar("_T")
 _FINE_TICK, _NEARNESS = Fraction(1, 1000), Fraction(1, 2_000_000)  # seconds
 _READ_AT_ONCE = 16  # packets: reading and decoding by turns is slower, as each takes the other's place in the cache
 _LONG = 4096  # packets from which on the table of a header is remembered: a shorter one is read again as fast
@@ -159,11 +160,7 @@ class Video:
             VideoDecodeError: the video is damaged somewhere.
         """
         with self._errors_named():
-            try:
-                return sum(1 for _ in self._decode_from(0))
-            except NotAsListedError:
-                self._list_again()
-                return sum(1 for _ in self._decode_from(0))
+            return self._as_listed(lambda: sum(1 for _ in self._decode_from(0)))
 
     def frames_within(self, start: float | None, end: float | None) -> range:
         """Return the indices of the frames shown from `start` to before `end`, seconds from the first frame.
@@ -238,6 +235,17 @@ class Video:
         frames = frames or frames_by_decoding(packets, self._decode_from(0))
         return frames.from_first_packet() if self._reader.needs_palette else frames
 
+    def _as_listed(self, decode: Callable[[], _T]) -> _T:
+        """Return what `decode` does, once more without a seek, and after another look at all packets, where it met
+        packets that are not those of the table."""
+        with suppress(NotAsListedError):
+            return decode()
+        if self._reader.stop_seeking():
+            with suppress(NotAsListedError):
+                return decode()
+        self._list_again()
+        return decode()
+
     def _list_again(self) -> None:
         """List the frames by reading every packet, once the index turned out not to list those that are there."""
         promised, self._frames = self._frames, self._frames_of(self._reader.read_all())
@@ -246,11 +254,7 @@ class Video:
 
     def _decode(self, indices: list[int]) -> dict[int, VideoFrame]:
         """Decode the frames at `indices` (ascending, unique)."""
-        try:
-            found = self._decode_listed(indices)
-        except NotAsListedError:
-            self._list_again()
-            found = self._decode_listed(indices)
+        found = self._as_listed(lambda: self._decode_listed(indices))
         if missing := [index for index in indices if index not in found]:
             raise VideoDecodeError(self._name, f"frame {missing[0]} of {self.num_frames} cannot be decoded")
         return found

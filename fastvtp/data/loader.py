@@ -72,8 +72,8 @@ class Decoding:
     """Where and by what clips are decoded; nothing of it shows in what a step holds, but for `known_bad`.
 
     Attributes:
-        decoder: "pyav" decodes in the workers, "dali" in the pipeline; "auto" is "dali" on a GPU with NVDEC, else
-            "pyav".
+        decoder: "pyav" decodes in the workers, "dali" in the pipeline, which is handed whole files, long ones too;
+            "auto" is "dali" on a GPU with NVDEC, else "pyav".
         num_workers: worker processes; 0 prepares clips in this process.
         prefetch: batches prepared ahead.
         device: where `video` is made. Captions stay on the host, where masking and packing are planned.

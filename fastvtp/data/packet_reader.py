@@ -114,6 +114,12 @@ class PacketReader:
         self._at = len(packets)
         return packets
 
+    def stop_seeking(self) -> bool:
+        """Read from the first packet on from now; tells whether it did otherwise until now. In some files (MPEG program
+        streams of small pictures) the packets after a seek are put together otherwise than in a plain reading."""
+        could, self._can_seek = self._can_seek, False
+        return could
+
     def expect(self, packets: Packets) -> None:
         """Take these for the packets of the file."""
         self._packets = packets

@@ -18,6 +18,7 @@ OPERATIONS = (
     *("color", "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y", "mirror"),
 )
 MOST_MAGNITUDE = 10.0
+_UNIFORM = 100  # the spread from which on timm takes uniform magnitudes
 
 _TIMM = OPERATIONS[1:-1]
 _ONE_WAY = (
@@ -99,7 +100,8 @@ class RandAugment:
         the probability (0.5), and `inc1` says that all operations grow stronger with the magnitude; without it, or with
         `inc0`, posterising and solarising grow weaker and enhancements go from 0.1 to 1.9 of the original. Sets of
         operations and meanings of magnitudes are timm's (timm.data.auto_augment), which VideoMAE's fine-tuning has
-        taken over.
+        taken over, but that posterising leaves at least one bit. A spread of 100 or more, by which timm draws uniform
+        magnitudes, is refused.
 
         "oneway" is ALPRO's: `n` different ones of nine operations, the identity among them, that always act, never
         with a minus; translations reach 10 of 224 pixels, and enhancements, from 0.1 to 1.9 of the original, do nothing
@@ -120,6 +122,11 @@ class RandAugment:
             operations = (*_ONE_WAY, "mirror") if given.get("flip") else _ONE_WAY
             how = {"operations": operations, "repeats": False, "signed": False, "arguments": "pushed"}
             return cls(number, magnitude, **how)
+        if given.get("mstd", 0.0) >= _UNIFORM:
+            raise UserError(
+                f"rand_augment: {text}: a spread (mstd) of {_UNIFORM} or more, which means uniform "
+                f"magnitudes in timm, is not known here: give a smaller one"
+            )
         arguments = "increasing" if given.get("inc") else "plain"
         return cls(number, magnitude, given.get("mstd", 0.0), given.get("p", 0.5), arguments=arguments)
 

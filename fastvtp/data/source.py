@@ -320,7 +320,9 @@ class ClipSource:
         shown = video.frames_within(*span)
         if not shown:
             outside = span.start >= video.duration
-            why = f"is outside its {video.duration:.6g} s" if outside else "holds no frame: it is shorter than one"
+            why = (
+                f"is outside its {video.duration:.6g} s" if outside else "holds no frame: none is first shown within it"
+            )
             self.bad[self._sources[index]] = reason = f"span {span} s {why}"
             raise VideoDecodeError(self._sources[index], reason)
         if span.end is not None:

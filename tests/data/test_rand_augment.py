@@ -137,6 +137,7 @@ def test_defaults_are_timms():
         ("rand-m7-inc2", "expected timm's spelling"),
         ("oneway-m5-n2-mstd1", "expected timm's spelling"),
         ("rand-m11", "expected a magnitude from 0 to 10, got 11"),
+        ("rand-m9-mstd101-inc1", "rand-m9-mstd101-inc1: a spread .mstd. of 100 or more"),
         ("rand-n0", "expected a number of operations at least 1, got 0"),
         ("rand-p1.5", "expected a probability from 0 to 1, got 1.5"),
         ("oneway-n10", "expected a number of operations from 1 to 9, got 10"),

@@ -74,6 +74,17 @@ def test_a_file_without_such_an_index_is_read_once(tmp_path, name):
     assert again < 0.4 * first
 
 
+@pytest.mark.parametrize("codec", ["mpeg1video", "mpeg2video"])
+def test_small_pictures_that_share_packs_of_a_program_stream_are_found(tmp_path, codec):
+    """Several of them in one pack: libav makes their times up, and others after a seek than in a plain reading."""
+    options = {"bf": "2", "b": "200k"}
+    path = write_clip(tmp_path / "a.mpg", 60, codec=codec, fps=25, gop=12, options=options)
+    reference = decode_sequentially(path)
+    for frame in range(0, len(reference), 7):
+        with Video(path) as video:
+            np.testing.assert_array_equal(video.read([frame])[0], reference[frame], err_msg=f"frame {frame}")
+
+
 def test_an_avi_of_keyframes_is_read_where_its_index_says(tmp_path):
     path = long_clip(tmp_path / "a.avi", 150, codec="mjpeg", pix_fmt="yuvj420p", options={"qmin": "1", "qmax": "1"})
     read, numbers = bytes_of_a_clip(path, 131)

@@ -136,7 +136,7 @@ def test_a_span_that_shows_nothing_is_replaced_and_other_spans_of_its_file_are_n
     movie = records[0].video
     assert bad == {
         f"{movie} 60-70 s": "span 60-70 s is outside its 11.25 s",
-        f"{movie} 3.01-3.1 s": "span 3.01-3.1 s holds no frame: it is shorter than one",
+        f"{movie} 3.01-3.1 s": "span 3.01-3.1 s holds no frame: none is first shown within it",
     }
     assert shown(records, **settings, known_bad=bad) == (clips, bad)  # as a run that is resumed
 
