@@ -119,8 +119,9 @@ def _ways_to_scores(architecture: Architecture) -> str:
     recipes = of_all_runs("recipe", lambda runs: {recipe.__name__: recipe for recipe in runs.recipes})
     fitting = []
     for name, recipe in recipes.items():
-        trained = architecture_of(recipe(PRESETS[0]).model)
-        if trained.scored_by is not None and architecture.name in trained.sources:
+        config = recipe(PRESETS[0])
+        trained = architecture_of(config.model)
+        if config.task.startswith("finetune_") and trained.scored_by and architecture.name in trained.sources:
             fitting.append(name)
     ways = []
     if architecture.has_embeddings:

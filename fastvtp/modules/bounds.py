@@ -21,7 +21,7 @@ def within_bounds(module: nn.Module, name: str) -> Tensor:
     if bounds is None:
         return parameter
     value = parameter.detach()
-    return parameter + (value.clamp(*bounds) - value)
+    return value.clamp(*bounds) + (parameter - value)  # adds an exact 0, and the gradient
 
 
 @torch.no_grad()

@@ -171,7 +171,7 @@ class OptimizerConfig:
     momentum: float | None = None
     """adafactor: decay of a first moment, of the updates; None: none is kept. With scaling and without momentum it is
     `torch.optim.Adafactor`, else that of the library pytorch_optimizer, the decay of whose second moment is at most
-    0.999."""
+    0.999, and whose weight decay is scaled by parameter where the rate is."""
     learning_rate: float = 1.5e-4
     """Peak, for the batch size as it is (no hidden scaling)."""
     layer_decay: float = 1.0

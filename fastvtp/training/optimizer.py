@@ -1,5 +1,6 @@
 """AdamW or Adafactor with the usual parameter groups, rates that fall with depth, and the schedules."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +21,8 @@ class Stacked(Protocol):
         """Return its towers, each from the embeddings up."""
         ...
 
+
+logger = logging.getLogger(__name__)
 
 _LARGEST_BETA2 = 0.999  # of Adafactor, as Google's ViTs have it (arXiv:2106.04560)
 
@@ -42,7 +45,9 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     scales = dict.fromkeys(names, 1.0)
     stacks = model.stacks() if isinstance(model, Stacked) else []
     if decay != 1 and not any(stack.layers for stack in stacks):
-        raise ConfigError(f"layer_decay {decay}: {type(model).__name__} has no encoder blocks whose rates could differ")
+        raise ConfigError(
+            f"layer_decay {decay}: {type(model).__name__} tells of no blocks whose rates could differ (its method `stacks`)"
+        )
     for stack in stacks:
         for below, paths in enumerate((*reversed(stack.layers), stack.embeddings), start=1):
             for path in paths:
@@ -70,6 +75,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     ]
     if config.algorithm == "adafactor":
         return _adafactor(groups, config)
+    if config.momentum is not None or not config.scale_by_parameter:
+        logger.warning("optimizer.momentum and optimizer.scale_by_parameter are Adafactor's: AdamW leaves them aside")
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastvtp.model_folder import load_pretrained, write_model_folder
-from fastvtp.modules.bounds import clamp_parameters
+from fastvtp.modules.bounds import clamp_parameters, within_bounds
 from fastvtp.modules.contrast import Contrast, ContrastConfig
 from fastvtp.modules.losses import video_text_contrast
 from fastvtp.systems.alpro.towers import AlproTowers
@@ -34,6 +34,18 @@ def contrast(**settings) -> Contrast:
 def features(rows: int = 13) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(rows, 6, generator=generator), torch.randn(rows, 6, generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [-30_000.0, -1.0, -0.3, 0.25, 20.0, 50.0])
+def test_a_value_beyond_its_bounds_is_the_bound_itself_in_any_dtype(dtype, value):
+    module = torch.nn.Module()
+    module.parameter_bounds = {"scale": (0.001, 0.5)}
+    module.scale = torch.nn.Parameter(torch.tensor(value, dtype=dtype))
+    found = within_bounds(module, "scale")
+    assert torch.equal(found, torch.tensor(value, dtype=dtype).clamp(0.001, 0.5))
+    found.backward()
+    assert module.scale.grad == 1
 
 
 @pytest.mark.parametrize("beyond", [0.001, 0.4, 3.0])

@@ -50,10 +50,10 @@ def videoprism_stage1(preset: str = "fastvtp") -> TrainConfig:
     """The contrast of clips with their texts. The paper's text has a rate of 1e-4 for base, its table 10 one of 5e-4,
     which is taken.
 
-    Of its Adafactor the paper says no more. Here it does not scale by parameter and has a first moment of 0.9, as CoCa
-    (arXiv:2205.01917), which the paper starts from, and Google's ViTs (arXiv:2106.04560) have it: at 5e-4 the paper of
-    Adafactor's scaling would move matrices by 1 % in 50 steps and what starts at 0 hardly at all. That, torch's, is
-    `optimizer.scale_by_parameter=true optimizer.momentum=none`.
+    Of its Adafactor the paper says no more. Here it does not scale by parameter and has a first moment of 0.9, as
+    Google's ViTs have it (arXiv:2106.04560); CoCa (arXiv:2205.01917), which the paper starts from, has that first
+    moment, too. At 5e-4 the scaling of Adafactor's own paper would move matrices by 1 % in 50 steps and what starts at
+    0 hardly at all. That, torch's, is `optimizer.scale_by_parameter=true optimizer.momentum=none`.
 
     Give `data.tokenizer=` the released SentencePiece vocabulary; without it a WordPiece one of as many entries is
     trained on the captions.

@@ -308,9 +308,8 @@ def test_a_model_without_scores_says_what_scores_it(lists, tmp_path, name):
     assert "`fastvtp zeroshot` cannot take it" in said
     named = said.partition("RECIPE one of ")[2].partition(";")[0].split(", ")
     assert {"videoprism_classification", RETRIEVAL} < set(named)
-    for recipe in named:  # each takes such a model indeed
-        task = get_recipe(recipe).task
-        assert task in ("finetune_videoprism_classification", "finetune_videoprism_retrieval") or "stage1" in recipe
+    for recipe in named:  # each takes such a model indeed, by the command that is named
+        assert get_recipe(recipe).task in ("finetune_videoprism_classification", "finetune_videoprism_retrieval")
 
 
 def test_recipes_of_published_size_ask_for_the_released_weights(lists):
