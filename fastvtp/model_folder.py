@@ -80,6 +80,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     for key in ("architecture", "config"):
         if key not in description:
             raise CheckpointError(f"{path} has no key {key!r}")
+    if not isinstance(description["architecture"], str):
+        raise CheckpointError(f"{path}: architecture must be a name, got {description['architecture']!r}")
     if not isinstance(description["config"], dict):
         raise CheckpointError(f"{path}: config must be an object of settings, got {description['config']!r}")
     return description
@@ -158,10 +160,12 @@ def find_folder(source: str | Path) -> Path:
     hub, "user/name", which is downloaded. Raises CheckpointError for anything else, without asking the hub for what is
     named like a file."""
     folder = Path(source)
+    if not str(source):
+        raise CheckpointError("a model's name is empty: give a file, a folder, or user/name of the hub")
     if folder.exists():
         return model_folder(folder)
-    if folder.suffix in WEIGHTS_SUFFIXES:
-        raise CheckpointError(f"{source}: no such checkpoint file")
+    if folder.suffix in (*WEIGHTS_SUFFIXES, ".ckpt", ".tar", ".pkl", ".h5", ".msgpack") or folder.parts[0] == "runs":
+        raise CheckpointError(f"{source}: no such file or folder")
     if folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
         raise CheckpointError(f"{source} is no folder (and not of the form user/name, a repository of the hub)")
     from huggingface_hub import snapshot_download

@@ -239,7 +239,7 @@ def _take_positions(
                 "%s: %s %s is kept, the checkpoint has %s", checkpoint.name, name, getattr(config, name), size
             )
     if not sizes and config.trained_frames is None and config.trained_image_size is None:
-        logger.info(
+        logger.warning(
             "%s: taken as trained at the model's %d frames of %d pixels, since nothing says it (or else set "
             "trained_frames and trained_image_size)",
             *(checkpoint.name, model.config.num_frames, model.config.image_size),

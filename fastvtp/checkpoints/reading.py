@@ -88,7 +88,10 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     if len(arrays := sorted(folder.glob("*.npz"))) == 1:
         return _read_file(arrays[0])
     held = f"neither {WEIGHTS_NAME}, {_INDEX_NAME} nor {_PICKLE_NAME}"
-    raise CheckpointError(f"{folder} holds {held}" + (f", but {len(arrays)} .npz files: name one" if arrays else ""))
+    others = arrays or sorted(entry for entry in folder.iterdir() if entry.suffix in WEIGHTS_SUFFIXES)
+    raise CheckpointError(
+        f"{folder} holds {held}" + (f": give one of its files, such as {others[0]}" if others else "")
+    )
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -141,6 +144,7 @@ def _refusal(path: Path, error: Exception) -> str:
         )
     _, _, told = message.rpartition("WeightsUnpickler error: ")
     reason = _printable(next((line for line in told.splitlines() if line.strip()), type(error).__name__))
+    reason = type(error).__name__ if reason.isdigit() else reason  # of damaged bytes, the number of one
     return f"{reason}; is the file whole, and made by torch.save?"
 
 

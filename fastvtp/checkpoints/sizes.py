@@ -117,7 +117,7 @@ def _given(number: Any, known: KnownHeads | None) -> KnownHeads:
 def log_heads(checkpoint: Checkpoint, kind: Kind, config: Any) -> None:
     """Log where the heads of a model come from that was filled from a checkpoint: one line, or a warning each where the
     checkpoint is of a released size with another number of them."""
-    own = asdict(config)
+    own, unknown = asdict(config), []
     try:
         shown = kind.sizes(kind.shapes(checkpoint), checkpoint.name, own)
         known, lines = kind.known_heads(shown, kind.settings(checkpoint)), []
@@ -127,7 +127,7 @@ def log_heads(checkpoint: Checkpoint, kind: Kind, config: Any) -> None:
         if name not in own or shown.get(width) != own.get(width) or not (name in known or kind.has_heads(name, shown)):
             continue
         if name not in known:
-            lines.append(f"{name} {own[name]}: the model's, nothing in the checkpoint shows it")
+            unknown.append(f"{name} {own[name]}")
         elif known[name].number == own[name]:
             lines.append(f"{name} {known[name]}")
         else:
@@ -138,6 +138,11 @@ def log_heads(checkpoint: Checkpoint, kind: Kind, config: Any) -> None:
             )  # fmt: skip
     if lines:
         logger.info("%s: %s", checkpoint.name, ", ".join(lines))
+    if unknown:
+        logger.warning(
+            "%s: %s: the model's, nothing in the checkpoint shows with how many heads it was trained",
+            *(checkpoint.name, ", ".join(unknown)),
+        )
 
 
 def check_whole(checkpoint: Checkpoint, kind: Kind) -> None:

@@ -39,6 +39,9 @@ class TokenizerAndLists:
     ] = None
 
 
+_NAMED = 8  # tensors that are listed one by one
+
+
 def convert(
     source: Annotated[
         str,
@@ -98,7 +101,9 @@ def convert(
     )
     for name in ("loaded", "fresh", "ignored", "resized"):
         entries = getattr(done.report, name)
-        listed = ": " + ", ".join(entries) if entries and name != "loaded" else ""
+        # many that begin at random are told by their parts, in a line of their own
+        told = name in ("ignored", "resized") or (name == "fresh" and len(entries) <= _NAMED)
+        listed = ": " + ", ".join(entries) if entries and told else ""
         typer.echo(f"{name} {len(entries)}{listed}")
     for name, source in done.heads.items():
         typer.echo(f"{name} {source}")

@@ -6,6 +6,7 @@ do without it is the same for both, but for what "fastvtp" recommends of each mo
 """
 
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
@@ -18,6 +19,8 @@ from fastvtp.systems import catalogue  # noqa: F401  (registers the systems)
 from fastvtp.training.config import TrainConfig, apply_overrides
 from fastvtp.training.paths import check_paths
 from fastvtp.training.published import published_of, shown, sourced_settings
+
+logger = logging.getLogger(__name__)
 
 
 def recipes() -> dict[str, Callable[[str], TrainConfig]]:
@@ -98,6 +101,9 @@ def recipe_config(
         raise ConfigError(f"{name} is no recipe of `fastvtp {command}`: use `fastvtp {right} {name}`")
     config = apply_overrides(recipe, overrides)
     check_paths(config, resume=resume)
+    given = {override.partition("=")[0] for override in overrides}
+    if config.data.test is not None and "data.train" in given and "data.test" not in given:
+        logger.warning("data.test=%s is the recipe's own: give data.test=FILE, or data.test=none", config.data.test)
     return config
 
 

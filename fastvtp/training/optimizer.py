@@ -46,7 +46,7 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     stacks = model.stacks() if isinstance(model, Stacked) else []
     if decay != 1 and not any(stack.layers for stack in stacks):
         raise ConfigError(
-            f"layer_decay {decay}: {type(model).__name__} tells of no blocks whose rates could differ (its method `stacks`)"
+            f"layer_decay {decay}: {type(model).__name__} has no encoder blocks that its method stacks() tells of"
         )
     for stack in stacks:
         for below, paths in enumerate((*reversed(stack.layers), stack.embeddings), start=1):

@@ -86,10 +86,22 @@ def sourced_settings(
     for name in names:
         fitting = [key for key in sources if name == key or (key.endswith(".") and name.startswith(key))]
         source = sources[max(fitting, key=len)] if fitting else "ours"
+        source = _unused(config, name) or source
         if values[name] != others[name]:
             source = f"ours: the preset official has {shown(others[name])}"
         rows.append(SourcedSetting(name, values[name], source))
     return rows
+
+
+def _unused(config: TrainConfig, name: str) -> str | None:
+    """Return the source of a setting of the optimizer that another one makes idle; None for all others."""
+    if name == "optimizer.warmup_steps" and config.optimizer.warmup_share is not None:
+        return "ours: not used, where warmup_share is set"
+    if name in ("optimizer.scale_by_parameter", "optimizer.momentum") and config.optimizer.algorithm != "adafactor":
+        return "ours: Adafactor's, not used"
+    if name in ("optimizer.betas", "optimizer.eps") and config.optimizer.algorithm == "adafactor":
+        return "ours: AdamW's, not used"
+    return None
 
 
 def shown(value: Any) -> str:

@@ -51,8 +51,8 @@ def test_a_file_is_opened_as_its_model(tmp_path, caplog):
 
 def test_a_file_that_is_not_there_is_no_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("absent.pth", "weights/absent.safetensors", "./absent.npz"):
-        with pytest.raises(CheckpointError, match=r"absent\.\w+: no such checkpoint file"):
+    for name in ("absent.pth", "weights/absent.safetensors", "./absent.npz", "w/a/absent.ckpt", "runs/absent.tar"):
+        with pytest.raises(CheckpointError, match=r"absent\.\w+: no such file or folder"):
             fastvtp.load_pretrained(name)
     (tmp_path / "notes.md").write_text("-")
     with pytest.raises(CheckpointError, match=r"notes\.md must end in \.safetensors, \.pth, \.pt, \.bin, \.npz"):

@@ -9,7 +9,6 @@ _CAPTIONS = 2_500_000 + 3_000_000  # WebVid-2M and CC3M
 _COMMON = {
     "model.": "release",
     "optimizer.": "release",
-    "optimizer.warmup_steps": "ours: not used, where warmup_share is set",
     "position_resize": "release",
     "data.sampling": "release",
     "data.framing": "release",

@@ -65,7 +65,7 @@ def videomae_pretrain_ssv2(preset: str = "fastvtp") -> TrainConfig:
     return _pretraining(preset, PRETRAINING["ssv2"], "runs/videomae_ssv2", frame_stride=2)
 
 
-@PRETRAINING["ssv2_small"].published()
+@PRETRAINING["ssv2_small"].published("Its script says 32 GPUs of 32 clips, which is taken, and starts 64.")
 def videomae_pretrain_ssv2_small(preset: str = "fastvtp") -> TrainConfig:
     """VideoMAE's ViT-S on every second frame of Something-Something V2: 2400 epochs, 1024 clips a step."""
     return _pretraining(preset, PRETRAINING["ssv2_small"], "runs/videomae_ssv2_small", batch_size=128, frame_stride=2)

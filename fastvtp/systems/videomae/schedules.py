@@ -88,7 +88,6 @@ class Schedule:
             "optimizer.learning_rate": f"release: {self.rate:g} for 256 videos a step",
             "optimizer.final_learning_rate": f"release: {self.final_rate:g} for 256 videos a step",
             "optimizer.warmup_share": f"release: {_WARMUP_EPOCHS[self.kind]} epochs",
-            "optimizer.warmup_steps": "ours: not used, where warmup_share is set",
             "steps": f"release: {self.epochs} epochs of {self.videos} videos, {self.batch} a step{times}",
             "accumulate": "release: makes up its clips a step",
             "precision": "ours: the release has float16",
@@ -117,6 +116,8 @@ _DIFFERS = {
         "The release erases boxes by noise; here by grey.",
         "The release's test segments of Kinetics-400 start at multiples of the frame stride; here anywhere.",
         "The release mixes the clips of half of the steps by CutMix; here all are mixed by mixup.",
+        "The release augments whole frames and erases by noise; here windows are augmented and boxes turn grey.",
+        "The release's frames of a training clip are 4.27 apart, its test segments begin at multiples of 4.",
     ),
 }
 
