@@ -22,6 +22,7 @@ from fastvtp.modules.layers import (
 from fastvtp.modules.packing import Packing, pad_sequences
 from fastvtp.modules.rows import Rows
 from fastvtp_kernels.packing import locate_rows
+from fastvtp_kernels.symbolic import holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ class TextEmbeddings(nn.Module):
         Returns [N, D], or [B * max_seqlen, D] where the config pads texts, and how these rows divide into texts. Raises
         ValueError where `max_seqlen` is more than there are positions.
         """
-        if max_seqlen > self.position_embeddings.num_embeddings:
+        if holds(max_seqlen > self.position_embeddings.num_embeddings):
             raise ValueError(
                 f"a text has {max_seqlen} tokens, the model takes {self.position_embeddings.num_embeddings}"
             )

@@ -13,6 +13,7 @@ from fastvtp.modules.bounds import within_bounds
 from fastvtp.modules.checks import check_choice, check_positive
 from fastvtp.modules.layers import init_linear_xavier
 from fastvtp.modules.losses import video_text_contrast
+from fastvtp.modules.precision import wide
 from fastvtp.modules.ranks import world_group
 
 _LARGEST_SCALE = 100.0
@@ -73,8 +74,9 @@ class Contrast(nn.Module):
             self.log_logit_scale.fill_(-math.log(self.config.temperature))
 
     def logit_scale(self) -> Tensor:
-        """Return the inverse temperature []: where it is learned at most 100 as in CLIP, with a gradient there too."""
-        return within_bounds(self, "log_logit_scale").exp()
+        """Return the inverse temperature [], float32 (float64 of float64): where it is learned at most 100 as in CLIP,
+        with a gradient there too."""
+        return wide(within_bounds(self, "log_logit_scale")).exp()
 
     def forward(self, text: Tensor, video: Tensor, sample_ids: Tensor | None = None) -> Tensor:
         """Compute InfoNCE of projected features, [B, projection_dim or D] each, of which rows i belong together: a loss

@@ -13,10 +13,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, normalize
 
+from fastvtp.modules.precision import wide
 from fastvtp_kernels import contrastive_loss
+from fastvtp_kernels.derivatives import first_alone, for_every_caller, wants_gradient
 from fastvtp_kernels.precision import accumulate_product, follow_autocast, without_autocast
 
 # logits that are in memory at a time: 64 MB of float32
@@ -67,8 +68,8 @@ def masked_word_loss(
             total, predicted = _liger(features, weight, bias, labels)
         else:
             inputs = (features, weight) if bias is None else (features, weight, bias)
-            differentiate = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-            total, predicted, *_ = _chunked(features, weight, bias, labels, differentiate)
+            differentiate = any(wants_gradient(x) for x in inputs)
+            total, predicted, *_ = _differentiable(features, weight, bias, labels, differentiate)
     return WordLoss(total / max(words, 1), predicted)
 
 
@@ -115,7 +116,7 @@ def _chunked(
         torch.argmax(logits, dim=1, out=predicted[rows])
         logits = logits.to(dtype)
         label = labels[rows, None]
-        total += logits.logsumexp(dim=1).sum() - logits.gather(1, label).sum()
+        total += cross_entropy(logits, labels[rows], reduction="sum")
         if not differentiate:
             continue
         of_logits = logits.softmax(dim=1)
@@ -159,7 +160,9 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, 
     return *found, None, None
 
 
-_chunked.register_autograd(once_differentiable(_gradients), setup_context=_save)
+_INSTEAD = "torch.nn.functional.cross_entropy of the logits has every derivative"
+_chunked.register_autograd(first_alone("masked_word_loss", _gradients, _INSTEAD), setup_context=_save)
+_differentiable = for_every_caller("masked_word_loss", _chunked, _save, _gradients, _INSTEAD)
 
 
 def video_text_contrast(
@@ -171,9 +174,9 @@ def video_text_contrast(
     directions: str = "mean",
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Compute InfoNCE of the cosine similarities of a batch: a loss [], float32.
+    """Compute InfoNCE of the cosine similarities of a batch: a loss [], float32 (float64 of float64).
 
-    text, video: [B, D], of which rows i belong together; they are scaled to unit length here, in float32.
+    text, video: [B, D], of which rows i belong together; they are scaled to unit length here, in the loss's dtype.
     logit_scale: [] the inverse temperature, with gradient if it is learned.
     sample_ids: int64 [B]; rows with equal ids are the same clip and count as right answers for each other.
     group: the ranks whose rows are negatives too; None: this batch alone. `fastvtp_kernels.contrastive_loss` says what
@@ -186,9 +189,9 @@ def video_text_contrast(
         raise ValueError(f"directions must be 'mean' or 'sum', got {directions!r}")
     with torch.autocast(text.device.type, enabled=False):
         loss = contrastive_loss(
-            normalize(text.float(), dim=-1),
-            normalize(video.float(), dim=-1),
-            logit_scale.float(),
+            normalize(wide(text), dim=-1),
+            normalize(wide(video), dim=-1),
+            wide(logit_scale),
             positives=sample_ids,
             group=group,
         )
@@ -223,7 +226,7 @@ def matching_labels(is_mismatch: Tensor) -> Tensor:
 
 def matching_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Compute the mean cross-entropy of two-way logits [2B, 2] over the pairs whose label, int64 [2B], is not -100."""
-    return cross_entropy(logits.float(), labels, ignore_index=-100)
+    return cross_entropy(wide(logits), labels, ignore_index=-100)
 
 
 def matching_accuracy(logits: Tensor, labels: Tensor) -> Tensor:

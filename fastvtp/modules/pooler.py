@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from fastvtp.modules.precision import wide
+
 _LOG2_E = 1.442695041  # 1 / softplus(0): a scale of zeros scales by one
 
 
@@ -46,7 +48,7 @@ class AttentionPooler(nn.Module):
         probe = torch.einsum("qhk,hkd->qhd", query_QHK, key_HKD).flatten(0, 1)
         # equal for all tokens, it cancels in the softmax; data parallel training stops at parameters without gradients
         shift = (query_QHK * self.key.bias.view(heads, -1)).sum(dim=-1).view(-1, 1)
-        logits = torch.matmul(probe, x_BLD.mT).float() + shift  # [B, Q*H, L]
+        logits = wide(torch.matmul(probe, x_BLD.mT)) + shift  # [B, Q*H, L]
         if real is not None:
             logits = logits.masked_fill(~real[:, None], -math.inf)
         pooled = torch.matmul(logits.softmax(dim=-1).to(x_BLD.dtype), x_BLD)

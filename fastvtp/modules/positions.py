@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from fastvtp.modules.checks import check_choice
+from fastvtp.modules.precision import wide
 
 POSITIONS = ("interpolate", "rebuild")
 Grid = tuple[int, int, int]
@@ -36,11 +37,12 @@ def sinusoid_positions(num_positions: int, width: int) -> Tensor:
 def resize_positions(table: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
     """Resize a table of positions over a grid to another grid: [before[0] * before[1], D] -> [after[0] * after[1], D].
 
-    It is interpolated bilinearly, antialiased where it shrinks (as `jax.image.resize` does), in float32.
+    It is interpolated bilinearly, antialiased where it shrinks (as `jax.image.resize` does), in float32
+    or, of a float64 table, in float64.
     """
     if before == after:
         return table
-    grid = table.T.reshape(1, -1, *before).float()
+    grid = wide(table.T.reshape(1, -1, *before))
     resized = interpolate(grid, size=after, mode="bilinear", align_corners=False, antialias=True)
     return resized[0].flatten(1).T.to(table.dtype)
 

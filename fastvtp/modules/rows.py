@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastvtp.modules.packing import Packing
+from fastvtp.modules.precision import wide
+from fastvtp_kernels.derivatives import beyond_reverse, transforming
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def take_rows(x_ND: Tensor, rows: Tensor | None) -> Tensor:
     """
     if rows is None:
         return x_ND
-    if torch.compiler.is_compiling() or x_ND.dtype in _HALF:
+    compiling = torch.compiler.is_compiling()
+    if compiling or (x_ND.dtype in _HALF and not transforming() and not beyond_reverse((x_ND,))):
         return _TakeRows.apply(x_ND, rows)  # pyright: ignore[reportReturnType]
     return nn.functional.embedding(rows, x_ND)
 
@@ -139,9 +142,9 @@ class _TakeRows(torch.autograd.Function):
 
 
 def segment_mean(x_ND: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """Return the mean of each sequence's rows: [N, D] divided by cu_seqlens int32 [S+1] -> float32 [S, D], zero for an
-    empty sequence."""
+    """Return the mean of each sequence's rows: [N, D] divided by cu_seqlens int32 [S+1] -> float32 [S, D] (float64 of
+    float64), zero for an empty sequence."""
     lengths = cu_seqlens.diff().long()
     # unsafe: skips the check of the lengths, which would read them back from the device
-    total = torch.segment_reduce(x_ND.float(), "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0)
+    total = torch.segment_reduce(wide(x_ND), "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0)
     return total / lengths.clamp(min=1)[:, None]

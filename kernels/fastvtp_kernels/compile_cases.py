@@ -12,7 +12,7 @@ from torch import Tensor
 from .attention import kernels as attention
 from .attention.call import Call, Options
 from .contrastive import kernels as contrastive
-from .contrastive.targets import Shifts, Targets
+from .contrastive.targets import LogSums, Shifts, Targets
 from .masking import kernels as masking
 from .pixel_loss import kernels as pixel_loss
 from .token_assembly import kernels as token_assembly
@@ -170,7 +170,7 @@ def _attention_cases() -> Iterator[Case]:
 def _contrastive_cases(label: str, dtype: torch.dtype) -> Iterator[Case]:
     scale, ids, weights = _empty(), _empty(PAIRS, dtype=torch.int64), _empty(PAIRS)
     a, b = (_empty(PAIRS, FEATURES, dtype=dtype) for _ in range(2))
-    shifts = Shifts(weights, weights)
+    shifts, log_sums = Shifts(weights, weights), LogSums(weights, weights, weights)
     yield Case(f"contrastive_loss own pairs {label}", lambda: contrastive.shift(a, b, scale))
     for kind, targets in (("", Targets()), (" ids", Targets(0, 0.9, 0.1, ids, ids, weights))):
         yield Case(
@@ -179,7 +179,7 @@ def _contrastive_cases(label: str, dtype: torch.dtype) -> Iterator[Case]:
         )
         yield Case(
             f"contrastive_loss gradient{kind} {label}",
-            lambda targets=targets: contrastive.logit_gradient(a, b, scale, weights, weights, targets, shifts),
+            lambda targets=targets: contrastive.logit_gradient(a, b, scale, log_sums, targets, shifts),
         )
         yield Case(
             f"hard_negatives{kind} {label}",

@@ -1,7 +1,9 @@
 """Which implementation of an op runs: the one place where a backend is chosen.
 
 The backend "reference" is the road in plain PyTorch: what CPU tensors take, tuned for CPUs (bucketed, chunked) and held
-by the tolerance law to the op's specification, its folder's reference.py.
+by the tolerance law to the op's specification, its folder's reference.py. That is the backend "specification": the
+formula itself, slow and with all intermediates in memory, but with every derivative (second ones, forward mode) and
+under every transform of torch.func. It is never an automatic choice.
 
 An explicit `backend=` argument wins over the environment variable FASTVTP_BACKEND, which wins over the automatic
 choice: the Triton kernels, or a library where it was measured to be faster (attention/choice.py). What cannot run
@@ -19,10 +21,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .derivatives import refusing
 from .interpreter import interpreting
 
 ATTENTION_BACKENDS = ("flash_attn", "torch_varlen", "xformers", "sdpa")
-BACKENDS = ("reference", "triton", *ATTENTION_BACKENDS)
+SPECIFICATION = "specification"
+BACKENDS = ("reference", "triton", *ATTENTION_BACKENDS, SPECIFICATION)
 ENVIRONMENT_VARIABLE = "FASTVTP_BACKEND"
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -88,7 +92,8 @@ def register(
     """
     _truths[op] = truth or reference
     _libraries[op] = dict(libraries or {})
-    _implementations[op] = {name: library.run for name, library in _libraries[op].items()} | {"reference": reference}
+    _implementations[op] = {name: refusing(op, library.run) for name, library in _libraries[op].items()}
+    _implementations[op] |= {"reference": reference, SPECIFICATION: _truths[op]}
     if triton is not None:
         _implementations[op]["triton"] = triton
 
@@ -115,6 +120,8 @@ def backends(op: str, device: torch.device | None = None) -> list[Availability]:
 
 
 def _missing(op: str, name: str, device: torch.device, dtype: torch.dtype | None) -> str | None:
+    if name == SPECIFICATION:
+        return None
     if name not in _known(op):
         return f"{op} has no such backend; it knows {', '.join(_known(op))}"
     if name not in _implementations[op]:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
+from .derivatives import first_alone, for_every_caller, function, transforming
 from .interpreter import interpreting
 
 _LIBRARY = torch.library.Library("fastvtp", "DEF")
@@ -61,63 +62,67 @@ def defined() -> dict[str, Callable[..., Any]]:
 
 
 def define_gradient(
-    op: Callable[..., Any], setup_context: Callable[..., Any], backward: Callable[..., tuple[Any, ...]]
-) -> None:
-    """Give an op of `define_op` its gradient; the arguments are those of torch.library.register_autograd.
+    op: Callable[..., Any],
+    setup_context: Callable[..., Any],
+    backward: Callable[..., tuple[Any, ...]],
+    public: str | None = None,
+) -> Callable[..., Any]:
+    """Give an op of `define_op` its gradient, and return what is called in its place.
 
-    Asking for the gradient of that gradient raises: the kernels have no second derivatives.
+    Args:
+        op: what `define_op` returned.
+        setup_context: as for torch.library.register_autograd.
+        backward: as for torch.library.register_autograd. The kernels have no other derivatives: forward mode, and
+            gradients of gradients, raise `derivatives.DerivativeError`.
+        public: the name by which users know the op, if it is another.
     """
-    name = str(op).removesuffix(".default").replace(".", "::")
-    torch.library.register_autograd(name, once_differentiable(backward), setup_context=setup_context, lib=_LIBRARY)
+    name = _name(op)
+    public = public or name
+    torch.library.register_autograd(
+        f"fastvtp::{name}", first_alone(public, backward), setup_context=setup_context, lib=_LIBRARY
+    )
+    return for_every_caller(public, op, setup_context, backward)
+
+
+def _name(op: Callable[..., Any]) -> str:
+    return str(op).removeprefix("fastvtp.").removesuffix(".default")
 
 
 def _is_plain(values: tuple[Any, ...]) -> bool:
     """Tell whether nothing but autograd looks at a call: all tensors are CUDA tensors, no compiler, mode or
     transform."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or _transforms() is not None:
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or transforming():
+        return False
+    if forward_ad._current_level >= 0:
         return False
     return all(value.is_cuda and type(value) in _PLAIN for value in values if isinstance(value, torch.Tensor))
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-_transforms = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def shortcut(
     op: Callable[..., Any],
     setup_context: Callable[..., Any] | None = None,
     backward: Callable[..., tuple[Any, ...]] | None = None,
+    public: str | None = None,
 ) -> Callable[..., Any]:
     """Return `op`, without the way through the dispatcher where nobody but autograd would notice.
 
     In eager mode on CUDA tensors that way takes several times as long as a short kernel. The other arguments are those
-    of `define_gradient`; an op without a gradient has none.
+    of `define_gradient`, which it calls; an op without a gradient has none.
     """
     launch = _launches[op]
-
-    class Eager(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            assert setup_context is not None
-            output = launch(*inputs)
-            setup_context(ctx, inputs, output)
-            return output
-
-        @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-            assert backward is not None
-            return backward(ctx, *grads)
+    if setup_context is None or backward is None:
+        return lambda *inputs: launch(*inputs) if _is_plain(inputs) else op(*inputs)
+    otherwise = define_gradient(op, setup_context, backward, public)
+    eager = function(public or _name(op), launch, setup_context, backward)
 
     def call(*inputs: Any) -> Any:
         if not _is_plain(inputs):
-            return op(*inputs)
-        if (
-            backward is not None
-            and torch.is_grad_enabled()
-            and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
-        ):
-            return Eager.apply(*inputs)
+            return otherwise(*inputs)
+        if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs):
+            return eager(*inputs)
         return launch(*inputs)
 
     return call

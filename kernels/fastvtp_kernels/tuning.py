@@ -192,7 +192,11 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
     "contrastive_statistics": {"half": {ANY: _logits(128, 128, 64, 8, 3)}, "single": {ANY: _logits(64, 64, 32, 4)}},
     "contrastive_gradient": {"half": {ANY: _logits(128, 128, 64, 8, 3)}, "single": {ANY: _logits(64, 64, 32, 4)}},
     "contrastive_sigmoid": {"half": {ANY: _logits(128, 64, 64, 8, 3)}, "single": {ANY: _logits(64, 64, 32, 4)}},
-    "contrastive_own_products": {"single": {ANY: Tile({"BLOCK_M": 16, "BLOCK_D": 256}, num_warps=4)}},
+    # The tiles of contrastive_statistics, so that products have the same bits.
+    "contrastive_own_products": {
+        "half": {ANY: Tile({"BLOCK_M": 128, "BLOCK_D": 64}, num_warps=8, num_stages=3)},
+        "single": {ANY: Tile({"BLOCK_M": 64, "BLOCK_D": 32}, num_warps=4)},
+    },
     "contrastive_join": {"single": {ANY: Tile({"BLOCK_PARTS": 16, "BLOCK": 128}, num_warps=4)}},
     "contrastive_sample": {"single": {ANY: Tile({"BLOCK_D": 32}, num_warps=8)}},
     "row_dots": {"single": {ANY: Tile({"BLOCK_M": 64}, num_warps=4)}},

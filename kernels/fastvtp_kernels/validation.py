@@ -11,14 +11,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .derivatives import is_wrapped, transforming
+
 DEBUG_VARIABLE = "FASTVTP_DEBUG"
 INDEX_DTYPES = (torch.int32, torch.int64)
 
 
 def values_readable(tensor: Tensor) -> bool:
     """Tell whether looking at the tensor's values is free of graph breaks and, but in debug mode, of
-    synchronisation."""
-    if torch.compiler.is_compiling() or type(tensor) is not Tensor:
+    synchronisation; those that torch.func.vmap works on are no values of one sample."""
+    if torch.compiler.is_compiling() or type(tensor) is not Tensor or (transforming() and is_wrapped(tensor)):
         return False
     debug = os.environ.get(DEBUG_VARIABLE) == "1" and tensor.device.type == "cuda"
     return tensor.device.type == "cpu" or (debug and not torch.cuda.is_current_stream_capturing())

@@ -33,13 +33,19 @@ class Case(NamedTuple):
     backend: str = "reference"
     compiled: bool = False
     strided: bool = False
+    told: bool = False
 
     def inputs(self) -> Result:
         """The whole batch and the scalars, without gradients."""
         rows = ROWS * len(GROUPS[self.group])
         generator = torch.Generator().manual_seed(5)
         a, b = (torch.randn(rows, WIDTH, generator=generator, dtype=torch.float64) for _ in range(2))
-        found: Result = {"a": a, "b": b, "logit_scale": torch.tensor(2.5, dtype=torch.float64)}
+        scale = 2.5
+        if self.told:
+            # Pairs told apart with ease: the loss is a small difference of large logits.
+            scale, a = 100.0, nn.functional.normalize(2.4 + a, dim=1)
+            b = nn.functional.normalize(a + 0.01 * b, dim=1)
+        found: Result = {"a": a, "b": b, "logit_scale": torch.tensor(scale, dtype=torch.float64)}
         if self.loss == "sigmoid_loss":
             found["logit_bias"] = torch.tensor(-1.5, dtype=torch.float64)
         scalars = torch.float64 if self.dtype == torch.float64 else torch.float32
@@ -90,6 +96,8 @@ for _loss in LOSSES:
     CASES[f"{_loss}, strided"] = Case(_loss, strided=True)
     CASES[f"{_loss}, compiled"] = Case(_loss, "2", compiled=True)
     CASES[f"{_loss}, Triton"] = Case(_loss, "2", backend="triton")
+for _backend in ("reference", "triton"):
+    CASES[f"contrastive_loss, told, {_backend}"] = Case("contrastive_loss", "2", told=True, backend=_backend)
 CASES["contrastive_loss, Triton, positives, smoothed"] = Case(
     "contrastive_loss", "2", positives=True, label_smoothing=0.1, backend="triton"
 )

@@ -42,7 +42,7 @@ def assert_equal_to_1e6(name: str, actual: Tensor, expected: Tensor) -> None:
     assert error <= 1e-6 * max(1.0, largest), f"{name}: error {error:.3g}, the largest number is {largest:.3g}"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.told])
 def test_equals_one_process_with_the_whole_batch(name, processes):
     if name not in runnable():
         pytest.skip("Triton does not interpret here")
@@ -67,6 +67,24 @@ def test_equals_one_process_with_the_whole_batch(name, processes):
                 expected = expected.bfloat16()
             assert value.dtype == case.dtype or value.ndim == 0
             assert_equal_to_1e6(f"{key} on process {rank}", value, expected)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.told])
+def test_a_small_loss_is_exact(name, processes):
+    """A small difference of large logits; torch's cross-entropy in float32 is wrong in its third digit."""
+    if name not in runnable():
+        pytest.skip("Triton does not interpret here")
+    case = CASES[name]
+    inputs = {key: x.double() if isinstance(x, Tensor) else x for key, x in case.inputs().items()}
+    exact = case.run(inputs, backend="reference")
+    assert 1e-6 < exact["loss"] < 1e-2
+    for place, rank in enumerate(GROUPS[case.group]):
+        for key, value in processes[rank][name].items():
+            right = exact[key]
+            if key in ("a", "b"):
+                right = len(GROUPS[case.group]) * right[place * ROWS : (place + 1) * ROWS]
+            error = (value.double() - right).abs().max()
+            assert error <= 1e-4 * right.abs().max(), f"{key} on process {rank}: error {error:.3g}"
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,14 +1,16 @@
 """Every op compiles into one graph, forward and backward, and stays on its inputs' device without reading values."""
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 import torch._functorch.config
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastvtp_kernels as kernels
+from fastvtp_kernels.interpreter import interpreting
 from fastvtp_kernels.ops import OPS
 
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -126,3 +128,56 @@ def test_a_new_step_does_not_recompile_every_time():
     for step in range(5):
         assert torch.equal(compiled(step).masked, kernels.tube_mask(2, (1, 3, 3), 0.5, seed=1, step=step).masked)
     assert 1 <= graphs.frame_count <= 3
+
+
+LENGTHS = ([3, 5, 0, 1], [1, 0, 1], [40, 2])
+
+
+def packed_input(lengths):
+    offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+    return leaf(int(offsets[-1]) + 2, 3, 2, 8), offsets
+
+
+def by_own_length(qkv, offsets, crossed=False, **options):
+    longest = int(offsets.diff().max())
+    if not crossed:
+        return kernels.varlen_attention_packed(qkv, offsets, longest, **options)
+    keys = offsets.clone()
+    other = keys.diff().max().item()
+    return kernels.varlen_attention(*qkv.unbind(1), offsets, longest, cu_seqlens_k=keys, max_seqlen_k=other, **options)
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "dynamic"),
+    [
+        ("reference", {}, True),
+        ("reference", {**OPTIONS, "crossed": True}, None),
+        ("triton", {"crossed": True}, None),
+        ("sdpa", {}, None),
+    ],
+    ids=["reference", "reference, every option", "triton", "sdpa"],
+)
+def test_max_seqlen_may_be_read_from_a_tensor_in_one_graph(backend, options, dynamic):
+    if backend == "triton" and not interpreting():
+        pytest.skip("Triton does not interpret here")
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    call = functools.partial(by_own_length, backend=backend, **options)
+    compiled = torch.compile(call, fullgraph=True, dynamic=dynamic, backend=counter)
+    for lengths in LENGTHS:
+        qkv, offsets = packed_input(lengths)
+        found = compiled(qkv, offsets)
+        right = call(qkv, offsets)
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6)
+        gradients = (torch.autograd.grad(out.square().sum(), qkv)[0] for out in (found, right))
+        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    # Not one a length.
+    assert counter.frame_count <= 2
+
+
+def test_inductor_takes_an_unknown_max_seqlen():
+    torch._dynamo.reset()
+    qkv, offsets = packed_input(LENGTHS[0])
+    with torch.no_grad():
+        found = torch.compile(by_own_length, fullgraph=True)(qkv, offsets)
+        torch.testing.assert_close(found, by_own_length(qkv, offsets), rtol=1e-5, atol=1e-6)

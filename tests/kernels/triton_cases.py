@@ -35,7 +35,7 @@ SMALL_TILES = {
     "contrastive_statistics": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),
     "contrastive_gradient": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),
     "contrastive_sigmoid": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),
-    "contrastive_own_products": Tile({"BLOCK_M": 2, "BLOCK_D": 16}),
+    "contrastive_own_products": Tile({"BLOCK_M": 16, "BLOCK_D": 16}),
     "contrastive_join": Tile({"BLOCK_PARTS": 2, "BLOCK": 16}),
     "contrastive_sample": Tile({"BLOCK_D": 16}),
 }

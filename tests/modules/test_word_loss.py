@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from fastvtp.modules import losses as reconstruction
 from fastvtp.modules.losses import masked_word_loss
+from fastvtp_kernels.derivatives import DerivativeError
 from fastvtp_kernels.testing import assert_within_tolerance
 
 WORDS, WIDTH, VOCABULARY = 13, 8, 37
@@ -64,9 +65,23 @@ def test_gradcheck_and_no_second_derivative():
     assert torch.autograd.gradcheck(lambda *x: masked_word_loss(*x, labels).loss, (features, weight, bias))
     assert torch.autograd.gradcheck(lambda *x: masked_word_loss(*x, None, labels).loss, (features, weight))
     loss = masked_word_loss(features, weight, bias, labels).loss
-    (first,) = torch.autograd.grad(loss, features, create_graph=True)
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        first.sum().backward()
+    with pytest.raises(
+        DerivativeError, match=r"^masked_word_loss has first derivatives .*; torch\.nn\.functional\.cross"
+    ):
+        torch.autograd.grad(loss, features, create_graph=True)
+
+
+def test_transforms_of_torch_func():
+    features, weight, bias, labels = (x.detach() for x in make_inputs(words=3).values())
+
+    def loss(*x):
+        return masked_word_loss(*x, labels).loss
+
+    leaves = [x.clone().requires_grad_() for x in (features, weight, bias)]
+    found = torch.func.grad(loss, argnums=(0, 1, 2))(features, weight, bias)
+    torch.testing.assert_close(found, torch.autograd.grad(loss(*leaves), leaves))
+    with pytest.raises(DerivativeError, match="forward-mode"):
+        torch.func.jvp(loss, (features, weight, bias), (features, weight, bias))
 
 
 def test_without_gradients_none_are_computed():

@@ -1,5 +1,7 @@
 """In every model `embed_*` gives vectors as they are, and `encode_*` the same at unit length."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -50,3 +52,18 @@ def test_the_record_says_which_models_compare_clips_with_texts():
             assert {"encode_video", "encode_text"} <= set(dir(each.model)), each.name
     assert "alpro_qa" not in {each.name for each in found if each.has_embeddings}  # its projections are not trained
     assert all(each.has_embeddings for each in found if each.scored_by in ("retrieval", "matching"))
+
+
+@pytest.mark.parametrize("config", [*CONFIGS[1:], replace(CONFIGS[1], pad_text=True)], ids=lambda x: type(x).__name__)
+def test_compiled_texts_of_a_length_read_from_a_tensor(config):
+    torch.manual_seed(0)
+    model = build_model(config).eval()
+
+    def embed(input_ids, cu_seqlens):
+        return model.embed_text(input_ids, cu_seqlens, int(cu_seqlens.diff().max()))
+
+    texts = torch.randint(110, 200, (9,)), torch.tensor([0, 4, 9], dtype=torch.int32)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        found = torch.compile(embed, fullgraph=True, backend="eager")(*texts)
+        torch.testing.assert_close(found, embed(*texts))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
+from fastvtp.modules.precision import wide
+
 _WHAT = {
     "video": ("A footage of", "A video of", "A portrait of", "A video footage of"),
     "image": ("A photo of", "A picture of", "A good photo of", "A good picture of"),
@@ -37,7 +39,7 @@ def average_prompts(features: Tensor, num_entities: int) -> Tensor:
 
     Rows are brought to unit length, averaged over the templates, and left as long as that makes them (as released).
     """
-    return normalize(features.float(), dim=-1).unflatten(0, (-1, num_entities)).mean(dim=0)
+    return normalize(wide(features), dim=-1).unflatten(0, (-1, num_entities)).mean(dim=0)
 
 
 def crop_patches(
@@ -93,7 +95,9 @@ def entity_targets(
     """
     if ignore_rule not in IGNORE_RULES:
         raise ValueError(f"ignore_rule must be 'paper' or 'official', got {ignore_rule!r}")
-    probabilities = (crop_features.float() @ prompt_features.float().T / temperature).softmax(dim=-1)
+    probabilities = (wide(crop_features) @ prompt_features.to(wide(crop_features).dtype).T / temperature).softmax(
+        dim=-1
+    )
     best, index = probabilities.max(dim=-1)
     return EntityTargets(probabilities, best < 0.2 if ignore_rule == "paper" else index == 0)
 
@@ -101,6 +105,6 @@ def entity_targets(
 def entity_loss(logits: Tensor, targets: EntityTargets) -> Tensor:
     """Compute the cross-entropy of logits [B, E] with soft labels, mean over the crops that are not ignored; 0 if all
     are."""
-    each = -(targets.probabilities * log_softmax(logits.float(), dim=-1)).sum(dim=-1)
-    kept = (~targets.ignored).float()
+    each = -(targets.probabilities * log_softmax(wide(logits), dim=-1)).sum(dim=-1)
+    kept = (~targets.ignored).to(each.dtype)
     return (each * kept).sum() / kept.sum().clamp(min=1)

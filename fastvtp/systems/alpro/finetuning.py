@@ -19,6 +19,7 @@ from fastvtp.modules.packing import (
     pack_lengths,
     span_rows,
 )
+from fastvtp.modules.precision import in_float32
 from fastvtp.modules.rows import take_rows
 from fastvtp.systems.alpro.fusion import (
     AlproFusion,
@@ -136,4 +137,4 @@ class AlproQA(AlproFusion):
             pair_rows=PairRows.first(len(plan.clip), video.device),
         )
         with torch.autocast(fused.device.type, enabled=False):
-            return self.classifier(take_rows(fused, ends[:-1].long()).float())
+            return in_float32(self.classifier, take_rows(fused, ends[:-1].long()))

@@ -21,6 +21,7 @@ from fastvtp.modules.packing import (
     pair_sequences,
     span_rows,
 )
+from fastvtp.modules.precision import in_float32
 from fastvtp.modules.ranks import means_over_ranks
 from fastvtp.modules.rows import QueryRows, Rows, take_rows
 from fastvtp.modules.stacks import Stack
@@ -195,7 +196,7 @@ class AlproFusion(AlproTowers):
         """Judge fused pairs by their [CLS], the first row of each: [R, D], divided into pairs by cu_seqlens int32
         [Q+1], -> logits float32 [Q, 2], (no, yes)."""
         with torch.autocast(fused.device.type, enabled=False):
-            return self.match_head(take_rows(fused, cu_seqlens[:-1].long()).float())
+            return in_float32(self.match_head, take_rows(fused, cu_seqlens[:-1].long()))
 
     def read_texts(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
         """Read packed captions, int64 [N] and int32 [B+1] -> their tokens [N, D], which pairs are scored by, and their

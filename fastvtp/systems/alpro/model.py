@@ -23,6 +23,7 @@ from fastvtp.modules.bert import WordTransform
 from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.losses import masked_word_loss
 from fastvtp.modules.packing import check_texts, offsets
+from fastvtp.modules.precision import in_float32
 from fastvtp.modules.ranks import means_over_ranks
 from fastvtp.modules.rows import segment_mean, take_rows
 from fastvtp.systems.alpro.entities import (
@@ -150,7 +151,7 @@ class Alpro(AlproFusion):
         clip, _ = locate_rows(cu_patches, num_patches)
         rows = torch.arange(1, num_patches + 1, device=fused.device) + clip
         with torch.autocast(fused.device.type, enabled=False):
-            return self.entity_head(segment_mean(take_rows(fused, rows), cu_patches))
+            return in_float32(self.entity_head, segment_mean(take_rows(fused, rows), cu_patches))
 
     @torch.no_grad()
     def _prompted(self, video: Tensor, crop: Tensor, kind: str) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from fastvtp.modules.checks import (
 from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.losses import video_text_contrast
 from fastvtp.modules.packing import Packing
+from fastvtp.modules.precision import in_float32, wide
 from fastvtp.modules.ranks import world_group
 from fastvtp.modules.rows import QueryRows, Rows, take_rows
 from fastvtp.modules.stacks import Stack
@@ -144,7 +145,7 @@ class AlproTowers(nn.Module):
     def logit_scale(self) -> Tensor:
         """Return the inverse temperature [], of a temperature within its bounds. The release brings the parameter
         itself back before each use, `fastvtp.modules.bounds` after each step: the values are the same."""
-        return 1 / within_bounds(self, "temperature")
+        return 1 / wide(within_bounds(self, "temperature"))
 
     def video_tokens(self, video: Tensor, shown: Tensor | None = None) -> Tensor:
         """Read clips: uint8 [B, T, H, W, 3] -> [B, V, D]. shown: bool [B, S], the patches to show; None: all."""
@@ -189,7 +190,7 @@ class AlproTowers(nn.Module):
     def _project(self, projection: nn.Module, tokens_BD: Tensor) -> Tensor:
         """Return a projection in float32, under autocast too: [B, D] -> float32 [B, projection_dim]."""
         with torch.autocast(tokens_BD.device.type, enabled=False):
-            return projection(tokens_BD.float())
+            return in_float32(projection, tokens_BD)
 
     def contrast(self, text: Tensor, video: Tensor, sample_ids: Tensor | None) -> Tensor:
         """Compute InfoNCE, mean of both directions, of features [B, projection_dim] each, of which rows i belong

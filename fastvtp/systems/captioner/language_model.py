@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from fastvtp.errors import UserError
+from fastvtp.modules.precision import wide
 from fastvtp.modules.ranks import means_over_ranks
 
 IGNORED = -100
@@ -122,7 +123,7 @@ class LanguageModel:
         ).logits[:, :-1]
         labels = texts.labels[:, texts.labels.shape[1] - logits.shape[1] :]
         # in float32: the loss of a bfloat16 logit is off by more than a step changes it
-        loss = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        loss = cross_entropy(wide(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
         counted = labels != IGNORED
         right = (logits.detach().argmax(-1) == labels) & counted
         loss, accuracy = means_over_ranks(counted.sum(), loss, right.sum() / counted.sum())
@@ -200,7 +201,7 @@ class LanguageModel:
         """Return the log-likelihood of each text, given as token ids, behind a context [rows, W]: float32 [texts]."""
         read = self.model(inputs_embeds=context[None], use_cache=True, logits_to_keep=1)
         firsts = torch.tensor([ids[0] for ids in texts], device=context.device)
-        totals = read.logits[0, -1].float().log_softmax(-1)[firsts]
+        totals = wide(read.logits[0, -1]).log_softmax(-1)[firsts]
         longer = [place for place, ids in enumerate(texts) if len(ids) > 1]
         for start in range(0, len(longer), batch_size):
             places = longer[start : start + batch_size]
@@ -212,7 +213,7 @@ class LanguageModel:
             logits = self.model(
                 input_ids=ids[:, :-1].clamp(min=0), attention_mask=present, past_key_values=cache, use_cache=True
             ).logits
-            likely = logits.float().log_softmax(-1).gather(2, ids[:, 1:, None].clamp(min=0))[..., 0]
+            likely = wide(logits).log_softmax(-1).gather(2, ids[:, 1:, None].clamp(min=0))[..., 0]
             totals[places] += (likely * (ids[:, 1:] >= 0)).sum(1)
         return totals
 

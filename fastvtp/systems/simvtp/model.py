@@ -32,6 +32,7 @@ from fastvtp.modules.losses import (
 )
 from fastvtp.modules.packing import check_texts, offsets
 from fastvtp.modules.pixels import IMAGENET_MEAN, IMAGENET_STD
+from fastvtp.modules.precision import in_float32
 from fastvtp.modules.ranks import means_over_ranks
 from fastvtp.modules.rows import Rows, segment_mean, take_rows
 from fastvtp.modules.stacks import Stack
@@ -158,11 +159,12 @@ class SimVTP(nn.Module):
         # features and heads in float32: at an inverse temperature of 100 a bfloat16 feature is off by whole logits
         with torch.autocast(x_ND.device.type, enabled=False):
             means = segment_mean(x_ND, plan.packing.cu_seqlens).split(batch_size)
-            text, video_only = self.contrast.text_projection(means[2]), self.contrast.video_projection(means[1])
+            text = in_float32(self.contrast.text_projection, means[2])
+            video_only = in_float32(self.contrast.video_projection, means[1])
             contrastive = self.contrast(text, video_only, plan.sample_ids)
         mismatched, match_labels = self._mismatched(pool, plan, means, text, video_only)
         with torch.autocast(x_ND.device.type, enabled=False):
-            match_logits = self.match_head(torch.cat([means[0], mismatched]))
+            match_logits = in_float32(self.match_head, torch.cat([means[0], mismatched]))
             matching, right_matches = means_over_ranks(
                 (match_labels != -100).sum(),
                 matching_loss(match_logits, match_labels),
@@ -205,8 +207,8 @@ class SimVTP(nn.Module):
             return means[3], plan.match_labels
         with torch.no_grad():
             clips, _ = hard_negatives(
-                normalize(text.detach().float(), dim=-1),
-                normalize(video.detach().float(), dim=-1),
+                normalize(text.detach(), dim=-1),
+                normalize(video.detach(), dim=-1),
                 self.contrast.logit_scale().detach(),
                 seed=plan.seed,
                 step=plan.step,
@@ -222,7 +224,7 @@ class SimVTP(nn.Module):
         projection_dim]."""
         x_ND, packing = self.video_embeddings.embed_clips(video)
         features = segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens)
-        return self.contrast.video_projection(features)
+        return in_float32(self.contrast.video_projection, features)
 
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """Compute one vector for each caption, not scaled: int64 [N], int32 [B+1] -> float32 [B, D or projection_dim].
@@ -230,7 +232,8 @@ class SimVTP(nn.Module):
         max_seqlen: a bound on the longest caption. Raises ValueError where that is more than there are positions.
         """
         x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
-        return self.contrast.text_projection(segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens))
+        features = segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens)
+        return in_float32(self.contrast.text_projection, features)
 
     def encode_video(self, video: Tensor) -> Tensor:
         """Compute `embed_video` at unit length."""

@@ -27,6 +27,7 @@ from fastvtp.modules.packing import (
     on_device,
     span_rows,
 )
+from fastvtp.modules.precision import in_float32
 from fastvtp.modules.rows import QueryRows, Rows, segment_mean, take_rows
 from fastvtp.modules.stacks import Stack
 from fastvtp.systems.videomae.model import VideoEncoderConfig
@@ -199,6 +200,6 @@ class VideoQA(nn.Module):
         x_ND = self.encoder(take_rows(pool, plan.sources), Rows(plan.packing, queries))
         with torch.autocast(x_ND.device.type, enabled=False):
             if not masked:
-                return self.head(segment_mean(x_ND, plan.packing.cu_seqlens))
+                return in_float32(self.head, segment_mean(x_ND, plan.packing.cu_seqlens))
             words = segment_mean(text_ND, plan.text_offsets) * plan.text_offsets.diff()[:, None]
-            return self.head(torch.cat([x_ND.float(), words], dim=1))
+            return in_float32(self.head, torch.cat([x_ND.to(words.dtype), words], dim=1))

@@ -10,6 +10,7 @@ from fastvtp.modules.bert import TextConfig, TextEmbeddings
 from fastvtp.modules.contrast import Contrast, ContrastConfig
 from fastvtp.modules.layers import Transformer, init_linear_xavier
 from fastvtp.modules.packing import join_packings
+from fastvtp.modules.precision import in_float32
 from fastvtp.modules.rows import segment_mean
 from fastvtp.modules.stacks import Stack
 from fastvtp.systems.videomae.model import VideoEncoderConfig
@@ -107,7 +108,7 @@ class DualEncoder(nn.Module):
         projection_dim]."""
         x_ND, packing = self.video_embeddings.embed_clips(video)
         means = segment_mean(self.video_encoder(x_ND, packing), packing.cu_seqlens)
-        return self.contrast.video_projection(self.video_norm(means))
+        return in_float32(self.contrast.video_projection, in_float32(self.video_norm, means))
 
     def embed_text(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """Compute one vector for each text, not scaled: int64 [N], int32 [B+1] -> float32 [B, D or projection_dim].
@@ -117,7 +118,7 @@ class DualEncoder(nn.Module):
         x_ND, packing = self.text_embeddings.embed_texts(input_ids, cu_seqlens, max_seqlen)
         encoder: Transformer = self.text_encoder or self.video_encoder
         means = segment_mean(encoder(x_ND, packing), packing.cu_seqlens)
-        return self.contrast.text_projection(self.text_norm(means))
+        return in_float32(self.contrast.text_projection, in_float32(self.text_norm, means))
 
     def encode_video(self, video: Tensor) -> Tensor:
         """Compute `embed_video` at unit length."""
@@ -138,6 +139,6 @@ class DualEncoder(nn.Module):
         x_ND = self.video_encoder(torch.cat([clips, texts.to(clips.dtype)]), packing)
         video_means, text_means = segment_mean(x_ND, packing.cu_seqlens).split([len(video), len(cu_seqlens) - 1])
         return (
-            self.contrast.text_projection(self.text_norm(text_means)),
-            self.contrast.video_projection(self.video_norm(video_means)),
+            in_float32(self.contrast.text_projection, in_float32(self.text_norm, text_means)),
+            in_float32(self.contrast.video_projection, in_float32(self.video_norm, video_means)),
         )

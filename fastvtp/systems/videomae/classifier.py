@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastvtp.modules.checks import check_positive, check_share
 from fastvtp.modules.layers import init_linear_xavier
+from fastvtp.modules.precision import in_float32, wide
 from fastvtp.modules.rows import segment_mean
 from fastvtp.modules.stacks import Stack
 from fastvtp.systems.videomae.model import VideoEncoderConfig
@@ -65,11 +66,11 @@ class VideoClassifier(nn.Module):
         """Return the normalised mean token of each clip, which the head reads: uint8 [B, T, H, W, 3] -> float32 [B,
         D]."""
         x_ND, packing = self.video_embeddings.embed_clips(video)
-        return self.norm(segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens))
+        return in_float32(self.norm, segment_mean(self.encoder(x_ND, packing), packing.cu_seqlens))
 
     def forward(self, video: Tensor) -> Tensor:
         """Judge every class of each clip: uint8 [B, T, H, W, 3] -> logits [B, num_classes]."""
         features = self.features(video)
         # in float32: the loss of a bfloat16 logit is off by more than a step changes it
         with torch.autocast(features.device.type, enabled=False):
-            return self.head(self.dropout(features.float()))
+            return in_float32(self.head, self.dropout(wide(features)))

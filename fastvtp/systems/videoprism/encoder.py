@@ -32,6 +32,7 @@ from fastvtp.modules.packing import (
 )
 from fastvtp.modules.pooler import AttentionPooler
 from fastvtp.modules.positions import resize_positions
+from fastvtp.modules.precision import in_float32
 from fastvtp.modules.rows import take_rows
 from fastvtp.modules.stacks import Stack
 from fastvtp.settings import check_types
@@ -248,7 +249,7 @@ class VideoPrismEncoder(nn.Module):
             patches = patches.flatten(4).flatten(1, 3)
             listed = torch.take_along_dim(patches, index[..., None].long(), dim=1).flatten(0, 1)
             weight = self.weight[:, :, 0].permute(0, 2, 3, 1).flatten(1)
-            return linear(listed, weight, self.bias) + take_rows(positions, index.flatten().long())
+            return linear(listed.to(weight.dtype), weight, self.bias) + take_rows(positions, index.flatten().long())
         x_BKD = tubelet_embed(
             video,
             index.contiguous(),
@@ -354,9 +355,9 @@ class PrismClassifier(nn.Module):
         return [self.encoder.stack().inside("encoder")]
 
     def forward(self, video: Tensor, frame_paddings: Tensor | None = None) -> Tensor:
-        """Judge every class of each clip: uint8 [B, T, H, W, 3] -> logits [B, num_classes]. frame_paddings: see
-        `VideoPrismEncoder.forward`."""
+        """Judge every class of each clip: uint8 [B, T, H, W, 3] -> float32 logits [B, num_classes]. frame_paddings:
+        see `VideoPrismEncoder.forward`."""
         pooled = self.dropout(self.pooler(self.encoder(video, frame_paddings))[:, 0])
         # in full precision: the loss of a bfloat16 logit is off by more than a step changes it
         with torch.autocast(pooled.device.type, enabled=False):
-            return self.head(pooled.to(self.head.weight.dtype))
+            return in_float32(self.head, pooled)

@@ -13,6 +13,7 @@ from torch.nn.functional import relu
 
 from fastvtp.modules.layers import Mlp
 from fastvtp.modules.packing import Packing
+from fastvtp.modules.precision import wide
 from fastvtp.modules.rows import take_rows
 from fastvtp_kernels import axial_attention_packed, varlen_attention, varlen_attention_packed
 
@@ -154,7 +155,7 @@ class PrismTransformer(nn.Module):
 
 
 def unit_length(x: Tensor) -> Tensor:
-    """Scale vectors to unit length, x / sqrt(sum(x^2) + 1e-12) along the last axis, in float32; a zero vector stays
-    zero."""
-    x = x.float()
+    """Scale vectors to unit length, x / sqrt(sum(x^2) + 1e-12) along the last axis, in float32 (float64 of float64); a
+    zero vector stays zero."""
+    x = wide(x)
     return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + 1e-12)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastvtp_kernels import philox
+from fastvtp_kernels.derivatives import function, wants_gradient
 
 _CHUNK = 1 << 21  # values that are float32 at a time
 _TINY = 1e-16  # the square of a length below which a row has no direction
@@ -25,33 +26,43 @@ def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
         raise ValueError(
             f"prediction and target must have one shape, got {list(prediction.shape)}, {list(target.shape)}"
         )
-    distance: Any = _CosineDistance.apply(prediction, target.detach())
-    return distance
+    return _differentiable(prediction, target.detach(), wants_gradient(prediction))[0]
 
 
-class _CosineDistance(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, prediction: Tensor, target: Tensor) -> Tensor:
-        rows, wanted = prediction.flatten(0, -2), target.flatten(0, -2)
-        size = max(1, _CHUNK // rows.shape[1])
-        total = torch.zeros((), device=rows.device)
-        gradient = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(rows), size):
-            x, t = (whole[start : start + size].float() for whole in (rows, wanted))
-            scale = _inverse_length(x)
-            t = t * _inverse_length(t) * scale
-            cosine = (x * t).sum(dim=-1, keepdim=True)
-            total += (1 - cosine).sum()
-            if gradient is not None:
-                gradient[start : start + size] = (x * (cosine * scale.square()) - t) / len(rows)
-        if gradient is not None:
-            ctx.save_for_backward(gradient.view_as(prediction))
-        return total / len(rows)
+def _distance(prediction: Tensor, target: Tensor, differentiate: bool) -> tuple[Tensor, Tensor]:
+    """Return the distance [] and its gradient for the prediction, which is empty unless asked for."""
+    rows, wanted = prediction.flatten(0, -2), target.flatten(0, -2)
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    size = max(1, _CHUNK // rows.shape[1])
+    total = rows.new_zeros((), dtype=dtype)
+    gradient = torch.empty_like(rows) if differentiate else rows.new_empty(0)
+    for start in range(0, len(rows), size):
+        x, t = (whole[start : start + size].to(dtype) for whole in (rows, wanted))
+        scale = _inverse_length(x)
+        t = t * _inverse_length(t) * scale
+        cosine = (x * t).sum(dim=-1, keepdim=True)
+        total += (1 - cosine).sum()
+        if differentiate:
+            gradient[start : start + size] = (x * (cosine * scale.square()) - t) / len(rows)
+    return total / len(rows), gradient.view_as(prediction) if differentiate else gradient
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0].to(gradient.dtype), None
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    # The gradient is nobody's to differentiate.
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1])
+
+
+def _gradients(ctx: Any, of_distance: Tensor | None, _: None) -> tuple[Tensor | None, None, None]:
+    if of_distance is None:
+        return None, None, None
+    (gradient,) = ctx.saved_tensors
+    return gradient * of_distance.to(gradient.dtype), None, None
+
+
+_differentiable = function(
+    "cosine_distance", _distance, _keep, _gradients, "torch.nn.functional.cosine_similarity has every derivative"
+)
 
 
 def _inverse_length(x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from fastvtp.systems.videoprism.layers import (
 from fastvtp.systems.videoprism.visible import VisibleTokens
 from fastvtp_kernels import tube_mask
 from fastvtp_kernels.packing import locate_rows
+from fastvtp_kernels.symbolic import holds
 
 POOLER_WIDTHS = 4
 """Width of the pooler's hidden layer, in multiples of D, as released."""
@@ -108,7 +109,7 @@ class PrismText(nn.Module):
 
         max_seqlen: a bound on the longest text. Raises ValueError where that is more than `max_text_length`.
         """
-        if max_seqlen > len(self.positions):
+        if holds(max_seqlen > len(self.positions)):
             raise ValueError(f"texts have up to {max_seqlen} tokens, max_text_length is {len(self.positions)}")
         texts = len(cu_seqlens) - 1
         _, position = locate_rows(cu_seqlens, len(input_ids))

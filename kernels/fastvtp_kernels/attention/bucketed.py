@@ -108,10 +108,9 @@ def varlen_attention(
         whole = Bucket(sequences, call.max_seqlen, call.max_seqlen_k, True, True)
         return _attend_bucket(whole, (query, key, value, *numbers), call.options, attend)
 
-    order, sizes, sizes_k = (
-        torch.arange(sequences, device=query.device),
-        *(torch.full((sequences,), longest, device=query.device) for longest in (call.max_seqlen, call.max_seqlen_k)),
-    )
+    order, ones = (torch.arange(sequences, device=query.device), numbers[0].new_ones(sequences, dtype=torch.int64))
+    # Not torch.full, whose sums Inductor cannot rewrite where the value is a length that it does not know.
+    sizes, sizes_k = ones * call.max_seqlen, ones * call.max_seqlen_k
     buckets = [Bucket(sequences, call.max_seqlen, call.max_seqlen_k, False, False)]
     if bucketed and values_readable(call.cu_seqlens) and values_readable(call.cu_seqlens_k):
         found, filled = fill_buckets(numbers[1].tolist(), numbers[2].tolist(), query.shape[1:].numel())

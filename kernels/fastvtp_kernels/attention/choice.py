@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import tuning
+from ..symbolic import is_unknown
 from .call import Options
 from .libraries import refusal
 
@@ -69,7 +70,7 @@ def ranked(query: Tensor, key: Tensor, value: Tensor, longest: int, options: Opt
         longest: at least the longest sequence of queries or keys.
         same: queries and keys have the same offsets.
     """
-    if not MEASURED:
+    if not MEASURED or is_unknown(longest):
         return ()
     backward = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     width, dtype = query.shape[-1], query.dtype

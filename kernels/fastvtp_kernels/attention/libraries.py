@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..derivatives import transforming
 from ..dispatch import BackendUnavailableError, Library
 from . import bucketed
 from .call import Call, Options, axial_call
@@ -73,6 +74,8 @@ def refusal(backend: str, width: int, dtype: torch.dtype, options: Options, same
 
 def _check(backend: str, query: Tensor, options: Options) -> None:
     what = refusal(backend, query.shape[-1], query.dtype, options)
+    if not what and backend != "sdpa" and transforming():
+        what = "transforms of torch.func (grad, vmap, ...) do not see into it"
     if what:
         raise _refuse(backend, what, "sdpa" if query.shape[-1] > 256 and not options.softcap else "triton")
 

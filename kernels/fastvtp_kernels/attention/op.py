@@ -1,12 +1,15 @@
 """Attention over packed sequences of different lengths, and along one axis of a grid of tokens."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..derivatives import beyond_reverse, refusing
 from ..dispatch import implementation, register
 from ..precision import follow_autocast, without_autocast
+from ..symbolic import bound, longer
 from ..validation import check_cu_seqlens, check_devices, check_floating, check_seed, check_shape, values_readable
 from . import bucketed, choice, padded, reference, registered
 from .call import Call, Options, seed_tensor
@@ -27,7 +30,7 @@ def _for_kernels(query: Tensor, call: Call) -> Call:
     sequences."""
     options = call.options
     seed = seed_tensor(options.seed, query.device) if options.dropout_p else None
-    longest = max(call.max_seqlen, call.max_seqlen_k)
+    longest = longer(call.max_seqlen, call.max_seqlen_k)
     order = None if call.dense else longest_first(call.cu_seqlens, query.shape[-2], longest)
     return Call(*call[:4], Options(*options[:4], seed), call.dense, order)
 
@@ -50,31 +53,40 @@ def _axial_views(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return attend
 
 
+def _complete(*inputs: Any) -> bool:
+    """Tell whether the road in plain PyTorch has all derivatives of these arguments: not where it runs torch's own
+    attention on the CPU, and only a backward pass will tell."""
+    *tensors, call = inputs
+    options = call.options if isinstance(call, Call) else call
+    plain = options.softcap or options.dropout_p or tensors[0].is_cuda
+    return bool(plain) or beyond_reverse(tensors)
+
+
 register(
     "varlen_attention",
     truth=reference.varlen_attention,
-    reference=bucketed.varlen_attention,
+    reference=refusing("varlen_attention", bucketed.varlen_attention, _complete),
     triton=_triton,
     libraries=libraries(),
 )
 register(
     "varlen_attention_packed",
     truth=packed(reference.varlen_attention),
-    reference=bucketed.varlen_attention_packed,
+    reference=refusing("varlen_attention_packed", bucketed.varlen_attention_packed, _complete),
     triton=_triton_packed,
     libraries=libraries(packed),
 )
 register(
     "axial_attention",
     truth=reference.axial_attention,
-    reference=padded.axial_attention,
+    reference=refusing("axial_attention", padded.axial_attention, _complete),
     triton=_triton_axial,
     libraries=libraries(along_axis),
 )
 register(
     "axial_attention_packed",
     truth=_axial_views(reference.axial_attention),
-    reference=_axial_views(padded.axial_attention),
+    reference=refusing("axial_attention_packed", _axial_views(padded.axial_attention), _complete),
     triton=_triton_axial_packed,
     libraries=libraries(lambda run: _axial_views(along_axis(run))),
 )
@@ -106,7 +118,8 @@ def varlen_attention(
         cu_seqlens: int32 [S + 1] offsets from 0, not falling; equal neighbours are an empty sequence.
         max_seqlen: at least the longest query sequence. A host integer, so that nothing waits for the device; on a GPU
             it is not compared with cu_seqlens, but under FASTVTP_DEBUG=1: if a sequence is longer, results are wrong
-            without a word (keys left out, rows of output and gradients unwritten).
+            without a word (keys left out, rows of output and gradients unwritten). Under torch.compile it may come from
+            `.item()`.
         cu_seqlens_k: int32 [S + 1] offsets of the keys; default cu_seqlens (self-attention, Nk = N).
         max_seqlen_k: at least the longest key sequence; required with cu_seqlens_k.
         softmax_scale: default Dh ** -0.5.
@@ -145,10 +158,11 @@ def varlen_attention(
     check_devices(op, query=query, key=key, value=value, cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k)
     options = _options(op, query, softmax_scale, softcap, causal, dropout_p, seed)
     query, key, value = follow_autocast(query, key, value)
-    ranked = choice.ranked(query, key, value, max(max_seqlen, max_seqlen_k), options, cu_seqlens_k is cu_seqlens)
+    longest = longer(max_seqlen, max_seqlen_k)
+    ranked = choice.ranked(query, key, value, longest, options, cu_seqlens_k is cu_seqlens)
     run = implementation(op, backend, query.device, query.dtype, ranked)
     dense = _is_dense(cu_seqlens, query.shape[0], max_seqlen) and _is_dense(cu_seqlens_k, key.shape[0], max_seqlen_k)
-    call = Call(cu_seqlens, max(max_seqlen, 1), cu_seqlens_k, max(max_seqlen_k, 1), options, dense)
+    call = Call(cu_seqlens, bound(max_seqlen), cu_seqlens_k, bound(max_seqlen_k), options, dense)
     with without_autocast(query.device):
         return run(query, key, value, call)
 
@@ -195,8 +209,8 @@ def varlen_attention_packed(
     (qkv,) = follow_autocast(qkv)
     ranked = choice.ranked(qkv, qkv, qkv, max_seqlen, options, True)
     run = implementation(op, backend, qkv.device, qkv.dtype, ranked)
-    bound = max(max_seqlen, 1)
-    call = Call(cu_seqlens, bound, cu_seqlens, bound, options, _is_dense(cu_seqlens, qkv.shape[0], max_seqlen))
+    length = bound(max_seqlen)
+    call = Call(cu_seqlens, length, cu_seqlens, length, options, _is_dense(cu_seqlens, qkv.shape[0], max_seqlen))
     with without_autocast(qkv.device):
         return run(qkv, call)
 

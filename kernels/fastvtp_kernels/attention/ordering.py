@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..launching import blocks
+from ..symbolic import holds
 from . import registered
 
 SHORT = 32
@@ -20,7 +21,7 @@ def longest_first(offsets: Tensor, heads: int, longest: int) -> Tensor | None:
     for the stream that computed it. If they are changed in place later, the order is merely no longer the best one:
     any order is right. Compiled code computes it once for all layers, a captured graph in each forward pass.
     """
-    if longest <= SHORT or (offsets.shape[0] - 1) * heads * blocks(longest, 64) <= ONE_WAVE:
+    if holds(longest <= SHORT) or holds((offsets.shape[0] - 1) * heads * blocks(longest, 64) <= ONE_WAVE):
         return None
     if torch.compiler.is_compiling() or type(offsets) is not Tensor:
         return registered.attention_order(offsets)

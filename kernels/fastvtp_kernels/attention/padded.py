@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import philox
+from ..derivatives import beyond_reverse
 from ..precision import compute_dtype
 from .call import Call, Options
 
@@ -24,7 +25,8 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, options: Options, mask: Tensor | None = None, keep: Tensor | None = None
 ) -> Tensor:
     """softmax(c * tanh(scale * q.k / c)) @ v over [S, H, L, Dh]; mask and keep are True where a weight is used."""
-    if options.softcap == 0 and keep is None:
+    # torch's own attention has first derivatives in reverse mode alone.
+    if options.softcap == 0 and keep is None and not beyond_reverse((query, key, value)):
         # Of the kernels that CUDA could choose for a masked call, only the plain one has a deterministic backward.
         with sdpa_kernel(SDPBackend.MATH) if query.is_cuda else nullcontext():
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=options.scale)

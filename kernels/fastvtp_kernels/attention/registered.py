@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..precision import compute_dtype
-from ..registration import define_gradient, define_op, launcher, shortcut
+from ..registration import define_op, launcher, shortcut
 from . import gradients
 from .call import FLAT, FLAT_AXIAL, FLAT_SELF_ATTENTION, Options, axial_call, of_flat, of_flat_self_attention
 
@@ -59,8 +59,7 @@ def _define(name: str, names: tuple[str, ...], flat: str, forward: tuple[Run, Ru
         found = differentiate(grad.contiguous(), *tensors, *rest)
         return *(found if isinstance(found, tuple) else (found,)), *[None] * len(rest)
 
-    define_gradient(op, save, gradient)
-    return shortcut(op, save, gradient)
+    return shortcut(op, save, gradient, name if name.startswith("axial") else f"varlen_{name}")
 
 
 def _lse(query: Tensor, rows: int) -> Tensor:

@@ -3,6 +3,11 @@
 Each rank holds the logits of its own rows of `a` against every rank's rows of `b`, a strip at a time. Gradients are
 computed with the loss: for the sigmoid loss a logit's gradient is known with the logit (three products of the size of
 the logits); for InfoNCE the log-sum-exps are needed first, so that logits are computed twice (four products).
+
+The loss of pairs that are told apart well is a small difference of large logits, and their gradients are small
+differences of numbers near 1. InfoNCE is therefore computed from the log-odds L of all others against a row's own
+pair, the log-sum-exp over them of (logit - own logit): a row's loss log(1 + exp(L)) and the gradient of its own logit
+-1 / (1 + exp(-L)) are then as exact as L, however small.
 """
 
 from types import ModuleType
@@ -13,7 +18,7 @@ from torch import Tensor
 
 from ..precision import accumulate_product, compute_dtype
 from .ranks import Ring
-from .targets import Shifts, Targets, occurrences, strips
+from .targets import LogSums, Shifts, Targets, occurrences, strips
 
 
 class WantedGradients(NamedTuple):
@@ -64,13 +69,16 @@ def _targets(
 ) -> list[Targets]:
     """Return one target a rank: that of the block of logits of this rank's rows with that rank's columns."""
     even = label_smoothing / (rows * ring.size)
+    # Offsets tell which rank's columns hold a row's own pair; far outside of [-rows, rows] no column does.
+    offsets = [0 if owner == ring.rank else 2 * rows for owner in range(ring.size)]
     if positives is None:
-        # Offsets tell which rank's columns hold a row's positive; far outside of [-rows, rows] no column does.
-        offsets = (0 if owner == ring.rank else 2 * rows for owner in range(ring.size))
         return [Targets(offset, 1 - label_smoothing, even) for offset in offsets]
     everyone = ring.gather(positives)
     weights = (1 - label_smoothing) / occurrences(positives, everyone.flatten()).to(dtype)
-    return [Targets(0, 1 - label_smoothing, even, positives, ids, weights) for ids in everyone]
+    return [
+        Targets(offset, 1 - label_smoothing, even, positives, ids, weights)
+        for offset, ids in zip(offsets, everyone, strict=True)
+    ]
 
 
 def contrastive_loss(
@@ -93,34 +101,37 @@ def contrastive_loss(
     a = tiles.prepare(a)
     shift = tiles.shift(a, tiles.prepare(b), scale)
     shifts = [Shifts(shift, columns) for columns in ring.gather(shift)]
-    rows: list[Tensor] = []
     columns, sums = {}, torch.zeros(2, dtype=torch.float64, device=a.device)
+    rows, own = scale.new_full((len(a),), float("-inf")), scale.new_zeros(len(a))
 
     def measure(owner: int, block: Tensor) -> None:
-        of_rows, columns[owner], target = tiles.statistics(
-            a, tiles.prepare(block), scale, targets[owner], shifts[owner]
-        )
-        rows[:] = [tiles.join(rows[0], of_rows) if rows else of_rows]
-        sums[0] -= target
+        found = tiles.statistics(a, tiles.prepare(block), scale, targets[owner], shifts[owner])
+        rows.copy_(tiles.join(rows, found.rows))
+        own.add_(found.own)
+        columns[owner] = found.columns
+        sums[0] -= found.target * tiles.UNIT
 
     ring.visit(b, measure)
-    everyone = ring.gather(torch.stack([columns[owner] for owner in range(ring.size)]))
-    of_columns = everyone[0]
-    for part in everyone[1:]:
+    everyone = ring.gather(torch.stack([*(columns[owner] for owner in range(ring.size)), own]))
+    of_columns, owns = everyone[0, :-1], everyone[:, -1]
+    for part in everyone[1:, :-1]:
         of_columns = tiles.join(of_columns, part)
-    sums[0] += rows[0].sum(dtype=torch.float64) + of_columns[ring.rank].sum(dtype=torch.float64)
-    sums[0] *= tiles.UNIT
+    odds = [(others - own) * tiles.UNIT for others in (rows, of_columns[ring.rank])]
+    # log(1 + exp(x)) of any x; softplus is cut off at 20.
+    sums[0] += sum(torch.logaddexp(x, torch.zeros_like(x)).sum(dtype=torch.float64) for x in odds)
+    own_gradient = 2 * targets[ring.rank].missing() - odds[0].sigmoid() - odds[1].sigmoid()
+    of_rows, of_columns = tiles.join(rows, own), tiles.join(of_columns, owns)
 
     def differentiate(owner: int, block: Tensor) -> Tensor | None:
         block = tiles.prepare(block)
         total_b = gradients.block(block)
+        log_sums = LogSums(of_rows, of_columns[owner], own_gradient)
         for strip in strips(len(a), tiles.strip_rows(len(block))):
             logit_gradient, product_sum = tiles.logit_gradient(
                 a[strip],
                 block,
                 scale,
-                rows[0][strip],
-                of_columns[owner],
+                log_sums.of_rows(strip),
                 targets[owner].of_rows(strip),
                 shifts[owner].of_rows(strip),
             )

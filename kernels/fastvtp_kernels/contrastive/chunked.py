@@ -6,7 +6,7 @@ from torch import Tensor
 from .. import philox
 from ..precision import compute_dtype
 from .reference import sample_rows
-from .targets import Shifts, Targets, strips
+from .targets import LogSums, Shifts, Statistics, Targets, strips
 
 _STRIP_LOGITS = 1 << 22
 
@@ -36,53 +36,61 @@ def _sum(values: Tensor) -> Tensor:
 
 
 def _add_target(logits: Tensor, targets: Targets, factor: float) -> None:
-    """logits += factor * target, in place."""
+    """logits += factor * target, in place, but for own pairs."""
     if targets.even:
         logits.add_(factor * targets.even)
-    if targets.row_ids is None:
-        logits.diagonal(targets.offset).add_(factor * targets.positive_weight)
-    else:
+    if targets.row_ids is not None:
         assert targets.weights is not None
         logits.add_(targets.positive(logits) * (factor * targets.weights)[:, None])
 
 
-def _target_sum(products: Tensor, targets: Targets) -> Tensor:
-    total = targets.even * _sum(products) if targets.even else 0.0
+def _target_sum(excess: Tensor, targets: Targets) -> Tensor | float:
+    """Return the sum of target * excess over the pairs that are not own ones, float64 []."""
+    excess.diagonal(targets.offset).zero_()
+    total = targets.even * _sum(excess) if targets.even else 0.0
     if targets.row_ids is None:
-        return total + targets.positive_weight * products.diagonal(targets.offset).sum(dtype=torch.float64)
+        return total
     assert targets.weights is not None
-    of_row = products.masked_fill(~targets.positive(products), 0).sum(dim=1)
+    of_row = excess.masked_fill_(~targets.positive(excess), 0).sum(dim=1)
     return total + (of_row * targets.weights).sum(dtype=torch.float64)
 
 
 def shift(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """Return zeros: this path measures logits from zero, as PyTorch's own cross-entropy does."""
-    return scale.new_zeros(len(a))
+    """Return the logit of each row's own pair [M], from which the logits of its row and column are measured."""
+    return (a * b).sum(dim=1) * scale
 
 
-def statistics(a: Tensor, b: Tensor, scale: Tensor, targets: Targets, shifts: Shifts) -> tuple[Tensor, Tensor, Tensor]:
-    """Return log-sum-exps of rows [M] and columns [N] of the logits, and the sum over all pairs of target * 2 logits
-    []."""
-    rows, columns, target = [], None, torch.zeros((), dtype=torch.float64, device=a.device)
+def statistics(a: Tensor, b: Tensor, scale: Tensor, targets: Targets, shifts: Shifts) -> Statistics:
+    """Compute the `Statistics` of a block of logits."""
+    rows, columns = [], scale.new_full((len(b),), float("-inf"))
+    own, target = scale.new_zeros(len(a)), scale.new_zeros((), dtype=torch.float64)
     for strip in strips(len(a), strip_rows(len(b))):
-        logits = a[strip] @ b.T
-        target += _target_sum(logits, targets.of_rows(strip))
-        logits *= scale
-        rows.append(logits.logsumexp(dim=1))
-        found = logits.logsumexp(dim=0)
-        columns = found if columns is None else torch.logaddexp(columns, found)
-    assert columns is not None
-    return torch.cat(rows), columns, 2 * target * scale
+        of_strip = targets.of_rows(strip)
+        logits = (a[strip] @ b.T).mul_(scale)
+        of_rows = logits - shifts.rows[strip, None]
+        of_columns = logits.sub_(shifts.columns)
+        found = of_rows.diagonal(of_strip.offset)
+        own[strip][: len(found)] = found
+        for measured in (of_rows, of_columns):
+            measured.diagonal(of_strip.offset).fill_(float("-inf"))
+        rows.append(of_rows.logsumexp(dim=1))
+        columns = torch.logaddexp(columns, of_columns.logsumexp(dim=0))
+        if targets.even or targets.row_ids is not None:
+            target += _target_sum(of_rows.add_(of_columns), of_strip)
+    return Statistics(torch.cat(rows), columns, own, target)
 
 
 def logit_gradient(
-    a: Tensor, b: Tensor, scale: Tensor, rows: Tensor, columns: Tensor, targets: Targets, shifts: Shifts
+    a: Tensor, b: Tensor, scale: Tensor, sums: LogSums, targets: Targets, shifts: Shifts
 ) -> tuple[Tensor, Tensor]:
+    """Return the gradient of each logit [M, N], before the common factor, and its sum with the products, float64 []."""
     products = a @ b.T
     logits = products * scale
-    gradient = (logits - columns).exp_()
-    gradient += logits.sub_(rows[:, None]).exp_()
+    gradient = (logits - shifts.columns).sub_(sums.columns).exp_()
+    gradient += logits.sub_(shifts.rows[:, None]).sub_(sums.rows[:, None]).exp_()
     _add_target(gradient, targets, -2.0)
+    of_own = gradient.diagonal(targets.offset)
+    of_own.copy_(sums.own_gradient[: len(of_own)])
     return gradient, _sum(products.mul_(gradient))
 
 
@@ -92,7 +100,8 @@ def sigmoid(
     products = a @ b.T
     z = products * scale + bias
     z.diagonal(offset).neg_()
-    loss = _sum(torch.nn.functional.softplus(z))
+    # Not softplus, which is cut off at 20: too early for float64.
+    loss = -_sum(torch.nn.functional.logsigmoid(-z))
     if not with_gradient:
         return None, torch.stack((loss, 0 * loss, 0 * loss))
     gradient = z.sigmoid_()

@@ -15,7 +15,7 @@ from .. import philox, tuning
 from ..launching import blocks, dot_precision, launch
 from . import blockwise, logits, sampling
 from .blockwise import LossAndGradients
-from .targets import Shifts, Targets
+from .targets import LogSums, Shifts, Statistics, Targets
 
 
 def _join_parts(parts: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def _join_parts(parts: Tensor) -> Tensor:
 def _sweep(
     a: Tensor, b: Tensor, scale: Tensor, targets: Targets, shifts: Shifts | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the kernel `logits.statistics` over a block; without shifts it leaves the positives out.
+    """Run the kernel `logits.statistics` over a block; with shifts it leaves own pairs out, without all positives.
 
     Returns log-sum-exps of rows [column tiles, M] and of columns [row tiles, N], and each tile's part of the target.
     """
@@ -66,24 +66,19 @@ def _sweep(
 
 
 def shift(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """float32 [M]: the logit of each row's own pair, from which the logits of its row and column are measured.
-
-    The loss of well-aligned pairs is a small difference of large logits: measured from there, they are small.
-    """
+    """float32 [M]: the logit of each row's own pair, from which the logits of its row and column are measured."""
     products = scale.new_empty(len(a))
-    tile = tuning.tile("contrastive_own_products", torch.float32, a.device)
-    launch(logits.own_products, (blocks(len(a), tile.blocks["BLOCK_M"]),), a, b, products, *a.shape, tile=tile)
+    tile = tuning.tile("contrastive_own_products", a.dtype, a.device)
+    grid, precision = (blocks(len(a), tile.blocks["BLOCK_M"]),), dot_precision(a.dtype)
+    launch(logits.own_products, grid, a, b, products, *a.shape, PRECISION=precision, tile=tile)
     return products * (scale * logits.LOG2E.value)
 
 
-def statistics(a: Tensor, b: Tensor, scale: Tensor, targets: Targets, shifts: Shifts) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the log-sum-exp of rows [M] and columns [N] less their shifts, and the sum over all pairs of target weight
-    * (twice the logit less both shifts), float64 []; all in units of log 2.
-
-    a [M, D] and b [N, D] contiguous; scale float32 [].
-    """
+def statistics(a: Tensor, b: Tensor, scale: Tensor, targets: Targets, shifts: Shifts) -> Statistics:
+    """Compute the `Statistics` of a block of logits; a [M, D] and b [N, D] contiguous, scale float32 []."""
     rows, columns, target = _sweep(a, b, scale, targets, shifts)
-    return _join_parts(rows), _join_parts(columns), target.sum(dtype=torch.float64)
+    own = scale.new_zeros(len(a))
+    return Statistics(_join_parts(rows), _join_parts(columns), own, target.sum(dtype=torch.float64))
 
 
 def prepare(x: Tensor) -> Tensor:
@@ -106,15 +101,15 @@ def gain(dtype: torch.dtype) -> float:
 
 
 def logit_gradient(
-    a: Tensor, b: Tensor, scale: Tensor, rows: Tensor, columns: Tensor, targets: Targets, shifts: Shifts
+    a: Tensor, b: Tensor, scale: Tensor, sums: LogSums, targets: Targets, shifts: Shifts
 ) -> tuple[Tensor, Tensor]:
     """Return gain * (softmax of rows + softmax of columns - 2 target) [M, N] in a's dtype; its sum with the products.
 
-    The sum is without the gain; the other arguments are those, and the results, of `statistics`.
+    The sum is without the gain; the other arguments are those of `statistics`.
     """
     tile = tuning.tile("contrastive_gradient", a.dtype, a.device)
     grid = blocks(len(a), tile.blocks["BLOCK_M"]) * blocks(len(b), tile.blocks["BLOCK_N"])
-    gradient, sums = a.new_empty(len(a), len(b)), scale.new_empty(grid)
+    gradient, product_sums = a.new_empty(len(a), len(b)), scale.new_empty(grid)
     launch(
         logits.logit_gradient,
         (grid,),
@@ -125,10 +120,9 @@ def logit_gradient(
         targets.column_ids,
         targets.weights,
         *shifts,
-        rows,
-        columns,
+        *sums,
         gradient,
-        sums,
+        product_sums,
         targets.offset,
         targets.positive_weight,
         targets.even,
@@ -140,7 +134,7 @@ def logit_gradient(
         PRECISION=dot_precision(a.dtype),
         tile=tile,
     )
-    return gradient, sums.sum(dtype=torch.float64)
+    return gradient, product_sums.sum(dtype=torch.float64)
 
 
 def sigmoid(

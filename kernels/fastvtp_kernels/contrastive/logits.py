@@ -16,6 +16,32 @@ ATANH_TERMS = tl.constexpr(8)
 
 
 @triton.jit
+def _products(
+    a_ptr,
+    b_ptr,
+    m,
+    n,
+    M,
+    N,
+    D,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return a[m] . b[n], float32 [BLOCK_M, BLOCK_N]."""
+    lane = tl.arange(0, BLOCK_D)
+    a_row, b_row = a_ptr + m.to(tl.int64) * D, b_ptr + n.to(tl.int64) * D
+    products = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in tl.range(0, D, BLOCK_D):
+        d = start + lane
+        a = tl.load(a_row[:, None] + d[None, :], mask=(m < M)[:, None] & (d < D)[None, :], other=0.0)
+        b = tl.load(b_row[:, None] + d[None, :], mask=(n < N)[:, None] & (d < D)[None, :], other=0.0)
+        products = tl.dot(a, tl.trans(b), products, input_precision=PRECISION)
+    return products
+
+
+@triton.jit
 def _tile(
     a_ptr,
     b_ptr,
@@ -39,14 +65,7 @@ def _tile(
     within = program % (GROUP * column_tiles)
     row_tile, column_tile = first + within % height, within // height
     m, n = row_tile * BLOCK_M + tl.arange(0, BLOCK_M), column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    lane = tl.arange(0, BLOCK_D)
-    a_row, b_row = a_ptr + m.to(tl.int64) * D, b_ptr + n.to(tl.int64) * D
-    products = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in tl.range(0, D, BLOCK_D):
-        d = start + lane
-        a = tl.load(a_row[:, None] + d[None, :], mask=(m < M)[:, None] & (d < D)[None, :], other=0.0)
-        b = tl.load(b_row[:, None] + d[None, :], mask=(n < N)[:, None] & (d < D)[None, :], other=0.0)
-        products = tl.dot(a, tl.trans(b), products, input_precision=PRECISION)
+    products = _products(a_ptr, b_ptr, m, n, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
     return row_tile, column_tile, m, n, products, (m < M)[:, None] & (n < N)[None, :]
 
 
@@ -79,16 +98,17 @@ def _shifts(row_shifts_ptr, column_shifts_ptr, m, n, M, N):
 
 
 @triton.jit
-def own_products(a_ptr, b_ptr, products_ptr, M, D, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
-    """products[m] = a[m] . b[m], in float32."""
+def own_products(
+    a_ptr, b_ptr, products_ptr, M, D, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """products[m] = a[m] . b[m], the diagonal of a whole tile: with the bits that the tiles of logits have there.
+
+    Otherwise the logits of equal pairs, which tie, would differ by their rounding.
+    """
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    for start in tl.range(0, D, BLOCK_D):
-        d = start + tl.arange(0, BLOCK_D)
-        place, mask = m.to(tl.int64)[:, None] * D + d[None, :], (m < M)[:, None] & (d < D)[None, :]
-        a = tl.load(a_ptr + place, mask=mask, other=0.0).to(tl.float32)
-        total += tl.sum(a * tl.load(b_ptr + place, mask=mask, other=0.0).to(tl.float32), axis=1)
-    tl.store(products_ptr + m, total, mask=m < M)
+    products = _products(a_ptr, b_ptr, m, m, M, M, D, BLOCK_M, BLOCK_M, BLOCK_D, PRECISION)
+    own = tl.sum(tl.where(m[:, None] == m[None, :], products, 0.0), axis=1)
+    tl.store(products_ptr + m, own, mask=m < M)
 
 
 @triton.jit
@@ -110,8 +130,8 @@ def statistics(
 ):  # fmt: skip
     """Write the log-sum-exp of each row [column tiles, M] and column [row tiles, N] over one tile, less its shift.
 
-    target[program] = sum over the tile of target weight * (twice the logit less both shifts). EXCLUDE: positives are
-    left out of the log-sum-exps, and there are neither shifts nor a target.
+    Own pairs (column = row + offset) are left out. target[program] = sum over the others of the tile of target weight *
+    (twice the logit less both shifts). EXCLUDE: all positives are left out, and there are neither shifts nor a target.
     """
     program = tl.program_id(0)
     row_tile, column_tile, m, n, products, exists = _tile(
@@ -124,6 +144,7 @@ def statistics(
         row_shift, column_shift = 0.0, 0.0
     else:
         row_shift, column_shift = _shifts(row_shifts_ptr, column_shifts_ptr, m, n, M, N)
+        exists = exists & ((m + offset)[:, None] != n[None, :])
         target = _target(positive, weights_ptr, m, M, positive_weight, even, IDS)
         tl.store(
             target_ptr + program, tl.sum(tl.where(exists, target * (2.0 * logits - row_shift - column_shift), 0.0))
@@ -155,7 +176,7 @@ def join(parts_ptr, joined_ptr, parts, count, BLOCK_PARTS: tl.constexpr, BLOCK: 
 @triton.jit(do_not_specialize=["offset"])
 def logit_gradient(
     a_ptr, b_ptr, scale_ptr, row_ids_ptr, column_ids_ptr, weights_ptr, row_shifts_ptr, column_shifts_ptr,
-    rows_ptr, columns_ptr, gradient_ptr, sum_ptr, offset, positive_weight, even, M, N, D,
+    rows_ptr, columns_ptr, own_gradient_ptr, gradient_ptr, sum_ptr, offset, positive_weight, even, M, N, D,
     IDS: tl.constexpr, GAIN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
@@ -172,6 +193,8 @@ def logit_gradient(
     softmaxes = tl.exp2(logits - row_shift - row_lse[:, None]) + tl.exp2(logits - column_shift - column_lse[None, :])
     positive = positive_pairs(row_ids_ptr, column_ids_ptr, m, n, M, N, offset, IDS)
     gradient = softmaxes - 2.0 * _target(positive, weights_ptr, m, M, positive_weight, even, IDS)
+    own_gradient = tl.load(own_gradient_ptr + m, mask=m < M, other=0.0)
+    gradient = tl.where((m + offset)[:, None] == n[None, :], own_gradient[:, None], gradient)
     tl.store(sum_ptr + program, tl.sum(tl.where(exists, gradient * products, 0.0)))
     place = gradient_ptr + m.to(tl.int64)[:, None] * N + n[None, :]
     tl.store(place, (gradient * GAIN).to(gradient_ptr.dtype.element_ty), mask=exists)

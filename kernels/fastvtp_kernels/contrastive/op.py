@@ -6,23 +6,40 @@ import torch
 from torch import Tensor
 
 from .. import philox
-from ..dispatch import implementation, register
+from ..derivatives import wants_gradient
+from ..dispatch import BackendUnavailableError, implementation, register
 from ..precision import compute_dtype, follow_autocast, without_autocast
 from ..validation import INDEX_DTYPES, check_devices, check_floating, check_seed, check_shape
 from . import chunked, reference, registered
 from .ranks import name_of
 
-# What a loss returns besides is for its backward pass, which the specifications leave to autograd. They know one
-# process alone: a group's loss is that of the whole batch.
+
+def _alone(op: str, group_name: str) -> None:
+    if group_name:
+        raise BackendUnavailableError(f"{op}: backend 'specification' knows one process alone, but group is given")
+
+
+# What a loss returns besides is for its backward pass, which the specifications leave to autograd.
+def _contrastive_truth(a: Tensor, b: Tensor, scale: Tensor, positives: Tensor | None, *rest: Any) -> list[Tensor]:
+    smoothing, *_, group_name = rest
+    _alone("contrastive_loss", group_name)
+    return [reference.contrastive_loss(a, b, scale, positives, smoothing)]
+
+
+def _sigmoid_truth(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, *rest: Any) -> list[Tensor]:
+    _alone("sigmoid_loss", rest[-1])
+    return [reference.sigmoid_loss(a, b, scale, bias)]
+
+
 register(
     "contrastive_loss",
-    truth=lambda a, b, scale, positives, smoothing, *_: [reference.contrastive_loss(a, b, scale, positives, smoothing)],
+    truth=_contrastive_truth,
     reference=registered.contrastive_loss_reference,
     triton=registered.contrastive_loss,
 )
 register(
     "sigmoid_loss",
-    truth=lambda a, b, scale, bias, *_: [reference.sigmoid_loss(a, b, scale, bias)],
+    truth=_sigmoid_truth,
     reference=registered.sigmoid_loss_reference,
     triton=registered.sigmoid_loss,
 )
@@ -202,7 +219,7 @@ def _scalar(value: Tensor | float, features: Tensor) -> Tensor:
 
 def _wanted(*inputs: Tensor) -> tuple[bool, bool, bool]:
     """Tell whether a, b and any of the scalars ask for a gradient."""
-    a, b, *scalars = (x.requires_grad and torch.is_grad_enabled() for x in inputs)
+    a, b, *scalars = (wants_gradient(x) for x in inputs)
     return a, b, any(scalars)
 
 

@@ -74,8 +74,8 @@ def _define(
     ops = []
     for suffix, launch in (("", launcher(__name__, name)), ("_reference", reference)):
         schema = f"{name}{suffix}(Tensor a, Tensor b, Tensor scale, {arguments}, {_WANTED}) -> {_FOUND}"
-        ops.append(define_op(schema, launch=launch, reference=reference, fake=_fake(scalars)))
-        define_gradient(ops[-1], _save, backward)
+        op = define_op(schema, launch=launch, reference=reference, fake=_fake(scalars))
+        ops.append(define_gradient(op, _save, backward, name))
     return ops[0], ops[1]
 
 

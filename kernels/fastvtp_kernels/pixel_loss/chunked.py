@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..derivatives import function, wants_gradient
 from ..precision import compute_dtype
 from ..tubelets.reference import gather_pixels, to_unit_range
 from ..validation import values_readable
@@ -62,24 +62,24 @@ def scale_by_chunks(residual: Tensor, factor: Tensor) -> None:
         chunk.copy_(chunk.to(factor.dtype) * factor)
 
 
-class _MaskedPixelLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        loss, residual = loss_and_residual(*inputs, with_residual=ctx.needs_input_grad[0])
-        ctx.save_for_backward(residual)
-        return loss
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+    # The residual is nobody's to differentiate.
+    ctx.set_materialize_grads(False)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = gradient_from_residual(ctx.saved_tensors[0], grad_loss, scale_by_chunks)
-        return gradient, None, None, None, None, None
+
+def _gradients(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 7
+    gradient = gradient_from_residual(ctx.saved_tensors[0], grad_loss, scale_by_chunks)
+    return gradient, None, None, None, None, None, None
+
+
+_differentiable = function("masked_pixel_loss", loss_and_residual, _save, _gradients)
 
 
 def masked_pixel_loss(
     prediction: Tensor, video: Tensor, masked: Tensor, tubelet: Sequence[int], normalize: str | None, eps: float
 ) -> Tensor:
     """Return `reference.masked_pixel_loss`, whose gradient is computed with the loss."""
-    loss = _MaskedPixelLoss.apply(prediction, video, masked, tubelet, normalize, eps)
-    assert isinstance(loss, Tensor)
-    return loss
+    return _differentiable(prediction, video, masked, tubelet, normalize, eps, wants_gradient(prediction))[0]

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
+from ..derivatives import wants_gradient
 from ..dispatch import implementation, register, runs_triton
 from ..precision import compute_dtype
 from ..registration import define_gradient, define_op, launcher
@@ -32,19 +32,20 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 7
     (residual,) = ctx.saved_tensors
     # Registered on the CPU too, where without Triton's interpreter the op runs its reference.
     scale = _scale_in_place if runs_triton(residual) else chunked.scale_by_chunks
     return gradient_from_residual(residual, grad_loss, scale), None, None, None, None, None, None
 
 
-define_gradient(_loss_and_residual, _save, _gradients)
+_differentiable = define_gradient(_loss_and_residual, _save, _gradients)
 
 
 def _triton(prediction: Tensor, *inputs: Any) -> Tensor:
-    with_residual = prediction.requires_grad and torch.is_grad_enabled()
-    return _loss_and_residual(prediction, *inputs, with_residual)[0]
+    return _differentiable(prediction, *inputs, wants_gradient(prediction))[0]
 
 
 register(

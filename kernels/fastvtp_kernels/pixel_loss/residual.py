@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch._C import _autograd
 
+from ..derivatives import transforming
+
 
 def residual_scale(prediction: Tensor) -> float:
     """Return the factor by which prediction - target is stored.
@@ -24,7 +26,7 @@ def gradient_from_residual(
     `scale_in_place` multiplies it in the residual's own memory, unless another backward pass will need that again.
     """
     factor = grad_loss * (2 / residual.numel() / residual_scale(residual))
-    if torch.compiler.is_compiling() or type(residual) is not Tensor or _kept_for_another_backward():
+    if torch.compiler.is_compiling() or type(residual) is not Tensor or transforming() or _kept_for_another_backward():
         return (residual.to(factor.dtype) * factor).to(residual.dtype)
     residual = residual.detach()
     scale_in_place(residual, factor)

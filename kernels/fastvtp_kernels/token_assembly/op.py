@@ -42,8 +42,11 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return visible, token, position if with_position else None, None, None, None
 
 
-define_gradient(_assemble, _save, _gradients)
-register("assemble_tokens", reference=reference.assemble_tokens, triton=_assemble)
+register(
+    "assemble_tokens",
+    reference=reference.assemble_tokens,
+    triton=define_gradient(_assemble, _save, _gradients),
+)
 
 
 def assemble_tokens(

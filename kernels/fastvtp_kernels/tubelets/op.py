@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..derivatives import first_alone, refuse_forward_mode, transforming
 from ..dispatch import implementation, register
 from ..precision import autocast_dtype, compute_dtype
 from ..registration import define_gradient, define_op, launcher
@@ -79,7 +79,7 @@ def _gradients(ctx: Any, grad: Tensor, with_position: bool) -> tuple[Tensor | No
     return None, None, weight_grad, bias_grad, None if wanted is None else position_grad, None, None, None, None
 
 
-define_gradient(_embed, _save, lambda ctx, grad: _gradients(ctx, grad, ctx.needs_input_grad[4]))
+_embed_differentiably = define_gradient(_embed, _save, lambda ctx, grad: _gradients(ctx, grad, ctx.needs_input_grad[4]))
 
 
 class _EmbedInto(torch.autograd.Function):
@@ -94,8 +94,11 @@ class _EmbedInto(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return first_alone("tubelet_embed", _EmbedInto._backward)(ctx, grad)
+
+    @staticmethod
+    def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows = ctx.rows.flatten().long()
         out_grad = grad.index_fill(0, rows, 0) if ctx.needs_input_grad[0] else None
         embedded = grad.index_select(0, rows).unflatten(0, ctx.rows.shape)
@@ -103,7 +106,7 @@ class _EmbedInto(torch.autograd.Function):
 
 
 def _embed_triton(video: Tensor, index: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    return _embed(video, index, weight, *rest, autocast_dtype(weight))
+    return _embed_differentiably(video, index, weight, *rest, autocast_dtype(weight))
 
 
 register(
@@ -206,11 +209,21 @@ def tubelet_embed(
             raise ValueError("tubelet_embed: out_rows is given without out, the buffer that they are rows of")
         return run(*inputs)
     rows = _check_rows(out, out_rows, index, weight)
-    if run is _embed_triton and type(out) is Tensor and not torch.compiler.is_compiling():
+    if run is _embed_triton and type(out) is Tensor and not (torch.compiler.is_compiling() or transforming()):
+        refuse_forward_mode("tubelet_embed", (out, *inputs))
         written = _EmbedInto.apply(out, rows, *inputs, autocast_dtype(weight))
         assert isinstance(written, Tensor)
         return written
-    return out.index_copy_(0, rows.flatten().long(), run(*inputs).flatten(0, 1))
+    embedded = run(*inputs).flatten(0, 1)
+    try:
+        return out.index_copy_(0, rows.flatten().long(), embedded)
+    except RuntimeError as error:
+        if not transforming():
+            raise
+        raise ValueError(
+            "tubelet_embed: out cannot be written under this transform of torch.func, which the rows depend on and it "
+            "does not; leave it away and copy the result"
+        ) from error
 
 
 def _check_rows(out: Tensor, out_rows: Tensor | None, index: Tensor, weight: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from torch.nn.functional import cosine_similarity
 
 from fastvtp.systems.videoprism import losses as distillation
 from fastvtp.systems.videoprism.losses import cosine_distance, shuffled_order
+from fastvtp_kernels.derivatives import DerivativeError
 
 
 def plain(prediction, target):
@@ -67,3 +68,21 @@ def test_all_orders_are_equally_likely():
     counts = (orders * torch.tensor([9, 3, 1])).sum(dim=1).bincount()
     assert len(counts[counts > 0]) == 6
     assert (counts[counts > 0] - 1000).abs().max() < 150
+
+
+def test_other_derivatives_of_the_distance_are_refused_by_name():
+    prediction, target = torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(2)).unbind()
+    leaf = prediction.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(cosine_distance(leaf, target), leaf)
+    gradient = torch.func.grad(cosine_distance)
+    torch.testing.assert_close(gradient(prediction, target), expected)
+    asks = [
+        lambda: torch.autograd.grad(cosine_distance(leaf, target), leaf, create_graph=True),
+        lambda: torch.func.jvp(lambda x: cosine_distance(x, target), (prediction,), (target,)),
+        lambda: torch.func.grad(lambda x: gradient(x, target).sum())(prediction),
+    ]
+    for ask in asks:
+        with pytest.raises(
+            DerivativeError, match=r"^cosine_distance has .*; torch\.nn\.functional\.cosine_similarity has"
+        ):
+            ask()
