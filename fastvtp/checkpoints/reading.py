@@ -88,10 +88,11 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     if len(arrays := sorted(folder.glob("*.npz"))) == 1:
         return _read_file(arrays[0])
     held = f"neither {WEIGHTS_NAME}, {_INDEX_NAME} nor {_PICKLE_NAME}"
-    others = arrays or sorted(entry for entry in folder.iterdir() if entry.suffix in WEIGHTS_SUFFIXES)
-    raise CheckpointError(
-        f"{folder} holds {held}" + (f": give one of its files, such as {others[0]}" if others else "")
-    )
+    instead = f", but {len(arrays)} .npz files: name one" if arrays else ""
+    others = sorted(entry.name for entry in folder.iterdir() if entry.suffix in WEIGHTS_SUFFIXES)
+    if others and not arrays:
+        instead = f", but {others[0]}{' and others' * (len(others) > 1)}: give a file"
+    raise CheckpointError(f"{folder} holds {held}{instead}")
 
 
 def _read_file(path: Path) -> dict[str, Any]:
