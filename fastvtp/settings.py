@@ -140,6 +140,11 @@ def earlier_names(config: Any) -> dict[str, str]:
     }
 
 
+def setting_values(config: Any) -> dict[str, Any]:
+    """Return the value of each leaf setting, as JSON holds it, by its dotted name."""
+    return {name: _as_json(getattr(owner, entry.name)) for name, owner, entry in _leaves(config)}
+
+
 def setting_defaults(config: Any) -> dict[str, Any]:
     """Return the default of each leaf setting that has one, as JSON holds it, by its dotted name."""
     defaults = {name: _default(entry) for name, _, entry in _leaves(config)}
@@ -246,7 +251,7 @@ def to_json(config: Any) -> dict[str, Any]:
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         if not dataclasses.is_dataclass(value):
-            values[entry.name] = json.loads(json.dumps(value))
+            values[entry.name] = _as_json(value)
         elif _is_flat(entry):
             values |= to_json(value)
         else:
@@ -305,9 +310,13 @@ def _is_flat(entry: dataclasses.Field) -> bool:
 def _default(entry: dataclasses.Field) -> Any:
     """Return the default of a field as JSON holds it, or `dataclasses.MISSING`."""
     if entry.default_factory is not dataclasses.MISSING:
-        return json.loads(json.dumps(entry.default_factory()))
-    missing = entry.default is dataclasses.MISSING
-    return dataclasses.MISSING if missing else json.loads(json.dumps(entry.default))
+        return _as_json(entry.default_factory())
+    return dataclasses.MISSING if entry.default is dataclasses.MISSING else _as_json(entry.default)
+
+
+def _as_json(value: Any) -> Any:
+    """Return a value as it comes back from JSON: tuples as lists."""
+    return json.loads(json.dumps(value))
 
 
 def _inner_prefix(entry: dataclasses.Field, prefix: str) -> str:

@@ -78,7 +78,7 @@ def _summary(name: str, config: TrainConfig) -> dict[str, Any]:
     clips_a_step = config.batch_size * config.accumulate
     return {
         "name": name,
-        "command": config.task.partition("_")[0],
+        "command": config.command,
         "clips_at_a_time": config.batch_size,
         "clips_a_step": clips_a_step,
         "steps": config.steps,
@@ -96,7 +96,7 @@ def recipe_config(
     where it has a checkpoint to go on from.
     """
     recipe = get_recipe(name, preset)
-    right = recipe.task.partition("_")[0]
+    right = recipe.command
     if command not in (None, right):
         raise ConfigError(f"{name} is no recipe of `fastvtp {command}`: use `fastvtp {right} {name}`")
     config = apply_overrides(recipe, overrides)

@@ -20,8 +20,8 @@ from fastvtp.settings import (
     parse_value,
     rebuild,
     setting_defaults,
-    setting_names,
     setting_types,
+    setting_values,
     split_pairs,
     to_json,
 )
@@ -279,6 +279,11 @@ class TrainConfig:
             raise ConfigError(f"ema_decay must be in (0, 1), or none, got {self.ema_decay}")
         task.check(self)
 
+    @property
+    def command(self) -> str:
+        """The command that runs the task, one of `COMMANDS`."""
+        return self.task.partition("_")[0]
+
     def path(self, name: str) -> str | None:
         """Return the value of `init`, `text_init`, or one of the task's own options."""
         return getattr(self if hasattr(self, name) else self.options, name)
@@ -330,7 +335,7 @@ def differing_settings(config: TrainConfig, path: Path) -> list[str]:
             values = values.get(part, absent) if isinstance(values, dict) else absent
         return values
 
-    current, earlier = to_json(config), {now: before for before, now in earlier_names(config).items()}
+    current, earlier = setting_values(config), {now: before for before, now in earlier_names(config).items()}
     defaults = setting_defaults(config)
 
     def before(name: str) -> Any:
@@ -338,7 +343,7 @@ def differing_settings(config: TrainConfig, path: Path) -> list[str]:
         found = [value for known_as in names if (value := leaf(saved, known_as)) is not absent]
         return found[0] if found else defaults.get(name, absent)
 
-    return [name for name in setting_names(config) if leaf(current, name) != before(name)]
+    return [name for name, value in current.items() if value != before(name)]
 
 
 def saved_steps(path: Path) -> int:

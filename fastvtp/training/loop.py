@@ -249,7 +249,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
             total=config.steps,
             initial=progress.step,
             unit="step",
-            desc=config.task.partition("_")[0],
+            desc=config.command,
             disable=not progress_bar,
             smoothing=0.05,
             dynamic_ncols=True,

@@ -50,6 +50,6 @@ def _maker(path: str) -> str:
         if folder not in (made, *made.parents):
             continue
         makes_its_data = folder in Path(config.data.train).parents
-        command = "demo" if makes_its_data else f"{config.task.partition('_')[0]} {name}"
+        command = "demo" if makes_its_data else f"{config.command} {name}"
         return f" (`fastvtp {command}` makes it)"
     return ""

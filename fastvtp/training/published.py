@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastvtp.errors import ConfigError
-from fastvtp.settings import setting_names, to_json
+from fastvtp.settings import setting_values
 from fastvtp.training.config import TrainConfig
 
 Recipe = TypeVar("Recipe", bound=Callable[..., TrainConfig])
@@ -77,20 +77,24 @@ def sourced_settings(
     said to give a setting that the recipe does not have.
     """
     sources = {} if published is None else published.settings
-    names = setting_names(config)
-    for name in sources:
-        if not any(other == name or (name.endswith(".") and other.startswith(name)) for other in names):
-            raise ConfigError(f"{recipe} says where {name} comes from and has no such setting")
-    values, others = _flat(to_json(config), names), _flat(to_json(official), names)
+    values, others = setting_values(config), setting_values(official)
+    for key in sources:
+        if not any(_covers(key, name) for name in values):
+            raise ConfigError(f"{recipe} says where {key} comes from and has no such setting")
     rows = []
-    for name in names:
-        fitting = [key for key in sources if name == key or (key.endswith(".") and name.startswith(key))]
+    for name in values:
+        fitting = [key for key in sources if _covers(key, name)]
         source = sources[max(fitting, key=len)] if fitting else "ours"
         source = _unused(config, name) or source
         if values[name] != others[name]:
             source = f"ours: the preset official has {shown(others[name])}"
         rows.append(SourcedSetting(name, values[name], source))
     return rows
+
+
+def _covers(key: str, name: str) -> bool:
+    """Tell whether a key of `Published.settings` is a setting's name, or what it begins with."""
+    return name == key or (key.endswith(".") and name.startswith(key))
 
 
 def _unused(config: TrainConfig, name: str) -> str | None:
@@ -111,14 +115,3 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return ",".join(map(shown, value)) if isinstance(value, list) else str(value)
-
-
-def _flat(values: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    """Return the values of settings by their dotted names, from nested JSON."""
-    found = {}
-    for name in names:
-        value: Any = values
-        for part in name.split("."):
-            value = value[part]
-        found[name] = value
-    return found

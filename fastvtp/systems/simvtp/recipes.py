@@ -19,6 +19,13 @@ from fastvtp.training.published import Published, follows
 _WEBVID_CLIPS, _WEBVID_EPOCHS, _WEBVID_BATCH = 2_490_000, 200, 1024
 _MSRVTT_VIDEOS, _MSRVTT_EPOCHS, _MSRVTT_BATCH = 9000, 100, 64
 _QUESTIONS, _QA_EPOCHS, _QA_BATCH = 158_581, 10, 192
+# of both trainings that were released
+_RELEASED: dict[str, str] = {
+    "model.": "release",
+    **dict.fromkeys(("model.trained_frames", "model.trained_image_size"), "ours"),
+    **dict.fromkeys(("data.sampling", "data.frame_stride", "data.crop_ratio"), "release"),
+    "optimizer.": "release",
+}
 _TINY_TEXT: dict[str, Any] = {**TINY_ENCODER, "max_text_length": 64}
 
 
@@ -49,18 +56,13 @@ def retrieval_finetune_tiny(preset: str = "fastvtp") -> TrainConfig:
         batch=_MSRVTT_BATCH,
         clips=_MSRVTT_EPOCHS * (_MSRVTT_VIDEOS // _MSRVTT_BATCH) * _MSRVTT_BATCH,
         settings={
-            "model.": "release",
-            **dict.fromkeys(("model.trained_frames", "model.trained_image_size"), "ours"),
-            "data.sampling": "release",
-            "data.frame_stride": "release",
+            **_RELEASED,
             "data.crop_scale": "release: of the whole frame, drawn again where nothing fits",
-            "data.crop_ratio": "release",
             "data.flip": "release",
             "data.augmentation.": "release",
             "data.test_views": "release",
             "data.test_sampling": "release",
             "init": "release: its pretraining",
-            "optimizer.": "release",
             "optimizer.learning_rate": "release: 3e-4 for 256 clips",
             "optimizer.final_learning_rate": "release: 1e-6 for 256 clips",
             "optimizer.warmup_steps": "release: 5 epochs",
@@ -249,16 +251,11 @@ def simvtp_small(preset: str = "fastvtp") -> TrainConfig:
         batch=_WEBVID_BATCH,
         clips=_WEBVID_EPOCHS * (_WEBVID_CLIPS // _WEBVID_BATCH) * _WEBVID_BATCH,
         settings={
-            "model.": "release",
-            **dict.fromkeys(("model.trained_frames", "model.trained_image_size"), "ours"),
-            "data.sampling": "release",
-            "data.frame_stride": "release",
+            **_RELEASED,
             "data.crop_scale": "release: sides of 1, .875, .75, .66 of the shorter one, 44 to 100 % of its square",
-            "data.crop_ratio": "release",
             "data.flip": "release: its pretraining never mirrors",
             "init": "release: VideoMAE's ViT-B, 1600 epochs on Kinetics-400",
             "text_init": "release: bert-base-uncased",
-            "optimizer.": "release",
             "optimizer.learning_rate": "release: 1.5e-4 for 256 clips",
             "optimizer.final_learning_rate": "release: 1e-5 for 256 clips",
             "optimizer.warmup_share": "release: 40 of 200 epochs",

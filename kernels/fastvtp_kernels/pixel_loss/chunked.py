@@ -11,7 +11,7 @@ from ..precision import compute_dtype
 from ..tubelets.reference import gather_pixels, to_unit_range
 from ..validation import values_readable
 from .reference import normalize_target
-from .residual import gradient_from_residual, residual_scale
+from .residual import gradients, residual_scale, save_residual
 
 # Values of the target, and of the residual, in work at one time: 2 MiB in float32, which a cache holds.
 _CHUNK_VALUES = 1 << 19
@@ -62,20 +62,11 @@ def scale_by_chunks(residual: Tensor, factor: Tensor) -> None:
         chunk.copy_(chunk.to(factor.dtype) * factor)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(output[1])
-    # The residual is nobody's to differentiate.
-    ctx.set_materialize_grads(False)
-
-
 def _gradients(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    if grad_loss is None:
-        return (None,) * 7
-    gradient = gradient_from_residual(ctx.saved_tensors[0], grad_loss, scale_by_chunks)
-    return gradient, None, None, None, None, None, None
+    return gradients(ctx, grad_loss, scale_by_chunks)
 
 
-_differentiable = function("masked_pixel_loss", loss_and_residual, _save, _gradients)
+_differentiable = function("masked_pixel_loss", loss_and_residual, save_residual, _gradients)
 
 
 def masked_pixel_loss(

@@ -11,7 +11,7 @@ from ..precision import compute_dtype
 from ..registration import define_gradient, define_op, launcher
 from ..validation import check_channels, check_devices, check_floating, check_index, check_shape, check_video
 from . import chunked, reference
-from .residual import gradient_from_residual
+from .residual import gradients, save_residual
 
 _loss_and_residual = define_op(
     "masked_pixel_loss(Tensor prediction, Tensor video, Tensor masked, int[] tubelet, str? normalize, float eps, "
@@ -26,22 +26,13 @@ _loss_and_residual = define_op(
 _scale_in_place = launcher(__name__, "scale_in_place")
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(output[1])
-    # The residual is nobody's to differentiate; a gradient of zeros for it would be as large as the prediction.
-    ctx.set_materialize_grads(False)
-
-
 def _gradients(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    if grad_loss is None:
-        return (None,) * 7
-    (residual,) = ctx.saved_tensors
     # Registered on the CPU too, where without Triton's interpreter the op runs its reference.
-    scale = _scale_in_place if runs_triton(residual) else chunked.scale_by_chunks
-    return gradient_from_residual(residual, grad_loss, scale), None, None, None, None, None, None
+    (residual,) = ctx.saved_tensors
+    return gradients(ctx, grad_loss, _scale_in_place if runs_triton(residual) else chunked.scale_by_chunks)
 
 
-_differentiable = define_gradient(_loss_and_residual, _save, _gradients)
+_differentiable = define_gradient(_loss_and_residual, save_residual, _gradients)
 
 
 def _triton(prediction: Tensor, *inputs: Any) -> Tensor:
