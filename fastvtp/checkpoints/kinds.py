@@ -45,7 +45,7 @@ class Kind:
         place: (fastvtp's name, configuration) -> the name in a model of that configuration, where models of one
             architecture divide the same layers differently.
         ignores: regular expressions for entries that no model here has a use for.
-        prepare: done to the tensors before they are renamed.
+        prepare: done to the tensors before they are renamed; and to their shapes alone (meta tensors).
         settings: what its config.json, or an axis of its arrays, states about fastvtp's settings. Raises
             CheckpointError for what no model here computes.
         stated_by: what states those, in words.
@@ -80,7 +80,8 @@ class Kind:
 
     def shapes(self, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
         """Return shapes of a checkpoint's tensors by fastvtp's names, those that nobody uses left out."""
-        prepared = self.prepare(checkpoint.weights)
+        # without their values: joining the parts of attention would copy them
+        prepared = self.prepare({name: tensor.to("meta") for name, tensor in checkpoint.weights.items()})
         return {self.names(name): tuple(tensor.shape) for name, tensor in prepared.items() if not self.ignored(name)}
 
     def known_heads(self, values: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, KnownHeads]:
