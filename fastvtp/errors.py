@@ -57,3 +57,7 @@ class CheckpointError(UserError):
     def __init__(self, message: str, problems: Iterable[str] = ()):
         super().__init__(message)
         self.problems = tuple(sorted(problems))
+
+
+class FailedElsewhereError(UserError):
+    """Another process of the run failed, and has said or will say why; this one only ends with it."""

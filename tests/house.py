@@ -21,7 +21,7 @@ OP_FILES = ("__init__.py", "reference.py", "kernels.py", "op.py")
 
 # The law: a room of fastvtp imports itself, the rooms before it, and the kernels. Nothing else, and nobody excepted.
 LAW = (
-    *("errors", "files", "version", "settings", "architecture"),
+    *("errors", "files", "version", "processes", "settings", "architecture"),
     *("modules", "visualization", "data", "model_folder", "checkpoints", "evaluation"),
     *("training", "frozen", "runs", "ablation", "systems", "cli", "__main__", "__init__"),
 )

@@ -4,7 +4,7 @@ import logging
 import sys
 from typing import NoReturn
 
-from fastvtp.errors import UserError
+from fastvtp.errors import FailedElsewhereError, UserError
 
 try:
     import typer
@@ -50,6 +50,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         app()
+    except FailedElsewhereError:
+        sys.exit(2)  # the process that failed says why
     except (UserError, FloatingPointError, OSError) as error:
         _stop(error, 2)
     except (RuntimeError, ValueError) as error:
