@@ -44,7 +44,7 @@ def visualize(
 
 
 def _train_report(config: TrainConfig, result: TrainResult) -> dict[str, Any]:
-    clips = result.steps * config.accumulate * config.batch_size
+    clips = result.steps * config.batch_size
     return {
         "steps": result.steps,
         "train_seconds": round(result.train_seconds, 2),

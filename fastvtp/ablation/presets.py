@@ -71,7 +71,7 @@ def step_seconds(config: TrainConfig) -> list[float]:
             progress_bar=False,
         )
         records = map(json.loads, (Path(folder) / SPEED_NAME).read_text().splitlines())
-        clips = config.accumulate * config.batch_size
+        clips = config.batch_size
         return [clips / record["clips_per_second"] for record in records][PROBE_STEPS // 2 :]
 
 

@@ -47,8 +47,10 @@ class VideoTextBatch:
         max_text_length: the largest of them.
         sample_ids: int64 `[B]`, index of each clip's record: the key of its mask. May repeat, see above.
         captions: the captions as text.
-        step: the step of the run.
+        step: number of the batch in the run, from 0; several ranks take turns. What is random about a batch follows
+            from it.
         kind: "video", or "image" where the clips are pictures: of one frame, or of one that is repeated.
+        sources: which video, or span of one, each clip is of, see `VideoRecord.source`; empty where nobody decoded one.
     """
 
     video: torch.Tensor
@@ -60,6 +62,7 @@ class VideoTextBatch:
     captions: list[str]
     step: int
     kind: str = "video"
+    sources: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> VideoTextBatch:
         """Copy the batch with its tensors on `device`."""
@@ -299,7 +302,8 @@ class VideoTextLoader:
             max_text_length=max(text.lengths),
             sample_ids=torch.tensor(indices, dtype=torch.int64),
             captions=captions,
-            step=self._step,
+            step=self._stream.batch_number(self._step),
+            sources=tuple(self._records[index].source for index in indices),
         )
 
     def _encoded(self, captions: list[str]) -> PackedText:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from math import floor
 
 from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
+from fastvtp.data.source import Batches
+from fastvtp.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class BatchSource:
     repeat: int = 1
 
     def shown(self, batch: VideoTextBatch, step: int) -> VideoTextBatch:
-        """Turn a batch of the loader into the stream's batch of `step`."""
+        """Turn a batch of the loader into the stream's batch number `step`."""
         video = batch.video if self.repeat == 1 else batch.video.repeat_interleave(self.repeat, dim=1)
         return replace(batch, video=video, step=step, kind=self.kind)
 
@@ -36,16 +38,22 @@ class MixedLoader:
     (alternating gradient descent, VideoPrism, appendix C.1).
 
     Whose batch step s is follows from s alone, and so does what it holds: a run resumes exactly at any step. `step` of
-    a batch is that of the mixed stream.
+    a batch is its number in the mixed stream.
 
     Args:
         sources: the data sets.
-        start_step, num_steps: the batches to make.
-        run: batches of a turn.
+        batches: the batches to make, of which `start_step`, `num_steps`, `rank` and `world_size` are followed.
+        run: batches of a turn, on each rank.
+
+    Raises UserError where the number of steps is left open.
     """
 
-    def __init__(self, sources: Sequence[BatchSource], *, start_step: int, num_steps: int, run: int = 1):
+    def __init__(self, sources: Sequence[BatchSource], batches: Batches, *, run: int = 1):
+        if batches.num_steps is None:
+            raise UserError("num_steps is none: batches of several sources are a number of steps")
+        start_step, num_steps = batches.start_step, batches.num_steps
         self._sources, self._steps, self._run = sources, range(start_step, start_step + num_steps), run
+        self._rank, self._world_size = batches.rank, batches.world_size
         self._shares = [source.share for source in sources]
         first, last = (batches_before(step, self._shares, run) for step in (start_step, start_step + num_steps))
         self._loaders = [
@@ -76,7 +84,7 @@ class MixedLoader:
         for step in self._steps:
             before, after = (batches_before(s, self._shares, self._run) for s in (step, step + 1))
             turn = next(place for place, count in enumerate(before) if after[place] > count)
-            yield self._sources[turn].shown(next(streams[turn]), step)
+            yield self._sources[turn].shown(next(streams[turn]), step * self._world_size + self._rank)
 
 
 def batches_before(step: int, shares: Sequence[float], run: int = 1) -> list[int]:

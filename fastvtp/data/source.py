@@ -45,7 +45,7 @@ class Batches:
     `start_step` to `start_step + num_steps - 1` are made.
 
     Attributes:
-        batch_size: clips per step on this rank.
+        batch_size: clips of a batch; each step makes one on every rank.
         train: training or evaluation.
         seed: of everything random.
         start_step: the first step; a run resumes at the step it had reached.
@@ -101,6 +101,10 @@ class SampleStream:
         """Compute the global number of the sample at `place` in this rank's batch of a step."""
         given = self.batches
         return sample_number(step, place, batch_size=given.batch_size, rank=given.rank, world_size=given.world_size)
+
+    def batch_number(self, step: int) -> int:
+        """Compute the number of this rank's batch of a step among the batches of all ranks, which take turns."""
+        return step * self.batches.world_size + self.batches.rank
 
     def draw(self, number: int, attempt: int) -> tuple[int, np.random.Generator]:
         """Draw the record tried at `attempt` for a sample; returns also the generator of the choices about it."""

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from fastvtp.modules.bounds import within_bounds
 from fastvtp.modules.checks import check_choice, check_positive
 from fastvtp.modules.layers import init_linear_xavier
-from fastvtp.modules.losses import video_text_contrast
 from fastvtp.modules.precision import wide
-from fastvtp.modules.ranks import world_group
+from fastvtp.modules.rest_of_step import ALONE, Compared, RestOfStep
 
 _LARGEST_SCALE = 100.0
 
@@ -26,7 +25,8 @@ class ContrastConfig:
     contrastive_directions: str = "sum"
     """The loss is the "sum" or the "mean" of those from text to video and from video to text."""
     gather_negatives: bool = False
-    """Contrast each text with the clips of all ranks, and the other way round, and not with those of its own alone."""
+    """Contrast each text with the clips of the whole batch of a step, and the other way round, or with those of its
+    micro-batch alone; `contrast_scope` of a run has the last word."""
     projection_dim: int | None = None
     """Width that both modalities are projected to; None: there are no projections."""
     temperature: float = 0.05
@@ -78,17 +78,17 @@ class Contrast(nn.Module):
         with a gradient there too."""
         return wide(within_bounds(self, "log_logit_scale")).exp()
 
-    def forward(self, text: Tensor, video: Tensor, sample_ids: Tensor | None = None) -> Tensor:
+    def compared(self, text: Tensor, video: Tensor) -> Compared:
+        """Return projected features, [B, projection_dim or D] each, of which rows i belong together, with the
+        temperature and the directions that they are compared with."""
+        return Compared(text, video, self.logit_scale(), self.config.contrastive_directions)
+
+    def forward(
+        self, text: Tensor, video: Tensor, sample_ids: Tensor | None = None, rest: RestOfStep = ALONE
+    ) -> Tensor:
         """Compute InfoNCE of projected features, [B, projection_dim or D] each, of which rows i belong together: a loss
         [].
 
-        sample_ids: int64 [B]; rows with equal ids are the same clip and no negatives of each other.
+        sample_ids: int64 [B]; rows with equal ids are the same clip and no negatives of each other. rest: of the step.
         """
-        return video_text_contrast(
-            text,
-            video,
-            self.logit_scale(),
-            sample_ids=sample_ids,
-            directions=self.config.contrastive_directions,
-            group=world_group(self.config.gather_negatives),
-        )
+        return rest.contrast(self.compared(text, video), sample_ids)

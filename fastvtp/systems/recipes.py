@@ -75,14 +75,13 @@ def describe_recipe(name: str, preset: str = "fastvtp") -> dict[str, Any]:
 
 def _summary(name: str, config: TrainConfig) -> dict[str, Any]:
     about = inspect.cleandoc(recipes()[name].__doc__ or "").partition("\n\n")[0].replace("\n", " ")
-    clips_a_step = config.batch_size * config.accumulate
     return {
         "name": name,
         "command": config.command,
-        "clips_at_a_time": config.batch_size,
-        "clips_a_step": clips_a_step,
+        "clips_at_a_time": config.clips_at_a_time,
+        "clips_a_step": config.batch_size,
         "steps": config.steps,
-        "clips": clips_a_step * config.steps,
+        "clips": config.batch_size * config.steps,
         "what": about.partition(". ")[0].rstrip("."),
     }
 

@@ -16,6 +16,7 @@ from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import CLASSES_NAME
+from fastvtp.modules.rest_of_step import ALONE, RestOfStep
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.task import Loss, Task
 
@@ -72,7 +73,7 @@ class ClassTask(Task):
     def complete(self, tokenizer: Tokenizer | None) -> Any:
         return dataclasses.replace(super().complete(tokenizer), num_classes=len(self.class_names))
 
-    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
         labels = self._labels[batch.sample_ids].to(model.device, non_blocking=True)
         options, seed = self.config.options, self.config.seed
         video = batch.video.to(model.device, non_blocking=True)

@@ -25,6 +25,7 @@ from fastvtp.settings import (
     split_pairs,
     to_json,
 )
+from fastvtp.training.division import SCOPES, ParallelConfig, clips_at_a_time, scopes_of
 
 # settings that follow from the tokenizer and from the labels of the training data
 _FOLLOWS = {
@@ -234,11 +235,21 @@ class TrainConfig:
     output_dir: str = "runs/pretrain"
     steps: int = 1000
     batch_size: int = 64
-    """Clips at a time; contrast and matching know no others."""
-    accumulate: int = 1
-    """Batches whose gradients are averaged for one step. That makes the step's batch larger for every loss but those
-    that compare clips with each other: contrast and matching see the `batch_size` clips of one batch, whatever this is,
-    and the loss of a step is the mean of `accumulate` small contrasts."""
+    """Clips of a step, on all processes together."""
+    micro_batch: int | None = None
+    """Clips at a time, at most; it divides `batch_size`. None: all of them, which is for one process. What is random
+    follows from the seed and the number of a micro-batch: losses depend on this setting, and not on the number of
+    processes, which must divide the micro-batches of a step."""
+    contrast_scope: str | None = None
+    """Clips that a contrast compares: "global", all of the step, at the cost of computing the features twice where a
+    process has several micro-batches; "micro_batch", those of one. None: global, unless the model's `gather_negatives`
+    says otherwise."""
+    matching_scope: str | None = None
+    """Clips among which a matching loss finds its wrong pairs, likewise; clips of other processes are sent over. None:
+    as `contrast_scope`."""
+    recompute: bool = False
+    """Compute the insides of transformer blocks again in the backward pass rather than keep them: less memory, about a
+    third more time, and the same numbers."""
     ema_decay: float | None = None
     """Average the weights over the steps with this decay; the average is what is evaluated and kept, by checkpoints
     too. None: no."""
@@ -252,6 +263,11 @@ class TrainConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    """The newest checkpoints that are kept."""
+    keep_best: str | None = None
+    """A metric, such as "loss": the checkpoint where it was best is kept besides. Best is lowest, of an accuracy
+    highest."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     tensorboard: bool = True
     """Write TensorBoard events where it is installed."""
 
@@ -270,14 +286,33 @@ class TrainConfig:
             raise ConfigError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         if self.position_resize not in POSITION_RESIZES:
             raise ConfigError(f"position_resize must be 'bicubic' or 'official', got {self.position_resize!r}")
-        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ConfigError(f"micro_batch must be at least 1, or none, got {self.micro_batch}")
+        clips_at_a_time(self.batch_size, self.micro_batch)
+        scopes = {"contrast_scope": self.contrast_scope, "matching_scope": self.matching_scope}
+        for name, scope in scopes.items():
+            if scope not in (None, *SCOPES):
+                raise ConfigError(f"{name} must be {' or '.join(map(repr, SCOPES))}, or none, got {scope!r}")
+        if self.parallel.param_dtype == "bfloat16" and self.precision != "bfloat16":
+            raise ConfigError("parallel.param_dtype=bfloat16 needs precision=bfloat16")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be in (0, 1), or none, got {self.ema_decay}")
         task.check(self)
+
+    @property
+    def clips_at_a_time(self) -> int:
+        """Clips of a micro-batch."""
+        return clips_at_a_time(self.batch_size, self.micro_batch)
+
+    @property
+    def scopes(self) -> tuple[str, str]:
+        """The scopes of contrast and matching, "global" or "micro_batch" each."""
+        return scopes_of(self.model, self.contrast_scope, self.matching_scope)
 
     @property
     def command(self) -> str:
@@ -299,6 +334,11 @@ def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
     for name, text in split_pairs(overrides):
         if name in follows:
             raise ConfigError(f"{name} follows from {follows[name]}")
+        if name == "accumulate":
+            raise ConfigError(
+                "accumulate is gone: batch_size is of the whole step, micro_batch of what is computed at a time; where "
+                f"there was batch_size=B accumulate={text}, set batch_size={text}*B micro_batch=B"
+            )
         if name in earlier:
             raise ConfigError(f"{name} is now {earlier[name]}: set {earlier[name]}={text}")
         if name not in known:
@@ -328,6 +368,9 @@ def differing_settings(config: TrainConfig, path: Path) -> list[str]:
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path} is not a readable run configuration: {error}") from None
 
+    if (accumulate := saved.get("accumulate", 1)) > 1:  # a version whose batch_size was of a micro-batch
+        at_a_time = saved.get("batch_size", 0)
+        saved |= {"batch_size": accumulate * at_a_time, "micro_batch": at_a_time, "contrast_scope": "micro_batch"}
     absent = object()
 
     def leaf(values: Any, name: str) -> Any:

@@ -14,6 +14,7 @@ from fastvtp.data.questions import AnswerVocabulary, QuestionSet, has_options, l
 from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import ANSWERS_NAME
+from fastvtp.modules.rest_of_step import ALONE, RestOfStep
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.task import Loss, Task
 
@@ -58,7 +59,7 @@ class QuestionTask(Task):
         answers = 1 if self.vocabulary is None else len(self.vocabulary)
         return dataclasses.replace(super().complete(tokenizer), num_answers=answers)
 
-    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
         indices = batch.sample_ids.tolist()
         if self.vocabulary is not None:
             plan = model.plan(batch.input_ids, batch.text_lengths, range(len(indices)))

@@ -13,8 +13,10 @@ from torch import Tensor
 from fastvtp.architecture import architecture_of
 from fastvtp.data.annotations import VideoRecord, annotations_digest, load_annotations
 from fastvtp.data.loader import VideoTextBatch
+from fastvtp.data.source import Batches
 from fastvtp.data.text import MIN_TEXT_LENGTH, Tokenizer
 from fastvtp.errors import ConfigError
+from fastvtp.modules.rest_of_step import ALONE, Collected, RestOfStep, Wanted
 from fastvtp.training.config import NoOptions, TrainConfig, find_task, names_of_tasks, tasks
 from fastvtp.training.paths import missing_test_data
 
@@ -35,6 +37,7 @@ class Task(ABC):
         model_config: the class of the configuration of the model that is trained.
         options: a dataclass of the settings that are this task's alone; its fields have defaults.
         contrasts: whether the clips of a batch are each other's negatives, so that it takes two.
+        matches: whether its loss tells right pairs of texts and clips from wrong ones; its model then has `draw_wrong`.
         data_settings: which of "images", "class_names", "features" and "more" of `DataConfig` it follows.
         follows: settings that nobody gives, since they follow from something else: dotted name -> from what.
         reads_text: whether the model takes a tokenizer.
@@ -54,6 +57,7 @@ class Task(ABC):
     model_config: ClassVar[type]
     options: ClassVar[type] = NoOptions
     contrasts: ClassVar[bool] = False
+    matches: ClassVar[bool] = False
     data_settings: ClassVar[Sequence[str]] = ()
     follows: ClassVar[Mapping[str, str]] = {}
     reads_text: ClassVar[bool] = True
@@ -71,8 +75,10 @@ class Task(ABC):
     @classmethod
     def check(cls, config: TrainConfig) -> None:
         """Raise ConfigError for settings that are none of this task's."""
-        if config.batch_size == 1 and cls.contrasts:
-            raise ConfigError("batch_size must be at least 2: each text is told apart from another clip of the batch")
+        alone = "batch_size" if config.batch_size == 1 else "micro_batch"
+        narrow = config.batch_size == 1 or "micro_batch" in (config.scopes if cls.matches else config.scopes[:1])
+        if config.clips_at_a_time == 1 and cls.contrasts and narrow:
+            raise ConfigError(f"{alone} must be at least 2: each text is told apart from another clip of the batch")
         for name in _DATA_SETTINGS:
             if getattr(config.data, name) not in (None, ()) and name not in cls.data_settings:
                 follow = {task: name in kind.data_settings for task, kind in tasks().items()}
@@ -117,6 +123,12 @@ class Task(ABC):
         return min(positions, self.config.data.max_text_length or positions)
 
     @property
+    def leaves_out(self) -> bool:
+        """Whether some steps leave parameters that are trained without a gradient: those that pictures do not need, or
+        the head of a loss of weight 0. Processes must know it beforehand."""
+        return bool(self.images)
+
+    @property
     def labels(self) -> Sequence[Any]:
         """What the data say beside the records, for the digest."""
         return ()
@@ -153,14 +165,20 @@ class Task(ABC):
 
     # --- In the run
 
-    def ready_loader(self, *, start_step: int, num_steps: int) -> Any:
-        """Return a loader of batches that need no decoding, in place of the usual one; None: clips are decoded."""
+    def ready_loader(self, batches: Batches) -> Any:
+        """Return a loader of these batches that decodes nothing, in place of the usual one; None: clips are decoded."""
+        return None
+
+    def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected | None:
+        """Tell beforehand what the losses of the other micro-batches of the step need of this one, without gradients;
+        None: nothing, as every loss is a mean over clips. The random choices are those of `loss`."""
         return None
 
     @abstractmethod
-    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
-        """Compute the loss of a batch and what else to log. compute: `model`, maybe compiled. Random choices follow
-        from (config.seed, batch.step) or torch's generators."""
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
+        """Compute the loss of a micro-batch and what else to log. compute: `model`, maybe wrapped and compiled. rest:
+        what the model needs of the other micro-batches. Random choices follow from (config.seed, batch.step) or torch's
+        generators, which are seeded by them."""
 
     def write_labels(self, folder: Path) -> None:
         """Write beside the model what its outputs mean."""
@@ -180,21 +198,22 @@ class CaptionedTask(Task):
             if spans := [record for record in self.images if record.span is not None]:
                 raise ConfigError(f"data.images={config.data.images}: expected pictures, got a span: {spans[0].source}")
 
-    def compute_whole(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, **options: Any) -> Any:
-        """Return what a model that plans no step makes of clips and their packed captions, on its device."""
+    def whole(self, model: Any, batch: VideoTextBatch) -> tuple[Any, ...]:
+        """Return what a model that plans no step takes: clips and their packed captions, on its device."""
         on_device = batch.to(model.device, non_blocking=True)
-        return compute(
-            on_device.video,
-            on_device.input_ids,
-            on_device.cu_seqlens,
-            batch.max_text_length,
-            sample_ids=on_device.sample_ids,
-            **options,
-        )
+        return on_device.video, on_device.input_ids, on_device.cu_seqlens, batch.max_text_length
 
-    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
-        plan = model.plan(batch.input_ids, batch.text_lengths, batch.sample_ids, seed=self.config.seed, step=batch.step)
-        output = compute(batch.video, plan)
+    def plan(self, model: Any, batch: VideoTextBatch, *, own_pairs: bool = True) -> Any:
+        """Return the plan of a micro-batch. own_pairs: False leaves the wrong pairs to the whole batch, where a plan
+        would make them."""
+        return model.plan(batch.input_ids, batch.text_lengths, batch.sample_ids, seed=self.config.seed, step=batch.step)
+
+    def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected | None:
+        return model.collect(batch.video, self.plan(model, batch, own_pairs=not wanted.pairs), wanted)
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
+        plan = self.plan(model, batch) if rest.kept is None else rest.kept
+        output = compute(batch.video, plan, rest=rest)
         return output.loss, output.terms
 
 

@@ -31,11 +31,17 @@ class PretrainToy(CaptionedTask):
     options = ToyOptions
     contrasts = True
 
-    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+    def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected:
         batch = batch.to(model.device, non_blocking=True)
-        video = batch.video.float() * self.config.options.brightness
-        loss = compute(video, batch.input_ids, batch.cu_seqlens, batch.sample_ids)
+        return Collected(compared=model.compared(self._bright(batch), batch.input_ids, batch.cu_seqlens))
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
+        batch = batch.to(model.device, non_blocking=True)
+        loss = compute(self._bright(batch), batch.input_ids, batch.cu_seqlens, batch.sample_ids, rest)
         return loss, {"loss/contrastive": loss.detach()}
+
+    def _bright(self, batch: VideoTextBatch) -> Tensor:
+        return batch.video.float() * self.config.options.brightness
 
 
 def toy_tiny(preset: str = "fastvtp") -> TrainConfig:

@@ -105,7 +105,7 @@ def test_resuming_a_finished_run_changes_nothing(tiny_settings):
 def test_divergence_stops_the_run_and_is_never_saved(tiny_settings):
     settings = [*tiny_settings, "optimizer.learning_rate=1e30", "optimizer.warmup_steps=1", "log_every=100"]
     config = configure(settings, "checkpoint_every=3")
-    with pytest.raises(FloatingPointError, match=r"grad_norm nan at step 3 of"):
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step \d of .* whose clips are listed in"):
         train(config, progress_bar=False)
     assert not list(Path(config.output_dir).glob("checkpoints/*"))
 

@@ -20,6 +20,7 @@ from fastvtp.modules.packing import (
     span_rows,
 )
 from fastvtp.modules.precision import in_float32
+from fastvtp.modules.rest_of_step import ALONE, Collected, RestOfStep, Wanted
 from fastvtp.modules.rows import take_rows
 from fastvtp.systems.alpro.fusion import (
     AlproFusion,
@@ -66,9 +67,21 @@ class AlproRetrieval(AlproFusion):
         plan = self.lay_out(input_ids=input_ids, lengths=lengths, sample_ids=sample_ids, seed=seed, step=step)
         return plan.to(self.device)
 
-    def forward(self, video: Tensor, plan: AlproPlan, *, negatives: tuple[Tensor, Tensor] | None = None) -> AlproOutput:
+    @torch.no_grad()
+    def collect(self, video: Tensor, plan: AlproPlan, wanted: Wanted) -> Collected:
+        """Tell beforehand what the losses of a step need of this micro-batch. Arguments as `forward`."""
+        return self.collect_pairs(video, plan, wanted)
+
+    def forward(
+        self,
+        video: Tensor,
+        plan: AlproPlan,
+        *,
+        negatives: tuple[Tensor, Tensor] | None = None,
+        rest: RestOfStep = ALONE,
+    ) -> AlproOutput:
         """Compute both losses of a batch. Arguments as `Alpro.forward`."""
-        aligned = self.align(video, plan, negatives)
+        aligned = self.align(video, plan, negatives, rest)
         terms = {name: value.detach() for name, value in aligned.terms.items()}
         return AlproOutput(aligned.loss, terms, aligned.match_logits, aligned.match_labels, None)
 

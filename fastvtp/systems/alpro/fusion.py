@@ -16,15 +16,17 @@ from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.losses import matching_accuracy, matching_loss
 from fastvtp.modules.packing import (
     Packing,
+    join_packings,
     on_device,
     pack_lengths,
     pair_sequences,
     span_rows,
 )
 from fastvtp.modules.precision import in_float32
-from fastvtp.modules.ranks import means_over_ranks
+from fastvtp.modules.rest_of_step import ALONE, Collected, Compared, RestOfStep, Wanted
 from fastvtp.modules.rows import QueryRows, Rows, take_rows
 from fastvtp.modules.stacks import Stack
+from fastvtp.systems.alpro.entities import EntityTargets
 from fastvtp.systems.alpro.towers import AlproConfig, AlproTowers
 from fastvtp_kernels import hard_negatives
 
@@ -85,6 +87,7 @@ class AlproPlan:
         of the pairs of a masked text with its clip.
     crop: bool [B, S], the patches inside each clip's crop; None: there are no entities to predict.
     seed, step: the key of the hard negatives' draw.
+    targets: what the prompter sees in the crops, where it was asked beforehand; None: it is asked with the losses.
     """
 
     sample_ids: Tensor
@@ -96,6 +99,7 @@ class AlproPlan:
     crop: Tensor | None
     seed: int
     step: int
+    targets: EntityTargets | None = None
 
     def to(self, device: torch.device | str) -> "AlproPlan":
         """Return the plan with its tensors on `device`, in copies that the host does not wait for."""
@@ -244,19 +248,45 @@ class AlproFusion(AlproTowers):
         no, yes = self.match_logits(fused, ends).unbind(dim=1)
         return yes - no if odds else yes
 
-    def draw_negatives(self, text: Tensor, video: Tensor, plan: AlproPlan) -> tuple[Tensor, Tensor]:
-        """Draw by similarity a wrong clip for every text and a wrong text for every clip, int64 [B] each; -1 where the
-        batch has none. text, video: [B, projection_dim] of unit length."""
+    def read(self, video: Tensor, plan: AlproPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Read clips, uint8 [B, T, H, W, 3], and the texts of their plan: tokens [B, V, D] and [N, D], and features of
+        unit length of texts and clips, float32 [B, projection_dim] each."""
+        video_BVD = self.video_tokens(video)
+        text_ND = self.text_tokens(plan.text_ids, plan.text_positions, plan.packing)
+        text_rows = plan.packing.cu_seqlens[: len(video)].long()
+        return video_BVD, text_ND, self.text_features(text_ND, text_rows), self.video_features(video_BVD)
+
+    def collect_pairs(self, video: Tensor, plan: AlproPlan, wanted: Wanted) -> Collected:
+        """Tell beforehand what contrast and matching need of a micro-batch. Arguments as `align`."""
+        compared = None
+        if wanted.compared or wanted.pairs:
+            compared = self.compared(*self.read(video, plan)[2:])
+        batch = len(plan.sample_ids)
+        # among its own clips all pairs have a wrong side, or none has
+        others = 1 if wanted.pairs else (plan.sample_ids != plan.sample_ids[0]).any()
+        return Collected({"pairs": batch + 2 * batch * others}, compared, kept=plan)
+
+    @torch.no_grad()
+    def draw_wrong(
+        self, compared: Compared | None, sample_ids: Tensor, *, seed: int, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Draw hard negatives of a batch, of any size: for each text the row of a wrong clip, for each clip that of a
+        wrong text, int64 [B] each, -1 where there is none.
+
+        compared: its features. sample_ids: int64 [B]. The draw follows (seed, step). Raises ValueError without
+        features.
+        """
+        if compared is None:
+            raise ValueError("hard negatives need the features of the batch, got none")
         temperature = self.config.negative_temperature
-        with torch.no_grad():
-            drawn = hard_negatives(
-                text.detach(),
-                video.detach(),
-                self.logit_scale().detach() if temperature is None else 1 / temperature,
-                seed=plan.seed,
-                step=plan.step,
-                groups=plan.sample_ids,
-            )
+        drawn = hard_negatives(
+            compared.text.detach(),
+            compared.video.detach(),
+            compared.logit_scale.detach() if temperature is None else 1 / temperature,
+            seed=seed,
+            step=step,
+            groups=sample_ids,
+        )
         return drawn.b_for_a, drawn.a_for_b
 
     def lay_out(
@@ -295,35 +325,58 @@ class AlproFusion(AlproTowers):
             step=step,
         )
 
-    def align(self, video: Tensor, plan: AlproPlan, negatives: tuple[Tensor, Tensor] | None = None) -> Aligned:
+    def align(
+        self,
+        video: Tensor,
+        plan: AlproPlan,
+        negatives: tuple[Tensor, Tensor] | None = None,
+        rest: RestOfStep = ALONE,
+    ) -> Aligned:
         """Contrast the batch, and match its pairs in one call of the fusion layers. Arguments as `Alpro.forward`."""
         config, batch = self.config, len(video)
-        video_BVD = self.video_tokens(video)
-        text_ND = self.text_tokens(plan.text_ids, plan.text_positions, plan.packing)
-        text_rows = plan.packing.cu_seqlens[:batch].long()
-        text, clips = self.text_features(text_ND, text_rows), self.video_features(video_BVD)
-        contrastive = self.contrast(text, clips, plan.sample_ids)
+        video_BVD, text_ND, text, clips = self.read(video, plan)
+        contrastive = self.contrast(text, clips, plan.sample_ids, rest)
 
-        wrong_clip, wrong_text = negatives or self.draw_negatives(text, clips, plan)
         each = torch.arange(batch, device=video.device)
         copies = (len(plan.packing.cu_seqlens) - 1) // batch  # plain texts alone, or masked ones too
+        packing, more_rows = plan.packing, batch * plan.packing.max_seqlen
+        if rest.wrong is None:
+            wrong_clip, wrong_text = negatives or self.draw_wrong(
+                self.compared(text, clips), plan.sample_ids, seed=plan.seed, step=plan.step
+            )
+            has_clip, has_text = wrong_clip >= 0, wrong_text >= 0
+            wrong_clip, wrong_text = wrong_clip.clamp(min=0), wrong_text.clamp(min=0)
+        else:
+            # clips and texts from elsewhere are read here, so that their gradients need no way back
+            assert rest.wrong.input_ids is not None  # `draw_wrong` asks for texts
+            assert rest.wrong.text_lengths is not None
+            assert rest.wrong.has_text is not None
+            video_BVD = torch.cat([video_BVD, self.video_tokens(rest.wrong.clips)])
+            lengths = np.asarray(rest.wrong.text_lengths, dtype=np.int64)
+            theirs = on_device(pack_lengths(lengths), video.device)
+            position = torch.from_numpy(span_rows(np.zeros_like(lengths), lengths)).to(video.device)
+            packing, more_rows = join_packings(packing, theirs, len(text_ND)), int(lengths.sum())
+            text_ND = torch.cat([text_ND, self.text_tokens(rest.wrong.input_ids, position, theirs)])
+            wrong_clip, wrong_text = each + batch, each + copies * batch
+            has_clip, has_text = rest.wrong.has_clip, rest.wrong.has_text
         # matched pairs, a wrong clip for every text, a wrong text for every clip, masked captions with their clip
-        text_index = [each, each, wrong_text.clamp(min=0)] + [each + batch] * (copies - 1)
-        video_index = [each, wrong_clip.clamp(min=0), each] + [each] * (copies - 1)
+        text_index = [each, each, wrong_text] + [each + batch] * (copies - 1)
+        video_index = [each, wrong_clip, each] + [each] * (copies - 1)
         fused, cu_seqlens = self.fuse(
             text_ND,
-            plan.packing,
+            packing,
             video_BVD,
             text_index=torch.cat(text_index),
             video_index=torch.cat(video_index),
-            num_text_rows=len(plan.text_ids) // copies * (len(text_index) - 1) + batch * plan.packing.max_seqlen,
+            num_text_rows=len(plan.text_ids) // copies * (len(text_index) - 1) + more_rows,
             pair_rows=plan.pair_rows,
         )
 
         match_logits = self.match_logits(fused, cu_seqlens[: 3 * batch + 1])
-        wrong = torch.cat([wrong_clip, wrong_text])
-        match_labels = torch.cat([torch.ones_like(each), torch.where(wrong >= 0, 0, -100)])
-        matching, accuracy = means_over_ranks(
+        has_wrong = torch.cat([has_clip, has_text])
+        match_labels = torch.cat([torch.ones_like(each), torch.where(has_wrong, 0, -100)])
+        matching, accuracy = rest.means(
+            "pairs",
             (match_labels != -100).sum(),
             matching_loss(match_logits, match_labels),
             matching_accuracy(match_logits, match_labels),

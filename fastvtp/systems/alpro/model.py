@@ -13,6 +13,7 @@ Notable choices:
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,9 +25,10 @@ from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.losses import masked_word_loss
 from fastvtp.modules.packing import check_texts, offsets
 from fastvtp.modules.precision import in_float32
-from fastvtp.modules.ranks import means_over_ranks
+from fastvtp.modules.rest_of_step import ALONE, Collected, RestOfStep, Wanted
 from fastvtp.modules.rows import segment_mean, take_rows
 from fastvtp.systems.alpro.entities import (
+    EntityTargets,
     crop_patches,
     entity_loss,
     entity_targets,
@@ -107,15 +109,22 @@ class Alpro(AlproFusion):
         ).to(self.device)
 
     def forward(
-        self, video: Tensor, plan: AlproPlan, *, kind: str = "video", negatives: tuple[Tensor, Tensor] | None = None
+        self,
+        video: Tensor,
+        plan: AlproPlan,
+        *,
+        kind: str = "video",
+        negatives: tuple[Tensor, Tensor] | None = None,
+        rest: RestOfStep = ALONE,
     ) -> AlproOutput:
         """Compute all losses of a batch.
 
         video: uint8 [B, T, H, W, 3]. plan: from `plan`. kind: "video" or "image", whose prompts the entities are.
         negatives: a wrong clip for every text, a wrong text for every clip, int64 [B] each; None: drawn by similarity.
+        rest: of the step that the batch is a part of.
         """
         config, batch = self.config, len(video)
-        loss, terms, fused, cu_seqlens, match_logits, match_labels = self.align(video, plan, negatives)
+        loss, terms, fused, cu_seqlens, match_logits, match_labels = self.align(video, plan, negatives, rest)
         if config.word_weight:
             words, predicted = masked_word_loss(
                 self.word_transform(fused[len(fused) - len(plan.word_labels) :]),
@@ -124,7 +133,7 @@ class Alpro(AlproFusion):
                 plan.word_labels,
             )
             accuracy = (predicted == plan.word_labels).sum() / max(len(plan.word_labels), 1)
-            words, accuracy = means_over_ranks(len(plan.word_labels), words, accuracy)
+            words, accuracy = rest.means("words", len(plan.word_labels), words, accuracy)
             loss = loss + config.word_weight * words
             terms |= {"loss/word": words, "word_accuracy": accuracy}
         entity_logits = None
@@ -132,10 +141,8 @@ class Alpro(AlproFusion):
             entity_logits = self._entity_logits(
                 fused, cu_seqlens[: batch + 1], len(fused) - 3 * batch - len(plan.word_labels)
             )
-            targets = entity_targets(
-                *self._prompted(video, plan.crop, kind), 1 / self.prompter.logit_scale(), ignore_rule=config.ignore_rule
-            )
-            (entities,) = means_over_ranks((~targets.ignored).sum(), entity_loss(entity_logits, targets))
+            targets = plan.targets or self._targets(video, plan.crop, kind)
+            (entities,) = rest.means("entities", (~targets.ignored).sum(), entity_loss(entity_logits, targets))
             loss = loss + config.entity_weight * entities
             terms |= {"loss/entity": entities, "entities_ignored": targets.ignored.float().mean()}
         detached = {name: value.detach() for name, value in terms.items()}
@@ -154,10 +161,25 @@ class Alpro(AlproFusion):
             return in_float32(self.entity_head, segment_mean(take_rows(fused, rows), cu_patches))
 
     @torch.no_grad()
-    def _prompted(self, video: Tensor, crop: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-        """Return the prompter's features of the crops, [B, projection_dim] of unit length, and of the prompts of this
-        kind of batch, [E, projection_dim]. crop: bool [B, S]."""
-        return self.prompter.encode_video(video, crop), self.prompts(kind)
+    def _targets(self, video: Tensor, crop: Tensor, kind: str) -> EntityTargets:
+        """Ask the prompter which entities the crops show, by the prompts of this kind of batch. crop: bool [B, S]."""
+        return entity_targets(
+            self.prompter.encode_video(video, crop),
+            self.prompts(kind),
+            1 / self.prompter.logit_scale(),
+            ignore_rule=self.config.ignore_rule,
+        )
+
+    @torch.no_grad()
+    def collect(self, video: Tensor, plan: AlproPlan, wanted: Wanted, *, kind: str = "video") -> Collected:
+        """Tell beforehand what the losses of a step need of this micro-batch. Arguments as `forward`."""
+        found = self.collect_pairs(video, plan, wanted)
+        counts = {**found.counts, "words": len(plan.word_labels)}
+        if plan.crop is not None:
+            plan = replace(plan, targets=self._targets(video, plan.crop, kind))
+            assert plan.targets is not None  # just made
+            counts["entities"] = (~plan.targets.ignored).sum()
+        return replace(found, counts=counts, kept=plan)
 
     def prompts(self, kind: str) -> Tensor:
         """Return what the prompter made of the entities' prompts, [E, projection_dim]. kind: "video" or "image".

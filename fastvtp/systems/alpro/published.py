@@ -25,7 +25,7 @@ _PRETRAINING = {
     "init": "release: vit_base_patch16_224 of ImageNet",
     "text_init": "release: bert-base-uncased",
     "steps": "release: 10 epochs of WebVid-2M and CC3M",
-    "accumulate": "release: makes up its clips a step",
+    "batch_size": "release: its clips a step",
 }
 _FINETUNING = {
     "init": "release: its pretraining",
@@ -56,7 +56,7 @@ def question_answering(script: str, data: str, *, questions: int, epochs: int) -
         "data.augmentation.rand_augment": "release: two operations at magnitude 5 of 10",
         "data.flip": "release",
         "data.max_answers": "release",
-        "accumulate": "release: makes up its questions a step",
+        "batch_size": "release: its questions a step",
     }
     return _follows(script, data, 192, epochs * questions // 192, settings)
 

@@ -221,8 +221,8 @@ def alpro_msvd_qa(preset: str = "fastvtp") -> TrainConfig:
 
 _PRETRAINING: dict[str, Any] = {
     "steps": 10 * (2_500_000 + 3_000_000) // 256,
-    "batch_size": 64,
-    "accumulate": 4,
+    "batch_size": 256,
+    "micro_batch": 64,
     "precision": "bfloat16",
     "checkpoint_every": 2000,
 }
@@ -312,7 +312,7 @@ def _retrieval(
 
 
 def _qa(preset: str, *, questions: int, epochs: int, answers: int, clip_norm: float, output_dir: str) -> TrainConfig:
-    batch_size, accumulate = 24, 8
+    batch_size = 192
     return TrainConfig(
         task="finetune_alpro_qa",
         model=AlproQAConfig(num_frames=16, num_answers=answers),
@@ -328,9 +328,9 @@ def _qa(preset: str, *, questions: int, epochs: int, answers: int, clip_norm: fl
         position_resize=_RESIZE[preset],
         optimizer=_optimizer(preset, 5e-5, warmup_share=0.1, clip_norm=clip_norm),
         output_dir=output_dir,
-        steps=epochs * questions // (batch_size * accumulate),
+        steps=epochs * questions // batch_size,
         batch_size=batch_size,
-        accumulate=accumulate,
+        micro_batch=24,
         precision="bfloat16",
     )
 

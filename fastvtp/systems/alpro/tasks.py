@@ -18,6 +18,7 @@ from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import ENTITIES_NAME, tokenizer_beside, weights_of
+from fastvtp.modules.rest_of_step import ALONE, Collected, RestOfStep, Wanted
 from fastvtp.systems.alpro.entities import average_prompts, entity_prompts
 from fastvtp.systems.alpro.finetuning import AlproQAConfig, AlproRetrievalConfig
 from fastvtp.systems.alpro.model import Alpro
@@ -39,8 +40,12 @@ class PretrainPrompter(CaptionedTask):
     contrasts = True
     data_settings = ("images",)
 
-    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
-        loss = self.compute_whole(compute, model, batch)
+    def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected:
+        return model.collect(*self.whole(model, batch), wanted=wanted)
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
+        sample_ids = batch.sample_ids.to(model.device, non_blocking=True)
+        loss = compute(*self.whole(model, batch), sample_ids=sample_ids, rest=rest)
         return loss, {"loss/contrastive": loss.detach(), "temperature": 1 / model.logit_scale().detach()}
 
 
@@ -60,7 +65,7 @@ class PretrainAlpro(CaptionedTask):
     name = "pretrain_alpro"
     model_config = AlproConfig
     options = PrompterOptions
-    contrasts = True
+    contrasts = matches = True
     data_settings = ("images",)
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
@@ -90,6 +95,11 @@ class PretrainAlpro(CaptionedTask):
             logger.warning("%s has changed: the run keeps the %d entities of %s", path, len(entities), checkpoint)
         return entities
 
+    @property
+    def leaves_out(self) -> bool:
+        model = self.config.model
+        return super().leaves_out or not (model.entity_weight and model.word_weight)
+
     def tokenizer_sources(self) -> dict[str, str]:
         prompter = self.config.options.prompter
         return super().tokenizer_sources() | ({} if prompter is None else {"prompter": prompter})
@@ -107,9 +117,12 @@ class PretrainAlpro(CaptionedTask):
             assert reader is not None  # the task reads texts
             encode_prompts(model, reader, self.entities)
 
-    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
-        plan = model.plan(batch.input_ids, batch.text_lengths, batch.sample_ids, seed=self.config.seed, step=batch.step)
-        output = compute(batch.video, plan, kind=batch.kind)
+    def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected:
+        return model.collect(batch.video, self.plan(model, batch), wanted, kind=batch.kind)
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
+        plan = self.plan(model, batch) if rest.kept is None else rest.kept
+        output = compute(batch.video, plan, kind=batch.kind, rest=rest)
         return output.loss, output.terms
 
     def write_labels(self, folder: Path) -> None:
@@ -122,7 +135,7 @@ class FinetuneAlproRetrieval(CaptionedTask):
 
     name = "finetune_alpro_retrieval"
     model_config = AlproRetrievalConfig
-    contrasts = True
+    contrasts = matches = True
 
 
 class FinetuneAlproQA(QuestionTask):
@@ -131,6 +144,10 @@ class FinetuneAlproQA(QuestionTask):
     name = "finetune_alpro_qa"
     model_config = AlproQAConfig
     fresh = ("classifier",)
+
+    @property
+    def leaves_out(self) -> bool:
+        return True  # what contrast and matching read
 
 
 def encode_prompts(model: Alpro, tokenizer: Tokenizer, entities: list[str]) -> None:

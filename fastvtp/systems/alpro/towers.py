@@ -23,10 +23,9 @@ from fastvtp.modules.checks import (
     check_share,
 )
 from fastvtp.modules.layers import init_linear_normal
-from fastvtp.modules.losses import video_text_contrast
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.precision import in_float32, wide
-from fastvtp.modules.ranks import world_group
+from fastvtp.modules.rest_of_step import ALONE, Collected, Compared, RestOfStep, Wanted
 from fastvtp.modules.rows import QueryRows, Rows, take_rows
 from fastvtp.modules.stacks import Stack
 from fastvtp.systems.alpro.entities import IGNORE_RULES
@@ -192,22 +191,45 @@ class AlproTowers(nn.Module):
         with torch.autocast(tokens_BD.device.type, enabled=False):
             return in_float32(projection, tokens_BD)
 
-    def contrast(self, text: Tensor, video: Tensor, sample_ids: Tensor | None) -> Tensor:
+    def compared(self, text: Tensor, video: Tensor) -> Compared:
+        """Return features of unit length, [B, projection_dim] each, of which rows i belong together, with the
+        temperature that they are compared with."""
+        return Compared(text, video, self.logit_scale())
+
+    def contrast(self, text: Tensor, video: Tensor, sample_ids: Tensor | None, rest: RestOfStep = ALONE) -> Tensor:
         """Compute InfoNCE, mean of both directions, of features [B, projection_dim] each, of which rows i belong
         together: [].
 
-        sample_ids: int64 [B]; rows with equal ids are the same clip and no negatives of each other.
+        sample_ids: int64 [B]; rows with equal ids are the same clip and no negatives of each other. rest: of the step.
         """
-        return video_text_contrast(
-            text, video, self.logit_scale(), sample_ids=sample_ids, group=world_group(self.config.gather_negatives)
-        )
+        return rest.contrast(self.compared(text, video), sample_ids)
 
     def forward(
-        self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, sample_ids: Tensor | None = None
+        self,
+        video: Tensor,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        *,
+        sample_ids: Tensor | None = None,
+        rest: RestOfStep = ALONE,
     ) -> Tensor:
         """Compute the contrast of a batch of clips, uint8 [B, T, H, W, 3], with its packed captions, int64 [N] and
         int32 [B+1]: a loss [].
 
-        sample_ids: int64 [B]; rows with equal ids are the same clip and no negatives of each other.
+        sample_ids: int64 [B]; rows with equal ids are the same clip and no negatives of each other. rest: of the step
+        that the batch is a part of.
         """
-        return self.contrast(self.encode_text(input_ids, cu_seqlens, max_seqlen), self.encode_video(video), sample_ids)
+        text = self.encode_text(input_ids, cu_seqlens, max_seqlen)
+        return self.contrast(text, self.encode_video(video), sample_ids, rest)
+
+    @torch.no_grad()
+    def collect(
+        self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, wanted: Wanted
+    ) -> Collected:
+        """Tell beforehand what the loss of a step needs of this micro-batch: its features, where they are wanted.
+        Arguments as `forward`."""
+        if not wanted.compared:
+            return Collected()
+        text = self.encode_text(input_ids, cu_seqlens, max_seqlen)
+        return Collected(compared=self.compared(text, self.encode_video(video)))

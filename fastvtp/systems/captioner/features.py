@@ -87,11 +87,12 @@ class FeatureLoader:
     token ids.
     """
 
-    def __init__(self, clips: CachedClips, *, batch_size: int, seed: int, start_step: int, num_steps: int):
+    def __init__(self, clips: CachedClips, batches: Batches):
+        if batches.num_steps is None:
+            raise UserError("num_steps is none: a loader of features makes a number of batches")
         self._clips = clips
-        batches = Batches(batch_size=batch_size, train=True, seed=seed, start_step=start_step, num_steps=num_steps)
         self._stream = SampleStream(len(clips), batches)
-        self._steps = range(start_step, start_step + num_steps)
+        self._steps = range(batches.start_step, batches.start_step + batches.num_steps)
         self.wait_seconds = 0.0
         self.bad_files: dict[str, str] = {}
 
@@ -115,7 +116,7 @@ class FeatureLoader:
                 0,
                 torch.tensor(indices),
                 list(captions),
-                step,
+                self._stream.batch_number(step),
             )
             self.wait_seconds += time.perf_counter() - started
             yield batch

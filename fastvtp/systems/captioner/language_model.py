@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fastvtp.errors import UserError
 from fastvtp.modules.precision import wide
-from fastvtp.modules.ranks import means_over_ranks
+from fastvtp.modules.rest_of_step import ALONE, RestOfStep
 
 IGNORED = -100
 """The label of a token that is not to be predicted, as in `cross_entropy`."""
@@ -34,6 +34,11 @@ class PromptedTexts:
     input_ids: Tensor
     present: Tensor
     labels: Tensor
+
+    @property
+    def count(self) -> Tensor:
+        """The number of tokens that are to be predicted, int64 []."""
+        return (self.labels != IGNORED).sum()
 
 
 class LanguageModel:
@@ -103,12 +108,12 @@ class LanguageModel:
         padded = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
         return PromptedTexts(*(part.to(self.device, non_blocking=True) for part in (input_ids, present, padded)))
 
-    def loss(self, prefix_BPW: Tensor | None, texts: PromptedTexts) -> tuple[Tensor, Tensor]:
+    def loss(self, prefix_BPW: Tensor | None, texts: PromptedTexts, rest: RestOfStep = ALONE) -> tuple[Tensor, Tensor]:
         """Compute the mean cross-entropy of the labels behind a prefix and their prompts, [], and the share of them
         that is guessed right, [], detached.
 
-        prefix_BPW: [B, P, W]; None: there is none, and prompts must not be empty. Raises UserError where the model has
-        too few positions.
+        prefix_BPW: [B, P, W]; None: there is none, and prompts must not be empty. rest: of the step that the
+        batch is a part of. Raises UserError where the model has too few positions.
         """
         embedded = self.embed(texts.input_ids)
         present = texts.present
@@ -126,7 +131,7 @@ class LanguageModel:
         loss = cross_entropy(wide(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
         counted = labels != IGNORED
         right = (logits.detach().argmax(-1) == labels) & counted
-        loss, accuracy = means_over_ranks(counted.sum(), loss, right.sum() / counted.sum())
+        loss, accuracy = rest.means("tokens", counted.sum(), loss, right.sum() / counted.sum())
         return loss, accuracy
 
     def embed(self, input_ids: Tensor) -> Tensor:

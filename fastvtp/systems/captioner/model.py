@@ -22,6 +22,7 @@ from fastvtp.modules.checks import (
 )
 from fastvtp.modules.layers import CrossBlock, init_linear_normal
 from fastvtp.modules.packing import Packing
+from fastvtp.modules.rest_of_step import ALONE, RestOfStep
 from fastvtp.settings import a_path, check_types
 from fastvtp.systems.captioner.language_model import LanguageModel, PromptedTexts
 
@@ -213,9 +214,10 @@ class VideoCaptioner(nn.Module):
         """Return captions to learn, on the model's device; prompts: one each, None: `config.prompt`."""
         return self.language.texts(self._prompts(prompts, len(captions)), captions, self.config.max_tokens)
 
-    def forward(self, clips: Clips, texts: PromptedTexts) -> CaptionerOutput:
-        """Compute the loss of the captions' tokens, prompts not counted, a mean. texts: from `texts`."""
-        loss, accuracy = self.language.loss(self.prefix(clips), texts)
+    def forward(self, clips: Clips, texts: PromptedTexts, rest: RestOfStep = ALONE) -> CaptionerOutput:
+        """Compute the loss of the captions' tokens, prompts not counted, a mean. texts: from `texts`. rest: of the step
+        that the batch is a part of."""
+        loss, accuracy = self.language.loss(self.prefix(clips), texts, rest)
         return CaptionerOutput(loss, {"loss/caption": loss.detach(), "token_accuracy": accuracy})
 
     @torch.no_grad()

@@ -61,7 +61,7 @@ def videoprism_captioning_tiny(preset: str = "fastvtp") -> TrainConfig:
             "optimizer.betas": "ours: the paper does not say",
             "optimizer.eps": "ours: the paper does not say",
             "steps": "paper",
-            "accumulate": "paper: makes up its 256 clips a step",
+            "batch_size": "paper",
         },
         differs=(
             "The paper's language model, PaLM-2 1B, is not public: `model.language_model` takes a local folder.",
@@ -96,8 +96,8 @@ def videoprism_captioning(preset: str = "fastvtp") -> TrainConfig:
         ),
         output_dir="runs/captioning",
         steps=200_000,
-        batch_size=32,
-        accumulate=8,
+        batch_size=256,
+        micro_batch=32,
         precision="bfloat16",
         checkpoint_every=2000,
     )

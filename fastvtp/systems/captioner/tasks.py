@@ -16,12 +16,14 @@ from fastvtp.data.questions import (
     lists_questions,
     load_questions,
 )
+from fastvtp.data.source import Batches
 from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.frozen.towers import video_tower
 from fastvtp.model_folder import described_config, recorded_framing, weights_of
+from fastvtp.modules.rest_of_step import ALONE, Collected, RestOfStep, Wanted
 from fastvtp.systems.captioner.features import CachedClips, FeatureLoader, attach_backbone
-from fastvtp.systems.captioner.language_model import few_shot_prompt, language_width
+from fastvtp.systems.captioner.language_model import PromptedTexts, few_shot_prompt, language_width
 from fastvtp.systems.captioner.model import VideoCaptionerConfig
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.task import Loss, Task
@@ -76,27 +78,26 @@ class FinetuneCaptioning(Task):
     def complete(self, tokenizer: Tokenizer | None) -> Any:
         return self.completed
 
-    def ready_loader(self, *, start_step: int, num_steps: int) -> FeatureLoader | None:
-        if self.cached is None:
-            return None
-        return FeatureLoader(
-            self.cached,
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-            start_step=start_step,
-            num_steps=num_steps,
-        )
+    def ready_loader(self, batches: Batches) -> FeatureLoader | None:
+        return None if self.cached is None else FeatureLoader(self.cached, batches)
 
-    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+    def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected:
+        texts = self._texts(model, batch)
+        return Collected({"tokens": texts.count}, kept=texts)
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
         if self.cached is None:
             attach_backbone(model)
-        texts, prompts = batch.captions, None
-        if self.questions is not None:
-            template = self.config.model.question_template
-            prompts = [few_shot_prompt(question, template=template) for question in batch.captions]
-            texts = [self.questions.answers[index] for index in batch.sample_ids.tolist()]
-        output = compute(batch.video.to(model.device, non_blocking=True), model.texts(texts, prompts))
+        texts = self._texts(model, batch) if rest.kept is None else rest.kept
+        output = compute(batch.video.to(model.device, non_blocking=True), texts, rest=rest)
         return output.loss, output.terms
+
+    def _texts(self, model: Any, batch: VideoTextBatch) -> PromptedTexts:
+        if self.questions is None:
+            return model.texts(batch.captions)
+        template = self.config.model.question_template
+        prompts = [few_shot_prompt(question, template=template) for question in batch.captions]
+        return model.texts([self.questions.answers[index] for index in batch.sample_ids.tolist()], prompts)
 
 
 def with_frozen_sizes(model: VideoCaptionerConfig) -> VideoCaptionerConfig:

@@ -33,7 +33,7 @@ from fastvtp.modules.losses import (
 from fastvtp.modules.packing import check_texts, offsets
 from fastvtp.modules.pixels import IMAGENET_MEAN, IMAGENET_STD
 from fastvtp.modules.precision import in_float32
-from fastvtp.modules.ranks import means_over_ranks
+from fastvtp.modules.rest_of_step import ALONE, Collected, Compared, RestOfStep, Wanted
 from fastvtp.modules.rows import Rows, segment_mean, take_rows
 from fastvtp.modules.stacks import Stack
 from fastvtp.systems.simvtp.config import SimVTPConfig
@@ -100,13 +100,21 @@ class SimVTP(nn.Module):
         return [Stack(("video_embeddings", "text_embeddings")).under("encoder.blocks", len(self.encoder.blocks))]
 
     def plan(
-        self, input_ids: Tensor, text_lengths: Sequence[int], sample_ids: Tensor, *, seed: int, step: int
+        self,
+        input_ids: Tensor,
+        text_lengths: Sequence[int],
+        sample_ids: Tensor,
+        *,
+        seed: int,
+        step: int,
+        own_pairs: bool = True,
     ) -> SimVTPPlan:
-        """Draw the masks of a step and lay out its sequences, all of it from (seed, step, sample id).
+        """Draw the masks of a micro-batch and lay out its sequences, all of it from (seed, step, sample id).
 
         input_ids: int64 [Nt] packed captions, on the CPU. text_lengths: tokens of each caption, B host integers.
-        sample_ids: int64 [B] keys of the masks, on the CPU. Returns the plan on the model's device. Raises ValueError
-        where the captions do not fit their lengths or the model's positions.
+        sample_ids: int64 [B] keys of the masks, on the CPU. step: number of the micro-batch in the run. own_pairs:
+        False leaves the wrong pairs open, for `RestOfStep.wrong`. Returns the plan on the model's device. Raises
+        ValueError where the captions do not fit their lengths or the model's positions.
         """
         config = self.config
         lengths = np.asarray(text_lengths, dtype=np.int64)
@@ -121,23 +129,74 @@ class SimVTP(nn.Module):
             sample_ids=sample_ids,
         )
         visible, predicted = config.draw_masks(sample_ids, seed=seed, step=step)
-        hard = config.matching_negatives == "hard"
+        apart = config.matching_negatives == "hard" or not own_pairs
         return lay_out(
             config,
             StepMasks(visible, predicted, hidden),
             CaptionTokens(input_ids, lengths),
-            mismatch=None if hard else random_mismatch(sample_ids.numpy(), seed=seed, step=step),
+            mismatch=None if apart else random_mismatch(sample_ids.numpy(), seed=seed, step=step),
             sample_ids=sample_ids,
             seed=seed,
             step=step,
         ).to(self.device)
 
-    def forward(self, video: Tensor, plan: SimVTPPlan) -> SimVTPOutput:
-        """Compute all four losses of a batch of clips, uint8 [B, T, H, W, 3], with what `plan` drew for it."""
-        config, (batch_size, num_visible) = self.config, plan.visible.shape
+    def collect(self, video: Tensor, plan: SimVTPPlan, wanted: Wanted) -> Collected:
+        """Tell beforehand what the losses of a step need of this micro-batch: its masked words, and, where they are
+        wanted, the features that the contrast compares. Arguments as `forward`."""
+        compared = None
+        if wanted.compared:
+            with torch.no_grad():
+                compared = self.contrast.compared(*self._features(self._means(self._encode(video, plan)[1], plan)))
+        pairs: int | Tensor = 2 * len(plan.sample_ids)
+        if plan.mismatched is None:
+            pairs = (plan.match_labels != -100).sum()
+        elif not wanted.pairs:  # among its own clips all captions have a wrong one, or none has
+            pairs = len(plan.sample_ids) * (1 + (plan.sample_ids != plan.sample_ids[0]).any())
+        return Collected({"words": len(plan.word_labels), "pairs": pairs}, compared, {"visible": plan.visible}, plan)
+
+    def draw_wrong(
+        self, compared: Compared | None, sample_ids: Tensor, *, seed: int, step: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Draw for each of the texts of a whole batch the row of a wrong clip, int64 [B], -1 where there is none; no
+        wrong texts. compared: the features of the batch; sample_ids: int64 [B], equal where a clip stands there twice.
+        """
+        if self.config.matching_negatives != "hard" or compared is None:
+            other = torch.from_numpy(random_mismatch(sample_ids.cpu().numpy(), seed=seed, step=step))
+            other = other.to(sample_ids.device)
+            return torch.where(sample_ids[other] != sample_ids, other, -1), None
+        clips, _ = hard_negatives(
+            normalize(compared.text.detach(), dim=-1),
+            normalize(compared.video.detach(), dim=-1),
+            compared.logit_scale.detach(),
+            seed=seed,
+            step=step,
+            groups=sample_ids,
+        )
+        return clips, None
+
+    def _encode(self, video: Tensor, plan: SimVTPPlan) -> tuple[Tensor, Tensor]:
+        """Return the pool, visible tubelets [B*Kv, D] with the text tokens behind them, and the encoder's [N, D]."""
         tubelets = self.video_embeddings(video, plan.visible).flatten(0, 1)
         pool = torch.cat([tubelets, self.text_embeddings(plan.text_ids, plan.text_positions)])
-        x_ND = self.encoder(pool, Rows(plan.packing, sources=plan.sources))
+        return pool, self.encoder(pool, Rows(plan.packing, sources=plan.sources))
+
+    def _means(self, x_ND: Tensor, plan: SimVTPPlan) -> Sequence[Tensor]:
+        """Return the mean token of each sequence, float32 [B, D], of one kind of sequences after the other."""
+        with torch.autocast(x_ND.device.type, enabled=False):
+            return segment_mean(x_ND, plan.packing.cu_seqlens).split(len(plan.visible))
+
+    def _features(self, means: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what the contrast compares, texts and clips, float32 [B, D or projection_dim] each."""
+        # in float32: at an inverse temperature of 100 a bfloat16 feature is off by whole logits
+        with torch.autocast(means[0].device.type, enabled=False):
+            text = in_float32(self.contrast.text_projection, means[2])
+            return text, in_float32(self.contrast.video_projection, means[1])
+
+    def forward(self, video: Tensor, plan: SimVTPPlan, rest: RestOfStep = ALONE) -> SimVTPOutput:
+        """Compute all four losses of a batch of clips, uint8 [B, T, H, W, 3], with what `plan` drew for it. rest: of
+        the step that the batch is a part of."""
+        config, (batch_size, num_visible) = self.config, plan.visible.shape
+        pool, x_ND = self._encode(video, plan)
 
         visible = take_rows(x_ND, plan.joint_video_rows).view(batch_size, num_visible, -1)
         pixel_prediction = self.decoder(visible, plan.visible, plan.predicted)
@@ -154,18 +213,17 @@ class SimVTP(nn.Module):
         labels = plan.word_labels
         word_loss, words = masked_word_loss(word_features, self.word_head.weight, self.word_head.bias, labels)
         right_words = (words == labels).sum() / max(len(labels), 1)
-        word_loss, right_words = means_over_ranks(len(labels), word_loss, right_words)
+        word_loss, right_words = rest.means("words", len(labels), word_loss, right_words)
 
-        # features and heads in float32: at an inverse temperature of 100 a bfloat16 feature is off by whole logits
+        means = self._means(x_ND, plan)
+        text, video_only = self._features(means)
         with torch.autocast(x_ND.device.type, enabled=False):
-            means = segment_mean(x_ND, plan.packing.cu_seqlens).split(batch_size)
-            text = in_float32(self.contrast.text_projection, means[2])
-            video_only = in_float32(self.contrast.video_projection, means[1])
-            contrastive = self.contrast(text, video_only, plan.sample_ids)
-        mismatched, match_labels = self._mismatched(pool, plan, means, text, video_only)
+            contrastive = self.contrast(text, video_only, plan.sample_ids, rest)
+        mismatched, match_labels = self._mismatched(pool, plan, means, (text, video_only), rest)
         with torch.autocast(x_ND.device.type, enabled=False):
             match_logits = in_float32(self.match_head, torch.cat([means[0], mismatched]))
-            matching, right_matches = means_over_ranks(
+            matching, right_matches = rest.means(
+                "pairs",
                 (match_labels != -100).sum(),
                 matching_loss(match_logits, match_labels),
                 matching_accuracy(match_logits, match_labels),
@@ -199,25 +257,31 @@ class SimVTP(nn.Module):
         )
 
     def _mismatched(
-        self, pool: Tensor, plan: SimVTPPlan, means: Sequence[Tensor], text: Tensor, video: Tensor
+        self,
+        pool: Tensor,
+        plan: SimVTPPlan,
+        means: Sequence[Tensor],
+        features: tuple[Tensor, Tensor],
+        rest: RestOfStep,
     ) -> tuple[Tensor, Tensor]:
         """Return the mean encoded token of each wrong pair, float32 [B, D], and the labels of all 2B pairs, int64
         [2B]."""
         if plan.mismatched is None:
             return means[3], plan.match_labels
-        with torch.no_grad():
-            clips, _ = hard_negatives(
-                normalize(text.detach(), dim=-1),
-                normalize(video.detach(), dim=-1),
-                self.contrast.logit_scale().detach(),
-                seed=plan.seed,
-                step=plan.step,
-                groups=plan.sample_ids,
-            )
-        sources = plan.mismatched.sources(clips.clamp(min=0), plan.visible.shape[1])
+        batch_size, num_visible = plan.visible.shape
+        if rest.wrong is None:
+            compared = self.contrast.compared(*features)
+            clips, _ = self.draw_wrong(compared, plan.sample_ids, seed=plan.seed, step=plan.step)
+            found = clips >= 0
+        else:
+            # clip i is the wrong one of caption i, and takes its place in the pool
+            wrong = self.video_embeddings(rest.wrong.clips, rest.wrong.of_clips["visible"]).flatten(0, 1)
+            pool = torch.cat([wrong.to(pool.dtype), pool[batch_size * num_visible :]])
+            clips, found = torch.arange(batch_size, device=pool.device), rest.wrong.has_clip
+        sources = plan.mismatched.sources(clips.clamp(min=0), num_visible)
         x_ND = self.encoder(pool, Rows(plan.mismatched.packing, sources=sources))
         # a caption whose clip is the whole batch has no negative
-        return segment_mean(x_ND, plan.mismatched.packing.cu_seqlens), matching_labels(clips >= 0)
+        return segment_mean(x_ND, plan.mismatched.packing.cu_seqlens), matching_labels(found)
 
     def embed_video(self, video: Tensor) -> Tensor:
         """Compute one vector for each whole clip, not scaled: uint8 [B, T, H, W, 3] -> float32 [B, D or

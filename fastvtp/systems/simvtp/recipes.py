@@ -148,14 +148,13 @@ def qa_finetune_tiny(preset: str = "fastvtp") -> TrainConfig:
             "optimizer.weight_decay": "ours: the release says 1e-3 and applies none",
             "optimizer.eps": "ours: the release has 1e-6",
             "steps": "release: 10 epochs of 158581 questions, 192 a step",
-            "accumulate": "release: makes up its questions a step",
+            "batch_size": "release: its questions a step",
         },
         differs=("How SimVTP was fine-tuned to answer questions was never released: the schedule is ALPRO's.",),
     )
 )
 def qa_finetune(preset: str = "fastvtp") -> TrainConfig:
     """ALPRO's on MSRVTT-QA (SimVTP's was never released): 10 epochs of 158 581 questions, 192 a step."""
-    batch_size = 24
     steps = _QA_EPOCHS * _QUESTIONS // _QA_BATCH
     return TrainConfig(
         task="finetune_qa",
@@ -176,8 +175,8 @@ def qa_finetune(preset: str = "fastvtp") -> TrainConfig:
         ),
         output_dir="runs/qa",
         steps=steps,
-        batch_size=batch_size,
-        accumulate=_QA_BATCH // batch_size,
+        batch_size=_QA_BATCH,
+        micro_batch=24,
         precision="bfloat16",
     )
 
@@ -260,7 +259,7 @@ def simvtp_small(preset: str = "fastvtp") -> TrainConfig:
             "optimizer.final_learning_rate": "release: 1e-5 for 256 clips",
             "optimizer.warmup_share": "release: 40 of 200 epochs",
             "steps": "release: 200 epochs of WebVid-2M, 1024 a step",
-            "accumulate": "release: makes up its clips a step",
+            "batch_size": "release: its clips a step",
             "precision": "ours: the release has float32",
         },
         differs=(
@@ -275,7 +274,7 @@ def simvtp_base(preset: str = "fastvtp") -> TrainConfig:
     Give `init=` VideoMAE's ViT-B of Kinetics-400 (1600 epochs) and `text_init=` a folder of bert-base-uncased; to begin
     at random says `init=none text_init=none`.
     """
-    batch_size, scale = 64, _WEBVID_BATCH / 256
+    scale = _WEBVID_BATCH / 256
     return TrainConfig(
         task="pretrain_simvtp",
         model=model_config("simvtp_base", preset=preset),
@@ -291,8 +290,8 @@ def simvtp_base(preset: str = "fastvtp") -> TrainConfig:
         ),
         output_dir="runs/simvtp_base",
         steps=_WEBVID_EPOCHS * (_WEBVID_CLIPS // _WEBVID_BATCH),
-        batch_size=batch_size,
-        accumulate=_WEBVID_BATCH // batch_size,
+        batch_size=_WEBVID_BATCH,
+        micro_batch=64,
         precision="bfloat16",
         checkpoint_every=2000,
     )

@@ -11,6 +11,7 @@ from fastvtp.modules.contrast import Contrast, ContrastConfig
 from fastvtp.modules.layers import Transformer, init_linear_xavier
 from fastvtp.modules.packing import join_packings
 from fastvtp.modules.precision import in_float32
+from fastvtp.modules.rest_of_step import ALONE, Collected, RestOfStep, Wanted
 from fastvtp.modules.rows import segment_mean
 from fastvtp.modules.stacks import Stack
 from fastvtp.systems.videomae.model import VideoEncoderConfig
@@ -88,20 +89,35 @@ class DualEncoder(nn.Module):
         max_seqlen: int,
         *,
         sample_ids: Tensor | None = None,
+        rest: RestOfStep = ALONE,
     ) -> DualEncoderOutput:
         """Contrast the clips of a batch with their captions.
 
         video: uint8 [B, T, H, W, 3]. input_ids: int64 [N], divided into captions by cu_seqlens int32 [B+1].
         max_seqlen: a bound on the longest caption.
-        sample_ids: int64 [B]; equal ones are the same clip and no negatives of each other.
+        sample_ids: int64 [B]; equal ones are the same clip and no negatives of each other. rest: of the step that the
+        batch is a part of.
         """
-        if self.text_encoder is None:
-            text, clips = self._embed_together(video, input_ids, cu_seqlens, max_seqlen)
-        else:
-            text, clips = self.embed_text(input_ids, cu_seqlens, max_seqlen), self.embed_video(video)
-        loss = self.contrast(text, clips, sample_ids)
+        text, clips = self._features(video, input_ids, cu_seqlens, max_seqlen)
+        loss = self.contrast(text, clips, sample_ids, rest)
         terms = {"loss/contrastive": loss.detach(), "temperature": 1 / self.contrast.logit_scale().detach()}
         return DualEncoderOutput(loss, terms, text, clips)
+
+    @torch.no_grad()
+    def collect(
+        self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, wanted: Wanted
+    ) -> Collected:
+        """Tell beforehand what the loss of a step needs of this micro-batch: its features, where they are wanted.
+        Arguments as `forward`."""
+        if not wanted.compared:
+            return Collected()
+        return Collected(compared=self.contrast.compared(*self._features(video, input_ids, cu_seqlens, max_seqlen)))
+
+    def _features(self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
+        """Return what the contrast compares, texts and clips, [B, D or projection_dim] each. Arguments as `forward`."""
+        if self.text_encoder is None:
+            return self._embed_together(video, input_ids, cu_seqlens, max_seqlen)
+        return self.embed_text(input_ids, cu_seqlens, max_seqlen), self.embed_video(video)
 
     def embed_video(self, video: Tensor) -> Tensor:
         """Compute one vector for each whole clip, not scaled: uint8 [B, T, H, W, 3] -> float32 [B, D or

@@ -11,6 +11,7 @@ from fastvtp.checkpoints.reading import read_checkpoint
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.text import Tokenizer
 from fastvtp.model_folder import weights_of
+from fastvtp.modules.rest_of_step import ALONE, Collected, RestOfStep, Wanted
 from fastvtp.systems.simvtp.config import SimVTPConfig
 from fastvtp.systems.simvtp.question_answering import VideoQAConfig
 from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
@@ -25,7 +26,17 @@ class PretrainSimVTP(CaptionedTask):
 
     name = "pretrain_simvtp"
     model_config = SimVTPConfig
-    contrasts = True
+    contrasts = matches = True
+
+    def plan(self, model: Any, batch: VideoTextBatch, *, own_pairs: bool = True) -> Any:
+        return model.plan(
+            batch.input_ids,
+            batch.text_lengths,
+            batch.sample_ids,
+            seed=self.config.seed,
+            step=batch.step,
+            own_pairs=own_pairs,
+        )
 
 
 class FinetuneRetrieval(CaptionedTask):
@@ -35,8 +46,12 @@ class FinetuneRetrieval(CaptionedTask):
     model_config = DualEncoderConfig
     contrasts = True
 
-    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
-        output = self.compute_whole(compute, model, batch)
+    def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected:
+        return model.collect(*self.whole(model, batch), wanted=wanted)
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
+        sample_ids = batch.sample_ids.to(model.device, non_blocking=True)
+        output = compute(*self.whole(model, batch), sample_ids=sample_ids, rest=rest)
         return output.loss, output.terms
 
 

@@ -1,7 +1,7 @@
 """Recipes of VideoMAE: pretraining, and the classification that starts from it.
 
 They follow the released scripts, see `fastvtp.systems.videomae.schedules`, whose steps are of many GPUs' clips: here
-one process takes as many, one part after the other (`accumulate`).
+one process takes as many, one part after the other (`micro_batch`).
 """
 
 from dataclasses import replace
@@ -38,7 +38,7 @@ def videomae_pretrain_tiny(preset: str = "fastvtp") -> TrainConfig:
 @PRETRAINING["small"].published()
 def videomae_pretrain_small(preset: str = "fastvtp") -> TrainConfig:
     """VideoMAE's ViT-S on Kinetics-400: 1600 epochs, 1024 clips a step."""
-    return _pretraining(preset, PRETRAINING["small"], "runs/videomae_small", batch_size=128)
+    return _pretraining(preset, PRETRAINING["small"], "runs/videomae_small", micro_batch=128)
 
 
 @PRETRAINING["base"].published()
@@ -50,13 +50,13 @@ def videomae_pretrain_base(preset: str = "fastvtp") -> TrainConfig:
 @PRETRAINING["large"].published()
 def videomae_pretrain_large(preset: str = "fastvtp") -> TrainConfig:
     """VideoMAE's ViT-L on Kinetics-400, with a decoder of 12 layers: 1600 epochs, 512 clips a step."""
-    return _pretraining(preset, PRETRAINING["large"], "runs/videomae_large", batch_size=32, decoder_depth=12)
+    return _pretraining(preset, PRETRAINING["large"], "runs/videomae_large", micro_batch=32, decoder_depth=12)
 
 
 @PRETRAINING["huge"].published("The release recomputes activations to save memory.")
 def videomae_pretrain_huge(preset: str = "fastvtp") -> TrainConfig:
     """VideoMAE's ViT-H on Kinetics-400, with a decoder of 12 layers: 1600 epochs, 1024 clips a step."""
-    return _pretraining(preset, PRETRAINING["huge"], "runs/videomae_huge", batch_size=16, decoder_depth=12)
+    return _pretraining(preset, PRETRAINING["huge"], "runs/videomae_huge", micro_batch=16, decoder_depth=12)
 
 
 @PRETRAINING["ssv2"].published()
@@ -68,7 +68,7 @@ def videomae_pretrain_ssv2(preset: str = "fastvtp") -> TrainConfig:
 @PRETRAINING["ssv2_small"].published("Its script says 32 GPUs of 32 clips, which is taken, and starts 64.")
 def videomae_pretrain_ssv2_small(preset: str = "fastvtp") -> TrainConfig:
     """VideoMAE's ViT-S on every second frame of Something-Something V2: 2400 epochs, 1024 clips a step."""
-    return _pretraining(preset, PRETRAINING["ssv2_small"], "runs/videomae_ssv2_small", batch_size=128, frame_stride=2)
+    return _pretraining(preset, PRETRAINING["ssv2_small"], "runs/videomae_ssv2_small", micro_batch=128, frame_stride=2)
 
 
 @PRETRAINING["ucf101"].published()
@@ -82,11 +82,11 @@ def _pretraining(
     schedule: Schedule,
     output_dir: str,
     *,
-    batch_size: int = 64,
+    micro_batch: int = 64,
     frame_stride: int = 4,
     **model: Any,
 ) -> TrainConfig:
-    """Return a pretraining. batch_size: clips at a time. model: settings beside those of its size."""
+    """Return a pretraining. micro_batch: clips at a time. model: settings beside those of its size."""
     reading = replace(TRAINING_READING, frame_stride=frame_stride, flip=False, **MULTI_SCALE_CROP)
     return TrainConfig(
         task="pretrain_videomae",
@@ -99,8 +99,8 @@ def _pretraining(
         ),
         output_dir=output_dir,
         steps=schedule.steps,
-        batch_size=batch_size,
-        accumulate=schedule.clips_a_step // batch_size,
+        batch_size=schedule.clips_a_step,
+        micro_batch=micro_batch,
         precision="bfloat16",
         checkpoint_every=2000,
     )
@@ -132,7 +132,7 @@ def classification_finetune_tiny(preset: str = "fastvtp") -> TrainConfig:
 @FINETUNING["small"].published()
 def classification_finetune_small(preset: str = "fastvtp") -> TrainConfig:
     """VideoMAE's ViT-S on Kinetics-400: 150 epochs of 384 videos a step, each twice."""
-    return _classification(FINETUNING["small"], "small", batch_size=96)
+    return _classification(FINETUNING["small"], "small", micro_batch=96)
 
 
 @FINETUNING["base"].published()
@@ -144,13 +144,13 @@ def classification_finetune(preset: str = "fastvtp") -> TrainConfig:
 @FINETUNING["large"].published()
 def classification_finetune_large(preset: str = "fastvtp") -> TrainConfig:
     """VideoMAE's ViT-L on Kinetics-400: 35 epochs of 128 videos a step, each twice."""
-    return _classification(FINETUNING["large"], "large", batch_size=16)
+    return _classification(FINETUNING["large"], "large", micro_batch=16)
 
 
 @FINETUNING["huge"].published("The release recomputes activations to save memory.")
 def classification_finetune_huge(preset: str = "fastvtp") -> TrainConfig:
     """VideoMAE's ViT-H on Kinetics-400: 50 epochs of 512 videos a step, each twice."""
-    return _classification(FINETUNING["huge"], "huge", batch_size=8, drop_path=0.2, head_dropout=0.5)
+    return _classification(FINETUNING["huge"], "huge", micro_batch=8, drop_path=0.2, head_dropout=0.5)
 
 
 @FINETUNING["ssv2"].published()
@@ -168,14 +168,20 @@ def classification_finetune_ssv2_small(preset: str = "fastvtp") -> TrainConfig:
 
     Never mirrored, for the same reason.
     """
-    return _classification(FINETUNING["ssv2_small"], "ssv2_small", batch_size=96, layer_decay=0.7, num_classes=174)
+    return _classification(FINETUNING["ssv2_small"], "ssv2_small", micro_batch=96, layer_decay=0.7, num_classes=174)
 
 
 @FINETUNING["ucf101"].published("The release recomputes activations to save memory.")
 def classification_finetune_ucf101(preset: str = "fastvtp") -> TrainConfig:
     """VideoMAE's ViT-B on split 1 of UCF101: 100 epochs of 128 videos a step, each twice."""
     return _classification(
-        FINETUNING["ucf101"], "ucf101", batch_size=32, layer_decay=0.7, drop_path=0.2, head_dropout=0.5, num_classes=101
+        FINETUNING["ucf101"],
+        "ucf101",
+        micro_batch=32,
+        layer_decay=0.7,
+        drop_path=0.2,
+        head_dropout=0.5,
+        num_classes=101,
     )
 
 
@@ -183,12 +189,12 @@ def _classification(
     schedule: Schedule,
     pretraining: str,
     *,
-    batch_size: int = 48,
+    micro_batch: int = 48,
     layer_decay: float = 0.75,
     num_classes: int = 400,
     **model: Any,
 ) -> TrainConfig:
-    """Return a fine-tuning. pretraining: the recipe it starts from, by the end of its name. batch_size: clips at a
+    """Return a fine-tuning. pretraining: the recipe it starts from, by the end of its name. micro_batch: clips at a
     time. model: settings beside those of its size."""
     pretrained = model_config(f"videomae_{schedule.size}")
     encoder = {name: getattr(pretrained, name) for name in ("width", "depth", "num_heads")}
@@ -215,8 +221,8 @@ def _classification(
         ),
         output_dir=f"runs/classification_{pretraining}".removesuffix("_base"),
         steps=schedule.steps,
-        batch_size=batch_size,
-        accumulate=schedule.clips_a_step // batch_size,
+        batch_size=schedule.clips_a_step,
+        micro_batch=micro_batch,
         precision="bfloat16",
         options=ClassificationOptions(label_smoothing=0.1, mixup=0.8),
     )

@@ -89,7 +89,7 @@ class Schedule:
             "optimizer.final_learning_rate": f"release: {self.final_rate:g} for 256 videos a step",
             "optimizer.warmup_share": f"release: {_WARMUP_EPOCHS[self.kind]} epochs",
             "steps": f"release: {self.epochs} epochs of {self.videos} videos, {self.batch} a step{times}",
-            "accumulate": "release: makes up its clips a step",
+            "batch_size": "release: its clips a step",
             "precision": "ours: the release has float16",
             **_SOURCES[self.kind],
         }

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastvtp.data.annotations import load_videos
 from fastvtp.data.loader import VideoTextBatch
+from fastvtp.modules.rest_of_step import ALONE, RestOfStep
 from fastvtp.systems.videomae.classifier import VideoClassifierConfig
 from fastvtp.systems.videomae.model import VideoMAEConfig
 from fastvtp.training.class_task import ClassTask
@@ -35,7 +36,7 @@ class PretrainVideoMAE(Task):
         super().__init__(config, checkpoint)
         self.records = load_videos(config.data.train)
 
-    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
         output = compute(batch.video, model.plan(batch.sample_ids, seed=self.config.seed, step=batch.step))
         return output.loss, output.terms
 

@@ -17,7 +17,7 @@ _STAGE = {
     "optimizer.warmup_steps": "paper",
     "optimizer.weight_decay": "paper",
     "steps": "paper",
-    "accumulate": "paper: makes up its 4096 clips a step",
+    "batch_size": "paper",
 }
 _CONTRAST = {
     **_STAGE,
@@ -61,7 +61,7 @@ def classification(data: str, steps: int, *differs: str) -> Callable[[Any], Any]
         "optimizer.": "release",
         "init": "paper: the released encoder",
         "steps": "release",
-        "accumulate": "release: makes up its 256 clips a step",
+        "batch_size": "release",
         "label_smoothing": "release",
         "mixup": "release",
         "precision": "ours: the release does not say",

@@ -31,7 +31,7 @@ RELEASED_VIDEO_TEXT = "weights/flax_lvt_base_f16r288_repeated.npz"
 """Where the recipes look for google/videoprism-base-f16r288 and google/videoprism-lvt-base-f16r288, of the Hugging Face
 hub, under the names that the files have there."""
 
-_ONE_GPU: dict[str, Any] = {"batch_size": 64, "accumulate": 64, "precision": "bfloat16", "checkpoint_every": 1000}
+_ONE_GPU: dict[str, Any] = {"batch_size": 4096, "micro_batch": 64, "precision": "bfloat16", "checkpoint_every": 1000}
 _TEST_SAMPLING = {"official": "starts", "fastvtp": "uniform"}  # frames of the release's demos; middles of equal parts
 _ADAFACTOR: dict[str, Any] = {"algorithm": "adafactor", "scale_by_parameter": False, "momentum": 0.9}
 _TINY: dict[str, Any] = {"width": 128, "depth": 2, "temporal_depth": 2, "num_heads": 2, "mlp_hidden": 512}
@@ -221,8 +221,8 @@ def _classification(
         ),
         output_dir=output_dir,
         steps=steps,
-        batch_size=16,
-        accumulate=16,
+        batch_size=256,
+        micro_batch=16,
         precision="bfloat16",
         options=ClassificationOptions(label_smoothing=0.1, mixup=0.8),
     )

@@ -15,6 +15,7 @@ from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import weights_of
+from fastvtp.modules.rest_of_step import ALONE, Collected, RestOfStep, Wanted
 from fastvtp.systems.videoprism.distillation import PrismStudent, PrismStudentConfig
 from fastvtp.systems.videoprism.encoder import PrismClassifierConfig
 from fastvtp.systems.videoprism.video_text import VideoTextPrismConfig
@@ -51,9 +52,16 @@ class PretrainPrismContrast(CaptionedTask):
         yield from super().initial_weights(model)
         yield self.config.options.video_init, None, model.video_encoder
 
-    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
-        visible = model.plan(batch.video, batch.sample_ids, seed=self.config.seed, step=batch.step)
-        output = self.compute_whole(compute, model, batch, visible=visible)
+    def plan(self, model: Any, batch: VideoTextBatch, *, own_pairs: bool = True) -> Any:
+        return model.plan(batch.video, batch.sample_ids, seed=self.config.seed, step=batch.step)
+
+    def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected:
+        return model.collect(*self.whole(model, batch), wanted=wanted, visible=self.plan(model, batch))
+
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
+        sample_ids = batch.sample_ids.to(model.device, non_blocking=True)
+        visible = self.plan(model, batch)
+        output = compute(*self.whole(model, batch), sample_ids=sample_ids, visible=visible, rest=rest)
         return output.loss, output.terms
 
 
@@ -89,7 +97,7 @@ class PretrainPrismDistillation(Task):
             if self.config.init is None:
                 model.start_from_teacher()
 
-    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch) -> Loss:
+    def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
         plan = model.plan(batch.sample_ids, seed=self.config.seed, step=batch.step)
         output = compute(batch.video.to(model.device, non_blocking=True), plan)
         return output.loss, output.terms

@@ -18,6 +18,7 @@ from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.pooler import AttentionPooler
 from fastvtp.modules.positions import sinusoid_positions
+from fastvtp.modules.rest_of_step import ALONE, Collected, RestOfStep, Wanted
 from fastvtp.modules.rows import take_rows
 from fastvtp.modules.stacks import Stack
 from fastvtp.systems.videoprism.encoder import VideoPrismConfig, VideoPrismEncoder
@@ -214,18 +215,37 @@ class VideoTextPrism(nn.Module):
         *,
         sample_ids: Tensor | None = None,
         visible: VisibleTokens | None = None,
+        rest: RestOfStep = ALONE,
     ) -> VideoTextPrismOutput:
         """Contrast the clips of a batch with their packed texts.
 
         video: uint8 [B, T, H, W, 3]. input_ids: int64 [N], cu_seqlens: int32 [B+1], max_seqlen: the texts. sample_ids:
         int64 [B]; equal ones are the same clip and no negatives of each other. visible: the tokens that are kept, from
-        `video_encoder.plan`; None: all.
+        `video_encoder.plan`; None: all. rest: of the step that the batch is a part of.
         """
         text = self.encode_text(input_ids, cu_seqlens, max_seqlen)
         clips = self.encode_video(video, visible=visible)
-        loss = self.contrast(text, clips, sample_ids)
+        loss = self.contrast(text, clips, sample_ids, rest)
         terms = {"loss/contrastive": loss.detach(), "temperature": 1 / self.contrast.logit_scale().detach()}
         return VideoTextPrismOutput(loss, terms, text, clips)
+
+    @torch.no_grad()
+    def collect(
+        self,
+        video: Tensor,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        *,
+        wanted: Wanted,
+        visible: VisibleTokens | None = None,
+    ) -> Collected:
+        """Tell beforehand what the loss of a step needs of this micro-batch: its features, where they are wanted.
+        Arguments as `forward`."""
+        if not wanted.compared:
+            return Collected()
+        text = self.encode_text(input_ids, cu_seqlens, max_seqlen)
+        return Collected(compared=self.contrast.compared(text, self.encode_video(video, visible=visible)))
 
     def pool_video(
         self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None

@@ -1,0 +1,185 @@
+"""How the processes of a run share its model: torch's DDP and FSDP2, put around any model from outside.
+
+Models know nothing of it. What is wrapped and where follows from their structure: each member of a `ModuleList`, which
+is how transformers hold their blocks, is a unit of its own, and the rest is another.
+"""
+
+import functools
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from fastvtp import processes
+from fastvtp.errors import ConfigError
+from fastvtp.training.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+_BYTES_A_PARAMETER = 16  # float32: weight, gradient, two moments of AdamW
+# what is called besides `forward`, and needs the matrices whole
+_SHARED_METHODS = {"collect", "encode_video", "encode_text", "embed_video", "embed_text"}
+
+
+def choose_strategy(config: TrainConfig, model: nn.Module, device: torch.device) -> str:
+    """Return "none", "ddp", "fsdp2" or "hsdp": what is set, and for "auto" what fits the device.
+
+    Raises ConfigError for a strategy that the number of processes, or the optimizer, does not allow.
+    """
+    settings, world = config.parallel, processes.size()
+    strategy = settings.strategy
+    if strategy == "auto":
+        strategy = "none" if world == 1 else "ddp"
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        if world > 1 and device.type == "cuda" and config.optimizer.algorithm == "adamw":
+            memory = torch.cuda.get_device_properties(device).total_memory
+            strategy = "fsdp2" if 2 * trained * _BYTES_A_PARAMETER > memory else "ddp"
+    if strategy == "none" and world > 1:
+        raise ConfigError(f"parallel.strategy=none is for one process, there are {world}: set auto, ddp or fsdp2")
+    if strategy in ("fsdp2", "hsdp"):
+        if config.optimizer.algorithm != "adamw":
+            raise ConfigError(
+                f"optimizer.algorithm={config.optimizer.algorithm} with parallel.strategy={strategy}: the factored "
+                "moments of a matrix need all of it; set parallel.strategy=ddp, or optimizer.algorithm=adamw"
+            )
+        if settings.shard_size is not None and world % settings.shard_size:
+            raise ConfigError(f"parallel.shard_size={settings.shard_size} does not divide the {world} processes")
+    elif settings.param_dtype != "float32":
+        raise ConfigError(f"parallel.param_dtype={settings.param_dtype} is for fsdp2 and hsdp, not for {strategy}")
+    return strategy
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Return the members of all `ModuleList`s that have parameters, inner ones before those that hold them."""
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    found = (member for members in lists for member in members if any(True for _ in member.parameters()))
+    return list(dict.fromkeys(found))[::-1]
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Make every block compute its insides again in the backward pass; names of parameters stay what they are."""
+    for block in blocks_of(model):
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+class Parallel:
+    """A model as the processes of a run share it.
+
+    leaves_out: some steps give some parameters no gradient, see `Task.leaves_out`.
+
+    Attributes:
+        model: the model itself; under fsdp2 and hsdp its parameters are DTensors, those of one element excepted.
+        compute: what computes a loss: the model, or DDP around it.
+        strategy: "none", "ddp", "fsdp2" or "hsdp".
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device, *, leaves_out: bool):
+        self.strategy, self.model = choose_strategy(config, model, device), model
+        self.compute: Callable[..., Any] = model
+        self._scalars: list[nn.Parameter] = []
+        if config.recompute:
+            recompute_blocks(model)
+        if self.strategy == "ddp":
+            # buffers are constants here; 2.13 of torch renamed the argument that keeps them from being sent
+            known = inspect.signature(DistributedDataParallel.__init__).parameters
+            buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            options: dict[str, Any] = {buffers: False, "gradient_as_bucket_view": True}
+            self.compute = DistributedDataParallel(model, find_unused_parameters=leaves_out, **options)
+        elif self.strategy != "none":
+            self._shard(config, device)
+        if processes.size() > 1:
+            logger.info("%d processes, %s", processes.size(), self.strategy)
+
+    def _shard(self, config: TrainConfig, device: torch.device) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+        world, size = processes.size(), config.parallel.shard_size
+        shape, names = ((world,), ("shard",)) if size is None else ((world // size, size), ("replicate", "shard"))
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+        if config.parallel.param_dtype == "bfloat16":
+            half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        else:
+            half = MixedPrecisionPolicy()
+        for block in blocks_of(self.model):
+            norms = [module for module in block.modules() if isinstance(module, nn.LayerNorm)]
+            if norms and half.param_dtype is not None:
+                for norm in norms:  # they add up in float32
+                    fully_shard(norm, mesh=mesh)
+            fully_shard(block, mesh=mesh, mp_policy=half)
+        self._scalars = [parameter for parameter in self.model.parameters() if parameter.ndim == 0]
+        fully_shard(self.model, mesh=mesh, ignored_params=set(self._scalars))
+        # outputs are read and never written to, which is what it warns of
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        for name in sorted(_SHARED_METHODS & set(dir(type(self.model)))):
+            register_fsdp_forward_method(self.model, name)
+
+    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """Return the context of the forward and backward pass of a micro-batch; gradients are summed over the processes
+        with the last one of a step."""
+        if self.strategy == "ddp" and not last:
+            return self.compute.no_sync()  # pyright: ignore[reportFunctionMemberAccess]
+        if self.strategy in ("fsdp2", "hsdp"):
+            self.model.set_requires_gradient_sync(last)  # pyright: ignore[reportCallIssue]
+        return nullcontext()
+
+    def average_scalars(self) -> None:
+        """Average over the processes the gradients of single numbers, which FSDP2 leaves aside; call it once a step."""
+        gradients = [parameter.grad for parameter in self._scalars if parameter.grad is not None]
+        if gradients and processes.size() > 1:
+            together = torch.stack(gradients)
+            dist.all_reduce(together)
+            for gradient, total in zip(gradients, together, strict=True):
+                gradient.copy_(total / processes.size())
+
+    def clip_gradients(self, bound: float) -> Tensor:
+        """Scale all gradients so that their norm is at most `bound`; returns the norm before that, []."""
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), bound)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def means_of_processes(values: Sequence[Tensor]) -> Tensor:
+    """Return the means over the processes of numbers [] that each has, float32 [len(values)], on their device."""
+    together = torch.stack([value.float() for value in values])
+    if processes.size() > 1:
+        dist.all_reduce(together)
+        together /= processes.size()
+    return together
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return the rows of all processes: [n, ...] on each -> [size, n, ...]."""
+    if processes.size() == 1:
+        return rows[None]
+    found = rows.new_empty(processes.size(), *rows.shape)
+    dist.all_gather(list(found.unbind()), rows.contiguous())
+    return found
+
+
+def exchange_rows(pick: Callable[[Sequence[int]], Tensor], count: int, wanted: Sequence[Sequence[int]]) -> Tensor:
+    """Fetch rows from the processes that have them.
+
+    pick: returns these rows of this process, [n, ...], of none an empty tensor of the same shape. count: how many it
+    has; every process has as many. wanted: for each process the global numbers (process * count + row) that it asks
+    for, the same lists on all of them. Returns those of this process, [len(wanted[rank]), ...], in their order.
+    """
+    rank, world = processes.rank(), processes.size()
+    own = wanted[rank]
+    if world == 1:
+        return pick(own)
+    sent = [[number % count for number in numbers if number // count == rank] for numbers in wanted]
+    received = [[place for place, number in enumerate(own) if number // count == other] for other in range(world)]
+    outgoing = pick([row for part in sent for row in part]).contiguous()
+    incoming = outgoing.new_empty(len(own), *outgoing.shape[1:])
+    dist.all_to_all_single(incoming, outgoing, list(map(len, received)), list(map(len, sent)))
+    places = torch.tensor([place for part in received for place in part], dtype=torch.long, device=incoming.device)
+    return torch.empty_like(incoming).index_copy_(0, places, incoming)

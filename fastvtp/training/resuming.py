@@ -1,0 +1,92 @@
+"""Going on with a run: which checkpoint, and whether settings and data are still those that it began with."""
+
+import logging
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from fastvtp.errors import ConfigError
+from fastvtp.model_folder import RUN_CONFIG_NAME, list_checkpoints
+from fastvtp.training.config import TrainConfig, differing_settings, saved_steps
+from fastvtp.training.state import Progress, read_state, restore_checkpoint
+
+logger = logging.getLogger(__name__)
+
+# what may differ when a run is resumed: nothing here changes a number that the run computes
+_FREE_ON_RESUME = {
+    "output_dir",
+    "data.num_workers",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "keep_best",
+    "tensorboard",
+    "log_every",
+    "recompute",
+    "parallel.strategy",
+    "parallel.shard_size",
+    "parallel.timeout",
+    "data.test",
+    "data.test_views",
+    "data.test_sampling",
+    "data.test_top_k",
+}
+
+
+def find_checkpoint(config: TrainConfig, *, resume: bool) -> Path | None:
+    """Find the checkpoint in the output folder to resume from, or None for a fresh start.
+
+    Raises ConfigError rather than overwrite a run, or resume one under settings that would change its numbers.
+    """
+    run_dir = Path(config.output_dir)
+    config_path, checkpoints = run_dir / RUN_CONFIG_NAME, list_checkpoints(run_dir)
+    if not config_path.exists() and not checkpoints:
+        return None
+    if not resume:
+        raise ConfigError(f"{run_dir} already holds a run: add --resume to continue it, or choose another output_dir")
+    if not checkpoints:
+        return None
+    free = {entry.name for entry in fields(config.options) if entry.metadata.get("free_on_resume")}
+    if changed := set(differing_settings(config, config_path)) - _FREE_ON_RESUME - {"steps"} - free:
+        raise ConfigError(
+            f"cannot resume {run_dir}: {', '.join(sorted(changed))} differ from {config_path}; set them back, or start "
+            f"a new run from its weights: init={run_dir} and another output_dir"
+        )
+    return checkpoints[-1]
+
+
+def resume_progress(
+    checkpoint: Path | None,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    averaged: AveragedModel | None,
+    fresh: Progress,
+    run_dir: Path,
+    steps: int,
+) -> Progress:
+    """Return the progress of `checkpoint`, restored into model, optimizer and average, or `fresh`. steps: of the run.
+
+    Raises ConfigError where the annotations or the kind of device are not those that the run began with, or more steps
+    are done than the run has.
+    """
+    if checkpoint is None:
+        return fresh
+    state = read_state(checkpoint)
+    progress = state["progress"]
+    for name, setting in (("annotations", "the content of data.train"), ("device", "the device")):
+        before, now = getattr(progress, name), getattr(fresh, name)
+        if before != now:
+            raise ConfigError(f"cannot resume {run_dir}: {setting} changed from {before} to {now} since the run began")
+    if steps < progress.step:
+        raise ConfigError(f"cannot resume {run_dir}: steps={steps}, of which {progress.step} are done already")
+    restore_checkpoint(checkpoint, state, model, optimizer, averaged)
+    logger.info("resuming %s after step %d", run_dir, progress.step)
+    if (before := saved_steps(run_dir / RUN_CONFIG_NAME)) != steps:
+        logger.warning(
+            "%s: steps is %d where it was %d: from step %d on the learning rate is that of a run of %d steps, and the "
+            "result is not that of such a run",
+            run_dir, steps, before, progress.step, steps,
+        )  # fmt: skip
+    return progress
