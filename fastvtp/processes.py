@@ -92,7 +92,8 @@ def process_group(device: torch.device, timeout: float = DEFAULT_TIMEOUT, *, alo
         return
     settings: dict[str, Any] = {"backend": backend_of(device), "timeout": timedelta(seconds=timeout)}
     if world == 1:
-        settings |= {"store": dist.distributed_c10d.HashStore(), "rank": 0, "world_size": 1}
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        settings |= {"store": store, "rank": 0, "world_size": 1}
     else:
         settings |= {"rank": number, "world_size": world}
     if device.type == "cuda":
