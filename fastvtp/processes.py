@@ -4,6 +4,7 @@ A program that was started alone is the first of one process, and everything her
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +16,10 @@ import torch.distributed as dist
 from fastvtp.errors import ConfigError, FailedElsewhereError
 
 T = TypeVar("T")
+
+# what gloo and NCCL say when a process has gone, or does not come
+_TIMED_OUT = re.compile(r"[Tt]imed? ?out")
+_LOST = re.compile(r"[Tt]imed? ?out|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|gloo/transport|remote process")
 
 DEFAULT_TIMEOUT = 1800.0
 """Seconds that a process waits for the others before it gives the run up."""
@@ -162,6 +167,20 @@ def first_decides(work: Callable[[], T]) -> T:
         dist.broadcast_object_list(box, src=0)
         result = box[0]
     return result
+
+
+def lost_others(error: BaseException) -> str | None:
+    """Return, in a line, that this process waited in vain for the others of its run, where that is what `error`, raised
+    by a collective operation, means; None for any other error."""
+    if launched()[1] == 1 and not has_group():
+        return None
+    text = str(error)
+    if not (isinstance(error, dist.DistError) or _LOST.search(text)):
+        return None
+    number = launched()[0]
+    if _TIMED_OUT.search(text):
+        return f"process {number} waited for another one longer than parallel.timeout: {text.splitlines()[0]}"
+    return f"process {number} ends, as another process of the run has ended"
 
 
 def share(items: Sequence[T]) -> Sequence[T]:

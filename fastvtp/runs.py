@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from fastvtp import processes
 from fastvtp.architecture import architecture_of, of_all_runs
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.reading import ClipReading
@@ -13,9 +14,8 @@ from fastvtp.evaluation.protocol import EvaluationProtocol
 from fastvtp.evaluation.report import REPORT_NAME, bad_file_report, write_report
 from fastvtp.evaluation.scoring import evaluate, evaluation_loader
 from fastvtp.model_folder import OpenedModel, open_model, with_files_beside
-from fastvtp.settings import choose_device
 from fastvtp.training.config import TrainConfig, find_task
-from fastvtp.training.loop import TrainResult, train
+from fastvtp.training.loop import TrainResult, run_group, train
 from fastvtp.training.metrics import METRICS_NAME
 from fastvtp.training.paths import check_paths
 from fastvtp.visualization.curves import plot_curves
@@ -52,23 +52,34 @@ def _train_report(config: TrainConfig, result: TrainResult) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in result.model.parameters()),
         "bad_files": bad_file_report(result.bad_files),
         "metrics": result.metrics,
+        **({} if result.stopped_by is None else {"stopped_by": result.stopped_by}),
     }
 
 
 def pretrain(config: TrainConfig, *, resume: bool = False, progress_bar: bool = True) -> dict[str, Any]:
-    """Pretrain or fine-tune, score on `data.test` where given, draw the curves, all in `config.output_dir`.
+    """Pretrain or fine-tune, score on `data.test` where given, draw the curves, all in `config.output_dir`: on one
+    process, or on all that torchrun started, each of which must call this.
 
-    Returns the report.
+    Returns the report; of a run that a signal ended it has "stopped_by", and no scores.
     """
-    check_paths(config, resume=resume)
-    find_task(config.task).check_test_data(config)
+    with run_group(config):
+        return _pretrain(config, resume=resume, progress_bar=progress_bar and processes.is_first())
+
+
+def _pretrain(config: TrainConfig, *, resume: bool, progress_bar: bool) -> dict[str, Any]:
+    def check() -> None:
+        check_paths(config, resume=resume)
+        find_task(config.task).check_test_data(config)
+
+    processes.all_or_none(check)
     result = train(config, resume=resume, progress_bar=progress_bar)
     run_dir = Path(config.output_dir)
     report = _train_report(config, result)
-    write_report(run_dir / REPORT_NAME, report)
-    plot_curves(run_dir / METRICS_NAME, run_dir / "curves.png", title=run_dir.name)
+    if processes.is_first():
+        write_report(run_dir / REPORT_NAME, report)
+        plot_curves(run_dir / METRICS_NAME, run_dir / "curves.png", title=run_dir.name)
     data = config.data
-    if data.test is not None:
+    if data.test is not None and result.stopped_by is None:
         protocol = EvaluationProtocol(
             reading=data.test_reading,
             views=data.test_views,
@@ -83,15 +94,18 @@ def pretrain(config: TrainConfig, *, resume: bool = False, progress_bar: bool = 
         )
         bad_files = result.bad_files | scores.pop("bad_files")["files"]
         report = {**scores, **report, "bad_files": bad_file_report(bad_files)}
-        write_report(run_dir / REPORT_NAME, report)
+        if processes.is_first():
+            write_report(run_dir / REPORT_NAME, report)
     return report
 
 
 def demo(config: TrainConfig, synthetic: SyntheticConfig, *, progress_bar: bool = True) -> dict[str, Any]:
     """Generate captioned videos, pretrain on them, score and draw. An interrupted demo continues where it stopped."""
     run_dir = Path(config.output_dir)
-    dataset = generate_dataset(run_dir / "data", synthetic, progress=progress_bar)
-    data = dataclasses.replace(config.data, train=str(dataset.train), test=str(dataset.test))
-    report = pretrain(dataclasses.replace(config, data=data), resume=True, progress_bar=progress_bar)
-    visualize(open_model(run_dir, choose_device(config.device)), str(dataset.test), run_dir)
+    with run_group(config) as device:
+        dataset = processes.first_decides(lambda: generate_dataset(run_dir / "data", synthetic, progress=progress_bar))
+        data = dataclasses.replace(config.data, train=str(dataset.train), test=str(dataset.test))
+        report = pretrain(dataclasses.replace(config, data=data), resume=True, progress_bar=progress_bar)
+        if processes.is_first() and "stopped_by" not in report:
+            visualize(open_model(run_dir, device), str(dataset.test), run_dir)
     return report

@@ -1,7 +1,9 @@
 """The `fastvtp` command. Importing this loads no torch, so that `fastvtp --help` is quick."""
 
 import logging
+import os
 import sys
+import time
 from typing import NoReturn
 
 from fastvtp.errors import FailedElsewhereError, UserError
@@ -16,6 +18,9 @@ except ImportError:
 
 FORMER_NAMES = {"fit": "framing"}
 """Options that were renamed, by the names that are understood still."""
+
+# seconds that a process holds its message back, so that the one that says why comes first
+_FIRST_FIRST, _OTHERS_FIRST = 1.0, 5.0
 
 app = typer.Typer(
     help="Pretrain, fine-tune, probe and score masked video-text models.",
@@ -46,15 +51,25 @@ add_commands(app, "Checkpoints and machine", doctor)
 
 
 def main() -> None:
-    """Entry point: user errors become one line on stderr and exit status 2."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    """Entry point: user errors become one line on stderr and exit status 2. Of several processes the first logs, and
+    each says what went wrong with itself, before others say that they lost it."""
+    rank = os.environ.get("RANK", "0")
+    level = logging.INFO if rank == "0" else logging.WARNING
+    who = "" if rank == "0" else f" (process {rank})"
+    logging.basicConfig(level=level, format=f"%(levelname)s %(name)s{who}: %(message)s")
     try:
         app()
     except FailedElsewhereError:
-        sys.exit(2)  # the process that failed says why
+        time.sleep(_OTHERS_FIRST)  # the process that failed says why; torchrun ends all once one of them has gone
+        sys.exit(2)
     except (UserError, FloatingPointError, OSError) as error:
         _stop(error, 2)
     except (RuntimeError, ValueError) as error:
+        from fastvtp.processes import lost_others  # here: it imports torch
+
+        if (lost := lost_others(error)) is not None:
+            time.sleep(_OTHERS_FIRST)
+            _stop(lost, 3)
         from fastvtp_kernels.dispatch import BackendUnavailableError, UnknownBackendError  # here: it imports torch
 
         if not isinstance(error, (BackendUnavailableError, UnknownBackendError)):
@@ -65,7 +80,11 @@ def main() -> None:
 
 
 def _stop(message: object, status: int) -> NoReturn:
-    print(f"fastvtp: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(_FIRST_FIRST)  # of a mistake that all processes find the first one tells
+    print(f"fastvtp{'' if rank == '0' else f', process {rank}'}: {message}", file=sys.stderr)
+    sys.stderr.flush()
     sys.exit(status)
 
 

@@ -107,13 +107,18 @@ def finetune(
 def _train(command: str, recipe: str, overrides: list[str] | None, *, resume: bool, preset: str, quiet: bool) -> None:
     from fastvtp import runs
     from fastvtp.evaluation.report import score_lines
+    from fastvtp.processes import launched
     from fastvtp.systems.recipes import recipe_config
 
     config = recipe_config(recipe, preset, overrides or [], command=command, resume=resume)
     report = runs.pretrain(config, resume=resume, progress_bar=not quiet)
+    tell = typer.echo if launched()[0] == 0 else lambda _: None
+    if (signal := report.get("stopped_by")) is not None:
+        tell(f"stopped by {signal} after step {report['steps']}: the same command with --resume goes on")
+        raise typer.Exit(config.parallel.stop_exit_code)
     bad_files = report["bad_files"]["count"]
     done = f"{report['steps']} steps, {bad_files} undecodable files; see {config.output_dir}/report.json"
-    typer.echo("\n".join([*score_lines(report), done]))
+    tell("\n".join([*score_lines(report), done]))
 
 
 def ablate(

@@ -34,6 +34,9 @@ class ParallelConfig:
     what is sent and needs precision=bfloat16. Norms, heads, embeddings and gradients that are summed stay float32."""
     timeout: float = DEFAULT_TIMEOUT
     """Seconds that a process waits for the others before the run ends, with a line that says so."""
+    stop_exit_code: int = 0
+    """Exit code of a run that SIGTERM or SIGUSR1 ended, with a checkpoint to go on from; a scheduler may start it anew
+    at one that it knows."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -48,6 +51,8 @@ class ParallelConfig:
             raise ValueError(f"param_dtype must be 'float32' or 'bfloat16', got {self.param_dtype!r}")
         if not 0 < self.timeout < float("inf"):
             raise ValueError(f"timeout must be positive, got {self.timeout}")
+        if not 0 <= self.stop_exit_code < 256:
+            raise ValueError(f"stop_exit_code must be from 0 to 255, got {self.stop_exit_code}")
 
 
 def clips_at_a_time(batch_size: int, micro_batch: int | None) -> int:
@@ -78,7 +83,7 @@ def micro_batches_each(batch_size: int, micro_batch: int | None, processes: int)
     else:
         cure = f"; or a batch_size that {processes} divides"
     raise ConfigError(
-        f"{processes} processes cannot share the {number} micro-batches of {size} clips that batch_size={batch_size} "
+        f"{processes} processes cannot share the {number} micro-batch(es) of {size} clips that batch_size={batch_size} "
         f"makes: start {_divisors(number)}{cure}"
     )
 

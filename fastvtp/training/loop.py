@@ -83,11 +83,18 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
     another than the run began with: the schedule is then that of the new number from there on, which is logged. Raises
     ConfigError, or FloatingPointError for a loss that is not finite.
     """
+    with run_group(config) as device:
+        begun = processes.all_or_none(lambda: _begin(config, device, resume=resume))
+        return _train(config, begun, device, progress_bar=progress_bar and processes.is_first())
+
+
+@contextlib.contextmanager
+def run_group(config: TrainConfig) -> Iterator[torch.device]:
+    """Make the group of a run's processes, unless there is one already; gives the device of this process."""
     device = processes.own_device(choose_device(config.device))
     sharded = config.parallel.strategy in ("fsdp2", "hsdp")
     with processes.process_group(device, config.parallel.timeout, alone=sharded):
-        begun = processes.all_or_none(lambda: _begin(config, device, resume=resume))
-        return _train(config, begun, device, progress_bar=progress_bar and processes.is_first())
+        yield device
 
 
 def _begin(config: TrainConfig, device: torch.device, *, resume: bool) -> _Begun:

@@ -28,6 +28,7 @@ _FREE_ON_RESUME = {
     "parallel.strategy",
     "parallel.shard_size",
     "parallel.timeout",
+    "parallel.stop_exit_code",
     "data.test",
     "data.test_views",
     "data.test_sampling",
