@@ -80,7 +80,6 @@ class Gradients:
         self._wanted = Wanted(
             compared=task.contrasts and contrast == "global", pairs=task.matches and matching == "global"
         )
-        self._compute = torch.compile(parallel.compute) if config.compile else parallel.compute
 
     def of_step(self, batches: Iterator[VideoTextBatch], step: int) -> StepSums:
         """Compute and add up the gradients of a step, whose A micro-batches `batches` gives. step: its number."""
@@ -107,7 +106,7 @@ class Gradients:
         return self._asked_beforehand(batches, step)
 
     def _loss(self, batch: VideoTextBatch, rest: RestOfStep) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._task.loss(self._compute, self._parallel.model, batch, rest)
+        return self._task.loss(self._parallel.compute, self._parallel.model, batch, rest)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bfloat16")

@@ -37,10 +37,12 @@ def choose_strategy(config: TrainConfig, model: nn.Module, device: torch.device)
     """
     settings, world = config.parallel, processes.size()
     strategy = settings.strategy
+    if world == 1 and strategy in ("auto", "ddp"):
+        return "none"
     if strategy == "auto":
-        strategy = "none" if world == 1 else "ddp"
+        strategy = "ddp"
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        if world > 1 and device.type == "cuda" and config.optimizer.algorithm == "adamw":
+        if device.type == "cuda" and config.optimizer.algorithm == "adamw":
             memory = torch.cuda.get_device_properties(device).total_memory
             strategy = "fsdp2" if 2 * trained * _BYTES_A_PARAMETER > memory else "ddp"
     if strategy == "none" and world > 1:
@@ -88,14 +90,19 @@ class Parallel:
         self._scalars: list[nn.Parameter] = []
         if config.recompute:
             recompute_blocks(model)
+        if config.compile and self.strategy in ("fsdp2", "hsdp"):
+            for block in blocks_of(model):  # the whole of a sharded model takes a minute a step to compile
+                block.compile()
         if self.strategy == "ddp":
             # buffers are constants here; 2.13 of torch renamed the argument that keeps them from being sent
             known = inspect.signature(DistributedDataParallel.__init__).parameters
             buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
             options: dict[str, Any] = {buffers: False, "gradient_as_bucket_view": True}
-            self.compute = DistributedDataParallel(model, find_unused_parameters=leaves_out, **options)
+            self.compute = self._ddp = DistributedDataParallel(model, find_unused_parameters=leaves_out, **options)
         elif self.strategy != "none":
             self._shard(config, device)
+        if config.compile and self.strategy in ("none", "ddp"):
+            self.compute = torch.compile(self.compute)
         if processes.size() > 1:
             logger.info("%d processes, %s", processes.size(), self.strategy)
 
@@ -127,7 +134,7 @@ class Parallel:
         """Return the context of the forward and backward pass of a micro-batch; gradients are summed over the processes
         with the last one of a step."""
         if self.strategy == "ddp" and not last:
-            return self.compute.no_sync()  # pyright: ignore[reportFunctionMemberAccess]
+            return self._ddp.no_sync()
         if self.strategy in ("fsdp2", "hsdp"):
             self.model.set_requires_gradient_sync(last)  # pyright: ignore[reportCallIssue]
         return nullcontext()
