@@ -113,16 +113,13 @@ class Parallel:
         world, size = processes.size(), config.parallel.shard_size
         shape, names = ((world,), ("shard",)) if size is None else ((world // size, size), ("replicate", "shard"))
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
-        if config.parallel.param_dtype == "bfloat16":
-            half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        else:
-            half = MixedPrecisionPolicy()
+        half = torch.bfloat16 if config.parallel.param_dtype == "bfloat16" else None
         for block in blocks_of(self.model):
-            norms = [module for module in block.modules() if isinstance(module, nn.LayerNorm)]
-            if norms and half.param_dtype is not None:
-                for norm in norms:  # they add up in float32
-                    fully_shard(norm, mesh=mesh)
-            fully_shard(block, mesh=mesh, mp_policy=half)
+            for norm in (module for module in block.modules() if half and isinstance(module, nn.LayerNorm)):
+                fully_shard(norm, mesh=mesh)  # it adds up in float32
+            # torch looks for gradients to add up in float32 in blocks that never ran, as frozen ones may not
+            summed = torch.float32 if half and any(x.requires_grad for x in block.parameters()) else None
+            fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(half, summed, cast_forward_inputs=False))
         self._scalars = [parameter for parameter in self.model.parameters() if parameter.ndim == 0]
         fully_shard(self.model, mesh=mesh, ignored_params=set(self._scalars))
         # outputs are read and never written to, which is what it warns of
