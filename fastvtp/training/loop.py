@@ -84,7 +84,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
     ConfigError, or FloatingPointError for a loss that is not finite.
     """
     with run_group(config) as device:
-        begun = processes.all_or_none(lambda: _begin(config, device, resume=resume))
+        begun = _begin(config, device, resume=resume)
         return _train(config, begun, device, progress_bar=progress_bar and processes.is_first())
 
 
@@ -99,20 +99,27 @@ def run_group(config: TrainConfig) -> Iterator[torch.device]:
 
 def _begin(config: TrainConfig, device: torch.device, *, resume: bool) -> _Begun:
     """Check settings, read the data, and build the model; nothing is written yet."""
-    each = micro_batches_each(config.batch_size, config.micro_batch, processes.size())
-    checkpoint = find_checkpoint(config, resume=resume)
-    task = build_task(config, checkpoint)
-    tokenizer = prepare_tokenizer(config, task, checkpoint)
-    model_config = task.complete(tokenizer)
-    if checkpoint is not None:
-        model_config = saved_model_config(checkpoint, type(model_config))
-    torch.manual_seed(config.seed)
-    model = build_model(model_config, device).train()
-    if checkpoint is None:
-        load_initial_weights(model, config, task)
-        task.prepare(model, tokenizer)
-    choose_strategy(config, model, device)
-    return _Begun(task, tokenizer, model, checkpoint, each)
+
+    def read() -> tuple[int, Path | None, Task]:
+        each = micro_batches_each(config.batch_size, config.micro_batch, processes.size())
+        checkpoint = find_checkpoint(config, resume=resume)
+        return each, checkpoint, build_task(config, checkpoint)
+
+    def build() -> Any:
+        model_config = task.complete(tokenizer)
+        if checkpoint is not None:
+            model_config = saved_model_config(checkpoint, type(model_config))
+        torch.manual_seed(config.seed)
+        model = build_model(model_config, device).train()
+        if checkpoint is None:
+            load_initial_weights(model, config, task)
+            task.prepare(model, tokenizer)
+        choose_strategy(config, model, device)
+        return model
+
+    each, checkpoint, task = processes.all_or_none(read)
+    tokenizer = processes.first_decides(lambda: prepare_tokenizer(config, task, checkpoint))  # one, if it is trained
+    return _Begun(task, tokenizer, processes.all_or_none(build), checkpoint, each)
 
 
 def _agree(config: TrainConfig, fresh: Progress) -> None:
