@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fastvtp.systems.conversion import convert
 from fastvtp.systems.recipes import get_recipe, recipe_config, recipes
 from fastvtp.training.config import apply_overrides, tasks
 from fastvtp.training.loop import train
+from fastvtp.training.task import Task
 from tests.toy_system.model import Toy, ToyConfig
 from tests.toy_system.system import SYSTEM, PretrainToy
 
@@ -68,6 +70,34 @@ def test_it_is_pretrained_resumed_and_evaluated(config, captioned_videos, tmp_pa
     scores = evaluate(opened, str(captioned_videos / "test.jsonl"), progress_bar=False)
     assert scores["num_test"] == 8
     assert 0 <= scores["retrieval"]["t2v"]["R1"] <= 100
+
+
+def test_micro_batches_are_contrasted_as_one_batch(config, tmp_path):
+    """Through `collect` and `rest`: losses, gradients and weights are those of the batch that is read at once."""
+    found = []
+    for settings in ("micro_batch=8", "micro_batch=2", "contrast_scope=micro_batch"):
+        more = ["batch_size=8", "micro_batch=2", settings, f"output_dir={tmp_path / settings}"]
+        result = train(apply_overrides(config, more), progress_bar=False)
+        records = [json.loads(line) for line in (tmp_path / settings / "metrics.jsonl").read_text().splitlines()]
+        found.append(([record["loss"] for record in records], result.model.state_dict()))
+    (losses, weights), (in_parts, theirs), (apart, _) = found
+    assert in_parts == pytest.approx(losses, rel=1e-6)
+    torch.testing.assert_close(theirs, weights, rtol=1e-4, atol=1e-6)
+    assert apart[0] < losses[0] - 0.1  # among two clips instead of eight
+
+
+class Silent(PretrainToy):
+    name = "pretrain_silent"
+    collect = Task.collect
+
+
+def test_a_task_that_hands_out_no_features_is_not_contrasted_apart_in_silence(config, tmp_path):
+    register(System(name="silent", architectures=(), runs=lambda: Runs(tasks=(Silent,))))
+    silent = replace(config, task="pretrain_silent", micro_batch=2, output_dir=str(tmp_path / "silent"))
+    with pytest.raises(ConfigError, match="the task hands out no features; set contrast_scope=micro_batch"):
+        train(silent, progress_bar=False)
+    assert not (tmp_path / "silent").exists()
+    train(replace(silent, contrast_scope="micro_batch"), progress_bar=False)
 
 
 def test_its_published_weights_are_converted(tmp_path):

@@ -369,8 +369,11 @@ def differing_settings(config: TrainConfig, path: Path) -> list[str]:
         raise ConfigError(f"{path} is not a readable run configuration: {error}") from None
 
     if (accumulate := saved.get("accumulate", 1)) > 1:  # a version whose batch_size was of a micro-batch
-        at_a_time = saved.get("batch_size", 0)
+        at_a_time, task = saved.get("batch_size", 0), find_task(config.task)
         saved |= {"batch_size": accumulate * at_a_time, "micro_batch": at_a_time, "contrast_scope": "micro_batch"}
+        if not task.contrasts or set(config.scopes if task.matches else config.scopes[:1]) == {"micro_batch"}:
+            # said in another way, or of no meaning: nothing is compared across micro-batches
+            saved |= {"contrast_scope": config.contrast_scope, "matching_scope": config.matching_scope}
     absent = object()
 
     def leaf(values: Any, name: str) -> Any:

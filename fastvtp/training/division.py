@@ -62,7 +62,9 @@ def clips_at_a_time(batch_size: int, micro_batch: int | None) -> int:
     """
     size = batch_size if micro_batch is None else min(micro_batch, batch_size)
     if batch_size % size:
-        raise ConfigError(f"micro_batch={micro_batch} does not divide batch_size={batch_size}: {_divisors(batch_size)}")
+        raise ConfigError(
+            f"micro_batch={micro_batch} does not divide batch_size={batch_size}: expected {_divisors(batch_size)}"
+        )
     return size
 
 
@@ -82,8 +84,9 @@ def micro_batches_each(batch_size: int, micro_batch: int | None, processes: int)
         cure = f"; or set micro_batch to a divisor of {batch_size // processes}"
     else:
         cure = f"; or a batch_size that {processes} divides"
+    parts = "micro-batch" if number == 1 else "micro-batches"
     raise ConfigError(
-        f"{processes} processes cannot share the {number} micro-batch(es) of {size} clips that batch_size={batch_size} "
+        f"{processes} processes cannot share the {number} {parts} of {size} clips that batch_size={batch_size} "
         f"makes: start {_divisors(number)}{cure}"
     )
 

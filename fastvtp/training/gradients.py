@@ -45,6 +45,7 @@ from fastvtp.training.task import Task
 
 # clips of a step that stay on the device between the two times that they are read: 1 GiB
 _KEPT_BYTES = 1 << 30
+_NO_FEATURES = "contrast_scope=global: the task hands out no features; set contrast_scope=micro_batch"
 
 
 def seed_micro_batch(seed: int, number: int) -> None:
@@ -70,7 +71,8 @@ class StepSums:
 class Gradients:
     """Computes the gradients of the steps of a run.
 
-    micro_batches: A. device: of the model.
+    micro_batches: A. device: of the model. Raises ConfigError where the contrast is to be of the whole batch and the
+    task has no `collect`.
     """
 
     def __init__(self, config: TrainConfig, task: Task, parallel: Parallel, micro_batches: int, device: torch.device):
@@ -80,6 +82,9 @@ class Gradients:
         self._wanted = Wanted(
             compared=task.contrasts and contrast == "global", pairs=task.matches and matching == "global"
         )
+        self._looks_around = type(task).collect is not Task.collect
+        if self._wanted.compared and not self._looks_around and micro_batches * processes.size() > 1:
+            raise ConfigError(_NO_FEATURES)
 
     def of_step(self, batches: Iterator[VideoTextBatch], step: int) -> StepSums:
         """Compute and add up the gradients of a step, whose A micro-batches `batches` gives. step: its number."""
@@ -96,8 +101,7 @@ class Gradients:
 
     def _with_rests(self, batches: Iterator[VideoTextBatch], step: int) -> Iterator[tuple[VideoTextBatch, RestOfStep]]:
         """Return the micro-batches of a step, each with what it is told of the others."""
-        looks_around = type(self._task).collect is not Task.collect
-        if self._each * processes.size() == 1 or not looks_around:
+        if self._each * processes.size() == 1 or not self._looks_around:
             return ((batch, ALONE) for batch in batches)
         if self._each == 1 and not self._wanted.pairs:
             assert dist.group.WORLD is not None  # there are several processes
@@ -182,7 +186,7 @@ class WholeBatch:
         """
         compared = self.compared()
         if compared is None:
-            raise ConfigError("contrast_scope=global: the task hands out no features; set contrast_scope=micro_batch")
+            raise ConfigError(_NO_FEATURES)
         leaves = [x.detach().requires_grad_() for x in (compared.text, compared.video, compared.logit_scale)]
         text, video, scale = leaves
         loss = video_text_contrast(text, video, scale, sample_ids=self._ids, directions=compared.directions)

@@ -165,6 +165,7 @@ def _train(config: TrainConfig, begun: _Begun, device: torch.device, *, progress
 
     # only now, with everything valid, the folder becomes this run's
     if processes.is_first():
+        _tell_narrow_scopes(config, task)
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, run_dir / RUN_CONFIG_NAME)
         clear_partial_folders(run_dir)
@@ -244,6 +245,21 @@ def _train(config: TrainConfig, begun: _Begun, device: torch.device, *, progress
         processes.first_decides(lambda: last_record(run_dir)),
         stopped_by,
     )
+
+
+def _tell_narrow_scopes(config: TrainConfig, task: Task) -> None:
+    """Warn where clips of a step are compared with those of their micro-batch alone."""
+    has = {"contrast": task.contrasts, "matching": task.matches}
+    scopes = dict(zip(has, config.scopes, strict=True))
+    narrow = [name for name, scope in scopes.items() if has[name] and scope == "micro_batch"]
+    if narrow and config.clips_at_a_time < config.batch_size:
+        logger.warning(
+            "%s_scope=micro_batch: a step is of %d clips, but %s a clip with the others of its micro-batch of %d alone",
+            narrow[0],
+            config.batch_size,
+            "contrast and matching compare" if len(narrow) > 1 else f"{narrow[0]} compares",
+            config.clips_at_a_time,
+        )
 
 
 def _bad_files(loader: Any) -> dict[str, str]:

@@ -12,6 +12,7 @@ from fastvtp.data.mixing import (
     MixedLoader,
     batches_before,
 )
+from fastvtp.data.source import Batches
 from fastvtp.data.wordpiece import CaptionTokenizer
 from tests.data.loaders import make_loader
 
@@ -29,13 +30,13 @@ def pictures(tmp_path):
     return tmp_path / "pictures.jsonl"
 
 
-def loader_of(records, num_frames):
+def loader_of(records, num_frames, **more):
     tokenizer = CaptionTokenizer.train([caption for record in records for caption in record.captions], vocab_size=300)
 
     def make(start_step: int, num_steps: int) -> VideoTextLoader:
         steps = {"start_step": start_step, "num_steps": num_steps}
         clips = {"num_frames": num_frames, "image_size": 32, "num_workers": 0}
-        return make_loader(records, tokenizer, batch_size=3, max_text_length=16, train=True, **clips, **steps)
+        return make_loader(records, tokenizer, batch_size=3, max_text_length=16, train=True, **clips, **steps, **more)
 
     return make
 
@@ -49,6 +50,10 @@ def test_pictures_come_through_the_loader(pictures):
         assert (clip.float().mean((0, 1, 2)) - expected).abs().max() < 8
 
 
+def steps_of(start_step: int, num_steps: int) -> Batches:
+    return Batches(batch_size=3, train=True, start_step=start_step, num_steps=num_steps)
+
+
 def mixture(videos, images, image_share):
     return [BatchSource(videos, 1 - image_share), BatchSource(images, image_share, "image")]
 
@@ -58,7 +63,7 @@ def test_kinds_alternate_by_step_and_a_stream_resumes_anywhere(pictures, caption
     images = loader_of(load_annotations(pictures), 1)
 
     def batches(start_step: int, num_steps: int) -> list[VideoTextBatch]:
-        with MixedLoader(mixture(videos, images, 0.4), start_step=start_step, num_steps=num_steps) as mixed:
+        with MixedLoader(mixture(videos, images, 0.4), steps_of(start_step, num_steps)) as mixed:
             return list(mixed)
 
     whole = batches(0, 5)
@@ -76,7 +81,7 @@ def test_repeated_pictures_are_clips_of_equal_frames(pictures, captioned_videos)
     videos = loader_of(load_annotations(captioned_videos / "train.jsonl"), 4)
     images = loader_of(load_annotations(pictures), 1)
     sources = [BatchSource(videos, 0.5), BatchSource(images, 0.5, "image", repeat=4)]
-    with MixedLoader(sources, start_step=0, num_steps=2) as mixed, images(0, 1) as alone:
+    with MixedLoader(sources, steps_of(0, 2)) as mixed, images(0, 1) as alone:
         video, repeated = mixed
         (single,) = alone
     assert (video.kind, video.video.shape) == ("video", (3, 4, 32, 32, 3))
@@ -96,7 +101,7 @@ def test_several_sets_of_videos_take_turns(captioned_videos):
     records = load_annotations(captioned_videos / "train.jsonl")
     sets = [loader_of(records[start : start + 4], 4) for start in (0, 4, 8)]
     sources = [BatchSource(loader, share) for loader, share in zip(sets, (2, 1, 1), strict=True)]
-    with MixedLoader(sources, start_step=0, num_steps=8) as mixed:
+    with MixedLoader(sources, steps_of(0, 8)) as mixed:
         found = list(mixed)
     captions = [
         {caption for record in records[start : start + 4] for caption in record.captions} for start in (0, 4, 8)
@@ -131,12 +136,29 @@ def test_a_turn_is_of_one_source(shares):
     assert len(set(sources)) == len(shares)
 
 
+def test_ranks_take_turns_in_the_stream_of_one(pictures, captioned_videos):
+    """Two batches a step, one after the other or on two ranks: the same batches under the same numbers."""
+    lists = [load_annotations(captioned_videos / "train.jsonl"), load_annotations(pictures)]
+
+    def stream(run: int, **ranks: int) -> list[VideoTextBatch]:
+        loaders = [loader_of(records, frames, **ranks) for records, frames in zip(lists, (4, 1), strict=True)]
+        batches = replace(steps_of(0, 4 * run), **ranks)
+        with MixedLoader(mixture(*loaders, 0.5), batches, run=run) as mixed:
+            return list(mixed)
+
+    alone, ranks = stream(2), [stream(1, rank=rank, world_size=2) for rank in range(2)]
+    assert [batch.step for batch in alone] == list(range(8))
+    assert [batch.kind for batch in alone] == ["video"] * 2 + ["image"] * 2 + ["video"] * 2 + ["image"] * 2
+    for number, batch in enumerate(alone):
+        assert_equal(ranks[number % 2][number // 2], batch)
+
+
 def test_bad_files_of_both_are_named(pictures, captioned_videos):
     bad = pictures.with_name("red.jpg")
     bad.write_bytes(b"no picture")
     videos = loader_of(load_annotations(captioned_videos / "train.jsonl"), 4)
     images = loader_of(load_annotations(pictures), 1)
-    with MixedLoader(mixture(videos, images, 0.5), start_step=0, num_steps=2) as mixed:
+    with MixedLoader(mixture(videos, images, 0.5), steps_of(0, 2)) as mixed:
         assert len(list(mixed)) == 2
         assert mixed.bad_files.keys() == {str(bad)}
         assert mixed.wait_seconds > 0

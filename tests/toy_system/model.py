@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from fastvtp.modules.losses import video_text_contrast
+from fastvtp.modules.rest_of_step import ALONE, Collected, Compared, RestOfStep
 from fastvtp.modules.rows import segment_mean
 
 
@@ -58,8 +58,18 @@ class Toy(nn.Module):
         """int64 [N] -> [B, D] of unit length, the mean over each caption."""
         return normalize(segment_mean(self.word_embeddings(input_ids), cu_seqlens), dim=-1)
 
-    def forward(self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, sample_ids: Tensor) -> Tensor:
-        """The contrast of clips with their captions, []."""
-        text = self.encode_text(input_ids, cu_seqlens, 0)
+    def compared(self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor) -> Compared:
+        """What the contrast compares: texts and clips, [B, D] each, and the inverse temperature."""
         scale = torch.tensor(self.config.logit_scale, device=video.device)
-        return video_text_contrast(text, self.embed_video(video), scale, sample_ids=sample_ids)
+        return Compared(self.encode_text(input_ids, cu_seqlens, 0), self.embed_video(video), scale)
+
+    def forward(
+        self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor, sample_ids: Tensor, rest: RestOfStep = ALONE
+    ) -> Tensor:
+        """The contrast of clips with their captions, []. rest: of the step that the batch is a part of."""
+        return rest.contrast(self.compared(video, input_ids, cu_seqlens), sample_ids)
+
+    @torch.no_grad()
+    def collect(self, video: Tensor, input_ids: Tensor, cu_seqlens: Tensor) -> Collected:
+        """What the other micro-batches of a step compare themselves with."""
+        return Collected(compared=self.compared(video, input_ids, cu_seqlens))

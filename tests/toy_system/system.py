@@ -4,10 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from fastvtp.architecture import Architecture, NamedModel, Runs, System, model_config
 from fastvtp.checkpoints.kinds import Kind, Shapes, Transfer, own_kinds
 from fastvtp.checkpoints.names import NameMap
 from fastvtp.data.loader import VideoTextBatch
+from fastvtp.modules.rest_of_step import ALONE, Collected, RestOfStep, Wanted
 from fastvtp.training.config import DataConfig, OptimizerConfig, TrainConfig
 from fastvtp.training.task import CaptionedTask, Loss
 from tests.toy_system.model import Toy, ToyConfig
@@ -33,7 +36,7 @@ class PretrainToy(CaptionedTask):
 
     def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected:
         batch = batch.to(model.device, non_blocking=True)
-        return Collected(compared=model.compared(self._bright(batch), batch.input_ids, batch.cu_seqlens))
+        return model.collect(self._bright(batch), batch.input_ids, batch.cu_seqlens)
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
         batch = batch.to(model.device, non_blocking=True)

@@ -95,7 +95,7 @@ def test_overrides(config, override, value):
         ("task=finetune_qas", "no task 'finetune_qas'; did you mean 'finetune_qa'"),
         ("mixup=0.8", "mixup is for finetune_classification"),
         ("ema_decay=1", "ema_decay must be in (0, 1)"),
-        ("accumulate=0", "accumulate must be at least 1"),
+        ("micro_batch=0", "micro_batch must be at least 1"),
         ("optimizer.layer_decay=0", "optimizer.layer_decay must be in (0, 1]"),
         ("data.augmentation.erasing=2", "data.augmentation.erasing: expected a share from 0 to 1"),
     ],

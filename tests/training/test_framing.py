@@ -26,7 +26,7 @@ from fastvtp.systems.captioner import tasks as captioning_tasks
 from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import apply_overrides
-from fastvtp.training.loop import training_loader
+from fastvtp.training.loading import training_loader
 from fastvtp.training.state import Progress
 from fastvtp.training.task import build_task
 from tests.data.clips import write_clip
@@ -72,7 +72,7 @@ def test_training_clips(wide, tmp_path, fit):
     config = configure("alpro_prompter_tiny", wide, tmp_path, f"data.framing={fit}", "data.crop_scale=1,1", "steps=1")
     task = build_task(config)
     tokenizer = CaptionTokenizer.train(task.texts, vocab_size=100)
-    with training_loader(config, task, tokenizer, torch.device("cpu"), Progress()) as loader:
+    with training_loader(config, task, tokenizer, torch.device("cpu"), Progress(), 1) as loader:
         video = next(iter(loader)).video
     white = (video > 128).float().flatten(1).mean(1)  # a third of a whole frame, any share of a narrower window
     assert bool(((white - 1 / 3).abs() < 0.03).all()) == (fit == "squash")

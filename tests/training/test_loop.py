@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastvtp import runs
+from fastvtp import processes, runs
 from fastvtp.errors import ConfigError
 from fastvtp.settings import choose_device
 from fastvtp.systems.recipes import get_recipe
@@ -145,7 +145,14 @@ def test_devices():
             choose_device(name)
 
 
-def test_torchrun_is_refused_clearly(tiny_settings, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="one process"):
+def test_processes_that_cannot_share_a_step_are_told_what_would_do(tiny_settings, monkeypatch):
+    monkeypatch.setattr(processes, "size", lambda: 2)
+    # a group of one stands for that of two: every process is refused before any of them speaks of it
+    monkeypatch.setattr(processes, "gather", lambda value: [value])
+    with pytest.raises(ConfigError) as raised:
         train(configure(tiny_settings), progress_bar=False)
+    assert str(raised.value) == (
+        "2 processes cannot share the 1 micro-batch of 4 clips that batch_size=4 makes: start 1; or set "
+        "micro_batch=2, the clips that each computes at a time"
+    )
+    assert not Path(configure(tiny_settings).output_dir).exists()

@@ -71,8 +71,56 @@ def test_settings_that_a_run_was_written_without_were_at_their_defaults(tmp_path
     config, path = get_recipe("simvtp_tiny"), tmp_path / "c.json"
     save_config(config, path)
     saved = json.loads(path.read_text())
-    del saved["accumulate"], saved["optimizer"]["layer_decay"], saved["data"]["crop_scale"]
+    del saved["micro_batch"], saved["parallel"], saved["optimizer"]["layer_decay"], saved["data"]["crop_scale"]
     path.write_text(json.dumps(saved))
     assert differing_settings(config, path) == []
-    changed = apply_overrides(config, ["accumulate=2", "optimizer.layer_decay=0.5", "data.crop_scale=0.3,0.4"])
-    assert set(differing_settings(changed, path)) == {"accumulate", "optimizer.layer_decay", "data.crop_scale"}
+    changed = apply_overrides(
+        config, ["micro_batch=2", "parallel.strategy=ddp", "optimizer.layer_decay=0.5", "data.crop_scale=0.3,0.4"]
+    )
+    names = {"micro_batch", "parallel.strategy", "optimizer.layer_decay", "data.crop_scale"}
+    assert set(differing_settings(changed, path)) == names
+
+
+def as_before(path: Path, accumulate: int) -> None:
+    """Rewrite a run's settings as a version did whose `batch_size` was of a micro-batch."""
+    saved = json.loads(path.read_text())
+    assert saved["batch_size"] == accumulate * saved["micro_batch"]
+    saved |= {"batch_size": saved["micro_batch"], "accumulate": accumulate}
+    for name in ("micro_batch", "contrast_scope", "matching_scope", "recompute", "keep_best", "parallel"):
+        del saved[name]
+    path.write_text(json.dumps(saved))
+
+
+def test_a_run_of_a_version_that_accumulated_goes_on(tiny_settings, tmp_path):
+    """Bit for bit: its steps are of micro-batches whose clips are compared with each other alone."""
+    more = [*tiny_settings, "batch_size=8", "micro_batch=4", "steps=4", "checkpoint_every=2", "keep_checkpoints=9"]
+    narrow = [*more, "contrast_scope=micro_batch"]
+    train(configured(narrow), progress_bar=False)
+    whole = shutil.copytree(tmp_path / "run", tmp_path / "whole")
+    for folder in ("model", "checkpoints/step_00000004"):
+        shutil.rmtree(tmp_path / "run" / folder)
+    as_before(tmp_path / "run" / RUN_CONFIG_NAME, 2)
+    with pytest.raises(ConfigError, match=r"cannot resume .*: contrast_scope differ"):
+        train(configured(more), resume=True, progress_bar=False)
+    with pytest.raises(ConfigError, match=r"cannot resume .*: micro_batch differ"):
+        train(configured([*narrow, "micro_batch=2"]), resume=True, progress_bar=False)
+    train(configured(narrow), resume=True, progress_bar=False)
+    for name in ("model/model.safetensors", "metrics.jsonl", RUN_CONFIG_NAME):
+        assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "differing"),
+    [
+        ("videomae_pretrain_tiny", [], []),  # nothing is compared
+        ("simvtp_demo", ["model.gather_negatives=false"], []),  # compared as before, by the model's own word
+        ("simvtp_demo", ["contrast_scope=micro_batch", "matching_scope=micro_batch"], []),
+        ("simvtp_demo", ["matching_scope=micro_batch"], ["contrast_scope", "matching_scope"]),
+        ("simvtp_demo", ["contrast_scope=micro_batch", "matching_scope=global"], ["matching_scope"]),
+    ],
+)
+def test_what_an_accumulating_run_compared_may_be_said_in_any_way(recipe, settings, differing, tmp_path):
+    config = apply_overrides(get_recipe(recipe), ["batch_size=8", "micro_batch=4", *settings])
+    save_config(config, tmp_path / "c.json")
+    as_before(tmp_path / "c.json", 2)
+    assert sorted(differing_settings(config, tmp_path / "c.json")) == differing

@@ -76,20 +76,37 @@ def test_test_data_of_the_demo_are_named_before_the_training(recipe, captioned_v
     assert not (tmp_path / "run").exists()
 
 
-def test_a_step_that_accumulates_says_how_many_clips_are_contrasted(tiny_settings, caplog):
-    settings = [*tiny_settings, "data.test=none", "steps=1", "accumulate=3", "batch_size=5"]
-    with caplog.at_level(logging.WARNING):
-        train(apply_overrides(get_recipe("simvtp_demo"), settings), progress_bar=False)
-    (message,) = [record.getMessage() for record in caplog.records if "accumulate" in record.getMessage()]
-    assert message.startswith(
-        "accumulate=3: a step is of 15 clips, but contrast and matching compare a clip with the others"
-    )
-    assert "of 5 alone" in message
+NARROW = ["data.test=none", "steps=1", "micro_batch=5", "batch_size=15"]
+MATCHING = ["contrast_scope=global", "matching_scope=micro_batch"]
 
 
-@pytest.mark.parametrize(("recipe", "accumulate"), [("simvtp_demo", 1), ("videomae_pretrain_tiny", 2)])
-def test_where_nothing_is_contrasted_across_batches_nothing_is_said(recipe, accumulate, tiny_settings, caplog):
-    settings = [*tiny_settings, "data.test=none", "steps=1", f"accumulate={accumulate}"]
+@pytest.mark.parametrize(
+    ("recipe", "settings", "expected"),
+    [
+        ("simvtp_demo", ["contrast_scope=micro_batch"], "contrast_scope=micro_batch: a step is of 15 clips, but "
+         "contrast and matching compare a clip with the others of its micro-batch of 5 alone"),
+        ("simvtp_demo", ["model.gather_negatives=false"], "contrast_scope=micro_batch: a step is of 15 clips, but "
+         "contrast and matching compare a clip with the others of its micro-batch of 5 alone"),
+        ("simvtp_demo", MATCHING, "matching_scope=micro_batch: a step is of 15 clips, but matching compares a clip "
+         "with the others of its micro-batch of 5 alone"),
+    ],
+)  # fmt: skip
+def test_a_step_whose_micro_batches_are_compared_apart_says_so(recipe, settings, expected, tiny_settings, caplog):
     with caplog.at_level(logging.WARNING):
-        train(apply_overrides(get_recipe(recipe), settings), progress_bar=False)
-    assert "accumulate" not in caplog.text
+        train(apply_overrides(get_recipe(recipe), [*tiny_settings, *NARROW, *settings]), progress_bar=False)
+    assert [record.getMessage() for record in caplog.records if "micro" in record.getMessage()] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("simvtp_demo", []),
+        ("simvtp_demo", ["contrast_scope=micro_batch", "batch_size=5"]),
+        ("videomae_pretrain_tiny", ["contrast_scope=micro_batch"]),
+    ],
+)
+def test_where_nothing_is_compared_apart_nothing_is_said(recipe, settings, tiny_settings, caplog):
+    config = apply_overrides(get_recipe(recipe), [*tiny_settings, *NARROW, *settings])
+    with caplog.at_level(logging.WARNING):
+        train(config, progress_bar=False)
+    assert "micro" not in caplog.text

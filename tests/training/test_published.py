@@ -7,6 +7,7 @@ import pytest
 
 from fastvtp.errors import ConfigError
 from fastvtp.systems.recipes import describe_recipe, get_recipe, recipe_summaries, recipes
+from fastvtp.training.config import find_task
 from fastvtp.training.published import ORIGINS, Published, published_of, sourced_settings
 
 FOLLOWING = sorted(name for name, recipe in recipes().items() if published_of(recipe) is not None)
@@ -61,12 +62,43 @@ def test_a_recipe_has_the_published_schedule(name, preset):
     clips_a_step, millions, rate = SCHEDULES[name]
     published = published_of(recipes()[name])
     assert published is not None
-    assert config.batch_size * config.accumulate == clips_a_step == published.batch
+    assert config.batch_size == clips_a_step == published.batch
     assert config.steps * clips_a_step == pytest.approx(millions * 1e6, rel=0.02)  # the last batch of an epoch is lost
     assert config.steps * clips_a_step == pytest.approx(published.clips, rel=1e-3)
     assert config.optimizer.learning_rate == pytest.approx(rate)
     if name in WARMUP_SHARES:
         assert config.optimizer.warmup_share == pytest.approx(WARMUP_SHARES[name])
+
+
+# clips at a time, and among how many a clip is contrasted and matched, as the scripts of the releases have it
+COMPARED = {
+    ("simvtp_base", "official"): (16, 16, 16),  # on 64 GPUs
+    ("simvtp_base", "fastvtp"): (64, 1024, 1024),
+    ("retrieval_finetune", "official"): (8, 8, None),  # 8 GPUs, whose features are not gathered
+    ("retrieval_finetune", "fastvtp"): (64, 64, None),
+    ("alpro_prompter", "official"): (128, 128, None),  # 8 GPUs of 16, twice
+    ("alpro_prompter", "fastvtp"): (64, 256, None),
+    ("alpro_pretrain", "official"): (16, 256, 16),
+    ("alpro_pretrain", "fastvtp"): (64, 256, 64),
+    ("alpro_msrvtt_retrieval", "official"): (8, 64, 8),
+    ("alpro_msrvtt_retrieval", "fastvtp"): (64, 64, 64),
+    ("alpro_didemo_retrieval", "official"): (12, 96, 12),
+    ("alpro_didemo_retrieval", "fastvtp"): (96, 96, 96),
+    ("videoprism_stage1", "official"): (64, 4096, None),
+    ("videoprism_video_text", "fastvtp"): (64, 4096, None),
+}
+
+
+@pytest.mark.parametrize(("name", "preset"), COMPARED)
+def test_a_recipe_compares_the_published_clips(name, preset):
+    config = get_recipe(name, preset)
+    at_a_time, contrasted, matched = COMPARED[name, preset]
+    assert config.clips_at_a_time == at_a_time
+    clips = {"global": config.batch_size, "micro_batch": at_a_time}
+    contrast, matching = config.scopes
+    assert clips[contrast] == contrasted
+    assert find_task(config.task).matches == (matched is not None)
+    assert matched in (None, clips[matching])
 
 
 def test_large_and_huge_models_are_the_released_ones():

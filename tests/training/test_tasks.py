@@ -108,7 +108,7 @@ def test_videos_are_listed_once_and_captions_not_read(captioned_videos, tmp_path
 
 
 EVERYTHING = [
-    "steps=7", "checkpoint_every=3", "keep_checkpoints=9", "accumulate=2", "batch_size=4", "ema_decay=0.8",
+    "steps=7", "checkpoint_every=3", "keep_checkpoints=9", "batch_size=8", "micro_batch=4", "ema_decay=0.8",
     "optimizer.layer_decay=0.7", "model.drop_path=0.3", "data.augmentation.rand_augment=rand-m5-n2-inc1",
     "data.augmentation.erasing=0.5",
 ]  # fmt: skip
@@ -123,7 +123,7 @@ EVERYTHING = [
     ids=["classification", "question-answering"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(captioned_videos, tmp_path, recipe, data: Paths, more):
-    """With average, augmentation, mixup, drop path, layer decay and accumulated gradients, bit for bit."""
+    """With average, augmentation, mixup, drop path, layer decay and micro-batches, bit for bit."""
     source = data(captioned_videos, "train")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(configure(recipe, source, whole, *EVERYTHING, *more), progress_bar=False)
@@ -159,12 +159,12 @@ def test_the_average_is_kept_and_evaluated(captioned_videos, tmp_path):
     assert not torch.equal(final["head.weight"], steps[2]["head.weight"])
 
 
-def test_accumulated_batches_make_one_step(captioned_videos, tmp_path):
-    """Two batches of 4 are the 8 clips of one batch, whose loss is a mean over clips."""
+def test_micro_batches_make_one_step(captioned_videos, tmp_path):
+    """Two micro-batches of 4 are the 8 clips of one batch, whose loss is a mean over clips."""
     data = classes(captioned_videos, "train")
     more = ["optimizer.layer_decay=0.5", "ema_decay=none"]
     at_once = train(configure("classification_finetune_tiny", data, tmp_path / "a", *more), progress_bar=False)
-    more += ["batch_size=4", "accumulate=2"]
+    more += ["batch_size=8", "micro_batch=4"]
     in_parts = train(configure("classification_finetune_tiny", data, tmp_path / "b", *more), progress_bar=False)
     assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), rel=1e-4)
     assert in_parts.metrics["grad_norm"] == pytest.approx(at_once.metrics["grad_norm"], rel=1e-2)

@@ -27,6 +27,11 @@ _PRETRAINING = {
     "steps": "release: 10 epochs of WebVid-2M and CC3M",
     "batch_size": "release: its clips a step",
 }
+SCOPES = {
+    "micro_batch": "release: the clips of a GPU",
+    "contrast_scope": "release: features of all GPUs are gathered",
+    "matching_scope": "release: wrong pairs are drawn on each GPU",
+}
 _FINETUNING = {
     "init": "release: its pretraining",
     "steps": "release",
@@ -36,17 +41,17 @@ _FINETUNING = {
 }
 
 
-def pretraining(script: str, scope: str) -> Callable[[Any], Any]:
-    """Return the mark of a pretraining. script: its settings in the release. scope: among how many pairs the release
-    contrasts, in words."""
+def pretraining(script: str, differs: str, **scopes: str) -> Callable[[Any], Any]:
+    """Return the mark of a pretraining. script: its settings in the release. differs: which pairs are compared there,
+    and which under "fastvtp". scopes: sources of the settings that say so."""
     steps = 10 * _CAPTIONS // 256
-    return _follows(script, "WebVid-2M and CC3M", 256, steps, _PRETRAINING, f"{scope}; here 64 pairs.")
+    return _follows(script, "WebVid-2M and CC3M", 256, steps, _PRETRAINING | scopes, differs)
 
 
 def retrieval(script: str, data: str, *, captions: int, epochs: int, batch: int) -> Callable[[Any], Any]:
     """Return the mark of a fine-tuning on `captions` captions."""
-    differs = "The release contrasts the pairs of all its GPUs and draws wrong ones within each; here all of a step."
-    settings = _FINETUNING | {"data.flip": "release", "batch_size": "release"}
+    differs = 'The release draws wrong pairs among those of each of its 8 GPUs; preset "fastvtp" among all of a step.'
+    settings = _FINETUNING | {"data.flip": "release", "batch_size": "release"} | SCOPES
     return _follows(script, data, batch, epochs * captions // batch, settings, differs)
 
 

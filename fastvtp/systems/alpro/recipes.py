@@ -1,5 +1,5 @@
 """Recipes of ALPRO, see `fastvtp.systems.recipes`: the tiny ones learn from the clips of `fastvtp demo`, the others
-take the published settings for one GPU.
+take the published settings, for one GPU or several.
 
 In order: `alpro_prompter`, then `alpro_pretrain prompter=runs/alpro_prompter entities=FILE`, the list being made by
 `fastvtp entities`, then a fine-tuning, whose `init` is runs/alpro_pretrain. Both pretrainings begin with `init=` an
@@ -82,11 +82,20 @@ def alpro_prompter_tiny(preset: str = "fastvtp") -> TrainConfig:
     )
 
 
-@published.pretraining("pretrain_prompter", "The release contrasts 128 pairs of 8 GPUs, and a step is of 2 batches")
+@published.pretraining(
+    "pretrain_prompter",
+    'The release contrasts 128 pairs, those of 8 GPUs, and a step is of 2 such; preset "fastvtp" the 256 of a step.',
+    micro_batch="release: the clips of all GPUs",
+    contrast_scope="release: twice a step",
+)
 def alpro_prompter(preset: str = "fastvtp") -> TrainConfig:
-    """10 epochs of WebVid-2M and CC3M (`data.images`), 256 a step; contrasts 64 clips, the release 128 of 8 GPUs.
+    """10 epochs of WebVid-2M and CC3M (`data.images`), 256 a step, each of which is contrasted with all others.
+
+    Preset "official" contrasts 128 clips twice, as the release does: so many at a time are for one or two GPUs, with
+    `recompute=true` where they fill one.
 
     Give `init=` a ViT-B/16 of ImageNet and `text_init=` a folder of bert-base-uncased."""
+    released = preset == "official"
     return TrainConfig(
         task="pretrain_prompter",
         model=model_config("alpro_prompter_base", preset=preset),
@@ -96,6 +105,8 @@ def alpro_prompter(preset: str = "fastvtp") -> TrainConfig:
         output_dir="runs/alpro_prompter",
         **_FIRST_WEIGHTS,
         **_PRETRAINING,
+        micro_batch=128 if released else 64,
+        contrast_scope="micro_batch" if released else "global",
     )
 
 
@@ -123,11 +134,15 @@ def alpro_pretrain_tiny(preset: str = "fastvtp") -> TrainConfig:
 
 
 @published.pretraining(
-    "pretrain_alpro", "The release contrasts 256 pairs of 16 GPUs and draws wrong ones among the 16 of each"
+    "pretrain_alpro",
+    'The release draws wrong pairs among the 16 of each of its GPUs; preset "fastvtp" among the 64 read at a time.',
+    **published.SCOPES,
 )
 def alpro_pretrain(preset: str = "fastvtp") -> TrainConfig:
-    """10 epochs of WebVid-2M and CC3M (`data.images`), 256 a step; contrasts and matches 64 clips, where the
-    release contrasts 256 of 16 GPUs and draws its wrong pairs among 16.
+    """10 epochs of WebVid-2M and CC3M (`data.images`), 256 a step, each of which is contrasted with all others.
+
+    Wrong pairs are of the clips that are read at a time, as released: 16 under preset "official", 64 under "fastvtp",
+    for one to four GPUs. Those of all 256 (`matching_scope=global`) cost the video tower another pass.
 
     Give `init=` and `text_init=` as for `alpro_prompter`, which is not where it starts: that is its `prompter=`."""
     return TrainConfig(
@@ -140,6 +155,9 @@ def alpro_pretrain(preset: str = "fastvtp") -> TrainConfig:
         output_dir="runs/alpro_pretrain",
         **_FIRST_WEIGHTS,
         **_PRETRAINING,
+        micro_batch=16 if preset == "official" else 64,
+        contrast_scope="global",
+        matching_scope="micro_batch",
     )
 
 
@@ -160,7 +178,7 @@ def alpro_retrieval_tiny(preset: str = "fastvtp") -> TrainConfig:
 
 @published.retrieval("msrvtt_ret", "MSR-VTT, 7010 videos of 20 captions", captions=7010 * 20, epochs=5, batch=64)
 def alpro_msrvtt_retrieval(preset: str = "fastvtp") -> TrainConfig:
-    """5 epochs of 7010 clips with 20 captions each, 64 a step."""
+    """5 epochs of 7010 clips with 20 captions each, 64 a step; "official" draws wrong pairs among 8 of them."""
     return _retrieval(
         preset,
         captions=7010 * 20,
@@ -175,7 +193,8 @@ def alpro_msrvtt_retrieval(preset: str = "fastvtp") -> TrainConfig:
 
 @published.retrieval("didemo_ret", "DiDeMo, 8395 videos of one paragraph", captions=8395, epochs=10, batch=96)
 def alpro_didemo_retrieval(preset: str = "fastvtp") -> TrainConfig:
-    """10 epochs of 8395 clips, each with its sentences as one paragraph, 96 a step."""
+    """10 epochs of 8395 clips, each with its sentences as one paragraph, 96 a step; "official" draws wrong pairs among
+    12 of them."""
     return _retrieval(
         preset,
         captions=8395,
@@ -222,7 +241,6 @@ def alpro_msvd_qa(preset: str = "fastvtp") -> TrainConfig:
 _PRETRAINING: dict[str, Any] = {
     "steps": 10 * (2_500_000 + 3_000_000) // 256,
     "batch_size": 256,
-    "micro_batch": 64,
     "precision": "bfloat16",
     "checkpoint_every": 2000,
 }
@@ -290,7 +308,12 @@ def _retrieval(
     output_dir: str,
 ) -> TrainConfig:
     """Return the settings of retrieval: whole frames or the largest squares, else not augmented; the release makes a
-    RandAugment, too, and never applies it."""
+    RandAugment, too, and never applies it.
+
+    Its 8 GPUs contrast all clips of a step and each draws wrong pairs among its own, which is "official"; "fastvtp"
+    reads the step at once and draws among all of it."""
+    of_a_gpu = {"micro_batch": batch_size // 8, "contrast_scope": "global", "matching_scope": "micro_batch"}
+    scopes: dict[str, Any] = of_a_gpu if preset == "official" else {}
     return TrainConfig(
         task="finetune_alpro_retrieval",
         model=AlproRetrievalConfig(num_frames=8),
@@ -308,6 +331,7 @@ def _retrieval(
         steps=epochs * captions // batch_size,
         batch_size=batch_size,
         precision="bfloat16",
+        **scopes,
     )
 
 

@@ -56,7 +56,8 @@ class AlproConfig(TimeSformerConfig, TextConfig):
     temperature: float = 0.07
     """Initial value, from 0.001 to 0.5; it is learned, and brought back within these bounds after each step."""
     gather_negatives: bool = True
-    """Contrast each text with the clips of all ranks, and the other way round."""
+    """Contrast each text with the clips of the whole batch of a step, and the other way round, or with those of its
+    micro-batch alone; `contrast_scope` of a run has the last word."""
     negative_temperature: float | None = None
     """Temperature at which wrong pairs are drawn by similarity; None: the contrast's, as released. A sharp contrast
     hands fusion layers that have learned nothing yet only pairs that they cannot tell apart; a higher one mixes in

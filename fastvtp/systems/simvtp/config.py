@@ -24,7 +24,7 @@ class SimVTPConfig(VideoMAEConfig, TextConfig, ContrastConfig):
     | projection_dim | None | 256 (tiny: 128) | features keep what reconstruction needs, projections serve contrast |
     | learnable_temperature | False | True | CLIP's choice; a fixed 0.05 is too soft once features separate |
     | contrastive_directions | "sum" | "mean" | weight 1 then means the same as for the other losses |
-    | gather_negatives | False | True | each rank contrasts with the clips of all, without a larger batch of its own |
+    | gather_negatives | False | True | a clip is told apart from all of a step, not from its micro-batch alone |
     | matching_negatives | "random" | "hard" | what the contrast confuses teaches more than what it tells apart |
 
     Hard negatives need the similarities first: the mismatched pairs then are a second packed call of the encoder, of

@@ -6,7 +6,6 @@ from typing import Any
 from fastvtp.training.published import Published, follows
 
 _STEP = 4096
-_NEGATIVES = "The paper contrasts the 4096 clips of a step; here the 64 that are read at a time."
 _STAGE = {
     "model.": "release: of the inference code",
     "data.sampling": "paper",
@@ -34,7 +33,7 @@ _CORPORA = "36 million clips with captions, 582 million with noisy texts, WebLI"
 
 def contrast(*differs: str, **settings: str) -> Callable[[Any], Any]:
     """Return the mark of a training by contrast. settings: sources beside those of the first stage."""
-    return _stage(_CORPORA, 200_000, _CONTRAST | settings, _NEGATIVES, *differs)
+    return _stage(_CORPORA, 200_000, _CONTRAST | settings, *differs)
 
 
 def distillation() -> Callable[[Any], Any]:

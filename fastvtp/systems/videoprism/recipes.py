@@ -1,13 +1,13 @@
 """Recipes of VideoPrism's two stages and of fine-tuning it, see `fastvtp.systems.recipes`: the tiny ones learn from
 the clips of `fastvtp demo`, the others take the paper's settings (arXiv:2402.13217, table 10) at size base, for one
-GPU.
+GPU or several.
 
 In order: `videoprism_stage1`, then `videoprism_stage2 teacher=runs/videoprism_stage1`. The released video-text models
 come of a third run (appendix F.1), which trains text tower and pooler alone under the second stage's encoder:
 `videoprism_video_text`.
 
 The paper starts stage 1 from CoCa, which is not public: give `init=` an image tower (CLIP, ViT) for the blocks within
-frames. A step is of 4096 clips as in the paper, 64 at a time: a clip is told apart from 63 others, not from 4095. Which
+frames. A step is of 4096 clips as in the paper, read 64 at a time, and a clip is told apart from the 4095 others. Which
 share of the batches each data set gave and how clips are cropped the paper does not say.
 
 Fine-tuning was never released. The paper reports scores of classifiers that are trained end to end
@@ -252,9 +252,10 @@ def videoprism_retrieval(preset: str = "fastvtp") -> TrainConfig:
     its file and `data.tokenizer=` its SentencePiece vocabulary. All settings are ours, since none are published; the
     temperature starts from the released demo's.
 
-    A contrast wants many clips in one batch: raise `batch_size` as far as memory goes. From a run of the first stage,
-    which has no joint blocks and 8 frames: `init=runs/videoprism_stage1 model.auxiliary_depth=0 model.num_frames=8`;
-    with the second stage's encoder `video_init=runs/videoprism_stage2` as well.
+    A contrast wants many clips in one batch: with `micro_batch=64` a larger `batch_size` takes time alone, and no
+    memory. From a run of the first stage, which has no joint blocks and 8 frames: `init=runs/videoprism_stage1
+    model.auxiliary_depth=0 model.num_frames=8`; with the second stage's encoder `video_init=runs/videoprism_stage2` as
+    well.
     """
     batch_size, epoch = 64, 9000 // 64
     return TrainConfig(

@@ -20,7 +20,8 @@ from fastvtp.systems.alpro.entities import PROMPT_TEMPLATES
 from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import TrainConfig, apply_overrides
-from fastvtp.training.loop import train, training_loader
+from fastvtp.training.loading import training_loader
+from fastvtp.training.loop import train
 from fastvtp.training.state import Progress
 from fastvtp.training.task import build_task
 from tests.training.labelled import (
@@ -139,7 +140,7 @@ def test_pictures_are_compared_with_the_prompts_of_pictures(captioned_videos, ma
     config = pretraining(captioned_videos, made, tmp_path)
     task, opened = build_task(config), runs.open_model(pretrained, torch.device("cpu"))
     opened.model.image_prompts.fill_(torch.nan)
-    with training_loader(config, task, opened.tokenizer, torch.device("cpu"), Progress()) as loader:
+    with training_loader(config, task, opened.tokenizer, torch.device("cpu"), Progress(), 1) as loader:
         batches = list(loader)
     assert [batch.kind for batch in batches] == ["video", "video", "image"] * 2
     for batch in batches:
@@ -153,7 +154,7 @@ def test_pictures_may_be_repeated_as_clips(captioned_videos, made, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     config = pretraining(captioned_videos, made, whole, *more)
     result = train(config, progress_bar=False)
-    with training_loader(config, build_task(config), result.tokenizer, torch.device("cpu"), Progress()) as loader:
+    with training_loader(config, build_task(config), result.tokenizer, torch.device("cpu"), Progress(), 1) as loader:
         shown = [(batch.kind, batch.video.shape[1]) for batch in loader]
     assert shown == [("video", 2), ("image", 2)] * 2
     assert json.loads((whole / "train_config.json").read_text())["data"]["image_frames"] == "repeat"
@@ -170,9 +171,9 @@ def test_pictures_may_be_repeated_as_clips(captioned_videos, made, tmp_path):
 
 
 def test_a_resumed_pretraining_equals_an_uninterrupted_one(captioned_videos, made, tmp_path):
-    """Bit for bit, with pictures, dropout, accumulated gradients and averaged weights; prompter and list are gone."""
+    """Bit for bit, with pictures, dropout, micro-batches and averaged weights; prompter and list are gone."""
     mine = shutil.copytree(made, tmp_path / "made", ignore=shutil.ignore_patterns("pretrained"))
-    more = ["steps=5", "checkpoint_every=2", "keep_checkpoints=9", "accumulate=2", "ema_decay=0.8"]
+    more = ["steps=5", "checkpoint_every=2", "keep_checkpoints=9", "batch_size=8", "micro_batch=4", "ema_decay=0.8"]
     more += ["model.text_dropout=0.1", "model.drop_path=0.2"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(pretraining(captioned_videos, mine, whole, *more), progress_bar=False)
@@ -288,7 +289,7 @@ def test_texts_are_cut_where_the_data_say_so(captioned_videos, tmp_path):
     data = captioned_videos / "train.jsonl"
     short = apply_overrides(configure("alpro_prompter_tiny", data, tmp_path), ["data.max_text_length=5"])
     tokenizer = CaptionTokenizer.train([row["caption"] for row in rows_of(data)], vocab_size=300)
-    with training_loader(short, build_task(short), tokenizer, torch.device("cpu"), Progress()) as loader:
+    with training_loader(short, build_task(short), tokenizer, torch.device("cpu"), Progress(), 1) as loader:
         assert next(iter(loader)).text_lengths == (5, 5, 5, 5)
     opened = runs.OpenedModel(build_model(short.model), tokenizer)
     for length, expected in ((5, 5), (None, 64)):

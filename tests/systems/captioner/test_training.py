@@ -13,6 +13,7 @@ from fastvtp import runs
 from fastvtp.cli import main as cli
 from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.loader import VideoTextBatch
+from fastvtp.data.source import Batches
 from fastvtp.errors import ConfigError, UserError
 from fastvtp.evaluation.report import score_lines
 from fastvtp.frozen.features import FeatureSettings, ListedVideos, extract_features
@@ -69,7 +70,8 @@ def configure(train_data, backbone, language, output_dir, *more) -> TrainConfig:
 
 def batches_of(folder, records, *, start=0, steps=12, seed=0):
     with FeatureLoader(
-        CachedClips(folder, records), batch_size=4, seed=seed, start_step=start, num_steps=steps
+        CachedClips(folder, records),
+        Batches(batch_size=4, train=True, seed=seed, start_step=start, num_steps=steps),
     ) as made:
         return list(made)
 
@@ -173,7 +175,7 @@ def test_a_run_is_scored_resumed_and_used(captioned_videos, backbone, language, 
     test = captioned_videos / "test.jsonl"
     config = configure(
         captioned_videos / "train.jsonl", backbone, language, tmp_path / "run", f"data.test={test}",
-        "accumulate=2", "ema_decay=0.5",
+        "batch_size=8", "micro_batch=4", "ema_decay=0.5",
     )  # fmt: skip
     report = runs.pretrain(config, progress_bar=False)
     scores = report["captioning"]

@@ -30,7 +30,8 @@ from fastvtp.systems.conversion import convert
 from fastvtp.systems.recipes import get_recipe, recipe_config
 from fastvtp.systems.videoprism.encoder import PrismClassifierConfig
 from fastvtp.training.config import TrainConfig, apply_overrides
-from fastvtp.training.loop import train, training_loader
+from fastvtp.training.loading import training_loader
+from fastvtp.training.loop import train
 from fastvtp.training.state import Progress
 from fastvtp.training.task import build_task
 from tests.parity.prism_folders import draw, encoder_shapes, pooler_shapes, stack, text_shapes
@@ -240,7 +241,7 @@ def test_a_retrieval_run_contrasts_whole_clips(lists, tmp_path):
     task = build_task(config)
     tokenizer = CaptionTokenizer.train(task.texts, vocab_size=300)
     model = build_model(task.complete(tokenizer))
-    with training_loader(config, task, tokenizer, torch.device("cpu"), Progress()) as loader:
+    with training_loader(config, task, tokenizer, torch.device("cpu"), Progress(), 1) as loader:
         batch = next(iter(loader))
     loss, terms = task.loss(model, model, batch)
     text = model.encode_text(batch.input_ids, batch.cu_seqlens, batch.max_text_length)
@@ -264,8 +265,8 @@ def test_a_retrieval_run_is_scored_by_retrieval(captioned_videos, lists, sources
 
 @pytest.mark.parametrize("recipe", [CLASSIFICATION, RETRIEVAL])
 def test_a_resumed_run_equals_an_uninterrupted_one(lists, sources, tmp_path, recipe):
-    """Bit for bit, with average, layer decay and accumulated gradients; of classes also mixup and dropout."""
-    more = ["steps=5", "checkpoint_every=2", "keep_checkpoints=9", "accumulate=2", "ema_decay=0.8"]
+    """Bit for bit, with average, layer decay and micro-batches; of classes also mixup and dropout."""
+    more = ["steps=5", "checkpoint_every=2", "keep_checkpoints=9", "batch_size=8", "micro_batch=4", "ema_decay=0.8"]
     more += [f"init={sources['stage 1']}", "optimizer.layer_decay=0.7"]
     more += ["mixup=0.8", "model.head_dropout=0.2"] if recipe == CLASSIFICATION else ["model.auxiliary_depth=0"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -321,7 +322,7 @@ def test_recipes_of_published_size_ask_for_the_released_weights(lists):
         with pytest.raises(ConfigError, match=rf"init=weights/{file} does not exist; give .*, or init=none"):
             recipe_config(recipe, "fastvtp", [f"data.train={lists[RETRIEVAL]}"], command="finetune")
     config = get_recipe("videoprism_classification")
-    assert (config.steps, config.batch_size * config.accumulate) == (138_101, 256)
+    assert (config.steps, config.batch_size) == (138_101, 256)
     assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (1e-4, 1e-5)
     assert (config.model.width, config.model.pooler_hidden, config.model.num_frames) == (768, 0, 16)
     assert get_recipe("videoprism_retrieval").model.token_drop == 0

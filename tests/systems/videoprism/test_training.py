@@ -15,7 +15,8 @@ from fastvtp.errors import CheckpointError, ConfigError
 from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import TrainConfig, apply_overrides
-from fastvtp.training.loop import train, training_loader
+from fastvtp.training.loading import training_loader
+from fastvtp.training.loop import train
 from fastvtp.training.optimizer import build_optimizer
 from fastvtp.training.state import Progress
 from fastvtp.training.task import build_task
@@ -87,7 +88,7 @@ def test_half_of_the_places_are_dropped_in_all_frames(captions, tmp_path):
     assert model.plan(video[:, :1], torch.tensor([3, 8]), seed=0, step=1).index.shape == (2, 8)
     seen = []
     model.video_encoder.spatial.blocks[0].register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    with training_loader(config, task, _tokenizer(task), torch.device("cpu"), Progress()) as loader:
+    with training_loader(config, task, _tokenizer(task), torch.device("cpu"), Progress(), 1) as loader:
         task.loss(model, model, next(iter(loader)))
     assert seen == [4 * 4 * 8]
     whole = build_model(apply_overrides(config, ["model.token_drop=0"]).model)
@@ -143,7 +144,7 @@ def test_batches_alternate_between_sets_by_their_shares(captioned_videos, captio
     assert set(task.texts) >= {record.captions[0] for record in task.more[0]}
     known = {caption for record in task.more[0] for caption in record.captions}
     only = known - {caption for record in task.records for caption in record.captions}
-    with training_loader(config, task, _tokenizer(task), torch.device("cpu"), Progress()) as loader:
+    with training_loader(config, task, _tokenizer(task), torch.device("cpu"), Progress(), 1) as loader:
         of_second = [set(batch.captions) <= known and bool(set(batch.captions) & only) for batch in loader]
     assert sum(of_second) == 6
     changed = build_task(apply_overrides(config, ["data.more=[]", "data.shares=[]"]))
@@ -265,5 +266,5 @@ def test_the_second_stage_has_no_scores(captioned_videos, captions, stage1, tmp_
 @pytest.mark.parametrize("recipe", ["videoprism_stage1", "videoprism_stage2"])
 def test_published_settings(recipe):
     config = get_recipe(recipe)
-    assert (config.batch_size * config.accumulate, config.model.num_frames, config.model.image_size) == (4096, 8, 288)
+    assert (config.batch_size, config.model.num_frames, config.model.image_size) == (4096, 8, 288)
     assert config.optimizer.learning_rate == 5e-4

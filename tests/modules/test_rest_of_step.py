@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastvtp.modules import ranks
 from fastvtp.modules.losses import matching_accuracy, matching_loss
-from fastvtp.modules.ranks import means_over_ranks
+from fastvtp.modules.rest_of_step import ALONE, AcrossProcesses, Precomputed, RestOfStep
+from fastvtp.processes import process_group
 from fastvtp.systems.alpro.entities import EntityTargets, entity_loss
 from fastvtp.systems.captioner.language_model import IGNORED, LanguageModel, PromptedTexts
 from fastvtp.systems.catalogue import build_model
@@ -25,7 +25,7 @@ CLIPS = 2
 Found = tuple[float, dict[str, float], dict[str, Tensor]]
 
 
-def simvtp(rows: slice) -> Found:
+def simvtp(rows: slice, rest: RestOfStep) -> Found:
     """Pixels and words of captions with so many words to hide, all of which are hidden."""
     sizes = {"width": 16, "depth": 1, "num_heads": 2, "num_frames": 2, "image_size": 32, "decoder_width": 16}
     texts = {"vocab_size": 23, "mask_token_id": 4, "special_token_ids": (0, 1, 2, 3, 4), "max_text_length": 9}
@@ -36,13 +36,13 @@ def simvtp(rows: slice) -> Found:
     video, captions = clips(rows, (2, 32, 32, 3))
     lengths = [len(caption) for caption in captions]
     plan = model.plan(torch.cat(captions), lengths, torch.arange(6)[rows], seed=5, step=1)
-    output = model(video, plan)
+    output = model(video, plan, rest=rest)
     output.loss.backward()
     terms = {name: value for name, value in output.terms.items() if "matching" not in name}  # of pairs drawn anew
     return output.loss.item(), values(terms), gradients(model)
 
 
-def alpro(rows: slice) -> Found:
+def alpro(rows: slice, rest: RestOfStep) -> Found:
     """Words, matching with given negatives (one text has none) and entities (some crops are ignored)."""
     torch.manual_seed(3)
     config = type(ALPRO)(**{**vars(ALPRO), "contrastive_weight": 0.0, "num_entities": 4, "ignore_rule": "official"})
@@ -53,12 +53,12 @@ def alpro(rows: slice) -> Found:
     plan = model.plan(torch.cat(captions), lengths, torch.arange(6)[rows], seed=5, step=1)
     other = torch.arange(len(captions)) ^ 1  # the other clip of the two
     wrong = torch.where(torch.arange(6)[rows] == 4, -1, other)
-    output = model(video, plan, negatives=(wrong, other))
+    output = model(video, plan, negatives=(wrong, other), rest=rest)
     output.loss.backward()
     return output.loss.item(), values(output.terms), gradients(model)
 
 
-def captioner(rows: slice) -> Found:
+def captioner(rows: slice, rest: RestOfStep) -> Found:
     """A language model that scores each token by its embedding alone."""
     torch.manual_seed(3)
     embedding, head = nn.Embedding(11, 5), nn.Linear(5, 11)
@@ -69,7 +69,7 @@ def captioner(rows: slice) -> Found:
     for row, text in zip(labels, texts, strict=True):
         row[: len(text)] = text
     prompted = PromptedTexts(labels.clamp(min=0)[rows], (labels >= 0)[rows], labels[rows])
-    loss, accuracy = language.loss(torch.randn(6, 1, 5)[rows], prompted)
+    loss, accuracy = language.loss(torch.randn(6, 1, 5)[rows], prompted, rest)
     loss.backward()
     return loss.item(), {"accuracy": accuracy.item()}, {"head": head.weight.grad, "bias": head.bias.grad}
 
@@ -82,7 +82,7 @@ class _Network:
         return SimpleNamespace(logits=self.head(inputs_embeds)[:, -logits_to_keep:])
 
 
-def functions(rows: slice) -> Found:
+def functions(rows: slice, rest: RestOfStep) -> Found:
     """The matching of pairs of which a rank has none that counts, and entities of crops that are all ignored."""
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(6, 2, generator=generator)[rows].requires_grad_()
@@ -90,10 +90,10 @@ def functions(rows: slice) -> Found:
     labels = torch.tensor([1, -100, -100, -100, 0, 1])[rows]
     ignored = torch.tensor([False, False, True, True, True, False])[rows]
     targets = EntityTargets(torch.randn(6, 4, generator=generator).softmax(1)[rows], ignored)
-    right, accuracy = means_over_ranks(
-        (labels != -100).sum(), matching_loss(logits, labels), matching_accuracy(logits, labels)
+    right, accuracy = rest.means(
+        "pairs", (labels != -100).sum(), matching_loss(logits, labels), matching_accuracy(logits, labels)
     )
-    (entities,) = means_over_ranks((~ignored).sum(), entity_loss(entity_logits, targets))
+    (entities,) = rest.means("entities", (~ignored).sum(), entity_loss(entity_logits, targets))
     (right + entities).backward()
     found = {"matching": right.item(), "entities": entities.item(), "accuracy": accuracy.item()}
     return (right + entities).item(), found, {"rows": torch.cat([logits.grad, entity_logits.grad], 1)}
@@ -120,9 +120,14 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+def group() -> dist.ProcessGroup:
+    assert dist.group.WORLD is not None
+    return dist.group.WORLD
+
+
 def on_a_rank(rank: int, per_rank: int) -> dict[str, Found]:
     rows = slice(rank * per_rank, (rank + 1) * per_rank)
-    return {name: case(rows) for name, case in CASES.items()}
+    return {name: case(rows, AcrossProcesses(group())) for name, case in CASES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +141,7 @@ def found(tmp_path_factory) -> dict[int, list[dict[str, Found]]]:
 @pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize("name", CASES)
 def test_the_average_of_the_ranks_is_the_mean_over_all_their_items(name, processes, found):
-    loss, terms, grads = CASES[name](slice(0, processes * CLIPS))
+    loss, terms, grads = CASES[name](slice(0, processes * CLIPS), ALONE)
     losses, of_ranks, grads_of_ranks = zip(*(rank[name] for rank in found[processes]), strict=True)
     assert sum(losses) / processes == pytest.approx(loss, rel=1e-6, abs=1e-6)
     for term, value in terms.items():
@@ -147,8 +152,19 @@ def test_the_average_of_the_ranks_is_the_mean_over_all_their_items(name, process
         torch.testing.assert_close(average, gradient, rtol=1e-5, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
 
 
-def test_one_process_communicates_nothing_and_keeps_its_bits(monkeypatch):
+def test_one_process_communicates_nothing_and_keeps_its_bits():
     mean, accuracy = torch.tensor(0.1234567), torch.tensor(float("nan"))
-    assert means_over_ranks(0, mean, accuracy) == (mean, accuracy)
-    monkeypatch.setattr(ranks, "world_group", lambda: SimpleNamespace(size=lambda: 1))
-    assert means_over_ranks(torch.tensor(5), mean)[0] is mean
+    assert ALONE.means("pairs", 0, mean, accuracy) == (mean, accuracy)
+    with process_group(torch.device("cpu"), alone=True):
+        (alone,) = AcrossProcesses(group()).means("pairs", torch.tensor(5), mean)
+    assert torch.equal(alone, mean)
+
+
+def test_counts_that_were_asked_beforehand_weigh_as_those_of_processes():
+    """Three micro-batches of 3, none and 1 items: their average is the mean over the four."""
+    counts, means = torch.tensor([3.0, 0.0, 1.0]), torch.tensor([2.0, float("nan"), 10.0])
+    weighed = [
+        Precomputed(shares={"words": (own, counts.sum())}, micro_batches=3).means("words", int(own), mean)[0]
+        for own, mean in zip(counts, means, strict=True)
+    ]
+    assert torch.stack(weighed).mean().item() == pytest.approx((3 * 2.0 + 10.0) / 4)
