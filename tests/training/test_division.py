@@ -79,6 +79,7 @@ def test_of_many_divisors_the_largest_are_listed():
         ({"strategy": "hsdp", "shard_size": 1}, "shard_size must be at least 2, got 1"),
         ({"param_dtype": "float16"}, "param_dtype must be 'float32' or 'bfloat16', got 'float16'"),
         ({"timeout": 0}, "timeout must be positive, got 0"),
+        ({"stop_exit_code": 256}, "stop_exit_code must be from 0 to 255, got 256"),
         ({"timeout": float("inf")}, "timeout must be positive, got inf"),
     ],
 )
