@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,19 +45,43 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def publish_folder(final: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder and give it its name only when it is complete and on the disk."""
-    partial = final.with_name(f"partial_{final.name}")
+    """Let `write` fill a folder and give it its name only when it is complete and on the disk. Where it fails, what it
+    wrote is deleted, and a folder that had the name before stays."""
+    partial = partial_of(final)
+    remove_partial(partial)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        for path in (*partial.rglob("*"), partial):
+            sync(path)
+        replace_folder(partial, final)
+    except BaseException:
+        remove_partial(partial)
+        raise
+
+
+def partial_of(final: Path) -> Path:
+    """Return where the content of a folder is written before it gets its name."""
+    return final.with_name(f"partial_{final.name}")
+
+
+def remove_partial(partial: Path) -> None:
+    """Delete what was written of a folder that has no name yet, as far as that is possible."""
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    for path in (*partial.iterdir(), partial):
-        _sync(path)
-    remove_folder(final)
+
+
+def replace_folder(partial: Path, final: Path) -> None:
+    """Give a complete folder its name, in place of one that has it; a kill leaves nothing that looks whole and is
+    not."""
+    doomed = _out_of_the_way(final)
     partial.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
+    if doomed is not None:
+        shutil.rmtree(doomed)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -64,10 +89,24 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def checksum(path: Path, block: int = 1 << 24) -> int:
+    """Compute the CRC-32 of a file's bytes, as of zip and PNG files; it is read `block` bytes at a time."""
+    value = 0
+    with path.open("rb") as file:
+        while content := file.read(block):
+            value = zlib.crc32(content, value)
+    return value
+
+
 def remove_folder(folder: Path) -> None:
     """Delete a folder under another name, so that a kill half-way leaves nothing that looks whole."""
-    if folder.exists():
-        doomed = folder.with_name(f"partial_old_{folder.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
+    if (doomed := _out_of_the_way(folder)) is not None:
         shutil.rmtree(doomed)
+
+
+def _out_of_the_way(folder: Path) -> Path | None:
+    if not folder.exists():
+        return None
+    doomed = folder.with_name(f"partial_old_{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    return folder.rename(doomed)

@@ -4,7 +4,8 @@ A model folder holds config.json and model.safetensors; beside them, where there
 what outputs mean, and how clips were read:
 
     runs/mine/                      a run: train_config.json, metrics.jsonl, report.json, ...
-        checkpoints/step_00000500/  a model folder, with training_state.pt
+        checkpoints/step_00000500/  a model folder whose weights are in shards, see `fastvtp.tensor_files`, with
+                                    training_state.json; of earlier versions with model.safetensors, training_state.pt
         model/                      a model folder: the final weights
             config.json             {"architecture": ..., "config": {...}}, converted with "heads": {...}
             model.safetensors
@@ -17,7 +18,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,19 @@ import torch
 from torch import Tensor, nn
 
 from fastvtp.architecture import architecture_of, build_model, check_options, find_architecture
-from fastvtp.data.classes import read_class_names, write_class_names
-from fastvtp.data.entities import read_entities, write_entities
-from fastvtp.data.questions import AnswerVocabulary, read_answers
+from fastvtp.data.classes import read_class_names
+from fastvtp.data.entities import read_entities
+from fastvtp.data.questions import AnswerVocabulary
 from fastvtp.data.reading import DEFAULT_FRAMING
 from fastvtp.data.sampling import FRAMINGS
 from fastvtp.data.text import Tokenizer
 from fastvtp.data.tokenizers import TOKENIZER_NAMES, load_tokenizer
-from fastvtp.errors import CheckpointError, UserError, few_of
+from fastvtp.errors import CheckpointError, few_of
 from fastvtp.modules.bounds import warn_beyond_bounds
 from fastvtp.modules.fitting import resize_tables
 from fastvtp.modules.positions import describe_positions, keep_trained_sizes
 from fastvtp.settings import from_json
+from fastvtp.tensor_files import has_shards, read_model
 from fastvtp.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -57,13 +59,27 @@ def write_model_folder(
 ) -> None:
     """Write `model` (with a dataclass `config`) to `folder`, which is created. heads: where its numbers of heads come
     from, in words."""
-    from safetensors.torch import save_file  # here, so that models can be built without it
-
     folder.mkdir(parents=True, exist_ok=True)
-    description = {"architecture": architecture, "fastvtp_version": __version__, "config": asdict(model.config)}  # pyright: ignore[reportArgumentType, reportCallIssue]
+    write_weights(folder, model.state_dict())
+    write_description(folder, model.config, architecture, heads=heads)
+
+
+def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write model.safetensors. Raises OSError where the disk takes no more."""
+    from safetensors import SafetensorError  # here, so that models can be built without it
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS_NAME)
+    except SafetensorError as error:
+        raise OSError(f"{folder / WEIGHTS_NAME}: {error}") from None
+
+
+def write_description(folder: Path, config: Any, architecture: str, *, heads: Mapping[str, str] | None = None) -> None:
+    """Write config.json of a model with the dataclass `config`."""
+    description = {"architecture": architecture, "fastvtp_version": __version__, "config": asdict(config)}
     if heads:
         description["heads"] = dict(heads)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS_NAME)
     (folder / CONFIG_NAME).write_text(json.dumps(description, indent=2) + "\n")
 
 
@@ -99,11 +115,13 @@ def build_config(config_class: type, values: dict[str, Any], source: Path) -> An
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the tensors of model.safetensors, on the CPU."""
+    """Read the tensors of model.safetensors, or of shards, on the CPU."""
     from safetensors.torch import load_file
 
     path = folder / WEIGHTS_NAME
     if not path.is_file():
+        if has_shards(folder):
+            return read_model(folder)
         raise CheckpointError(f"{folder} has no {WEIGHTS_NAME}")
     try:
         return load_file(path)
@@ -113,18 +131,23 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Path) -> None:
     """Copy `weights` into `model`. Raises CheckpointError for missing, unexpected or wrongly shaped keys."""
+    check_fit(model, {name: tensor.shape for name, tensor in weights.items()}, source)
+    model.load_state_dict(weights)
+    warn_beyond_bounds(model, str(source))
+
+
+def check_fit(model: nn.Module, shapes: Mapping[str, Sequence[int]], source: str | Path) -> None:
+    """Raise CheckpointError where entries of these names and shapes are not those of `model`."""
     own = model.state_dict()
-    problems = [f"missing {key}" for key in own.keys() - weights.keys()]
-    problems += [f"unexpected {key}" for key in weights.keys() - own.keys()]
+    problems = [f"missing {key}" for key in own.keys() - shapes.keys()]
+    problems += [f"unexpected {key}" for key in shapes.keys() - own.keys()]
     problems += [
-        f"{key} is {list(weights[key].shape)}, the model has {list(own[key].shape)}"
-        for key in own.keys() & weights.keys()
-        if own[key].shape != weights[key].shape
+        f"{key} is {list(shapes[key])}, the model has {list(own[key].shape)}"
+        for key in own.keys() & shapes.keys()
+        if tuple(own[key].shape) != tuple(shapes[key])
     ]
     if problems:
         raise CheckpointError(f"{source} does not fit {type(model).__name__}: {few_of(problems)}", problems)
-    model.load_state_dict(weights)
-    warn_beyond_bounds(model, str(source))
 
 
 def saved_model_config(folder: Path, config_class: type) -> Any:
@@ -197,9 +220,14 @@ def clear_partial_folders(run_dir: Path) -> None:
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
+    """Complete checkpoints of a run, oldest first; their files may have been damaged since."""
+    return [folder for folder in step_folders(run_dir) if has_shards(folder) or (folder / STATE_NAME).is_file()]
+
+
+def step_folders(run_dir: Path) -> list[Path]:
+    """Folders that bear the name of a checkpoint, oldest first."""
     folders = (run_dir / "checkpoints").glob("step_*")
-    return sorted(f for f in folders if re.fullmatch(r"step_\d{8}", f.name) and (f / STATE_NAME).is_file())
+    return sorted(folder for folder in folders if re.fullmatch(r"step_\d{8}", folder.name))
 
 
 def model_folder(source: str | Path) -> Path:
@@ -258,64 +286,6 @@ def recorded_framing(folder: Path) -> str | None:
     if reading not in [{key: framing} for key in ("framing", "fit") for framing in FRAMINGS]:
         raise CheckpointError(f"{path}: expected the key 'framing', one of {', '.join(FRAMINGS)}, got {reading}")
     return reading.get("framing") or reading["fit"]
-
-
-@dataclass(frozen=True)
-class _List:
-    """A list that says what a model's outputs mean: the name of its file, and how that is read and written."""
-
-    file: str
-    read: Callable[[Path], Sequence[str]]
-    write: Callable[[Path, Sequence[str]], None]
-
-
-_LISTS = {
-    "answers": _List(
-        ANSWERS_NAME,
-        lambda path: read_answers(path).answers,
-        lambda path, names: AnswerVocabulary(tuple(names)).save(path),
-    ),
-    "entities": _List(ENTITIES_NAME, read_entities, write_entities),
-    "classes": _List(CLASSES_NAME, read_class_names, write_class_names),
-}
-
-Lists = Mapping[str, tuple[Path, Sequence[str]]]
-""""answers", "entities" or "classes" -> where they were read, and themselves."""
-
-
-def told_apart(config: Any) -> dict[str, int]:
-    """Tell how many answers, entities or classes a model of this configuration tells apart. A head of one answer
-    chooses among options, and has no list."""
-    sizes = architecture_of(config).labels(config)
-    return {what: size for what, size in sizes.items() if what != "answers" or size > 1}
-
-
-def find_lists(source: Path, given: Mapping[str, str | Path | None], config: Any) -> Lists:
-    """Find the lists of a model: of the files `given`, or else those in the folder `source`.
-
-    Raises FileNotFoundError and UserError: a given file absent or unreadable, a list of another length than the head,
-    or one for a model that has no such head.
-    """
-    sizes = told_apart(config)
-    found: dict[str, tuple[Path, Sequence[str]]] = {}
-    for what, known in _LISTS.items():
-        file = given.get(what)
-        path = Path(source / known.file if file is None else file)
-        if what not in sizes and file is not None:
-            raise UserError(f"this {architecture_of(config).name} has no outputs for {what}: leave out {file}")
-        if what not in sizes or (file is None and not path.is_file()):
-            continue
-        names = known.read(path)
-        if len(names) != sizes[what]:
-            raise UserError(f"{path} has {len(names)} {what}, expected the model's {sizes[what]}")
-        found[what] = path, names
-    return found
-
-
-def write_lists(folder: Path, lists: Lists) -> None:
-    """Write lists under the names that runs use."""
-    for what, (_, names) in lists.items():
-        _LISTS[what].write(folder / _LISTS[what].file, names)
 
 
 # --- A model with all of that

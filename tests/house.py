@@ -21,8 +21,8 @@ OP_FILES = ("__init__.py", "reference.py", "kernels.py", "op.py")
 
 # The law: a room of fastvtp imports itself, the rooms before it, and the kernels. Nothing else, and nobody excepted.
 LAW = (
-    *("errors", "files", "version", "processes", "settings", "architecture"),
-    *("modules", "visualization", "data", "model_folder", "checkpoints", "evaluation"),
+    *("errors", "files", "version", "processes", "tensor_files", "settings", "architecture"),
+    *("modules", "visualization", "data", "model_folder", "model_lists", "checkpoints", "evaluation"),
     *("training", "frozen", "runs", "ablation", "systems", "cli", "__main__", "__init__"),
 )
 # Within systems: a system imports itself, and one of these another; then come the files that list them.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastvtp.errors import CheckpointError
 from fastvtp.model_folder import CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_SUFFIXES
+from fastvtp.tensor_files import has_shards, read_model
 
 _WRAPPERS = ("model", "module", "state_dict", "model_state_dict")
 _INDEX_NAME, _PICKLE_NAME = "model.safetensors.index.json", "pytorch_model.bin"
@@ -54,8 +55,8 @@ class _LeftOut:
 
 def read_checkpoint(source: str | Path | Mapping[str, Tensor] | Checkpoint) -> Checkpoint:
     """Read `source`: a .pth, .pt or .bin file (never running code from it), a .safetensors or .npz file, a folder with
-    model.safetensors (also in shards), pytorch_model.bin or a single .npz, or tensors by name. Tensors are on the CPU
-    unless given.
+    model.safetensors (also in shards), pytorch_model.bin or a single .npz, a checkpoint of a run, or tensors by name.
+    Tensors are on the CPU unless given.
 
     Raises CheckpointError with one line.
     """
@@ -74,6 +75,8 @@ def read_checkpoint(source: str | Path | Mapping[str, Tensor] | Checkpoint) -> C
 def _read_folder(folder: Path) -> dict[str, Any]:
     if (folder / WEIGHTS_NAME).is_file():
         return _read_file(folder / WEIGHTS_NAME)
+    if has_shards(folder):
+        return read_model(folder)
     if index := _read_json(folder / _INDEX_NAME):
         if not isinstance(index.get("weight_map"), dict):
             raise CheckpointError(f"{folder / _INDEX_NAME} has no weight_map")

@@ -17,15 +17,12 @@ from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.errors import CheckpointError, UserError
 from fastvtp.model_folder import (
     CONFIG_NAME,
-    Lists,
-    find_lists,
     recorded_framing,
-    told_apart,
     weights_of,
-    write_lists,
     write_model_folder,
     write_reading,
 )
+from fastvtp.model_lists import Lists, find_lists, told_apart, write_lists
 from fastvtp.settings import split_settings
 from fastvtp.systems import catalogue  # noqa: F401  (registers the systems)
 

@@ -9,33 +9,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from fastvtp import processes
 from fastvtp.architecture import build_model
 from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
-from fastvtp.files import publish_folder
 from fastvtp.model_folder import (
     RUN_CONFIG_NAME,
     TOKENIZER_NAME,
     clear_partial_folders,
+    load_pretrained,
     saved_model_config,
     write_reading,
 )
 from fastvtp.modules.bounds import clamp_parameters
 from fastvtp.settings import choose_device
+from fastvtp.training.average import WeightAverage
+from fastvtp.training.checkpoints import CheckpointWriter, newest_whole
 from fastvtp.training.config import TrainConfig, save_config
 from fastvtp.training.division import micro_batches_each
+from fastvtp.training.export import export_model
 from fastvtp.training.gradients import Gradients
 from fastvtp.training.initialization import load_initial_weights, prepare_tokenizer
 from fastvtp.training.loading import training_loader
 from fastvtp.training.metrics import MetricsWriter, last_record
 from fastvtp.training.optimizer import build_optimizer, learning_rate_at, set_learning_rate
 from fastvtp.training.parallel import Parallel, choose_strategy, means_of_processes
-from fastvtp.training.resuming import find_checkpoint, resume_progress
-from fastvtp.training.state import Progress, save_checkpoint, write_inference_folder
+from fastvtp.training.resuming import check_resumable, restore_progress
+from fastvtp.training.state import Progress, TrainingState
 from fastvtp.training.stopping import Seen, StopSignals, check_finite
 from fastvtp.training.task import Task, build_task
 
@@ -100,10 +102,7 @@ def run_group(config: TrainConfig) -> Iterator[torch.device]:
 def _begin(config: TrainConfig, device: torch.device, *, resume: bool) -> _Begun:
     """Check settings, read the data, and build the model; nothing is written yet."""
 
-    def read() -> tuple[int, Path | None, Task]:
-        each = micro_batches_each(config.batch_size, config.micro_batch, processes.size())
-        checkpoint = find_checkpoint(config, resume=resume)
-        return each, checkpoint, build_task(config, checkpoint)
+    each = micro_batches_each(config.batch_size, config.micro_batch, processes.size())
 
     def build() -> Any:
         model_config = task.complete(tokenizer)
@@ -117,12 +116,14 @@ def _begin(config: TrainConfig, device: torch.device, *, resume: bool) -> _Begun
         choose_strategy(config, model, device)
         return model
 
-    each, checkpoint, task = processes.all_or_none(read)
+    resumed = processes.first_decides(lambda: check_resumable(config, resume=resume))
+    checkpoint = newest_whole(Path(config.output_dir)) if resumed else None
+    task = processes.all_or_none(lambda: build_task(config, checkpoint))
     tokenizer = processes.first_decides(lambda: prepare_tokenizer(config, task, checkpoint))  # one, if it is trained
     return _Begun(task, tokenizer, processes.all_or_none(build), checkpoint, each)
 
 
-def _agree(config: TrainConfig, fresh: Progress) -> None:
+def _agree(fresh: Progress) -> None:
     """Raise ConfigError on all processes where they do not see the same data or kind of device."""
     for name, setting in (("annotations", "data.train"), ("device", "device")):
         found = processes.gather(getattr(fresh, name))
@@ -135,15 +136,14 @@ def _agree(config: TrainConfig, fresh: Progress) -> None:
 
 def _train(config: TrainConfig, begun: _Begun, device: torch.device, *, progress_bar: bool) -> TrainResult:
     run_dir, task, tokenizer, each = Path(config.output_dir), begun.task, begun.tokenizer, begun.each
-    fresh = Progress(annotations=task.digest(), device=device.type)
-    _agree(config, fresh)
+    progress = Progress(annotations=task.digest(), device=device.type)
+    _agree(progress)
     parallel = Parallel(begun.model, config, device, leaves_out=task.leaves_out)
     model = parallel.model
     optimizer = build_optimizer(model, config.optimizer)
-    averaged = None
-    if config.ema_decay is not None:
-        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    progress = resume_progress(begun.checkpoint, model, optimizer, averaged, fresh, run_dir, config.steps)
+    average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
+    state = TrainingState(model, optimizer, average, progress)
+    restore_progress(begun.checkpoint, state, run_dir, config.steps)
     clamp_parameters(model)
     gradients = Gradients(config, task, parallel, each, device)
     loader = training_loader(config, task, tokenizer, device, progress, each)
@@ -153,15 +153,6 @@ def _train(config: TrainConfig, begun: _Begun, device: torch.device, *, progress
         write_reading(folder, config.data.framing)
         if tokenizer is not None:
             tokenizer.save(folder / TOKENIZER_NAME)
-
-    def save() -> None:
-        progress.train_seconds = seconds_before + time.perf_counter() - started
-        progress.bad_files = _bad_files(loader)
-        if processes.is_first():
-            writer.sync()
-            save_checkpoint(
-                run_dir, model, optimizer, averaged, progress, write_files_beside, keep=config.keep_checkpoints
-            )
 
     # only now, with everything valid, the folder becomes this run's
     if processes.is_first():
@@ -178,6 +169,9 @@ def _train(config: TrainConfig, begun: _Begun, device: torch.device, *, progress
             )
         stack.enter_context(loader)
         signals = stack.enter_context(StopSignals())
+        checkpoints = stack.enter_context(
+            CheckpointWriter(run_dir, write_files_beside, keep=config.keep_checkpoints, keep_best=config.keep_best)
+        )
         bar = stack.enter_context(_bar(config, progress.step, disable=not progress_bar))
         batches: Iterator[Any] = iter(loader) if progress.step < config.steps else iter(())
         started = interval_start = time.perf_counter()
@@ -194,8 +188,8 @@ def _train(config: TrainConfig, begun: _Begun, device: torch.device, *, progress
             optimizer.step()
             clamp_parameters(model)
             optimizer.zero_grad(set_to_none=True)
-            if averaged is not None:
-                averaged.update_parameters(model)
+            if average is not None:
+                average.update()
             progress.step += 1
             interval_steps += 1
 
@@ -225,18 +219,21 @@ def _train(config: TrainConfig, begun: _Begun, device: torch.device, *, progress
                 interval_start, interval_wait, interval_steps = now, loader.wait_seconds, 0
             bar.update()
             if saving_due:
-                save()
+                progress.train_seconds = seconds_before + time.perf_counter() - started
+                progress.bad_files = _bad_files(loader)
+                if writer is not None:
+                    writer.sync()
+                checkpoints.save(state, metrics, wait=stopped_by is not None)
             if stopped_by is not None:
                 break
 
-    model_dir, final = run_dir / "model", model if averaged is None else averaged.module
+    model_dir = run_dir / "model"
     if stopped_by is None:
-        if processes.is_first():
-            publish_folder(model_dir, lambda folder: write_inference_folder(folder, final, write_files_beside))
+        export_model(model_dir, state, write_files_beside)
     else:
         logger.warning("%s: stopped by %s after step %d, with a checkpoint", run_dir, stopped_by, progress.step)
     return TrainResult(
-        final.eval(),
+        _whole_model(parallel, state, model_dir, device),
         tokenizer,
         model_dir,
         progress.step,
@@ -245,6 +242,16 @@ def _train(config: TrainConfig, begun: _Begun, device: torch.device, *, progress
         processes.first_decides(lambda: last_record(run_dir)),
         stopped_by,
     )
+
+
+def _whole_model(parallel: Parallel, state: TrainingState, model_dir: Path, device: torch.device) -> Any:
+    """Return the final model, whole on every process and ready for evaluation; of a run that stopped early, the model
+    as it is."""
+    if parallel.strategy in ("fsdp2", "hsdp") and model_dir.is_dir():
+        return load_pretrained(model_dir, device=device)
+    if state.average is not None:
+        state.average.copy_to_model()
+    return parallel.model.eval()
 
 
 def _tell_narrow_scopes(config: TrainConfig, task: Task) -> None:

@@ -3,15 +3,11 @@
 import logging
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.optim.swa_utils import AveragedModel
 
 from fastvtp.errors import ConfigError
-from fastvtp.model_folder import RUN_CONFIG_NAME, list_checkpoints
+from fastvtp.model_folder import RUN_CONFIG_NAME, step_folders
 from fastvtp.training.config import TrainConfig, differing_settings, saved_steps
-from fastvtp.training.state import Progress, read_state, restore_checkpoint
+from fastvtp.training.state import TrainingState, read_progress, restore
 
 logger = logging.getLogger(__name__)
 
@@ -36,53 +32,44 @@ _FREE_ON_RESUME = {
 }
 
 
-def find_checkpoint(config: TrainConfig, *, resume: bool) -> Path | None:
-    """Find the checkpoint in the output folder to resume from, or None for a fresh start.
+def check_resumable(config: TrainConfig, *, resume: bool) -> bool:
+    """Tell whether the output folder has checkpoints to go on from; False for a fresh start.
 
     Raises ConfigError rather than overwrite a run, or resume one under settings that would change its numbers.
     """
     run_dir = Path(config.output_dir)
-    config_path, checkpoints = run_dir / RUN_CONFIG_NAME, list_checkpoints(run_dir)
+    config_path, checkpoints = run_dir / RUN_CONFIG_NAME, step_folders(run_dir)
     if not config_path.exists() and not checkpoints:
-        return None
+        return False
     if not resume:
         raise ConfigError(f"{run_dir} already holds a run: add --resume to continue it, or choose another output_dir")
     if not checkpoints:
-        return None
+        return False
     free = {entry.name for entry in fields(config.options) if entry.metadata.get("free_on_resume")}
     if changed := set(differing_settings(config, config_path)) - _FREE_ON_RESUME - {"steps"} - free:
         raise ConfigError(
             f"cannot resume {run_dir}: {', '.join(sorted(changed))} differ from {config_path}; set them back, or start "
             f"a new run from its weights: init={run_dir} and another output_dir"
         )
-    return checkpoints[-1]
+    return True
 
 
-def resume_progress(
-    checkpoint: Path | None,
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    averaged: AveragedModel | None,
-    fresh: Progress,
-    run_dir: Path,
-    steps: int,
-) -> Progress:
-    """Return the progress of `checkpoint`, restored into model, optimizer and average, or `fresh`. steps: of the run.
+def restore_progress(checkpoint: Path | None, state: TrainingState, run_dir: Path, steps: int) -> None:
+    """Restore `checkpoint` into a fresh `state`. steps: of the run. All processes must call this.
 
     Raises ConfigError where the annotations or the kind of device are not those that the run began with, or more steps
     are done than the run has.
     """
     if checkpoint is None:
-        return fresh
-    state = read_state(checkpoint)
-    progress = state["progress"]
+        return
+    progress = read_progress(checkpoint)
     for name, setting in (("annotations", "the content of data.train"), ("device", "the device")):
-        before, now = getattr(progress, name), getattr(fresh, name)
+        before, now = getattr(progress, name), getattr(state.progress, name)
         if before != now:
             raise ConfigError(f"cannot resume {run_dir}: {setting} changed from {before} to {now} since the run began")
     if steps < progress.step:
         raise ConfigError(f"cannot resume {run_dir}: steps={steps}, of which {progress.step} are done already")
-    restore_checkpoint(checkpoint, state, model, optimizer, averaged)
+    restore(checkpoint, state)
     logger.info("resuming %s after step %d", run_dir, progress.step)
     if (before := saved_steps(run_dir / RUN_CONFIG_NAME)) != steps:
         logger.warning(
@@ -90,4 +77,3 @@ def resume_progress(
             "result is not that of such a run",
             run_dir, steps, before, progress.step, steps,
         )  # fmt: skip
-    return progress

@@ -1,36 +1,40 @@
-"""Saving and resuming a run.
+"""What a run goes on from, and how it is read from a checkpoint by any number of processes.
 
-A checkpoint is a folder `checkpoints/step_00000500` with the model (model.safetensors, config.json), its tokenizer and
-labels, how its clips were read (reading.json), and training_state.pt. Where weights are averaged, the model is their
-average, which is what evaluation wants, and training_state.pt also holds the weights that training goes on from. A
-checkpoint is written under another name and renamed when complete, so that a run killed at any moment leaves only whole
-checkpoints. The data stream is a function of (seed, step) and needs no state.
+A checkpoint is a model folder `checkpoints/step_00000500` whose tensors are in shards (`fastvtp.tensor_files`): the
+weights being trained, their average where there is one, and what the optimizer keeps of each weight, all by the names
+of the model's parameters. training_state.json beside them holds what is no tensor. Which process held what, and how
+many there were, is nowhere recorded: a run may go on with another number of processes, whole weights or shards.
+Random numbers and the data stream are functions of the seed and the step, and need no state.
+
+`fastvtp.training.checkpoints` writes checkpoints; `fastvtp.training.earlier_state` reads those of earlier versions.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor, nn
 
-from fastvtp.architecture import architecture_of
 from fastvtp.errors import CheckpointError
-from fastvtp.files import publish_folder, remove_folder
-from fastvtp.model_folder import (
-    STATE_NAME,
-    list_checkpoints,
-    load_weights,
-    read_weights,
-    write_model_folder,
-)
+from fastvtp.model_folder import STATE_NAME, check_fit
+from fastvtp.modules.bounds import warn_beyond_bounds
+from fastvtp.processes import all_or_none
+from fastvtp.tensor_files import AVERAGE, MODEL, OPTIMIZER, has_shards, load_tensors, stored_tensors
+from fastvtp.training.average import WeightAverage, check_average
+from fastvtp.training.earlier_state import one_line, read_earlier_progress, restore_earlier
+from fastvtp.training.optimizer_state import load_by_position, parameter_names, plain_values, room_for, same_groups
+
+VALUES_NAME = "training_state.json"
+FORMAT = 2
+"""Of training_state.json; 1 was training_state.pt."""
 
 
 @dataclass
 class Progress:
-    """What a run carries from step to step besides weights, optimizer and random state."""
+    """What a run carries from step to step besides weights and optimizer."""
 
     annotations: str = ""
     """Digest of the training data, labels included; others would give another stream of clips."""
@@ -41,81 +45,120 @@ class Progress:
     train_seconds: float = 0.0
     bad_files: dict[str, str] = field(default_factory=dict)
     """Undecodable files met so far, with the reason."""
+    best: dict[str, Any] | None = None
+    """Of the best checkpoint so far by the metric that was asked for: its "metric", "value" and "step"; None: there is
+    none."""
 
 
-def write_inference_folder(folder: Path, model: Any, write_files_beside: Callable[[Path], None]) -> None:
-    """Write all that evaluation needs: weights, config, and what `write_files_beside` adds (tokenizer, labels)."""
-    write_model_folder(folder, model, architecture_of(model).name)
-    write_files_beside(folder)
+@dataclass
+class TrainingState:
+    """What training goes on from, on every process of a run.
 
-
-def save_checkpoint(
-    run_dir: Path,
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    averaged: AveragedModel | None,
-    progress: Progress,
-    write_files_beside: Callable[[Path], None],
-    *,
-    keep: int,
-) -> Path:
-    """Write the checkpoint of `progress.step` and delete all but the newest `keep`."""
-    kept, average = model, None
-    if averaged is not None:
-        kept, average = averaged.module, {"n_averaged": averaged.n_averaged, "raw_weights": model.state_dict()}
-    state: dict[str, Any] = {
-        "optimizer": optimizer.state_dict(),
-        "averaged": average,
-        "progress": vars(progress),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state(model.device) if model.device.type == "cuda" else None,
-    }
-
-    def write(folder: Path) -> None:
-        write_inference_folder(folder, kept, write_files_beside)
-        torch.save(state, folder / STATE_NAME)
-
-    final = run_dir / "checkpoints" / f"step_{progress.step:08d}"
-    publish_folder(final, write)
-    for old in list_checkpoints(run_dir)[:-keep]:
-        remove_folder(old)
-    return final
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """Read what a checkpoint holds besides weights, its "progress" as a `Progress`. Raises CheckpointError with one
-    line."""
-    with _one_line(folder):
-        state = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
-        return {**state, "progress": Progress(**state["progress"])}
-
-
-def restore_checkpoint(
-    folder: Path,
-    state: dict[str, Any],
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    averaged: AveragedModel | None,
-) -> None:
-    """Load the weights of `folder` and its `state`, from `read_state`, in place, torch's generators included.
-
-    Raises CheckpointError with one line.
+    Attributes:
+        model: as it was built, or in shards by `fully_shard`; never what DDP or torch.compile put around it.
+        optimizer: of the model's parameters.
+        average: of the weights; None: none is kept.
+        progress: of the run.
     """
-    load_weights(model if averaged is None else averaged.module, read_weights(folder), folder)
-    with _one_line(folder):
-        optimizer.load_state_dict(state["optimizer"])
-        if averaged is not None:
-            averaged.n_averaged.copy_(state["averaged"]["n_averaged"])
-            load_weights(model, state["averaged"]["raw_weights"], folder)
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None and model.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], model.device)
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
+    progress: Progress
 
 
-@contextmanager
-def _one_line(folder: Path) -> Iterator[None]:
+def tensors_of(state: TrainingState) -> dict[str, Tensor]:
+    """Return all tensors of a checkpoint by name, not copied."""
+    tensors = {f"{MODEL}{name}": tensor for name, tensor in state.model.state_dict().items()}
+    if state.average is not None:
+        tensors |= {f"{AVERAGE}{name}": tensor for name, tensor in state.average.tensors.items()}
+    for parameter, name in parameter_names(state.model).items():
+        for key, value in state.optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{OPTIMIZER}{name}.{key}"] = value
+    return tensors
+
+
+def values_of(state: TrainingState, progress: Progress, metrics: Mapping[str, float]) -> str:
+    """Return the content of training_state.json. Raises TypeError for what JSON does not hold."""
+    average = None if state.average is None else {"decay": state.average.decay, "updates": state.average.updates}
+    values = {
+        "format": FORMAT,
+        "progress": vars(progress),
+        "metrics": dict(metrics),
+        "average": average,
+        "optimizer": plain_values(state.optimizer, parameter_names(state.model)),
+    }
+    return json.dumps(values, indent=1) + "\n"
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """Read how far the run of a checkpoint was. Raises CheckpointError with one line."""
+    if not has_shards(checkpoint):
+        return _progress(read_earlier_progress(checkpoint), checkpoint / STATE_NAME)
+    return _progress(_read_values(checkpoint).get("progress"), checkpoint / VALUES_NAME)
+
+
+def restore(checkpoint: Path, state: TrainingState) -> None:
+    """Load a checkpoint into `state` in place, on all processes of the run, of which each reads what it holds itself.
+
+    Raises CheckpointError with one line, on all of them where it does on one; the state is then of no use.
+    """
+    all_or_none(lambda: _restore(checkpoint, state))
+
+
+def _restore(checkpoint: Path, state: TrainingState) -> None:
+    progress = read_progress(checkpoint)
+    if has_shards(checkpoint):
+        _restore_shards(checkpoint, state)
+    else:
+        restore_earlier(checkpoint, state.model, state.optimizer, state.average)
+    warn_beyond_bounds(state.model, str(checkpoint))
+    vars(state.progress).update(vars(progress))
+
+
+def _restore_shards(checkpoint: Path, state: TrainingState) -> None:
+    values, stored = _read_values(checkpoint), stored_tensors(checkpoint)
+    weights = state.model.state_dict()
+    shapes = {name.removeprefix(MODEL): stored[name].size for name in stored if name.startswith(MODEL)}
+    check_fit(state.model, shapes, checkpoint)
+    targets = {f"{MODEL}{name}": tensor for name, tensor in weights.items()}
+    check_average(state.average, values["average"] is not None, checkpoint)
+    if state.average is not None:
+        targets |= {f"{AVERAGE}{name}": tensor for name, tensor in state.average.tensors.items()}
+    with one_line(checkpoint / VALUES_NAME):
+        names, saved = parameter_names(state.model), values["optimizer"]
+        grouped = [[names[parameter] for parameter in group["params"]] for group in state.optimizer.param_groups]
+        same_groups(grouped, [group.pop("parameters") for group in saved["groups"]])
+        moments: dict[int, dict[str, Any]] = {}
+        parameters = {name: parameter for parameter, name in names.items()}
+        for position, name in enumerate(name for group in grouped for name in group):
+            if (kept := saved["state"].get(name)) is None:
+                continue
+            moments[position] = dict(kept["values"])
+            for key in kept["tensors"]:
+                place = f"{OPTIMIZER}{name}.{key}"
+                room = room_for(parameters[name], key, stored[place].size, stored[place].properties.dtype)
+                moments[position][key] = targets[place] = room
+    load_tensors(checkpoint, targets)
+    with one_line(checkpoint / VALUES_NAME):
+        load_by_position(state.optimizer, moments, saved["groups"])
+        if state.average is not None:
+            state.average.updates = int(values["average"]["updates"])
+
+
+def _read_values(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / VALUES_NAME
     try:
-        yield
-    except Exception as error:  # damaged bytes make torch.load raise nearly anything
-        path = folder / STATE_NAME
-        raise CheckpointError(f"{path} is not a usable training state: {error}".splitlines()[0]) from None
+        values = json.loads(path.read_bytes())
+        found = values["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a usable training state: {error}") from None
+    if found != FORMAT:
+        raise CheckpointError(f"{path} has format {found}, this version of fastvtp reads {FORMAT}")
+    return values
+
+
+def _progress(values: Any, path: Path) -> Progress:
+    with one_line(path):
+        return Progress(**values)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastvtp.tensor_files import read_tensors
 from tests.conftest import tiny_overrides
 from tests.forking import start_command
 
@@ -66,9 +67,10 @@ def whole(settings, tmp_path_factory) -> Path:
 def assert_equal_runs(run_dir: Path, whole: Path) -> None:
     for name in ("model/model.safetensors", "metrics.jsonl"):
         assert (run_dir / name).read_bytes() == (whole / name).read_bytes(), name
-    state = [torch.load(newest(run) / "training_state.pt", weights_only=True)["optimizer"] for run in (run_dir, whole)]
-    for index, moments in state[0]["state"].items():
-        assert torch.equal(moments["exp_avg"], state[1]["state"][index]["exp_avg"])
+    found, expected = (read_tensors(newest(run)) for run in (run_dir, whole))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
 
 
 def newest(run_dir: Path) -> Path:
@@ -94,7 +96,7 @@ def test_leftovers_of_a_kill_while_writing_do_no_harm(settings, whole, tmp_path)
     checkpoints = run_dir / "checkpoints"
     shutil.copytree(newest(run_dir), checkpoints / "partial_step_00000006")
     shutil.copytree(newest(run_dir), checkpoints / "step_00000007")
-    (checkpoints / "step_00000007" / "training_state.pt").unlink()
+    (checkpoints / "step_00000007" / "manifest.json").unlink()
     with (run_dir / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"step": 6, "lo')
     finish(start(settings, run_dir, "--resume"), run_dir)

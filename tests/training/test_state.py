@@ -1,91 +1,204 @@
+"""What one process restores: everything, from checkpoints of this version and of earlier ones."""
+
+import json
+import pickle
+
 import pytest
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import fastvtp
+from fastvtp import create_model, load_pretrained
 from fastvtp.data.tokenizers import load_tokenizer
-from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import CheckpointError
-from fastvtp.model_folder import list_checkpoints, read_weights
-from fastvtp.training.config import OptimizerConfig
-from fastvtp.training.optimizer import build_optimizer
-from fastvtp.training.state import (
-    Progress,
-    read_state,
-    restore_checkpoint,
-    save_checkpoint,
-)
+from fastvtp.model_folder import read_weights
+from fastvtp.tensor_files import seal, write_manifest
+from fastvtp.training.checkpoints import CheckpointWriter
+from fastvtp.training.state import TrainingState, read_progress, restore
+from tests.training.states import assert_same, contents, make_state, take_step, write_earlier, write_tokenizer
 
-SIZES = {"width": 48, "depth": 1, "num_heads": 2, "decoder_width": 24, "decoder_num_heads": 2, "vocab_size": 120}
-
-
-@pytest.fixture
-def parts():
-    model = fastvtp.create_model("simvtp_tiny", **SIZES)
-    optimizer = build_optimizer(model, OptimizerConfig())
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    optimizer.step()
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
-    averaged.update_parameters(model)
-    return model, optimizer, averaged
+ADAFACTOR = {"algorithm": "adafactor", "learning_rate": 1e-3}
+OPTIMIZERS = {
+    "adamw": {},
+    "torch-adafactor": ADAFACTOR,
+    "adafactor-with-momentum": {**ADAFACTOR, "momentum": 0.9, "scale_by_parameter": False},
+    "adafactor-without-momentum": {**ADAFACTOR, "scale_by_parameter": False},
+}
 
 
-def save(run_dir, parts, step):
-    return save_checkpoint(run_dir, *parts, Progress(step=step), write_tokenizer, keep=2)
+def save(run_dir, state: TrainingState):
+    with CheckpointWriter(run_dir, write_tokenizer, keep=2) as writer:
+        writer.save(state, {"loss": 0.5})
+    return run_dir / "checkpoints" / f"step_{state.progress.step:08d}"
 
 
-def write_tokenizer(folder):
-    CaptionTokenizer.train(["a red star", "a blue ring"], vocab_size=60).save(folder)
+def save_earlier(run_dir, state: TrainingState):
+    folder = run_dir / "checkpoints" / f"step_{state.progress.step:08d}"
+    write_earlier(folder, state)
+    return folder
 
 
-def test_restores_weights_average_moments_random_state_and_progress(parts, tmp_path):
-    model, optimizer, averaged = parts
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 1
-    averaged.update_parameters(model)
-    progress = Progress(step=7, train_seconds=1.5, bad_files={"a.mp4": "empty"})
-    folder = save_checkpoint(tmp_path, *parts, progress, write_tokenizer, keep=1)
-    expected_noise = torch.randn(4)
-
-    other = fastvtp.create_model("simvtp_tiny", **SIZES)
-    other_optimizer = build_optimizer(other, OptimizerConfig())
-    other_average = AveragedModel(other, multi_avg_fn=get_ema_multi_avg_fn(0.5))
-    state = read_state(folder)
-    assert state["progress"] == progress
-    restore_checkpoint(folder, state, other, other_optimizer, other_average)
-    assert other_average.n_averaged == 2
-    pairs = list(zip(averaged.parameters(), other_average.parameters(), strict=True))
-    assert all(torch.equal(a, b) for a, b in pairs)
-    assert not any(torch.equal(a, b) for (a, _), b in zip(pairs, other.parameters(), strict=True))
-    assert torch.equal(torch.randn(4), expected_noise)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    moments = [optimizer.state_dict()["state"], other_optimizer.state_dict()["state"]]
-    assert all(torch.equal(moments[0][i]["exp_avg_sq"], moments[1][i]["exp_avg_sq"]) for i in moments[0])
+@pytest.mark.parametrize("write", [save, save_earlier])
+@pytest.mark.parametrize("ema", [True, False])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_restored_state_goes_on_like_the_one_that_was_saved(tmp_path, name, ema, write):
+    state = make_state(ema=ema, **OPTIMIZERS[name])
+    folder = write(tmp_path, state)
+    other = make_state(steps=0, seed=9, ema=ema, **OPTIMIZERS[name])
+    assert read_progress(folder) == state.progress != other.progress
+    restore(folder, other)
+    assert_same(contents(other), contents(state))
+    for each in (state, other):
+        take_step(each, 7)
+    assert_same(contents(other), contents(state))
     assert load_tokenizer(folder).vocab_size > 5
-    # whoever opens the folder gets the average
+
+
+@pytest.mark.parametrize("write", [save, save_earlier])
+def test_weights_without_a_gradient_so_far_have_no_moments_afterwards(tmp_path, write):
+    state = make_state()
+    unused = state.model.contrast.bias_of_one
+    del state.optimizer.state[unused]
+    folder = write(tmp_path, state)
+    other = make_state(steps=1, seed=9)
+    restore(folder, other)
+    assert other.model.contrast.bias_of_one not in other.optimizer.state
+    assert_same(contents(other), contents(state))
+
+
+def test_how_an_optimizer_computes_is_its_own_affair(tmp_path):
+    """One kernel for all weights needs them whole; a run that goes on in shards may take another way."""
+    state, other = make_state(), make_state(steps=0)
+    for group in other.optimizer.param_groups:
+        group["fused"] = None
+        group["betas"] = (0.5, 0.5)
+    restore(save(tmp_path, state), other)
+    assert [(g["fused"], g["betas"]) for g in other.optimizer.param_groups] == [(None, (0.9, 0.95))] * 2
+
+
+@pytest.mark.parametrize("write", [save, save_earlier])
+def test_whoever_opens_a_checkpoint_gets_the_average(tmp_path, write):
+    state = make_state(steps=3)
+    folder, weights = write(tmp_path, state), state.model.state_dict()
     kept = read_weights(folder)
-    assert all(torch.equal(kept[name], tensor) for name, tensor in averaged.module.state_dict().items())
+    assert kept.keys() == weights.keys()
+    for name, tensor in kept.items():
+        assert torch.equal(tensor, state.average.tensors.get(name, weights[name])), name
+    assert {"contrast.counts", "contrast.frozen"} == kept.keys() - state.average.tensors.keys()
 
 
-def test_keeps_the_newest_and_ignores_unfinished_ones(parts, tmp_path):
-    for step in (1, 2, 3):
-        save(tmp_path, parts, step)
-    (tmp_path / "checkpoints/partial_00000004").mkdir()
-    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step_00000002", "step_00000003"]
+def test_a_checkpoint_is_a_model_folder(tmp_path):
+    model = create_model("simvtp_tiny", width=48, depth=1, num_heads=2, decoder_width=24, decoder_num_heads=2)
+    state = make_state(ema=False)
+    state = TrainingState(model, torch.optim.AdamW(model.parameters()), None, state.progress)
+    opened = load_pretrained(save(tmp_path, state))
+    assert opened.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(opened.parameters(), model.parameters(), strict=True))
 
 
-def test_damaged_state_is_one_line(parts, tmp_path):
-    folder = save(tmp_path, parts, 1)
+def test_nothing_is_unpickled(tmp_path, monkeypatch):
+    state, other = make_state(), make_state(steps=0)
+    folder = save(tmp_path, state)
+
+    def refuse(*_, **__):
+        raise AssertionError("something is unpickled")
+
+    class Refusing(pickle.Unpickler):
+        __init__ = refuse
+
+    for name, value in (("load", refuse), ("loads", refuse), ("Unpickler", Refusing), ("_Unpickler", Refusing)):
+        monkeypatch.setattr(pickle, name, value)
+    monkeypatch.setattr(torch, "load", refuse)
+    restore(folder, other)
+    assert_same(contents(other), contents(state))
+    assert not [path for path in folder.rglob("*") if path.is_file() and path.read_bytes()[:1] == b"\x80"]
+
+
+@pytest.mark.parametrize("write", [save, save_earlier])
+def test_a_run_that_averages_differently_is_told(tmp_path, write):
+    state = make_state()
+    with pytest.raises(CheckpointError, match=r"step_00000002 has an average of the weights, the run expects none"):
+        restore(write(tmp_path / "a", state), make_state(steps=0, ema=False))
+    state = make_state(ema=False)
+    with pytest.raises(CheckpointError, match=r"step_00000002 has no average of the weights, the run expects one"):
+        restore(write(tmp_path / "b", state), make_state(steps=0))
+
+
+@pytest.mark.parametrize("write", [save, save_earlier])
+def test_another_model_is_told(tmp_path, write):
+    state, other = make_state(), make_state(steps=0)
+    other.model.contrast.more = torch.nn.Parameter(torch.zeros(2))
+    other.model.contrast.frozen = torch.nn.Parameter(torch.zeros(4), requires_grad=False)
+    with pytest.raises(CheckpointError, match=r"contrast.frozen is \[3\], the model has \[4\]; missing contrast.more"):
+        restore(write(tmp_path, state), other)
+
+
+def test_another_division_into_groups_is_told(tmp_path):
+    state, other = make_state(), make_state(steps=0, layer_decay=0.5)
+    with pytest.raises(CheckpointError, match=r"the optimizer has groups of [\d, ]+ parameters, the checkpoint of"):
+        restore(save(tmp_path, state), other)
+
+
+def change(folder, **values):
+    path = folder / "training_state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_values_that_make_no_sense_are_one_line(tmp_path):
+    folder = save(tmp_path, make_state())
+    for values, message in (
+        ({"format": 3}, "training_state.json has format 3, this version of fastvtp reads 2"),
+        ({"progress": {"stepp": 3}}, "training_state.json is not a usable training state: .*stepp"),
+        ({"progress": None}, "training_state.json is not a usable training state"),
+    ):
+        change(folder, **{"format": 2, **values})
+        with pytest.raises(CheckpointError, match=message) as raised:
+            read_progress(folder)
+        assert "\n" not in str(raised.value)
+    (folder / "training_state.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"training_state.json is not a usable training state"):
+        restore(folder, make_state(steps=0))
+
+
+def test_tensors_that_do_not_fit_the_values_are_one_line(tmp_path):
+    folder = save(tmp_path, make_state())
+    values = json.loads((folder / "training_state.json").read_text())
+    values["optimizer"]["state"]["contrast.bias_of_one"]["tensors"].append("third_moment")
+    change(folder, **values)
+    with pytest.raises(CheckpointError, match=r"not a usable training state: .*bias_of_one.third_moment"):
+        restore(folder, make_state(steps=0))
+
+
+def test_a_shard_of_another_checkpoint_is_not_read(tmp_path):
+    folder = save(tmp_path, make_state())
+    (shard,) = (folder / "shards").iterdir()
+    other = shard.with_name("shard-00002-model-00001-of-00001.safetensors")
+    other.write_bytes(shard.read_bytes())
+    with pytest.raises(CheckpointError, match=r"shard-00002.* is not in manifest.json"):
+        restore(folder, make_state(steps=0))
+    other.unlink()
+    shard.write_bytes(b"junk")
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    write_manifest(folder, {str(path.relative_to(folder)): seal(path) for path in files})
+    with pytest.raises(CheckpointError, match=r"shards holds no readable safetensors files") as raised:
+        restore(folder, make_state(steps=0))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_damaged_state_of_an_earlier_version_is_one_line(tmp_path):
+    folder = save_earlier(tmp_path, make_state())
+    content = torch.load(folder / "training_state.pt")
+    del content["averaged"]["n_averaged"]
+    torch.save(content, folder / "training_state.pt")
+    with pytest.raises(CheckpointError, match=r"training_state.pt is not a usable training state") as raised:
+        restore(folder, make_state(steps=0))
+    assert "\n" not in str(raised.value)
     (folder / "training_state.pt").write_bytes(b"junk")
     with pytest.raises(CheckpointError, match=r"training_state.pt is not a usable training state"):
-        read_state(folder)
+        read_progress(folder)
 
 
-def test_a_pickle_is_never_executed(parts, tmp_path):
+def test_a_pickle_of_an_earlier_version_is_never_executed(tmp_path):
     """A training_state.pt that would run code on loading is refused."""
-    folder = save(tmp_path, parts, 1)
+    folder = save_earlier(tmp_path, make_state())
 
     class Bomb:
         def __reduce__(self):
@@ -93,14 +206,5 @@ def test_a_pickle_is_never_executed(parts, tmp_path):
 
     torch.save({"progress": Bomb()}, folder / "training_state.pt")
     with pytest.raises(CheckpointError):
-        read_state(folder)
+        read_progress(folder)
     assert not (tmp_path / "exploded").exists()
-
-
-def test_a_state_of_another_run_is_one_line(parts, tmp_path):
-    folder = save(tmp_path, parts, 1)
-    state = read_state(folder)
-    del state["averaged"]["n_averaged"]
-    with pytest.raises(CheckpointError, match=r"training_state.pt is not a usable training state") as raised:
-        restore_checkpoint(folder, state, *parts)
-    assert "\n" not in str(raised.value)

@@ -13,8 +13,9 @@ from fastvtp.checkpoints.loading import absent_parts
 from fastvtp.data.annotations import load_videos
 from fastvtp.data.reading import ClipReading
 from fastvtp.errors import ConfigError, UserError
-from fastvtp.model_folder import write_model_folder
+from fastvtp.model_folder import read_weights, write_model_folder
 from fastvtp.systems.recipes import get_recipe
+from fastvtp.tensor_files import read_tensors
 from fastvtp.training.config import TrainConfig, apply_overrides
 from fastvtp.training.loop import train
 from fastvtp.training.task import build_task
@@ -133,12 +134,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(captioned_videos, tmp_path, r
         shutil.rmtree(stopped / f"checkpoints/step_{step:08d}")
     result = train(configure(recipe, source, stopped, *EVERYTHING, *more), resume=True, progress_bar=False)
     assert result.steps == 7
-    for name in ("model/model.safetensors", "metrics.jsonl", "checkpoints/step_00000007/model.safetensors"):
+    for name in ("model/model.safetensors", "metrics.jsonl"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes(), name
-    states = [torch.load(run / "checkpoints/step_00000007/training_state.pt") for run in (whole, stopped)]
-    raw = [state["averaged"]["raw_weights"] for state in states]
-    for name, weights in raw[0].items():
-        assert torch.equal(weights, raw[1][name]), name
+    expected, found = (read_tensors(run / "checkpoints/step_00000007") for run in (whole, stopped))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+
+
+def trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    tensors = read_tensors(checkpoint)
+    return {name.removeprefix("model."): tensors[name] for name in tensors if name.startswith("model.")}
 
 
 def test_the_average_is_kept_and_evaluated(captioned_videos, tmp_path):
@@ -148,9 +154,9 @@ def test_the_average_is_kept_and_evaluated(captioned_videos, tmp_path):
     )  # fmt: skip
     result = train(config, progress_bar=False)
     folders = [tmp_path / f"run/checkpoints/step_0000000{step}" for step in (1, 2, 3)]
-    steps = [torch.load(folder / "training_state.pt")["averaged"]["raw_weights"] for folder in folders]
+    steps = [trained_weights(folder) for folder in folders]
     final = load_file(result.model_dir / "model.safetensors")
-    scored = load_file(folders[-1] / "model.safetensors")
+    scored = read_weights(folders[-1])
     for name in final:
         expected = 0.25 * steps[0][name] + 0.25 * steps[1][name] + 0.5 * steps[2][name]
         torch.testing.assert_close(final[name], expected)
@@ -181,7 +187,7 @@ def test_rates_of_the_first_and_last_layers_differ_in_training(captioned_videos,
             "ema_decay=none", "optimizer.weight_decay=0", "checkpoint_every=1", "keep_checkpoints=9",
         )  # fmt: skip
         train(config, progress_bar=False)
-        first, last = (load_file(tmp_path / f"{decay}/checkpoints/step_0000000{n}/model.safetensors") for n in (1, 6))
+        first, last = (read_weights(tmp_path / f"{decay}/checkpoints/step_0000000{n}") for n in (1, 6))
         moved[decay] = {name: float((last[name] - first[name]).abs().max()) for name in last}
     assert moved[0.01]["video_embeddings.weight"] < 1e-4 * moved[1.0]["video_embeddings.weight"]
     assert moved[0.01]["head.weight"] > 0.3 * moved[1.0]["head.weight"]

@@ -271,7 +271,7 @@ def test_a_run_from_weights_of_another_size_keeps_that_size(captioned_videos, pr
     # rebuilt positions are those that the run teaches its weights
     native = (None, None) if preset == "official" else (4, 32)
     assert (model.config.trained_frames, model.config.trained_image_size) == native
-    (tmp_path / "run/checkpoints/step_00000002/training_state.pt").unlink()
+    (tmp_path / "run/checkpoints/step_00000002/manifest.json").unlink()
     resumed = train(config, resume=True, progress_bar=False)
     assert torch.equal(table(resumed.model), table(model))
     assert torch.equal(resumed.model.head.weight, model.head.weight)
