@@ -25,8 +25,8 @@ def write_tokenizer(folder: Path) -> None:
 def make_state(
     kind: str = "plain", *, steps: int = 2, seed: int = 0, ema: bool = True, **optimizer: Any
 ) -> TrainingState:
-    """Return a state after `steps` steps with gradients that follow from `seed`. kind: "plain", "ddp" or "fsdp", whose
-    processes must all call this. steps of 0: as a run that resumes has it, with weights that are garbage."""
+    """Return a state after `steps` steps with gradients that follow from `seed`. kind: "plain", "ddp", "fsdp" or, for
+    pairs of processes, "hsdp"; all processes must call this. steps of 0: as a run that resumes has it, with weights that are garbage."""
     torch.manual_seed(seed)
     model = fastvtp.create_model("simvtp_tiny", **SIZES)
     model.contrast.bias_of_one = nn.Parameter(torch.randn(1))  # fewer rows than processes
@@ -38,8 +38,8 @@ def make_state(
                 tensor.fill_(7)
     if kind == "ddp":
         nn.parallel.DistributedDataParallel(model)
-    elif kind == "fsdp":
-        shard(model)
+    elif kind != "plain":
+        shard(model, kind)
     state = TrainingState(
         model,
         build_optimizer(model, OptimizerConfig(**optimizer)),
@@ -51,11 +51,15 @@ def make_state(
     return state
 
 
-def shard(model: nn.Module) -> None:
+def shard(model: nn.Module, kind: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    world = torch.distributed.get_world_size()
+    if kind == "fsdp":
+        mesh = init_device_mesh("cpu", (world,))
+    else:
+        mesh = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("replicate", "shard"))
     scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
     for block in model.encoder.blocks:
         fully_shard(block, mesh=mesh)

@@ -3,6 +3,7 @@
 import resource
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -66,6 +67,23 @@ def test_two_in_shards_then_one_then_two_replicas_then_two_in_shards(tmp_path):
         for name, tensor in read_weights(folder).items():
             kept = expected["tensors"].get(f"average.{name}", expected["tensors"][f"model.{name}"])
             assert torch.equal(tensor, kept), name
+
+
+@pytest.mark.long
+def test_pairs_in_shards_and_three_in_shards(tmp_path):
+    """More processes, and a number that divides nothing."""
+    state, source = make_state(), tmp_path / "plain"
+    with CheckpointWriter(source, write_tokenizer, keep=1) as writer:
+        writer.save(state, {})
+    for kind, processes in (("hsdp", 4), ("fsdp", 3), ("fsdp", 1)):
+        target = tmp_path / f"{kind}{processes}"
+        target.mkdir()
+        for found in run_ranks(_go_on, target, kind, str(source), str(target), processes=processes):
+            assert_same(found, contents(state))
+        source = target
+    found = make_state(steps=0)
+    restore(newest_whole(source), found)
+    assert_same(contents(found), contents(state))
 
 
 def _trouble(rank: int, run_dir: str) -> dict:
