@@ -25,8 +25,11 @@ def write_tokenizer(folder: Path) -> None:
 def make_state(
     kind: str = "plain", *, steps: int = 2, seed: int = 0, ema: bool = True, **optimizer: Any
 ) -> TrainingState:
-    """Return a state after `steps` steps with gradients that follow from `seed`. kind: "plain", "ddp", "fsdp" or, for
-    pairs of processes, "hsdp"; all processes must call this. steps of 0: as a run that resumes has it, with weights that are garbage."""
+    """Return a state after `steps` steps with gradients that follow from `seed`.
+
+    kind: "plain", "ddp", "fsdp" or, for pairs of processes, "hsdp"; all processes must call this. steps: 0 is a state
+    as a run that resumes has it, with weights that are garbage.
+    """
     torch.manual_seed(seed)
     model = fastvtp.create_model("simvtp_tiny", **SIZES)
     model.contrast.bias_of_one = nn.Parameter(torch.randn(1))  # fewer rows than processes
