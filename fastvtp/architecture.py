@@ -44,6 +44,9 @@ class Architecture:
         recommended: settings that the preset "fastvtp" has of each model of this kind, and models of checkpoints that
             say nothing about them.
         chosen_anew: settings that a model started from a checkpoint of another architecture does not take over.
+        rows: how many rows of one clip pass the blocks of each list of modules in a step of training, those without a
+            gradient left out, by the list's path in the model; from a configuration and the mean number of tokens of a
+            text. None: the model does not tell.
         tower: the video tower that frozen-backbone evaluation reads, a `fastvtp.frozen.towers.VideoTower`, from a
             model; None: its clips do not become tokens of their own.
     """
@@ -58,6 +61,7 @@ class Architecture:
     sources: Mapping[str, Any] = field(default_factory=dict)
     recommended: Mapping[str, Any] = field(default_factory=dict)
     chosen_anew: Sequence[str] = ()
+    rows: Callable[[Any, float], Mapping[str, float]] | None = None
     tower: Callable[[Any], Any] | None = None
 
 

@@ -56,7 +56,7 @@ def test_commands_are_understood(command, monkeypatch):
     name, *arguments = shlex.split(command)
     assert "fastvtp" not in arguments
     context = get_command(app).commands[name].make_context(name, list(arguments))  # pyright: ignore[reportAttributeAccessIssue]
-    if name in ("pretrain", "finetune"):
+    if name in ("pretrain", "finetune", "launch", "plan"):
         apply_overrides(get_recipe(arguments[0]), context.params["overrides"] or [])
 
 

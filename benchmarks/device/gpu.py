@@ -69,6 +69,12 @@ PARTS = (
     Part("masking", 12, HALF_A_SECOND),
     Part("data_loading", 40),
     Part(
+        "scaling",
+        40,
+        ("--case", "videomae_base", "--seconds", "3"),
+        smoke=("--case", "videomae_base", "--processes", "1"),
+    ),
+    Part(
         "train_step_compiled",
         70,
         ("--case", "base", "--seconds", "2"),

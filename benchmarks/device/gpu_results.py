@@ -17,6 +17,7 @@ from .device_tests import COUNTS, FAMILIES
 # What the names of our variants contain; pyav and dali are the loader's two decoders.
 OURS = ("reference", "triton", "fastvtp", "pyav", "dali")
 TIMES = ("median_s", "p20_s", "p80_s", "wall_s", "fraction_of_floor", "speedup")
+STEPS = ("train_step", "scaling")
 # Where a part's file goes as it was, when times are taken out of it.
 WITHHELD = "withheld"
 
@@ -50,7 +51,9 @@ def distrusted(out: Path) -> dict[str, str]:
     doubts = {family: doubt for family in FAMILIES if (doubt := _doubt(rows.get(family)))}
     reasons = {op: f"no speed: {doubt}" for family, doubt in doubts.items() for op in FAMILIES[family]}
     if doubts:
-        reasons["train_step"] = f"no speed: {', '.join(doubts)}: {next(iter(doubts.values()))}"
+        # whole steps, which all of them are part of
+        for op in STEPS:
+            reasons[op] = f"no speed: {', '.join(doubts)}: {next(iter(doubts.values()))}"
     return reasons
 
 

@@ -1,17 +1,23 @@
 """What this machine offers and which backend each op will use here, with the reason."""
 
 import importlib.metadata
+import os
 import platform
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.cuda.nccl
+import torch.distributed as dist
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from fastvtp import processes
 from fastvtp.data.pipeline import automatic_decoder
+from fastvtp.errors import ConfigError
+from fastvtp.training.division import BYTES_A_PARAMETER, LARGEST_SHARE, ParallelConfig, strategy_of
 from fastvtp.version import __version__
 from fastvtp_kernels import dispatch, tuning
 from fastvtp_kernels.attention import choice, libraries
@@ -29,6 +35,18 @@ PACKAGES = (
     "tensorboard",
     "numpy",
 )
+
+
+LAUNCH_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_RESTART_COUNT",
+)
+"""What torchrun tells its processes."""
 
 
 class AttentionShape(NamedTuple):
@@ -63,11 +81,12 @@ class Finding:
 
 
 def print_findings() -> None:
-    """Print tables of packages, devices and ops."""
+    """Print tables of packages, devices, processes and ops."""
     console = Console()
     for columns, rows in (
         (("package", "version", ""), package_findings()),
         (("device", "found", "why"), device_findings()),
+        (("processes", "here", "why"), process_findings()),
         (("op", "backend", "why, and what is missing"), backend_findings()),
     ):
         table = Table(*columns)
@@ -100,6 +119,58 @@ def device_findings() -> list[Finding]:
         findings.append(Finding("cuda", "none", f"torch {torch.__version__} sees no CUDA device"))
     findings.append(Finding("video decoding", *automatic_decoder(_default_device())))
     return findings
+
+
+def process_findings() -> list[Finding]:
+    """Return the group that a run started here would make: its processes, backends, devices, and how they share a
+    model."""
+    if not dist.is_available():
+        return [Finding("group", "none", "this torch has no torch.distributed: runs are of one process")]
+    device = _default_device()
+    told = " ".join(f"{name}={os.environ[name]}" for name in LAUNCH_VARIABLES if name in os.environ)
+    try:
+        rank, world, local = processes.launched()
+    except ConfigError as error:
+        return [Finding("processes", "none", str(error))]
+    if told:
+        findings = [Finding("processes", f"{world}, this is {rank}", told)]
+    else:
+        findings = [Finding("processes", "1", "nobody says RANK and WORLD_SIZE: torchrun does, see `fastvtp launch`")]
+    if "SLURM_PROCID" in os.environ and "RANK" not in os.environ:
+        tasks = os.environ.get("SLURM_NTASKS", "?")
+        why = "Slurm's tasks are no group by themselves: let each srun task be a torchrun, see `fastvtp launch`"
+        findings.append(Finding("Slurm", f"{tasks} tasks", why))
+    backend, nccl = processes.backend_of(device), "no CUDA device: nothing goes through NCCL"
+    if device.type == "cuda":
+        nccl = "NCCL " + ".".join(map(str, torch.cuda.nccl.version())) if dist.is_nccl_available() else "NCCL is absent"
+    findings.append(Finding("backend", backend, nccl))
+    findings.append(_device_of(local, device))
+    findings.append(_strategy(world, device))
+    threads = os.environ.get("OMP_NUM_THREADS")
+    why = "torchrun sets 1 where nobody sets it" if threads is None else "set in the environment"
+    return [*findings, Finding("OMP_NUM_THREADS", threads or "not set", why)]
+
+
+def _device_of(local: int, device: torch.device) -> Finding:
+    """Return the device of this process of the machine."""
+    if device.type == "cpu":
+        return Finding("device", "cpu", "all processes of this machine share it")
+    count = torch.cuda.device_count()
+    if local >= count:
+        return Finding("device", "none", f"LOCAL_RANK={local}, torch sees {count} GPU(s): start fewer processes")
+    return Finding("device", f"cuda:{local}", f"pinned by LOCAL_RANK; this machine has GPUs for {count} processes")
+
+
+def _strategy(world: int, device: torch.device) -> Finding:
+    """Return what parallel.strategy=auto chooses for AdamW, for any size of a model."""
+    memory = None if device.type == "cpu" else torch.cuda.get_device_properties(device).total_memory
+    small = strategy_of(ParallelConfig(), "adamw", world, 0, memory)
+    if memory is None:
+        return Finding("strategy=auto", small.name, small.why)
+    bound = memory * LARGEST_SHARE / BYTES_A_PARAMETER
+    large = strategy_of(ParallelConfig(), "adamw", max(world, 2), int(2 * bound), memory)
+    why = f"several processes have {large.name} above {bound / 1e9:.2f} billion parameters that AdamW trains"
+    return Finding("strategy=auto", small.name, f"one process; {why}" if world == 1 else why)
 
 
 def _default_device() -> torch.device:

@@ -11,7 +11,7 @@ from fastvtp.errors import FailedElsewhereError, UserError
 try:
     import typer
 
-    from fastvtp.cli import captioning, convert, frozen, recipes, scoring, training
+    from fastvtp.cli import captioning, convert, frozen, launching, planning, recipes, scoring, training
     from fastvtp.cli.options import add_commands
 except ImportError:
     sys.exit("fastvtp: the command needs its extras: pip install 'fastvtp[train,dali]'")
@@ -40,6 +40,8 @@ def doctor() -> None:
 
 for register in (
     training.register,
+    launching.register,
+    planning.register,
     recipes.register,
     scoring.register,
     captioning.register,

@@ -87,19 +87,31 @@ def _summary(name: str, config: TrainConfig) -> dict[str, Any]:
 
 
 def recipe_config(
-    name: str, preset: str, overrides: list[str], *, command: str | None = None, resume: bool = False
+    name: str,
+    preset: str,
+    overrides: list[str],
+    *,
+    command: str | None = None,
+    resume: bool = False,
+    runs_here: bool = True,
 ) -> TrainConfig:
     """Return a recipe with overrides applied; missing files are reported here, by their settings' names.
 
     command: "pretrain" or "finetune"; a recipe of the other is refused. resume: what a run starts from may be gone
-    where it has a checkpoint to go on from.
+    where it has a checkpoint to go on from. runs_here: False where the run may be another machine's, so that missing
+    files are a warning.
     """
     recipe = get_recipe(name, preset)
     right = recipe.command
     if command not in (None, right):
         raise ConfigError(f"{name} is no recipe of `fastvtp {command}`: use `fastvtp {right} {name}`")
     config = apply_overrides(recipe, overrides)
-    check_paths(config, resume=resume)
+    try:
+        check_paths(config, resume=resume)
+    except ConfigError as error:
+        if runs_here:
+            raise
+        logger.warning("on this machine %s", error)
     given = {override.partition("=")[0] for override in overrides}
     if config.data.test is not None and "data.train" in given and "data.test" not in given:
         logger.warning("data.test=%s is the recipe's own: give data.test=FILE, or data.test=none", config.data.test)

@@ -7,6 +7,9 @@ from fastvtp.errors import ConfigError
 from fastvtp.processes import DEFAULT_TIMEOUT
 from fastvtp.settings import check_types
 
+BYTES_A_PARAMETER = 16  # float32: weight, gradient, two moments of AdamW
+LARGEST_SHARE = 0.5  # of a GPU's memory that these may fill; the rest is for activations
+
 
 @runtime_checkable
 class RecommendsScope(Protocol):
@@ -53,6 +56,51 @@ class ParallelConfig:
             raise ValueError(f"timeout must be positive, got {self.timeout}")
         if not 0 <= self.stop_exit_code < 256:
             raise ValueError(f"stop_exit_code must be from 0 to 255, got {self.stop_exit_code}")
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How the processes of a run share its model, "none", "ddp", "fsdp2" or "hsdp", and why so."""
+
+    name: str
+    why: str
+
+
+def strategy_of(settings: ParallelConfig, algorithm: str, processes: int, trained: int, memory: int | None) -> Strategy:
+    """Return the strategy that is set, and for "auto" the one that fits the GPUs.
+
+    algorithm: the optimizer's. trained: parameters that are trained. memory: bytes of a GPU; None: the run is on the
+    CPU. Raises ConfigError for a strategy that the number of processes, or the optimizer, does not allow.
+    """
+    check_strategy(settings, algorithm, processes)
+    if processes == 1 and settings.strategy in ("auto", "ddp"):
+        return Strategy("none", "one process")
+    if settings.strategy != "auto":
+        return Strategy(settings.strategy, "as set")
+    if memory is None:
+        return Strategy("ddp", f"{processes} processes on the CPU")
+    if algorithm != "adamw":
+        return Strategy("ddp", f"{algorithm} needs whole matrices")
+    share = trained * BYTES_A_PARAMETER / memory
+    state = f"weights, gradients and AdamW's moments fill {share:.1%} of a GPU"
+    if share > LARGEST_SHARE:
+        return Strategy("fsdp2", f"{state}, more than {LARGEST_SHARE:.0%}")
+    return Strategy("ddp", f"{state}, at most {LARGEST_SHARE:.0%}")
+
+
+def check_strategy(settings: ParallelConfig, algorithm: str, processes: int) -> None:
+    """Raise ConfigError for a strategy that the number of processes, or the optimizer's `algorithm`, does not allow."""
+    strategy = settings.strategy
+    if strategy == "none" and processes > 1:
+        raise ConfigError(f"parallel.strategy=none is for one process, there are {processes}: set auto, ddp or fsdp2")
+    if strategy in ("fsdp2", "hsdp"):
+        if algorithm != "adamw":
+            raise ConfigError(
+                f"optimizer.algorithm={algorithm} with parallel.strategy={strategy}: the factored moments of a matrix "
+                "need all of it; set parallel.strategy=ddp, or optimizer.algorithm=adamw"
+            )
+        if settings.shard_size is not None and processes % settings.shard_size:
+            raise ConfigError(f"parallel.shard_size={settings.shard_size} does not divide the {processes} processes")
 
 
 def clips_at_a_time(batch_size: int, micro_batch: int | None) -> int:

@@ -22,10 +22,10 @@ from torch.utils.checkpoint import checkpoint
 from fastvtp import processes
 from fastvtp.errors import ConfigError
 from fastvtp.training.config import TrainConfig
+from fastvtp.training.division import strategy_of
 
 logger = logging.getLogger(__name__)
 
-_BYTES_A_PARAMETER = 16  # float32: weight, gradient, two moments of AdamW
 # what is called besides `forward`, and needs the matrices whole
 _SHARED_METHODS = {"collect", "encode_video", "encode_text", "embed_video", "embed_text"}
 
@@ -35,27 +35,11 @@ def choose_strategy(config: TrainConfig, model: nn.Module, device: torch.device)
 
     Raises ConfigError for a strategy that the number of processes, or the optimizer, does not allow.
     """
-    settings, world = config.parallel, processes.size()
-    strategy = settings.strategy
-    if world == 1 and strategy in ("auto", "ddp"):
-        return "none"
-    if strategy == "auto":
-        strategy = "ddp"
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        if device.type == "cuda" and config.optimizer.algorithm == "adamw":
-            memory = torch.cuda.get_device_properties(device).total_memory
-            strategy = "fsdp2" if 2 * trained * _BYTES_A_PARAMETER > memory else "ddp"
-    if strategy == "none" and world > 1:
-        raise ConfigError(f"parallel.strategy=none is for one process, there are {world}: set auto, ddp or fsdp2")
-    if strategy in ("fsdp2", "hsdp"):
-        if config.optimizer.algorithm != "adamw":
-            raise ConfigError(
-                f"optimizer.algorithm={config.optimizer.algorithm} with parallel.strategy={strategy}: the factored "
-                "moments of a matrix need all of it; set parallel.strategy=ddp, or optimizer.algorithm=adamw"
-            )
-        if settings.shard_size is not None and world % settings.shard_size:
-            raise ConfigError(f"parallel.shard_size={settings.shard_size} does not divide the {world} processes")
-    elif settings.param_dtype != "float32":
+    settings, algorithm = config.parallel, config.optimizer.algorithm
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    strategy = strategy_of(settings, algorithm, processes.size(), trained, memory).name
+    if strategy not in ("fsdp2", "hsdp") and settings.param_dtype != "float32":
         raise ConfigError(f"parallel.param_dtype={settings.param_dtype} is for fsdp2 and hsdp, not for {strategy}")
     return strategy
 

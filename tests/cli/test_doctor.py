@@ -2,6 +2,7 @@
 
 import contextlib
 import types
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,3 +93,69 @@ def test_what_cannot_run_in_a_dtype_says_why(monkeypatch):
 
 def _flash(softcap):
     raise AssertionError("doctor runs nothing")
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """An environment in which nobody has started several processes."""
+    for name in (*doctor.LAUNCH_VARIABLES, "SLURM_PROCID", "SLURM_NTASKS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def process_rows():
+    return {finding.subject: (finding.value, finding.reason) for finding in doctor.process_findings()}
+
+
+def on_gpus(monkeypatch, count, gib):
+    monkeypatch.setattr(doctor, "_default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(doctor.torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(doctor.torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gib * 2**30))
+    monkeypatch.setattr(doctor.torch.cuda.nccl, "version", lambda: (2, 27, 5))
+    monkeypatch.setattr(doctor.dist, "is_nccl_available", lambda: True)
+
+
+def test_one_process_makes_no_group(alone, monkeypatch):
+    monkeypatch.setattr(doctor, "_default_device", lambda: torch.device("cpu"))
+    rows = process_rows()
+    assert rows["processes"][0] == "1"
+    assert "nobody says RANK and WORLD_SIZE" in rows["processes"][1]
+    assert rows["backend"] == ("gloo", "no CUDA device: nothing goes through NCCL")
+    assert rows["strategy=auto"] == ("none", "one process")
+    assert rows["device"][0] == "cpu"
+    assert rows["OMP_NUM_THREADS"] == ("not set", "torchrun sets 1 where nobody sets it")
+    assert "Slurm" not in rows
+
+
+def test_torchrun_s_group_on_gpus(alone, monkeypatch):
+    on_gpus(monkeypatch, 4, 80)
+    for name, value in {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "2", "MASTER_ADDR": "n1"}.items():
+        monkeypatch.setenv(name, value)
+    rows = process_rows()
+    assert rows["processes"] == ("8, this is 6", "RANK=6 WORLD_SIZE=8 LOCAL_RANK=2 MASTER_ADDR=n1")
+    assert rows["backend"] == ("cpu:gloo,cuda:nccl", "NCCL 2.27.5")
+    assert rows["device"] == ("cuda:2", "pinned by LOCAL_RANK; this machine has GPUs for 4 processes")
+    # half of 80 GiB over the 16 bytes of a parameter
+    bound = f"several processes have fsdp2 above {80 * 2**30 / 2 / 16 / 1e9:.2f} billion parameters that AdamW trains"
+    assert rows["strategy=auto"] == ("ddp", bound)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    assert process_rows()["strategy=auto"] == ("none", f"one process; {bound}")
+
+
+def test_what_would_not_work_is_said(alone, monkeypatch):
+    on_gpus(monkeypatch, 2, 80)
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "5"}.items():
+        monkeypatch.setenv(name, value)
+    assert process_rows()["device"] == ("none", "LOCAL_RANK=5, torch sees 2 GPU(s): start fewer processes")
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert process_rows()["processes"] == (
+        "none",
+        "the environment has WORLD_SIZE='two', expected a number as torchrun sets it",
+    )
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert process_rows()["Slurm"][0] == "4 tasks"
+    monkeypatch.setattr(doctor.dist, "is_available", lambda: False)
+    assert process_rows()["group"][0] == "none"

@@ -3,6 +3,7 @@
 from fastvtp.architecture import Architecture, NamedModel, Runs, System
 from fastvtp.systems.alpro.finetuning import AlproQA, AlproQAConfig, AlproRetrieval, AlproRetrievalConfig
 from fastvtp.systems.alpro.model import Alpro
+from fastvtp.systems.alpro.rows import matching_rows, question_rows, tower_rows
 from fastvtp.systems.alpro.towers import AlproConfig, AlproPrompterConfig, AlproTowers
 from fastvtp.systems.alpro.weights import KINDS, MODEL_SOURCES, PROMPTER_SOURCES, QA_SOURCES, RETRIEVAL_SOURCES
 
@@ -45,6 +46,7 @@ SYSTEM = System(
             labels=lambda config: {"entities": config.num_entities},
             sources=MODEL_SOURCES,
             chosen_anew=_OF_PRETRAINING,
+            rows=matching_rows,
         ),
         Architecture(
             name="alpro_prompter",
@@ -54,6 +56,7 @@ SYSTEM = System(
             scored_by="retrieval",
             has_embeddings=True,
             sources=PROMPTER_SOURCES,
+            rows=tower_rows,
         ),
         Architecture(
             name="alpro_retrieval",
@@ -64,6 +67,7 @@ SYSTEM = System(
             has_embeddings=True,
             sources=RETRIEVAL_SOURCES,
             chosen_anew=_OF_PRETRAINING,
+            rows=matching_rows,
         ),
         Architecture(
             name="alpro_qa",
@@ -73,6 +77,7 @@ SYSTEM = System(
             scored_by="questions",
             labels=lambda config: {"answers": config.num_answers},
             sources=QA_SOURCES,
+            rows=question_rows,
         ),
     ),
     models={

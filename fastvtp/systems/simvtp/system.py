@@ -5,6 +5,7 @@ from fastvtp.systems.simvtp.config import SimVTPConfig
 from fastvtp.systems.simvtp.model import SimVTP
 from fastvtp.systems.simvtp.question_answering import VideoQA, VideoQAConfig
 from fastvtp.systems.simvtp.retrieval import DualEncoder, DualEncoderConfig
+from fastvtp.systems.simvtp.rows import pretraining_rows, question_rows, retrieval_rows
 from fastvtp.systems.simvtp.weights import DUAL_ENCODER_SOURCES, KINDS, MODEL_SOURCES, VIDEO_QA_SOURCES
 from fastvtp.systems.videomae.system import RECOMMENDED_POSITIONS, SIZES
 from fastvtp.systems.videomae.tower import encoder_tower, video_encoder_tower
@@ -44,6 +45,7 @@ SYSTEM = System(
             has_embeddings=True,
             sources=MODEL_SOURCES,
             recommended=RECOMMENDED_POSITIONS,
+            rows=pretraining_rows,
             tower=encoder_tower,
         ),
         Architecture(
@@ -55,6 +57,7 @@ SYSTEM = System(
             has_embeddings=True,
             sources=DUAL_ENCODER_SOURCES,
             recommended=RECOMMENDED_POSITIONS,
+            rows=retrieval_rows,
             tower=video_encoder_tower,
         ),
         Architecture(
@@ -67,6 +70,7 @@ SYSTEM = System(
             sources=VIDEO_QA_SOURCES,
             recommended=RECOMMENDED_POSITIONS,
             chosen_anew=("pad_text",),
+            rows=question_rows,
             tower=encoder_tower,
         ),
     ),

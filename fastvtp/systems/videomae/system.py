@@ -5,6 +5,7 @@ from typing import Any
 from fastvtp.architecture import Architecture, NamedModel, Runs, System
 from fastvtp.systems.videomae.classifier import VideoClassifier, VideoClassifierConfig
 from fastvtp.systems.videomae.model import VideoMAE, VideoMAEConfig
+from fastvtp.systems.videomae.rows import classifier_rows, pretraining_rows
 from fastvtp.systems.videomae.tower import encoder_tower
 from fastvtp.systems.videomae.weights import CLASSIFIER_SOURCES, KINDS, MODEL_SOURCES
 
@@ -54,6 +55,7 @@ SYSTEM = System(
             reads_text=False,
             sources=MODEL_SOURCES,
             recommended=RECOMMENDED_POSITIONS,
+            rows=pretraining_rows,
             tower=encoder_tower,
         ),
         Architecture(
@@ -65,6 +67,7 @@ SYSTEM = System(
             labels=lambda config: {"classes": config.num_classes},
             sources=CLASSIFIER_SOURCES,
             recommended=RECOMMENDED_POSITIONS,
+            rows=classifier_rows,
             tower=encoder_tower,
         ),
     ),

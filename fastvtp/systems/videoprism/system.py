@@ -10,6 +10,7 @@ from fastvtp.systems.videoprism.encoder import (
     VideoPrismConfig,
     VideoPrismEncoder,
 )
+from fastvtp.systems.videoprism.rows import classifier_rows, contrast_rows, student_rows, whole_rows
 from fastvtp.systems.videoprism.tower import encoder_tower, own_tower, video_encoder_tower
 from fastvtp.systems.videoprism.video_text import VideoTextPrism, VideoTextPrismConfig
 from fastvtp.systems.videoprism.weights import (
@@ -75,6 +76,7 @@ SYSTEM = System(
             model=VideoPrismEncoder,
             reads_text=False,
             sources=ENCODER_SOURCES,
+            rows=whole_rows,
             tower=own_tower,
         ),
         Architecture(
@@ -85,6 +87,7 @@ SYSTEM = System(
             scored_by="retrieval",
             has_embeddings=True,
             sources=VIDEO_TEXT_SOURCES,
+            rows=contrast_rows,
             tower=video_encoder_tower,
         ),
         Architecture(
@@ -95,6 +98,7 @@ SYSTEM = System(
             scored_by="classes",
             labels=lambda config: {"classes": config.num_classes},
             sources=CLASSIFIER_SOURCES,
+            rows=classifier_rows,
             tower=encoder_tower,
         ),
         Architecture(
@@ -111,6 +115,7 @@ SYSTEM = System(
             model=PrismStudent,
             reads_text=False,
             sources=STUDENT_SOURCES,
+            rows=student_rows,
             tower=encoder_tower,
         ),
     ),

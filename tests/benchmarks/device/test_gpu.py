@@ -13,7 +13,7 @@ import pytest
 from benchmarks.device import gpu
 from benchmarks.device.device_tests import FAMILIES, SMOKE_FAMILIES, SMOKE_TESTS
 from benchmarks.device.gpu import Part, run, run_part
-from benchmarks.device.gpu_results import Outcome, distrusted, pack, summary, withhold, write_outcomes
+from benchmarks.device.gpu_results import STEPS, Outcome, distrusted, pack, summary, withhold, write_outcomes
 from benchmarks.harness.record import Row, write_json, write_json_rows
 
 CEILINGS = {"bytes_per_s": 1e12, "flops_per_s": 1e15}
@@ -106,7 +106,7 @@ def with_row(*rows):
 def test_no_speed_without_passing_tests(tmp_path):
     write(tmp_path / "tests.json", with_row(counts("attention", failed=2)))
     reasons = distrusted(tmp_path)
-    assert set(reasons) == {*FAMILIES["attention"], "train_step"}
+    assert set(reasons) == {*FAMILIES["attention"], *STEPS}
     path = tmp_path / "attention.json"
     write(path, [row("varlen_attention", "triton", 1.0), row("varlen_attention", "flash_attn", 2.0)])
     before = json.loads(path.read_text())
@@ -131,11 +131,11 @@ def test_no_speed_without_passing_tests(tmp_path):
 def test_no_speed_where_tests_did_not_run(bad, why, tmp_path):
     write(tmp_path / "tests.json", with_row(bad))
     ops = dict.fromkeys(FAMILIES["masking"], f"no speed: {why}")
-    assert distrusted(tmp_path) == {**ops, "train_step": f"no speed: masking: {why}"}
+    assert distrusted(tmp_path) == {**ops, **dict.fromkeys(STEPS, f"no speed: masking: {why}")}
 
 
 def test_no_speed_at_all_without_counts(tmp_path):
-    everything = {op for ops in FAMILIES.values() for op in ops} | {"train_step"}
+    everything = {op for ops in FAMILIES.values() for op in ops} | {*STEPS}
     assert set(distrusted(tmp_path)) == everything
     (tmp_path / "tests.json").write_text("{")
     assert set(distrusted(tmp_path)) == everything
