@@ -8,10 +8,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from fastvtp.errors import ConfigError, FailedElsewhereError
 
@@ -23,11 +24,26 @@ _LOST = re.compile(r"[Tt]imed? ?out|[Cc]onnection (closed|reset|refused)|[Bb]rok
 
 DEFAULT_TIMEOUT = 1800.0
 """Seconds that a process waits for the others before it gives the run up."""
+_PATIENCE = timedelta(days=60)
+
+
+class _Solitude(NamedTuple):
+    """Whether this process works by itself, see `alone`, and whether it leaves a group aside in doing so."""
+
+    alone: bool = False
+    hides_group: bool = False
+
+
+# Not context variables: threads that save or compute for a process must take it for the same as it does itself.
+_solitude = _Solitude()
+_patient: tuple[Any, Any] | None = None  # the group of all, and the one for long waits that was made beside it
+_exchange: Any = None  # the group that exchanges go through; None: that of all
+_agreements = 0  # how often `all_or_none` was called: as often on all processes of a group
 
 
 def has_group() -> bool:
     """Tell whether this process is one of a torch.distributed group."""
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and not _solitude.hides_group
 
 
 def rank() -> int:
@@ -47,6 +63,7 @@ def is_first() -> bool:
 
 def launched() -> tuple[int, int, int]:
     """Return what torchrun, or a scheduler, says in RANK, WORLD_SIZE and LOCAL_RANK; (0, 1, 0) where nobody does.
+    Within `alone` the first two are 0 and 1.
 
     Raises ConfigError for what is no number, and for a rank outside the world.
     """
@@ -58,7 +75,7 @@ def launched() -> tuple[int, int, int]:
         found.append(int(text))
     if not found[0] < found[1]:
         raise ConfigError(f"the environment has RANK={found[0]} and WORLD_SIZE={found[1]}, expected 0 <= rank < world")
-    return found[0], found[1], found[2]
+    return (0, 1, found[2]) if _solitude.alone else (found[0], found[1], found[2])
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -89,12 +106,14 @@ def process_group(device: torch.device, timeout: float = DEFAULT_TIMEOUT, *, alo
     or this process is the only one.
 
     timeout: seconds after which a process that waits for others fails. alone: make a group of a single process too,
-    which sharding needs.
+    which sharding needs. Raises ConfigError for that where a process of a larger group works `alone`.
     """
     number, world, _ = launched()
     if has_group() or (world == 1 and not alone):
         yield
         return
+    if dist.is_initialized():
+        raise ConfigError("one of several processes that works by itself has no group of its own, which sharding needs")
     settings: dict[str, Any] = {"backend": backend_of(device), "timeout": timedelta(seconds=timeout)}
     if world == 1:
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
@@ -112,13 +131,76 @@ def process_group(device: torch.device, timeout: float = DEFAULT_TIMEOUT, *, alo
         dist.destroy_process_group()
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process answer as the only one of its run, whatever group it is in: for a piece of work that it does by
+    itself, as a whole training among others. Its device remains its own. Others need not do the same."""
+    global _solitude
+    before = _solitude
+    _solitude = _Solitude(True, before.hides_group or (dist.is_available() and dist.is_initialized()))
+    try:
+        yield
+    finally:
+        _solitude = before
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """Let the processes wait for each other for as long as it takes, where one may work for hours without a word.
+
+    All of them must enter this. One that ends is noticed all the same, one that hangs is not.
+    """
+    global _patient, _exchange
+    if size() == 1:
+        yield
+        return
+    if _patient is None or _patient[0] is not dist.group.WORLD:
+        _patient = dist.group.WORLD, dist.new_group(backend="gloo", timeout=_PATIENCE)
+    before, _exchange = _exchange, _patient[1]
+    try:
+        yield
+    finally:
+        _exchange = before
+
+
 def gather(value: T) -> list[T]:
     """Return the value of every process, in the order of their ranks. All of them must call this, with what pickle
     takes; nothing is read from files."""
     if size() == 1:
         return [value]
     found: list[Any] = [None] * size()
-    dist.all_gather_object(found, value)
+    dist.all_gather_object(found, value, group=_exchange)
+    return found
+
+
+def collect(value: T) -> list[T]:
+    """Return on the first process the value of every process, in the order of their ranks, and nothing on the others.
+    As `gather` otherwise."""
+    if size() == 1:
+        return [value]
+    found: list[Any] | None = [None] * size() if is_first() else None
+    dist.gather_object(value, found, dst=0, group=_exchange)
+    return found or []
+
+
+def gather_tensors(own: Sequence[Tensor], device: torch.device | str) -> list[list[Tensor]]:
+    """Return the tensors of every process, in the order of their ranks, on `device`, where this one's are already.
+
+    For many or large ones: they are sent one by one as they are, of any shapes and dtypes. All processes must call
+    this, with as many tensors as each has.
+    """
+    if size() == 1:
+        return [list(own)]
+    found = []
+    for source, kinds in enumerate(gather([(tensor.shape, tensor.dtype) for tensor in own])):
+        if source == rank():
+            found.append([tensor.contiguous() for tensor in own])
+        else:
+            found.append([torch.empty(shape, dtype=dtype, device=device) for shape, dtype in kinds])
+        with torch.inference_mode():  # which takes what was made in it and what was not
+            for tensor in found[-1]:
+                if tensor.numel():
+                    dist.broadcast(tensor.view(-1).view(torch.uint8), src=source, group=_exchange)
     return found
 
 
@@ -127,29 +209,51 @@ def any_of(flag: bool) -> bool:
     if size() == 1:
         return flag
     told = torch.tensor([int(flag)])
-    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    dist.all_reduce(told, op=dist.ReduceOp.MAX, group=_exchange)
     return bool(told.item())
 
 
 def all_or_none(work: Callable[[], T]) -> T:
-    """Do `work` on every process; where it fails on one it fails on all of them, at once instead of at their next
-    exchange.
+    """Do `work` on every process; where it fails on one it fails on all of them, as soon as they have done theirs or
+    call `check_others` in it, instead of at their next exchange.
 
-    The first process that has an error of its own raises it, and whoever has another one that; all others raise
+    The first process that has an error of its own raises it, and whoever has another one; all others raise
     FailedElsewhereError, which says the same.
     """
+    if size() == 1:
+        return work()
+    global _agreements
+    _agreements += 1
     result, error = None, None
     try:
         result = work()
     except Exception as raised:
         error = raised
-    told = gather(None if error is None else f"{error}")
-    if all(message is None for message in told):
+        _store().set(_failure(), "")
+    told = gather(None if error is None else (isinstance(error, FailedElsewhereError), f"{error}"))
+    failed = [(*answer, number) for number, answer in enumerate(told) if answer is not None]
+    if not failed:
         return result  # pyright: ignore[reportReturnType]
-    first = next(number for number, message in enumerate(told) if message is not None)
-    if error is not None and (rank() == first or told[rank()] != told[first]):
+    _, message, first = min(failed, key=lambda answer: (answer[0], answer[2]))
+    if error is not None and not isinstance(error, FailedElsewhereError) and (rank() == first or f"{error}" != message):
         raise error
-    raise FailedElsewhereError(f"process {first}: {told[first]}")
+    raise FailedElsewhereError(f"process {first}: {message}")
+
+
+def check_others() -> None:
+    """Raise FailedElsewhereError where another process has failed at what all of them do in `all_or_none`: long work
+    calls this now and then, and need not be done to its end. It asks the store of the group, and waits for nobody."""
+    if size() > 1 and _store().check([_failure()]):
+        raise FailedElsewhereError("another process has failed")
+
+
+def _store() -> Any:
+    return getattr(dist.distributed_c10d, "_get_default_store")()  # noqa: B009
+
+
+def _failure() -> str:
+    """Return the key that stands in the store of the group where the present work has failed on a process."""
+    return f"fastvtp/failed/{_agreements}"
 
 
 def first_decides(work: Callable[[], T]) -> T:
@@ -164,7 +268,7 @@ def first_decides(work: Callable[[], T]) -> T:
         all_or_none(lambda: None)
     if size() > 1:
         box = [result]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=_exchange)
         result = box[0]
     return result
 
@@ -181,6 +285,18 @@ def lost_others(error: BaseException) -> str | None:
     if _TIMED_OUT.search(text):
         return f"process {number} waited for another one longer than parallel.timeout: {text.splitlines()[0]}"
     return f"process {number} ends, as another process of the run has ended"
+
+
+def first_alone(work: Callable[[], T]) -> T:
+    """Do `work` on the first process as if it were the only one, while the others wait for as long as it takes; return
+    its result on all of them. Errors as in `first_decides`."""
+
+    def by_itself() -> T:
+        with alone():
+            return work()
+
+    with patience():
+        return first_decides(by_itself)
 
 
 def share(items: Sequence[T]) -> Sequence[T]:

@@ -27,8 +27,8 @@ def visualize(
     """Draw the first clips of `data` in the folder `output`, as the model's system draws them; returns their
     paths.
 
-    seed: of masks and crops. framing: as in `ClipReading`. Raises UserError for a model that has no pictures, and
-    where no clip can be decoded.
+    seed: of masks and crops. framing: as in `ClipReading`. Of several processes one calls this. Raises UserError for a
+    model that has no pictures, and where no clip can be decoded.
     """
     pictures = of_all_runs("pictures of", lambda runs: runs.pictures)
     name = architecture_of(opened.model).name
@@ -36,7 +36,7 @@ def visualize(
         raise UserError(f"pictures are of {' and '.join(pictures)}, this model is a {name}")
     protocol = EvaluationProtocol(reading=ClipReading(framing=framing), batch_size=num_clips, num_workers=0)
     output.mkdir(parents=True, exist_ok=True)
-    with evaluation_loader(opened, load_annotations(data), protocol) as loader:
+    with evaluation_loader(opened, load_annotations(data), protocol, dealt=False) as loader:
         batch = next(iter(loader), None)
     if batch is None:
         raise UserError(f"{data}: no clip of it can be decoded")

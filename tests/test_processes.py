@@ -1,5 +1,8 @@
 """What the processes of a run say to each other."""
 
+import threading
+import time
+
 import pytest
 import torch
 
@@ -37,6 +40,83 @@ def _exchange(rank: int) -> dict:
         "first": processes.first_decides(lambda: f"of {processes.rank()}"),
         "first fails": _said(lambda: processes.first_decides(lambda: int("x"))),
     }
+
+
+def _one_fails_early(rank: int) -> tuple[str, int, str]:
+    done = []
+
+    def work() -> None:
+        for step in range(600):
+            processes.check_others()
+            if rank == 2 and step == 1:
+                raise UserError("no such file")
+            done.append(step)
+            time.sleep(0.05)
+
+    return _said(lambda: processes.all_or_none(work)), len(done), _said(lambda: processes.all_or_none(lambda: "again"))
+
+
+def test_long_work_ends_where_another_process_has_failed(tmp_path):
+    found = run_ranks(_one_fails_early, tmp_path, processes=3)
+    elsewhere = "FailedElsewhereError: process 2: no such file"
+    assert [said for said, _, _ in found] == [elsewhere, elsewhere, "UserError: no such file"]
+    assert max(done for _, done, _ in found) < 300
+    assert {again for _, _, again in found} == {"returned again"}
+
+
+def _by_itself(rank: int) -> dict:
+    sent = [torch.full((rank + 1, 2), rank, dtype=torch.bfloat16), torch.zeros(0, 3), torch.tensor(rank)][: 3 - rank]
+    with torch.inference_mode():
+        made = torch.full((2,), float(rank))
+    with processes.alone():
+        with processes.process_group(torch.device("cpu")), processes.alone():
+            among = (processes.rank(), processes.size(), processes.has_group(), processes.gather(rank))
+        seen = []
+        thread = threading.Thread(target=lambda: seen.append(processes.is_first()))
+        thread.start()
+        thread.join()
+        sharded = _said(lambda: processes.process_group(torch.device("cpu"), alone=True).__enter__())
+    with processes.patience():
+        patient = processes.gather(rank), processes.any_of(rank == 0)
+    return {
+        "alone": among,
+        "threads": seen,
+        "sharded": sharded,
+        "launched": processes.launched(),
+        "patient": patient,
+        "afterwards": (processes.rank(), processes.size(), processes.has_group()),
+        "collected": processes.collect(f"of {rank}"),
+        "tensors": processes.gather_tensors(sent, "cpu"),
+        "inference": processes.gather_tensors([made], "cpu"),
+        "first alone": processes.first_alone(lambda: (processes.size(), processes.gather("me"))),
+        "first fails": _said(lambda: processes.first_alone(lambda: int("x"))),
+    }
+
+
+def test_a_process_may_work_by_itself_within_its_group(tmp_path, monkeypatch):
+    found = run_ranks(_by_itself, tmp_path, processes=2)
+    for number, rank in enumerate(found):
+        assert rank["alone"] == (0, 1, False, [number])
+        assert rank["threads"] == [True]
+        assert rank["sharded"].startswith("ConfigError: one of several processes that works by itself has no group")
+        assert rank["afterwards"] == (number, 2, True)
+        assert rank["patient"] == ([0, 1], True)
+        assert rank["collected"] == ([] if number else ["of 0", "of 1"])
+        first, second = rank["tensors"]
+        assert [tensor.tolist() for tensor in first] == [[[0, 0]], [], 0]
+        assert [tensor.tolist() for tensor in second] == [[[1, 1], [1, 1]], []]
+        assert [tensor.dtype for tensor in first] == [torch.bfloat16, torch.float32, torch.int64]
+        assert [tensor.tolist() for (tensor,) in rank["inference"]] == [[0, 0], [1, 1]]
+        assert rank["first alone"] == (1, ["me"])
+    assert [rank["first fails"].partition(":")[0] for rank in found] == ["ValueError", "FailedElsewhereError"]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert processes.launched() == (1, 4, 1)
+    with processes.alone():
+        assert processes.launched() == (0, 1, 1)
+        with processes.process_group(torch.device("cpu"), alone=True):
+            assert (processes.has_group(), processes.size()) == (True, 1)
 
 
 def test_processes_agree(tmp_path):

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fastvtp import processes
 from fastvtp.data.synthetic import SyntheticDataset
 from fastvtp.evaluation.report import REPORT_NAME, write_report
 from fastvtp.model_folder import RUN_CONFIG_NAME
@@ -26,25 +28,31 @@ def compare_presets(
 
     Its steps are as many as fit the first run's time by the speed of a short probe of both, and its schedule ends with
     them. names: of the two presets. Adds presets = {name: {steps, train_seconds, retrieval}} to the demo's report.json
-    and returns it. An interrupted comparison continues where it stopped.
+    and returns it. An interrupted comparison continues where it stopped. The processes of a group all call this, as
+    they do `fastvtp.runs.demo`.
     """
     run_dir = Path(config.output_dir)
     dataset, report_path = SyntheticDataset(run_dir / "data"), run_dir / REPORT_NAME
-    report = json.loads(report_path.read_text())
+    report = processes.first_decides(lambda: json.loads(report_path.read_text()))
     folder = run_dir / "presets" / names[1]
     config, other = (
         dataclasses.replace(each, data=dataclasses.replace(each.data, train=str(dataset.train), test=str(dataset.test)))
         for each in (config, other)
     )
-    begun = folder / RUN_CONFIG_NAME
-    steps = json.loads(begun.read_text())["steps"] if begun.is_file() else steps_in_equal_time(config, other)
+    steps = processes.first_decides(lambda: _steps_begun(folder)) or steps_in_equal_time(config, other)
     second = pretrain(
         dataclasses.replace(other, steps=steps, output_dir=str(folder)), resume=True, progress_bar=progress_bar
     )
     found = dict(zip(names, (report, second), strict=True))
     presets = {name: {key: scored[key] for key in _KEPT} for name, scored in found.items()}
-    write_report(report_path, {**report, "presets": presets})
+    processes.first_decides(lambda: write_report(report_path, {**report, "presets": presets}))
     return presets
+
+
+def _steps_begun(folder: Path) -> int | None:
+    """Return the steps of the run that was begun in a folder; None where none was."""
+    begun = folder / RUN_CONFIG_NAME
+    return json.loads(begun.read_text())["steps"] if begun.is_file() else None
 
 
 def steps_in_equal_time(config: TrainConfig, other: TrainConfig) -> int:
@@ -57,8 +65,19 @@ def steps_in_equal_time(config: TrainConfig, other: TrainConfig) -> int:
 
 
 def step_seconds(config: TrainConfig) -> list[float]:
-    """Return the wall time of single steps of a short run, without those in which workers and caches warm up."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Return the wall time of single steps of a short run, without those in which workers and caches warm up.
+
+    The processes of a group all call this, and get the times of the first.
+    """
+    parent = Path(config.output_dir).parent  # which all of them see
+
+    def seconds() -> list[float]:
+        records = map(json.loads, (Path(folder) / SPEED_NAME).read_text().splitlines())
+        clips = config.batch_size
+        return [clips / record["clips_per_second"] for record in records][PROBE_STEPS // 2 :]
+
+    folder = processes.first_decides(lambda: _temporary_folder(parent))
+    try:
         train(
             dataclasses.replace(
                 config,
@@ -70,9 +89,15 @@ def step_seconds(config: TrainConfig) -> list[float]:
             ),
             progress_bar=False,
         )
-        records = map(json.loads, (Path(folder) / SPEED_NAME).read_text().splitlines())
-        clips = config.batch_size
-        return [clips / record["clips_per_second"] for record in records][PROBE_STEPS // 2 :]
+        return processes.first_decides(seconds)
+    finally:
+        if processes.is_first():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary_folder(parent: Path) -> str:
+    parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.mkdtemp(prefix=".step_seconds_", dir=parent)
 
 
 def preset_table(presets: dict[str, dict[str, Any]]) -> list[str]:

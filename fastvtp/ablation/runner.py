@@ -2,10 +2,12 @@
 
 import datetime
 import json
+import logging
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from fastvtp import processes
 from fastvtp.ablation.held_out import HeldOut, load_clips
 from fastvtp.ablation.plot import plot_ablation
+from fastvtp.ablation.queue import Queue, folder_name
 from fastvtp.ablation.report import Report, claim_record
 from fastvtp.ablation.studies import Run, Scale, Study
 from fastvtp.data.synthetic import (
@@ -35,6 +39,8 @@ from fastvtp.training.config import (
     save_config,
 )
 from fastvtp.training.loop import train
+
+logger = logging.getLogger(__name__)
 
 RESULT_NAME, BASE_NAME = "ablation.json", "base_config.json"
 # what may differ when an ablation is continued: no score depends on it
@@ -58,62 +64,108 @@ def ablate(
     Writes ablation.json after every run, then ablation.md and ablation.png. A run whose loss is not finite is noted
     with its error, and the others go on.
 
+    The processes of a group, all of which call this, or those that torchrun started, take one run after another from a
+    queue in the folder, which all of them must see: each trains and scores whole runs by itself, on its own device, so
+    that scores are those of one process. The first makes what the runs share, and writes the files. Where one fails,
+    the others end the runs that they are at. All return the report.
+
     Raises UserError where the folder holds an ablation with other settings, or for an unknown study.
     """
-    output, device = Path(config.output_dir), choose_device(config.device)
-    runs = system.plan_runs(study, config.model, scale)
-    _claim_folder(output, config, scale)
-    synthetic = SyntheticConfig(
-        num_train=scale.num_train,
-        num_test=scale.num_test,
-        num_frames=scale.clip_frames,
-        height=scale.clip_size,
-        width=scale.clip_size,
-        seed=config.seed,
-    )
-    dataset = generate_dataset(output / "data", synthetic, progress=progress_bar)
+    output, device = Path(config.output_dir), processes.own_device(choose_device(config.device))
     lists = output / "lists"
-    tokenizer = _shared_tokenizer(dataset, config, lists / TOKENIZER_NAME)
-    state = _read_state(output / RESULT_NAME)
-    held_out = _held_out(dataset, tokenizer, config, scale, device)
-    state["commands"] = list(dict.fromkeys([*state.get("commands", ()), command]))
-    state |= {"about": _about(config, scale, device) | system.about(config, scale), "chance": system.chance(held_out)}
-    whole = replace(config.data, train=str(dataset.train), test=None, tokenizer=str(lists / TOKENIZER_NAME))
-    base = system.prepare(replace(config, data=whole), scale, output / "start")
 
-    missing = [run for run in runs if run.name not in state["runs"]]
-    with tqdm(missing, desc="ablation", unit="run", disable=not progress_bar, smoothing=0, dynamic_ncols=True) as bar:
-        for run in bar:
-            bar.set_postfix_str(run.name)
-            folder = output / "runs" / run.name.replace(" ", "_").replace(",", "").replace("%", "pc")
-            state["runs"][run.name] = _finish(system, run, base, dataset, held_out, lists, folder)
+    def prepare() -> tuple[SyntheticDataset, TrainConfig, dict[str, Any]]:
+        _claim_folder(output, config, scale)
+        synthetic = SyntheticConfig(
+            num_train=scale.num_train,
+            num_test=scale.num_test,
+            num_frames=scale.clip_frames,
+            height=scale.clip_size,
+            width=scale.clip_size,
+            seed=config.seed,
+        )
+        dataset = generate_dataset(output / "data", synthetic, progress=progress_bar)
+        _write_tokenizer(dataset, config, lists / TOKENIZER_NAME)
+        whole = replace(config.data, train=str(dataset.train), test=None, tokenizer=str(lists / TOKENIZER_NAME))
+        base = system.prepare(replace(config, data=whole), scale, output / "start")
+        for run in runs:
+            _write_training_list(run, dataset, lists)
+        state = _read_state(output / RESULT_NAME)
+        if left := queue.results():  # of processes that were ended before the first took them in
+            state["runs"] |= left
             _write_state(output / RESULT_NAME, state)
-            if not keep:  # only now: a run without a record would be trained anew
-                for weights in ("checkpoints", "model"):
-                    shutil.rmtree(folder / weights, ignore_errors=True)
-    report = system.report(state, config.model, scale)
-    state["claims"] = [claim_record(claim) for claim in report.claims()]
-    _write_state(output / RESULT_NAME, state)
-    write_atomically(output / "ablation.md", report.markdown().encode())
-    if panels := report.panels():
-        note = "grey band: ± the standard deviation of the base run over its seeds"
-        plot_ablation(output / "ablation.png", panels, title=f"{report.system} ablation", note=note)
-    return report
+        queue.clear()
+        state["commands"] = list(dict.fromkeys([*state.get("commands", ()), command]))
+        return dataset, base, state
+
+    def train_and_score() -> None:
+        held_out = _held_out(dataset, load_tokenizer(lists / TOKENIZER_NAME), config, scale, device)
+        about = _about(config, scale, device) | system.about(config, scale)
+        state.update({"about": about, "chance": system.chance(held_out)})
+        shown = progress_bar and processes.is_first()
+        with tqdm(
+            total=len(missing), desc="ablation", unit="run", disable=not shown, smoothing=0, dynamic_ncols=True
+        ) as bar:
+            for run in queue.take(missing):
+                bar.set_postfix_str(run.name)
+                folder = output / "runs" / folder_name(run)
+                with _telling_at_once(run), processes.alone():
+                    result = _finish(system, run, base, held_out, _list_of(run, lists), folder)
+                queue.put(run, result)
+                if processes.is_first():
+                    _write_state(output / RESULT_NAME, with_results())
+                if not keep:  # only now: a run without a record would be trained anew
+                    for weights in ("checkpoints", "model"):
+                        shutil.rmtree(folder / weights, ignore_errors=True)
+                bar.update(len(queue.results()) - bar.n)
+
+    def with_results() -> dict[str, Any]:
+        found = queue.results()
+        return state | {"runs": state["runs"] | {run.name: found[run.name] for run in missing if run.name in found}}
+
+    def conclude() -> dict[str, Any]:
+        final = with_results()
+        report = system.report(final, config.model, scale)
+        final["claims"] = [claim_record(claim) for claim in report.claims()]
+        _write_state(output / RESULT_NAME, final)
+        queue.clear()
+        write_atomically(output / "ablation.md", report.markdown().encode())
+        if panels := report.panels():
+            note = "grey band: ± the standard deviation of the base run over its seeds"
+            plot_ablation(output / "ablation.png", panels, title=f"{report.system} ablation", note=note)
+        return final
+
+    with processes.process_group(device), processes.patience():  # one run may take as long as many
+        runs = processes.all_or_none(lambda: system.plan_runs(study, config.model, scale))
+        queue = Queue(output / "queue")
+        dataset, base, state = processes.first_alone(prepare)
+        missing = [run for run in runs if run.name not in state["runs"]]
+        processes.all_or_none(train_and_score)
+        return system.report(processes.first_decides(conclude), config.model, scale)
+
+
+@contextmanager
+def _telling_at_once(run: Run) -> Iterator[None]:
+    """Log what goes wrong with a run of several processes: others may be at theirs for hours before all end with it."""
+    try:
+        yield
+    except Exception as error:
+        if processes.size() > 1:
+            logger.error("%s: %s; the other processes end the runs that they are at", run.name, error)
+        raise
 
 
 def _finish(
     system: Study,
     run: Run,
     base: TrainConfig,
-    dataset: SyntheticDataset,
     held_out: HeldOut,
-    lists: Path,
+    clips: Path,
     folder: Path,
 ) -> dict[str, Any]:
     """Train and score one run, from its last checkpoint where it was interrupted. Returns what ablation.json keeps."""
     config = run.config(base)
-    data = replace(config.data, train=str(_training_list(run, dataset, lists)))
-    config = replace(config, data=data, output_dir=str(folder))
+    config = replace(config, data=replace(config.data, train=str(clips)), output_dir=str(folder))
     settings = {
         "date": datetime.date.today().isoformat(),
         "task": config.task,
@@ -135,8 +187,12 @@ def _finish(
     }
 
 
-def _training_list(run: Run, dataset: SyntheticDataset, folder: Path) -> Path:
-    """Return the list of a run's clips: all of them, the first ones, or all with the captions of others."""
+def _list_of(run: Run, folder: Path) -> Path:
+    return folder / f"train_{run.share:g}{'_shuffled' if run.shuffled else ''}.jsonl"
+
+
+def _write_training_list(run: Run, dataset: SyntheticDataset, folder: Path) -> None:
+    """Write the list of a run's clips: all of them, the first ones, or all with the captions of others."""
     rows = [json.loads(line) for line in dataset.train.read_text().splitlines()]
     kept = rows[: max(2, round(run.share * len(rows)))]
     captions = [row["caption"] for row in kept]
@@ -144,25 +200,22 @@ def _training_list(run: Run, dataset: SyntheticDataset, folder: Path) -> Path:
         # not by one place: neighbours may be twins, whose captions differ in a word
         half = len(captions) // 2
         captions = captions[half:] + captions[:half]
-    path = folder / f"train_{run.share:g}{'_shuffled' if run.shuffled else ''}.jsonl"
     videos = (os.path.relpath(dataset.root / row["video"], folder) for row in kept)
     lines = [
         json.dumps({"id": row["id"], "video": video, "caption": caption})
         for row, video, caption in zip(kept, videos, captions, strict=True)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(line + "\n" for line in lines).encode())
-    return path
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(_list_of(run, folder), "".join(line + "\n" for line in lines).encode())
 
 
-def _shared_tokenizer(dataset: SyntheticDataset, config: TrainConfig, path: Path) -> Tokenizer:
-    """Return one tokenizer, of all training captions, for all runs: word losses of different vocabularies do not
+def _write_tokenizer(dataset: SyntheticDataset, config: TrainConfig, path: Path) -> None:
+    """Write one tokenizer, of all training captions, for all runs: word losses of different vocabularies do not
     compare."""
     if not path.is_file():
         captions = [json.loads(line)["caption"] for line in dataset.train.read_text().splitlines()]
         path.parent.mkdir(parents=True, exist_ok=True)
         CaptionTokenizer.train(captions, vocab_size=config.data.vocab_size).save(path)
-    return load_tokenizer(path)
 
 
 def _held_out(

@@ -1,6 +1,5 @@
 """The commands of captioning. Imports no torch, so that `fastvtp --help` is quick."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fastvtp.cli.options import Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
+from fastvtp.cli.together import say, show, together
 
 Framed = Annotated[ReadingOptions, Only("framing")]
 Run = Annotated[RunOptions, Only("num_workers", "batch_size", "device", "quiet")]
@@ -88,18 +88,13 @@ def caption(
     """
     from fastvtp.systems import captioning
 
-    protocol = _protocol(reading, run)
-    done = captioning.caption_videos(
-        _open(model, run, parts),
-        videos,
-        output,
-        protocol=protocol,
-        num_beams=beams,
-        prompt=prompt,
-        progress_bar=not run.quiet,
-    )
-    bad_files = done["bad_files"]["count"]
-    typer.echo(f"{done['num_clips']} captions are in {output}; {bad_files} undecodable files")
+    with together(run.device) as device:
+        protocol, opened = _prepared(model, device, reading, run, parts)
+        done = captioning.caption_videos(
+            opened, videos, output, protocol=protocol, num_beams=beams, prompt=prompt, progress_bar=not run.quiet
+        )
+        bad_files = done["bad_files"]["count"]
+        say(f"{done['num_clips']} captions are in {output}; {bad_files} undecodable files")
 
 
 def answer(
@@ -126,19 +121,21 @@ def answer(
     """
     from fastvtp.systems import captioning
 
-    protocol = _protocol(reading, run)
-    report = captioning.answer_questions(
-        _open(model, run, parts),
-        questions,
-        protocol=protocol,
-        train_data=candidates.train_data,
-        answering=captioning.Answering(
-            shots=candidates.shots, length=candidates.length, num_candidates=candidates.candidates
-        ),
-        predictions=output,
-        progress_bar=not run.quiet,
+    answering = captioning.Answering(
+        shots=candidates.shots, length=candidates.length, num_candidates=candidates.candidates
     )
-    typer.echo(json.dumps(report, indent=2))
+    with together(run.device) as device:
+        protocol, opened = _prepared(model, device, reading, run, parts)
+        report = captioning.answer_questions(
+            opened,
+            questions,
+            protocol=protocol,
+            train_data=candidates.train_data,
+            answering=answering,
+            predictions=output,
+            progress_bar=not run.quiet,
+        )
+        show(report)
 
 
 def register(app: typer.Typer) -> None:
@@ -146,16 +143,15 @@ def register(app: typer.Typer) -> None:
     add_commands(app, "Captioning", caption, answer)
 
 
-def _open(model: str, run: RunOptions, parts: PartOptions) -> Any:
-    from fastvtp.settings import choose_device
+def _prepared(model: str, device: Any, reading: ReadingOptions, run: RunOptions, parts: PartOptions) -> tuple[Any, Any]:
+    """Return how clips are read, and the captioner."""
+    from fastvtp import processes
+    from fastvtp.evaluation.protocol import EvaluationProtocol
     from fastvtp.systems.captioning import open_captioning
 
-    return open_captioning(
-        model, choose_device(run.device), backbone=parts.backbone, language_model=parts.language_model
-    )
+    def prepare() -> tuple[EvaluationProtocol, Any]:
+        protocol = EvaluationProtocol(**protocol_settings(reading, run))
+        opened = open_captioning(model, device, backbone=parts.backbone, language_model=parts.language_model)
+        return protocol, opened
 
-
-def _protocol(reading: ReadingOptions, run: RunOptions) -> Any:
-    from fastvtp.evaluation.protocol import EvaluationProtocol
-
-    return EvaluationProtocol(**protocol_settings(reading, run))
+    return processes.all_or_none(prepare)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fastvtp.cli.options import add_commands
+from fastvtp.cli.together import by_first
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class TokenizerAndLists:
 _NAMED = 8  # tensors that are listed one by one
 
 
+@by_first
 def convert(
     source: Annotated[
         str,

@@ -1,6 +1,7 @@
 """The commands on frozen models: features, probes, zero-shot scores, localisation."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from fastvtp.cli.options import (
     add_commands,
     protocol_settings,
 )
+from fastvtp.cli.together import say, show, together
 from fastvtp.errors import UserError
 
 Overrides = Annotated[
@@ -113,19 +115,24 @@ def extract(
     run: RunOptions,
 ) -> None:
     """Write a frozen model's features of videos to disk, for probes and localisation heads to be trained on."""
+    from fastvtp import processes
     from fastvtp.frozen import runs as frozen_runs
     from fastvtp.frozen.features import FeatureSettings
 
-    opened = _open(model, run)
-    settings = FeatureSettings(
-        _layers(features.layers, opened), features.pool, features.dtype, shard_size=features.shard_size
-    )
-    protocol = _protocol(reading, run)
-    done = frozen_runs.extract(
-        opened, data, output, settings, protocol=protocol, names_file=class_names, progress_bar=not run.quiet
-    )
-    shape = " x ".join(map(str, (done.num_views, *done[0].shape[1:])))
-    typer.echo(f"{len(done)} clips of {shape} are in {output}; {len(done.left_out)} undecodable files")
+    def prepare() -> tuple[Any, FeatureSettings, Any]:
+        opened = _open(model, device)
+        settings = FeatureSettings(
+            _layers(features.layers, opened), features.pool, features.dtype, shard_size=features.shard_size
+        )
+        return opened, settings, _protocol(reading, run)
+
+    with together(run.device) as device:
+        opened, settings, protocol = processes.all_or_none(prepare)
+        done = frozen_runs.extract(
+            opened, data, output, settings, protocol=protocol, names_file=class_names, progress_bar=not run.quiet
+        )
+        shape = " x ".join(map(str, (done.num_views, *done[0].shape[1:])))
+        say(f"{len(done)} clips of {shape} are in {output}; {len(done.left_out)} undecodable files")
 
 
 def probe(
@@ -166,50 +173,48 @@ def probe(
     augmented; --train, --adapter-dim, --class-names, --views and --framing are for this alone. Test clips are then read
     in the views of the recipe, or in one, unless --views is given.
     """
+    from fastvtp import processes
     from fastvtp.data.reading import ClipReading
-    from fastvtp.evaluation.report import REPORT_NAME, write_report
     from fastvtp.frozen import runs as frozen_runs
     from fastvtp.frozen.adapters import TowerTap
     from fastvtp.frozen.features import DESCRIPTION_NAME
     from fastvtp.frozen.probes import ProbeConfig
     from fastvtp.frozen.recipes import ProbeRecipe, probe_recipe
     from fastvtp.frozen.training_heads import HeadTraining
-    from fastvtp.settings import choose_device, split_settings
+    from fastvtp.settings import split_settings
 
-    cached = (Path(source) / DESCRIPTION_NAME).is_file()
-    classes: list[type] = [HeadTraining, ProbeConfig] if cached else [HeadTraining, ProbeConfig, ClipReading]
-    # sizes that follow from elsewhere, and what clips are read by that has no option here or one of its own
-    without = ("width", "num_outputs", "num_layers", "kind", "framing", "augmentation")
-    training, sizes, *clips = split_settings(overrides or [], *classes, without=without)
-    published = ProbeRecipe(HeadTraining(), ClipReading(), (1, 1)) if recipe is None else probe_recipe(recipe)
-    settings, common = replace(published.training, **training), {"kind": kind, "progress_bar": not run.quiet, **sizes}
-    if cached:
-        if videos != ProbedVideoOptions():
-            options = "--train, --adapter-dim, --class-names, --views, --framing"
-            raise UserError(f"{source} holds features: {options} are for a model")
-        report = frozen_runs.train_probe(
-            source, test, output, settings, device=choose_device(run.device), num_workers=run.num_workers, **common
-        )
-    else:
+    def prepare() -> Callable[[], dict[str, Any]]:
+        cached = (Path(source) / DESCRIPTION_NAME).is_file()
+        classes: list[type] = [HeadTraining, ProbeConfig] if cached else [HeadTraining, ProbeConfig, ClipReading]
+        # sizes that follow from elsewhere, and what clips are read by that has no option here or one of its own
+        without = ("width", "num_outputs", "num_layers", "kind", "framing", "augmentation")
+        training, sizes, *clips = split_settings(overrides or [], *classes, without=without)
+        published = ProbeRecipe(HeadTraining(), ClipReading(), (1, 1)) if recipe is None else probe_recipe(recipe)
+        settings = replace(published.training, **training)
+        common = {"kind": kind, "progress_bar": not run.quiet, **sizes}
+        if cached:
+            if videos != ProbedVideoOptions():
+                options = "--train, --adapter-dim, --class-names, --views, --framing"
+                raise UserError(f"{source} holds features: {options} are for a model")
+            common |= {"device": device, "num_workers": run.num_workers}
+            return lambda: frozen_runs.train_probe(source, test, output, settings, **common)
         if videos.train is None:
             raise UserError(f"{source} is no feature folder; to read videos with a model, give --train")
-        opened = _open(source, run)
+        opened = _open(source, device)
         drawn = replace(published.reading, **clips[0])
         views = videos.views or "x".join(map(str, published.views))
         reading = ReadingOptions(views, drawn.sampling, drawn.frame_stride, videos.framing)
-        report = frozen_runs.train_on_videos(
-            opened,
-            frozen_runs.ProbeVideos(train=videos.train, test=test, names_file=videos.class_names),
-            output,
-            settings,
-            tap=TowerTap(_layers("mlap" if kind == "mlap" else "", opened), videos.adapter_dim),
-            reading=drawn,
-            protocol=_protocol(reading, replace(run, batch_size=settings.batch_size)),
-            **common,
-        )
-    if output is not None:
-        write_report(output / REPORT_NAME, report)
-    typer.echo(json.dumps(report, indent=2))
+        listed = frozen_runs.ProbeVideos(train=videos.train, test=test, names_file=videos.class_names)
+        common |= {
+            "tap": TowerTap(_layers("mlap" if kind == "mlap" else "", opened), videos.adapter_dim),
+            "reading": drawn,
+            "protocol": _protocol(reading, replace(run, batch_size=settings.batch_size)),
+        }
+        return lambda: frozen_runs.train_on_videos(opened, listed, output, settings, **common)
+
+    with together(run.device) as device:
+        work = processes.all_or_none(prepare)
+        show(work(), output)
 
 
 def classify(
@@ -231,15 +236,21 @@ def classify(
 
     Frames are sampled as the probe's clips were, and framed so unless --framing is given.
     """
+    from fastvtp import processes
     from fastvtp.frozen import runs as frozen_runs
     from fastvtp.frozen.probe_files import read_probe_description
 
-    known = read_probe_description(probe).reading
-    protocol = _protocol(replace(reading, sampling=known.sampling, frame_stride=known.frame_stride), run)
-    found = frozen_runs.classify(_open(model, run), probe, videos, protocol=protocol, progress_bar=not run.quiet)
-    for video, row in found.items():
-        shown = {name: round(score, 4) for name, score in list(row.items())[:top]}
-        typer.echo(json.dumps({"video": video, "classes": shown}, ensure_ascii=False))
+    def prepare() -> tuple[Any, Any]:
+        known = read_probe_description(probe).reading
+        protocol = _protocol(replace(reading, sampling=known.sampling, frame_stride=known.frame_stride), run)
+        return protocol, _open(model, device)
+
+    with together(run.device) as device:
+        protocol, opened = processes.all_or_none(prepare)
+        found = frozen_runs.classify(opened, probe, videos, protocol=protocol, progress_bar=not run.quiet)
+        for video, row in found.items():
+            shown = {name: round(score, 4) for name, score in list(row.items())[:top]}
+            say(json.dumps({"video": video, "classes": shown}, ensure_ascii=False))
 
 
 def zeroshot(
@@ -263,25 +274,29 @@ def zeroshot(
     run: RunOptions,
 ) -> None:
     """Classify videos by the text that fits best, or answer multiple choice, without training, and print the scores."""
-    from fastvtp.evaluation.report import REPORT_NAME, write_report
+    from fastvtp import processes
     from fastvtp.evaluation.scoring import PREDICTIONS_NAME
     from fastvtp.evaluation.zero_shot import Prompts, read_templates, zero_shot
 
-    protocol = _protocol(reading, run)
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-    report = zero_shot(
-        _open(model, run),
-        data,
-        prompts=Prompts(read_templates(prompts.templates), prompts.temperature, prompts.form),
-        names_file=class_names,
-        protocol=protocol,
-        predictions=None if output is None else output / PREDICTIONS_NAME,
-        progress_bar=not run.quiet,
-    )
-    if output is not None:
-        write_report(output / REPORT_NAME, report)
-    typer.echo(json.dumps(report, indent=2))
+    def prepare() -> tuple[Any, Any, Prompts]:
+        protocol = _protocol(reading, run)
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+        opened = _open(model, device)
+        return protocol, opened, Prompts(read_templates(prompts.templates), prompts.temperature, prompts.form)
+
+    with together(run.device) as device:
+        protocol, opened, asked = processes.all_or_none(prepare)
+        report = zero_shot(
+            opened,
+            data,
+            prompts=asked,
+            names_file=class_names,
+            protocol=protocol,
+            predictions=None if output is None else output / PREDICTIONS_NAME,
+            progress_bar=not run.quiet,
+        )
+        show(report, output)
 
 
 def localize(
@@ -312,28 +327,32 @@ def localize(
     run: Annotated[RunOptions, Only("device", "quiet")],
 ) -> None:
     """Train and score a head that finds segments in time, or that says what is done in boxes of the picture."""
-    from fastvtp.evaluation.report import REPORT_NAME, write_report
-    from fastvtp.frozen import runs as frozen_runs
+    from fastvtp import processes
+    from fastvtp.frozen import localization_runs
     from fastvtp.frozen.heads import BoxHeadConfig, SegmentHeadConfig
     from fastvtp.frozen.spans import load_spans
     from fastvtp.frozen.training_heads import HeadTraining
-    from fastvtp.settings import choose_device, split_settings
+    from fastvtp.settings import split_settings
 
-    config = SegmentHeadConfig if load_spans(annotations).kind == "segments" else BoxHeadConfig
-    training, sizes = split_settings(overrides or [], HeadTraining, config, without=("width", "num_classes", "grid"))
-    report = frozen_runs.localize(
-        frozen_runs.AnnotatedFeatures(features, annotations),
-        frozen_runs.AnnotatedFeatures(test_features, test_annotations),
-        output,
-        HeadTraining(**training),
-        detections=detections,
-        device=choose_device(run.device),
-        progress_bar=not run.quiet,
-        **sizes,
-    )
-    if output is not None:
-        write_report(output / REPORT_NAME, report)
-    typer.echo(json.dumps(report, indent=2))
+    def prepare() -> tuple[HeadTraining, dict[str, Any]]:
+        config = SegmentHeadConfig if load_spans(annotations).kind == "segments" else BoxHeadConfig
+        without = ("width", "num_classes", "grid")
+        training, sizes = split_settings(overrides or [], HeadTraining, config, without=without)
+        return HeadTraining(**training), sizes
+
+    with together(run.device) as device:
+        training, sizes = processes.all_or_none(prepare)
+        report = localization_runs.localize(
+            localization_runs.AnnotatedFeatures(features, annotations),
+            localization_runs.AnnotatedFeatures(test_features, test_annotations),
+            output,
+            training,
+            detections=detections,
+            device=device,
+            progress_bar=not run.quiet,
+            **sizes,
+        )
+        show(report, output)
 
 
 def register(app: typer.Typer) -> None:
@@ -341,11 +360,10 @@ def register(app: typer.Typer) -> None:
     add_commands(app, "Frozen models", extract, probe, classify, zeroshot, localize)
 
 
-def _open(model: str, run: RunOptions) -> Any:
-    from fastvtp.settings import choose_device
+def _open(model: str, device: Any) -> Any:
     from fastvtp.systems.catalogue import open_model
 
-    return open_model(model, choose_device(run.device))
+    return open_model(model, device)
 
 
 def _protocol(reading: ReadingOptions, run: RunOptions) -> Any:

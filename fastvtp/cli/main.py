@@ -13,6 +13,7 @@ try:
 
     from fastvtp.cli import captioning, convert, frozen, launching, planning, recipes, scoring, training
     from fastvtp.cli.options import add_commands
+    from fastvtp.cli.together import by_first
 except ImportError:
     sys.exit("fastvtp: the command needs its extras: pip install 'fastvtp[train,dali]'")
 
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 
 
+@by_first
 def doctor() -> None:
     """Show versions, devices, and the backend that each op will use on this machine, with the reason."""
     from fastvtp.cli.doctor import print_findings  # here, because it imports torch

@@ -6,12 +6,14 @@ from typing import Annotated, Any
 import typer
 
 from fastvtp.cli.options import add_commands
+from fastvtp.cli.together import by_first
 
 _Name = Annotated[str | None, typer.Argument(help="Name of a recipe. If it is not given, all are listed.")]
 _Preset = Annotated[str, typer.Option(help='The preset whose values are shown: "fastvtp" or "official".')]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
+@by_first
 def recipes(name: _Name = None, preset: _Preset = "fastvtp", as_json: _Json = False) -> None:
     """List the recipes, or show every setting of one with its source: a paper, a released code, or ours.
 

@@ -1,13 +1,13 @@
 """The commands that show what a trained model does: scores and pictures."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fastvtp.cli.options import Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
+from fastvtp.cli.together import by_first, show, together
 
 EVALUATION_RUN = RunOptions(batch_size=32)
 
@@ -75,26 +75,24 @@ def evaluate(
     run: RunOptions = EVALUATION_RUN,
 ) -> None:
     """Score a model and print the report: text-video retrieval both ways, question answering, or classification."""
+    from fastvtp import processes
     from fastvtp.evaluation.protocol import EvaluationProtocol
-    from fastvtp.evaluation.report import REPORT_NAME, write_report
     from fastvtp.evaluation.scoring import evaluate as score
-    from fastvtp.settings import choose_device
     from fastvtp.systems.catalogue import open_model
 
-    protocol = EvaluationProtocol(
-        **protocol_settings(reading, run),
-        top_k=texts.top_k,
-        add_similarity=texts.add_similarity,
-        shared_captions=texts.shared_captions,
-        max_text_length=texts.max_text_length,
-    )
-    opened = open_model(model, choose_device(run.device))
-    report = score(opened, data, protocol=protocol, output=output, train_data=train_data, progress_bar=not run.quiet)
-    if output is not None:
-        write_report(output / REPORT_NAME, report)
-    typer.echo(json.dumps(report, indent=2))
+    def prepare() -> tuple[EvaluationProtocol, Any]:
+        protocol = EvaluationProtocol(**protocol_settings(reading, run), **vars(texts))
+        return protocol, open_model(model, device)
+
+    with together(run.device) as device:
+        protocol, opened = processes.all_or_none(prepare)
+        report = score(
+            opened, data, protocol=protocol, output=output, train_data=train_data, progress_bar=not run.quiet
+        )
+        show(report, output)
 
 
+@by_first
 def visualize(
     model: Model,
     data: Annotated[

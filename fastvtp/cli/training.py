@@ -3,12 +3,16 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastvtp.cli.options import Quiet, add_commands
+from fastvtp.cli.together import alike, by_first, say, together
 from fastvtp.errors import UserError
+
+if TYPE_CHECKING:
+    from fastvtp.training.config import TrainConfig
 
 Overrides = Annotated[
     list[str] | None,
@@ -156,17 +160,21 @@ def ablate(
     from fastvtp.ablation.runner import ablate as run_ablation
     from fastvtp.systems.recipes import find_study
 
-    known = find_study(system, overrides or [])
     folder = output or Path(f"runs/ablation_{system}" + "_quick" * quick)
-    config = known.base_config(preset, [*(overrides or []), f"output_dir={folder}"], quick=quick)
+
+    def prepare() -> "tuple[Any, TrainConfig]":
+        known = find_study(system, overrides or [])
+        return known, known.base_config(preset, [*(overrides or []), f"output_dir={folder}"], quick=quick)
+
+    known, config = alike(prepare)
     command = shlex.join(["fastvtp", *sys.argv[1:]])
     scale = known.quick if quick else known.scale
-    report = run_ablation(known, config, scale, study=study, keep=keep, progress_bar=not quiet, command=command)
-    for line in summary(report.claims()):
-        typer.echo(line)
-    typer.echo(f"tables, plot and scores are in {folder}")
+    with together(config.device):
+        report = run_ablation(known, config, scale, study=study, keep=keep, progress_bar=not quiet, command=command)
+        say(*summary(report.claims()), f"tables, plot and scores are in {folder}")
 
 
+@by_first
 def entities(
     captions: Annotated[
         str,

@@ -21,7 +21,7 @@ from fastvtp.data.decoding import VideoDecodeError
 from fastvtp.data.pipeline import build_pipeline, dali_formats
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading, ClipShape
 from fastvtp.data.sampling import ClipAugmentation, check_framing
-from fastvtp.data.source import REACHES, Batches, ClipSource, SampleStream
+from fastvtp.data.source import REACHES, Batches, ClipSource, NoDecodableClipError, SampleStream
 from fastvtp.data.text import MIN_TEXT_LENGTH, PackedText, Tokenizer
 from fastvtp.errors import UserError
 
@@ -215,7 +215,8 @@ class VideoTextLoader:
         """Go on with the stream in training, start over in evaluation.
 
         Raises:
-            NoDecodableClipError: a long row of clips, drawn one to replace the other, cannot be decoded.
+            NoDecodableClipError: a long row of clips, drawn one to replace the other, cannot be decoded; in evaluation
+                no clip can, and `bad_files` then names all.
         """
         if not self._batches.train and self._step != self._batches.start_step:
             self.close()
@@ -267,15 +268,21 @@ class VideoTextLoader:
         """After the pipeline failed with `error`: find the files to blame and stop it, to restart without them.
 
         Raises:
-            NoDecodableClipError: the source ran out of replacements.
+            NoDecodableClipError: the source ran out of replacements; in evaluation all files are noted then.
             Exception: `error` itself, where no file is to blame.
         """
         numbers = [self._stream.number(self._step, place) for place in range(self._batches.batch_size)]
-        for reach in REACHES:
-            if [number for number in numbers if self._source.find_damage(number, reach)]:
-                break
-        else:
-            raise error
+        try:
+            for reach in REACHES:
+                if [number for number in numbers if self._source.find_damage(number, reach)]:
+                    break
+            else:
+                raise error
+        except NoDecodableClipError:
+            if not self._batches.train:
+                for attempt in range(len(self._records)):
+                    self._note_bad_file(numbers[0], attempt)
+            raise
         self.close()
 
     def _assemble(self, meta: Any, video: Any) -> VideoTextBatch | None:

@@ -29,6 +29,18 @@ class PackedCaptions:
         """Where each caption begins and the last ends, int32 [texts + 1]."""
         return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32)
 
+    def only(self, clips: Sequence[int]) -> "PackedCaptions":
+        """Return the captions of the clips at these places alone."""
+        counts = [len(texts) for texts in self.by_clip]
+        first = [0, *accumulate(counts)]
+        kept = [text for clip in clips for text in range(first[clip], first[clip + 1])]
+        parts = self.input_ids.split(list(self.lengths))
+        return PackedCaptions(
+            torch.cat([parts[text] for text in kept]),
+            tuple(self.lengths[text] for text in kept),
+            [self.by_clip[clip] for clip in clips],
+        )
+
     def on(self, device: torch.device | str) -> tuple[Tensor, Tensor, int]:
         """Return what a text tower takes: token ids and `cu_seqlens` on `device`, and the length of the longest
         caption."""

@@ -1,13 +1,14 @@
 """Video classification: top-k and per-class accuracy, and which class is taken for which."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from fastvtp import processes
 from fastvtp.data.classes import ClassificationSet
 from fastvtp.evaluation.accuracy import percent, top_k_credit
 from fastvtp.evaluation.inference import Module, inference
@@ -59,6 +60,7 @@ def evaluate_classification(
     """Classify every clip of `loader`, an evaluation loader of `classes.records`, in inference mode.
 
     Probabilities are averaged over the views of a clip (VideoMAE). Equal probabilities score as in a random order.
+    On several processes, whose loaders deal the batches out, all call this, and get the report of one.
 
     Raises:
         UserError: no clip could be decoded.
@@ -78,6 +80,11 @@ def evaluate_classification(
         means = average_over_views(
             loader, classes.records, probabilities, description="classification", progress=progress
         )
+    return processes.first_decides(lambda: _report(means, classes))
+
+
+def _report(means: Mapping[int, Tensor], classes: ClassificationSet) -> ClassificationReport:
+    names = classes.class_names
     ks = [k for k in TOP_K if k <= len(names)]
     credits: dict[int, list[float]] = {k: [] for k in ks}
     by_class: defaultdict[str, list[float]] = defaultdict(list)

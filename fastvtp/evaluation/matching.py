@@ -9,12 +9,12 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
+from fastvtp import processes
 from fastvtp.errors import UserError
 from fastvtp.evaluation.captions import Captions, shown_captions
+from fastvtp.evaluation.dealing import in_order, over_own_batches, over_shares, portable, progress_bar
 from fastvtp.evaluation.inference import Module, inference
 from fastvtp.evaluation.retrieval import RetrievalRanks, retrieval_metrics, retrieval_ranks
 
@@ -81,32 +81,42 @@ def encode_set(
 
     captions: which captions a clip has, see `fastvtp.evaluation.captions`.
 
-    Raises UserError where no clip could be decoded.
+    On several processes, whose loaders deal the batches out, all call this, and each then holds the whole set.
+
+    Raises UserError where no clip could be decoded, and ValueError where several processes had the same.
     """
-    texts, clips, features, lengths = [], [], [], list[int]()
-    said, ids = list[tuple[str, ...]](), list[int]()
+
+    def encoded(batch: Any) -> tuple[tuple[list[int], tuple[int, ...], list[tuple[str, ...]]], tuple[Tensor, ...]]:
+        ids = batch.sample_ids.tolist()
+        found = captions(batch, range(len(ids)))
+        text, text_features = model.read_texts(*found.on(device))
+        clip, clip_features = model.read_clips(batch.video.to(device, non_blocking=True))
+        return (ids, found.lengths, found.by_clip), (text, clip, text_features.float(), clip_features.float())
+
     with inference(model):
-        for batch in tqdm(loader, desc="encoding", unit="batch", disable=not progress):
-            new = batch.sample_ids.tolist()
-            found = captions(batch, range(len(new)))
-            text, text_features = model.read_texts(*found.on(device))
-            clip, clip_features = model.read_clips(batch.video.to(device, non_blocking=True))
-            texts.append(text)
-            clips.append(clip)
-            features.append((text_features.float(), clip_features.float()))
-            lengths.extend(found.lengths)
-            said.extend(found.by_clip)
-            ids.extend(new)
+        own = over_own_batches(loader, encoded, description="encoding", progress=progress)
+    numbers = [number for number, _ in own]
+    listed = in_order(numbers, processes.gather([named for _, (named, _) in own]))
+    ids = [index for of_batch, _, _ in listed for index in of_batch]
     if not ids:
         raise UserError("no clip could be decoded: retrieval has nothing to score")
-    text_features, clip_features = (torch.cat(side) for side in zip(*features, strict=True))
-    with torch.autocast(text_features.device.type, enabled=False):  # in bfloat16 they would tie
-        similarity = text_features @ clip_features.T
+    if processes.size() > 1 and len({*ids}) < len(ids):
+        raise ValueError("several processes encoded the same clip: deal the batches out, Batches(rank, world_size)")
+    texts, clips, *features = (
+        torch.cat(in_order(numbers, processes.gather_tensors([tensors[part] for _, (_, tensors) in own], device)))
+        for part in range(4)
+    )
+    lengths = [length for _, of_batch, _ in listed for length in of_batch]
+    said = [of_clip for _, _, of_batch in listed for of_clip in of_batch]
+    with torch.autocast(texts.device.type, enabled=False):  # in bfloat16 they would tie
+        similarity = features[0] @ features[1].T
+    # all must score the same pairs, whatever their machines make of the last bit
+    ((similarity,), *_) = processes.gather_tensors([similarity] if processes.is_first() else [], device)
     return EncodedSet(
-        text_tokens=torch.cat(texts),
-        cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=texts[0].device),
+        text_tokens=texts,
+        cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=texts.device),
         max_seqlen=max(lengths),
-        clip_tokens=torch.cat(clips),
+        clip_tokens=clips,
         similarity=similarity,
         captions=[caption for of_clip in said for caption in of_clip],
         ids=ids,
@@ -134,8 +144,8 @@ def match_scores(
         the log-odds; pairs that are not scored keep their order all the same.
     pairs_per_call: pairs of one packed call.
 
-    With torch.distributed initialised, ranks score every world-size-th text and share the result; all must hold the
-    same `encoded`.
+    The processes of a group share the calls and get all scores, those of one process; all of them must call this, with
+    the same `encoded`.
     """
     similarity = encoded.similarity
     texts, clips = similarity.shape
@@ -198,26 +208,28 @@ def _behind(scores: Tensor, similarity: Tensor, scored: Tensor) -> Tensor:
 def _score(
     model: MatchingModel, encoded: EncodedSet, wanted: Tensor, pairs_per_call: int, progress: bool, *, odds: bool
 ) -> Tensor:
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
     # clip after clip, so that a call holds few of them
     clip_index, text_index = wanted.T.nonzero(as_tuple=True)
-    mine = text_index % ranks == rank
-    text_index, clip_index = text_index[mine], clip_index[mine]
+    calls = list(zip(text_index.split(pairs_per_call), clip_index.split(pairs_per_call), strict=True))
+
+    def scored(call: tuple[Tensor, Tensor]) -> Tensor:
+        texts, clips = call
+        found = model.score_pairs(
+            encoded.text_tokens,
+            encoded.clip_tokens,
+            cu_seqlens=encoded.cu_seqlens,
+            max_seqlen=encoded.max_seqlen,
+            text_index=texts,
+            clip_index=clips,
+            odds=odds,
+        )
+        return portable(found.float())
+
     scores = torch.zeros_like(encoded.similarity)
-    bar = tqdm(total=len(text_index), desc="matching", unit="pair", disable=not progress)
+    own = sum(len(texts) for texts, _ in processes.share(calls))
+    bar = progress_bar(own, description="matching", unit="pair", progress=progress)
     with inference(model), bar:
-        for texts, clips in zip(text_index.split(pairs_per_call), clip_index.split(pairs_per_call), strict=True):
-            found = model.score_pairs(
-                encoded.text_tokens,
-                encoded.clip_tokens,
-                cu_seqlens=encoded.cu_seqlens,
-                max_seqlen=encoded.max_seqlen,
-                text_index=texts,
-                clip_index=clips,
-                odds=odds,
-            )
-            scores[texts, clips] = found.float()
-            bar.update(len(texts))
-    if ranks > 1:
-        dist.all_reduce(scores)
+        found = over_shares(calls, scored, done=lambda call: bar.update(len(call[0])))
+    for (texts, clips), of_call in zip(calls, found, strict=True):
+        scores[texts, clips] = of_call.to(scores.device)
     return scores

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fastvtp import processes
 from fastvtp.data.questions import AnswerVocabulary, QuestionSet, option_texts
 from fastvtp.data.text import Tokenizer
 from fastvtp.evaluation.accuracy import percent, top_k_credit
@@ -115,6 +116,8 @@ def evaluate_open_ended(
     """Answer every question of `loader`, an evaluation loader of `questions.records`, in inference mode.
 
     Logits are averaged over the views of a clip. Equal logits score as in a random order.
+    On several processes, whose loaders deal the batches out, all call this, and get the report of one;
+    the first writes the predictions.
 
     vocabulary: the model's, its first answer the most frequent of training.
     training: the training questions, for the baseline by kind.
@@ -137,7 +140,9 @@ def evaluate_open_ended(
         means = average_over_views(
             loader, questions.records, logits, description="question answering", progress=progress
         )
-    return report_open_ended(means, questions, vocabulary, training=training, predictions=predictions)
+    return processes.first_decides(
+        lambda: report_open_ended(means, questions, vocabulary, training=training, predictions=predictions)
+    )
 
 
 def report_open_ended(
@@ -148,7 +153,10 @@ def report_open_ended(
     training: QuestionSet | None = None,
     predictions: Path | None = None,
 ) -> OpenEndedReport:
-    """Report scores [answers] by place in `questions`; arguments and errors as `evaluate_open_ended`."""
+    """Report scores [answers] by place in `questions`; arguments and errors as `evaluate_open_ended`.
+
+    What this and `report_choices` do is of one process.
+    """
     usual = vocabulary.answers[0]
     usual_of_kind = {} if training is None else _most_frequent_by_kind(training)
     answered, unknown, majority = [], 0, []
@@ -208,7 +216,7 @@ def evaluate_multiple_choice(
 
     with inference(model):
         means = average_over_views(loader, questions.records, scores, description="multiple choice", progress=progress)
-    return report_choices(means, questions, predictions=predictions)
+    return processes.first_decides(lambda: report_choices(means, questions, predictions=predictions))
 
 
 def report_choices(

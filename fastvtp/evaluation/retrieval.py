@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from fastvtp.errors import UserError
-from fastvtp.evaluation.captions import Captions, shown_captions
+from fastvtp.evaluation.captions import Captions, PackedCaptions, shown_captions
+from fastvtp.evaluation.dealing import over_batches, over_shares, portable
 from fastvtp.evaluation.inference import Module, inference
 from fastvtp.evaluation.views import ViewMean
 
@@ -89,31 +89,45 @@ def encode_retrieval(
 
     Where `sample_ids` repeat, in whatever batches, they are views of one clip: its embedding is the mean over them,
     scaled to unit length, of what `embed_video` gives, or `encode_video` where the model `averages_unit_views`; its
-    captions are embedded once.
+    captions are embedded once. On several processes, whose loaders deal the batches out, all call this and get the
+    embeddings of all.
 
     captions: which captions a clip has, see `fastvtp.evaluation.captions`.
 
     Raises ValueError for an empty loader, shapes that do not fit and rows that are not of unit length (NaN included).
     """
     look = "encode_video" if model.averages_unit_views else "embed_video"
-    videos, texts, said = ViewMean(), dict[int, Tensor](), dict[int, tuple[str, ...]]()
+    seen, videos = set[int](), ViewMean()
+    to_read: list[tuple[list[int], PackedCaptions, int]] = []  # clips, their captions, and the width of their vectors
+
+    def looked(batch: Any) -> tuple[list[int], Tensor, list[int], PackedCaptions | None]:
+        """Return the clips, their vectors, the places of those that are new to this process, and their captions."""
+        ids = batch.sample_ids.tolist()
+        video = getattr(model, look)(batch.video.to(device, non_blocking=True)).float()
+        if video.ndim != 2 or len(video) != len(ids):
+            raise ValueError(f"{look} must give [{len(ids)}, D], got {list(video.shape)}")
+        new_here = [place for place, index in enumerate(ids) if index not in seen and ids.index(index) == place]
+        seen.update(ids)
+        return ids, portable(video), new_here, captions(batch, new_here) if new_here else None
+
+    def read(part: tuple[list[int], PackedCaptions, int]) -> Tensor:
+        _, found, width = part
+        text = model.encode_text(*found.on(device))
+        if list(text.shape) != [len(found.lengths), width]:
+            raise ValueError(f"encode_text must give {[len(found.lengths), width]}, got {list(text.shape)}")
+        return portable(text.float())
+
     with inference(model):
-        for batch in tqdm(loader, desc="encoding", unit="batch", disable=not progress):
-            ids = batch.sample_ids.tolist()
-            video = getattr(model, look)(batch.video.to(device, non_blocking=True)).float()
-            if video.ndim != 2 or len(video) != len(ids):
-                raise ValueError(f"{look} must give [{len(ids)}, D], got {list(video.shape)}")
-            new = videos.add(ids, video)
-            if not new:
-                continue
-            found = captions(batch, new)
-            text = model.encode_text(*found.on(device))
-            expected = [len(found.lengths), video.shape[1]]
-            if list(text.shape) != expected:
-                raise ValueError(f"encode_text must give {expected}, got {list(text.shape)}")
-            parts = text.float().split([len(of_clip) for of_clip in found.by_clip])
-            for place, part, of_clip in zip(new, parts, found.by_clip, strict=True):
-                texts[ids[place]], said[ids[place]] = part, of_clip
+        for ids, video, new_here, found in over_batches(loader, looked, description="encoding", progress=progress):
+            new = videos.add(ids, video.to(device))
+            if new and found is not None:  # new to all processes: texts are packed as on one
+                kept = found if new == new_here else found.only([new_here.index(place) for place in new])
+                to_read.append(([ids[place] for place in new], kept, video.shape[1]))
+        texts, said = dict[int, Tensor](), dict[int, tuple[str, ...]]()
+        for (ids, found, _), text in zip(to_read, over_shares(to_read, read), strict=True):
+            parts = text.to(device).split([len(of_clip) for of_clip in found.by_clip])
+            for index, part, of_clip in zip(ids, parts, found.by_clip, strict=True):
+                texts[index], said[index] = part, of_clip
     means = videos.means()
     if not means:
         raise UserError("no clip could be decoded: retrieval has nothing to score")

@@ -1,19 +1,19 @@
 """Scoring a model in the way of its architecture."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from fastvtp import processes
 from fastvtp.architecture import PRESETS, Architecture, architecture_of, find, of_all_runs
 from fastvtp.data.annotations import VideoRecord, load_annotations
-from fastvtp.data.classes import load_classes
-from fastvtp.data.loader import Decoding, VideoTextBatch, VideoTextLoader
-from fastvtp.data.questions import has_options, load_questions
+from fastvtp.data.classes import ClassificationSet, load_classes
+from fastvtp.data.loader import Decoding, VideoTextLoader
+from fastvtp.data.questions import QuestionSet, has_options, load_questions
 from fastvtp.data.reading import ClipReading, ClipShape
 from fastvtp.data.sampling import check_framing
 from fastvtp.data.source import Batches
@@ -21,35 +21,28 @@ from fastvtp.data.text import MIN_TEXT_LENGTH
 from fastvtp.errors import UserError
 from fastvtp.evaluation.captions import all_captions
 from fastvtp.evaluation.classification import evaluate_classification
+from fastvtp.evaluation.dealing import joined
 from fastvtp.evaluation.matching import (
-    EncodedSet,
     encode_set,
     match_scores,
     matching_metrics,
-    matching_ranks,
 )
 from fastvtp.evaluation.protocol import EvaluationProtocol
 from fastvtp.evaluation.question_answering import evaluate_multiple_choice, evaluate_open_ended
 from fastvtp.evaluation.report import bad_file_report, scores_report
 from fastvtp.evaluation.retrieval import (
-    RetrievalEmbeddings,
     chance_recall,
     encode_retrieval,
     retrieval_metrics,
     right_pairs,
     shuffled_control,
 )
+from fastvtp.evaluation.thumbnails import Thumbnails, Truth
 from fastvtp.model_folder import OpenedModel
-from fastvtp.visualization.gallery import (
-    GalleryContent,
-    RankedScores,
-    animated_thumbnail,
-    save_retrieval_gallery,
-)
 
 logger = logging.getLogger(__name__)
 
-GALLERY_NAME, PREDICTIONS_NAME = "gallery.html", "predictions.jsonl"
+PREDICTIONS_NAME = "predictions.jsonl"
 _PROTOCOL = EvaluationProtocol()
 
 
@@ -97,20 +90,25 @@ def evaluate(
     clips share is right with each of them (`protocol.shared_captions`). It goes by the matching head where there is
     one, which takes one view of a clip and scores each caption with it.
 
-    The arguments are those of `ScoreRequest`. Returns the scores, num_test and bad_files. Raises UserError for data of
-    another kind, and for a model that has no scores.
+    The arguments are those of `ScoreRequest`. Returns the scores, num_test and bad_files. The processes of a group deal
+    the clips out, each to its own copy of the model; all of them must call this, all get the report of one process, and
+    the first writes what is written. Raises UserError for data of another kind, and for a model that has no scores.
     """
+    score = processes.all_or_none(lambda: _way_of_scoring(opened, protocol))
+    if output is not None:
+        processes.first_decides(lambda: output.mkdir(parents=True, exist_ok=True))
+    request = ScoreRequest(opened, data, protocol, output, train_data, progress_bar)
+    with torch.autocast(opened.model.device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16"):
+        return score(request)
+
+
+def _way_of_scoring(opened: OpenedModel, protocol: EvaluationProtocol) -> Scorer:
     architecture = architecture_of(opened.model)
     if architecture.scored_by is None:
         raise UserError(f"{architecture.name} has no scores of its own: {_ways_to_scores(architecture)}")
     if protocol.add_similarity and architecture.scored_by != "matching":
         raise UserError(f"add_similarity is for models with a matching head, not for {architecture.name}")
-    score = find_scorer(architecture.scored_by)
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-    request = ScoreRequest(opened, data, protocol, output, train_data, progress_bar)
-    with torch.autocast(opened.model.device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16"):
-        return score(request)
+    return find_scorer(architecture.scored_by)
 
 
 def _ways_to_scores(architecture: Architecture) -> str:
@@ -161,71 +159,54 @@ def reading_of(opened: OpenedModel, protocol: EvaluationProtocol) -> ClipReading
 
 
 def evaluation_loader(
-    opened: OpenedModel, records: Sequence[VideoRecord], protocol: EvaluationProtocol, *, texts: bool = True
+    opened: OpenedModel,
+    records: Sequence[VideoRecord],
+    protocol: EvaluationProtocol,
+    *,
+    texts: bool = True,
+    dealt: bool = True,
 ) -> VideoTextLoader:
-    """Return every clip of `records` in order, in all its views. texts: whether its captions are read too, which needs
-    the model's tokenizer if it reads text."""
+    """Return every clip of `records` in order, in all its views; of several processes each has its share of batches.
+
+    texts: whether captions are read too, which needs the model's tokenizer if it reads text. dealt: deal the batches
+    out to the processes of a group, see `fastvtp.evaluation.dealing`; False: this process reads them all.
+    """
     config = opened.model.config
     segments, crops = protocol.views
+    views = len(records) * segments * crops
+    batch_size = min(protocol.batch_size, views)
+    rank, world_size = (processes.rank(), processes.size()) if dealt else (0, 1)
+    own = range(rank, -(-views // batch_size), world_size)  # the last round may have no batch for this process
     return VideoTextLoader(
         records,
         opened.tokenizer if texts and architecture_of(opened.model).reads_text else None,
         shape=ClipShape(config.num_frames, config.image_size),
         reading=reading_of(opened, protocol),
         batches=Batches(
-            batch_size=min(protocol.batch_size, len(records) * segments * crops), train=False, views=protocol.views
+            batch_size=batch_size,
+            train=False,
+            num_steps=len(own),
+            rank=rank,
+            world_size=world_size,
+            views=protocol.views,
         ),
         decoding=Decoding(num_workers=protocol.num_workers, device=opened.model.device),
         max_text_length=_text_length(opened, protocol),
     )
 
 
-class _Truth(TypedDict):
-    """Which texts and videos belong together, as `retrieval_metrics` takes it."""
-
-    video_of_text: Tensor
-    captions: list[str] | None
-
-
-class _Thumbnails:
-    """Keeps a thumbnail of every clip that it hands on."""
-
-    def __init__(self, batches: Iterable[VideoTextBatch]):
-        self._batches = batches
-        self.images: dict[int, bytes] = {}
-
-    def __iter__(self) -> Iterator[VideoTextBatch]:
-        for batch in self._batches:
-            for index, frames in zip(batch.sample_ids.tolist(), batch.video, strict=True):
-                if index not in self.images:
-                    self.images[index] = animated_thumbnail(frames.cpu().numpy())
-            yield batch
-
-    def save_gallery(
-        self,
-        folder: Path,
-        found: RetrievalEmbeddings | EncodedSet,
-        scores: tuple[Tensor, Tensor],
-        truth: _Truth,
-        *,
-        metrics: Mapping[str, Mapping[str, float]],
-        title: str,
-    ) -> None:
-        """Save the gallery. scores: [N texts, M videos], of text-to-video and of video-to-text. metrics: see
-        `save_retrieval_gallery`."""
-        images = [self.images[index] for index in found.ids]
-        content = GalleryContent(found.captions, images, found.ids, right_pairs=right_pairs(**truth))
-        ranks = matching_ranks(*scores, **truth)
-        to_video, to_text = (RankedScores(*side) for side in zip(scores, ranks, strict=True))
-        save_retrieval_gallery(folder / GALLERY_NAME, content, to_video, to_text, metrics=metrics, title=title)
-
-
-def _encode_clips(encode: Callable, request: ScoreRequest) -> tuple[Any, _Thumbnails, _Truth, dict[str, Any]]:
+def _encode_clips(encode: Callable, request: ScoreRequest) -> tuple[Any, Thumbnails, Truth, dict[str, Any]]:
     """Encode, by `encode_retrieval` or `encode_set`, the clips of a request with all their captions, their
     thumbnails where there is an output, what belongs together, and their numbers for a report."""
-    opened, records = request.opened, load_annotations(request.data)
-    with evaluation_loader(opened, records, request.protocol) as loader:
-        thumbnails = _Thumbnails(loader)
+    opened = request.opened
+
+    def prepare() -> tuple[Sequence[VideoRecord], VideoTextLoader]:
+        records = load_annotations(request.data)
+        return records, evaluation_loader(opened, records, request.protocol)
+
+    records, loader = processes.all_or_none(prepare)
+    with loader:
+        thumbnails = Thumbnails(loader)
         encoded = encode(
             opened.model,
             loader if request.output is None else thumbnails,
@@ -233,12 +214,13 @@ def _encode_clips(encode: Callable, request: ScoreRequest) -> tuple[Any, _Thumbn
             progress=request.progress_bar,
             captions=all_captions(records, opened.tokenizer, _text_length(opened, request.protocol)),
         )
-        bad_files = bad_file_report(loader.bad_files)
+        thumbnails.bring_to_first()
+        bad_files = bad_file_report(joined(loader.bad_files))
     texts, videos = len(encoded.captions), len(encoded.ids)
-    truth: _Truth = {"video_of_text": encoded.video_of_text, "captions": encoded.captions}
+    truth: Truth = {"video_of_text": encoded.video_of_text, "captions": encoded.captions}
     owners = right_pairs(**truth)[0].bincount(minlength=texts)
     shared = int((owners > 1).sum())
-    if shared:
+    if shared and processes.is_first():
         logger.info(
             "%d of %d captions are those of several videos: %s",
             shared,
@@ -260,24 +242,27 @@ def _encode_clips(encode: Callable, request: ScoreRequest) -> tuple[Any, _Thumbn
 def score_retrieval(request: ScoreRequest) -> dict[str, Any]:
     """Score every caption against every clip, both ways, in percent."""
     embeddings, thumbnails, truth, numbers = _encode_clips(encode_retrieval, request)
-    similarity = embeddings.similarity()
-    report = {
-        "retrieval": retrieval_metrics(similarity, **truth),
-        "retrieval_dual_softmax": retrieval_metrics(similarity, dual_softmax=True, **truth),
-        "shuffled_control": shuffled_control(similarity, seed=0, **truth),
-        **numbers,
-    }
-    if request.output is not None:
-        both, title = (similarity, similarity), f"Retrieval on {request.data}"
-        thumbnails.save_gallery(request.output, embeddings, both, truth, metrics=report["retrieval"], title=title)
-    return report
+
+    def report() -> dict[str, Any]:
+        similarity = embeddings.similarity()
+        metrics = retrieval_metrics(similarity, **truth)
+        if request.output is not None:
+            both, title = (similarity, similarity), f"Retrieval on {request.data}"
+            thumbnails.save_gallery(request.output, embeddings, both, truth, metrics=metrics, title=title)
+        return {
+            "retrieval": metrics,
+            "retrieval_dual_softmax": retrieval_metrics(similarity, dual_softmax=True, **truth),
+            "shuffled_control": shuffled_control(similarity, seed=0, **truth),
+            **numbers,
+        }
+
+    return processes.first_decides(report)
 
 
 def score_matching(request: ScoreRequest) -> dict[str, Any]:
     """Score captions and clips by the matching head, both ways, in percent; and by the contrast alone."""
     opened, protocol = request.opened, request.protocol
-    if protocol.views != (1, 1):
-        raise UserError(f"views {protocol.views}: the matching head reads one view of a clip, expected (1, 1)")
+    processes.all_or_none(lambda: _check_one_view(protocol))
     encoded, thumbnails, truth, numbers = _encode_clips(encode_set, request)
     text_to_video, video_to_text = match_scores(
         opened.model,
@@ -286,46 +271,70 @@ def score_matching(request: ScoreRequest) -> dict[str, Any]:
         add_similarity=protocol.add_similarity,
         progress=request.progress_bar,
     )
-    metrics = matching_metrics(text_to_video, video_to_text, **truth)
-    report = {
-        "retrieval": metrics,
-        "retrieval_contrast": retrieval_metrics(encoded.similarity, **truth),
-        "shuffled_control": shuffled_control(text_to_video, seed=0, **truth),
-        "top_k": protocol.top_k,
-        "add_similarity": protocol.add_similarity,
-        **numbers,
-    }
-    if request.output is not None:
-        both, title = (text_to_video, video_to_text), f"Retrieval on {request.data}"
-        thumbnails.save_gallery(request.output, encoded, both, truth, metrics=metrics, title=title)
-    return report
+
+    def report() -> dict[str, Any]:
+        metrics = matching_metrics(text_to_video, video_to_text, **truth)
+        if request.output is not None:
+            both, title = (text_to_video, video_to_text), f"Retrieval on {request.data}"
+            thumbnails.save_gallery(request.output, encoded, both, truth, metrics=metrics, title=title)
+        return {
+            "retrieval": metrics,
+            "retrieval_contrast": retrieval_metrics(encoded.similarity, **truth),
+            "shuffled_control": shuffled_control(text_to_video, seed=0, **truth),
+            "top_k": protocol.top_k,
+            "add_similarity": protocol.add_similarity,
+            **numbers,
+        }
+
+    return processes.first_decides(report)
+
+
+def _check_one_view(protocol: EvaluationProtocol) -> None:
+    if protocol.views != (1, 1):
+        raise UserError(f"views {protocol.views}: the matching head reads one view of a clip, expected (1, 1)")
 
 
 def score_questions(request: ScoreRequest) -> dict[str, Any]:
     """Compute the accuracy of open-ended answers or of choices, with blind baselines, in percent."""
-    opened, questions = request.opened, load_questions(request.data)
+    opened = request.opened
     common: dict[str, Any] = {
         "device": opened.model.device,
         "progress": request.progress_bar,
         "predictions": request.predictions,
     }
-    if opened.answers is None and not has_options(questions, request.data):
-        raise UserError(f"{request.data}: its questions have no options, and this model chooses among options")
-    with evaluation_loader(opened, questions.records, request.protocol) as loader:
+
+    def prepare() -> tuple[QuestionSet, QuestionSet | None, VideoTextLoader]:
+        questions = load_questions(request.data)
+        if opened.answers is None and not has_options(questions, request.data):
+            raise UserError(f"{request.data}: its questions have no options, and this model chooses among options")
+        training = None
+        if opened.answers is not None and request.train_data is not None:
+            training = load_questions(request.train_data)
+        return questions, training, evaluation_loader(opened, questions.records, request.protocol)
+
+    questions, training, loader = processes.all_or_none(prepare)
+    with loader:
         if opened.answers is None:
             scores = evaluate_multiple_choice(opened.model, loader, questions, opened.tokenizer, **common)
         else:
-            training = None if request.train_data is None else load_questions(request.train_data)
             scores = evaluate_open_ended(opened.model, loader, questions, opened.answers, training=training, **common)
-        return scores_report("question_answering", scores, loader.bad_files)
+        return scores_report("question_answering", scores, joined(loader.bad_files))
 
 
 def score_classes(request: ScoreRequest) -> dict[str, Any]:
     """Compute top-k and per-class accuracy, in percent."""
-    model, classes = request.opened.model, load_classes(request.data, class_names=request.opened.class_names)
-    with evaluation_loader(request.opened, classes.records, request.protocol) as loader:
-        scores = evaluate_classification(model, loader, classes, device=model.device, progress=request.progress_bar)
-        return scores_report("classification", scores, loader.bad_files)
+    opened = request.opened
+
+    def prepare() -> tuple[ClassificationSet, VideoTextLoader]:
+        classes = load_classes(request.data, class_names=opened.class_names)
+        return classes, evaluation_loader(opened, classes.records, request.protocol)
+
+    classes, loader = processes.all_or_none(prepare)
+    with loader:
+        scores = evaluate_classification(
+            opened.model, loader, classes, device=opened.model.device, progress=request.progress_bar
+        )
+        return scores_report("classification", scores, joined(loader.bad_files))
 
 
 SCORERS: dict[str, Scorer] = {

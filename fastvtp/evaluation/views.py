@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.errors import UserError
+from fastvtp.evaluation.dealing import over_batches
 
 
 class ViewMean:
@@ -51,19 +51,24 @@ def average_over_views(
     progress: bool,
 ) -> dict[int, Tensor]:
     """Compute the mean over its views of what `score` gives for each clip of a batch, one tensor a clip, by index in
-    `records`.
+    `records`. On several processes, whose loaders deal the batches out, all call this and get the means of all.
 
     Raises:
         UserError: the loader gave no clip.
         ValueError: a clip of the loader is not the record with its `sample_ids`.
     """
-    means = ViewMean()
-    for batch in tqdm(loader, desc=description, unit="batch", disable=not progress):
+
+    def scored(batch: Any) -> tuple[list[int], Iterable[Tensor]]:
         ids = batch.sample_ids.tolist()
         for index, caption in zip(ids, batch.captions, strict=True):
             if not 0 <= index < len(records) or caption != records[index].captions[0]:
                 raise ValueError(f"the loader reads another list: its clip {index} says {caption!r}")
-        means.add(ids, score(batch))
+        rows = score(batch)
+        return ids, rows if isinstance(rows, Tensor) else [row.clone() for row in rows]
+
+    means = ViewMean()
+    for ids, rows in over_batches(loader, scored, description=description, progress=progress):
+        means.add(ids, rows)
     scores = means.means()
     if not scores:
         raise UserError(f"no clip could be decoded: {description} has nothing to score")

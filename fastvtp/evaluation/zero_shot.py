@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from fastvtp import processes
 from fastvtp.architecture import architecture_of
 from fastvtp.data.classes import ClassificationSet, load_classes
+from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.questions import QuestionSet, lists_questions, load_questions
 from fastvtp.data.text import Tokenizer
 from fastvtp.errors import UserError
 from fastvtp.evaluation.classification import ClassificationReport, evaluate_classification
+from fastvtp.evaluation.dealing import joined
 from fastvtp.evaluation.inference import Module, inference
 from fastvtp.evaluation.protocol import EvaluationProtocol
 from fastvtp.evaluation.question_answering import MultipleChoiceReport, report_choices
@@ -155,7 +158,7 @@ def evaluate_zero_shot(
     if classes.unnamed:
         raise UserError("classes are bare numbers, which say nothing in a prompt: give the file of their names")
     with inference(texts.model):
-        embeddings = class_embeddings(texts, classes.class_names, prompts.templates)
+        embeddings = processes.all_or_none(lambda: class_embeddings(texts, classes.class_names, prompts.templates))
         classifier = ZeroShotClassifier(texts.model, embeddings, prompts.temperature)
         return evaluate_classification(classifier, loader, classes, device=texts.device, progress=progress)
 
@@ -188,7 +191,7 @@ def evaluate_zero_shot_choice(
 
     with inference(texts.model):
         means = average_over_views(loader, questions.records, cosines, description="multiple choice", progress=progress)
-    return report_choices(means, questions, predictions=predictions)
+    return processes.first_decides(lambda: report_choices(means, questions, predictions=predictions))
 
 
 def _option_texts(questions: QuestionSet, index: int, form: str) -> list[str]:
@@ -215,24 +218,27 @@ def zero_shot(
     """Classify videos by prompts, or choose among the options of questions, without training.
 
     data: what `load_classes` or `load_questions` reads. names_file: names the classes, see `load_classes`. predictions:
-    a file for the answers to questions, see `evaluate_zero_shot_choice`. Returns a report.
+    a file for the answers to questions, see `evaluate_zero_shot_choice`. Returns a report. The processes of a group
+    deal the clips out and get the report of one; all of them must call this, and the functions that it is made of.
 
     Raises UserError for a model without embeddings of clips and texts.
     """
     model, device = opened.model, opened.model.device
-    if not architecture_of(model.config).has_embeddings:
-        raise UserError(f"{type(model).__name__} has no embeddings of clips and texts to compare")
-    found: Any = load_questions(data) if lists_questions(data) else load_classes(data, names_file=names_file)
-    positions = model.config.max_text_length
-    texts = TextTower(model, opened.tokenizer, min(positions, protocol.max_text_length or positions), device)
-    with (
-        evaluation_loader(opened, found.records, protocol) as loader,
-        torch.autocast(device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16"),
-    ):
+
+    def prepare() -> tuple[Any, TextTower, VideoTextLoader]:
+        if not architecture_of(model.config).has_embeddings:
+            raise UserError(f"{type(model).__name__} has no embeddings of clips and texts to compare")
+        found: Any = load_questions(data) if lists_questions(data) else load_classes(data, names_file=names_file)
+        positions = model.config.max_text_length
+        texts = TextTower(model, opened.tokenizer, min(positions, protocol.max_text_length or positions), device)
+        return found, texts, evaluation_loader(opened, found.records, protocol)
+
+    found, texts, loader = processes.all_or_none(prepare)
+    with loader, torch.autocast(device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16"):
         if isinstance(found, QuestionSet):
             choices = evaluate_zero_shot_choice(
                 texts, loader, found, prompts, predictions=predictions, progress=progress_bar
             )
-            return scores_report("multiple_choice", choices, loader.bad_files)
+            return scores_report("multiple_choice", choices, joined(loader.bad_files))
         scores = evaluate_zero_shot(texts, loader, found, prompts, progress=progress_bar)
-        return scores_report("classification", scores, loader.bad_files)
+        return scores_report("classification", scores, joined(loader.bad_files))

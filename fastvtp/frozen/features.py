@@ -10,7 +10,7 @@ there is the second file alone.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fastvtp import processes
 from fastvtp.data.annotations import VideoRecord, annotations_digest
 from fastvtp.data.classes import TargetSet
 from fastvtp.data.reading import DEFAULT_FRAMING
+from fastvtp.data.source import NoDecodableClipError
 from fastvtp.errors import UserError
 from fastvtp.evaluation.inference import inference
 from fastvtp.files import write_atomically
@@ -120,26 +122,34 @@ def extract_features(
 ) -> None:
     """Write the features of all `videos` to `folder`; what a killed run left there is completed.
 
+    The processes of a group, all of which must call this, take a file in turn, and each writes its own: `folder` must
+    be one that all of them see. Whatever their number is, and was when an extraction was begun, the features are the
+    same to the last bit, as long as no batch of the loader goes across two files.
+
     make_loader: gives an evaluation loader of some records (a context manager with `bad_files`), all views of a clip in
-        a row. protocol: as in `describe`; "views" must be the loader's.
+        a row; each process calls it for the records of its files, and has to get all of these. protocol: as in
+        `describe`; "views" must be the loader's.
     precision: "float32" or "bfloat16" (autocast of the tower alone).
 
     A video that cannot be decoded is left out and named in its shard.
 
     Raises UserError where `folder` holds features of something else, and for features that are not finite in `dtype`.
     """
-    tower.check_layers(settings.layers)
-    records, device = videos.records, next(tower.model.parameters()).device
-    _claim(Path(folder), describe(tower, videos, settings, protocol))
-    shards = _Shards(Path(folder), videos)
-    left = shards.left
+    folder, records, device = Path(folder), videos.records, next(tower.model.parameters()).device
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-    done = len(records) - len(left)
-    with tqdm(total=len(records), initial=done, desc="features", unit="clip", disable=not progress) as bar:
-        if not left:
-            return
+
+    def claim() -> list[int]:
+        """Make the folder that of these features; returns the numbers of the shards that it lacks."""
+        tower.check_layers(settings.layers)
+        _claim(folder, describe(tower, videos, settings, protocol))
+        count = -(-len(records) // settings.shard_size)
+        return [number for number in range(count) if not shard_path(folder, number, "json").exists()]
+
+    def fill(shards: _Shards, bar: tqdm) -> None:
+        left, done = shards.left, bar.n
         with inference(tower.model), make_loader([records[index] for index in left]) as loader:
-            for batch in loader:
+            for batch in _decodable(loader):
+                processes.check_others()
                 video = batch.video.to(device, non_blocking=True)
                 with autocast:  # the CPU's refuses to stack float16
                     tokens = tower.encode_layers(video, settings.layers, settings.pool)
@@ -149,9 +159,22 @@ def extract_features(
                 places = batch.sample_ids.tolist()
                 shards.add([left[place] for place in places], rows)
                 shards.write(before=left[places[-1]], reasons=loader.bad_files)
-                bar.update(len(records) - len(left) + places[-1] + 1 - bar.n)
+                bar.update(done + places[-1] + 1 - bar.n)
             shards.write(before=None, reasons=loader.bad_files)
-            bar.update(len(records) - bar.n)
+            bar.update(done + len(left) - bar.n)
+
+    def fill_own() -> None:
+        shards, shown = _Shards(folder, videos, processes.share(missing)), progress and processes.is_first()
+        total = len(records) if processes.size() == 1 else len(shards.left)  # of several processes the first's own
+        with tqdm(
+            total=total, initial=total - len(shards.left), desc="features", unit="clip", disable=not shown
+        ) as bar:
+            if shards.left:
+                fill(shards, bar)
+
+    missing = processes.first_decides(claim)
+    with processes.patience():  # one may have longer videos than the others
+        processes.all_or_none(fill_own)
 
 
 def shard_path(folder: Path, number: int, suffix: str) -> Path:
@@ -195,19 +218,30 @@ def _claim(folder: Path, description: dict[str, Any]) -> None:
     write_atomically(folder / DESCRIPTION_NAME, (json.dumps(description, indent=2) + "\n").encode())
 
 
-class _Shards:
-    """The shards of a folder that are not there yet, and the clips that have come in for them.
+def _decodable(loader: Any) -> Iterator[Any]:
+    """Go through the batches of a loader, which are none where it raises that no clip can be decoded: others may be."""
+    batches = iter(loader)
+    try:
+        first = next(batches, None)
+    except NoDecodableClipError:
+        return
+    if first is not None:
+        yield first
+        yield from batches
 
-    left: places in the list of the videos still to be read, in order.
+
+class _Shards:
+    """Shards of a folder that are not there yet, and the clips that have come in for them.
+
+    pending: their numbers, ascending. left: places in the list of the videos still to be read, in order.
     """
 
-    def __init__(self, folder: Path, videos: ListedVideos):
+    def __init__(self, folder: Path, videos: ListedVideos, pending: Sequence[int]):
         self._folder, self._records, self._targets = folder, videos.records, videos.targets
         description = read_description(folder)
         self._size, self._views = description["shard_size"], description["views"][0] * description["views"][1]
         self._digest = description_digest(description)
-        count = -(-len(self._records) // self._size)
-        self._pending = [number for number in range(count) if not shard_path(folder, number, "json").exists()]
+        self._pending = list(pending)
         self._rows: dict[int, list[Tensor]] = {}
         self.left = [index for number in self._pending for index in self._span(number)]
 

@@ -3,7 +3,7 @@
 Shape legend: B = clips, C = classes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fastvtp import processes
 from fastvtp.data.classes import ClassificationSet, TargetSet
 from fastvtp.evaluation.classification import ClassificationModel, ClassificationReport, evaluate_classification
 from fastvtp.evaluation.inference import inference
@@ -107,7 +108,8 @@ def evaluate_targets(
     precision.
 
     model: a probe with `FeatureSet.batches` as its loader, or a `ProbedTower` with an evaluation loader of
-    `targets.records`. targets: numbered as the model's outputs.
+    `targets.records`. targets: numbered as the model's outputs. On several processes, whose loaders deal the batches
+    out, all call this, and get the report of one.
 
     Raises UserError where no clip could be decoded.
     """
@@ -123,6 +125,10 @@ def evaluate_targets(
         means = average_over_views(
             loader, targets.records, probabilities, description="classification", progress=progress
         )
+    return processes.first_decides(lambda: _multi_label_report(means, targets))
+
+
+def _multi_label_report(means: Mapping[int, Tensor], targets: TargetSet) -> MultiLabelReport:
     shown = targets.indicators()[list(means)].bool()
     mean, per_class = mean_average_precision(torch.stack(list(means.values())), shown)
     named = {name: value for name, value in zip(targets.class_names, per_class, strict=True) if value == value}

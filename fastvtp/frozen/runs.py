@@ -3,42 +3,38 @@
 Features are extracted once and probed many times; adapters and augmentation need the videos in training.
 """
 
-import json
+import logging
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastvtp.data.annotations import FOLDER_LISTS, load_videos, read_lines, videos_under
+from fastvtp import processes
+from fastvtp.data.annotations import FOLDER_LISTS, VideoRecord, load_videos, read_lines, videos_under
 from fastvtp.data.classes import TargetSet, load_targets
 from fastvtp.data.loader import Decoding, VideoTextLoader
 from fastvtp.data.reading import ClipReading, ClipShape
 from fastvtp.data.source import Batches
 from fastvtp.errors import UserError
+from fastvtp.evaluation.dealing import joined
 from fastvtp.evaluation.protocol import EvaluationProtocol
 from fastvtp.evaluation.report import bad_file_report, scores_report
 from fastvtp.evaluation.scoring import evaluation_loader, reading_of
 from fastvtp.evaluation.views import average_over_views
-from fastvtp.files import write_atomically
 from fastvtp.frozen.adapters import ProbedTower, TowerTap
 from fastvtp.frozen.feature_sets import FeatureSet
 from fastvtp.frozen.features import FeatureSettings, ListedVideos, extract_features, model_digest
-from fastvtp.frozen.localization import (
-    detect_segments,
-    report_detections,
-    score_boxes,
-    train_box_head,
-    train_segment_head,
-)
 from fastvtp.frozen.probe_files import ProbeDescription, load_probe, predictions, save_probe
 from fastvtp.frozen.probes import ProbeConfig, build_probe
 from fastvtp.frozen.probing import MultiLabelReport, evaluate_targets, train_probe_head, train_probed_tower
-from fastvtp.frozen.spans import load_spans
-from fastvtp.frozen.towers import evenly_spaced, video_tower
+from fastvtp.frozen.towers import VideoTower, evenly_spaced, video_tower
 from fastvtp.frozen.training_heads import HeadTraining, head_config
 from fastvtp.model_folder import OpenedModel
+
+logger = logging.getLogger(__name__)
 
 MLAP_LAYERS = 4
 _FEATURES, _PROTOCOL, _TRAINING = FeatureSettings(), EvaluationProtocol(), HeadTraining()
@@ -56,14 +52,6 @@ class ProbeVideos:
     train: str | Path
     test: str | Path | None = None
     names_file: str | Path | None = None
-
-
-@dataclass(frozen=True)
-class AnnotatedFeatures:
-    """A feature folder, and the list of segments or boxes in the videos that the features are of."""
-
-    features: str | Path
-    annotations: str | Path
 
 
 def read_videos(
@@ -102,23 +90,47 @@ def extract(
     progress_bar: bool = True,
 ) -> FeatureSet:
     """Write the frozen features of all videos of `data` to the folder `output`; what a killed run left there is
-    continued.
+    continued, by any number of processes.
+
+    The processes of a group share the files, see `extract_features`; all of them call this. Batches end where files
+    do, so that features do not depend on where an extraction was begun or stopped, nor on the processes: they are of
+    the most views up to `protocol.batch_size` that divide those of a file.
 
     data, names_file: as in `read_videos`. Raises UserError where `output` holds the features of something else, and for
     views that the framing does not have.
     """
-    reading_of(opened, protocol)  # raises for such views before the folder is made
+
+    def prepare() -> tuple[VideoTower, ListedVideos]:
+        reading_of(opened, protocol)  # raises for such views before the folder is made
+        return video_tower(opened.model), read_videos(data, names_file=names_file)
+
+    tower, videos = processes.all_or_none(prepare)
+    batches = _within_files(protocol, settings.shard_size, len(videos.records))
     extract_features(
-        video_tower(opened.model),
-        read_videos(data, names_file=names_file),
-        lambda some: evaluation_loader(opened, some, protocol, texts=False),
+        tower,
+        videos,
+        lambda some: evaluation_loader(opened, some, batches, texts=False, dealt=False),
         output,
         settings,
         protocol=_described(opened, protocol),
         precision=protocol.precision,
         progress=progress_bar,
     )
-    return FeatureSet(output)
+    return processes.all_or_none(lambda: FeatureSet(output))
+
+
+def _within_files(protocol: EvaluationProtocol, shard_size: int, videos: int) -> EvaluationProtocol:
+    """Return the protocol with the largest batches that end where the files of `shard_size` videos do."""
+    if videos <= shard_size:
+        return protocol
+    views = shard_size * math.prod(protocol.views)
+    size = next(size for size in range(min(protocol.batch_size, views), 0, -1) if views % size == 0)
+    if size < protocol.batch_size and processes.is_first():
+        logger.info(
+            "batches are of %d views, not of %d: none goes across two files of %d videos, %d views",
+            size, protocol.batch_size, shard_size, views,
+        )  # fmt: skip
+    return replace(protocol, batch_size=size)
 
 
 def train_probe(
@@ -134,9 +146,31 @@ def train_probe(
 ) -> dict[str, Any]:
     """Train a probe on extracted features, score it on those of test videos, and keep it in `output`.
 
-    sizes: fields of `ProbeConfig` ("kind" and others). Returns a report. Raises UserError where both sets of features
-    do not fit together, before the training.
+    sizes: fields of `ProbeConfig` ("kind" and others). Returns a report. Of the processes of a group, all of which call
+    this, the first does it alone and the others wait: gradients that are added up over processes would give other
+    numbers, and there are minutes of work in it. Raises UserError where both sets of features do not fit together,
+    before the training.
     """
+
+    def work() -> dict[str, Any]:
+        return _train_probe(
+            features, test_features, output, training, device=device, num_workers=num_workers, bar=progress_bar, **sizes
+        )
+
+    return processes.first_alone(work)
+
+
+def _train_probe(
+    features: str | Path,
+    test_features: str | Path | None,
+    output: str | Path | None,
+    training: HeadTraining,
+    *,
+    device: torch.device | str,
+    num_workers: int,
+    bar: bool,
+    **sizes: Any,
+) -> dict[str, Any]:
     train = FeatureSet(features)
     test = targets = None
     if test_features is not None:
@@ -144,9 +178,7 @@ def train_probe(
         test.check_fits(train.description, str(features))
         targets = test.targets.renumbered(train.class_names, test_features)
         _check_kind(targets, train.targets, str(test_features))
-    probe, loss = train_probe_head(
-        train, training, device=device, num_workers=num_workers, progress=progress_bar, **sizes
-    )
+    probe, loss = train_probe_head(train, training, device=device, num_workers=num_workers, progress=bar, **sizes)
     described = train.description
     if output is not None:
         kept = {name: described[name] for name in ("num_frames", "image_size", "sampling", "frame_stride")}
@@ -163,9 +195,7 @@ def train_probe(
         save_probe(output, probe, description)
     report: dict[str, Any] = {"loss": loss, "num_train": len(train)}
     if test is not None and targets is not None:
-        scores = evaluate_targets(
-            probe, test.batches(training.batch_size), targets, device=device, progress=progress_bar
-        )
+        scores = evaluate_targets(probe, test.batches(training.batch_size), targets, device=device, progress=bar)
         report |= _scores(scores, test.left_out)
     return report
 
@@ -187,20 +217,26 @@ def train_on_videos(
 
     reading: of the training clips, which are framed as those of the protocol. protocol: of the test clips; as many
     workers decode those of the training. sizes: fields of `ProbeConfig`. The model is frozen; the adapters are taken
-    off it in the end. Returns a report. Raises UserError for a test that could not follow, before the training.
+    off it in the end. Returns a report. The processes of a group, all of which call this, share the test clips; the
+    first trains alone, while the others wait, as in `train_probe`. Raises UserError for a test that could not follow,
+    before the training.
     """
-    if videos.test is not None:
-        reading_of(opened, protocol)  # raises for views that could not follow
-    targets = _labelled(videos.train, names_file=videos.names_file)
-    test = None if videos.test is None else _labelled(videos.test, targets.class_names)
-    if test is not None:
-        _check_kind(test, targets, str(videos.test))
-    tower, device, config = video_tower(opened.model), opened.model.device, opened.model.config
-    torch.manual_seed(training.seed)
-    known = {"width": tower.width, "num_outputs": len(targets.class_names), "num_layers": len(tap.layers) + 1}
-    probe = build_probe(head_config(ProbeConfig, **known, **sizes))
-    probed = ProbedTower(tower, probe, tap).to(device)
-    try:
+
+    def prepare() -> tuple[TargetSet, TargetSet | None, ProbedTower]:
+        if videos.test is not None:
+            reading_of(opened, protocol)  # raises for views that could not follow
+        targets = _labelled(videos.train, names_file=videos.names_file)
+        test = None if videos.test is None else _labelled(videos.test, targets.class_names)
+        if test is not None:
+            _check_kind(test, targets, str(videos.test))
+        tower = video_tower(opened.model)
+        torch.manual_seed(training.seed)
+        known = {"width": tower.width, "num_outputs": len(targets.class_names), "num_layers": len(tap.layers) + 1}
+        probe = build_probe(head_config(ProbeConfig, **known, **sizes))
+        return targets, test, ProbedTower(tower, probe, tap).to(opened.model.device)
+
+    def train() -> tuple[float, dict[str, str], dict[str, torch.Tensor]]:
+        config = opened.model.config
         with VideoTextLoader(
             targets.records,
             None,
@@ -213,7 +249,7 @@ def train_on_videos(
             bad_files = loader.bad_files
         if output is not None:
             description = ProbeDescription(
-                config=probe.config,
+                config=probed.probe.config,
                 class_names=targets.class_names,
                 multi_label=targets.multi_label,
                 model_digest=model_digest(opened.model),
@@ -223,12 +259,21 @@ def train_on_videos(
                 protocol=_described(opened, protocol),
             )
             save_probe(output, probed, description)
+        return loss, bad_files, {name: tensor.cpu() for name, tensor in probed.state_dict().items()}
+
+    device = opened.model.device
+    targets, test, probed = processes.all_or_none(prepare)
+    try:
+        loss, bad_files, trained = processes.first_alone(train)
+        if not processes.is_first():
+            probed.load_state_dict(trained)
+            probed.eval()
         report: dict[str, Any] = {"loss": loss, "num_train": len(targets.records)}
         if test is None:
             return report | {"bad_files": bad_file_report(bad_files)}
         with evaluation_loader(opened, test.records, protocol, texts=False) as loader:
             scores = evaluate_targets(probed, loader, test, device=device, progress=progress_bar)
-            return report | _scores(scores, bad_files | loader.bad_files)
+            return report | _scores(scores, bad_files | joined(loader.bad_files))
     finally:
         probed.detach()
 
@@ -245,10 +290,14 @@ def classify(
     by `VideoRecord.source`).
 
     Frames come to the model's size as in the probe's training, where the protocol says nothing else. Videos that cannot
-    be decoded are left out. Raises UserError where the probe is of another model.
+    be decoded are left out. The processes of a group, all of which call this, share the videos. Raises UserError where
+    the probe is of another model.
     """
-    records = read_videos(data).records
-    probed, description = load_probe(probe, video_tower(opened.model))
+
+    def prepare() -> tuple[Sequence[VideoRecord], ProbedTower, ProbeDescription]:
+        return read_videos(data).records, *load_probe(probe, video_tower(opened.model))
+
+    records, probed, description = processes.all_or_none(prepare)
     framing = protocol.reading.framing or description.reading.framing
     protocol = replace(protocol, reading=replace(protocol.reading, framing=framing))
 
@@ -262,49 +311,6 @@ def classify(
         probed.detach()
     named = predictions(torch.stack(list(means.values())), description)
     return {records[index].source: row for index, row in zip(means, named, strict=True)}
-
-
-def localize(
-    train: AnnotatedFeatures,
-    test: AnnotatedFeatures,
-    output: str | Path | None = None,
-    training: HeadTraining = _TRAINING,
-    *,
-    detections: str | Path | None = None,
-    device: torch.device | str = "cpu",
-    progress_bar: bool = True,
-    **sizes: Any,
-) -> dict[str, Any]:
-    """Train a head for segments or boxes, whichever the annotations list, and score it on test videos.
-
-    train, test: features of the videos in the annotations, extracted from them ("frames" will do for segments, boxes
-    need all tokens, of frames that were not squashed). detections: boxes of a detector in the test videos; None: the
-    true ones. output: a folder for the head (model.safetensors, head.json) and what it finds (detections.jsonl).
-    sizes: fields of the head's config. Returns a report.
-
-    Raises UserError where features and annotations do not fit together.
-    """
-    features, test_features = FeatureSet(train.features), FeatureSet(test.features)
-    test_features.check_fits(features.description, str(train.features))
-    known = load_spans(train.annotations)
-    truth = load_spans(test.annotations, known.class_names)
-    if truth.kind != known.kind:
-        raise UserError(f"{test.annotations} lists {truth.kind}, {train.annotations} {known.kind}")
-    if detections is not None and known.kind == "segments":
-        raise UserError(f"{detections}: detections are for boxes, the annotations are segments")
-    boxes = truth if detections is None else load_spans(detections, known.class_names)
-    common: dict[str, Any] = {"device": device, "progress": progress_bar, **sizes}
-    if known.kind == "segments":
-        head, loss = train_segment_head(features, known, training, **common)
-        found = detect_segments(head, test_features, device=device)
-    else:
-        head, loss = train_box_head(features, known, training, **common)
-        found = score_boxes(head, test_features, boxes, device=device)
-    if output is not None:
-        _save_head(Path(output), head, known.class_names, features.description["model_digest"], found)
-    scores = report_detections(found, truth, test_features)
-    outside = {f"{known.kind}_outside": truth.outside} if known.kind == "boxes" or truth.outside else {}
-    return {"loss": loss, **scores_report(known.kind, scores, test_features.left_out), **outside}
 
 
 def mlap_layers(opened: OpenedModel) -> tuple[int, ...]:
@@ -343,23 +349,3 @@ def _described(opened: OpenedModel, protocol: EvaluationProtocol) -> dict[str, A
 def _scores(scores: Any, bad_files: dict[str, str]) -> dict[str, Any]:
     section = "multi_label" if isinstance(scores, MultiLabelReport) else "classification"
     return scores_report(section, scores, bad_files)
-
-
-def _save_head(folder: Path, head: Any, class_names: tuple[str, ...], model_digest: str, found: dict[str, Any]) -> None:
-    from safetensors.torch import save
-
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.cpu().contiguous() for name, tensor in head.state_dict().items()}
-    write_atomically(folder / "model.safetensors", save(weights))
-    described = {
-        "head": type(head).__name__,
-        "config": asdict(head.config),
-        "class_names": class_names,
-        "model_digest": model_digest,
-    }
-    write_atomically(folder / "head.json", (json.dumps(described, indent=2) + "\n").encode())
-    lines = []
-    for name, one in found.items():
-        labels = [class_names[label] for label in one.labels]
-        lines.append({"id": name, "spans": one.spans.tolist(), "labels": labels, "scores": one.scores.tolist()})
-    write_atomically(folder / "detections.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())

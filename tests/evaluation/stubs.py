@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from fastvtp import processes
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.questions import QuestionSet
 from fastvtp.data.wordpiece import CaptionTokenizer
@@ -33,6 +34,13 @@ def batches(records, sample_ids, size, tokenizer=None):
             sample_ids=torch.tensor(ids),
             captions=captions,
         )
+
+
+def dealt(loader):
+    """The batches of `loader` that this process has, each with its step, as a loader deals them out."""
+    for step, batch in enumerate(processes.share(list(loader))):
+        batch.step = step
+        yield batch
 
 
 class TableModel(nn.Module):

@@ -1,4 +1,4 @@
-"""Matching scores of two processes (gloo, CPU) against those of one."""
+"""Encoded sets and matching scores of two processes (gloo, CPU) against those of one: equal to the last bit."""
 
 from typing import Any
 
@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from fastvtp import processes
 from fastvtp.evaluation.matching import encode_set, match_scores
+from tests.evaluation.stubs import dealt
 from tests.evaluation.test_matching import make_loader, make_model
 from tests.ranks import run_ranks
 
@@ -22,7 +24,8 @@ CASES: dict[str, dict[str, Any]] = {
 def scored(rank: int) -> dict[str, Any]:
     """By case: both directions' scores, and how many pairs this process scored."""
     model, found = make_model(), {}
-    encoded = encode_set(model, make_loader(), device="cpu", progress=False)
+    encoded = encode_set(model, dealt(make_loader()), device="cpu", progress=False)
+    found["encoded"] = vars(encoded)
     score, pairs = model.score_pairs, []
 
     def counting(*arguments, **options):
@@ -46,7 +49,34 @@ def test_ranks_share_the_pairs_and_all_have_the_scores_of_one_process(name, rank
     *alone, pairs = scored(0)[name]
     for found in ranks:
         for value, expected in zip(found[name][:2], alone, strict=True):
-            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
+            assert torch.equal(value, expected)
     counts = [found[name][2] for found in ranks]
     assert sum(counts) == pairs
     assert min(counts) >= pairs // 3
+
+
+def test_every_rank_holds_the_set_that_one_process_encodes(ranks):
+    expected = scored(0)["encoded"]
+    for found in ranks:
+        for name, value in expected.items():
+            same = torch.equal(found["encoded"][name], value) if isinstance(value, torch.Tensor) else None
+            assert found["encoded"][name] == value if same is None else same, name
+
+
+def not_dealt(rank: int) -> list[str]:
+    """What a loader is told that gives every process all clips, and one that does not number its batches."""
+    model, said = make_model(), []
+    with processes.alone():
+        every = list(dealt(make_loader()))
+    for loader in (every, make_loader()):
+        try:
+            encode_set(model, loader, device="cpu", progress=False)
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def test_batches_that_are_not_dealt_out_are_refused(tmp_path):
+    for said in run_ranks(not_dealt, tmp_path, processes=RANKS, seconds=60):
+        assert "several processes encoded the same clip: deal the batches out" in said[0]
+        assert "batches of several processes must say their step" in said[1]

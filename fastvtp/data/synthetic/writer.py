@@ -64,9 +64,19 @@ def generate_dataset(
             must guard its entry point by `if __name__ == "__main__":`, as multiprocessing asks.
         progress: show a progress bar (needs tqdm).
 
+    Of the processes of a group, all of which call this, the first generates it while the others wait.
+
     Raises:
         UserError: `root` holds something else or a data set made with other settings, or `workers` < 1.
     """
+    from fastvtp import processes  # here, because it imports torch, which the processes that render do without
+
+    return processes.first_alone(lambda: _generate(root, config, workers, progress))
+
+
+def _generate(
+    root: Path | str, config: SyntheticConfig | None, workers: int | None, progress: bool
+) -> SyntheticDataset:
     root, config = Path(root), config or SyntheticConfig()
     if workers is not None and workers < 1:
         raise UserError(f"workers must be at least 1, got {workers}")

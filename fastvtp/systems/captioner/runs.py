@@ -1,13 +1,16 @@
 """Whole runs of a captioner: captions of a list of videos, scores of captions, answers to a list of questions."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastvtp.data.annotations import load_annotations, load_videos
+from fastvtp import processes
+from fastvtp.data.annotations import VideoRecord, load_annotations, load_videos
+from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.questions import (
     AnswerVocabulary,
     QuestionSet,
@@ -16,6 +19,7 @@ from fastvtp.data.questions import (
     load_questions,
 )
 from fastvtp.errors import UserError
+from fastvtp.evaluation.dealing import joined
 from fastvtp.evaluation.protocol import EvaluationProtocol
 from fastvtp.evaluation.report import bad_file_report, scores_report
 from fastvtp.evaluation.scoring import ScoreRequest, evaluation_loader
@@ -71,16 +75,22 @@ def caption_videos(
 ) -> dict[str, Any]:
     """Write a caption of each video of `data`, a list or a folder, to the `.jsonl` file `output`: id, video, caption.
 
-    Returns num_clips and bad_files, the videos left out. Raises UserError for another model or several views.
+    Returns num_clips and bad_files, the videos left out. The processes of a group, all of which call this, share the
+    videos, and the first writes the file. Raises UserError for another model or several views.
     """
-    model, records = _captioner(opened, protocol), load_videos(data)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with evaluation_loader(opened, records, protocol) as loader:
+
+    def prepare() -> tuple[VideoCaptioner, Sequence[VideoRecord], VideoTextLoader]:
+        model, records = _captioner(opened, protocol), load_videos(data)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return model, records, evaluation_loader(opened, records, protocol)
+
+    model, records, loader = processes.all_or_none(prepare)
+    with loader:
         captions = write_captions(
             model, loader, device=model.device, num_beams=num_beams, prompt=prompt, progress=progress_bar
         )
-        write_caption_lines(output, captions, records)
-        return {"num_clips": len(captions), "bad_files": bad_file_report(loader.bad_files)}
+        processes.first_decides(lambda: write_caption_lines(output, captions, records))
+        return {"num_clips": len(captions), "bad_files": bad_file_report(joined(loader.bad_files))}
 
 
 def answer_questions(
@@ -97,34 +107,42 @@ def answer_questions(
     `train_data`.
 
     predictions: a file to write. Returns the scores, num_test and bad_files; the accuracy of the language model alone
-    is text_only. Raises UserError for another model and where the training questions are needed and not given.
+    is text_only. The processes of a group, all of which call this, share the questions and get the report of one.
+    Raises UserError for another model and where the training questions are needed and not given.
     """
-    model, questions = _captioner(opened, protocol, one_view=False), load_questions(data)
-    training = None if train_data is None else load_questions(train_data)
-    vocabulary = None if has_options(questions, data) else _vocabulary(training, answering.num_candidates)
-    if answering.shots and training is None:
-        raise UserError(
-            f"{answering.shots} solved questions are wanted: give the training questions (--train-data FILE)"
-        )
-    examples = [] if training is None else few_shot_examples(training, answering.shots)
-    with evaluation_loader(opened, questions.records, protocol) as loader:
+
+    def prepare() -> tuple[VideoCaptioner, QuestionSet, QuestionSet | None, QuestionForm, VideoTextLoader]:
+        model, questions = _captioner(opened, protocol, one_view=False), load_questions(data)
+        training = None if train_data is None else load_questions(train_data)
+        vocabulary = None if has_options(questions, data) else _vocabulary(training, answering.num_candidates)
+        if answering.shots and training is None:
+            raise UserError(
+                f"{answering.shots} solved questions are wanted: give the training questions (--train-data FILE)"
+            )
+        examples = [] if training is None else few_shot_examples(training, answering.shots)
+        form = QuestionForm(vocabulary, examples, answering.length)
+        return model, questions, training, form, evaluation_loader(opened, questions.records, protocol)
+
+    model, questions, training, form, loader = processes.all_or_none(prepare)
+    with loader:
         scores = evaluate_answers(
             model,
             loader,
             questions,
-            QuestionForm(vocabulary, examples, answering.length),
+            form,
             device=model.device,
             training=training,
             predictions=predictions,
             progress=progress_bar,
         )
-        return scores_report("question_answering", scores.answers, loader.bad_files, text_only=scores.text_only)
+        bad_files = joined(loader.bad_files)
+        return scores_report("question_answering", scores.answers, bad_files, text_only=scores.text_only)
 
 
 def score_captioner(request: ScoreRequest) -> dict[str, Any]:
     """Compute the scores of captions, or of answers where the data lists questions; see
     `fastvtp.evaluation.scoring`."""
-    if lists_questions(request.data):
+    if processes.all_or_none(lambda: lists_questions(request.data)):
         return answer_questions(
             request.opened,
             request.data,
@@ -133,8 +151,13 @@ def score_captioner(request: ScoreRequest) -> dict[str, Any]:
             predictions=request.predictions,
             progress_bar=request.progress_bar,
         )
-    model, records = _captioner(request.opened, request.protocol), load_annotations(request.data)
-    with evaluation_loader(request.opened, records, request.protocol) as loader:
+
+    def prepare() -> tuple[VideoCaptioner, Sequence[VideoRecord], VideoTextLoader]:
+        model, records = _captioner(request.opened, request.protocol), load_annotations(request.data)
+        return model, records, evaluation_loader(request.opened, records, request.protocol)
+
+    model, records, loader = processes.all_or_none(prepare)
+    with loader:
         scores = evaluate_captions(
             model,
             loader,
@@ -143,7 +166,7 @@ def score_captioner(request: ScoreRequest) -> dict[str, Any]:
             predictions=request.predictions,
             progress=request.progress_bar,
         )
-        return scores_report("captioning", scores, loader.bad_files)
+        return scores_report("captioning", scores, joined(loader.bad_files))
 
 
 def _captioner(opened: OpenedModel, protocol: EvaluationProtocol, *, one_view: bool = True) -> VideoCaptioner:

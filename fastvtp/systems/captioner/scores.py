@@ -3,19 +3,20 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from fastvtp import processes
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.questions import AnswerVocabulary, QuestionSet
 from fastvtp.errors import UserError
 from fastvtp.evaluation.accuracy import percent
+from fastvtp.evaluation.dealing import over_batches, over_shares, progress_bar
 from fastvtp.evaluation.inference import inference
 from fastvtp.evaluation.question_answering import (
     MultipleChoiceReport,
@@ -82,17 +83,19 @@ def write_captions(
 ) -> dict[int, str]:
     """Write a caption of every clip of an evaluation loader, by `sample_ids`, in inference mode.
 
-    prompt: words that the captions follow; None: those of training. Raises UserError where no clip could be decoded.
+    prompt: words that the captions follow; None: those of training. On several processes, whose loaders deal the
+    batches out, all call this and get all captions. Raises UserError where no clip could be decoded.
     """
 
-    def written() -> Iterator[tuple[int, str]]:
-        for batch in tqdm(loader, desc="captions", unit="batch", disable=not progress):
-            prompts = None if prompt is None else [prompt] * len(batch.video)
-            texts = model.caption(batch.video.to(device, non_blocking=True), prompts, num_beams=num_beams)
-            yield from zip(batch.sample_ids.tolist(), texts, strict=True)
+    def written(batch: Any) -> list[tuple[int, str]]:
+        prompts = None if prompt is None else [prompt] * len(batch.video)
+        texts = model.caption(batch.video.to(device, non_blocking=True), prompts, num_beams=num_beams)
+        return list(zip(batch.sample_ids.tolist(), texts, strict=True))
 
+    captions: dict[int, str] = {}
     with inference(model):
-        captions = dict(written())
+        for found in over_batches(loader, written, description="captions", progress=progress):
+            captions |= found
     if not captions:
         raise UserError("no clip could be decoded: there is nothing to caption")
     return captions
@@ -111,9 +114,20 @@ def evaluate_captions(
     """Caption every clip of `loader`, an evaluation loader of `records` in one view, and compare with their captions.
 
     predictions: a `.jsonl` file to write, a line a clip: id, video, caption, references.
+    On several processes all call this as they do `write_captions`, and get the report of one.
     Raises UserError where no clip could be decoded.
     """
     captions = write_captions(model, loader, device=device, num_beams=num_beams, progress=progress)
+    return processes.first_decides(lambda: _caption_report(model, captions, records, num_beams, predictions))
+
+
+def _caption_report(
+    model: VideoCaptioner,
+    captions: Mapping[int, str],
+    records: Sequence[VideoRecord],
+    num_beams: int,
+    predictions: Path | None,
+) -> CaptionReport:
     references = [records[index].captions for index in captions]
     if predictions is not None:
         write_caption_lines(predictions, captions, records, references=True)
@@ -195,11 +209,11 @@ def evaluate_answers(
     """Answer each question of `loader`, an evaluation loader of `questions.records`, by the candidate that most likely
     follows its clip and prompt; log-likelihoods are averaged over the views of a clip.
 
-    training, predictions: as in `evaluate_open_ended`.
+    training, predictions: as in `evaluate_open_ended`. On several processes, whose loaders deal the batches out, all
+    call this, and get the report of one.
 
     Raises UserError where no clip could be decoded.
     """
-
     vocabulary = form.vocabulary
 
     def asked(indices: Sequence[int]) -> tuple[list[str], list[Sequence[str]]]:
@@ -215,19 +229,23 @@ def evaluate_answers(
         found = model.rank(video, *asked(batch.sample_ids.tolist()), length=form.length)
         return [row.cpu() for row in found]
 
+    def without_clip(index: int) -> Tensor:
+        (row,) = model.language.log_likelihoods(None, *asked([index]), length=form.length)
+        return row.cpu()
+
     with inference(model):
         seeing = average_over_views(loader, questions.records, scores, description="answers", progress=progress)
-        unseeing = {}
-        for index in tqdm(seeing, desc="answers without clips", unit="question", disable=not progress):
-            (row,) = model.language.log_likelihoods(None, *asked([index]), length=form.length)
-            unseeing[index] = row.cpu()
+        own = len(processes.share(list(seeing)))
+        with progress_bar(own, description="answers without clips", unit="question", progress=progress) as bar:
+            rows = over_shares(list(seeing), without_clip, done=lambda _: bar.update())
+        unseeing = dict(zip(seeing, rows, strict=True))
 
     def report(means: Mapping[int, Tensor], path: Path | None = None) -> OpenEndedReport | MultipleChoiceReport:
         if vocabulary is None:
             return report_choices(means, questions, predictions=path)
         return report_open_ended(means, questions, vocabulary, training=training, predictions=path)
 
-    return AnswerReport(report(seeing, predictions), report(unseeing).accuracy)
+    return processes.first_decides(lambda: AnswerReport(report(seeing, predictions), report(unseeing).accuracy))
 
 
 def few_shot_examples(questions: QuestionSet, count: int) -> list[tuple[str, str]]:
