@@ -101,8 +101,9 @@ def test_one_line_says_why_all_end(place, tmp_path):
     for name, given in (("second", (command, absent)), ("both", (absent, absent))):
         ended = commands(tmp_path / name, *given)
         assert [(status, out) for status, out, _ in ended] == [(2, "")] * 2
-        said = [line for process in ended for line in process.err.splitlines() if line.startswith("fastvtp: ")]
-        assert said == [f"fastvtp: {place / 'absent'}: expected a .jsonl file or a folder of videos"]
+        said = [line for process in ended for line in process.err.splitlines() if line.startswith("fastvtp")]
+        who = {"second": "fastvtp, process 1", "both": "fastvtp"}[name]
+        assert said == [f"{who}: {place / 'absent'}: expected a .jsonl file or a folder of videos"]
         assert "Traceback" not in ended[0].err + ended[1].err
     assert not (place / "features").exists()
 
