@@ -183,7 +183,7 @@ def _contrastive_cases(label: str, dtype: torch.dtype) -> Iterator[Case]:
         )
         yield Case(
             f"hard_negatives{kind} {label}",
-            lambda targets=targets: contrastive.hard_negatives(a, b, scale, 0, 0, targets.row_ids),
+            lambda targets=targets: contrastive.hard_negatives(a, b, scale, 0, 0, targets.row_ids, ""),
         )
     for kind, with_gradient in ((" loss alone", False), ("", True)):
         yield Case(

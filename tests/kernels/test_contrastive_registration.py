@@ -41,15 +41,17 @@ def op_cases(device: torch.device) -> dict[str, list[tuple[Any, ...]]]:
         (a.detach(), b, scale.detach(), bias.detach(), False, True, False, ""),
         (low, other, scale.detach(), bias.detach(), *nothing),
     ]
+    negatives = [
+        (a.detach(), b.detach(), scale.detach(), -(2**63), 2**32 - 1, positives, ""),
+        (low, other, scale.detach(), 7, 0, None, ""),
+    ]
     return {
         "contrastive_loss": contrastive,
         "contrastive_loss_reference": contrastive,
         "sigmoid_loss": sigmoid,
         "sigmoid_loss_reference": sigmoid,
-        "hard_negatives": [
-            (a.detach(), b.detach(), scale.detach(), -(2**63), 2**32 - 1, positives),
-            (low, other, scale.detach(), 7, 0, None),
-        ],
+        "hard_negatives": negatives,
+        "hard_negatives_reference": negatives,
     }
 
 

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastvtp_kernels import contrastive, hard_negatives, philox, tuning
-from fastvtp_kernels.contrastive import chunked
+from fastvtp_kernels.contrastive import chunked, kernels
+from fastvtp_kernels.contrastive.ranks import GlobalBatch
 from fastvtp_kernels.contrastive.reference import hard_negatives as naive
+from fastvtp_kernels.contrastive.targets import strips
 from tests.kernels import contrastive_cases
 from tests.kernels.contrastive_cases import ids, pair
 from tests.kernels.triton_cases import (
@@ -170,6 +172,44 @@ def test_many_strips_of_the_reference(monkeypatch):
     monkeypatch.setattr(chunked, "_STRIP_LOGITS", 4 * 37 * 5)
     assert chunked.strip_rows(4 * 37) == 5
     for one, other in zip(hard_negatives(a, b, 5.0, seed=1, backend="reference"), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def whole_and_parts(
+    backend: str, rows: int, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """What is drawn of a batch at once, and by each of so many ranks for its rows.
+
+    The last bit of a logit decides: they are products of nearly equal rows, times a million.
+    """
+    a, b = (torch.nn.functional.normalize(1 + 0.01 * x.detach(), dim=1) for x in pair(rows, 64))
+    whole = hard_negatives(a, b, 1e6, seed=5, step=1, backend=backend)
+    parts = []
+    for own in strips(rows, rows // ranks):
+
+        def gathered(a, b, seed, step, groups, group, own=own):
+            return GlobalBatch(a, b, groups, own)
+
+        monkeypatch.setattr(chunked if backend == "reference" else kernels, "gather_batch", gathered)
+        parts.append(hard_negatives(a, b, 1e6, seed=5, step=1, backend=backend))
+    assert all(len(x.unique()) > rows // 4 for x in whole)
+    return tuple(whole), tuple(torch.cat(x) for x in zip(*parts, strict=True))
+
+
+def test_tiles_of_a_rank_have_the_bits_of_the_whole_batch(monkeypatch):
+    tile = SMALL_TILES["contrastive_statistics"]
+    with tuning.override("contrastive_statistics", type(tile)({**tile.blocks, "BLOCK_M": 32})):
+        whole, parts = whole_and_parts("triton", 36, 3, monkeypatch)
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("height", [7, 120])
+def test_strips_of_a_rank_have_the_bits_of_the_whole_batch(height, monkeypatch):
+    """Of 60 ranks; each of the two ends of a strip lies in another's rows."""
+    monkeypatch.setattr(chunked, "_STRIP_LOGITS", 4 * 120 * height)
+    whole, parts = whole_and_parts("reference", 120, 60, monkeypatch)
+    for one, other in zip(whole, parts, strict=True):
         assert torch.equal(one, other)
 
 

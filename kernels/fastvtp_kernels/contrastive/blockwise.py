@@ -49,7 +49,7 @@ class _Gradients:
         self.a = a.new_zeros(a.shape if wanted.a else 0, dtype=compute_dtype(a.dtype))
 
     def block(self, b: Tensor) -> Tensor | None:
-        """Return zeros to add the gradient of one rank's b to; None if nobody asks for it."""
+        """Return zeros to add the gradient of a block of b to; None if nobody asks for it."""
         return torch.zeros_like(b, dtype=self.a.dtype) if self._wanted.b else None
 
     def add(self, strip: slice, logit_gradient: Tensor, b: Tensor, total_b: Tensor | None) -> None:
@@ -64,21 +64,14 @@ class _Gradients:
         return self.a.mul_(factor), self.a.new_empty(0) if total_b is None else total_b.mul_(factor)
 
 
-def _targets(
-    ring: Ring, rows: int, positives: Tensor | None, label_smoothing: float, dtype: torch.dtype
-) -> list[Targets]:
-    """Return one target a rank: that of the block of logits of this rank's rows with that rank's columns."""
-    even = label_smoothing / (rows * ring.size)
-    # Offsets tell which rank's columns hold a row's own pair; far outside of [-rows, rows] no column does.
-    offsets = [0 if owner == ring.rank else 2 * rows for owner in range(ring.size)]
+def _targets(ring: Ring, rows: int, positives: Tensor | None, label_smoothing: float, dtype: torch.dtype) -> Targets:
+    """Return the targets of the block of logits of this rank's rows with all ranks' columns."""
+    found = Targets(ring.rank * rows, 1 - label_smoothing, label_smoothing / (rows * ring.size))
     if positives is None:
-        return [Targets(offset, 1 - label_smoothing, even) for offset in offsets]
-    everyone = ring.gather(positives)
-    weights = (1 - label_smoothing) / occurrences(positives, everyone.flatten()).to(dtype)
-    return [
-        Targets(offset, 1 - label_smoothing, even, positives, ids, weights)
-        for offset, ids in zip(offsets, everyone, strict=True)
-    ]
+        return found
+    everyone = ring.gather(positives).flatten()
+    weights = (1 - label_smoothing) / occurrences(positives, everyone).to(dtype)
+    return found._replace(row_ids=positives, column_ids=everyone, weights=weights)
 
 
 def contrastive_loss(
@@ -95,46 +88,44 @@ def contrastive_loss(
 
     `tiles` computes blocks of logits: the module `kernels` or `chunked`. scale [] is in the dtype of the computation.
     """
-    width_of_ids = 0 if positives is None else positives.dtype.itemsize
-    ring.check_alike("contrastive_loss", a, wanted, label_smoothing, width_of_ids)
+    others = {
+        "label smoothing": label_smoothing,
+        "bytes of an id of positives (0: none)": 0 if positives is None else positives.dtype.itemsize,
+    }
+    ring.check_alike("contrastive_loss", a, wanted, others)
     targets = _targets(ring, len(a), positives, label_smoothing, scale.dtype)
     a = tiles.prepare(a)
     shift = tiles.shift(a, tiles.prepare(b), scale)
-    shifts = [Shifts(shift, columns) for columns in ring.gather(shift)]
-    columns, sums = {}, torch.zeros(2, dtype=torch.float64, device=a.device)
+    shifts = Shifts(shift, ring.gather(shift).flatten())
+    sums = torch.zeros(2, dtype=torch.float64, device=a.device)
     rows, own = scale.new_full((len(a),), float("-inf")), scale.new_zeros(len(a))
+    columns = scale.new_empty(ring.size * len(a))
+    visit = ring.visits(b)
 
-    def measure(owner: int, block: Tensor) -> None:
-        found = tiles.statistics(a, tiles.prepare(block), scale, targets[owner], shifts[owner])
+    def measure(place: slice, block: Tensor) -> None:
+        of_block = targets.of_columns(place), shifts.of_columns(place)
+        found = tiles.statistics(a, tiles.prepare(block), scale, *of_block)
         rows.copy_(tiles.join(rows, found.rows))
         own.add_(found.own)
-        columns[owner] = found.columns
+        columns[place] = found.columns
         sums[0] -= found.target * tiles.UNIT
 
-    ring.visit(b, measure)
-    everyone = ring.gather(torch.stack([*(columns[owner] for owner in range(ring.size)), own]))
-    of_columns, owns = everyone[0, :-1], everyone[:, -1]
-    for part in everyone[1:, :-1]:
-        of_columns = tiles.join(of_columns, part)
-    odds = [(others - own) * tiles.UNIT for others in (rows, of_columns[ring.rank])]
+    visit(measure)
+    of_own_columns = tiles.join_parts(ring.exchange(columns.view(ring.size, -1)))
+    odds = [(others - own) * tiles.UNIT for others in (rows, of_own_columns)]
     # log(1 + exp(x)) of any x; softplus is cut off at 20.
     sums[0] += sum(torch.logaddexp(x, torch.zeros_like(x)).sum(dtype=torch.float64) for x in odds)
-    own_gradient = 2 * targets[ring.rank].missing() - odds[0].sigmoid() - odds[1].sigmoid()
-    of_rows, of_columns = tiles.join(rows, own), tiles.join(of_columns, owns)
+    own_gradient = 2 * targets.missing() - odds[0].sigmoid() - odds[1].sigmoid()
+    everyone = ring.gather(tiles.join(of_own_columns, own)).flatten()
+    log_sums = LogSums(tiles.join(rows, own), everyone, own_gradient)
 
-    def differentiate(owner: int, block: Tensor) -> Tensor | None:
+    def differentiate(place: slice, block: Tensor) -> Tensor | None:
         block = tiles.prepare(block)
         total_b = gradients.block(block)
-        log_sums = LogSums(of_rows, of_columns[owner], own_gradient)
+        of_block = [x.of_columns(place) for x in (log_sums, targets, shifts)]
         for strip in strips(len(a), tiles.strip_rows(len(block))):
-            logit_gradient, product_sum = tiles.logit_gradient(
-                a[strip],
-                block,
-                scale,
-                log_sums.of_rows(strip),
-                targets[owner].of_rows(strip),
-                shifts[owner].of_rows(strip),
-            )
+            of_strip = [x.of_rows(strip) for x in of_block]
+            logit_gradient, product_sum = tiles.logit_gradient(a[strip], block, scale, *of_strip)
             sums[1] += product_sum
             gradients.add(strip, logit_gradient, block, total_b)
             # Frees its memory before the next strip's is allocated.
@@ -142,7 +133,7 @@ def contrastive_loss(
         return total_b
 
     gradients = _Gradients(a, wanted)
-    total_b = ring.visit(b, differentiate) if wanted else None
+    total_b = visit(differentiate) if wanted else None
     share = 0.5 / len(a)
     features = gradients.finish(total_b, scale * (share / tiles.gain(a.dtype)))
     return _over_ranks(ring, sums, share, features, scale.dtype)
@@ -152,16 +143,17 @@ def sigmoid_loss(
     tiles: ModuleType, a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, wanted: WantedGradients, ring: Ring
 ) -> LossAndGradients:
     """Compute SigLIP's loss of a [B, D] with every rank's b [B, D]; the arguments are those of `contrastive_loss`."""
-    ring.check_alike("sigmoid_loss", a, wanted)
+    ring.check_alike("sigmoid_loss", a, wanted, {})
     targets = _targets(ring, len(a), None, 0.0, scale.dtype)
     a = tiles.prepare(a)
     sums = torch.zeros(3, dtype=torch.float64, device=a.device)
 
-    def visit(owner: int, block: Tensor) -> Tensor | None:
+    def contribute(place: slice, block: Tensor) -> Tensor | None:
         block = tiles.prepare(block)
         total_b = gradients.block(block)
+        of_block = targets.of_columns(place)
         for strip in strips(len(a), tiles.strip_rows(len(block))):
-            offset = targets[owner].of_rows(strip).offset
+            offset = of_block.of_rows(strip).offset
             logit_gradient, found = tiles.sigmoid(a[strip], block, scale, bias, offset, bool(wanted))
             sums.add_(found)
             if wanted:
@@ -170,7 +162,7 @@ def sigmoid_loss(
         return total_b
 
     gradients = _Gradients(a, wanted)
-    total_b = ring.visit(b, visit)
+    total_b = ring.visits(b)(contribute)
     share = 1.0 / len(a)
     features = gradients.finish(total_b, scale * (share / tiles.gain(a.dtype)))
     return _over_ranks(ring, sums, share, features, scale.dtype)

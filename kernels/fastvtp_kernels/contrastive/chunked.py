@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .. import philox
 from ..precision import compute_dtype
+from .ranks import gather_batch
 from .reference import sample_rows
 from .targets import LogSums, Shifts, Statistics, Targets, strips
 
@@ -13,6 +14,11 @@ _STRIP_LOGITS = 1 << 22
 
 join = torch.logaddexp
 UNIT = 1.0
+
+
+def join_parts(parts: Tensor) -> Tensor:
+    """Return the log-sum-exp [count] over the first axis of [parts, count]."""
+    return parts.logsumexp(dim=0) if len(parts) > 1 else parts[0]
 
 
 def strip_rows(columns: int) -> int:
@@ -110,19 +116,32 @@ def sigmoid(
 
 
 def hard_negatives(
-    a: Tensor, b: Tensor, scale: Tensor, seed: int, step: int, groups: Tensor | None
+    a: Tensor, b: Tensor, scale: Tensor, seed: int, step: int, groups: Tensor | None, group: str
 ) -> tuple[Tensor, Tensor]:
-    a, b = prepare(a), prepare(b)
-    row = torch.arange(len(a), device=a.device)
+    """Return b_for_a and a_for_b, int64 [B] each; the arguments are the registered op's."""
+    batch = gather_batch(a, b, seed, step, groups, group)
+    a, b = prepare(batch.a), prepare(batch.b)
+    row = torch.arange(batch.own.start, batch.own.stop, device=a.device)
     words = philox.random_words(philox.HARD_NEGATIVES, seed, (row, step, 0, 0))
-    targets = Targets(row_ids=groups, column_ids=groups)
+    targets = Targets(row_ids=batch.groups, column_ids=batch.groups)
     chosen = []
     for x, y, high, low in ((a, b, words[0], words[2]), (b, a, words[1], words[3])):
         uniform = philox.uniform(high, low)
         found = []
-        for strip in strips(len(x), strip_rows(4 * len(y))):
-            logits = (x[strip] @ y.T) * scale
-            excluded = targets.of_rows(strip).positive(logits)
-            found.append(sample_rows(logits, excluded, uniform[strip]))
+        for strip, own in _own_strips(len(x), strip_rows(4 * len(y)), batch.own):
+            logits = ((x[strip] @ y.T) * scale)[own.start - strip.start : own.stop - strip.start]
+            excluded = targets.of_rows(own).positive(logits)
+            drawn = uniform[own.start - batch.own.start : own.stop - batch.own.start]
+            found.append(sample_rows(logits, excluded, drawn))
         chosen.append(torch.cat(found))
     return chosen[0], chosen[1]
+
+
+def _own_strips(rows: int, height: int, own: slice) -> list[tuple[slice, slice]]:
+    """Return the strips of all rows that hold some of `own`, and which those are.
+
+    Their products are of whole strips, with rows of other ranks where strips are cut: one of another shape may round
+    otherwise, and what is drawn of the same batch would depend on the number of ranks.
+    """
+    found = [(strip, slice(max(strip.start, own.start), min(strip.stop, own.stop))) for strip in strips(rows, height)]
+    return [(strip, part) for strip, part in found if part.start < part.stop]

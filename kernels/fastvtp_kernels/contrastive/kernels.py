@@ -15,10 +15,11 @@ from .. import philox, tuning
 from ..launching import blocks, dot_precision, launch
 from . import blockwise, logits, sampling
 from .blockwise import LossAndGradients
+from .ranks import gather_batch
 from .targets import LogSums, Shifts, Statistics, Targets
 
 
-def _join_parts(parts: Tensor) -> Tensor:
+def join_parts(parts: Tensor) -> Tensor:
     """Return the log-sum-exp [count] over the first axis of [parts, count], in a fixed order."""
     joined = parts.new_empty(parts.shape[1])
     tile = tuning.tile("contrastive_join", torch.float32, parts.device)
@@ -78,7 +79,7 @@ def statistics(a: Tensor, b: Tensor, scale: Tensor, targets: Targets, shifts: Sh
     """Compute the `Statistics` of a block of logits; a [M, D] and b [N, D] contiguous, scale float32 []."""
     rows, columns, target = _sweep(a, b, scale, targets, shifts)
     own = scale.new_zeros(len(a))
-    return Statistics(_join_parts(rows), _join_parts(columns), own, target.sum(dtype=torch.float64))
+    return Statistics(join_parts(rows), join_parts(columns), own, target.sum(dtype=torch.float64))
 
 
 def prepare(x: Tensor) -> Tensor:
@@ -171,17 +172,23 @@ def sigmoid(
 
 
 def hard_negatives(
-    a: Tensor, b: Tensor, scale: Tensor, seed: int, step: int, groups: Tensor | None
+    a: Tensor, b: Tensor, scale: Tensor, seed: int, step: int, groups: Tensor | None, group: str
 ) -> tuple[Tensor, Tensor]:
     """Return b_for_a and a_for_b, int64 [B] each; `seed` is in two's complement, scale float32 []."""
-    a, b = prepare(a), prepare(b)
-    targets = Targets(row_ids=groups, column_ids=groups)
+    batch = gather_batch(a, b, seed, step, groups, group)
+    own, own_ids = batch.own, None if batch.groups is None else batch.groups[batch.own]
+    every_a, every_b = prepare(batch.a), prepare(batch.b)
+    a, b = every_a[own], every_b[own]
+    rows, columns, _ = _sweep(a, every_b, scale, Targets(own.start, row_ids=own_ids, column_ids=batch.groups), None)
+    if len(a) < len(every_a):
+        # Not of b's rows with all columns of a: these tiles are those of one process, and so are their sums' bits.
+        targets = Targets(-own.start, row_ids=batch.groups, column_ids=own_ids)
+        _, columns, _ = _sweep(every_a, b, scale, targets, None)
     tile = tuning.tile("contrastive_statistics", a.dtype, a.device)
-    rows, columns, _ = _sweep(a, b, scale, targets, None)
     key = philox.signed((seed ^ philox.HARD_NEGATIVES) & 0xFFFFFFFFFFFFFFFF)
     chosen = []
     for word, (x, y, parts, width) in enumerate(
-        ((a, b, rows, tile.blocks["BLOCK_N"]), (b, a, columns, tile.blocks["BLOCK_M"]))
+        ((a, every_b, rows, tile.blocks["BLOCK_N"]), (b, every_a, columns, tile.blocks["BLOCK_M"]))
     ):
         sampler = tuning.tile("contrastive_sample", torch.float32, a.device)
         chosen.append(torch.empty(len(x), dtype=torch.int64, device=x.device))
@@ -191,13 +198,13 @@ def hard_negatives(
             x,
             y,
             scale,
-            groups,
-            groups,
+            own_ids,
+            batch.groups,
             parts,
             chosen[-1],
             key,
             philox.signed(step, 32),
-            0,
+            own.start,
             len(parts),
             len(x),
             len(y),

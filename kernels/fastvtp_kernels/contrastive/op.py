@@ -31,6 +31,18 @@ def _sigmoid_truth(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, *rest: Any
     return [reference.sigmoid_loss(a, b, scale, bias)]
 
 
+def _negatives_truth(*inputs: Any) -> tuple[Tensor, Tensor]:
+    *alone, group_name = inputs
+    _alone("hard_negatives", group_name)
+    return reference.hard_negatives(*alone)
+
+
+def _negatives_in_pytorch(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """Draw without kernels: in one node for compilers where ranks exchange something, else in steps that they see."""
+    run = registered.hard_negatives_reference if inputs[-1] else chunked.hard_negatives
+    return run(*inputs)
+
+
 register(
     "contrastive_loss",
     truth=_contrastive_truth,
@@ -45,14 +57,17 @@ register(
 )
 register(
     "hard_negatives",
-    truth=reference.hard_negatives,
-    reference=chunked.hard_negatives,
+    truth=_negatives_truth,
+    reference=_negatives_in_pytorch,
     triton=registered.hard_negatives,
 )
 
 
 class HardNegatives(NamedTuple):
-    """Row of b chosen for each a, row of a chosen for each b; int64 [B], -1 where there is no candidate."""
+    """Row of b chosen for each a, row of a chosen for each b; int64 [B], -1 where there is no candidate.
+
+    Of a group's global batch they are rows of that: row r * B + i is row i of rank r.
+    """
 
     b_for_a: Tensor
     a_for_b: Tensor
@@ -78,8 +93,9 @@ def contrastive_loss(
         a: [B, D], used as given (normalise first).
         b: [B, D].
         logit_scale: number or scalar tensor (1 / temperature, not its logarithm).
-        group: a torch.distributed group whose ranks hold B rows each of one global batch. Features travel around the
-            ring of ranks while each computes on another's, so that a rank holds two blocks of them at a time.
+        group: a torch.distributed group whose ranks hold B rows each of one global batch. Features of up to 64 MiB over
+            all ranks are gathered at once, and their gradients' sums go back in one exchange; larger ones travel around
+            the ring of ranks while each computes on another's, so that a rank holds two blocks of them at a time.
             Every rank returns the loss L of the global batch, and dL/d(logit_scale). Its features receive
             ranks * dL/da: data-parallel training averages gradients, so a parameter theta of the towers ends up with
             (1 / ranks) * sum_r (da_r/dtheta)^T (ranks * dL/da_r) = dL/dtheta, as one process with all rows has it.
@@ -159,13 +175,15 @@ def hard_negatives(
     seed: int,
     step: int = 0,
     groups: Tensor | None = None,
+    group: Any = None,
     backend: str | None = None,
 ) -> HardNegatives:
     """Return one negative per row and direction, drawn in proportion to the softmax of its similarity (ALBEF, Li et al.
     2021).
 
     b_for_a[i] ~ softmax over j != i of logit_scale * a[i] . b[j]; a_for_b[j] ~ softmax over i != j of the same logits.
-    The draw is an exact inverse CDF of a random number keyed by (seed, step, row); nothing waits for the device.
+    The draw is an exact inverse CDF of a random number keyed by (seed, step, row); nothing waits for the device, but
+    what `group` says.
 
     Args:
         a: [B, D], used as given (normalise first). No gradient flows.
@@ -173,25 +191,39 @@ def hard_negatives(
         logit_scale: number or scalar tensor.
         seed: 0 <= seed < 2^64.
         step: training step, 0 <= step < 2^32.
-        groups: int [B]; rows with equal ids are never negatives of one another. Default: arange(B).
+        groups: int [B]; rows with equal ids are never negatives of one another. Default: no row of itself.
+        group: a torch.distributed group whose ranks hold B rows each of one global batch, in the order of the ranks.
+            Each rank draws for its own B rows among the rows of all ranks, and gets what one process with the whole
+            batch would draw for them with the same backend, seed and step, which all ranks must give: the random number
+            is keyed by the row's place in the global batch. `groups` are compared across ranks. The features of all
+            ranks and their ids are sent to each (ranks * B * D numbers of a and as many of b, held there meanwhile);
+            the clips and texts that the rows stand for are not, and a row of another rank's is the caller's to fetch.
+            A rank computes the logits of its own rows in both directions, 4 * B * (ranks * B) * D FLOP (on the CPU up
+            to 2^20 more at each end of its rows), and never has all of them in memory.
         backend: see `fastvtp_kernels.dispatch`.
 
     Returns:
-        HardNegatives(b_for_a, a_for_b), int64 [B] each. A row without any candidate (all rows are of its group) gets
-        -1: index with `.clamp(min=0)` and leave rows with `b_for_a < 0` out of the loss, which needs no host wait.
+        HardNegatives(b_for_a, a_for_b), int64 [B] each: rows of the batch, with `group` of the global one. A row
+        without any candidate (all rows are of its group) gets -1: index with `.clamp(min=0)` and leave rows with
+        `b_for_a < 0` out of the loss, which needs no host wait.
 
     Raises:
-        ValueError: a shape does not fit, the batch is empty, or the seed or the step is out of range.
-        TypeError: features are not of one floating-point dtype, or groups is not int32 or int64.
+        ValueError: a shape does not fit, the batch is empty, the seed or the step is out of range, or (on every rank)
+            the ranks' features differ in shape, or their seeds or steps differ. As in `contrastive_loss`, no host waits
+            for a device to find that out if `group` serves CPU tensors too.
+        TypeError: features are not of one floating-point dtype, groups is not int32 or int64, or group is no process
+            group.
+        BackendUnavailableError: backend is "specification", which knows no group.
     """
     op = "hard_negatives"
-    _check_pair(op, a, b, None, logit_scale=logit_scale)
+    _check_pair(op, a, b, group, logit_scale=logit_scale)
     check_seed(op, seed, step)
     groups = _checked_ids(op, "groups", groups, a)
     run = implementation(op, backend, a.device, a.dtype)
     with without_autocast(a.device):
         # The dispatcher's integers are signed.
-        return HardNegatives(*run(a, b, _scalar(logit_scale, a), philox.signed(seed), step, groups))
+        scale = _scalar(logit_scale, a)
+        return HardNegatives(*run(a, b, scale, philox.signed(seed), step, groups, name_of(op, group)))
 
 
 def _check_pair(op: str, a: Tensor, b: Tensor, group: Any, **scalars: Tensor | float) -> None:

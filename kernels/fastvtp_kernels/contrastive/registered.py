@@ -1,6 +1,6 @@
 """The contrastive ops' entries in torch's dispatcher.
 
-The losses stand there twice: with kernels, and as `..._reference` with PyTorch's tiles on any device. Their gradients
+They stand there twice: with kernels, and as `..._reference` with PyTorch's tiles on any device. The losses' gradients
 are among their results, so that backward only multiplies.
 """
 
@@ -89,9 +89,13 @@ contrastive_loss, contrastive_loss_reference = _define(
 sigmoid_loss, sigmoid_loss_reference = _define(
     "sigmoid_loss", "Tensor bias", blockwise.sigmoid_loss_of_flat, 2, _sigmoid_gradients
 )
-hard_negatives = define_op(
-    "hard_negatives(Tensor a, Tensor b, Tensor scale, int seed, int step, Tensor? groups) -> (Tensor, Tensor)",
-    launch=launcher(__name__, "hard_negatives"),
-    reference=chunked.hard_negatives,
-    fake=lambda a, b, *rest: tuple(x.new_empty(len(x), dtype=torch.int64) for x in (a, b)),
+hard_negatives, hard_negatives_reference = (
+    define_op(
+        f"hard_negatives{suffix}(Tensor a, Tensor b, Tensor scale, int seed, int step, Tensor? groups, str group)"
+        " -> (Tensor, Tensor)",
+        launch=launch,
+        reference=chunked.hard_negatives,
+        fake=lambda a, b, *rest: tuple(x.new_empty(len(x), dtype=torch.int64) for x in (a, b)),
+    )
+    for suffix, launch in (("", launcher(__name__, "hard_negatives")), ("_reference", chunked.hard_negatives))
 )

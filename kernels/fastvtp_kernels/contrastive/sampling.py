@@ -41,7 +41,11 @@ def sample(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Draw chosen[row] by inverse CDF: first a tile, from the row's log-sum-exps parts [parts, M], then its column."""
+    """Draw chosen[row] by inverse CDF: first a tile, from the row's log-sum-exps parts [parts, M], then its column.
+
+    The rows are those from `offset` on of a batch whose columns are all here; the random word is of the row's place in
+    that.
+    """
     row = tl.program_id(0)
     part = tl.arange(0, BLOCK_PARTS)
     lse = tl.load(parts_ptr + part.to(tl.int64) * M + row, mask=part < parts, other=float("-inf"))
@@ -50,7 +54,7 @@ def sample(
     weight = tl.exp2(lse - tl.where(has_candidate, largest, 0.0)).to(tl.float64)
     cumulative = tl.cumsum(weight, 0)
     zero = tl.full([1], 0, tl.int32)
-    words = tl.philox(key, zero + row, zero + step, zero, zero)
+    words = tl.philox(key, zero + row + offset, zero + step, zero, zero)
     high, low = words[WORD].to(tl.int64) & 0xFFFFFFFF, words[WORD + 2].to(tl.int64) & 0xFFFFFFFF
     # 48 random bits, exact in float64.
     uniform = tl.sum(((high >> 8) << 24) | (low >> 8)).to(tl.float64) * 3.552713678800501e-15

@@ -16,6 +16,10 @@ class Shifts(NamedTuple):
         """Return the shifts of these rows with all columns."""
         return Shifts(self.rows[rows], self.columns)
 
+    def of_columns(self, columns: slice) -> "Shifts":
+        """Return the shifts of all rows with these columns."""
+        return Shifts(self.rows, self.columns[columns])
+
 
 class Targets(NamedTuple):
     """The target distribution of a block of logits [M, N].
@@ -39,6 +43,11 @@ class Targets(NamedTuple):
             return found
         weights = None if self.weights is None else self.weights[rows]
         return found._replace(row_ids=self.row_ids[rows], weights=weights)
+
+    def of_columns(self, columns: slice) -> "Targets":
+        """Return the targets of the block's rows with these columns alone."""
+        ids = None if self.column_ids is None else self.column_ids[columns]
+        return self._replace(offset=self.offset - columns.start, column_ids=ids)
 
     def missing(self) -> Tensor | float:
         """Return 1 less the target of each row's own pair, [M] or a number: exactly 0 where that is all the target."""
@@ -80,6 +89,10 @@ class LogSums(NamedTuple):
     def of_rows(self, rows: slice) -> "LogSums":
         """Return those of these rows with all columns."""
         return LogSums(self.rows[rows], self.columns, self.own_gradient[rows])
+
+    def of_columns(self, columns: slice) -> "LogSums":
+        """Return those of all rows with these columns."""
+        return LogSums(self.rows, self.columns[columns], self.own_gradient)
 
 
 def occurrences(ids: Tensor, among: Tensor) -> Tensor:
