@@ -35,7 +35,8 @@ class TextConfig:
     pad_token_id: int = 0
     text_dropout: float = 0.1
     pad_text: bool = True
-    """Carry [PAD] rows up to the longest caption of the batch; nobody attends to them, but means count them."""
+    """Carry [PAD] rows up to the longest caption of the micro-batch; nobody attends to them, but means count them, so
+    that features depend on how a batch is divided."""
 
     def check_text(self) -> None:
         """Check these fields; raises ValueError with one line for the first that cannot be."""

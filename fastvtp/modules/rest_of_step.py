@@ -24,6 +24,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastvtp.modules.losses import video_text_contrast
+from fastvtp.modules.packing import Packing
+
+
+_ROUNDING = 0.05  # of the largest feature: bfloat16 stays far below, and another dropout comes out far above
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,17 @@ class WrongPairs:
 
     clips: uint8 [B, T, H, W, 3]. of_clips: as in `Collected`, [B, ...] each. has_clip: bool [B], False where the whole
         batch has none; some clip stands in.
-    input_ids: int64 [N], the wrong texts one after the other. text_lengths: tokens of each, host integers. has_text:
-        bool [B]. All three None where no texts are asked for.
+    input_ids, text_positions: int64 [N], the tokens of the wrong texts one after the other, and their places in their
+        texts. text_packing: how they divide into B texts. has_text: bool [B]. All four None where no texts are asked
+        for.
     """
 
     clips: Tensor
     of_clips: Mapping[str, Tensor]
     has_clip: Tensor
     input_ids: Tensor | None = None
-    text_lengths: tuple[int, ...] | None = None
+    text_positions: Tensor | None = None
+    text_packing: Packing | None = None
     has_text: Tensor | None = None
 
 
@@ -134,7 +140,7 @@ class AcrossProcesses(RestOfStep):
         self.group, self._all_clips = group, contrast
 
     def means(self, name: str, count: int | Tensor, *means: Tensor) -> tuple[Tensor, ...]:
-        own = count.float() if isinstance(count, Tensor) else torch.full((), float(count), device=means[0].device)
+        own = count if isinstance(count, Tensor) else torch.full((), count, device=means[0].device)
         total = own.clone()
         dist.all_reduce(total, group=self.group)
         return weighed(means, own, total, self.group.size())
@@ -158,8 +164,9 @@ class ContrastOfAll:
 class Precomputed(RestOfStep):
     """The rest of a step whose micro-batches were asked beforehand (GradCache, arXiv:2101.06983).
 
-    shares: by the name of a mean, (items of this micro-batch, items of all), float32 [] each. micro_batches: M.
-    contrast_of_all: None: a micro-batch compares its own clips alone.
+    shares: by the name of a mean, (items of this micro-batch, items of all), int64 [] each. micro_batches: M.
+    contrast_of_all: None: a micro-batch compares its own clips alone. beforehand: the features that it was computed of,
+    to be compared with those that the losses come from, at the price of waiting for the device; None: they are trusted.
     """
 
     shares: Mapping[str, tuple[Tensor, Tensor]]
@@ -167,11 +174,14 @@ class Precomputed(RestOfStep):
     contrast_of_all: ContrastOfAll | None = None
     wrong: WrongPairs | None = None
     kept: Any = None
+    beforehand: Compared | None = None
 
     def means(self, name: str, count: int | Tensor, *means: Tensor) -> tuple[Tensor, ...]:
         return weighed(means, *self.shares[name], self.micro_batches)
 
     def contrast(self, compared: Compared, sample_ids: Tensor | None = None) -> Tensor:
+        if self.beforehand is not None:
+            _check_alike(self.beforehand, compared)
         known = self.contrast_of_all
         if known is None:
             return _contrast(compared, sample_ids)
@@ -182,8 +192,22 @@ class Precomputed(RestOfStep):
         return known.loss + (slope - slope.detach())
 
 
+def _check_alike(first: Compared, second: Compared) -> None:
+    """Raise RuntimeError where features differ by more than rounding between the two times that they are computed."""
+    pairs = ((first.text, second.text), (first.video, second.video))
+    apart = max(float(((x - y).abs().max() / x.abs().max()).detach()) for x, y in pairs)
+    if not apart <= _ROUNDING:
+        raise RuntimeError(
+            f"the features of a micro-batch differ by {apart:.2g} of the largest between the two times that a step "
+            "computes them: `collect` must compute what `loss` does, and draw random numbers in the same order"
+        )
+
+
 def weighed(means: tuple[Tensor, ...], own: Tensor, total: Tensor, micro_batches: int) -> tuple[Tensor, ...]:
     """Multiply means over `own` of `total` items by M times their share; a mean over no items, which may be nan,
     becomes 0."""
-    weight = own * micro_batches / total.clamp(min=1)
-    return tuple(torch.where(own > 0, mean, 0.0) * weight for mean in means)
+
+    def weight(dtype: torch.dtype) -> Tensor:
+        return own.to(dtype) * micro_batches / total.clamp(min=1)
+
+    return tuple(torch.where(own > 0, mean, 0.0) * weight(mean.dtype) for mean in means)

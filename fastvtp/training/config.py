@@ -259,7 +259,8 @@ class TrainConfig:
     precision: str = "float32"
     """"float32" or "bfloat16" (autocast; weights and optimizer stay float32)."""
     compile: bool = False
-    """torch.compile the model."""
+    """torch.compile the model; block by block where it is sharded, or where a step computes features twice, and then
+    without the blocks that draw random numbers, which are named."""
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 2

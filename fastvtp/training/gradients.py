@@ -28,6 +28,7 @@ from fastvtp import processes
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.errors import ConfigError
 from fastvtp.modules.losses import video_text_contrast
+from fastvtp.modules.packing import on_device, pack_lengths, span_rows, to_device
 from fastvtp.modules.rest_of_step import (
     ALONE,
     AcrossProcesses,
@@ -68,6 +69,19 @@ class StepSums:
         self.seen.append((replace(batch, video=batch.video[:0].clone()), found["loss"]))
 
 
+def wanted_of(config: TrainConfig, task: Task) -> Wanted:
+    """Return what the task is asked of a micro-batch, by the scopes of its contrast and its matching."""
+    contrast, matching = config.scopes
+    return Wanted(compared=task.contrasts and contrast == "global", pairs=task.matches and matching == "global")
+
+
+def computes_twice(config: TrainConfig, task: Task, micro_batches: int) -> bool:
+    """Tell whether a step computes features of its micro-batches, A on each process, beforehand and once more with the
+    losses."""
+    wanted = wanted_of(config, task)
+    return micro_batches * processes.size() > 1 and (wanted.pairs or (wanted.compared and micro_batches > 1))
+
+
 class Gradients:
     """Computes the gradients of the steps of a run.
 
@@ -78,10 +92,7 @@ class Gradients:
     def __init__(self, config: TrainConfig, task: Task, parallel: Parallel, micro_batches: int, device: torch.device):
         self._config, self._task, self._parallel = config, task, parallel
         self._each, self._device = micro_batches, device
-        contrast, matching = config.scopes
-        self._wanted = Wanted(
-            compared=task.contrasts and contrast == "global", pairs=task.matches and matching == "global"
-        )
+        self._wanted, self._checked = wanted_of(config, task), False
         self._looks_around = type(task).collect is not Task.collect
         if self._wanted.compared and not self._looks_around and micro_batches * processes.size() > 1:
             raise ConfigError(_NO_FEATURES)
@@ -126,27 +137,38 @@ class Gradients:
             with torch.no_grad(), self._autocast():
                 collected.append(self._task.collect(self._parallel.model, batch, self._wanted))
             if self._each * batch.video.nbytes > _KEPT_BYTES:
-                batch = replace(batch, video=batch.video.cpu())
+                batch = replace(batch, video=_put_aside(batch.video))
             kept.append(batch)
         whole = WholeBatch(kept, collected, self._device)
         shares, contrasts = whole.shares(), whole.contrasts() if self._wanted.compared else [None] * self._each
-        wrong = whole.draw(self._parallel.model, self._config.seed, step) if self._wanted.pairs else None
+        drawn = whole.draw(self._parallel.model, self._config.seed, step) if self._wanted.pairs else None
         for place, batch in enumerate(kept):
             rest = Precomputed(
                 shares={name: (own[place], total) for name, (own, total) in shares.items()},
                 micro_batches=whole.micro_batches,
                 contrast_of_all=contrasts[place],
-                wrong=None if wrong is None else whole.wrong_pairs(place, *wrong),
+                wrong=None if drawn is None else whole.wrong_pairs(place, drawn),
                 kept=collected[place].kept,
+                beforehand=None if self._checked else collected[place].compared,
             )
-            yield replace(batch, video=batch.video.to(self._device)), rest
+            self._checked = True  # once a run: a task that draws otherwise does so from the beginning
+            yield replace(batch, video=to_device(batch.video, self._device)), rest
+
+
+def _put_aside(video: Tensor) -> Tensor:
+    """Copy clips to the host, which does not wait for them; they are there once anything was read from the device."""
+    if not video.is_cuda:
+        return video
+    return torch.empty_like(video, device="cpu", pin_memory=True).copy_(video, non_blocking=True)
 
 
 class WholeBatch:
     """What the micro-batches of a step told of themselves beforehand, brought together from all processes.
 
     Everything that is drawn or compared here is computed by each process from the same numbers in the same order, that
-    of the micro-batches, and so is the same on any number of processes.
+    of the micro-batches, and so is the same on any number of processes, to the last bit. That each computes all of it
+    costs it up to six products of M*B rows with M*B rows: at 16 384 rows of 256 numbers 0.8 TFLOP, which is what a
+    ViT-B takes to learn from two clips; at 100 000 rows it would be 31, and were to be divided among the processes.
 
     batches, collected: of this process, A each.
     """
@@ -154,37 +176,39 @@ class WholeBatch:
     def __init__(self, batches: Sequence[VideoTextBatch], collected: Sequence[Collected], device: torch.device):
         self._batches, self._collected, self._device = batches, collected, device
         self.micro_batches = len(batches) * processes.size()
-        self._ids = self._in_order([batch.sample_ids.to(device) for batch in batches])
+        self._ids = to_device(self._in_order([batch.sample_ids.cpu() for batch in batches]), device)
+        self._compared = self._joined([found.compared for found in collected])
+        self._texts: tuple[Tensor, Tensor] | None = None
 
     def shares(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return by the name of a mean the items of each micro-batch here, float32 [A], and of all together, []."""
+        """Return by the name of a mean the items of each micro-batch here, int64 [A], and of all together, []."""
         names = list(self._collected[0].counts)
         if not names:
             return {}
-        own = torch.stack(
-            [
-                torch.stack([torch.as_tensor(found.counts[name], device=self._device).float() for name in names])
-                for found in self._collected
-            ]
-        )
-        totals = gather_rows(own).sum(dim=(0, 1))
-        return {name: (own[:, place], totals[place]) for place, name in enumerate(names)}
+        own = torch.stack([self._counts([found.counts[name] for found in self._collected]) for name in names])
+        totals = gather_rows(own).sum(dim=(0, 2))
+        return {name: (own[place], totals[place]) for place, name in enumerate(names)}
 
-    def compared(self) -> Compared | None:
+    def _counts(self, counts: Sequence[int | Tensor]) -> Tensor:
+        """Return host integers, or numbers [], as int64 [A] on the device."""
+        if all(isinstance(count, int) for count in counts):
+            return to_device(torch.tensor(counts), self._device)
+        return torch.stack([torch.as_tensor(count, device=self._device) for count in counts])
+
+    def _joined(self, found: Sequence[Compared | None]) -> Compared | None:
         """Return the features of the whole batch, [M * B, D]; None where they were not asked for."""
-        found = [each.compared for each in self._collected]
-        first = found[0]
-        if first is None:
+        own = [each for each in found if each is not None]
+        if not own:
             return None
-        text, video = (self._in_order([getattr(each, name) for each in found]) for name in ("text", "video"))
-        return replace(first, text=text, video=video)
+        text, video = (self._in_order([getattr(each, name) for each in own]) for name in ("text", "video"))
+        return replace(own[0], text=text, video=video)
 
     def contrasts(self) -> list[ContrastOfAll]:
         """Compute the contrast of the whole batch and its gradients, for each micro-batch here.
 
         Raises ConfigError where the task compares clips and gave no features.
         """
-        compared = self.compared()
+        compared = self._compared
         if compared is None:
             raise ConfigError(_NO_FEATURES)
         leaves = [x.detach().requires_grad_() for x in (compared.text, compared.video, compared.logit_scale)]
@@ -194,45 +218,62 @@ class WholeBatch:
         texts, videos = (self._own_parts(self.micro_batches * gradient) for gradient in (of_text, of_video))
         return [ContrastOfAll(loss.detach(), *pair, of_scale) for pair in zip(texts, videos, strict=True)]
 
-    def draw(self, model: Any, seed: int, step: int) -> tuple[Tensor, Tensor | None]:
+    def draw(self, model: Any, seed: int, step: int) -> Tensor:
         """Draw wrong pairs from the whole batch: for each text the row of a clip, and of some models for each clip that
-        of a text, int64 [M * B] each, -1 where there is none."""
-        return model.draw_wrong(self.compared(), self._ids, seed=seed, step=step)
+        of a text, -1 where there is none; int64 [1 or 2, M * B] on the host, which waits for the device here alone."""
+        clips, texts = model.draw_wrong(self._compared, self._ids, seed=seed, step=step)
+        return torch.stack([clips] if texts is None else [clips, texts]).cpu()
 
-    def wrong_pairs(self, place: int, clips: Tensor, texts: Tensor | None) -> WrongPairs:
-        """Bring the wrong clips and texts of the micro-batch at `place` here; all processes must ask for theirs."""
-        chosen, wanted = self._asked_for(clips, place)
-
-        def fetch(parts: Sequence[Tensor], wanted: Sequence[Sequence[int]]) -> Tensor:
-            size = len(parts[0])
-
-            def pick(rows: Sequence[int]) -> Tensor:
-                found = [parts[row // size][row % size] for row in rows]
-                return torch.stack(found).to(parts[0].device) if found else parts[0][:0]
-
-            return exchange_rows(pick, size * len(parts), wanted)
-
-        video = fetch([batch.video for batch in self._batches], wanted).to(self._device)
+    def wrong_pairs(self, place: int, drawn: Tensor) -> WrongPairs:
+        """Bring the wrong clips and texts of the micro-batch at `place` here; all processes must ask for theirs.
+        drawn: as from `draw`."""
+        rows = drawn.unflatten(1, (len(self._batches), processes.size(), -1))[:, place]
+        own = rows[:, processes.rank()]
+        wanted = self._places(rows[0])
         names = self._collected[0].of_clips
-        of_clips = {name: fetch([each.of_clips[name] for each in self._collected], wanted) for name in names}
-        pairs = WrongPairs(video, of_clips, chosen >= 0)
-        if texts is None:
+        pairs = WrongPairs(
+            clips=to_device(self._fetched([batch.video for batch in self._batches], wanted), self._device),
+            of_clips={name: self._fetched([each.of_clips[name] for each in self._collected], wanted) for name in names},
+            has_clip=to_device(own[0] >= 0, self._device),
+        )
+        if len(drawn) == 1:
             return pairs
-        chosen, wanted = self._asked_for(texts, place)
-        padded, lengths = (fetch(part.chunk(len(self._batches)), wanted) for part in self._padded_texts())
+        padded, lengths = (part[own[1].clamp(min=0)] for part in self._texts_of_all())
+        places = np.asarray(lengths)
         present = torch.arange(padded.shape[1]) < lengths[:, None]
-        counts = tuple(lengths.tolist())
-        return replace(pairs, input_ids=padded[present].to(self._device), text_lengths=counts, has_text=chosen >= 0)
+        return replace(
+            pairs,
+            input_ids=to_device(padded[present], self._device),
+            text_positions=to_device(torch.from_numpy(span_rows(np.zeros_like(places), places)), self._device),
+            text_packing=on_device(pack_lengths(places), self._device),
+            has_text=to_device(own[1] >= 0, self._device),
+        )
 
-    def _padded_texts(self) -> tuple[Tensor, Tensor]:
-        """Return the texts of this process, int64 [A * B, L] on the host, and their lengths, int64 [A * B]; L is that
-        of the longest text of all processes."""
-        lengths = torch.tensor([length for batch in self._batches for length in batch.text_lengths])
-        longest = max(processes.gather(int(lengths.max())))
-        padded = torch.zeros(len(lengths), longest, dtype=torch.int64)
-        ids = torch.cat([batch.input_ids.cpu() for batch in self._batches])
-        padded[torch.arange(longest) < lengths[:, None]] = ids
-        return padded, lengths
+    def _fetched(self, parts: Sequence[Tensor], wanted: Sequence[Sequence[int]]) -> Tensor:
+        """Return rows of the processes' micro-batches, of which this one has A of [B, ...]. wanted: as from
+        `_places`."""
+        size = len(parts[0])
+
+        def pick(rows: Sequence[int]) -> Tensor:
+            found = [parts[row // size][row % size] for row in rows]
+            return torch.stack(found) if found else parts[0][:0]
+
+        return exchange_rows(pick, size * len(parts), wanted)
+
+    def _texts_of_all(self) -> tuple[Tensor, Tensor]:
+        """Return the texts of the whole batch, int64 [M * B, L] on the host, and their lengths, int64 [M * B]: they
+        are little beside the clips, and every process has them all. Gathered once."""
+        if self._texts is None:
+            lengths = self._in_order([torch.tensor(batch.text_lengths) for batch in self._batches])
+            longest = int(lengths.max())
+
+            def pad(batch: VideoTextBatch) -> Tensor:
+                padded = torch.zeros(len(batch.text_lengths), longest, dtype=torch.int64)
+                padded[torch.arange(longest) < torch.tensor(batch.text_lengths)[:, None]] = batch.input_ids.cpu()
+                return padded
+
+            self._texts = self._in_order([pad(batch) for batch in self._batches]), lengths
+        return self._texts
 
     def _in_order(self, parts: Sequence[Tensor]) -> Tensor:
         """Return rows of all processes in the order of the micro-batches: A of [B, ...] -> [M * B, ...]."""
@@ -242,11 +283,9 @@ class WholeBatch:
         """Return the rows of the micro-batches of this process: [M * B, ...] -> A of [B, ...]."""
         return list(whole.unflatten(0, (len(self._batches), processes.size(), -1))[:, processes.rank()])
 
-    def _asked_for(self, rows: Tensor, place: int) -> tuple[Tensor, list[list[int]]]:
-        """Return the rows drawn for the micro-batch at `place` of this process, int64 [B], -1 where there is none; and
-        for every process the places, as `exchange_rows` counts, of those drawn for its micro-batch at `place`."""
-        of_all = rows.unflatten(0, (len(self._batches), processes.size(), -1))[place]
-        each, world, size = len(self._batches), processes.size(), of_all.shape[1]
-        micro, row = of_all.clamp(min=0) // size, of_all.clamp(min=0) % size
-        places = (micro % world) * each * size + (micro // world) * size + row
-        return of_all[processes.rank()], places.tolist()
+    def _places(self, rows: Tensor) -> list[list[int]]:
+        """Return for every process the places, as `exchange_rows` counts, of rows of the whole batch, int64 [W, B] on
+        the host; row 0 stands in where there is none."""
+        each, world, size = len(self._batches), *rows.shape
+        micro, row = rows.clamp(min=0) // size, rows.clamp(min=0) % size
+        return ((micro % world) * each * size + (micro // world) * size + row).tolist()

@@ -30,7 +30,7 @@ from fastvtp.training.checkpoints import CheckpointWriter, newest_whole
 from fastvtp.training.config import TrainConfig, save_config
 from fastvtp.training.division import micro_batches_each
 from fastvtp.training.export import export_model
-from fastvtp.training.gradients import Gradients
+from fastvtp.training.gradients import Gradients, computes_twice
 from fastvtp.training.initialization import load_initial_weights, prepare_tokenizer
 from fastvtp.training.loading import training_loader
 from fastvtp.training.metrics import MetricsWriter, last_record
@@ -138,7 +138,8 @@ def _train(config: TrainConfig, begun: _Begun, device: torch.device, *, progress
     run_dir, task, tokenizer, each = Path(config.output_dir), begun.task, begun.tokenizer, begun.each
     progress = Progress(annotations=task.digest(), device=device.type)
     _agree(progress)
-    parallel = Parallel(begun.model, config, device, leaves_out=task.leaves_out)
+    twice = computes_twice(config, task, each)
+    parallel = Parallel(begun.model, config, device, leaves_out=task.leaves_out, twice=twice)
     model = parallel.model
     optimizer = build_optimizer(model, config.optimizer)
     average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)

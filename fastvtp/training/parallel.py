@@ -57,10 +57,37 @@ def recompute_blocks(model: nn.Module) -> None:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
+def _draws(block: nn.Module) -> bool:
+    """Tell whether a forward pass of this block draws random numbers: dropout, or branches that are skipped."""
+
+    def share(module: nn.Module) -> float:
+        of_layer = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0.0)
+        return max(value for value in (of_layer, getattr(module, "drop_path", 0.0), 0.0) if isinstance(value, float))
+
+    return any(module.training and share(module) > 0 for module in block.modules())
+
+
+def compile_blocks(model: nn.Module, *, drawing: bool) -> None:
+    """Compile each block by itself. drawing: also those that draw random numbers; compiled code draws others, and not
+    always the same ones with gradients and without."""
+    blocks = blocks_of(model)
+    fitting = [block for block in blocks if drawing or not _draws(block)]
+    for block in fitting:
+        block.compile()
+    if len(fitting) < len(blocks):
+        logger.warning(
+            "compile=true: %d of %d blocks are not compiled, for their dropout or drop_path must draw the same twice: "
+            "the features of a step are computed beforehand",
+            len(blocks) - len(fitting),
+            len(blocks),
+        )
+
+
 class Parallel:
     """A model as the processes of a run share it.
 
-    leaves_out: some steps give some parameters no gradient, see `Task.leaves_out`.
+    leaves_out: some steps give some parameters no gradient, see `Task.leaves_out`. twice: a step computes some of its
+    features twice, see `fastvtp.training.gradients`, and what is random must come out alike.
 
     Attributes:
         model: the model itself; under fsdp2 and hsdp its parameters are DTensors, those of one element excepted.
@@ -68,15 +95,18 @@ class Parallel:
         strategy: "none", "ddp", "fsdp2" or "hsdp".
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device, *, leaves_out: bool):
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, device: torch.device, *, leaves_out: bool, twice: bool = False
+    ):
         self.strategy, self.model = choose_strategy(config, model, device), model
         self.compute: Callable[..., Any] = model
         self._scalars: list[nn.Parameter] = []
         if config.recompute:
             recompute_blocks(model)
-        if config.compile and self.strategy in ("fsdp2", "hsdp"):
-            for block in blocks_of(model):  # the whole of a sharded model takes a minute a step to compile
-                block.compile()
+        # the whole of a sharded model takes a minute a step to compile
+        by_block = twice or self.strategy in ("fsdp2", "hsdp")
+        if config.compile and by_block:
+            compile_blocks(model, drawing=not twice)
         if self.strategy == "ddp":
             # buffers are constants here; 2.13 of torch renamed the argument that keeps them from being sent
             known = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -85,7 +115,7 @@ class Parallel:
             self.compute = self._ddp = DistributedDataParallel(model, find_unused_parameters=leaves_out, **options)
         elif self.strategy != "none":
             self._shard(config, device)
-        if config.compile and self.strategy in ("none", "ddp"):
+        if config.compile and not by_block:
             self.compute = torch.compile(self.compute)
         if processes.size() > 1:
             logger.info("%d processes, %s", processes.size(), self.strategy)

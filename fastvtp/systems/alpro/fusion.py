@@ -349,14 +349,13 @@ class AlproFusion(AlproTowers):
         else:
             # clips and texts from elsewhere are read here, so that their gradients need no way back
             assert rest.wrong.input_ids is not None  # `draw_wrong` asks for texts
-            assert rest.wrong.text_lengths is not None
+            assert rest.wrong.text_positions is not None
+            assert rest.wrong.text_packing is not None
             assert rest.wrong.has_text is not None
             video_BVD = torch.cat([video_BVD, self.video_tokens(rest.wrong.clips)])
-            lengths = np.asarray(rest.wrong.text_lengths, dtype=np.int64)
-            theirs = on_device(pack_lengths(lengths), video.device)
-            position = torch.from_numpy(span_rows(np.zeros_like(lengths), lengths)).to(video.device)
-            packing, more_rows = join_packings(packing, theirs, len(text_ND)), int(lengths.sum())
-            text_ND = torch.cat([text_ND, self.text_tokens(rest.wrong.input_ids, position, theirs)])
+            wrong_ND = self.text_tokens(rest.wrong.input_ids, rest.wrong.text_positions, rest.wrong.text_packing)
+            packing, more_rows = join_packings(packing, rest.wrong.text_packing, len(text_ND)), len(wrong_ND)
+            text_ND = torch.cat([text_ND, wrong_ND])
             wrong_clip, wrong_text = each + batch, each + copies * batch
             has_clip, has_text = rest.wrong.has_clip, rest.wrong.has_text
         # matched pairs, a wrong clip for every text, a wrong text for every clip, masked captions with their clip

@@ -141,10 +141,10 @@ class SimVTP(nn.Module):
         ).to(self.device)
 
     def collect(self, video: Tensor, plan: SimVTPPlan, wanted: Wanted) -> Collected:
-        """Tell beforehand what the losses of a step need of this micro-batch: its masked words, and, where they are
-        wanted, the features that the contrast compares. Arguments as `forward`."""
+        """Tell beforehand what the losses of a step need of this micro-batch: its masked words, and the features that
+        the contrast compares, where that or hard negatives want them. Arguments as `forward`."""
         compared = None
-        if wanted.compared:
+        if wanted.compared or (wanted.pairs and self.config.matching_negatives == "hard"):
             with torch.no_grad():
                 compared = self.contrast.compared(*self._features(self._means(self._encode(video, plan)[1], plan)))
         pairs: int | Tensor = 2 * len(plan.sample_ids)
@@ -159,11 +159,14 @@ class SimVTP(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Draw for each of the texts of a whole batch the row of a wrong clip, int64 [B], -1 where there is none; no
         wrong texts. compared: the features of the batch; sample_ids: int64 [B], equal where a clip stands there twice.
+        Raises ValueError where hard negatives are to be drawn without features.
         """
-        if self.config.matching_negatives != "hard" or compared is None:
+        if self.config.matching_negatives != "hard":
             other = torch.from_numpy(random_mismatch(sample_ids.cpu().numpy(), seed=seed, step=step))
             other = other.to(sample_ids.device)
             return torch.where(sample_ids[other] != sample_ids, other, -1), None
+        if compared is None:
+            raise ValueError("hard negatives need the features of the batch, got none")
         clips, _ = hard_negatives(
             normalize(compared.text.detach(), dim=-1),
             normalize(compared.video.detach(), dim=-1),

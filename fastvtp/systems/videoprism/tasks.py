@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,13 @@ class PretrainPrismContrast(CaptionedTask):
         return model.plan(batch.video, batch.sample_ids, seed=self.config.seed, step=batch.step)
 
     def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected:
-        return model.collect(*self.whole(model, batch), wanted=wanted, visible=self.plan(model, batch))
+        visible = self.plan(model, batch)
+        found = model.collect(*self.whole(model, batch), wanted=wanted, visible=visible)
+        return replace(found, kept=visible)
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
         sample_ids = batch.sample_ids.to(model.device, non_blocking=True)
-        visible = self.plan(model, batch)
+        visible = self.plan(model, batch) if rest.kept is None else rest.kept
         output = compute(*self.whole(model, batch), sample_ids=sample_ids, visible=visible, rest=rest)
         return output.loss, output.terms
 
