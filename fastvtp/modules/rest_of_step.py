@@ -26,7 +26,6 @@ from torch import Tensor
 from fastvtp.modules.losses import video_text_contrast
 from fastvtp.modules.packing import Packing
 
-
 _ROUNDING = 0.05  # of the largest feature: bfloat16 stays far below, and another dropout comes out far above
 
 

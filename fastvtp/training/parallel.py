@@ -70,6 +70,9 @@ def _draws(block: nn.Module) -> bool:
 def compile_blocks(model: nn.Module, *, drawing: bool) -> None:
     """Compile each block by itself. drawing: also those that draw random numbers; compiled code draws others, and not
     always the same ones with gradients and without."""
+    # blocks of a kind share their code, and are compiled for each way they are called: by whether there are gradients,
+    # queries or sources, and padding; torch gives up at 8
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     blocks = blocks_of(model)
     fitting = [block for block in blocks if drawing or not _draws(block)]
     for block in fitting:
@@ -104,7 +107,7 @@ class Parallel:
         if config.recompute:
             recompute_blocks(model)
         # the whole of a sharded model takes a minute a step to compile
-        by_block = twice or self.strategy in ("fsdp2", "hsdp")
+        by_block = self.strategy in ("fsdp2", "hsdp") or (twice and _draws(model))
         if config.compile and by_block:
             compile_blocks(model, drawing=not twice)
         if self.strategy == "ddp":

@@ -25,7 +25,7 @@ from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
 from fastvtp.systems.videoprism.video_text import VideoTextPrismConfig
 from fastvtp.training.config import DataConfig, TrainConfig, find_task
 from fastvtp.training.gradients import Gradients, computes_twice
-from fastvtp.training.parallel import Parallel, means_of_processes
+from fastvtp.training.parallel import Parallel
 from fastvtp.training.task import Task
 
 CPU, CLIPS, SEED, STEP = torch.device("cpu"), 16, 5, 3
@@ -247,8 +247,11 @@ def in_micro_batches(case: Case, model: Any, batches: Sequence[VideoTextBatch], 
     parallel = Parallel(model, config, CPU, leaves_out=False, twice=twice)
     own = iter(batches[processes.rank() :: world])
     sums = Gradients(config, task, parallel, each, CPU).of_step(own, STEP)
-    means = means_of_processes(list(sums.totals.values())) if world > 1 else sums.totals.values()
-    terms = {name: value / each for name, value in zip(sums.totals, means, strict=True)}
+    totals = {name: value.clone() for name, value in sums.totals.items()}
+    if world > 1:
+        for value in totals.values():
+            torch.distributed.all_reduce(value)
+    terms = {name: value / len(batches) for name, value in totals.items()}
     found = gradients_of(model)
     return Found(terms, {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in found.items()})
 
