@@ -41,7 +41,8 @@ from fastvtp.modules.rest_of_step import (
     WrongPairs,
 )
 from fastvtp.training.config import TrainConfig
-from fastvtp.training.parallel import Parallel, exchange_rows, gather_rows
+from fastvtp.training.exchange import exchange_rows, gather_rows
+from fastvtp.training.parallel import Parallel
 from fastvtp.training.task import Task
 
 # clips of a step that stay on the device between the two times that they are read: 1 GiB

@@ -29,13 +29,14 @@ from fastvtp.training.average import WeightAverage
 from fastvtp.training.checkpoints import CheckpointWriter, newest_whole
 from fastvtp.training.config import TrainConfig, save_config
 from fastvtp.training.division import micro_batches_each
+from fastvtp.training.exchange import means_of_processes
 from fastvtp.training.export import export_model
 from fastvtp.training.gradients import Gradients, computes_twice
 from fastvtp.training.initialization import load_initial_weights, prepare_tokenizer
 from fastvtp.training.loading import training_loader
 from fastvtp.training.metrics import MetricsWriter, last_record
 from fastvtp.training.optimizer import build_optimizer, learning_rate_at, set_learning_rate
-from fastvtp.training.parallel import Parallel, choose_strategy, means_of_processes
+from fastvtp.training.parallel import Parallel, choose_strategy
 from fastvtp.training.resuming import check_resumable, restore_progress
 from fastvtp.training.state import Progress, TrainingState
 from fastvtp.training.stopping import Seen, StopSignals, check_finite

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastvtp.training.parallel import exchange_rows, gather_rows
+from fastvtp.training.exchange import exchange_rows, gather_rows
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch is built without torch.distributed")
