@@ -77,6 +77,7 @@ def _pretrain(config: TrainConfig, *, resume: bool, progress_bar: bool) -> dict[
     report = _train_report(config, result)
     if processes.is_first():
         write_report(run_dir / REPORT_NAME, report)
+    if processes.is_first() and result.stopped_by is None:
         plot_curves(run_dir / METRICS_NAME, run_dir / "curves.png", title=run_dir.name)
     data = config.data
     if data.test is not None and result.stopped_by is None:
@@ -103,7 +104,7 @@ def demo(config: TrainConfig, synthetic: SyntheticConfig, *, progress_bar: bool 
     """Generate captioned videos, pretrain on them, score and draw. An interrupted demo continues where it stopped."""
     run_dir = Path(config.output_dir)
     with run_group(config) as device:
-        dataset = processes.first_decides(lambda: generate_dataset(run_dir / "data", synthetic, progress=progress_bar))
+        dataset = generate_dataset(run_dir / "data", synthetic, progress=progress_bar)
         data = dataclasses.replace(config.data, train=str(dataset.train), test=str(dataset.test))
         report = pretrain(dataclasses.replace(config, data=data), resume=True, progress_bar=progress_bar)
         if processes.is_first() and "stopped_by" not in report:

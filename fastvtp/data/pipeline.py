@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import ctypes.util
 import logging
+import signal
 import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from fastvtp.data.dali_operations import FILL, rand_augmented
 from fastvtp.data.sampling import ClipAugmentation
-from fastvtp.data.source import ClipSource
+from fastvtp.data.source import STOP_SIGNALS, ClipSource
 from fastvtp.errors import UserError
 
 if TYPE_CHECKING:
@@ -172,9 +174,23 @@ def build_pipeline(
         prefetch_queue_depth=prefetch,
         exec_dynamic=True,  # an output stays valid for as long as a tensor made from it lives
     )
-    with _main_module_hidden():
+    with _main_module_hidden(), _signals_held():
         pipeline.build()
     return pipeline
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let worker processes begin with the signals blocked by which schedulers end all processes of a job: the run that
+    they work for saves itself first. `fastvtp.data.source` ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    # a helper of the standard library, started now and not with the first worker: it unblocks SIGTERM in its parent
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from fastvtp.data.sampling import (
 from fastvtp.errors import UserError
 
 MAX_ATTEMPTS = 20
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send to all processes of a job before they take its machine away."""
 REACHES = ("span", "start", "file")
 _FRAMES_AT_ONCE = 32
 
@@ -119,6 +122,19 @@ class SampleStream:
         return index, rng
 
 
+def _end_by_parent_alone() -> None:
+    """In a worker process, which begins with `STOP_SIGNALS` blocked: end by the SIGTERM of the parent, by which DALI
+    ends its workers, and not by that of a scheduler, which the parent hears too."""
+
+    def wait() -> None:
+        while True:
+            received = signal.sigwaitinfo(STOP_SIGNALS)
+            if received.si_signo == signal.SIGTERM and received.si_pid == os.getppid():
+                os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _exit_with_parent() -> None:
     """In a worker process: end as soon as the parent has. DALI's workers would outlive a killed one for ever."""
     parent = multiprocessing.parent_process()
@@ -195,6 +211,8 @@ class ClipSource:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        if multiprocessing.parent_process() is not None:
+            _end_by_parent_alone()
         _exit_with_parent()
 
     @property

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +21,7 @@ from fastvtp.architecture import architecture_of
 from fastvtp.errors import CheckpointError, UserError, unknown_name
 from fastvtp.files import partial_of, remove_folder, replace_folder
 from fastvtp.model_folder import STATE_NAME, list_checkpoints, step_folders, write_description
-from fastvtp.processes import first_decides, gather, has_group, is_first, share
+from fastvtp.processes import DEFAULT_TIMEOUT, first_decides, gather, has_group, is_first, share
 from fastvtp.tensor_files import (
     MANIFEST_NAME,
     Seal,
@@ -57,15 +58,22 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, run_dir: Path, write_files_beside: Callable[[Path], None], *, keep: int, keep_best: str | None = None
+        self,
+        run_dir: Path,
+        write_files_beside: Callable[[Path], None],
+        *,
+        keep: int,
+        keep_best: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
     ):
         """Write to `run_dir`/checkpoints.
 
         write_files_beside: adds to the folder it is given what evaluation needs beside a model (tokenizer, labels); it
         runs on a thread of the first process. keep: how many of the newest checkpoints stay. keep_best: the name of a
         metric, of which the lowest, or where the name contains "accuracy" the highest, marks a checkpoint that stays
-        too; None: none does.
+        too; None: none does. timeout: seconds after which a process that waits for the others' files gives them up.
         """
+        self._timeout = timedelta(seconds=timeout)
         self._run_dir, self._write_files_beside = run_dir, write_files_beside
         self._keep, self._keep_best = keep, keep_best
         self._group: Any = None
@@ -74,7 +82,7 @@ class CheckpointWriter:
     def __enter__(self) -> "CheckpointWriter":
         quiet_about_one_process()
         if has_group():  # messages of the writing threads must not come between those of training
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", timeout=self._timeout)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

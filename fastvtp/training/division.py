@@ -36,7 +36,8 @@ class ParallelConfig:
     """fsdp2, hsdp: dtype in which the matrices of a block are gathered and used: "float32", or "bfloat16", which halves
     what is sent and needs precision=bfloat16. Norms, heads, embeddings and gradients that are summed stay float32."""
     timeout: float = DEFAULT_TIMEOUT
-    """Seconds that a process waits for the others before the run ends, with a line that says so."""
+    """Seconds that a process waits for the others before the run ends, with a line that says so. The inner groups of
+    hsdp keep torch's own: 10 minutes of NCCL."""
     stop_exit_code: int = 0
     """Exit code of a run that SIGTERM or SIGUSR1 ended, with a checkpoint to go on from; a scheduler may start it anew
     at one that it knows."""

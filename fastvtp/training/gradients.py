@@ -108,6 +108,10 @@ class Gradients:
                     loss, terms = self._loss(batch, rest)
                 (loss / self._each).backward()
             sums.add(batch, loss, terms)
+        if len(sums.seen) != self._each:
+            raise RuntimeError(
+                f"step {step} has {len(sums.seen)} micro-batches, expected {self._each}: the loader ended"
+            )
         self._parallel.average_scalars()
         return sums
 

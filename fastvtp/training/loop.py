@@ -86,9 +86,9 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
     another than the run began with: the schedule is then that of the new number from there on, which is logged. Raises
     ConfigError, or FloatingPointError for a loss that is not finite.
     """
-    with run_group(config) as device:
+    with run_group(config) as device, StopSignals() as signals:
         begun = _begin(config, device, resume=resume)
-        return _train(config, begun, device, progress_bar=progress_bar and processes.is_first())
+        return _train(config, begun, device, signals, progress_bar=progress_bar and processes.is_first())
 
 
 @contextlib.contextmanager
@@ -135,7 +135,9 @@ def _agree(fresh: Progress) -> None:
             )
 
 
-def _train(config: TrainConfig, begun: _Begun, device: torch.device, *, progress_bar: bool) -> TrainResult:
+def _train(
+    config: TrainConfig, begun: _Begun, device: torch.device, signals: StopSignals, *, progress_bar: bool
+) -> TrainResult:
     run_dir, task, tokenizer, each = Path(config.output_dir), begun.task, begun.tokenizer, begun.each
     progress = Progress(annotations=task.digest(), device=device.type)
     _agree(progress)
@@ -162,7 +164,7 @@ def _train(config: TrainConfig, begun: _Begun, device: torch.device, *, progress
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, run_dir / RUN_CONFIG_NAME)
         clear_partial_folders(run_dir)
-    seconds_before, stopped_by = progress.train_seconds, None
+    seconds_before, stopped_by = progress.train_seconds, signals.asked()
     with contextlib.ExitStack() as stack:
         writer: Any = None
         if processes.is_first():
@@ -170,16 +172,21 @@ def _train(config: TrainConfig, begun: _Begun, device: torch.device, *, progress
                 MetricsWriter(run_dir, resume_step=progress.step, tensorboard=config.tensorboard)
             )
         stack.enter_context(loader)
-        signals = stack.enter_context(StopSignals())
         checkpoints = stack.enter_context(
-            CheckpointWriter(run_dir, write_files_beside, keep=config.keep_checkpoints, keep_best=config.keep_best)
+            CheckpointWriter(
+                run_dir,
+                write_files_beside,
+                keep=config.keep_checkpoints,
+                keep_best=config.keep_best,
+                timeout=config.parallel.timeout,
+            )
         )
         bar = stack.enter_context(_bar(config, progress.step, disable=not progress_bar))
         batches: Iterator[Any] = iter(loader) if progress.step < config.steps else iter(())
         started = interval_start = time.perf_counter()
         interval_wait = interval_steps = 0
         seen: list[Seen] = []
-        while progress.step < config.steps:
+        while progress.step < config.steps and stopped_by is None:
             sums = gradients.of_step(batches, progress.step)
             seen += [Seen(progress.step + 1, batch, loss) for batch, loss in sums.seen]
             rate = learning_rate_at(progress.step, config.steps, config.optimizer)
@@ -226,16 +233,15 @@ def _train(config: TrainConfig, begun: _Begun, device: torch.device, *, progress
                 if writer is not None:
                     writer.sync()
                 checkpoints.save(state, metrics, wait=stopped_by is not None)
-            if stopped_by is not None:
-                break
 
-    model_dir = run_dir / "model"
-    if stopped_by is None:
+    model_dir, done = run_dir / "model", progress.step == config.steps
+    if done:
         export_model(model_dir, state, write_files_beside)
-    else:
+    stopped_by = signals.asked() or stopped_by  # while the last checkpoint and the model were written
+    if stopped_by is not None:
         logger.warning("%s: stopped by %s after step %d, with a checkpoint", run_dir, stopped_by, progress.step)
     return TrainResult(
-        _whole_model(parallel, state, model_dir, device),
+        _whole_model(parallel, state, model_dir, device, done=done),
         tokenizer,
         model_dir,
         progress.step,
@@ -246,10 +252,10 @@ def _train(config: TrainConfig, begun: _Begun, device: torch.device, *, progress
     )
 
 
-def _whole_model(parallel: Parallel, state: TrainingState, model_dir: Path, device: torch.device) -> Any:
+def _whole_model(parallel: Parallel, state: TrainingState, model_dir: Path, device: torch.device, *, done: bool) -> Any:
     """Return the final model, whole on every process and ready for evaluation; of a run that stopped early, the model
     as it is."""
-    if parallel.strategy in ("fsdp2", "hsdp") and model_dir.is_dir():
+    if parallel.strategy in ("fsdp2", "hsdp") and done:
         return load_pretrained(model_dir, device=device)
     if state.average is not None:
         state.average.copy_to_model()

@@ -93,7 +93,7 @@ class Parallel:
     features twice, see `fastvtp.training.gradients`, and what is random must come out alike.
 
     Attributes:
-        model: the model itself; under fsdp2 and hsdp its parameters are DTensors, those of one element excepted.
+        model: the model itself; under fsdp2 and hsdp its parameters are DTensors, those without a dimension excepted.
         compute: what computes a loss: the model, or DDP around it.
         strategy: "none", "ddp", "fsdp2" or "hsdp".
     """

@@ -16,16 +16,14 @@ from torch import Tensor
 
 from fastvtp import processes
 from fastvtp.data.loader import VideoTextBatch
+from fastvtp.data.source import STOP_SIGNALS
 from fastvtp.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What schedulers send before they take a machine away; Slurm by `--signal=USR1@120`."""
-
 
 class StopSignals:
-    """A context in which `SIGNALS` are noted in place of ending the process, so that a run can save itself first.
+    """A context in which `STOP_SIGNALS` are noted in place of ending the process, so that a run can save itself first.
 
     Only in the main thread can a program look out for signals; elsewhere they do what they always do.
     """
@@ -36,7 +34,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
