@@ -93,7 +93,8 @@ class Gradients:
     def __init__(self, config: TrainConfig, task: Task, parallel: Parallel, micro_batches: int, device: torch.device):
         self._config, self._task, self._parallel = config, task, parallel
         self._each, self._device = micro_batches, device
-        self._wanted, self._checked = wanted_of(config, task), False
+        self._wanted = wanted_of(config, task)
+        self._checked = parallel.compiled  # whose graph cannot be left to look
         self._looks_around = type(task).collect is not Task.collect
         if self._wanted.compared and not self._looks_around and micro_batches * processes.size() > 1:
             raise ConfigError(_NO_FEATURES)

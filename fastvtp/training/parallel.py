@@ -96,6 +96,7 @@ class Parallel:
         model: the model itself; under fsdp2 and hsdp its parameters are DTensors, those without a dimension excepted.
         compute: what computes a loss: the model, or DDP around it.
         strategy: "none", "ddp", "fsdp2" or "hsdp".
+        compiled: whether all of it is compiled as one; else blocks may be.
     """
 
     def __init__(
@@ -118,7 +119,8 @@ class Parallel:
             self.compute = self._ddp = DistributedDataParallel(model, find_unused_parameters=leaves_out, **options)
         elif self.strategy != "none":
             self._shard(config, device)
-        if config.compile and not by_block:
+        self.compiled = config.compile and not by_block
+        if self.compiled:
             self.compute = torch.compile(self.compute)
         if processes.size() > 1:
             logger.info("%d processes, %s", processes.size(), self.strategy)

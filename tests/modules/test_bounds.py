@@ -19,7 +19,7 @@ from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import apply_overrides
 from fastvtp.training.loop import train
 from tests.checkpoints.names import tiny_model
-from tests.systems.alpro.test_ranks import _config
+from tests.evaluation.test_matching import CONFIG
 
 BOUND = math.log(100)
 
@@ -76,7 +76,7 @@ def test_the_scale_comes_back_from_its_bound(beyond):
 
 def test_the_temperature_of_alpro_is_the_releases_at_every_forward():
     """The release brings the parameter itself back under no_grad at the beginning of each forward."""
-    model = AlproTowers(_config(False))
+    model = AlproTowers(CONFIG)
     model.init_weights()
     released = torch.nn.Parameter(torch.tensor(model.config.temperature))
     optimizers = [torch.optim.SGD([parameter], lr=0.3) for parameter in (model.temperature, released)]
@@ -100,7 +100,7 @@ def test_the_temperature_of_alpro_is_the_releases_at_every_forward():
 
 
 def test_a_forward_changes_no_parameter():
-    model = AlproTowers(_config(False))
+    model = AlproTowers(CONFIG)
     model.init_weights()
     with torch.no_grad():
         model.temperature.fill_(0.9)

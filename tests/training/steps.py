@@ -199,7 +199,7 @@ def parts(batch: VideoTextBatch, micro_batches: int, *, numbered: bool = False) 
 
 
 def make_config(case: Case, model: Any, micro_batches: int, clips: int = CLIPS, **settings: Any) -> TrainConfig:
-    scopes = {"contrast_scope": "global", "matching_scope": "global"}
+    scopes: dict[str, Any] = {"contrast_scope": "global", "matching_scope": "global"}
     return TrainConfig(
         task=case.task, model=model.config, data=DataConfig(train="none.jsonl"), batch_size=clips,
         micro_batch=clips // micro_batches, seed=SEED, device="cpu", **scopes | settings,

@@ -17,8 +17,8 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     """The most memory that is taken at any time of this work, beside what was there before: exact, of all tensors."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work()
-    assert profiled.profiler is not None
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    found: Any = profiled.profiler
+    events = [event for event in found.kineto_results.events() if event.name() == "[memory]"]
     sizes = torch.tensor([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
     return int(sizes.cumsum(0).max())
 
