@@ -18,6 +18,7 @@ import json
 import logging
 import re
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -73,6 +74,8 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS_NAME)
     except SafetensorError as error:
         raise OSError(f"{folder / WEIGHTS_NAME}: {error}") from None
+    # safetensors gives it to its owner alone; readable by whom a file here is
+    (folder / WEIGHTS_NAME).chmod(stat.S_IMODE(folder.stat().st_mode) & 0o666)
 
 
 def write_description(folder: Path, config: Any, architecture: str, *, heads: Mapping[str, str] | None = None) -> None:

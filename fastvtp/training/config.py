@@ -242,8 +242,8 @@ class TrainConfig:
     processes, which must divide the micro-batches of a step."""
     contrast_scope: str | None = None
     """Clips that a contrast compares: "global", all of the step, at the cost of computing the features twice where a
-    process has several micro-batches; "micro_batch", those of one. None: global, unless the model's `gather_negatives`
-    says otherwise."""
+    process has several micro-batches; "micro_batch", those of one. None: global, unless `model.gather_negatives` is
+    false."""
     matching_scope: str | None = None
     """Clips among which a matching loss finds its wrong pairs, likewise; clips of other processes are sent over. None:
     as `contrast_scope`."""

@@ -238,8 +238,8 @@ def _train(
     if done:
         export_model(model_dir, state, write_files_beside)
     stopped_by = signals.asked() or stopped_by  # while the last checkpoint and the model were written
-    if stopped_by is not None:
-        logger.warning("%s: stopped by %s after step %d, with a checkpoint", run_dir, stopped_by, progress.step)
+    if stopped_by is not None and processes.is_first():
+        logger.warning("%s: stopped by %s after step %d", run_dir, stopped_by, progress.step)
     return TrainResult(
         _whole_model(parallel, state, model_dir, device, done=done),
         tokenizer,

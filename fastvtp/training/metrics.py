@@ -33,6 +33,12 @@ def last_record(run_dir: Path) -> dict[str, float]:
     return json.loads(lines[-1]) if lines else {}
 
 
+def records_in(run_dir: Path) -> int:
+    """Return the number of records in metrics.jsonl, 0 where there is none."""
+    path = run_dir / METRICS_NAME
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
 class MetricsWriter:
     """Appends one record a logged step. Values that depend on the clock go to a file of their own, so that
     metrics.jsonl of a resumed run equals that of an uninterrupted one byte for byte."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import RUN_CONFIG_NAME, step_folders
 from fastvtp.training.config import TrainConfig, differing_settings, saved_steps
+from fastvtp.training.metrics import records_in
 from fastvtp.training.state import TrainingState, read_progress, restore
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ def check_resumable(config: TrainConfig, *, resume: bool) -> bool:
     if not resume:
         raise ConfigError(f"{run_dir} already holds a run: add --resume to continue it, or choose another output_dir")
     if not checkpoints:
+        if recorded := records_in(run_dir):
+            logger.warning("%s has no checkpoint: starts anew, without the %d steps on record", run_dir, recorded)
         return False
     free = {entry.name for entry in fields(config.options) if entry.metadata.get("free_on_resume")}
     if changed := set(differing_settings(config, config_path)) - _FREE_ON_RESUME - {"steps"} - free:

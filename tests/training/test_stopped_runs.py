@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,3 +146,18 @@ def test_the_demo_runs_on_two_processes(tmp_path):
     for one, other in zip(records_of(tmp_path / "one"), records_of(two / "demo"), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)
     assert (two / "demo/gallery.html").is_file()
+
+
+def test_a_resumed_run_without_a_checkpoint_says_that_it_starts_anew(data, tmp_path, stop_at, caplog):
+    config = RUNS["videomae"].config(data, tmp_path / "run", "steps=2")
+    train(config, progress_bar=False)
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    caplog.clear()
+    assert train(config, resume=True, progress_bar=False).steps == 2
+    assert f"{tmp_path / 'run'} has no checkpoint: starts anew, without the 2 steps on record" in caplog.text
+
+
+def test_whoever_may_read_the_folder_may_read_the_weights(data, tmp_path):
+    train(RUNS["videomae"].config(data, tmp_path / "run", "steps=1"), progress_bar=False)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run/model").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
