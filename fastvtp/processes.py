@@ -109,7 +109,7 @@ def process_group(device: torch.device, timeout: float = DEFAULT_TIMEOUT, *, alo
     which sharding needs. Raises ConfigError for that where a process of a larger group works `alone`.
     """
     number, world, _ = launched()
-    if size() > 1 and "cpu" not in dist.get_backend_config():
+    if has_group() and "cpu" not in dist.get_backend_config():
         raise ConfigError('the group that there is serves no CPU tensors: make it with backend="cpu:gloo,cuda:nccl"')
     if has_group() or (world == 1 and not alone):
         yield
