@@ -38,6 +38,8 @@ class _Solitude(NamedTuple):
 _solitude = _Solitude()
 _patient: tuple[Any, Any] | None = None  # the group of all, and the one for long waits that was made beside it
 _exchange: Any = None  # the group that exchanges go through; None: that of all
+_meeting: Any = None  # the store of torchrun's processes, from the first group on
+_groups = 0  # made so far in it
 _agreements = 0  # how often `all_or_none` was called: as often on all processes of a group
 
 
@@ -121,7 +123,7 @@ def process_group(device: torch.device, timeout: float = DEFAULT_TIMEOUT, *, alo
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
         settings |= {"store": store, "rank": 0, "world_size": 1}
     else:
-        settings |= {"rank": number, "world_size": world}
+        settings |= {"store": _own_store(number, world, timeout), "rank": number, "world_size": world}
     if device.type == "cuda":
         settings["device_id"] = device
     dist.init_process_group(**settings)
@@ -131,6 +133,17 @@ def process_group(device: torch.device, timeout: float = DEFAULT_TIMEOUT, *, alo
             dist.barrier()  # none leaves while another still writes or reads
     finally:
         dist.destroy_process_group()
+
+
+def _own_store(number: int, world: int, timeout: float) -> Any:
+    """Return the store in which the processes of the next group find each other: in that of the group before, or of
+    processes that torchrun has replaced, they would find addresses where nobody is any more."""
+    global _meeting, _groups
+    if _meeting is None:  # kept, for the first process of a run without torchrun serves it
+        (_meeting, _, _) = next(iter(dist.rendezvous("env://", number, world, timeout=timedelta(seconds=timeout))))  # pyright: ignore
+    _groups += 1
+    name = f"fastvtp/group/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_groups}"
+    return dist.PrefixStore(name, _meeting)  # pyright: ignore[reportPrivateImportUsage]
 
 
 @contextmanager
@@ -259,15 +272,16 @@ def _failure() -> str:
 
 
 def first_decides(work: Callable[[], T]) -> T:
-    """Do `work` on the first process alone and return its result on all of them.
+    """Do `work` on the first process, which is `alone` in it, and return its result on all of them.
 
     Its error is raised there as it is, and on the others as FailedElsewhereError.
     """
-    result: Any = None
-    if is_first():
-        result = all_or_none(work)
-    else:
-        all_or_none(lambda: None)
+
+    def by_itself() -> Any:
+        with alone():  # what is shared out where all do it is then done as a whole, and waits for nobody
+            return work()
+
+    result: Any = all_or_none(by_itself if is_first() else lambda: None)
     if size() > 1:
         box = [result]
         dist.broadcast_object_list(box, src=0, group=_exchange)
@@ -290,15 +304,9 @@ def lost_others(error: BaseException) -> str | None:
 
 
 def first_alone(work: Callable[[], T]) -> T:
-    """Do `work` on the first process as if it were the only one, while the others wait for as long as it takes; return
-    its result on all of them. Errors as in `first_decides`."""
-
-    def by_itself() -> T:
-        with alone():
-            return work()
-
+    """Do `first_decides` while the others wait for as long as it takes."""
     with patience():
-        return first_decides(by_itself)
+        return first_decides(work)
 
 
 def share(items: Sequence[T]) -> Sequence[T]:

@@ -1,5 +1,6 @@
 """Processes of one torch.distributed group (gloo, CPU), for tests of what ranks compute together."""
 
+import socket
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -24,6 +25,13 @@ def _enter(rank: int, work: Callable[..., Any], folder: Path, processes: int, ar
     )
     torch.save(work(rank, *arguments), folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
 
 
 def run_ranks(

@@ -1,14 +1,19 @@
 """What the processes of a run say to each other."""
 
+import json
+import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import start_processes
 
 from fastvtp import processes
 from fastvtp.errors import ConfigError, FailedElsewhereError, UserError
-from tests.ranks import run_ranks
+from tests.forking import forking_context
+from tests.ranks import free_port, run_ranks
 
 
 def _said(work) -> str:
@@ -37,7 +42,7 @@ def _exchange(rank: int) -> dict:
         "one fails": _fails_on((1,)),
         "two fail": _fails_on((1, 2)),
         "all fail alike": _fails_on((0, 1, 2), "bad setting"),
-        "first": processes.first_decides(lambda: f"of {processes.rank()}"),
+        "first": processes.first_decides(lambda: f"of {processes.rank()}, {processes.gather(processes.size())}"),
         "first fails": _said(lambda: processes.first_decides(lambda: int("x"))),
     }
 
@@ -62,6 +67,23 @@ def test_long_work_ends_where_another_process_has_failed(tmp_path):
     assert [said for said, _, _ in found] == [elsewhere, elsewhere, "UserError: no such file"]
     assert max(done for _, done, _ in found) < 300
     assert {again for _, _, again in found} == {"returned again"}
+
+
+def _groups(rank: int, port: int, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    os.environ["MASTER_PORT"] = str(port)
+    found = []
+    for _ in range(3):
+        with processes.process_group(torch.device("cpu"), timeout=30):
+            found.append(processes.gather(rank))
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+def test_a_program_may_make_one_group_after_another(tmp_path):
+    """In the store of the first group the processes of the second would find the addresses of the first."""
+    forking_context()
+    start_processes(_groups, (free_port(), tmp_path), nprocs=2, start_method="forkserver")
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [[[0, 1]] * 3] * 2
 
 
 def _by_itself(rank: int) -> dict:
@@ -126,7 +148,7 @@ def test_processes_agree(tmp_path):
         assert rank["gathered"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
         assert rank["any"] == (True, False)
         assert rank["all do"] == "returned done"
-        assert rank["first"] == "of 0"
+        assert rank["first"] == "of 0, [1]"
     assert [rank["share"] for rank in found] == [[0, 3, 6], [1, 4], [2, 5]]
     elsewhere = "FailedElsewhereError: process 1: no such file 1"
     assert [rank["one fails"] for rank in found] == [elsewhere, "UserError: no such file 1", elsewhere]

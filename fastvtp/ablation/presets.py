@@ -14,7 +14,7 @@ from fastvtp.evaluation.report import REPORT_NAME, write_report
 from fastvtp.model_folder import RUN_CONFIG_NAME
 from fastvtp.runs import pretrain
 from fastvtp.training.config import TrainConfig
-from fastvtp.training.loop import train
+from fastvtp.training.loop import run_group, train
 from fastvtp.training.metrics import SPEED_NAME
 
 PROBE_STEPS, PROBE_ROUNDS = 12, 2
@@ -28,9 +28,16 @@ def compare_presets(
 
     Its steps are as many as fit the first run's time by the speed of a short probe of both, and its schedule ends with
     them. names: of the two presets. Adds presets = {name: {steps, train_seconds, retrieval}} to the demo's report.json
-    and returns it. An interrupted comparison continues where it stopped. The processes of a group all call this, as
-    they do `fastvtp.runs.demo`.
+    and returns it. An interrupted comparison continues where it stopped. All processes that torchrun started call this,
+    as they do `fastvtp.runs.demo`.
     """
+    with run_group(config):
+        return _compared(config, other, names, progress_bar=progress_bar)
+
+
+def _compared(
+    config: TrainConfig, other: TrainConfig, names: tuple[str, str], *, progress_bar: bool
+) -> dict[str, dict[str, Any]]:
     run_dir = Path(config.output_dir)
     dataset, report_path = SyntheticDataset(run_dir / "data"), run_dir / REPORT_NAME
     report = processes.first_decides(lambda: json.loads(report_path.read_text()))

@@ -59,26 +59,18 @@ def demo(
     if any(override.startswith(("data.train=", "data.test=")) for override in overrides or []):
         raise UserError("the demo makes its own videos; for yours: fastvtp pretrain RECIPE data.train=...")
     config = apply_overrides(get_recipe(DEMO_RECIPE, preset), overrides or [])
-    with together(config.device):
-        report = runs.demo(config, SyntheticConfig(seed=config.seed), progress_bar=not quiet)
-        _end_if_stopped(report, config)
-        say(*score_lines(report))
-        say(f"chance R1 {report['chance_R1']:.2f}; report, pictures and gallery are in {config.output_dir}")
-        if compare_presets:
-            from fastvtp.ablation import presets
-            from fastvtp.architecture import PRESETS
+    report = runs.demo(config, SyntheticConfig(seed=config.seed), progress_bar=not quiet)
+    _end_if_stopped(report, config)
+    done = f"chance R1 {report['chance_R1']:.2f}; report, pictures and gallery are in {config.output_dir}"
+    say(*score_lines(report), done)
+    if compare_presets:
+        from fastvtp.ablation import presets
+        from fastvtp.architecture import PRESETS
 
-            other = next(name for name in PRESETS if name != preset)
-            other_config = apply_overrides(get_recipe(DEMO_RECIPE, other), overrides or [])
-            found = presets.compare_presets(config, other_config, names=(preset, other), progress_bar=not quiet)
-            say(*presets.preset_table(found))
-
-
-def _end_if_stopped(report: "dict[str, Any]", config: "TrainConfig") -> None:
-    """End the command with the exit code that is set, where a signal ended the run of this report."""
-    if (signal := report.get("stopped_by")) is not None:
-        say(f"stopped by {signal} after step {report['steps']}: the same command with --resume goes on")
-        raise typer.Exit(config.parallel.stop_exit_code)
+        other = next(name for name in PRESETS if name != preset)
+        other_config = apply_overrides(get_recipe(DEMO_RECIPE, other), overrides or [])
+        found = presets.compare_presets(config, other_config, names=(preset, other), progress_bar=not quiet)
+        say(*presets.preset_table(found))
 
 
 def pretrain(
@@ -123,10 +115,17 @@ def _train(command: str, recipe: str, overrides: list[str] | None, *, resume: bo
 
     config = recipe_config(recipe, preset, overrides or [], command=command, resume=resume)
     report = runs.pretrain(config, resume=resume, progress_bar=not quiet)
-    _end_if_stopped(report, config)
+    _end_if_stopped(report, config, with_option=" with --resume")
     bad_files = report["bad_files"]["count"]
     done = f"{report['steps']} steps, {bad_files} undecodable files; see {config.output_dir}/report.json"
     say(*score_lines(report), done)
+
+
+def _end_if_stopped(report: dict[str, Any], config: "TrainConfig", with_option: str = "") -> None:
+    """End the command where a signal ended its run, with the exit code that the settings say."""
+    if (signal := report.get("stopped_by")) is not None:
+        say(f"stopped by {signal} after step {report['steps']}: the same command{with_option} goes on")
+        raise typer.Exit(config.parallel.stop_exit_code)
 
 
 def ablate(

@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import socket
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +14,16 @@ import typer
 
 from fastvtp.architecture import architecture_of
 from fastvtp.cli import together
+from fastvtp.data import synthetic
+from fastvtp.data.synthetic import SyntheticConfig
 from fastvtp.errors import FailedElsewhereError, UserError
 from fastvtp.model_folder import write_model_folder
 from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.videomae.classifier import VideoClassifierConfig
 from tests.forking import forking_context
 from tests.frozen.frozen_clips import write_classes
+from tests.ranks import free_port
+from tests.training.labelled import DECODER, SIZES
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch is built without torch.distributed")
 
@@ -41,14 +44,13 @@ def _process(rank: int, port: int, arguments: list[str], folder: Path) -> None:
         with (folder / f"{rank}.{stream.fileno()}").open("w") as file:
             os.dup2(file.fileno(), stream.fileno())
     sys.argv = ["fastvtp", *arguments]
+    synthetic.SyntheticConfig = lambda seed: SyntheticConfig(12, 6, num_frames=8, height=64, width=64, seed=seed)
     runpy.run_module("fastvtp", run_name="__main__")
 
 
 def commands(folder: Path, *arguments: list[str]) -> list[Ended]:
     """What comes of `fastvtp ARGUMENTS`, one list a process, on two processes that know of each other."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     folder.mkdir()
     started = [
         forking_context().Process(target=_process, args=(rank, port, given, folder))
@@ -95,16 +97,34 @@ def test_a_report_is_written_and_printed_once(place, tmp_path):
     assert json.loads((place / "together/report.json").read_text()) == report
 
 
+DEMO = [
+    "demo", "device=cpu", "data.num_workers=0", "data.vocab_size=300", "tensorboard=false", *SIZES, *DECODER,
+    "batch_size=4", "micro_batch=2", "steps=4", "checkpoint_every=4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options", [pytest.param([], id="alone"), pytest.param(["--compare-presets"], marks=pytest.mark.long, id="presets")]
+)
+def test_a_demo_is_made_by_both(tmp_path, options):
+    first, second = commands(tmp_path / "two", *[[*DEMO, *options, f"output_dir={tmp_path / 'demo'}"]] * 2)
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    assert first.out.count("chance R1 16.67; report, pictures and gallery are in") == 1
+    assert second.out == ""
+    report = json.loads((tmp_path / "demo/report.json").read_text())
+    assert (report["steps"], report["num_test"]) == (4, 6)
+    assert set(report.get("presets", ())) == ({"fastvtp", "official"} if options else set())
+    assert (tmp_path / "demo/reconstruction.png").is_file()
+
+
 def test_one_line_says_why_all_end(place, tmp_path):
     command = ["extract", str(place / "model"), str(place / "clips"), *COMMON, "--output", str(place / "features")]
     absent = [str(place / "absent") if argument == str(place / "clips") else argument for argument in command]
-    for name, given in (("second", (command, absent)), ("both", (absent, absent))):
-        ended = commands(tmp_path / name, *given)
-        assert [(status, out) for status, out, _ in ended] == [(2, "")] * 2
-        said = [line for process in ended for line in process.err.splitlines() if line.startswith("fastvtp")]
-        who = {"second": "fastvtp, process 1", "both": "fastvtp"}[name]
-        assert said == [f"{who}: {place / 'absent'}: expected a .jsonl file or a folder of videos"]
-        assert "Traceback" not in ended[0].err + ended[1].err
+    ended = commands(tmp_path / "two", command, absent)
+    assert [(status, out) for status, out, _ in ended] == [(2, "")] * 2
+    said = [line for process in ended for line in process.err.splitlines() if line.startswith("fastvtp")]
+    assert said == [f"fastvtp, process 1: {place / 'absent'}: expected a .jsonl file or a folder of videos"]
+    assert "Traceback" not in ended[0].err + ended[1].err
     assert not (place / "features").exists()
 
 
