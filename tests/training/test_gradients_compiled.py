@@ -36,7 +36,8 @@ def traced(monkeypatch) -> None:
     ("name", "changes"),
     [
         ("simvtp_hard_learned", {"depth": 1, "text_dropout": 0.3}),  # block by block: its embeddings draw
-        ("dual_encoder_shared", {"depth": 1}),  # the whole model, as it draws nothing
+        # the whole model, where it draws nothing
+        pytest.param("dual_encoder_shared", {"depth": 1}, marks=pytest.mark.long),
         pytest.param("simvtp_hard_learned", {"depth": 1}, marks=pytest.mark.long),
         pytest.param("alpro_paper", {"depth": 1, "text_depth": 1, "fusion_depth": 1}, marks=pytest.mark.long),
     ],
