@@ -31,8 +31,8 @@ def train_all(rank: int, root: str, output: str, names: tuple[str, ...], more: t
         config = RUNS[name].config(Path(root), Path(output) / name, *more)
         with pytest.MonkeyPatch.context() as patch:
             if stop:
-                left = iter([None] * (stop - 1) + ["SIGTERM"])
-                patch.setattr(StopSignals, "asked", lambda _, left=left: next(left))
+                asked = iter([None] * stop)  # before the first step, and after each but the last
+                patch.setattr(StopSignals, "asked", lambda _, asked=asked: next(asked, "SIGTERM"))
             result = train(config, resume=True, progress_bar=False)
         assert result.stopped_by == ("SIGTERM" if stop else None)
         assert not any(weight.is_meta for weight in result.model.parameters())
