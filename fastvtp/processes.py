@@ -219,13 +219,14 @@ def gather_tensors(own: Sequence[Tensor], device: torch.device | str) -> list[li
     return found
 
 
-def any_of(flag: bool) -> bool:
-    """Tell whether any process says so. All of them must call this; the host waits for the slowest."""
+def largest(number: int) -> int:
+    """Return the largest of the numbers that the processes have. All of them must call this; the host waits for the
+    slowest."""
     if size() == 1:
-        return flag
-    told = torch.tensor([int(flag)])
+        return number
+    told = torch.tensor([number])
     dist.all_reduce(told, op=dist.ReduceOp.MAX, group=_exchange)
-    return bool(told.item())
+    return int(told.item())
 
 
 def all_or_none(work: Callable[[], T]) -> T:

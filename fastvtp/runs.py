@@ -77,8 +77,8 @@ def _pretrain(config: TrainConfig, *, resume: bool, progress_bar: bool) -> dict[
     report = _train_report(config, result)
     if processes.is_first():
         write_report(run_dir / REPORT_NAME, report)
-    if processes.is_first() and result.stopped_by is None:
-        plot_curves(run_dir / METRICS_NAME, run_dir / "curves.png", title=run_dir.name)
+        if result.stopped_by is None:
+            plot_curves(run_dir / METRICS_NAME, run_dir / "curves.png", title=run_dir.name)
     data = config.data
     if data.test is not None and result.stopped_by is None:
         protocol = EvaluationProtocol(

@@ -36,7 +36,7 @@ def _exchange(rank: int) -> dict:
     return {
         "who": (processes.rank(), processes.size(), processes.is_first()),
         "gathered": processes.gather({"rank": rank}),
-        "any": (processes.any_of(rank == 2), processes.any_of(False)),
+        "any": (processes.largest(rank == 2), processes.largest(False)),
         "share": list(processes.share(range(7))),
         "all do": _fails_on(()),
         "one fails": _fails_on((1,)),
@@ -100,7 +100,7 @@ def _by_itself(rank: int) -> dict:
         thread.join()
         sharded = _said(lambda: processes.process_group(torch.device("cpu"), alone=True).__enter__())
     with processes.patience():
-        patient = processes.gather(rank), processes.any_of(rank == 0)
+        patient = processes.gather(rank), processes.largest(rank == 0)
     return {
         "alone": among,
         "threads": seen,
@@ -161,7 +161,7 @@ def test_processes_agree(tmp_path):
 
 
 def test_one_process_needs_no_group():
-    assert (processes.rank(), processes.size(), processes.gather(3), processes.any_of(True)) == (0, 1, [3], True)
+    assert (processes.rank(), processes.size(), processes.gather(3), processes.largest(True)) == (0, 1, [3], True)
     assert processes.first_decides(lambda: 5) == processes.all_or_none(lambda: 5) == 5
     with pytest.raises(UserError, match="as it was") as raised:
         processes.all_or_none(lambda: (_ for _ in ()).throw(UserError("as it was")))

@@ -18,7 +18,9 @@ class RecommendsScope(Protocol):
     gather_negatives: bool
 
 
-STRATEGIES, SCOPES = ("auto", "none", "ddp", "fsdp2", "hsdp"), ("global", "micro_batch")
+SHARDED = ("fsdp2", "hsdp")
+"""The strategies under which a process holds a part of the model."""
+STRATEGIES, SCOPES = ("auto", "none", "ddp", *SHARDED), ("global", "micro_batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ def check_strategy(settings: ParallelConfig, algorithm: str, processes: int) -> 
     strategy = settings.strategy
     if strategy == "none" and processes > 1:
         raise ConfigError(f"parallel.strategy=none is for one process, there are {processes}: set auto, ddp or fsdp2")
-    if strategy in ("fsdp2", "hsdp"):
+    if strategy in SHARDED:
         if algorithm != "adamw":
             raise ConfigError(
                 f"optimizer.algorithm={algorithm} with parallel.strategy={strategy}: the factored moments of a matrix "

@@ -10,8 +10,8 @@ from fastvtp import processes
 
 
 def means_of_processes(values: Sequence[Tensor]) -> Tensor:
-    """Return the means over the processes of numbers [] that each has, float32 [len(values)], on their device."""
-    together = torch.stack([value.float() for value in values])
+    """Return the means over the processes of numbers [] that each has, [len(values)], on their device."""
+    together = torch.stack(list(values))
     if processes.size() > 1:
         dist.all_reduce(together)
         together /= processes.size()

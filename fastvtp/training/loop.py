@@ -15,6 +15,7 @@ from fastvtp import processes
 from fastvtp.architecture import build_model
 from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
+from fastvtp.evaluation.dealing import joined
 from fastvtp.model_folder import (
     RUN_CONFIG_NAME,
     TOKENIZER_NAME,
@@ -28,7 +29,7 @@ from fastvtp.settings import choose_device
 from fastvtp.training.average import WeightAverage
 from fastvtp.training.checkpoints import CheckpointWriter, newest_whole
 from fastvtp.training.config import TrainConfig, save_config
-from fastvtp.training.division import micro_batches_each
+from fastvtp.training.division import SHARDED, micro_batches_each
 from fastvtp.training.exchange import means_of_processes
 from fastvtp.training.export import export_model
 from fastvtp.training.gradients import Gradients, computes_twice
@@ -95,7 +96,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
 def run_group(config: TrainConfig) -> Iterator[torch.device]:
     """Make the group of a run's processes, unless there is one already; gives the device of this process."""
     device = processes.own_device(choose_device(config.device))
-    sharded = config.parallel.strategy in ("fsdp2", "hsdp")
+    sharded = config.parallel.strategy in SHARDED
     with processes.process_group(device, config.parallel.timeout, alone=sharded):
         yield device
 
@@ -207,7 +208,9 @@ def _train(
             logging_due = progress.step % config.log_every == 0 or progress.step == config.steps
             saving_due = progress.step % config.checkpoint_every == 0 or last
             if logging_due or saving_due:
-                means = means_of_processes([*sums.totals.values(), grad_norm * each]) / each
+                means = (
+                    means_of_processes([value.float() for value in (*sums.totals.values(), grad_norm * each)]) / each
+                )
                 metrics = dict(zip([*sums.totals, "grad_norm"], means.tolist(), strict=True))
                 check_finite(seen, progress.step, metrics["grad_norm"], run_dir)
                 seen = []
@@ -229,7 +232,7 @@ def _train(
             bar.update()
             if saving_due:
                 progress.train_seconds = seconds_before + time.perf_counter() - started
-                progress.bad_files = _bad_files(loader)
+                progress.bad_files = dict(sorted(joined(loader.bad_files).items()))
                 if writer is not None:
                     writer.sync()
                 checkpoints.save(state, metrics, wait=stopped_by is not None)
@@ -255,7 +258,7 @@ def _train(
 def _whole_model(parallel: Parallel, state: TrainingState, model_dir: Path, device: torch.device, *, done: bool) -> Any:
     """Return the final model, whole on every process and ready for evaluation; of a run that stopped early, the model
     as it is."""
-    if parallel.strategy in ("fsdp2", "hsdp") and done:
+    if parallel.strategy in SHARDED and done:
         return load_pretrained(model_dir, device=device)
     if state.average is not None:
         state.average.copy_to_model()
@@ -275,11 +278,6 @@ def _tell_narrow_scopes(config: TrainConfig, task: Task) -> None:
             "contrast and matching compare" if len(narrow) > 1 else f"{narrow[0]} compares",
             config.clips_at_a_time,
         )
-
-
-def _bad_files(loader: Any) -> dict[str, str]:
-    """Return the undecodable files that any process has met, by path."""
-    return dict(sorted(item for found in processes.gather(loader.bad_files) for item in found.items()))
 
 
 def _bar(config: TrainConfig, initial: int, *, disable: bool) -> tqdm:

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -22,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from fastvtp import processes
 from fastvtp.errors import ConfigError
 from fastvtp.training.config import TrainConfig
-from fastvtp.training.division import strategy_of
+from fastvtp.training.division import SHARDED, strategy_of
+from fastvtp.training.exchange import means_of_processes
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def choose_strategy(config: TrainConfig, model: nn.Module, device: torch.device)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     strategy = strategy_of(settings, algorithm, processes.size(), trained, memory).name
-    if strategy not in ("fsdp2", "hsdp") and settings.param_dtype != "float32":
+    if strategy not in SHARDED and settings.param_dtype != "float32":
         raise ConfigError(f"parallel.param_dtype={settings.param_dtype} is for fsdp2 and hsdp, not for {strategy}")
     return strategy
 
@@ -108,7 +108,7 @@ class Parallel:
         if config.recompute:
             recompute_blocks(model)
         # the whole of a sharded model takes a minute a step to compile
-        by_block = self.strategy in ("fsdp2", "hsdp") or (twice and _draws(model))
+        by_block = self.strategy in SHARDED or (twice and _draws(model))
         if config.compile and by_block:
             compile_blocks(model, drawing=not twice)
         if self.strategy == "ddp":
@@ -151,7 +151,7 @@ class Parallel:
         with the last one of a step."""
         if self.strategy == "ddp" and not last:
             return self._ddp.no_sync()
-        if self.strategy in ("fsdp2", "hsdp"):
+        if self.strategy in SHARDED:
             self.model.set_requires_gradient_sync(last)  # pyright: ignore[reportCallIssue]
         return nullcontext()
 
@@ -159,10 +159,8 @@ class Parallel:
         """Average over the processes the gradients of single numbers, which FSDP2 leaves aside; call it once a step."""
         gradients = [parameter.grad for parameter in self._scalars if parameter.grad is not None]
         if gradients and processes.size() > 1:
-            together = torch.stack(gradients)
-            dist.all_reduce(together)
-            for gradient, total in zip(gradients, together, strict=True):
-                gradient.copy_(total / processes.size())
+            for gradient, mean in zip(gradients, means_of_processes(gradients), strict=True):
+                gradient.copy_(mean)
 
     def clip_gradients(self, bound: float) -> Tensor:
         """Scale all gradients so that their norm is at most `bound`; returns the norm before that, []."""

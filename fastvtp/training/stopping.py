@@ -46,12 +46,8 @@ class StopSignals:
 
     def asked(self) -> str | None:
         """Return the name of a signal that any process of the run has received, or None; all of them must ask."""
-        own = 0 if self._received is None else int(self._received)
-        if processes.size() == 1:
-            return signal.Signals(own).name if own else None
-        told = torch.tensor([own])
-        torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-        return signal.Signals(int(told.item())).name if told.item() else None
+        number = processes.largest(0 if self._received is None else int(self._received))
+        return signal.Signals(number).name if number else None
 
 
 @dataclass(frozen=True)
