@@ -1,0 +1,78 @@
+"""Where a video lies, as one text: a path, a URL of an object store, or a member of an archive in either.
+
+A location is what lists, log lines and reports name. Its forms:
+
+- `/films/a.mp4`, an absolute path; of a folder whose files are the frames, the path of the folder;
+- `s3://bucket/films/a.mp4`, a URL of any filesystem that fsspec knows;
+- `/shards/000017.tar::000017042.mp4`, a member of a tar, by path or URL of the tar;
+- `/lists/train-00000.parquet::17`, the bytes in row 17 of a parquet file.
+
+This module is about the text alone: nothing is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from pathlib import PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+ARCHIVE_SUFFIXES = (".tar", ".parquet")
+SEPARATOR = "::"
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # at least two letters: "C:" is a drive
+_MEMBER = re.compile(r"(.*?\.(?:tar|parquet))::(.+)", re.DOTALL)
+
+
+def located(written: str, folder: str | os.PathLike[str]) -> str:
+    """Turn a location as people write it in lists into an absolute one.
+
+    Quotes around it go, "~" becomes the home folder, "file://" a path, and what is relative starts from `folder`, which
+    may be a URL itself.
+    """
+    text = written.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1]
+    if text.startswith("file://"):
+        text = unquote(urlsplit(text).path)
+    if is_remote(text):
+        return text
+    text, base = os.path.expanduser(text), os.fspath(folder)
+    if is_remote(base):
+        return text if text.startswith("/") else f"{base.rstrip('/')}/{posixpath.normpath(text)}"
+    return os.path.join(base, text)
+
+
+def is_remote(location: str) -> bool:
+    """Tell whether a location is a URL, or a member of an archive that one names."""
+    return _SCHEME.match(location) is not None
+
+
+def member_of(location: str) -> tuple[str, str] | None:
+    """Split a member of an archive into the location of the archive and the member's name; None for what is none."""
+    match = _MEMBER.fullmatch(location)
+    return None if match is None else (match[1], match[2])
+
+
+def in_archive(archive: str, member: str) -> str:
+    """Return the location of a member of an archive."""
+    return f"{archive}{SEPARATOR}{member}"
+
+
+def normal(location: str) -> str:
+    """Return the one text for all that name the same place: paths lose "." and doubled slashes, URLs stay."""
+    if is_remote(location):
+        return location
+    if (parts := member_of(location)) is not None:
+        return in_archive(os.path.normpath(parts[0]), parts[1])
+    return os.path.normpath(location)
+
+
+def suffix_of(location: str) -> str:
+    """Return the suffix in lower case, ".mp4"; of a URL that of its path, of a member that of its name."""
+    if (parts := member_of(location)) is not None:
+        location = parts[1]
+    elif is_remote(location):
+        location = urlsplit(location).path
+    return PurePosixPath(location).suffix.lower()
