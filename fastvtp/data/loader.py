@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.decoding import VideoDecodeError
-from fastvtp.data.pipeline import build_pipeline, dali_formats
+from fastvtp.data.pipeline import Feed, build_pipeline, dali_formats
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading, ClipShape
 from fastvtp.data.sampling import ClipAugmentation, check_framing
 from fastvtp.data.source import REACHES, Batches, ClipSource, NoDecodableClipError, SampleStream
 from fastvtp.data.text import MIN_TEXT_LENGTH, PackedText, Tokenizer
+from fastvtp.data.workers import WorkersLostError
 from fastvtp.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -77,12 +77,13 @@ class Decoding:
     Attributes:
         decoder: "pyav" decodes in the workers, "dali" in the pipeline, which is handed whole files, long ones too;
             "auto" is "dali" on a GPU with NVDEC, else "pyav".
-        num_workers: worker processes; 0 prepares clips in this process.
+        num_workers: worker processes; 0 prepares clips in this process, where nothing can be ended that hangs.
+        file_seconds: longest time that a worker may take for a file, which then counts as undecodable; None: any.
         prefetch: batches prepared ahead.
         device: where `video` is made. Captions stay on the host, where masking and packing are planned.
         known_bad: path and reason of files found undecodable before. A resumed run passes the `bad_files` that the
-            same rank had at its `start_step`, so that a file which failed inside DALI is not used again. Where PyAV
-            decodes, attempts fail by themselves, and this changes nothing but `bad_files`.
+            same rank had at its `start_step`, so that a file which failed inside DALI, or took too long, is not used
+            again. All other attempts fail by themselves where PyAV decodes, and this changes nothing but `bad_files`.
 
     Raises:
         UserError: a value out of range.
@@ -90,6 +91,7 @@ class Decoding:
 
     decoder: str = "auto"
     num_workers: int = 1
+    file_seconds: float | None = 60.0
     prefetch: int = 2
     device: torch.device | str = "cpu"
     known_bad: Mapping[str, str] = field(default_factory=dict)
@@ -97,6 +99,8 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.num_workers < 0:
             raise UserError(f"num_workers must not be negative, got {self.num_workers}")
+        if self.file_seconds is not None and not self.file_seconds > 0:
+            raise UserError(f"file_seconds must be positive, or none, got {self.file_seconds}")
         if self.prefetch < 1:
             raise UserError(f"prefetch must be positive, got {self.prefetch}")
 
@@ -172,7 +176,7 @@ class VideoTextLoader:
         self.wait_seconds = 0.0
         self._bad_files = dict(decoding.known_bad)
         self._records, self._tokenizer, self._max_text_length = records, tokenizer, max_text_length
-        self._size, self._decoding = shape.size, decoding
+        self._size, self._decoding, self._clip_bytes = shape.size, decoding, None
         self._device = torch.device(decoding.device)
         if self._device.type == "cuda" and self._device.index is None:
             self._device = torch.device("cuda", torch.cuda.current_device())
@@ -190,6 +194,7 @@ class VideoTextLoader:
         self._step = batches.start_step
         self._told_of_cut = False
         self._pipeline: Any = None
+        self._feed: Feed | None = None
 
     @property
     def bad_files(self) -> dict[str, str]:
@@ -207,9 +212,17 @@ class VideoTextLoader:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """The process numbers of the workers that are running now; one that ends is replaced by another."""
+        workers = None if self._feed is None else self._feed.workers
+        return () if workers is None else workers.pids
+
     def close(self) -> None:
         """Stop the workers; batches handed out stay valid. A later iteration starts workers again."""
-        self._pipeline = None
+        if self._feed is not None:
+            self._feed.close()
+        self._pipeline = self._feed = None
 
     def __iter__(self) -> Iterator[VideoTextBatch]:
         """Go on with the stream in training, start over in evaluation.
@@ -240,7 +253,13 @@ class VideoTextLoader:
                     return pipeline.run(stream)
                 except StopIteration:
                     break
-                except Exception as error:  # DALI and its worker pool raise nothing more specific
+                except NoDecodableClipError as error:
+                    for name, reason in error.failures if not self._batches.train else ():
+                        self._note_bad_file(name, reason)
+                    raise
+                except WorkersLostError:
+                    raise
+                except Exception as error:  # DALI raises nothing more specific
                     self._exclude_damaged_files(error)
             if self._batches.train or self._source.stream != self._stream:
                 self.close()
@@ -255,11 +274,18 @@ class VideoTextLoader:
         left = None if self._batches.num_steps is None else self._batches.num_steps - done
         ahead = replace(self._batches, start_step=self._step, num_steps=left)
         self._source.stream = replace(self._stream, batches=ahead)
+        self._feed = Feed(
+            self._source,
+            num_workers=self._decoding.num_workers,
+            prefetch=self._decoding.prefetch,
+            clip_bytes=self._clip_bytes,
+            seconds=self._decoding.file_seconds,
+        )
         self._pipeline = build_pipeline(
             self._source,
+            self._feed,
             size=self._size,
             device_id=self._device.index,
-            num_workers=self._decoding.num_workers,
             prefetch=self._decoding.prefetch,
         )
         return self._pipeline
@@ -272,17 +298,11 @@ class VideoTextLoader:
             Exception: `error` itself, where no file is to blame.
         """
         numbers = [self._stream.number(self._step, place) for place in range(self._batches.batch_size)]
-        try:
-            for reach in REACHES:
-                if [number for number in numbers if self._source.find_damage(number, reach)]:
-                    break
-            else:
-                raise error
-        except NoDecodableClipError:
-            if not self._batches.train:
-                for attempt in range(len(self._records)):
-                    self._note_bad_file(numbers[0], attempt)
-            raise
+        for reach in REACHES:
+            if [number for number in numbers if self._source.find_damage(number, reach)]:
+                break
+        else:
+            raise error
         self.close()
 
     def _assemble(self, meta: Any, video: Any) -> VideoTextBatch | None:
@@ -292,8 +312,8 @@ class VideoTextLoader:
         for place, (index, failures, caption, beyond) in enumerate(meta.as_array().tolist()):
             number = self._stream.number(self._step, place)
             self._note_cut_span(index, beyond)
-            for attempt in range(failures):
-                self._note_bad_file(number, attempt)
+            for name, reason in self._failures_of(number):
+                self._note_bad_file(name, reason)
             if self._batches.train or (failures == 0 and number < self._stream.num_samples):
                 kept.append(place)
                 indices.append(index)
@@ -328,19 +348,13 @@ class VideoTextLoader:
             return torch.from_dlpack(video.as_tensor())
         return torch.stack([torch.from_dlpack(video[place]) for place in kept])
 
-    def _note_bad_file(self, number: int, attempt: int) -> None:
-        """Name the file that failed at an attempt for a sample, by repeating the attempt here."""
-        index, _ = self._stream.draw(number, attempt)
-        record = self._records[index]
-        if record.video in self._bad_files or record.source in self._bad_files:
-            return
-        name, reason = record.source, "failed in a worker and was readable afterwards"
-        try:
-            self._source.attempt(number, attempt)
-        except VideoDecodeError as error:
-            name, reason = error.path, error.reason
-        self._bad_files[name] = reason
-        logger.warning("%s: %s; %s", name, reason, "replaced" if self._batches.train else "left out")
+    def _failures_of(self, number: int) -> tuple[tuple[str, str], ...]:
+        return () if self._feed is None else self._feed.failures.pop(number, ())
+
+    def _note_bad_file(self, name: str, reason: str) -> None:
+        if name not in self._bad_files:
+            self._bad_files[name] = reason
+            logger.warning("%s: %s; %s", name, reason, "replaced" if self._batches.train else "left out")
 
     def _note_cut_span(self, index: int, beyond: int) -> None:
         """Say of the first span that ends more than `_ROUNDED_MS` after its video that such spans are cut."""

@@ -1,4 +1,4 @@
-"""The DALI graph: clips from worker processes, decoded there or here, then cropped, resized, mirrored and augmented.
+"""The DALI graph: samples from worker processes, decoded there or here, then cropped, resized, mirrored and augmented.
 
 DALI's wheels decode VP8, VP9 and MJPEG on the CPU and nearly everything on the GPU, so H.264 clips are decoded by PyAV
 in the workers on a CPU machine and by NVDEC on a GPU; the graph after the decoder is the same. The two decoders give
@@ -9,18 +9,13 @@ from __future__ import annotations
 
 import ctypes.util
 import logging
-import signal
-import sys
-import types
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import product
-from multiprocessing import resource_tracker
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 from fastvtp.data.dali_operations import FILL, rand_augmented
 from fastvtp.data.sampling import ClipAugmentation
-from fastvtp.data.source import STOP_SIGNALS, ClipSource
+from fastvtp.data.source import ClipSource
+from fastvtp.data.workers import ClipWorkers
 from fastvtp.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +27,7 @@ _CPU_FORMATS = frozenset(
     product(("mjpeg", "vp8", "vp9"), ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"))
 )
 _GPU_FORMATS = frozenset(product(("h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"), ("yuv420p", "yuvj420p")))
+_MOST_BYTES = 1 << 28  # of a file, or of whole frames, that come through shared memory; what is larger is copied twice
 _GPU_DECODER_THREADS = 8  # one thread feeds one NVDEC engine, and an H100 has seven of them
 
 
@@ -79,24 +75,75 @@ def dali_formats(decoder: str, device: torch.device) -> frozenset[tuple[str, str
     return _GPU_FORMATS | {("av1", "yuv420p")} if has_av1 else _GPU_FORMATS
 
 
+class Feed:
+    """Gives DALI the arrays of its batches, made in worker processes or, where there are none, in this one.
+
+    Args:
+        source: makes the samples.
+        num_workers: processes; 0 makes samples in this one, where nobody can end what takes too long.
+        prefetch: batches made ahead.
+        clip_bytes: of a sample, where all have the same size.
+        seconds: longest time that a file may take a worker; None: any.
+
+    Attributes:
+        failures: name and reason of the files that failed, by the number of the sample that they were drawn for.
+        workers: the processes, or None.
+    """
+
+    def __init__(
+        self, source: ClipSource, *, num_workers: int, prefetch: int, clip_bytes: int | None, seconds: float | None
+    ):
+        self.failures: dict[int, tuple[tuple[str, str], ...]] = {}
+        self._source, self._numbers = source, source.numbers()
+        self._batch_size = source.stream.batches.batch_size
+        self.workers: ClipWorkers | None = None
+        if num_workers:
+            self.workers = ClipWorkers(
+                source,
+                num_workers=num_workers,
+                ahead=self._batch_size * (1 + prefetch),
+                slot_bytes=clip_bytes or _MOST_BYTES,
+                seconds=seconds,
+            )
+
+    def __call__(self, iteration: int) -> tuple[list[Any], ...]:
+        """Return the arrays of a batch, for each output those of all samples; iteration 0 begins the stream anew.
+
+        Raises:
+            StopIteration: the stream has ended.
+            NoDecodableClipError: no replacement could be decoded either.
+        """
+        if iteration == 0:
+            self._numbers = self._source.numbers()
+            if self.workers:
+                self.workers.begin(self._source.numbers())
+        numbers = list(islice(self._numbers, self._batch_size))
+        if not numbers:
+            raise StopIteration
+        samples = self.workers.take(numbers) if self.workers else [self._source.load(number) for number in numbers]
+        for number, sample in zip(numbers, samples, strict=True):
+            self.failures[number] = sample.failures
+        return tuple(map(list, zip(*(sample.arrays for sample in samples), strict=True)))
+
+    def close(self) -> None:
+        """End the processes."""
+        if self.workers:
+            self.workers.close()
+
+
 def build_pipeline(
-    source: ClipSource,
-    *,
-    size: tuple[int, int] | None,
-    device_id: int | None,
-    num_workers: int,
-    prefetch: int,
+    source: ClipSource, feed: Feed, *, size: tuple[int, int] | None, device_id: int | None, prefetch: int
 ) -> Any:
-    """Build the DALI pipeline and start its workers.
+    """Build the DALI pipeline.
 
     Its `run()` gives `meta` int64 `[B, 4]` on the CPU (see `ClipSource.load`) and `video` uint8 `[B, T, H, W, 3]` on
     the device, until the source ends the stream.
 
     Args:
         source: makes the samples.
+        feed: hands them over.
         size: height and width of the output; None keeps the size of the video, uncropped.
         device_id: a GPU, or None for the CPU.
-        num_workers: worker processes; 0 runs the source in this process.
         prefetch: batches prepared ahead.
 
     Raises:
@@ -126,11 +173,9 @@ def build_pipeline(
     @pipeline_def(enable_conditionals=not source.decodes or bool(operation_inputs))
     def clips():
         meta, *arrays = fn.external_source(
-            source,
+            feed,
             num_outputs=len(inputs),
-            batch=False,
-            parallel=num_workers > 0,
-            prefetch_queue_depth=prefetch if num_workers > 0 else None,
+            batch=True,
             dtype=kinds,
             ndim=ndims,
             layout=layouts,
@@ -168,41 +213,9 @@ def build_pipeline(
     pipeline = clips(
         batch_size=source.stream.batches.batch_size,
         device_id=device_id,
-        num_threads=max(1, num_workers) if device_id is None else _GPU_DECODER_THREADS,
-        py_num_workers=num_workers or None,
-        py_start_method="spawn",
+        num_threads=1 if device_id is None else _GPU_DECODER_THREADS,
         prefetch_queue_depth=prefetch,
         exec_dynamic=True,  # an output stays valid for as long as a tensor made from it lives
     )
-    with _main_module_hidden(), _signals_held():
-        pipeline.build()
+    pipeline.build()
     return pipeline
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let worker processes begin with the signals blocked by which schedulers end all processes of a job: the run that
-    they work for saves itself first. `fastvtp.data.source` ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    # a helper of the standard library, started now and not with the first worker: it unblocks SIGTERM in its parent
-    resource_tracker.ensure_running()
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _main_module_hidden() -> Iterator[None]:
-    """Keep `spawn` from running the user's script again in every worker.
-
-    The workers need nothing from it; so a script works without an `if __name__ == "__main__"` guard, and a worker
-    starts without loading torch.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main

@@ -1,4 +1,4 @@
-"""The stateless clip source that DALI calls, in worker processes or in the main one; imports neither torch nor DALI.
+"""The stateless source of clips, for worker processes or the main one; imports neither torch nor DALI.
 
 (seed, epoch, index) decide everything about a sample: caption, frames, window, flip, augmentation, and which clip
 stands in for one that cannot be decoded. The main process can therefore retrace what a worker did from the number of
@@ -7,13 +7,10 @@ the sample alone.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import count
 
 import numpy as np
 
@@ -33,11 +30,22 @@ MAX_ATTEMPTS = 20
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send to all processes of a job before they take its machine away."""
 REACHES = ("span", "start", "file")
+TOOK_TOO_LONG = "took longer than"
+ENDED_WORKERS = "ended the processes that decoded it"
+_LASTING = (TOOK_TOO_LONG, ENDED_WORKERS)  # reasons that no later attempt can find again
 _FRAMES_AT_ONCE = 32
 
 
 class NoDecodableClipError(UserError):
-    """`MAX_ATTEMPTS` videos, drawn one to replace the other, or in evaluation all of them, could not be decoded."""
+    """`MAX_ATTEMPTS` videos, drawn one to replace the other, or in evaluation all of them, could not be decoded;
+    `failures` has name and reason of each."""
+
+    def __init__(self, message: str, failures: Sequence[tuple[str, str]] = ()):
+        super().__init__(message, failures)
+        self.failures = failures
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,30 +130,16 @@ class SampleStream:
         return index, rng
 
 
-def _end_by_parent_alone() -> None:
-    """In a worker process, which begins with `STOP_SIGNALS` blocked: end by the SIGTERM of the parent, by which DALI
-    ends its workers, and not by that of a scheduler, which the parent hears too."""
+@dataclass(frozen=True)
+class Sample:
+    """One sample: `arrays`, see `ClipSource.load`, and (name, reason) of the attempts before it that failed."""
 
-    def wait() -> None:
-        while True:
-            received = signal.sigwaitinfo(STOP_SIGNALS)
-            if received.si_signo == signal.SIGTERM and received.si_pid == os.getppid():
-                os._exit(128 + signal.SIGTERM)
-
-    threading.Thread(target=wait, daemon=True).start()
+    arrays: tuple[np.ndarray, ...]
+    failures: tuple[tuple[str, str], ...] = ()
 
 
-def _exit_with_parent() -> None:
-    """In a worker process: end as soon as the parent has. DALI's workers would outlive a killed one for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _nothing(record: int) -> None:
+    pass
 
 
 class ClipSource:
@@ -160,9 +154,10 @@ class ClipSource:
         dali_formats: None to decode here, with PyAV. Otherwise encoded bytes are handed on, of videos whose (codec,
             pixel format) is listed; others count as undecodable.
         known_bad: reason by path, for files that an earlier run found undecodable. They begin as `bad` where DALI
-            decodes, and are ignored where decoding is done here.
+            decodes; where decoding is done here, those alone that hung or ended a process.
 
     Attributes:
+        before_attempt: is told the number of the record before each attempt.
         bad: reason by path, for files known to be undecodable, and by `VideoRecord.source` for spans of a video that
             cannot be shown while others of it may.
         augmentation: as given; None in evaluation and for whole pictures.
@@ -183,8 +178,10 @@ class ClipSource:
         self.augmentation = augmentation if stream.batches.train and crop is not None else None
         # What PyAV cannot decode fails again by itself, and a file damaged in places only where a draw touches the
         # damage: remembering it would change the stream. What failed inside DALI has to be remembered, see
-        # `find_damage`.
-        self.bad: dict[str, str] = {} if dali_formats is None else dict(known_bad)
+        # `find_damage`, and so has what hung.
+        lasting = {name: reason for name, reason in known_bad.items() if reason.startswith(_LASTING)}
+        self.bad: dict[str, str] = lasting if dali_formats is None else dict(known_bad)
+        self.before_attempt: Callable[[int], None] = _nothing
         self._good: dict[int, tuple[VideoInfo, range]] = {}
         self._beyond: dict[int, int] = {}  # of spans already seen
         self._paths = [record.video for record in records]
@@ -197,33 +194,27 @@ class ClipSource:
         self._dali_formats = dali_formats
         self._last_read: tuple[int, np.ndarray, np.ndarray] | None = None
 
-    def __call__(self, info: Any) -> tuple[np.ndarray, ...]:
-        """Make the arrays of one sample, `info` being DALI's `SampleInfo`; see `load`.
-
-        Raises:
-            StopIteration: the stream has ended.
-            NoDecodableClipError: no replacement could be decoded either.
-        """
+    def numbers(self) -> Iterator[int]:
+        """Return the numbers of the samples of all steps, batch after batch."""
         batches = self.stream.batches
-        if batches.num_steps is not None and info.iteration >= batches.num_steps:
-            raise StopIteration
-        return self.load(self.stream.number(batches.start_step + info.iteration, info.idx_in_batch))
+        steps = count() if batches.num_steps is None else range(batches.num_steps)
+        for step in steps:
+            for place in range(batches.batch_size):
+                yield self.stream.number(batches.start_step + step, place)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if multiprocessing.parent_process() is not None:
-            _end_by_parent_alone()
-        _exit_with_parent()
+    def path_of(self, index: int) -> str:
+        """Return the location of the video of a record."""
+        return self._paths[index]
 
     @property
     def decodes(self) -> bool:
         """Whether samples hold frames; otherwise encoded bytes."""
         return self._dali_formats is None
 
-    def load(self, number: int) -> tuple[np.ndarray, ...]:
-        """Make the arrays of a sample, from the first attempt that can be decoded.
+    def load(self, number: int) -> Sample:
+        """Make a sample, from the first attempt that can be decoded.
 
-        Returns:
+        Returns, as `arrays`:
             meta: int64 `[4]`: record used, failed attempts before it, caption used, and the milliseconds by which the
             end of its span lies beyond that of its video.
             video: uint8 `[T, H, W, 3]`, upright. Or, for DALI to decode, three arrays: the file's bytes uint8 `[N]`,
@@ -235,15 +226,15 @@ class ClipSource:
         Raises:
             NoDecodableClipError: `MAX_ATTEMPTS` attempts failed, or all records in evaluation.
         """
-        errors = []
+        failures: list[tuple[str, str]] = []
         attempts = MAX_ATTEMPTS if self.stream.batches.train else self.stream.num_records
         for attempt in range(attempts):
             try:
-                return self.attempt(number, attempt)
+                return Sample(self.attempt(number, attempt), tuple(failures))
             except VideoDecodeError as error:
-                errors.append(str(error))
-        last = "; ".join(dict.fromkeys(errors[-3:]))
-        raise NoDecodableClipError(f"{attempts} videos in a row cannot be decoded, the last: {last}")
+                failures.append((error.path, error.reason))
+        last = "; ".join(dict.fromkeys(f"{name}: {reason}" for name, reason in failures[-3:]))
+        raise NoDecodableClipError(f"{attempts} videos in a row cannot be decoded, the last: {last}", failures)
 
     def attempt(self, number: int, attempt: int) -> tuple[np.ndarray, ...]:
         """Make one attempt of `load`.
@@ -252,6 +243,7 @@ class ClipSource:
             VideoDecodeError: the record of this attempt cannot be decoded.
         """
         index, generator = self.stream.draw(number, attempt)
+        self.before_attempt(index)
         rng = generator if self.stream.batches.train else None
         segment, crop = self.stream.view(number)
         segments, crops = self.stream.batches.views
@@ -286,7 +278,7 @@ class ClipSource:
         Raises:
             NoDecodableClipError: there was no file to hand out.
         """
-        index = int(self.load(number)[0][0])
+        index = int(self.load(number).arrays[0][0])
         whole = self._spans[index] is None
         if self.decodes or (whole and reach != REACHES[0]):
             return False

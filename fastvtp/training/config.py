@@ -128,6 +128,8 @@ class DataConfig:
     """Most answers that an open-ended question may have: the most frequent ones of the training set."""
     num_workers: int = 1
     """Decoding processes; 0 decodes in the training process."""
+    file_seconds: float | None = 60.0
+    """Longest time that a decoding process may take for a file, which counts as undecodable after it; None: any."""
     decoder: str = "auto"
     """"auto": NVDEC where there is one, else PyAV on the CPU; or "pyav", "dali"."""
 
@@ -144,7 +146,7 @@ class DataConfig:
         check_framing(self.framing, self.test_views[1])
         if self.test_sampling not in SAMPLING_KINDS:
             raise ValueError(f"test_sampling must be one of {', '.join(SAMPLING_KINDS)}, got {self.test_sampling!r}")
-        for name, least in (("test_top_k", 1), ("max_text_length", 3)):
+        for name, least in (("test_top_k", 1), ("max_text_length", 3), ("file_seconds", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, or none, got {value}")

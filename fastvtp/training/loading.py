@@ -34,7 +34,13 @@ def training_loader(
     if (ready := task.ready_loader(batches)) is not None:
         return ready
     clips = ClipShape(config.model.num_frames, config.model.image_size)
-    decoding = Decoding(decoder=data.decoder, num_workers=data.num_workers, device=device, known_bad=progress.bad_files)
+    decoding = Decoding(
+        decoder=data.decoder,
+        num_workers=data.num_workers,
+        file_seconds=data.file_seconds,
+        device=device,
+        known_bad=progress.bad_files,
+    )
 
     def source(records: Sequence[VideoRecord], share: float, kind: str = "video", repeat: int = 1) -> BatchSource:
         pictures = kind == "image"

@@ -77,7 +77,7 @@ def test_every_operation_occurs_and_changes_the_clip_where_there_is_something_to
     changed = (clips(loader) != clips(load(None, num_steps=30))).flatten(1).any(1).tolist()
     by_operation: dict[str, set[bool]] = {}
     for number, difference in enumerate(changed):
-        *_, drawn, _ = loader._source.load(number)
+        *_, drawn, _ = loader._source.load(number).arrays
         by_operation.setdefault(OPERATIONS[drawn[0]], set()).add(difference)
     assert by_operation.pop("identity") == {False}
     assert by_operation.pop("auto_contrast") == {False}  # barcodes are black and white: there is nothing to stretch
@@ -89,7 +89,7 @@ def test_the_sign_drawn_decides_the_direction_and_the_magnitude_the_distance(loa
     def grey_columns(magnitude):
         loader = load(ClipAugmentation(rand_augment=f"rand-m{magnitude}-n1-p1-inc1"), num_steps=25)
         for number, clip in enumerate(clips(loader)):
-            *_, drawn, arguments = loader._source.load(number)
+            *_, drawn, arguments = loader._source.load(number).arrays
             if OPERATIONS[drawn[0]] == "translate_x":
                 grey = (clip == GREY).flatten(3).all(3).all(1).all(0)  # [W]
                 yield bool(arguments[0] < 0), grey.tolist()
@@ -110,7 +110,7 @@ def test_a_clip_in_which_directions_matter_is_not_mirrored_by_any_operation(reco
         source = make_loader(
             named, None, num_frames=1, image_size=16, batch_size=6, train=True, num_workers=0, augmentation=augmentation
         )._source
-        drawn = [source.load(number)[-2] for number in range(120)]
+        drawn = [source.load(number).arrays[-2] for number in range(120)]
         return sum(OPERATIONS.index("mirror") in places for places in drawn)
 
     assert 10 < mirrored("a clip") < 40
@@ -136,14 +136,14 @@ def test_erasing_greys_one_box_in_all_frames_and_touches_nothing_else(load):
 
 def test_erasing_comes_as_often_as_asked(load):
     loader = load(ClipAugmentation(erasing=0.25))
-    sizes = [loader._source.load(number)[-1] for number in range(400)]
+    sizes = [loader._source.load(number).arrays[-1] for number in range(400)]
     assert 70 < sum(bool(size.any()) for size in sizes) < 130
 
 
 def test_augmentation_leaves_all_other_draws_as_they_are(load):
     plain, augmented = load(None), load(BOTH)
     for number in range(12):
-        before, after = plain._source.load(number), augmented._source.load(number)
+        before, after = plain._source.load(number).arrays, augmented._source.load(number).arrays
         assert len(after) == len(before) + 4
         for array, other in zip(before, after, strict=False):
             np.testing.assert_array_equal(array, other)

@@ -1,7 +1,7 @@
-import multiprocessing
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,11 +246,13 @@ def test_video_is_not_copied_out_of_dali(load):
 
 
 def test_closing_ends_the_workers(load):
-    before = set(multiprocessing.active_children())
     with load(num_workers=2) as loader:
         next(iter(loader))
-        assert len(set(multiprocessing.active_children()) - before) == 2
-    assert set(multiprocessing.active_children()) == before
+        pids = loader.worker_pids
+        assert len(set(pids)) == 2
+        assert all(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert loader.worker_pids == ()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def test_waiting_time_is_counted(load):

@@ -90,7 +90,7 @@ def test_a_direction_in_question_answer_or_options_keeps_a_clip_from_being_mirro
     records = load_questions(write_lines(tmp_path / "list.jsonl", question(**fields))).records
     stream = SampleStream(1, Batches(batch_size=1, train=True))
     source = ClipSource(records, stream, sampling=FrameSampling(num_frames=1), crop=CropSampling())
-    assert {int(source.load(number)[-1]) for number in range(20)} == ({0, 1} if mirrorable else {0})
+    assert {int(source.load(number).arrays[-1]) for number in range(20)} == ({0, 1} if mirrorable else {0})
 
 
 def test_the_mirror_rule_is_part_of_the_digest():

@@ -1,0 +1,98 @@
+"""Memory that worker processes share with the main one: a slot for the arrays of each sample, and what each is at.
+
+It has no name in any folder: the last process that lets go of it gives it back, however it ends.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_AT = np.dtype([("record", np.int64), ("since", np.float64)])
+_INLINE_BYTES = 1 << 14  # smaller arrays travel with the message
+_KEPT_BYTES = 1 << 24  # a slot that may hold more is emptied after use
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """What stands in a message for an array that lies in a slot, `start` bytes after its beginning."""
+
+    start: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class SharedSlots:
+    """The memory, as one process sees it.
+
+    Args:
+        descriptor: of the memory's file.
+        num_workers, slots, slot_bytes: its layout; `slot_bytes` is a multiple of the system's page.
+
+    Attributes:
+        descriptor, layout: what another process needs to see the same memory.
+        at: of each worker, the number of the record that it is at, -1 for none, and since when, in seconds of the
+            monotonic clock, which all processes of a machine share.
+    """
+
+    def __init__(self, descriptor: int, num_workers: int, slots: int, slot_bytes: int):
+        self.descriptor, self.layout = descriptor, (num_workers, slots, slot_bytes)
+        # numpy keeps the map as long as an array of it is alive
+        self._slots_at = _whole_pages(num_workers * _AT.itemsize)
+        self._memory = mmap.mmap(descriptor, self._slots_at + slots * slot_bytes)
+        self.at = np.frombuffer(self._memory, _AT, num_workers)
+        self._slots = np.frombuffer(self._memory, np.uint8, offset=self._slots_at).reshape(slots, slot_bytes)
+
+    @classmethod
+    def made(cls, num_workers: int, slots: int, slot_bytes: int) -> SharedSlots:
+        """Make new memory. Pages are taken from the system when they are first written."""
+        slot_bytes = _whole_pages(slot_bytes)
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("fastvtp")
+        else:
+            with tempfile.TemporaryFile() as file:
+                descriptor = os.dup(file.fileno())
+        os.ftruncate(descriptor, _whole_pages(num_workers * _AT.itemsize) + slots * slot_bytes)
+        return cls(descriptor, num_workers, slots, slot_bytes)
+
+    def empty(self, slot: int) -> None:
+        """Give the pages of a slot back to the system, where it can: large samples shall not fill them all for ever."""
+        if self._slots.shape[1] > _KEPT_BYTES and hasattr(mmap, "MADV_REMOVE"):
+            start = self._slots_at + slot * self._slots.shape[1]
+            self._memory.madvise(mmap.MADV_REMOVE, start, self._slots.shape[1])
+
+    def close(self) -> None:
+        """Let go of the file; arrays of it that somebody holds stay."""
+        os.close(self.descriptor)
+
+    def placed(self, slot: int, arrays: Iterable[np.ndarray]) -> tuple[Any, ...]:
+        """Copy what is large into a slot, as far as it fits; returns the arrays with stand-ins for what was copied."""
+        room, end, left = self._slots[slot], 0, []
+        for array in arrays:
+            start = end
+            if array.nbytes < _INLINE_BYTES or start + array.nbytes > len(room):
+                left.append(array)
+                continue
+            end = start + array.nbytes
+            np.frombuffer(room[start:end], array.dtype).reshape(array.shape)[...] = array
+            end = -(-end // 64) * 64
+            left.append(_Placed(start, array.shape, array.dtype))
+        return tuple(left)
+
+    def found(self, slot: int, arrays: Iterable[Any]) -> tuple[np.ndarray, ...]:
+        """Put what lies in a slot, without a copy, in the place of its stand-ins."""
+        return tuple(self._seen(slot, array) if isinstance(array, _Placed) else array for array in arrays)
+
+    def _seen(self, slot: int, array: _Placed) -> np.ndarray:
+        size = int(np.prod(array.shape, dtype=np.int64)) * array.dtype.itemsize
+        return self._slots[slot, array.start : array.start + size].view(array.dtype).reshape(array.shape)
+
+
+def _whole_pages(size: int) -> int:
+    return max(1, -(-size // mmap.ALLOCATIONGRANULARITY)) * mmap.ALLOCATIONGRANULARITY

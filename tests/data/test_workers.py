@@ -1,0 +1,199 @@
+"""Worker processes that are killed, stopped or hang: the same batches come, and the log says what happened."""
+
+import gc
+import logging
+import os
+import signal
+import time
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.source import ENDED_WORKERS, TOOK_TOO_LONG, ClipSource, NoDecodableClipError, Sample
+from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.workers import ClipWorkers, WorkersLostError
+from tests.data.clips import write_clip
+from tests.data.loaders import make_loader
+
+SETTINGS = {"batch_size": 3, "num_frames": 4, "train": True, "seed": 3, "image_size": 32}
+
+
+class Made:
+    """A source of numbers in place of clips; `deeds` says what a worker does at a sample, by its number."""
+
+    def __init__(self, deeds=None, once=None, shape=(64, 64)):
+        self.deeds, self.once, self.shape, self.bad = deeds or {}, once, shape, {}
+        self.before_attempt = None
+
+    def path_of(self, record):
+        return f"/films/{record}.mp4"
+
+    def load(self, number):
+        self.before_attempt(number)
+        if self.path_of(number) in self.bad:
+            return Sample((np.array([-1]),), ((self.path_of(number), self.bad[self.path_of(number)]),))
+        if number in self.deeds and (self.once is None or not Path(self.once).exists()):
+            if self.once is not None:
+                Path(self.once).touch()
+            self.deeds[number]()
+        return Sample((np.array([number]), np.full(self.shape, number, np.uint8)))
+
+
+def hang():
+    time.sleep(60)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.01)
+
+
+def fail():
+    raise ZeroDivisionError("nothing to share")
+
+
+def refuse():
+    raise NoDecodableClipError("none left", [("/films/a.mp4", "zero bytes")])
+
+
+def taken(source, last=12, **settings):
+    defaults = {"num_workers": 2, "ahead": 6, "slot_bytes": 5000, "seconds": 30.0}
+    with ClipWorkers(source, **{**defaults, **settings}) as workers:
+        workers.begin(iter(range(last)))
+        found = [workers.take([number, number + 1]) for number in range(0, last, 2)]
+        return [
+            (int(sample.arrays[0][0]), *(array.copy() for array in sample.arrays[1:]))
+            for pair in found
+            for sample in pair
+        ]
+
+
+def test_samples_come_in_order_and_whole():
+    for number, (told, pixels) in enumerate(taken(Made())):
+        assert told == number
+        np.testing.assert_array_equal(pixels, np.full((64, 64), number, np.uint8))
+
+
+def test_what_does_not_fit_its_slot_comes_all_the_same():
+    found = taken(Made(shape=(512, 512)), last=4)
+    assert [pixels.mean() for _, pixels in found] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("deed", "word"), [(die, "was ended by SIGKILL"), (stop, "was stopped")])
+def test_a_worker_that_is_lost_once_is_replaced_and_its_sample_made_again(deed, word, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        found = taken(Made({5: deed}, once=str(tmp_path / "done")))
+    assert [number for number, _ in found] == list(range(12))
+    assert f"{word} while reading /films/5.mp4; another takes its place" in caplog.text
+
+
+def test_a_file_at_which_workers_end_twice_counts_as_undecodable():
+    source = Made({5: die})
+    found = taken(source)
+    assert [entry[0] for entry in found] == [0, 1, 2, 3, 4, -1, *range(6, 12)]
+    assert source.bad == {"/films/5.mp4": ENDED_WORKERS}
+
+
+def test_a_file_that_takes_too_long_counts_as_undecodable(caplog):
+    source, started = Made({5: hang}), time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        found = taken(source, seconds=1.0)
+    assert [entry[0] for entry in found] == [0, 1, 2, 3, 4, -1, *range(6, 12)]
+    assert time.monotonic() - started < 20
+    assert source.bad == {"/films/5.mp4": f"{TOOK_TOO_LONG} 1 s"}
+    assert "took longer than 1 s while reading /films/5.mp4" in caplog.text
+
+
+class Stillborn(Made):
+    def __setstate__(self, state):
+        os._exit(7)
+
+
+def test_workers_that_never_live_end_in_an_error(monkeypatch):
+    monkeypatch.setattr("fastvtp.data.workers._MOST_LOST", 4)
+    with pytest.raises(WorkersLostError, match="4 decoding workers ended in a row, the last ended with exit code 7"):
+        taken(Stillborn())
+
+
+def test_errors_of_a_worker_come_where_their_sample_is_taken():
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: nothing to share"):
+        taken(Made({3: fail}))
+    with pytest.raises(NoDecodableClipError) as caught:
+        taken(Made({3: refuse}))
+    assert str(caught.value) == "none left"
+    assert caught.value.failures == [("/films/a.mp4", "zero bytes")]
+
+
+def test_nothing_is_left_behind():
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd")), set(os.listdir("/dev/shm"))
+    for _ in range(2):
+        taken(Made())
+    gc.collect()
+    assert (len(os.listdir("/proc/self/fd")), set(os.listdir("/dev/shm"))) == before
+
+
+def test_workers_end_with_their_parent_however_it_ends(tmp_path):
+    child = os.fork()
+    if child == 0:
+        workers = ClipWorkers(Made(), num_workers=2, ahead=4, slot_bytes=5000)
+        workers.begin(count())
+        workers.take([0, 1])
+        (tmp_path / "new").write_text(" ".join(map(str, workers.pids)))
+        (tmp_path / "new").rename(tmp_path / "pids")
+        time.sleep(60)
+    pids = []
+    while not pids:
+        time.sleep(0.05)
+        pids = (tmp_path / "pids").read_text().split() if (tmp_path / "pids").exists() else []
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    end = time.monotonic() + 10
+    while any(_runs(pid) for pid in pids):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    paths = [write_clip(folder / f"{i}.mp4", 8, first=8 * i) for i in range(6)]
+    return [VideoRecord(path.stem, str(path), (f"clip {path.stem}",)) for path in paths]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_run_gets_the_same_batches_whatever_happens_to_its_workers(clips, sent):
+    tokenizer = CaptionTokenizer.train([record.captions[0] for record in clips], 50)
+    with make_loader(clips, tokenizer, max_text_length=8, num_steps=20, num_workers=0, **SETTINGS) as loader:
+        expected = [batch.video.clone() for batch in loader]
+    with make_loader(clips, tokenizer, max_text_length=8, num_steps=20, num_workers=2, **SETTINGS) as loader:
+        for step, batch in enumerate(loader):
+            torch.testing.assert_close(batch.video, expected[step], rtol=0, atol=0)
+            if step % 6 == 2:
+                os.kill(loader.worker_pids[step % 2], sent)
+        assert step == 19
+        assert loader.bad_files == {}
+
+
+def test_a_resumed_run_knows_the_files_that_hung(clips):
+    name, reason = clips[2].video, f"{TOOK_TOO_LONG} 60 s"
+    with make_loader(clips, None, num_steps=4, num_workers=0, known_bad={name: reason}, **SETTINGS) as loader:
+        shown = [int(index) for batch in loader for index in batch.sample_ids]
+    assert 2 not in shown
+    assert isinstance(loader._source, ClipSource)
+    assert loader._source.bad == {name: reason}
