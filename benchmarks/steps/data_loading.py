@@ -76,7 +76,7 @@ def _loader_maker(folder: Path, device: torch.device, smoke: bool) -> Callable[[
     from fastvtp.data.annotations import load_annotations
     from fastvtp.data.loader import Decoding, VideoTextLoader
     from fastvtp.data.reading import ClipReading, ClipShape
-    from fastvtp.data.source import Batches
+    from fastvtp.data.stream import Batches
     from fastvtp.data.synthetic import SyntheticConfig, generate_dataset
     from fastvtp.data.wordpiece import CaptionTokenizer
 

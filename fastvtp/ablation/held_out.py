@@ -19,7 +19,7 @@ from fastvtp.architecture import architecture_of
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.loader import Decoding, VideoTextBatch, VideoTextLoader
 from fastvtp.data.reading import ClipShape
-from fastvtp.data.source import Batches
+from fastvtp.data.stream import Batches
 from fastvtp.data.text import MIN_TEXT_LENGTH, Tokenizer
 
 MASK_SEED = 1000  # of the masks that all runs are scored with; no run trains with them

@@ -20,7 +20,8 @@ from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.pipeline import Feed, build_pipeline, dali_formats
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading, ClipShape
 from fastvtp.data.sampling import ClipAugmentation, check_framing
-from fastvtp.data.source import REACHES, Batches, ClipSource, NoDecodableClipError, SampleStream
+from fastvtp.data.source import REACHES, ClipSource, NoDecodableClipError
+from fastvtp.data.stream import Batches, SampleStream
 from fastvtp.data.text import MIN_TEXT_LENGTH, PackedText, Tokenizer
 from fastvtp.data.workers import WorkersLostError
 from fastvtp.errors import UserError

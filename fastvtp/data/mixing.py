@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import floor
 
 from fastvtp.data.loader import VideoTextBatch, VideoTextLoader
-from fastvtp.data.source import Batches
+from fastvtp.data.stream import Batches
 from fastvtp.errors import UserError
 
 

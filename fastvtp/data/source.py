@@ -16,17 +16,10 @@ import numpy as np
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import Video, VideoDecodeError, VideoInfo
-from fastvtp.data.sampling import (
-    ClipAugmentation,
-    CropSampling,
-    FrameSampling,
-    epoch_order,
-    sample_number,
-    sample_rng,
-)
+from fastvtp.data.sampling import ClipAugmentation, CropSampling, FrameSampling
+from fastvtp.data.stream import SampleStream
 from fastvtp.errors import UserError
 
-MAX_ATTEMPTS = 20
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send to all processes of a job before they take its machine away."""
 REACHES = ("span", "start", "file")
@@ -37,8 +30,8 @@ _FRAMES_AT_ONCE = 32
 
 
 class NoDecodableClipError(UserError):
-    """`MAX_ATTEMPTS` videos, drawn one to replace the other, or in evaluation all of them, could not be decoded;
-    `failures` has name and reason of each."""
+    """None of the videos that were drawn, one to replace the other, could be decoded; `failures` has name and reason of
+    each."""
 
     def __init__(self, message: str, failures: Sequence[tuple[str, str]] = ()):
         super().__init__(message, failures)
@@ -46,88 +39,6 @@ class NoDecodableClipError(UserError):
 
     def __str__(self) -> str:
         return self.args[0]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batches:
-    """Which batches of a data set one rank makes, in the terms of `fastvtp.data.sampling`.
-
-    In training the records come in shuffled epochs without end; otherwise in order, each once for every view. Steps
-    `start_step` to `start_step + num_steps - 1` are made.
-
-    Attributes:
-        batch_size: clips of a batch; each step makes one on every rank.
-        train: training or evaluation.
-        seed: of everything random.
-        start_step: the first step; a run resumes at the step it had reached.
-        num_steps: number of steps; None: without end in training, as many as all records need in evaluation.
-        rank, world_size: this process among those that share a step's samples.
-        views: segments and crops of multi-view evaluation, crops running faster.
-
-    Raises:
-        UserError: a value out of range, or several views in training.
-    """
-
-    batch_size: int
-    train: bool
-    seed: int = 0
-    start_step: int = 0
-    num_steps: int | None = None
-    rank: int = 0
-    world_size: int = 1
-    views: tuple[int, int] = (1, 1)
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"batch_size must be positive, got {self.batch_size}")
-        if not 0 <= self.rank < self.world_size:
-            raise UserError(f"rank {self.rank} is outside [0, world_size {self.world_size})")
-        if self.seed < 0 or self.start_step < 0:
-            raise UserError(f"seed {self.seed} and start_step {self.start_step} must not be negative")
-        if min(self.views) < 1:
-            raise UserError(f"views: expected positive (segments, crops), got {self.views}")
-        if self.train and self.views != (1, 1):
-            raise UserError(f"views {self.views} are for evaluation: set train=False")
-
-
-@dataclass(frozen=True)
-class SampleStream:
-    """Which samples of `num_records` records a rank sees."""
-
-    num_records: int
-    batches: Batches
-
-    @property
-    def num_samples(self) -> int:
-        """The samples of one epoch: every view of every record."""
-        segments, crops = self.batches.views
-        return self.num_records * segments * crops
-
-    def view(self, number: int) -> tuple[int, int]:
-        """Tell which segment and which crop of its record a sample is."""
-        segments, crops = self.batches.views
-        return divmod(number % (segments * crops), crops)
-
-    def number(self, step: int, place: int) -> int:
-        """Compute the global number of the sample at `place` in this rank's batch of a step."""
-        given = self.batches
-        return sample_number(step, place, batch_size=given.batch_size, rank=given.rank, world_size=given.world_size)
-
-    def batch_number(self, step: int) -> int:
-        """Compute the number of this rank's batch of a step among the batches of all ranks, which take turns."""
-        return step * self.batches.world_size + self.batches.rank
-
-    def draw(self, number: int, attempt: int) -> tuple[int, np.random.Generator]:
-        """Draw the record tried at `attempt` for a sample; returns also the generator of the choices about it."""
-        seed, train, (segments, crops) = self.batches.seed, self.batches.train, self.batches.views
-        epoch, index = divmod(number // (segments * crops), self.num_records)
-        if train:
-            index = int(epoch_order(seed, epoch, self.num_records)[index])
-        rng = sample_rng(seed, epoch, index, attempt)
-        if attempt > 0:
-            # what stands in during evaluation is thrown away: the next record that opens is as good as any
-            index = int(rng.integers(self.num_records)) if train else (index + attempt) % self.num_records
-        return index, rng
 
 
 @dataclass(frozen=True)
@@ -224,10 +135,10 @@ class ClipSource:
             augmentation: the arrays of `ClipAugmentation.draw`, where there is one.
 
         Raises:
-            NoDecodableClipError: `MAX_ATTEMPTS` attempts failed, or all records in evaluation.
+            NoDecodableClipError: all attempts failed, see `SampleStream.num_attempts`.
         """
         failures: list[tuple[str, str]] = []
-        attempts = MAX_ATTEMPTS if self.stream.batches.train else self.stream.num_records
+        attempts = self.stream.num_attempts
         for attempt in range(attempts):
             try:
                 return Sample(self.attempt(number, attempt), tuple(failures))

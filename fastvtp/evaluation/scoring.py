@@ -16,7 +16,7 @@ from fastvtp.data.loader import Decoding, VideoTextLoader
 from fastvtp.data.questions import QuestionSet, has_options, load_questions
 from fastvtp.data.reading import ClipReading, ClipShape
 from fastvtp.data.sampling import check_framing
-from fastvtp.data.source import Batches
+from fastvtp.data.stream import Batches
 from fastvtp.data.text import MIN_TEXT_LENGTH
 from fastvtp.errors import UserError
 from fastvtp.evaluation.captions import all_captions

@@ -17,7 +17,7 @@ from fastvtp.data.annotations import FOLDER_LISTS, VideoRecord, load_videos, rea
 from fastvtp.data.classes import TargetSet, load_targets
 from fastvtp.data.loader import Decoding, VideoTextLoader
 from fastvtp.data.reading import ClipReading, ClipShape
-from fastvtp.data.source import Batches
+from fastvtp.data.stream import Batches
 from fastvtp.errors import UserError
 from fastvtp.evaluation.dealing import joined
 from fastvtp.evaluation.protocol import EvaluationProtocol

@@ -10,7 +10,7 @@ from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.loader import Decoding, VideoTextLoader
 from fastvtp.data.mixing import BatchSource, MixedLoader
 from fastvtp.data.reading import ClipShape
-from fastvtp.data.source import Batches
+from fastvtp.data.stream import Batches
 from fastvtp.data.text import Tokenizer
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.state import Progress

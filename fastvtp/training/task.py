@@ -13,7 +13,7 @@ from torch import Tensor
 from fastvtp.architecture import architecture_of
 from fastvtp.data.annotations import VideoRecord, annotations_digest, load_annotations
 from fastvtp.data.loader import VideoTextBatch
-from fastvtp.data.source import Batches
+from fastvtp.data.stream import Batches
 from fastvtp.data.text import MIN_TEXT_LENGTH, Tokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.modules.rest_of_step import ALONE, Collected, RestOfStep, Wanted

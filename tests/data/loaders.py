@@ -7,7 +7,7 @@ from typing import Any
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.loader import Decoding, VideoTextLoader
 from fastvtp.data.reading import ClipReading, ClipShape
-from fastvtp.data.source import Batches
+from fastvtp.data.stream import Batches
 from fastvtp.data.text import Tokenizer
 
 _PARTS = {"shape": ClipShape, "reading": ClipReading, "batches": Batches, "decoding": Decoding}

@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.source import NoDecodableClipError
+from fastvtp.data.stream import Batches, SampleStream
 from fastvtp.data.wordpiece import CaptionTokenizer
 from tests.data.clips import (
     damage_packet,
@@ -151,9 +153,27 @@ def test_nothing_but_bad_files_ends_in_one_clear_line(bad, tokenizer, num_worker
     with pytest.raises(NoDecodableClipError) as caught:
         run(bad, tokenizer, num_steps=5, num_workers=num_workers)
     message = str(caught.value)
-    assert message.startswith("20 videos in a row cannot be decoded, the last: ")
+    assert message.startswith(f"{len(bad)} videos in a row cannot be decoded, the last: ")
     assert any(record.video in message for record in bad)
     assert "\n" not in message
+
+
+def test_what_stands_in_is_drawn_without_repetition():
+    stream = SampleStream(7, Batches(batch_size=1, train=True, seed=5))
+    for number in range(10):
+        tried = [stream.draw(number, attempt)[0] for attempt in range(7)]
+        assert sorted(tried) == list(range(7))
+    assert len({tuple(stream.draw(number, attempt)[0] for attempt in range(7)) for number in range(7)}) > 3
+    # and what is random about a replacement is not what chose it
+    captions = [stream.draw(number, 1)[1].integers(7) == stream.draw(number, 1)[0] for number in range(60)]
+    assert sum(captions) < 30
+
+
+def test_a_set_of_which_most_is_missing_goes_on(good, tokenizer):
+    missing = [replace(good[0], id=str(n), video=f"{good[0].video}.{n}") for n in range(7 * len(good) // 3)]
+    batches, bad_files = run([*missing, *good], tokenizer, num_steps=120, num_workers=0)
+    assert len(batches) == 120
+    assert bad_files.keys() <= {record.video for record in missing}
 
 
 @pytest.fixture(scope="module")

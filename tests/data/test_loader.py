@@ -364,7 +364,7 @@ import sys
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.loader import Decoding, VideoTextLoader
 from fastvtp.data.reading import ClipShape
-from fastvtp.data.source import Batches
+from fastvtp.data.stream import Batches
 from fastvtp.data.wordpiece import CaptionTokenizer
 print("start")
 records = [VideoRecord("a", sys.argv[1], ("a clip",))]

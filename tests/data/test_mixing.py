@@ -12,7 +12,7 @@ from fastvtp.data.mixing import (
     MixedLoader,
     batches_before,
 )
-from fastvtp.data.source import Batches
+from fastvtp.data.stream import Batches
 from fastvtp.data.wordpiece import CaptionTokenizer
 from tests.data.loaders import make_loader
 

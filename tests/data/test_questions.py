@@ -6,7 +6,8 @@ import pytest
 from fastvtp.data.annotations import VideoRecord, annotations_digest
 from fastvtp.data.questions import AnswerVocabulary, load_questions
 from fastvtp.data.sampling import CropSampling, FrameSampling
-from fastvtp.data.source import Batches, ClipSource, SampleStream
+from fastvtp.data.source import ClipSource
+from fastvtp.data.stream import Batches, SampleStream
 from fastvtp.errors import UserError
 from tests.data.clips import write_clip, write_lines
 

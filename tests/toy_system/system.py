@@ -11,7 +11,8 @@ from fastvtp.checkpoints.kinds import Kind, Shapes, Transfer, own_kinds
 from fastvtp.checkpoints.names import NameMap
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.modules.rest_of_step import ALONE, Collected, RestOfStep, Wanted
-from fastvtp.training.config import DataConfig, OptimizerConfig, TrainConfig
+from fastvtp.training.config import OptimizerConfig, TrainConfig
+from fastvtp.training.data_config import DataConfig
 from fastvtp.training.task import CaptionedTask, Loss
 from tests.toy_system.model import Toy, ToyConfig
 

@@ -23,7 +23,8 @@ from fastvtp.systems.catalogue import build_model
 from fastvtp.systems.simvtp.config import SimVTPConfig
 from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
 from fastvtp.systems.videoprism.video_text import VideoTextPrismConfig
-from fastvtp.training.config import DataConfig, TrainConfig, find_task
+from fastvtp.training.config import TrainConfig, find_task
+from fastvtp.training.data_config import DataConfig
 from fastvtp.training.gradients import Gradients, computes_twice
 from fastvtp.training.parallel import Parallel
 from fastvtp.training.task import Task

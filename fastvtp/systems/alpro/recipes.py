@@ -35,7 +35,8 @@ from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.systems.alpro import published
 from fastvtp.systems.alpro.finetuning import AlproQAConfig, AlproRetrievalConfig
 from fastvtp.systems.alpro.tasks import PrompterOptions
-from fastvtp.training.config import TRAINING_READING, DataConfig, OptimizerConfig, TrainConfig
+from fastvtp.training.config import OptimizerConfig, TrainConfig
+from fastvtp.training.data_config import TRAINING_READING, DataConfig
 
 _RESIZE = {"official": "official", "fastvtp": "bicubic"}
 _HIDDEN_PATCHES = {"official": "black", "fastvtp": "grey"}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.loader import VideoTextBatch
-from fastvtp.data.source import Batches, SampleStream
+from fastvtp.data.stream import Batches, SampleStream
 from fastvtp.errors import UserError
 from fastvtp.frozen.feature_sets import FeatureSet
 from fastvtp.frozen.features import model_digest

@@ -4,7 +4,8 @@ model."""
 from dataclasses import replace
 
 from fastvtp.systems.captioner.model import VideoCaptionerConfig
-from fastvtp.training.config import TRAINING_READING, DataConfig, OptimizerConfig, TrainConfig
+from fastvtp.training.config import OptimizerConfig, TrainConfig
+from fastvtp.training.data_config import TRAINING_READING, DataConfig
 from fastvtp.training.published import Published, follows
 
 

@@ -16,7 +16,7 @@ from fastvtp.data.questions import (
     lists_questions,
     load_questions,
 )
-from fastvtp.data.source import Batches
+from fastvtp.data.stream import Batches
 from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
 from fastvtp.frozen.towers import video_tower

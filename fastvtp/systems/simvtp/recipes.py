@@ -13,7 +13,8 @@ from fastvtp.systems.videomae.recipes import (
     RAND_M7_N4_ERASING,
     TINY_ENCODER,
 )
-from fastvtp.training.config import TRAINING_READING, DataConfig, OptimizerConfig, TrainConfig
+from fastvtp.training.config import OptimizerConfig, TrainConfig
+from fastvtp.training.data_config import TRAINING_READING, DataConfig
 from fastvtp.training.published import Published, follows
 
 _WEBVID_CLIPS, _WEBVID_EPOCHS, _WEBVID_BATCH = 2_490_000, 200, 1024

@@ -12,7 +12,8 @@ from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.systems.videomae.classifier import VideoClassifierConfig
 from fastvtp.systems.videomae.schedules import FINETUNING, PRETRAINING, Schedule
 from fastvtp.training.class_task import ClassificationOptions
-from fastvtp.training.config import TRAINING_READING, DataConfig, OptimizerConfig, TrainConfig
+from fastvtp.training.config import OptimizerConfig, TrainConfig
+from fastvtp.training.data_config import TRAINING_READING, DataConfig
 
 # Sides of the release's windows are 1, .875, .75 or .66 of the shorter side of the frame, next to each other in this
 # list: 44 % of the largest square to all of it, from 6:7 to 7:6. In a frame of 7:6 and wider, or of 6:7 and taller, the

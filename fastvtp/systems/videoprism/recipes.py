@@ -24,7 +24,8 @@ from fastvtp.systems.videoprism import published
 from fastvtp.systems.videoprism.encoder import PrismClassifierConfig
 from fastvtp.systems.videoprism.tasks import ContrastOptions, DistillationOptions
 from fastvtp.training.class_task import ClassificationOptions
-from fastvtp.training.config import TRAINING_READING, DataConfig, OptimizerConfig, TrainConfig
+from fastvtp.training.config import OptimizerConfig, TrainConfig
+from fastvtp.training.data_config import TRAINING_READING, DataConfig
 
 RELEASED_ENCODER = "weights/flax_base_f16r288_repeated.npz"
 RELEASED_VIDEO_TEXT = "weights/flax_lvt_base_f16r288_repeated.npz"

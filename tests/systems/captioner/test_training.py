@@ -13,7 +13,7 @@ from fastvtp import runs
 from fastvtp.cli import main as cli
 from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.loader import VideoTextBatch
-from fastvtp.data.source import Batches
+from fastvtp.data.stream import Batches
 from fastvtp.errors import ConfigError, UserError
 from fastvtp.evaluation.report import score_lines
 from fastvtp.frozen.features import FeatureSettings, ListedVideos, extract_features

@@ -1,0 +1,113 @@
+"""Which samples a rank sees, in which order, and what stands in for one that cannot be decoded: no state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastvtp.data.sampling import epoch_order, sample_number, sample_rng
+from fastvtp.errors import UserError
+
+MAX_ATTEMPTS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """Which batches of a data set one rank makes, in the terms of `fastvtp.data.sampling`.
+
+    In training the records come in shuffled epochs without end; otherwise in order, each once for every view. Steps
+    `start_step` to `start_step + num_steps - 1` are made.
+
+    Attributes:
+        batch_size: clips of a batch; each step makes one on every rank.
+        train: training or evaluation.
+        seed: of everything random.
+        start_step: the first step; a run resumes at the step it had reached.
+        num_steps: number of steps; None: without end in training, as many as all records need in evaluation.
+        rank, world_size: this process among those that share a step's samples.
+        views: segments and crops of multi-view evaluation, crops running faster.
+
+    Raises:
+        UserError: a value out of range, or several views in training.
+    """
+
+    batch_size: int
+    train: bool
+    seed: int = 0
+    start_step: int = 0
+    num_steps: int | None = None
+    rank: int = 0
+    world_size: int = 1
+    views: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be positive, got {self.batch_size}")
+        if not 0 <= self.rank < self.world_size:
+            raise UserError(f"rank {self.rank} is outside [0, world_size {self.world_size})")
+        if self.seed < 0 or self.start_step < 0:
+            raise UserError(f"seed {self.seed} and start_step {self.start_step} must not be negative")
+        if min(self.views) < 1:
+            raise UserError(f"views: expected positive (segments, crops), got {self.views}")
+        if self.train and self.views != (1, 1):
+            raise UserError(f"views {self.views} are for evaluation: set train=False")
+
+
+@dataclass(frozen=True)
+class SampleStream:
+    """Which samples of `num_records` records a rank sees."""
+
+    num_records: int
+    batches: Batches
+
+    @property
+    def num_attempts(self) -> int:
+        """How many records are tried for a sample before it is given up: each once, up to `MAX_ATTEMPTS` in
+        training."""
+        return min(MAX_ATTEMPTS, self.num_records) if self.batches.train else self.num_records
+
+    @property
+    def num_samples(self) -> int:
+        """The samples of one epoch: every view of every record."""
+        segments, crops = self.batches.views
+        return self.num_records * segments * crops
+
+    def view(self, number: int) -> tuple[int, int]:
+        """Tell which segment and which crop of its record a sample is."""
+        segments, crops = self.batches.views
+        return divmod(number % (segments * crops), crops)
+
+    def number(self, step: int, place: int) -> int:
+        """Compute the global number of the sample at `place` in this rank's batch of a step."""
+        given = self.batches
+        return sample_number(step, place, batch_size=given.batch_size, rank=given.rank, world_size=given.world_size)
+
+    def batch_number(self, step: int) -> int:
+        """Compute the number of this rank's batch of a step among the batches of all ranks, which take turns."""
+        return step * self.batches.world_size + self.batches.rank
+
+    def draw(self, number: int, attempt: int) -> tuple[int, np.random.Generator]:
+        """Draw the record tried at `attempt` for a sample; returns also the generator of the choices about it."""
+        seed, train, (segments, crops) = self.batches.seed, self.batches.train, self.batches.views
+        epoch, index = divmod(number // (segments * crops), self.num_records)
+        if train:
+            index = int(epoch_order(seed, epoch, self.num_records)[index])
+        if train and attempt > 0:
+            return self._replacement(epoch, index, attempt)
+        # what stands in during evaluation is thrown away: the next record that opens is as good as any
+        return (index + attempt) % self.num_records, sample_rng(seed, epoch, index, attempt)
+
+    def _replacement(self, epoch: int, index: int, attempt: int) -> tuple[int, np.random.Generator]:
+        """Draw what stands in for a record at an attempt, none of those before it again until all have come."""
+        seen: set[int] = {index}
+        rng, drawn = sample_rng(self.batches.seed, epoch, index), index
+        for earlier in range(1, attempt + 1):
+            rng = sample_rng(self.batches.seed, epoch, index, earlier)
+            if len(seen) == self.num_records:
+                seen.clear()
+            drawn = int(rng.integers(self.num_records))
+            while drawn in seen:
+                drawn = int(rng.integers(self.num_records))
+            seen.add(drawn)
+        return drawn, rng
