@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from fastvtp.data.packets import UNKNOWN, Packets
+from fastvtp.data.pictures import Turn
 
 _MOST_REMEMBERED = 1 << 19  # packets, of 60 bytes each: 30 MB per process
 
@@ -31,6 +31,7 @@ class Frames:
         count: number of frames, F.
         is_counted: whether they were decoded to know them: what a packet holds is uncertain then, only what comes out.
         times: int64 `[F]`, rising, when each is shown in ticks of the stream's time base; None if that is not known.
+        turn: how they become upright.
     """
 
     packets: Packets
@@ -41,6 +42,7 @@ class Frames:
     count: int
     is_counted: bool
     times: np.ndarray | None
+    turn: Turn = field(default_factory=Turn)
 
     def start_before(self, index: int) -> int:
         """Return the last of `starts` that is not shown after the frame at `index`."""
@@ -107,22 +109,13 @@ def _rising_times(packets: Packets, order: np.ndarray) -> np.ndarray | None:
 class Memory:
     """What reading or decoding a whole file has told about its frames, kept for the files used last.
 
-    A file is the same as long as its path, size and time of change are.
+    Each is known by the `key` of its `StoredFile`.
     """
 
     def __init__(self, most_packets: int = _MOST_REMEMBERED):
         self._most, self._held = most_packets, 0
         self._frames: OrderedDict[tuple[Any, ...], Frames] = OrderedDict()
         self._lock = threading.Lock()
-
-    @staticmethod
-    def key(source: str | bytes) -> tuple[Any, ...] | None:
-        """Return what a file is known by; None where it cannot be looked at, and for bytes."""
-        try:
-            status = None if isinstance(source, bytes) else os.stat(source)
-        except (OSError, ValueError):
-            return None
-        return None if status is None else (source, status.st_size, status.st_mtime_ns, status.st_ino)
 
     def recall(self, key: tuple[Any, ...] | None) -> Frames | None:
         """Return the frames of a file that was used lately."""

@@ -49,6 +49,27 @@ def read_sample_table(file: BinaryIO, track: int) -> SampleTable | None:
         return None
 
 
+def read_display_matrix(file: BinaryIO, track: int) -> tuple[int, ...] | None:
+    """Read how the track with this number is to be shown: the nine numbers a b u c d v x y w of its matrix (section
+    8.3.2) times that of the movie, in 65536ths, u v w in 2^-30; None where the header cannot be read."""
+    try:
+        movie = _read_movie(file)
+        outer = [] if movie is None else list(_boxes(movie))
+        tracks = [dict(_boxes(data)).get(b"tkhd") for name, data in outer if name == b"trak"]
+        mine = [header for header in tracks if header is not None and _track_number(header) == track]
+        whole = dict(outer).get(b"mvhd")
+        if len(mine) != 1 or whole is None:
+            return None
+        one, two = (
+            np.frombuffer(header, ">i4", 9, at + 12 * bool(header[0])).reshape(3, 3).astype(object)
+            for header, at in ((mine[0], 40), (whole, 36))
+        )
+    except (ValueError, IndexError):
+        return None
+    scale = np.array([1 << 16, 1 << 16, 1 << 30], object)
+    return tuple(((one[:, :, None] * two[None, :, :]) // scale[None, :, None]).sum(1).ravel().tolist())
+
+
 def _read_movie(file: BinaryIO) -> memoryview | None:
     """Find the `moov` box among the outermost ones and read what it holds."""
     at = 0

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from fractions import Fraction
+from functools import lru_cache
 from io import BytesIO
 from itertools import chain, islice
 from operator import attrgetter
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from fastvtp.data.mp4_index import read_display_matrix
 from fastvtp.data.packets import UNKNOWN, Packets, packets_by_index, packets_by_reading
+from fastvtp.data.pictures import Turn
+from fastvtp.data.storage import StoredFile
+from fastvtp.data.turn_messages import asks_for_turn
 
 _GENERATE_PTS = 1  # of `AVFormatContext.flags`
 _LOOKED_AT = 2  # packets, to see whether an index lists what the demuxer hands out
 _TRIED_AFTER_SEEK = 8  # packets, to find one that the table lists
+_NAMING_OTHERS = {  # demuxers that open what a file or an address names, or a device
+    *("concat", "dash", "hls", "image2", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp", "vapoursynth", "vobsub"),
+    *("webm_dash_manifest", "alsa", "fbdev", "kmsgrab", "oss", "x11grab", "video4linux2,v4l2"),
+}
+_LOCAL, _REMOTE = "file,subfile", "http,https,tcp,tls,httpproxy"
+_MATROSKA_ROLL, _MATROSKA_CLUSTER, _MATROSKA_HEAD = b"\x76\x75", b"\x1f\x43\xb6\x75", 1 << 16
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat version", b"v=0\r\n", b"v=0\n", b"<?xml", b"<MPD")
 
 
 class NotAsListedError(Exception):
@@ -32,18 +45,19 @@ class PacketReader:
     The libraries' own errors (`av.error.FFmpegError`, OSError) come through.
 
     Args:
-        source: a path or URL, or the bytes of a file.
+        source: what `fastvtp.data.storage` found, or the bytes of a file.
+        playlists: whether files may name others to be opened.
 
     Attributes:
         stream: of PyAV; another one once the file had to be opened again, as is `decoder`, its codec context.
+        height, width: of a stored picture in pixels, as the container says.
         says_times: whether the container says when a frame is shown, for codecs whose frames need others.
         needs_palette: whether the stream can only be decoded from its first packet, by a decoder that is new.
-
     """
 
-    def __init__(self, source: str | bytes):
-        self._source = source
-        self._can_seek = True
+    def __init__(self, source: StoredFile | bytes, *, playlists: bool = False):
+        self._source, self._playlists = source, playlists
+        self._can_seek, self._is_turned_inside = True, False
         self._open()
 
     def close(self) -> None:
@@ -52,8 +66,13 @@ class PacketReader:
     def _open(self) -> None:
         import av
 
-        file = BytesIO(self._source) if isinstance(self._source, bytes) else self._source
-        self._container: Any = av.open(file, metadata_errors="replace")
+        file = BytesIO(self._source) if isinstance(self._source, bytes) else self._source.libav
+        allowed = {}
+        if not self._playlists:
+            is_remote = isinstance(file, str) and "://" in file
+            protocols = f"{_LOCAL},{_REMOTE}" if is_remote else _LOCAL
+            allowed = {"format_whitelist": _formats(), "protocol_whitelist": protocols}
+        self._container: Any = av.open(file, container_options=allowed, metadata_errors="replace")
         self._at: int | None = 0  # number of the packet that comes next; None if that is not known
 
     def choose_stream(self) -> None:
@@ -70,6 +89,8 @@ class PacketReader:
         self.decoder: Any = self.stream.codec_context
         if self.decoder is None:
             raise NoVideoStreamError("no decoder for its video codec")
+        # what the container says, until the decoder has met a frame of another size
+        self.height, self.width = self.decoder.height, self.decoder.width
         self.decoder.thread_count = 1  # one clip per worker process: more threads only add start-up cost
         # dav1d keeps what it was opened with: opened at a packet that may be skipped, it would go on skipping.
         self.decoder.skip_frame = "DEFAULT"
@@ -85,15 +106,47 @@ class PacketReader:
         # A palette comes with the first packet and is lost when the decoder is flushed, as it is for a seek.
         self.needs_palette = self.decoder.pix_fmt == "pal8"
 
+    @property
+    def stretch(self) -> Fraction | None:
+        """How much wider than high the container, or else the codec, says that pixels are."""
+        return self.stream.sample_aspect_ratio
+
+    @property
+    def rate(self) -> Fraction | None:
+        """Frames per second in the mean, as far as the container knows."""
+        return self.stream.average_rate
+
+    def read_turn(self) -> Turn | None:
+        """Return how all frames become upright; None where the first frame has to be decoded to know.
+
+        Of containers mp4 and mov say so, and Matroska; of codecs H.264, HEVC and JPEG, with the first frame.
+        """
+        name = self._container.format.name
+        if self._is_turned_inside or (name.startswith("matroska") and _MATROSKA_ROLL in self._head()):
+            return None
+        if not name.startswith("mov,"):
+            return Turn()
+        with self._second_file() as file:
+            matrix = None if file is None else read_display_matrix(file, self.stream.id)
+        return None if matrix is None else Turn.of_matrix(matrix)
+
+    def _head(self) -> bytes:
+        with self._second_file() as file:
+            return b"" if file is None else file.read(_MATROSKA_HEAD).split(_MATROSKA_CLUSTER)[0]
+
+    @contextmanager
+    def _second_file(self) -> Iterator[BinaryIO | None]:
+        """Open the same bytes once more; None where they are not a file."""
+        with ExitStack() as stack:
+            file: Any = BytesIO(self._source) if isinstance(self._source, bytes) else None
+            if isinstance(self._source, StoredFile):
+                with suppress(OSError):
+                    file = stack.enter_context(self._source.open())
+            yield file
+
     def read_index(self) -> Packets | None:
         """Return what the container's index says, and expect it; None if it has none that lists every packet."""
-        with ExitStack() as stack:
-            file: Any = None
-            if isinstance(self._source, bytes):
-                file = BytesIO(self._source)
-            else:
-                with suppress(OSError, ValueError):  # what libav opens need not be a file
-                    file = stack.enter_context(open(self._source, "rb"))
+        with self._second_file() as file:
             packets = packets_by_index(self._container, self.stream, file)
         if packets is None or packets.cut:
             return packets
@@ -109,7 +162,7 @@ class PacketReader:
         """Read every packet, keep none, and expect the same from now on."""
         if self._at != 0:
             self._reopen()
-        packets = packets_by_reading(self._container, self.stream)
+        packets = packets_by_reading(self._container, self.stream, self._look_for_turn)
         self.expect(packets)
         self._at = len(packets)
         return packets
@@ -140,8 +193,13 @@ class PacketReader:
                 self._at = None
                 raise NotAsListedError
             self._at = number + 1
+            if number == 0:
+                self._look_for_turn(packet)
             if number >= start:
                 yield number, packet
+
+    def _look_for_turn(self, first: Any) -> None:
+        self._is_turned_inside = asks_for_turn(self.decoder.codec.canonical_name, self.decoder.extradata, bytes(first))
 
     def _packets_before(self, start: int) -> Iterator[Any]:
         """Go to packet `start`, or as near before it as the container lets; `_at` is where that is."""
@@ -221,3 +279,35 @@ class PacketReader:
         self.close()
         self._open()
         self.choose_stream()
+
+
+@lru_cache(maxsize=1)
+def _formats() -> str:
+    """List the demuxers that read the file they are given and nothing else."""
+    import av
+    from av.format import ContainerFormat
+
+    names = []
+    for name in av.formats_available - _NAMING_OTHERS:
+        with suppress(ValueError):  # a format that can be written alone
+            names.append(ContainerFormat(name, "r").name)
+    return ",".join(sorted(set(names)))
+
+
+def why_not_opened(source: StoredFile | bytes, reason: str) -> str:
+    """Say what is wrong with a file that libav refused with `reason`."""
+    if isinstance(source, bytes):
+        head = source[:16]
+    else:
+        try:
+            with source.open() as file:
+                head = file.read(16)
+        except OSError as error:
+            return error.strerror or str(error)
+    if not head:
+        return "zero bytes"
+    if head[4:8] == b"ftyp":
+        return f"truncated: the index (moov) of the mp4 is missing ({reason})"
+    if head.removeprefix(b"\xef\xbb\xbf").startswith(_PLAYLISTS):
+        return "a playlist, which names other files; name those, or allow playlists"
+    return f"not a video ({reason})"

@@ -8,6 +8,7 @@ table, the time grows with the size of the file, as nothing in them says how man
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -106,11 +107,13 @@ def _by_entries(container: Any, stream: Any, table: SampleTable | None) -> Packe
     return Packets(pos, size, dts + offset, dts, is_keyframe.astype(bool), is_hidden.astype(bool), cut, True)
 
 
-def packets_by_reading(container: Any, stream: Any) -> Packets:
-    """Read the packets of a container that is at its start, and keep none of them."""
+def packets_by_reading(container: Any, stream: Any, look_at_first: Callable[[Any], None]) -> Packets:
+    """Read the packets of a container that is at its start, and keep none of them; `look_at_first` sees the first."""
     rows, corrupt, is_vp8 = array("q"), 0, stream.codec_context.codec.canonical_name == "vp8"
     for packet in container.demux(stream):
         if packet.size:
+            if not rows:
+                look_at_first(packet)
             is_hidden = packet.is_discard or (is_vp8 and _vp8_hides(packet))
             times = (UNKNOWN if value is None else value for value in (packet.pos, packet.pts, packet.dts))
             rows.extend((packet.size, packet.is_keyframe, is_hidden, *times))

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from fastvtp.data import decoding, packets
+from fastvtp.data import frame_reader, packets
 from fastvtp.data.decoding import Video, VideoDecodeError
 from fastvtp.data.frame_table import Memory, frames_by_decoding
 from fastvtp.data.packet_reader import PacketReader
@@ -21,7 +21,7 @@ ENCODER = {"options": {**X264_B_FRAMES, "preset": "ultrafast", "crf": "35"}, "go
 
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch):
-    monkeypatch.setattr(decoding, "_memory", Memory())
+    monkeypatch.setattr(frame_reader, "_memory", Memory())
 
 
 def bytes_read():
@@ -169,7 +169,7 @@ def test_frames_that_vp8_hides_are_no_frames(tmp_path, monkeypatch, name):
     reference = decode_sequentially(path)
     assert frame_numbers(reference) == [number for number in range(24) if number not in hidden]
     if name == "a.webm":
-        monkeypatch.setattr(decoding, "frames_by_decoding", None)  # it says when frames are shown
+        monkeypatch.setattr(frame_reader, "frames_by_decoding", None)  # it says when frames are shown
     for indices in (range(20), [19], [9, 4], [2, 3, 10]):
         with Video(path) as video:
             assert video.num_frames == 20

@@ -1,0 +1,202 @@
+"""Decodes the frames of a video by their index, reading only the groups of pictures that they need.
+
+A table of the packets, without their payload (`fastvtp.data.packets`), gives the number of frames and the place of
+each, so that a frame is reached by seeking to the keyframe before it. Every packet that is read is compared with the
+table: a seek that lands elsewhere costs time, never another frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fastvtp.data.frame_table import Frames, Memory, frames_by_decoding, frames_by_time
+from fastvtp.data.packet_reader import NotAsListedError, PacketReader
+from fastvtp.data.packets import Packets
+from fastvtp.data.pictures import turn_of
+from fastvtp.data.storage import StoredFile
+from fastvtp.data.video_errors import VideoDecodeError
+
+_T = TypeVar("_T")
+_READ_AT_ONCE = 16  # packets: reading and decoding by turns is slower, as each takes the other's place in the cache
+_LONG = 4096  # packets from which on the table of a header is remembered: a shorter one is read again as fast
+_EARLIER_STARTS = 3  # tried where what comes out is damaged
+
+_memory = Memory()
+
+
+class FrameReader:
+    """The frames of a video's best stream, as PyAV hands them out.
+
+    Args:
+        source: what `fastvtp.data.storage` found, or the bytes of a file.
+        name: of errors.
+        keeps_damaged: whether frames that are damaged are handed out, those that cannot be decoded at all as the frame
+            shown before them; else they raise.
+
+    Attributes:
+        reader: of the packets, with `stream` and `decoder` of PyAV.
+        frames: the table.
+        damaged: indices of the damaged frames that were handed out.
+
+    Raises:
+        VideoDecodeError: the file is truncated, or its packets contradict its index.
+        NotAsListedError: its packets change from one reading to the next.
+    """
+
+    def __init__(self, source: StoredFile | bytes, name: str, *, keeps_damaged: bool = False, playlists: bool = False):
+        self._name, self._keeps_damaged = name, keeps_damaged
+        self._key = None if isinstance(source, bytes) else source.key
+        self.damaged: set[int] = set()
+        self.reader = PacketReader(source, playlists=playlists)
+        try:
+            self.reader.choose_stream()
+            self._undecoded: Any = self.reader.decoder
+            self.frames = self._list_frames()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self.reader.close()
+
+    def decode_all(self) -> int:
+        """Decode every frame and keep none; returns their number."""
+        return self._as_listed(lambda: sum(1 for _ in self._decode_from(0)))
+
+    def decode(self, indices: list[int]) -> dict[int, Any]:
+        """Decode the frames at `indices` (ascending, unique).
+
+        Raises:
+            VideoDecodeError: one of them cannot be decoded, or is damaged and damaged ones are not kept.
+        """
+        found = self._as_listed(lambda: self._decode_listed(indices))
+        for index in indices:
+            if index not in found:
+                raise VideoDecodeError(self._name, f"frame {index} of {self.frames.count} cannot be decoded")
+        return found
+
+    # --- The table
+
+    def _list_frames(self) -> Frames:
+        if frames := _memory.recall(self._key):
+            self.reader.expect(frames.packets)
+            return frames
+        packets = self.reader.read_index()
+        try:
+            frames = None if packets is None else self._frames_of(packets)
+        except NotAsListedError:
+            frames = None
+        if frames is None:
+            frames = self._frames_of(self.reader.read_all())
+        self.frames = frames
+        if frames.count:
+            turn = self.reader.read_turn()
+            self.frames = frames = replace(frames, turn=turn_of(self.decode([0])[0]) if turn is None else turn)
+        if frames.is_counted or not frames.packets.from_index or len(frames.packets) > _LONG:
+            _memory.keep(self._key, frames)
+        return frames
+
+    def _frames_of(self, packets: Packets) -> Frames:
+        # The header of an mp4 gives an index entry for every sample: one that reaches past the end of the file, or a
+        # packet cut short, is a download that broke off.
+        if packets.cut:
+            raise VideoDecodeError(self._name, f"truncated: the last {packets.cut} frames are cut off")
+        decoder = self.reader.decoder
+        frames = frames_by_time(packets, decoder.has_b_frames) if self.reader.says_times else None
+        frames = frames or frames_by_decoding(packets, self._decode_from(0))
+        return frames.from_first_packet() if self.reader.needs_palette else frames
+
+    def _as_listed(self, decode: Callable[[], _T]) -> _T:
+        """Return what `decode` does, once more without a seek, and after another look at all packets, where it met
+        packets that are not those of the table."""
+        with suppress(NotAsListedError):
+            return decode()
+        if self.reader.stop_seeking():
+            with suppress(NotAsListedError):
+                return decode()
+        self._list_again()
+        return decode()
+
+    def _list_again(self) -> None:
+        """List the frames by reading every packet, once the index turned out not to list those that are there."""
+        promised, self.frames = self.frames, self._frames_of(self.reader.read_all())
+        if promised.order is None or not np.array_equal(self.frames.place, promised.place):
+            raise VideoDecodeError(self._name, "damaged (its index and its packets contradict each other)")
+
+    # --- Decoding
+
+    def _decode_listed(self, indices: list[int]) -> dict[int, Any]:
+        frames = self.frames
+        if frames.order is None:
+            wanted, decoded = set(indices), enumerate(self._decode_from(0))
+            return {index: frame for index, frame in islice(decoded, indices[-1] + 1) if index in wanted}
+        groups: dict[int, list[int]] = {}
+        for index in indices:
+            groups.setdefault(frames.start_before(index), []).append(index)
+        found: dict[int, Any] = {}
+        for number, group in groups.items():
+            found |= self._decode_group(number, group)
+        return found
+
+    def _decode_group(self, number: int, indices: list[int]) -> dict[int, Any]:
+        """Decode the frames at `indices` (ascending) from a start on, as far as they come out.
+
+        Some encoders call packets keyframes from which the picture only builds up: an earlier start is then taken.
+        """
+        back, thrifty = 1, not self.frames.is_counted
+        while True:
+            found = self._decode_from_start(number, indices, thrifty)
+            if found is None:
+                number, back = max(number - back, 0), 2 * back
+            elif thrifty and len(found) < len(indices):
+                thrifty = False
+            else:
+                return found
+
+    def _decode_from_start(self, number: int, indices: list[int], thrifty: bool) -> dict[int, Any] | None:
+        """Return None if that start is none, because its own frame does not come out.
+
+        thrifty: each packet is taken to hold just the frame it is listed with, and no more is decoded than needed.
+        """
+        frames, found = self.frames, {}
+        assert frames.order is not None
+        start = int(frames.starts[number])
+        needed = {start, *frames.order[indices].tolist()} if thrifty else None
+        first = int(frames.place[start]) if number else -1
+        for frame in self._decode_from(start, needed):
+            index = -1 if frame.pts is None else int(frames.place[frame.pts])
+            if index == first:
+                first = -1
+            elif index > first >= 0:
+                return None
+            if index in indices:
+                found[index] = frame
+            if index >= indices[-1]:
+                break
+        return found if first < 0 else None
+
+    def _decode_from(self, start: int, needed: Collection[int] | None = None) -> Iterator[Any]:
+        """Decode from packet `start` on, in presentation order; a frame's `pts` is the number of its packet.
+
+        Frames of other packets than those `needed` are left out where no other frame depends on them, and so is
+        everything after the last of these.
+        """
+        last = math.inf if needed is None else max(needed)
+        if self.reader.decoder is not self._undecoded:  # a flush loses the palette that came with the first packet
+            self.reader.decoder.flush_buffers()
+        packets, number = self.reader.read_from(start), start - 1
+        while batch := list(islice(packets, int(min(last - number, _READ_AT_ONCE)))):
+            decoder, self._undecoded = self.reader.decoder, None
+            asked_for = None if decoder.name == "libdav1d" else needed
+            for number, packet in batch:
+                decoder.skip_frame = "DEFAULT" if asked_for is None or number in asked_for else "NONREF"
+                packet.pts = number
+                yield from decoder.decode(packet)
+        yield from self.reader.decoder.decode(None)

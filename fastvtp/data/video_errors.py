@@ -1,0 +1,17 @@
+"""What is wrong with a video, in one line that names it."""
+
+from __future__ import annotations
+
+from fastvtp.errors import UserError
+
+
+class VideoDecodeError(UserError):
+    """A video that cannot be decoded; `path` is its location and `reason` says why, each fit for one line."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
