@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,14 +16,13 @@ import numpy as np
 from fastvtp.data.frame_reader import FrameReader
 from fastvtp.data.packet_reader import NotAsListedError, NoVideoStreamError, why_not_opened
 from fastvtp.data.pictures import PictureMaker, displayed_size, stretch_of, whole_box
+from fastvtp.data.reading import ASPECTS, DAMAGED
 from fastvtp.data.sampling import CropWindow
 from fastvtp.data.storage import StoredFile, UnreadableError, find_file
 from fastvtp.data.video_errors import VideoDecodeError
 
 __all__ = ["Video", "VideoDecodeError", "VideoInfo", "decode_frames", "probe"]
 
-ASPECTS = ("display", "coded")
-DAMAGED = ("refuse", "keep")
 _FINE_TICK, _NEARNESS = Fraction(1, 1000), Fraction(1, 2_000_000)  # seconds
 _WHOLE = CropWindow(0.0, 0.0, 1.0, 1.0)
 
@@ -167,23 +166,34 @@ class Video:
             IndexError: an index outside `[0, num_frames)`.
             VideoDecodeError: a frame asked for cannot be decoded, or is damaged and `damaged` is "refuse".
         """
+        return self.read_windows(indices, [window], size)[0]
+
+    def read_windows(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        windows: Sequence[CropWindow | None],
+        size: tuple[int, int] | None = None,
+    ) -> list[np.ndarray]:
+        """Decode frames once and show several parts of them: for each window what `read` returns."""
         wanted = [int(index) for index in indices]
         if not wanted or min(wanted) < 0 or max(wanted) >= self.num_frames:
             raise IndexError(f"{self._name}: expected frame indices in [0, {self.num_frames}), got {wanted}")
-        places: dict[int, int] = {}
-        for place, index in enumerate(wanted):
-            places.setdefault(index, place)
         with self._errors_named():
-            frames = self._source.decode(sorted(places))
-            turn, whole = self._source.frames.turn, self.size
-            window = window or _WHOLE
-            y0, x0, y1, x1 = whole_box(window, *whole)
-            clip = np.empty((len(wanted), *(size or (y1 - y0, x1 - x0)), 3), np.uint8)
-            for index, place in places.items():
-                self._pictures.draw(frames[index], turn, window, whole, clip[place])
+            frames = self._source.decode(sorted(set(wanted)))
+            return [self._drawn(frames, wanted, window or _WHOLE, size) for window in windows]
+
+    def _drawn(
+        self, frames: Mapping[int, Any], wanted: Sequence[int], window: CropWindow, size: tuple[int, int] | None
+    ) -> np.ndarray:
+        turn, whole = self._source.frames.turn, self.size
+        y0, x0, y1, x1 = whole_box(window, *whole)
+        clip, places = np.empty((len(wanted), *(size or (y1 - y0, x1 - x0)), 3), np.uint8), {}
         for place, index in enumerate(wanted):
-            if places[index] != place:
+            if index in places:
                 clip[place] = clip[places[index]]
+            else:
+                self._pictures.draw(frames[index], turn, window, whole, clip[place])
+                places[index] = place
         return clip
 
     def info(self) -> VideoInfo:

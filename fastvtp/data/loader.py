@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from fastvtp.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_DRAWS_BYTES = 1 << 12
 _ROUNDED_MS = 1000  # lists round the ends of spans up to whole seconds
 
 
@@ -164,11 +166,10 @@ class VideoTextLoader:
                 (max_text_length or 0) >= MIN_TEXT_LENGTH,
                 f"max_text_length must be at least {MIN_TEXT_LENGTH}, got {max_text_length}",
             )
-        augmentation = None if reading.augmentation == ClipAugmentation() else reading.augmentation
         framing, crops = reading.framing or DEFAULT_FRAMING, batches.views[1]
         if shape.size is None:
             _require(crops == 1, f"views: {crops} crops need an image_size")
-            _require(augmentation is None, "augmentation needs an image_size")
+            _require(reading.augmentation == ClipAugmentation(), "augmentation needs an image_size")
             _require(framing != "squash", "framing 'squash' needs an image_size")
         check_framing(framing, crops)
         if not batches.train and batches.num_steps is None:
@@ -177,7 +178,7 @@ class VideoTextLoader:
         self.wait_seconds = 0.0
         self._bad_files = dict(decoding.known_bad)
         self._records, self._tokenizer, self._max_text_length = records, tokenizer, max_text_length
-        self._size, self._decoding, self._clip_bytes = shape.size, decoding, None
+        self._size, self._decoding = shape.size, decoding
         self._device = torch.device(decoding.device)
         if self._device.type == "cuda" and self._device.index is None:
             self._device = torch.device("cuda", torch.cuda.current_device())
@@ -186,12 +187,14 @@ class VideoTextLoader:
         self._source = ClipSource(
             records,
             self._stream,
-            sampling=reading.frames(shape.num_frames),
-            crop=None if shape.size is None else reading.window(*shape.size),
-            augmentation=augmentation,
+            reading=reading,
+            shape=shape,
             dali_formats=dali_formats(decoding.decoder, self._device),
             known_bad=decoding.known_bad,
         )
+        # of a sample, with room for the draws about it, where all have the same size
+        fixed = shape.size is not None and self._source.decodes
+        self._sample_bytes = 3 * shape.num_frames * prod(shape.size or ()) + _DRAWS_BYTES if fixed else None
         self._step = batches.start_step
         self._told_of_cut = False
         self._pipeline: Any = None
@@ -279,7 +282,7 @@ class VideoTextLoader:
             self._source,
             num_workers=self._decoding.num_workers,
             prefetch=self._decoding.prefetch,
-            clip_bytes=self._clip_bytes,
+            clip_bytes=self._sample_bytes,
             seconds=self._decoding.file_seconds,
         )
         self._pipeline = build_pipeline(

@@ -165,9 +165,9 @@ def build_pipeline(
     augmentation = source.augmentation or ClipAugmentation()
     operation_inputs = [(dtypes.INT32, 1, ""), (dtypes.FLOAT, 1, "")] if augmentation.policy else []
     box_inputs = [(dtypes.FLOAT, 1, "")] * (2 if augmentation.erasing else 0)
-    inputs = [(dtypes.INT64, 1, ""), *video_inputs]
-    if size is not None:
-        inputs += [*window_inputs, *operation_inputs, *box_inputs]
+    if not source.decodes and size is not None:
+        video_inputs += window_inputs
+    inputs = [(dtypes.INT64, 1, ""), *video_inputs, *operation_inputs, *box_inputs]
     kinds, ndims, layouts = (list(column) for column in zip(*inputs, strict=True))
 
     @pipeline_def(enable_conditionals=not source.decodes or bool(operation_inputs))
@@ -180,28 +180,28 @@ def build_pipeline(
             ndim=ndims,
             layout=layouts,
         )
-        if source.decodes:
+        drawn = arrays[len(video_inputs) :]
+        if source.decodes:  # and crops, scales and mirrors
             video = arrays[0].gpu() if device_id is not None else arrays[0]
         else:
-            encoded, frames, rotation = arrays[:3]
+            encoded, frames, rotation, *window = arrays[: len(video_inputs)]
             # Should DALI count fewer frames than PyAV did, the last one stands in for those beyond it, not black.
             device = "cpu" if device_id is None else "mixed"
             video = fn.decoders.video(encoded, device=device, frames=frames, pad_mode="edge")
             if rotation != 0:
                 video = fn.rotate(video, angle=rotation, interp_type=DALIInterpType.INTERP_NN)
-        if size is None:
-            return meta, video
-        start, end, flip, *drawn = arrays[len(video_inputs) :]
-        video = fn.resize(
-            video,
-            size=size,
-            roi_start=start,
-            roi_end=end,
-            roi_relative=True,
-            interp_type=DALIInterpType.INTERP_LINEAR,
-            antialias=True,
-        )
-        video = fn.flip(video, horizontal=flip)
+            if window:
+                start, end, flip = window
+                video = fn.resize(
+                    video,
+                    size=size,
+                    roi_start=start,
+                    roi_end=end,
+                    roi_relative=True,
+                    interp_type=DALIInterpType.INTERP_LINEAR,
+                    antialias=True,
+                )
+                video = fn.flip(video, horizontal=flip)
         if augmentation.policy:
             video = rand_augmented(video, drawn[0], drawn[1], augmentation.policy.number, size)
         if augmentation.erasing:

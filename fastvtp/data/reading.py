@@ -19,6 +19,7 @@ from fastvtp.errors import UserError
 from fastvtp.settings import check_types, from_json, renamed_from
 
 DEFAULT_FRAMING = "crop"
+ASPECTS, DAMAGED = ("display", "coded"), ("refuse", "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,12 @@ class ClipReading:
     trained, or "crop" where nothing says. See `CropSampling`."""
     flip: bool = True
     """Mirror half of the training clips, except where a caption, question, answer or class names a direction."""
+    aspect: str = "display"
+    """"display": pictures in the proportions that they are meant for, where pixels are not square (old TV, some
+    phones); "coded": pixels as they are stored."""
+    damaged: str = "refuse"
+    """"refuse": a clip with a damaged frame is replaced (in evaluation left out) and named; "keep": it is shown as any
+    player would show it."""
     augmentation: ClipAugmentation = field(default_factory=ClipAugmentation)
     """What else changes training clips, after they have been cropped, resized and mirrored."""
 
@@ -61,6 +68,9 @@ class ClipReading:
             raise UserError(f"crop_ratio must be two shapes, 0 < narrowest <= widest, got {self.crop_ratio}")
         if self.framing is not None:
             check_framing(self.framing)
+        for name, known in (("aspect", ASPECTS), ("damaged", DAMAGED)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} must be {' or '.join(map(repr, known))}, got {getattr(self, name)!r}")
 
     def framed(self, default: str | None) -> ClipReading:
         """Return the same reading with the framing `default`, or else "crop", where it says none itself."""
@@ -77,7 +87,7 @@ class ClipReading:
 
     def record(self) -> dict[str, Any]:
         """Return what a description on disk says of it: all that shows in evaluation, where nothing is drawn."""
-        return {name: getattr(self, name) for name in ("sampling", "frame_stride", "framing")}
+        return {name: getattr(self, name) for name in ("sampling", "frame_stride", "framing", "aspect")}
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> ClipReading:

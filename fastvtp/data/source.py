@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import Video, VideoDecodeError, VideoInfo
-from fastvtp.data.sampling import ClipAugmentation, CropSampling, FrameSampling
+from fastvtp.data.reading import ClipReading, ClipShape
+from fastvtp.data.sampling import ClipAugmentation, CropWindow
 from fastvtp.data.stream import SampleStream
 from fastvtp.errors import UserError
 
@@ -59,9 +60,8 @@ class ClipSource:
     Args:
         records: the data set.
         stream: which of them, in which order.
-        sampling: which frames.
-        crop: which window; None keeps the whole picture.
-        augmentation: what else changes training clips.
+        reading: which frames, which part of the picture, and what else changes training clips.
+        shape: of the clips; whole pictures are kept where it has no size.
         dali_formats: None to decode here, with PyAV. Otherwise encoded bytes are handed on, of videos whose (codec,
             pixel format) is listed; others count as undecodable.
         known_bad: reason by path, for files that an earlier run found undecodable. They begin as `bad` where DALI
@@ -71,7 +71,8 @@ class ClipSource:
         before_attempt: is told the number of the record before each attempt.
         bad: reason by path, for files known to be undecodable, and by `VideoRecord.source` for spans of a video that
             cannot be shown while others of it may.
-        augmentation: as given; None in evaluation and for whole pictures.
+        augmentation: what changes clips once they are cropped; None where nothing does, in evaluation and for whole
+            pictures.
     """
 
     def __init__(
@@ -79,14 +80,14 @@ class ClipSource:
         records: Sequence[VideoRecord],
         stream: SampleStream,
         *,
-        sampling: FrameSampling,
-        crop: CropSampling | None,
-        augmentation: ClipAugmentation | None = None,
+        reading: ClipReading,
+        shape: ClipShape,
         dali_formats: frozenset[tuple[str, str]] | None = None,
         known_bad: Mapping[str, str] = {},
     ):
         self.stream = stream
-        self.augmentation = augmentation if stream.batches.train and crop is not None else None
+        augments = stream.batches.train and shape.size is not None and reading.augmentation != ClipAugmentation()
+        self.augmentation = reading.augmentation if augments else None
         # What PyAV cannot decode fails again by itself, and a file damaged in places only where a draw touches the
         # damage: remembering it would change the stream. What failed inside DALI has to be remembered, see
         # `find_damage`, and so has what hung.
@@ -100,10 +101,11 @@ class ClipSource:
         self._sources = [record.source for record in records]
         self._num_captions = [len(record.captions) for record in records]
         self._mirrorable = [record.may_be_mirrored for record in records]
-        self._sampling = sampling
-        self._crop = crop
+        self._reading, self._size = reading, shape.size
+        self._sampling = reading.frames(shape.num_frames)
+        self._crop = None if shape.size is None else reading.window(*shape.size)
         self._dali_formats = dali_formats
-        self._last_read: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._last_read: tuple[int, np.ndarray, list[np.ndarray]] | None = None
 
     def numbers(self) -> Iterator[int]:
         """Return the numbers of the samples of all steps, batch after batch."""
@@ -128,10 +130,11 @@ class ClipSource:
         Returns, as `arrays`:
             meta: int64 `[4]`: record used, failed attempts before it, caption used, and the milliseconds by which the
             end of its span lies beyond that of its video.
-            video: uint8 `[T, H, W, 3]`, upright. Or, for DALI to decode, three arrays: the file's bytes uint8 `[N]`,
-            frame indices int32 `[T]` and counterclockwise rotation float32 `[]` in degrees.
-            window: three arrays, absent where the whole picture is kept: top left and bottom right corner, float32
-            `[2]` each (y, x), fractions of the upright picture; and int32 `[]`, 1 to mirror.
+            video: uint8 `[T, H, W, 3]`, upright, cropped, scaled and mirrored; whole where the shape has no size. Or,
+            for DALI to decode, three arrays: the file's bytes uint8 `[N]`, frame indices int32 `[T]` and
+            counterclockwise rotation float32 `[]` in degrees; and three more, absent where the whole picture is kept:
+            top left and bottom right corner of the window, float32 `[2]` each (y, x), fractions of the upright picture,
+            and int32 `[]`, 1 to mirror.
             augmentation: the arrays of `ClipAugmentation.draw`, where there is one.
 
         Raises:
@@ -157,26 +160,19 @@ class ClipSource:
         self.before_attempt(index)
         rng = generator if self.stream.batches.train else None
         segment, crop = self.stream.view(number)
-        segments, crops = self.stream.batches.views
         caption = 0 if rng is None else int(rng.integers(self._num_captions[index]))
-        if self.decodes:
-            video = (self._segment(index, segment) if rng is None else self._decoded(index, rng),)
-            height, width = video[0].shape[1:3]
+        if not self.decodes:
+            video = self._handed_over(index, rng, segment, crop)
+        elif rng is None:
+            video = (self._view(index, segment, crop),)
         else:
-            encoded, info, shown = self._encoded(index)
-            frames = shown.start + self._sampling.indices(len(shown), rng, segment, segments)
-            video = (encoded, frames, np.array(info.rotation, np.float32))
-            height, width = info.height, info.width
+            video = (self._decoded(index, rng),)
         meta = np.array([index, attempt, caption, self._beyond.get(index, 0)], np.int64)
-        if self._crop is None:
-            return meta, *video
-        window = self._crop.window(height, width, rng, crop, crops)
-        corners = np.array([[window.y0, window.x0], [window.y1, window.x1]], np.float32)
         # Drawn last: all else about a clip is the same with and without augmentation.
-        may_mirror, drawn = self._mirrorable[index], ()
-        if self.augmentation is not None:
-            drawn = self.augmentation.draw(self._crop.aspect, generator, may_mirror=may_mirror)
-        return meta, *video, *corners, np.array(window.flip and may_mirror, np.int32), *drawn
+        drawn: tuple[np.ndarray, ...] = ()
+        if self.augmentation is not None and self._crop is not None:
+            drawn = self.augmentation.draw(self._crop.aspect, generator, may_mirror=self._mirrorable[index])
+        return meta, *video, *drawn
 
     def find_damage(self, number: int, reach: str = "span") -> bool:
         """Tell whether DALI was handed a damaged file for a sample: one that opens but has frames that cannot be
@@ -207,31 +203,40 @@ class ClipSource:
             return True
         return False
 
+    def _window(
+        self, index: int, size: tuple[int, int], rng: np.random.Generator | None, crop: int = 0
+    ) -> CropWindow | None:
+        """Choose the part that is shown of a picture of that size, mirrored only where it may be; None: all of it."""
+        if self._crop is None:
+            return None
+        window = self._crop.window(*size, rng, crop, self.stream.batches.views[1])
+        return replace(window, flip=window.flip and self._mirrorable[index])
+
     def _decoded(self, index: int, rng: np.random.Generator) -> np.ndarray:
         # Damage found here is not remembered: whether it shows depends on the frames drawn, and content must not depend
         # on what a worker happened to see before.
         with self._opened(index) as video:
             shown = self._frames(index, video)
-            return self._read(index, video, shown.start + self._sampling.indices(len(shown), rng))
+            frames = shown.start + self._sampling.indices(len(shown), rng)
+            return self._read(index, video, frames, [self._window(index, video.size, rng)])[0]
 
-    def _segment(self, index: int, segment: int) -> np.ndarray:
-        """Return the frames of one segment in evaluation.
+    def _view(self, index: int, segment: int, crop: int) -> np.ndarray:
+        """Return one view of a record in evaluation.
 
-        All segments are read at once and kept for the views that follow: a clip is damaged in every view or in none.
+        All are made at once and kept for those that follow: a clip is damaged in every view or in none, and its frames
+        are decoded once.
         """
         if self._last_read is None or self._last_read[0] != index:
-            segments = self.stream.batches.views[0]
+            segments, crops = self.stream.batches.views
             with self._opened(index) as video:
                 shown = self._frames(index, video)
                 every = [self._sampling.indices(len(shown), None, j, segments) for j in range(segments)]
-                indices = np.unique(every)
-                self._last_read = (
-                    index,
-                    np.searchsorted(indices, every),
-                    self._read(index, video, shown.start + indices),
-                )
-        _, places, frames = self._last_read
-        return frames[places[segment]]
+                frames = np.unique(every)
+                windows = [self._window(index, video.size, None, number) for number in range(crops)]
+                clips = self._read(index, video, shown.start + frames, windows)
+                self._last_read = (index, np.searchsorted(frames, every), clips)
+        _, places, clips = self._last_read
+        return clips[crop][places[segment]]
 
     def _frames(self, index: int, video: Video) -> range:
         """Return the frames that a record shows: those of its span, or all.
@@ -254,11 +259,26 @@ class ClipSource:
             self._beyond[index] = max(0, round(1000 * (span.end - video.duration)))
         return shown
 
-    def _read(self, index: int, video: Video, frames: Sequence[int] | np.ndarray) -> np.ndarray:
+    def _read(
+        self, index: int, video: Video, frames: np.ndarray, windows: Sequence[CropWindow | None]
+    ) -> list[np.ndarray]:
         try:
-            return video.read(frames)
+            return video.read_windows(frames, windows, self._size)
         except VideoDecodeError as error:
             raise VideoDecodeError(self._sources[index], error.reason) from None
+
+    def _handed_over(
+        self, index: int, rng: np.random.Generator | None, segment: int, crop: int
+    ) -> tuple[np.ndarray, ...]:
+        """Return the arrays by which DALI decodes and crops a clip."""
+        encoded, info, shown = self._encoded(index)
+        frames = shown.start + self._sampling.indices(len(shown), rng, segment, self.stream.batches.views[0])
+        arrays = encoded, frames, np.array(info.rotation, np.float32)
+        window = self._window(index, (info.height, info.width), rng, crop)
+        if window is None:
+            return arrays
+        corners = np.array([[window.y0, window.x0], [window.y1, window.x1]], np.float32)
+        return *arrays, *corners, np.array(window.flip, np.int32)
 
     def _encoded(self, index: int) -> tuple[np.ndarray, VideoInfo, range]:
         """Return the bytes of a file, once its first frame has been decoded: a bad file would cost DALI the whole
@@ -288,7 +308,7 @@ class ClipSource:
         self._refuse_bad(index)
         path = self._paths[index]
         try:
-            return Video(path)
+            return Video(path, aspect=self._reading.aspect, damaged=self._reading.damaged)
         except VideoDecodeError as error:
             self.bad[path] = error.reason
             raise

@@ -323,7 +323,8 @@ def test_dali_and_pyav_clips_go_through_the_same_window_and_flip(load, dali_reco
     settings = {"records": dali_records, "num_steps": 4, "crop_scale": (0.3, 0.7)}
     for pyav, dali in zip(load(decoder="pyav", **settings), load(decoder="dali", **settings), strict=True):
         difference = (pyav.video.float() - dali.video.float()).abs().mean((1, 2, 3, 4))
-        assert (difference < 2.5).all()  # chroma alone; another window or a flip gives 20 and more
+        # chroma, and windows that begin on whole pixels; another window or a flip gives 20 and more
+        assert (difference < 6).all()
 
 
 def test_dali_leaves_out_what_it_cannot_decode_and_says_so(load, dali_records, records):

@@ -5,7 +5,8 @@ import pytest
 
 from fastvtp.data.annotations import VideoRecord, annotations_digest
 from fastvtp.data.questions import AnswerVocabulary, load_questions
-from fastvtp.data.sampling import CropSampling, FrameSampling
+from fastvtp.data.reading import ClipReading, ClipShape
+from fastvtp.data.sampling import sample_rng
 from fastvtp.data.source import ClipSource
 from fastvtp.data.stream import Batches, SampleStream
 from fastvtp.errors import UserError
@@ -90,8 +91,9 @@ def test_a_direction_in_question_answer_or_options_keeps_a_clip_from_being_mirro
     write_clip(tmp_path / "a.mp4", num_frames=2)
     records = load_questions(write_lines(tmp_path / "list.jsonl", question(**fields))).records
     stream = SampleStream(1, Batches(batch_size=1, train=True))
-    source = ClipSource(records, stream, sampling=FrameSampling(num_frames=1), crop=CropSampling())
-    assert {int(source.load(number).arrays[-1]) for number in range(20)} == ({0, 1} if mirrorable else {0})
+    source = ClipSource(records, stream, reading=ClipReading(), shape=ClipShape(1, 32))
+    rngs = [sample_rng(0, 0, number) for number in range(20)]
+    assert {source._window(0, (32, 32), rng).flip for rng in rngs} == ({False, True} if mirrorable else {False})
 
 
 def test_the_mirror_rule_is_part_of_the_digest():

@@ -50,7 +50,7 @@ def test_the_framing_of_a_reading_that_names_none():
 
 def test_the_record_is_of_what_evaluation_shows():
     record = json.loads(json.dumps(READING.record()))
-    assert record == {"sampling": "strided", "frame_stride": 2, "framing": "squash"}
+    assert record == {"sampling": "strided", "frame_stride": 2, "framing": "squash", "aspect": "display"}
     assert ClipReading.of_record({**record, "views": [2, 1]}).record() == record
     earlier = {"sampling": "strided", "frame_stride": 2, "fit": "squash"}
     assert ClipReading.of_record(earlier).record() == record
@@ -62,7 +62,7 @@ def test_the_record_is_of_what_evaluation_shows():
 def test_json_and_back():
     reading = replace(READING, augmentation=ClipAugmentation(rand_augment="rand-m5-n2"))
     assert from_json(ClipReading, json.loads(json.dumps(to_json(reading)))) == reading
-    names = ["sampling", "frame_stride", "crop_scale", "crop_ratio", "framing", "flip"]
+    names = ["sampling", "frame_stride", "crop_scale", "crop_ratio", "framing", "flip", "aspect", "damaged"]
     assert setting_names(reading) == [*names, "augmentation.rand_augment", "augmentation.erasing"]
 
 
