@@ -7,6 +7,7 @@ table: a seek that lands elsewhere costs time, never another frame.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
@@ -24,10 +25,13 @@ from fastvtp.data.storage import StoredFile
 from fastvtp.data.video_errors import VideoDecodeError
 
 _T = TypeVar("_T")
+_Decoded = tuple[dict[int, Any], set[int]]
 _READ_AT_ONCE = 16  # packets: reading and decoding by turns is slower, as each takes the other's place in the cache
 _LONG = 4096  # packets from which on the table of a header is remembered: a shorter one is read again as fast
+_NOTHING_CODED = 24  # bytes, more than a header alone takes
 _EARLIER_STARTS = 3  # tried where what comes out is damaged
 
+_log = logging.getLogger(__name__)
 _memory = Memory()
 
 
@@ -54,6 +58,7 @@ class FrameReader:
         self._name, self._keeps_damaged = name, keeps_damaged
         self._key = None if isinstance(source, bytes) else source.key
         self.damaged: set[int] = set()
+        self._failed: list[int] = []
         self.reader = PacketReader(source, playlists=playlists)
         try:
             self.reader.choose_stream()
@@ -76,10 +81,15 @@ class FrameReader:
         Raises:
             VideoDecodeError: one of them cannot be decoded, or is damaged and damaged ones are not kept.
         """
-        found = self._as_listed(lambda: self._decode_listed(indices))
+        found, spoilt = self._as_listed(lambda: self._decode_listed(indices))
         for index in indices:
             if index not in found:
                 raise VideoDecodeError(self._name, f"frame {index} of {self.frames.count} cannot be decoded")
+            if index in spoilt and not self._keeps_damaged:
+                raise VideoDecodeError(self._name, f"frame {index} of {self.frames.count} is damaged")
+        if spoilt and not self.damaged:
+            _log.warning("%s: frame %d and maybe others are damaged, and shown", self._name, min(spoilt))
+        self.damaged |= spoilt
         return found
 
     # --- The table
@@ -107,11 +117,20 @@ class FrameReader:
         # The header of an mp4 gives an index entry for every sample: one that reaches past the end of the file, or a
         # packet cut short, is a download that broke off.
         if packets.cut:
-            raise VideoDecodeError(self._name, f"truncated: the last {packets.cut} frames are cut off")
-        decoder = self.reader.decoder
-        frames = frames_by_time(packets, decoder.has_b_frames) if self.reader.says_times else None
+            if not self._keeps_damaged:
+                raise VideoDecodeError(self._name, f"truncated: the last {packets.cut} frames are cut off")
+            packets = packets.before_cut()
+            self.reader.expect(packets)
+        frames = None
+        if self.reader.says_times and not self._may_leave_out(packets):
+            frames = frames_by_time(packets, self.reader.decoder.has_b_frames)
         frames = frames or frames_by_decoding(packets, self._decode_from(0))
         return frames.from_first_packet() if self.reader.needs_palette else frames
+
+    def _may_leave_out(self, packets: Packets) -> bool:
+        """Tell whether packets may hold no picture: MPEG-4 video has such for frames that an encoder dropped."""
+        is_mpeg4 = self.reader.decoder.codec.canonical_name == "mpeg4"
+        return is_mpeg4 and packets.size.min(initial=_NOTHING_CODED + 1) <= _NOTHING_CODED
 
     def _as_listed(self, decode: Callable[[], _T]) -> _T:
         """Return what `decode` does, once more without a seek, and after another look at all packets, where it met
@@ -132,55 +151,94 @@ class FrameReader:
 
     # --- Decoding
 
-    def _decode_listed(self, indices: list[int]) -> dict[int, Any]:
+    def _decode_listed(self, indices: list[int]) -> _Decoded:
+        """Decode frames: those that come out by their index, and which of them are damaged."""
         frames = self.frames
         if frames.order is None:
             wanted, decoded = set(indices), enumerate(self._decode_from(0))
-            return {index: frame for index, frame in islice(decoded, indices[-1] + 1) if index in wanted}
+            kept = {index: frame for index, frame in islice(decoded, indices[-1] + 1) if index in wanted}
+            return kept, {index for index, frame in kept.items() if frame.is_corrupt}
         groups: dict[int, list[int]] = {}
         for index in indices:
             groups.setdefault(frames.start_before(index), []).append(index)
         found: dict[int, Any] = {}
+        spoilt: set[int] = set()
         for number, group in groups.items():
-            found |= self._decode_group(number, group)
-        return found
+            decoded, damaged = self._decode_group(number, group)
+            found |= decoded
+            spoilt |= damaged
+        return found, spoilt
 
-    def _decode_group(self, number: int, indices: list[int]) -> dict[int, Any]:
+    def _decode_group(self, number: int, indices: list[int]) -> _Decoded:
         """Decode the frames at `indices` (ascending) from a start on, as far as they come out.
 
         Some encoders call packets keyframes from which the picture only builds up: an earlier start is then taken.
         """
         back, thrifty = 1, not self.frames.is_counted
         while True:
-            found = self._decode_from_start(number, indices, thrifty)
-            if found is None:
+            decoded = self._decode_from_start(number, indices, thrifty)
+            if decoded is None or (decoded[1] and number and back < 1 << _EARLIER_STARTS):
                 number, back = max(number - back, 0), 2 * back
-            elif thrifty and len(found) < len(indices):
+            elif thrifty and len(decoded[0]) < len(indices):
                 thrifty = False
             else:
-                return found
+                return decoded
 
-    def _decode_from_start(self, number: int, indices: list[int], thrifty: bool) -> dict[int, Any] | None:
+    def _decode_from_start(self, number: int, indices: list[int], thrifty: bool) -> _Decoded | None:
         """Return None if that start is none, because its own frame does not come out.
 
         thrifty: each packet is taken to hold just the frame it is listed with, and no more is decoded than needed.
         """
         frames, found = self.frames, {}
         assert frames.order is not None
-        start = int(frames.starts[number])
-        needed = {start, *frames.order[indices].tolist()} if thrifty else None
-        first = int(frames.place[start]) if number else -1
+        start, numbers = int(frames.starts[number]), frames.order[indices]
+        needed = {start, *numbers.tolist()} if thrifty else None
+        first = start_place = int(frames.place[start]) if number else -1
+        # Shown last, but perhaps not decoded last: what went into it comes out later still.
+        end = indices[-1] + int(np.flatnonzero(frames.order[indices[-1] :] <= numbers.max())[-1])
+        corrupt, keys, waiting, before, latest = [], [], list(reversed(indices)), None, -1
+        self._failed.clear()
         for frame in self._decode_from(start, needed):
             index = -1 if frame.pts is None else int(frames.place[frame.pts])
             if index == first:
                 first = -1
             elif index > first >= 0:
                 return None
+            if index < start_place:
+                continue
+            if index < latest:
+                raise VideoDecodeError(self._name, "its frames come in another order than its times say")
+            latest = index
+            if frame.is_corrupt:
+                corrupt.append(frame.pts)
+            if frame.key_frame:
+                keys.append(frame.pts)
             if index in indices:
                 found[index] = frame
-            if index >= indices[-1]:
+            while self._keeps_damaged and not thrifty and waiting and waiting[-1] <= index:
+                missed = waiting.pop()
+                if missed != index and missed not in found and before is not None:
+                    found[missed] = before
+            before = frame
+            if index >= end:
                 break
-        return found if first < 0 else None
+        if first >= 0:
+            return None
+        for missed in waiting if self._keeps_damaged and not thrifty and before is not None else ():
+            found.setdefault(missed, before)
+        return found, self._spoilt(found, corrupt + self._failed, keys)
+
+    def _spoilt(self, found: dict[int, Any], corrupt: list[int], keys: list[int]) -> set[int]:
+        """Return which frames were decoded after a packet that is damaged, and not after a later keyframe."""
+        frames, spoilt = self.frames, set()
+        assert frames.order is not None
+        for index, frame in found.items():
+            number = int(frames.order[index])
+            latest = max((packet for packet in corrupt if packet <= number), default=-1)
+            mended = (key for key in keys if latest < key <= number and frames.place[key] <= index)
+            if frame.pts != number or (latest >= 0 and next(mended, None) is None):
+                spoilt.add(index)
+        return spoilt
 
     def _decode_from(self, start: int, needed: Collection[int] | None = None) -> Iterator[Any]:
         """Decode from packet `start` on, in presentation order; a frame's `pts` is the number of its packet.
@@ -198,5 +256,16 @@ class FrameReader:
             for number, packet in batch:
                 decoder.skip_frame = "DEFAULT" if asked_for is None or number in asked_for else "NONREF"
                 packet.pts = number
-                yield from decoder.decode(packet)
-        yield from self.reader.decoder.decode(None)
+                yield from self._decode_packet(number, packet)
+        yield from self._decode_packet(number, None)
+
+    def _decode_packet(self, number: int, packet: Any) -> list[Any]:
+        from av.error import FFmpegError
+
+        try:
+            return self.reader.decoder.decode(packet)
+        except FFmpegError as error:
+            if not self._keeps_damaged:
+                raise VideoDecodeError(self._name, f"damaged ({error.strerror}) in packet {number}") from None
+            self._failed.append(number)
+            return []

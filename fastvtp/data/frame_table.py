@@ -65,6 +65,11 @@ def frames_by_time(packets: Packets, has_b_frames: bool) -> Frames | None:
     # Packets shown before the first keyframe cannot be decoded, and a plain loop never shows them.
     if not packets.is_keyframe[0] or pts[0] != pts.min():
         return None
+    # Where recordings are joined, times may jump back, and the frames of both are not to mingle.
+    known, latest = packets.dts[packets.dts != UNKNOWN], np.maximum.accumulate(pts)
+    keys = np.flatnonzero(packets.is_keyframe[1:])
+    if (np.diff(known) < 0).any() or (latest[keys] >= pts[keys + 1]).any():
+        return None
     order = shown[np.argsort(pts[shown], kind="stable")]
     times = pts[order]
     if not (np.diff(times) > 0).all():

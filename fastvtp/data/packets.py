@@ -31,8 +31,9 @@ class Packets:
             number of ticks for all.
         is_keyframe: bool.
         is_hidden: bool, those that are decoded but not shown.
-        cut: how many are known to be damaged or to lie behind the end of the file.
+        cut: how many lie behind the end of the file.
         from_index: whether the container's index says all this, and no packet was looked at.
+        first_cut: number of the first that does; None where all are there.
     """
 
     pos: np.ndarray
@@ -43,9 +44,16 @@ class Packets:
     is_hidden: np.ndarray
     cut: int
     from_index: bool
+    first_cut: int | None = None
 
     def __len__(self) -> int:
         return len(self.pos)
+
+    def before_cut(self) -> Packets:
+        """Return those that stand before the first one that is cut off."""
+        kept = slice(self.first_cut)
+        columns = (self.pos, self.size, self.pts, self.dts, self.is_keyframe, self.is_hidden)
+        return Packets(*(column[kept] for column in columns), 0, self.from_index, None)
 
 
 def packets_by_index(container: Any, stream: Any, file: BinaryIO | None) -> Packets | None:
@@ -82,8 +90,7 @@ def _by_header(container: Any, stream: Any, table: SampleTable) -> Packets | Non
     held = table.size > 0
     pos, size, is_keyframe = table.pos[held], table.size[held], table.is_keyframe[held]
     pts = (dts + table.offset)[held]
-    cut = int(np.sum(pos + size > container.size))
-    return Packets(pos, size, pts, dts[held], is_keyframe, np.zeros(len(pos), bool), cut, True)
+    return _indexed(container, (pos, size, pts, dts[held], is_keyframe, np.zeros(len(pos), bool)))
 
 
 def _by_entries(container: Any, stream: Any, table: SampleTable | None) -> Packets | None:
@@ -103,13 +110,17 @@ def _by_entries(container: Any, stream: Any, table: SampleTable | None) -> Packe
         if len(np.unique(known)) < len(known) or not np.isin(pos, known).all():
             return None
         offset = table.offset[held[place]]
-    cut = int(np.sum(pos + size > container.size))
-    return Packets(pos, size, dts + offset, dts, is_keyframe.astype(bool), is_hidden.astype(bool), cut, True)
+    return _indexed(container, (pos, size, dts + offset, dts, is_keyframe.astype(bool), is_hidden.astype(bool)))
+
+
+def _indexed(container: Any, columns: tuple[np.ndarray, ...]) -> Packets:
+    cut = np.flatnonzero(columns[0] + columns[1] > container.size)
+    return Packets(*columns, len(cut), True, int(cut[0]) if len(cut) else None)
 
 
 def packets_by_reading(container: Any, stream: Any, look_at_first: Callable[[Any], None]) -> Packets:
     """Read the packets of a container that is at its start, and keep none of them; `look_at_first` sees the first."""
-    rows, corrupt, is_vp8 = array("q"), 0, stream.codec_context.codec.canonical_name == "vp8"
+    rows, is_vp8 = array("q"), stream.codec_context.codec.canonical_name == "vp8"
     for packet in container.demux(stream):
         if packet.size:
             if not rows:
@@ -117,11 +128,11 @@ def packets_by_reading(container: Any, stream: Any, look_at_first: Callable[[Any
             is_hidden = packet.is_discard or (is_vp8 and _vp8_hides(packet))
             times = (UNKNOWN if value is None else value for value in (packet.pos, packet.pts, packet.dts))
             rows.extend((packet.size, packet.is_keyframe, is_hidden, *times))
-            corrupt += packet.is_corrupt
     size, is_keyframe, is_hidden, pos, pts, dts = np.array(rows, np.int64).reshape(-1, 6).T
+    columns = pos, size, pts, dts, is_keyframe.astype(bool), is_hidden.astype(bool)
     end = container.size
-    cut = sum(entry.pos + entry.size > end for entry in stream.index_entries) or corrupt
-    return Packets(pos, size, pts, dts, is_keyframe.astype(bool), is_hidden.astype(bool), cut, False)
+    cut = sum(entry.pos + entry.size > end for entry in stream.index_entries)
+    return Packets(*columns, cut, False, int(np.sum(pos + size <= end)) if cut else None)
 
 
 def _vp8_hides(packet: Any) -> bool:
