@@ -9,9 +9,11 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from fastvtp.data.locations import normal
 from fastvtp.data.timespans import MOST_SECONDS, TimeSpan, span_of_line
 from fastvtp.errors import UserError
 from fastvtp.files import (
@@ -67,7 +69,7 @@ class VideoRecord:
     @property
     def clip(self) -> tuple[str, TimeSpan | None]:
         """What is shown, as a key: equal for records of the same span of the same video, whatever their ids."""
-        return os.path.normpath(self.video), self.span
+        return normal(self.video), self.span
 
     @property
     def source(self) -> str:
@@ -157,14 +159,20 @@ def annotations_digest(records: Sequence[VideoRecord]) -> str:
     It changes with any id, caption, video path, span or `mirrorable` that is set, but not when the folder that holds
     all the videos moves.
     """
-    videos = [os.path.normpath(record.video) for record in records]
-    folder = os.path.commonpath([os.path.dirname(video) for video in videos]) if videos else ""
+    videos = [normal(record.video) for record in records]
+    folder = _common_folder(videos)
     digest = hashlib.sha256()
     for record, video in zip(records, videos, strict=True):
         said = record.captions if record.mirrorable is None else (*record.captions, record.mirrorable)
         shown = () if record.span is None else record.span  # lists without spans keep the digests that they had
-        digest.update(json.dumps([record.id, video[len(folder) :].lstrip(os.sep), said, *shown]).encode())
+        digest.update(json.dumps([record.id, video[len(folder) :].lstrip("/"), said, *shown]).encode())
     return digest.hexdigest()[:16]
+
+
+def _common_folder(videos: Sequence[str]) -> str:
+    """Return the folder that all lie in, be it on disk, in a tar or in a store; "" where there is none."""
+    parts = zip(*(video.split("/")[:-1] for video in videos), strict=False)
+    return "/".join(same[0] for same in takewhile(lambda names: len(set(names)) == 1, parts))
 
 
 def mentions_direction(caption: str) -> bool:

@@ -285,6 +285,8 @@ class Video:
             raise VideoDecodeError(self._name, "its packets change from one reading to the next") from None
         except NoVideoStreamError as error:
             raise VideoDecodeError(self._name, str(error)) from None
+        except UnreadableError as error:  # a store that stops answering
+            raise VideoDecodeError(self._name, error.reason) from None
         except (FFmpegError, OSError, IndexError) as error:  # IndexError: PyAV, on a stream that damage made up
             reason = getattr(error, "strerror", None) or str(error)
             reason = f"damaged ({reason})" if opening is None else why_not_opened(opening, reason)

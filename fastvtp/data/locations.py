@@ -16,13 +16,14 @@ import os
 import posixpath
 import re
 from pathlib import PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 ARCHIVE_SUFFIXES = (".tar", ".parquet")
 SEPARATOR = "::"
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # at least two letters: "C:" is a drive
-_MEMBER = re.compile(r"(.*?\.(?:tar|parquet))::(.+)", re.DOTALL)
+# of a URL a query may follow, as those have that are signed
+_MEMBER = re.compile(r"(.*?\.(?:tar|parquet)(?:\?(?:(?!::).)*)?)::(.+)", re.DOTALL)
 
 
 def located(written: str, folder: str | os.PathLike[str]) -> str:
@@ -76,3 +77,13 @@ def suffix_of(location: str) -> str:
     elif is_remote(location):
         location = urlsplit(location).path
     return PurePosixPath(location).suffix.lower()
+
+
+def without_secrets(location: str) -> str:
+    """Return a location as logs and messages may show it: a URL without user, password and signature."""
+    if not is_remote(location):
+        return location
+    archive, member = member_of(location) or (location, "")
+    url = urlsplit(archive)
+    archive = urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path, "", ""))
+    return in_archive(archive, member) if member else archive

@@ -16,7 +16,7 @@ import numpy as np
 from fastvtp.data.mp4_index import read_display_matrix
 from fastvtp.data.packets import UNKNOWN, Packets, packets_by_index, packets_by_reading
 from fastvtp.data.pictures import Turn
-from fastvtp.data.storage import StoredFile
+from fastvtp.data.storage import StoredFile, UnreadableError
 from fastvtp.data.turn_messages import asks_for_turn
 
 _GENERATE_PTS = 1  # of `AVFormatContext.flags`
@@ -304,6 +304,8 @@ def why_not_opened(source: StoredFile | bytes, reason: str) -> str:
                 head = file.read(16)
         except OSError as error:
             return error.strerror or str(error)
+        except UnreadableError as error:
+            return error.reason
     if not head:
         return "zero bytes"
     if head[4:8] == b"ftyp":

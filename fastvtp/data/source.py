@@ -18,6 +18,7 @@ from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import Video, VideoDecodeError, VideoInfo
 from fastvtp.data.reading import ClipReading, ClipShape
 from fastvtp.data.sampling import ClipAugmentation, CropWindow
+from fastvtp.data.storage import UnreadableError, read_file
 from fastvtp.data.stream import SampleStream
 from fastvtp.errors import UserError
 
@@ -288,9 +289,9 @@ class ClipSource:
             self._good[index] = self._proven(index)
         path = self._paths[index]
         try:
-            return np.fromfile(path, np.uint8), *self._good[index]
-        except OSError as error:
-            raise VideoDecodeError(path, error.strerror or str(error)) from None
+            return np.frombuffer(read_file(path), np.uint8), *self._good[index]
+        except UnreadableError as error:
+            raise VideoDecodeError(path, error.reason) from None
 
     def _proven(self, index: int) -> tuple[VideoInfo, range]:
         try:

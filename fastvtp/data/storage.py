@@ -3,60 +3,65 @@
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, BinaryIO
 
-from fastvtp.errors import UserError
+from fastvtp.data.locations import is_remote, member_of
+from fastvtp.data.parquet_rows import find_row
+from fastvtp.data.range_file import open_part
+from fastvtp.data.remote import look_up
+from fastvtp.data.remote_files import find_object, find_part
+from fastvtp.data.stored_file import StoredFile, UnreadableError, regular_file
+from fastvtp.data.tar_index import member_table
 
-
-class UnreadableError(UserError):
-    """A location whose bytes cannot be had; `location` names it and `reason` says why, each fit for one line."""
-
-    def __init__(self, location: str, reason: str):
-        super().__init__(location, reason)
-        self.location = location
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.location}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """The bytes of one video.
-
-    Attributes:
-        libav: what `av.open` takes: a path, a URL of libav's own, or an object with `read` and `seek`.
-        open: opens the same bytes as a binary file that can seek, position 0 being the first byte of the video.
-        size: bytes.
-        key: equal as long as the bytes are, as far as can be told without reading them; None if that is not known.
-    """
-
-    libav: Any
-    open: Callable[[], BinaryIO]
-    size: int
-    key: tuple[Any, ...] | None
+__all__ = ["StoredFile", "UnreadableError", "find_file", "read_file"]
 
 
 def find_file(location: str) -> StoredFile:
     """Find the bytes of a video by its location, see `fastvtp.data.locations`.
 
+    A member of a local tar is read where it lies. Of an object store, small objects and members of tars are fetched
+    whole into a cache on disk, larger ones read in blocks, see `StorageSettings`.
+
     Raises:
-        UnreadableError: nothing there, no permission, or no regular file, such as a pipe, socket or device, which might
-            never end.
+        UnreadableError: nothing there, no permission, no such member, a store that does not answer in time; or no
+            regular file, such as a pipe, socket or device, which might never end.
+        UserError: a URL whose filesystem is unknown, or needs a package that is not installed.
     """
+    parts = member_of(location)
+    if parts is None:
+        return find_object(location) if is_remote(location) else _find_local(location)
+    archive, member = parts
+    if os.path.splitext(archive.partition("?")[0])[1] == ".parquet":
+        return find_row(location, archive, member)
+    return _find_member(location, archive, member)
+
+
+def read_file(location: str) -> bytes:
+    """Read all bytes that a location names. Raises as `find_file` does."""
+    found = find_file(location)
     try:
-        status = os.stat(location)
-    except (OSError, ValueError) as error:
-        raise UnreadableError(location, getattr(error, "strerror", None) or str(error)) from None
-    if not stat.S_ISREG(status.st_mode):
-        raise UnreadableError(location, f"not a regular file but a {_kind_of(status.st_mode)}")
+        with found.open() as file:
+            return file.read()
+    except OSError as error:
+        raise UnreadableError(location, error.strerror or str(error)) from None
+
+
+def _find_local(location: str) -> StoredFile:
+    status = regular_file(location)
     key = (location, status.st_size, status.st_mtime_ns, status.st_ino)
     return StoredFile(location, lambda: open(location, "rb"), status.st_size, key)
 
 
-def _kind_of(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
-    return kinds.get(stat.S_IFMT(mode), "device")
+def _find_member(location: str, archive: str, member: str) -> StoredFile:
+    try:
+        table = member_table(archive)
+    except UnreadableError as error:
+        raise UnreadableError(location, f"its tar: {error.reason}") from None
+    place = table.find(member)
+    if place is None:
+        raise UnreadableError(location, "the tar holds no file of that name")
+    start, size = place
+    if is_remote(archive):
+        return find_part(location, archive, look_up(archive), start, size)
+    part = f"subfile,,start,{start},end,{start + size},,:{archive}"
+    key = (archive, table.stamp.size, table.stamp.changed, start, size)
+    return StoredFile(part, lambda: open_part(archive, start, size), size, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastvtp.data.locations import without_secrets
 from fastvtp.errors import UserError
 
 
@@ -14,4 +15,4 @@ class VideoDecodeError(UserError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{without_secrets(self.path)}: {self.reason}"

@@ -1,0 +1,168 @@
+"""A folder of copies that stays within a bound, shared by any number of processes.
+
+Nothing but file locks and renames coordinates them, so that one that is killed leaves nothing in the others' way. A
+copy that a process holds is locked (flock) and is never removed; of the others those used longest ago go first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+_KEPT = 0.9  # share of the bound that is left once something had to go, so that not every copy looks through all
+_LEDGER = ".bytes"
+_PARTIAL = ".partial-"
+
+
+class HeldCopy:
+    """A copy in the cache, which stays there as long as this object lives or until `close`.
+
+    Attributes:
+        path: where it lies.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO):
+        self.path, self._file = path, file
+
+    def close(self) -> None:
+        """Let go of the copy; files opened by its path stay readable."""
+        self._file.close()
+
+
+class DiskCache:
+    """The copies in a folder.
+
+    Args:
+        folder: made where it is missing.
+        most_bytes: of all copies together, those being written included.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._most = folder, most_bytes
+
+    def check_writable(self) -> None:
+        """Raise OSError where no copies can be written, or locks do not work."""
+        with self._ledger():
+            pass
+
+    def hold(self, name: str) -> HeldCopy | None:
+        """Return the copy of that name, or None where there is none."""
+        path = self._folder / name
+        try:
+            file = open(path, "rb")  # noqa: SIM115
+        except FileNotFoundError:
+            return None
+        fcntl.flock(file, fcntl.LOCK_SH)
+        if not os.fstat(file.fileno()).st_nlink:  # removed before it was locked
+            file.close()
+            return None
+        with suppress(OSError):
+            os.utime(path)  # the times of change say what was used last
+        return HeldCopy(path, file)
+
+    def add(self, name: str, size: int, write: Callable[[BinaryIO], None]) -> HeldCopy | None:
+        """Let `write` fill a new copy of `size` bytes; returns None, and writes nothing, where there is no room.
+
+        What `write` raises comes through, and nothing is left of the copy then.
+        """
+        partial = self._reserve(size)
+        if partial is None:
+            return None
+        path, file = partial
+        try:
+            write(file)
+            file.flush()
+            return self._publish(path, file, self._folder / name)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            file.close()
+            with self._ledger() as ledger:
+                self._write(ledger, self._read(ledger) - size)
+            raise
+
+    def _reserve(self, size: int) -> tuple[Path, BinaryIO] | None:
+        """Make room, and a locked file of that size under a name that nobody looks for."""
+        if size > self._most:
+            return None
+        with self._ledger() as ledger:
+            total = self._read(ledger)
+            if total + size > self._most:
+                total = self._shrink(int(self._most * _KEPT) - size)
+                if total + size > self._most:
+                    self._write(ledger, total)
+                    return None
+            path = self._folder / f"{_PARTIAL}{secrets.token_hex(8)}"
+            file = open(path, "x+b")  # noqa: SIM115
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.truncate(size)  # at once of the size that it counts with
+                self._write(ledger, total + size)
+            except BaseException:
+                file.close()
+                path.unlink(missing_ok=True)
+                raise
+            return path, file
+
+    def _publish(self, partial: Path, file: BinaryIO, final: Path) -> HeldCopy:
+        with self._ledger() as ledger:  # nothing is removed meanwhile: a lock cannot be weakened without letting go
+            with suppress(FileNotFoundError):  # another process was as quick
+                self._write(ledger, self._read(ledger) - final.stat().st_size)
+            os.replace(partial, final)
+            fcntl.flock(file, fcntl.LOCK_SH)
+        return HeldCopy(final, file)
+
+    @contextmanager
+    def _ledger(self) -> Iterator[int]:
+        """Lock the file that says how many bytes there are."""
+        descriptor = os.open(self._folder / _LEDGER, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _read(self, ledger: int) -> int:
+        text = os.pread(ledger, 32, 0)
+        return int(text) if text.strip().isdigit() else sum(size for _, size, _ in self._copies())
+
+    def _write(self, ledger: int, total: int) -> None:
+        os.pwrite(ledger, b"%-32d" % max(total, 0), 0)
+
+    def _copies(self) -> list[tuple[float, int, str]]:
+        """List all copies, and what killed processes left of some: when used last, bytes, path."""
+        found = []
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name != _LEDGER:
+                    with suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        found.append((status.st_mtime, status.st_size, entry.path))
+        return found
+
+    def _shrink(self, target: int) -> int:
+        """Remove copies until `target` bytes are left, if so many can go; returns the bytes that are left."""
+        copies = sorted(self._copies())
+        total = sum(size for _, size, _ in copies)
+        for _, size, path in sorted(copies, key=lambda copy: not os.path.basename(copy[2]).startswith(_PARTIAL)):
+            is_partial = os.path.basename(path).startswith(_PARTIAL)
+            if (total > target or is_partial) and _removed_unless_held(path):
+                total -= size
+        return total
+
+
+def _removed_unless_held(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+    except FileNotFoundError:
+        return True
+    except OSError:  # held by another
+        return False
+    return True

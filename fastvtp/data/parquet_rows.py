@@ -1,0 +1,150 @@
+"""Videos in the rows of parquet files, as Hugging Face's datasets have them: bytes in a column.
+
+A parquet file can only be read a row group at a time: the groups read last are kept in memory. For training at random,
+groups of few rows, or tars, are what reads fast.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fastvtp.data.locations import is_remote
+from fastvtp.data.remote import look_up
+from fastvtp.data.remote_files import open_blocks
+from fastvtp.data.stored_file import StoredFile, UnreadableError, regular_file
+from fastvtp.errors import UserError
+
+_PREFERRED = ("video", "mp4", "webm", "movie", "clip", "bytes", "content", "image", "jpg", "png")
+_MOST_BYTES = 1 << 28  # of row groups in memory; one may be larger
+_MOST_FILES = 16
+
+
+@dataclass
+class _Table:
+    """An opened parquet file: where its row groups begin, and which columns may hold videos."""
+
+    stamp: tuple[Any, ...]
+    file: Any
+    starts: np.ndarray
+    columns: tuple[str, ...]
+
+
+_lock = threading.RLock()
+_tables: OrderedDict[str, _Table] = OrderedDict()
+_groups: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+
+
+def find_row(location: str, archive: str, member: str) -> StoredFile:
+    """Find the video in a row of a parquet file.
+
+    Args:
+        location: what names it.
+        archive: path or URL of the file.
+        member: the number of the row from 0 on; or number and name of the column, "17::video". Without a column, the
+            one that holds bytes (or, in Hugging Face's form, a struct with the field "bytes").
+
+    Raises:
+        UnreadableError: no such file, row or column, or no bytes there.
+        UserError: pyarrow is not installed.
+    """
+    number, _, column = member.partition("::")
+    if not number.isdecimal():
+        raise UnreadableError(location, f"expected the number of a row after '::', got {number!r}")
+    with _lock:
+        table = _opened(archive)
+        if int(number) >= table.starts[-1]:
+            raise UnreadableError(location, f"the file has {table.starts[-1]} rows")
+        name = column or _column(location, table)
+        if name not in table.columns:
+            known = ", ".join(table.columns) or "none"
+            raise UnreadableError(location, f"no column {name!r} that holds bytes; those that do: {known}")
+        group = int(np.searchsorted(table.starts, int(number), side="right")) - 1
+        values = _group(location, archive, table, group, name)
+        value = values[int(number) - int(table.starts[group])].as_py()
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if value is None:
+        raise UnreadableError(location, f"no bytes in column {name!r}")
+    return StoredFile(None, lambda: io.BytesIO(value), len(value), (*table.stamp, int(number), name))
+
+
+def bytes_columns(archive: str) -> tuple[str, ...]:
+    """Return the columns of a parquet file that hold bytes, the likeliest first, see `find_row`.
+
+    Raises as that does.
+    """
+    with _lock:
+        columns = _opened(archive).columns
+    return tuple(sorted(columns, key=lambda name: _PREFERRED.index(name) if name in _PREFERRED else len(_PREFERRED)))
+
+
+def _column(location: str, table: _Table) -> str:
+    if len(table.columns) == 1:
+        return table.columns[0]
+    named = [name for name in _PREFERRED if name in table.columns]
+    if not named:
+        raise UnreadableError(
+            location, f"expected one column that holds bytes, got {', '.join(table.columns) or 'none'}"
+        )
+    return named[0]
+
+
+def _opened(archive: str) -> _Table:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise UserError(f"{archive}: needs a package that is not installed: pip install 'fastvtp[shards]'") from None
+    stamp, whole = _stamp(archive)
+    if archive in _tables and _tables[archive].stamp == stamp:
+        _tables.move_to_end(archive)
+        return _tables[archive]
+    try:
+        source: str | BinaryIO = archive if whole is None else open_blocks(archive, whole)
+        file = parquet.ParquetFile(source)
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        if isinstance(error, UnreadableError):
+            raise
+        raise UnreadableError(archive, f"not a parquet file ({' '.join(str(error).split())})") from None
+    rows = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
+    columns = tuple(field.name for field in file.schema_arrow if _holds_bytes(field.type))
+    table = _tables[archive] = _Table(stamp, file, np.cumsum((0, *rows)), columns)
+    while len(_tables) > _MOST_FILES:
+        _tables.popitem(last=False)
+    return table
+
+
+def _stamp(archive: str) -> tuple[tuple[Any, ...], Any]:
+    if is_remote(archive):
+        whole = look_up(archive)
+        return (archive, whole.size, whole.version), whole
+    status = regular_file(archive)
+    return (archive, status.st_size, status.st_mtime_ns), None
+
+
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _group(location: str, archive: str, table: _Table, number: int, column: str) -> Any:
+    key = (*table.stamp, number, column)
+    if key not in _groups:
+        try:
+            _groups[key] = table.file.read_row_group(number, columns=[column]).column(0)
+        except (OSError, ValueError) as error:
+            if isinstance(error, UnreadableError):
+                raise UnreadableError(location, error.reason) from None
+            raise UnreadableError(location, f"damaged ({' '.join(str(error).split())})") from None
+        while len(_groups) > 1 and sum(group.nbytes for group in _groups.values()) > _MOST_BYTES:
+            _groups.popitem(last=False)
+    _groups.move_to_end(key)
+    return _groups[key]

@@ -1,0 +1,145 @@
+"""Objects of a store as files: small ones as copies in a bounded cache on disk, large ones read in blocks."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fastvtp.data.disk_cache import DiskCache, HeldCopy
+from fastvtp.data.locations import suffix_of
+from fastvtp.data.range_file import RangeFile, buffered
+from fastvtp.data.remote import RemoteObject, look_up, read_range
+from fastvtp.data.storage_settings import storage_settings
+from fastvtp.data.stored_file import StoredFile
+
+logger = logging.getLogger(__name__)
+
+_BLOCK = 1 << 20  # bytes
+_MOST_BLOCKS = 64  # of all objects of a process
+
+
+def find_object(location: str) -> StoredFile:
+    """Find an object of a store. Raises UnreadableError where it cannot be had, and UserError for an unknown store."""
+    found = look_up(location)
+    return find_part(location, location, found, 0, found.size)
+
+
+def find_part(location: str, container: str, whole: RemoteObject, start: int, size: int) -> StoredFile:
+    """Find `size` bytes from `start` on of the object `container`, which `location` names.
+
+    Raises:
+        UnreadableError: they cannot be had.
+    """
+    key = None if whole.version is None else (container, whole.size, whole.version, start, size)
+    if 0 < size <= storage_settings().whole_bytes:
+        # without a version an object of another content would go by the same name
+        cached = None if key is None else _copy(key, suffix_of(location), container, whole, start, size)
+        if cached is not None:
+            path = str(cached.path)
+            return StoredFile(path, partial(_open_held, path, cached), size, key, cached)
+        data = b"".join(read_range(container, start, start + size, whole.size))
+        return StoredFile(None, lambda: io.BytesIO(data), size, key)
+
+    def opened() -> BinaryIO:
+        return open_blocks(container, whole, start, size)
+
+    return StoredFile(None, opened, size, key)
+
+
+def open_blocks(location: str, whole: RemoteObject, start: int = 0, size: int | None = None) -> BinaryIO:
+    """Open an object, or a part of it, as a file that is read in blocks, which a process remembers for a while."""
+    size = whole.size if size is None else size
+
+    def read_at(first: int, last: int) -> bytes:
+        return _read_blocks(location, whole, start + first, start + last)
+
+    return buffered(RangeFile(size, read_at))
+
+
+def _open_held(path: str, held: HeldCopy) -> BinaryIO:
+    del held  # as long as the way to open the copy is there, the copy is
+    return open(path, "rb")
+
+
+def _copy(
+    key: tuple[Any, ...], suffix: str, container: str, whole: RemoteObject, start: int, size: int
+) -> HeldCopy | None:
+    """Return the copy of these bytes, made now where there is none; None where none can be."""
+    copies = _cache()
+    if copies is None:
+        return None
+    name = hashlib.sha256(repr(key).encode()).hexdigest()[:32] + suffix  # libav looks at suffixes, too
+    if (held := copies.hold(name)) is not None:
+        return held
+
+    def write(file: BinaryIO) -> None:
+        for data in read_range(container, start, start + size, whole.size):
+            file.write(data)
+
+    try:
+        return copies.add(name, size, write)
+    except OSError as error:  # the disk is full, say, however large the bound is
+        _warn_of_disk(str(storage_settings().folder), error.strerror or str(error))
+        return None
+
+
+def _cache() -> DiskCache | None:
+    settings = storage_settings()
+    return _cache_in(str(settings.folder / "objects"), settings.cache_bytes) if settings.cache_bytes else None
+
+
+@cache
+def _cache_in(folder: str, most_bytes: int) -> DiskCache | None:
+    try:
+        made = DiskCache(Path(folder), most_bytes)
+        made.check_writable()
+        return made
+    except OSError as error:
+        _warn_of_disk(folder, error.strerror or str(error))
+        return None
+
+
+@cache
+def _warn_of_disk(folder: str, reason: str) -> None:
+    logger.warning("%s: no copies of objects can be kept (%s); they are read anew each time", folder, reason)
+
+
+class _Blocks:
+    """The blocks that were read last."""
+
+    def __init__(self, most: int):
+        self._most, self._lock = most, threading.Lock()
+        self._blocks: OrderedDict[tuple[Any, ...], bytes] = OrderedDict()
+
+    def get(self, key: tuple[Any, ...], read: Callable[[], bytes]) -> bytes:
+        with self._lock:
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+                return self._blocks[key]
+        block = read()
+        with self._lock:
+            self._blocks[key] = block
+            while len(self._blocks) > self._most:
+                self._blocks.popitem(last=False)
+        return block
+
+
+_blocks = _Blocks(_MOST_BLOCKS)
+
+
+def _read_blocks(location: str, whole: RemoteObject, start: int, end: int) -> bytes:
+    parts = []
+    for number in range(start // _BLOCK, -(-end // _BLOCK)):
+        first = number * _BLOCK
+        last = min(first + _BLOCK, whole.size)
+        key = (location, whole.size, whole.version, number)
+        block = _blocks.get(key, lambda first=first, last=last: b"".join(read_range(location, first, last, whole.size)))
+        parts.append(block[max(start - first, 0) : end - first])
+    return b"".join(parts)

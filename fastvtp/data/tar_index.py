@@ -1,0 +1,308 @@
+"""The side index of a tar: where each member lies, so that any can be read without those before it.
+
+It is a file beside the tar, `000017.tar.index.npz`, or one in the cache folder where none can be written there. It
+holds the size and time of change (of an object, its version) of the tar it was made from, and is made anew once they
+differ. It is made on first use or by `fastvtp index`; several processes may do so at once.
+
+The members' names are found by a hash: a table of a million members is 24 MB, and is read as fast as the disk gives it.
+The texts of small members (.txt, .json, .cls) lie in the index too, so that lists need no look into the tar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import posixpath
+import threading
+import zipfile
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from fastvtp.data.locations import is_remote, without_secrets
+from fastvtp.data.range_file import open_part
+from fastvtp.data.remote import RemoteObject, look_up, read_range, write_object
+from fastvtp.data.remote_files import open_blocks
+from fastvtp.data.storage_settings import storage_settings
+from fastvtp.data.stored_file import UnreadableError, regular_file
+from fastvtp.data.tar_members import Members, NoTarError, read_members
+from fastvtp.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+SUFFIX = ".index.npz"
+TEXT_SUFFIXES = (".txt", ".json", ".cls")
+_VERSION = 1
+_TABLE = ("hashes", "offset", "size")
+_LONGEST_TEXT = 1 << 14  # bytes of a member whose text is kept in the index
+_MOST_MEMBERS = 1 << 21  # in memory, of all tars of a process: 50 MB
+
+
+@dataclass(frozen=True)
+class TarStamp:
+    """What tells whether a tar is still the one that was indexed: bytes, and time of change or version."""
+
+    size: int
+    changed: str
+
+
+@dataclass(frozen=True)
+class MemberTable:
+    """Where the members of a tar lie.
+
+    Attributes:
+        stamp: of the tar.
+        hashes: uint64 `[N]`, rising, of their names.
+        offset, size: int64 `[N]`, in the order of `hashes`.
+    """
+
+    stamp: TarStamp
+    hashes: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+
+    def find(self, member: str) -> tuple[int, int] | None:
+        """Return where a member begins and how long it is; None where there is none of that name."""
+        wanted = _hash(posixpath.normpath(member))
+        place = int(np.searchsorted(self.hashes, wanted))
+        if place == len(self.hashes) or self.hashes[place] != wanted:
+            return None
+        return int(self.offset[place]), int(self.size[place])
+
+
+@dataclass(frozen=True)
+class TarListing:
+    """What is in a tar.
+
+    Attributes:
+        names: of the members, in their order.
+        texts: the content of small members whose suffix is one of `TEXT_SUFFIXES`, by name.
+        notes: what is odd or missing, each fit for one line after the tar's name.
+        place: where its index lies; None where none could be written.
+    """
+
+    names: tuple[str, ...]
+    texts: dict[str, str]
+    notes: tuple[str, ...]
+    place: str | None
+
+
+def stamp_of(archive: str) -> TarStamp:
+    """Return what a tar is recognised by. Raises UnreadableError where it is not there, or is no regular file."""
+    if is_remote(archive):
+        found = look_up(archive)
+        return TarStamp(found.size, f"{found.version}")
+    status = regular_file(archive)
+    return TarStamp(status.st_size, f"{status.st_mtime_ns}")
+
+
+def member_table(archive: str) -> MemberTable:
+    """Return where the members of a tar lie, from memory, from its index, or by making that.
+
+    Raises:
+        UnreadableError: the tar cannot be read, or is none.
+    """
+    stamp = stamp_of(archive)
+    table = _tables.get(archive)
+    if table is None or table.stamp != stamp:
+        found = _stored(archive, stamp, *_TABLE)
+        table = MemberTable(stamp, *found[0]) if found else index_tar(archive)[1]
+        _tables.keep(archive, table)
+    return table
+
+
+def tar_listing(archive: str) -> TarListing:
+    """Return what is in a tar, from its index, or by making that.
+
+    Raises:
+        UnreadableError: the tar cannot be read, or is none.
+    """
+    found = _stored(archive, stamp_of(archive), "listing")
+    if found is None:
+        return index_tar(archive)[0]
+    said = json.loads(zlib.decompress(found[0][0].tobytes()))
+    _say(archive, tuple(said["notes"]))
+    return TarListing(tuple(said["names"]), said["texts"], tuple(said["notes"]), found[1])
+
+
+def index_tar(archive: str, *, beside: bool = False) -> tuple[TarListing, MemberTable]:
+    """Make the index of a tar and write it, in place of one that is there.
+
+    Args:
+        archive: path or URL.
+        beside: write it beside a tar of an object store too, and not to the cache folder alone. That of a local tar
+            goes beside it in any case, where that can be written.
+
+    Raises:
+        UnreadableError: the tar cannot be read, or is none.
+    """
+    stamp = stamp_of(archive)
+    try:
+        with _opened(archive, stamp) as file:
+            members = read_members(file, stamp.size)
+            texts = _texts(file, members)
+    except NoTarError as error:
+        raise UnreadableError(archive, str(error)) from None
+    except OSError as error:
+        raise UnreadableError(archive, error.strerror or str(error)) from None
+    hashes = np.array([_hash(name) for name in members.names], np.uint64)
+    order = np.argsort(hashes)
+    if len(np.unique(hashes)) < len(hashes):
+        raise UnreadableError(archive, "two of its names have the same hash: rename a file in it")
+    columns = (hashes, *(np.array(list(column.values()), np.int64) for column in (members.offset, members.size)))
+    table = MemberTable(stamp, *(column[order] for column in columns))
+    listing = json.dumps({"names": members.names, "texts": texts, "notes": members.notes}).encode()
+    about = {"format": "fastvtp tar index", "version": _VERSION, "size": stamp.size, "changed": stamp.changed}
+    arrays = {name: getattr(table, name) for name in _TABLE}
+    packed = io.BytesIO()
+    np.savez(packed, about=_bytes(json.dumps(about).encode()), listing=_bytes(zlib.compress(listing)), **arrays)
+    place = _write(archive, packed.getvalue(), beside=beside)
+    _say(archive, tuple(members.notes))
+    return TarListing(tuple(members.names), texts, tuple(members.notes), place), table
+
+
+@cache
+def _say(archive: str, notes: tuple[str, ...]) -> None:
+    for note in notes:
+        logger.warning("%s: %s", without_secrets(archive), note)
+
+
+def _opened(archive: str, stamp: TarStamp) -> BinaryIO:
+    if is_remote(archive):
+        return open_blocks(archive, look_up(archive))
+    return open_part(archive, 0, stamp.size)
+
+
+def _texts(file: BinaryIO, members: Members) -> dict[str, str]:
+    texts = {}
+    for name in members.names:
+        if os.path.splitext(name)[1].lower() in TEXT_SUFFIXES and members.size[name] <= _LONGEST_TEXT:
+            file.seek(members.offset[name])
+            texts[name] = file.read(members.size[name]).decode("utf-8-sig", errors="replace")
+    return texts
+
+
+def _hash(name: str) -> np.uint64:
+    return np.uint64(
+        int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest(), "big")
+    )
+
+
+def _bytes(content: bytes) -> np.ndarray:
+    return np.frombuffer(content, np.uint8)
+
+
+# --- Where the index lies
+
+
+def _cached_place(archive: str) -> Path:
+    digest = hashlib.sha256(archive.encode(errors="surrogateescape")).hexdigest()[:24]
+    return storage_settings().folder / "indexes" / f"{digest}{SUFFIX}"
+
+
+def _stored(archive: str, stamp: TarStamp, *names: str) -> tuple[list[np.ndarray], str] | None:
+    """Return arrays of the index of a tar, and where it lies; None where none fits the tar."""
+    local = [] if is_remote(archive) else [Path(archive + SUFFIX)]
+    for path in (*local, _cached_place(archive)):
+        try:
+            found = _loaded(path, stamp, names)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # none, or one that broke off
+            continue
+        if found is not None:
+            return found, str(path)
+    if not is_remote(archive) or "?" in archive:
+        return None
+    beside = archive + SUFFIX
+    try:
+        content = _fetched(beside, look_up(beside))
+        found = _loaded(io.BytesIO(content), stamp, names)
+    except (UnreadableError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    if found is not None:
+        _write_to(_cached_place(archive), content)
+    return None if found is None else (found, beside)
+
+
+def _fetched(location: str, whole: RemoteObject) -> bytes:
+    return b"".join(read_range(location, 0, whole.size, whole.size))
+
+
+def _loaded(file: Path | io.BytesIO, stamp: TarStamp, names: tuple[str, ...]) -> list[np.ndarray] | None:
+    """Return arrays of an index; None where it is of another tar."""
+    with np.load(file, allow_pickle=False) as arrays:
+        about = json.loads(arrays["about"].tobytes())
+        fits = about["version"] == _VERSION and TarStamp(about["size"], about["changed"]) == stamp
+        return [arrays[name] for name in names] if fits else None
+
+
+def _write(archive: str, content: bytes, *, beside: bool) -> str | None:
+    """Write an index where it can be written; returns where that is."""
+    if not is_remote(archive):
+        try:
+            write_atomically(Path(archive + SUFFIX), content)
+            return archive + SUFFIX
+        except OSError as error:
+            _say_cached(os.path.dirname(archive), error.strerror or str(error))
+    elif beside:
+        try:
+            write_object(archive + SUFFIX, content)
+        except UnreadableError as error:
+            _say_cached(archive.rpartition("/")[0], error.reason)
+        else:
+            _write_to(_cached_place(archive), content)
+            return archive + SUFFIX
+    return _write_to(_cached_place(archive), content)
+
+
+def _write_to(path: Path, content: bytes) -> str | None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+        return str(path)
+    except OSError as error:
+        _say_unwritten(str(path.parent), error.strerror or str(error))
+        return None
+
+
+@cache
+def _say_cached(folder: str, reason: str) -> None:
+    where = storage_settings().folder / "indexes"
+    logger.warning("%s: no index can be written beside the tars (%s); they go to %s", folder, reason, where)
+
+
+@cache
+def _say_unwritten(folder: str, reason: str) -> None:
+    logger.warning("%s: no index of a tar can be written (%s); each process makes its own", folder, reason)
+
+
+class _Tables:
+    """The tables of the tars used last."""
+
+    def __init__(self, most: int):
+        self._most, self._held, self._lock = most, 0, threading.Lock()
+        self._tables: OrderedDict[str, MemberTable] = OrderedDict()
+
+    def get(self, archive: str) -> MemberTable | None:
+        with self._lock:
+            if archive in self._tables:
+                self._tables.move_to_end(archive)
+            return self._tables.get(archive)
+
+    def keep(self, archive: str, table: MemberTable) -> None:
+        with self._lock:
+            before = self._tables.pop(archive, None)
+            self._tables[archive] = table
+            self._held += len(table.hashes) - (0 if before is None else len(before.hashes))
+            while self._held > self._most and len(self._tables) > 1:
+                self._held -= len(self._tables.popitem(last=False)[1].hashes)
+
+
+_tables = _Tables(_MOST_MEMBERS)
