@@ -11,7 +11,7 @@ from fastvtp.errors import FailedElsewhereError, UserError
 try:
     import typer
 
-    from fastvtp.cli import captioning, convert, frozen, launching, planning, recipes, scoring, training
+    from fastvtp.cli import captioning, convert, frozen, indexing, launching, planning, recipes, scoring, training
     from fastvtp.cli.options import add_commands
     from fastvtp.cli.together import by_first
 except ImportError:
@@ -49,6 +49,7 @@ for register in (
     captioning.register,
     frozen.register,
     convert.register,
+    indexing.register,
 ):
     register(app)
 add_commands(app, "Checkpoints and machine", doctor)

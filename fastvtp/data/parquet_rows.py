@@ -89,9 +89,8 @@ def _column(location: str, table: _Table) -> str:
         return table.columns[0]
     named = [name for name in _PREFERRED if name in table.columns]
     if not named:
-        raise UnreadableError(
-            location, f"expected one column that holds bytes, got {', '.join(table.columns) or 'none'}"
-        )
+        known = ", ".join(table.columns) or "none"
+        raise UnreadableError(location, f"expected one column that holds bytes, got {known}")
     return named[0]
 
 

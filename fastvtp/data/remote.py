@@ -26,6 +26,11 @@ _PATIENCE = (408, 425, 429)  # of HTTP's 4xx those that ask to come again
 _MOST_AT_ONCE = 8_000_000  # bytes of a request, so that a slow one can be told from one that stands still
 _MOST_KNOWN = 1 << 16
 _GRUDGE = 30.0  # seconds that a refusal holds, so that not every member of a lost tar costs all tries
+# what filesystems call the fields that change with the content, the surest first
+_VERSIONS = (
+    *("ETag", "etag", "md5Hash", "Content-MD5", "generation"),
+    *("LastModified", "Last-Modified", "mtime", "created"),
+)
 _EXTRAS = {"s3": "fastvtp[s3]", "s3a": "fastvtp[s3]", "http": "fastvtp[shards]", "https": "fastvtp[shards]"}
 
 # not of the module: what is drawn here must not change what a run draws
@@ -86,18 +91,7 @@ def look_up(location: str) -> RemoteObject:
 
 
 def _version(said: dict[str, Any]) -> str | None:
-    names = (
-        "ETag",
-        "etag",
-        "md5Hash",
-        "Content-MD5",
-        "generation",
-        "LastModified",
-        "Last-Modified",
-        "mtime",
-        "created",
-    )
-    return next((f"{said[name]}" for name in names if said.get(name)), None)
+    return next((f"{said[name]}" for name in _VERSIONS if said.get(name)), None)
 
 
 def forget(location: str) -> None:

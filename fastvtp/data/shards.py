@@ -19,7 +19,7 @@ from fastvtp.data.locations import in_archive, without_secrets
 from fastvtp.data.shard_names import energon_fields, tars_of
 from fastvtp.data.storage import read_file
 from fastvtp.data.stored_file import UnreadableError
-from fastvtp.data.tar_index import TEXT_SUFFIXES, TarListing, tar_listing
+from fastvtp.data.tar_index import TEXT_SUFFIXES, TarListing, VideoFacts, tar_listing
 from fastvtp.data.timespans import span_of_line
 from fastvtp.errors import UserError
 
@@ -40,12 +40,14 @@ class TarSample:
         archive: the tar.
         video: the location of its video, or of its picture where it has none; None where it has neither.
         texts: content of the files of text, by the suffix in lower case, without the dot: "txt", "json", "cls".
+        facts: of the video, where `fastvtp index` looked at it.
     """
 
     key: str
     archive: str
     video: str | None
     texts: Mapping[str, str] = field(default_factory=dict)
+    facts: VideoFacts | None = None
 
     @property
     def place(self) -> str:
@@ -120,8 +122,8 @@ def tar_samples(source: str | Sequence[str], *, split: str = "train", video: str
         source: a tar; a pattern of tars such as "/data/{00000..00099}.tar" or "s3://bucket/shards/*.tar"; a folder of
             tars, or with an Energon data set; or several of these. Paths or URLs.
         split: which part of an Energon data set, whose `.nv-meta` says which tars it has.
-        video: the suffix of the file to take for the video, "mp4", or several as "mp4;webm"; None: the first that is one, or else the first
-            picture.
+        video: the suffix of the file to take for the video, "mp4", or several as "mp4;webm"; None: the first that is a
+            video's, or else the first that is a picture's.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -183,11 +185,11 @@ def _samples(archive: str, listing: TarListing, video: str | None) -> Iterator[T
         if (parts := sample_key(name)) is not None:
             members.setdefault(parts[0], {})[parts[1]] = name
     for key, files in members.items():
-        texts = {
-            suffix: _text(archive, name, listing) for suffix, name in files.items() if f".{suffix}" in TEXT_SUFFIXES
-        }
+        said = (suffix for suffix in files if f".{suffix}" in TEXT_SUFFIXES)
+        texts = {suffix: _text(archive, files[suffix], listing) for suffix in said}
         shown = _video(files, video)
-        yield TarSample(key, archive, None if shown is None else in_archive(archive, shown), texts)
+        place, facts = (None, None) if shown is None else (in_archive(archive, shown), listing.facts.get(shown))
+        yield TarSample(key, archive, place, texts, facts)
 
 
 def _video(files: Mapping[str, str], wanted: str | None) -> str | None:

@@ -20,14 +20,15 @@ import threading
 import zipfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from fastvtp.data.locations import is_remote, without_secrets
+from fastvtp.data.locations import in_archive, is_remote, without_secrets
 from fastvtp.data.range_file import open_part
 from fastvtp.data.remote import RemoteObject, look_up, read_range, write_object
 from fastvtp.data.remote_files import open_blocks
@@ -42,7 +43,7 @@ SUFFIX = ".index.npz"
 TEXT_SUFFIXES = (".txt", ".json", ".cls")
 _VERSION = 1
 _TABLE = ("hashes", "offset", "size")
-_LONGEST_TEXT = 1 << 14  # bytes of a member whose text is kept in the index
+_LONGEST_TEXT = 1 << 16  # bytes of a member whose text is kept in the index
 _MOST_MEMBERS = 1 << 21  # in memory, of all tars of a process: 50 MB
 
 
@@ -78,6 +79,18 @@ class MemberTable:
         return int(self.offset[place]), int(self.size[place])
 
 
+class VideoFacts(NamedTuple):
+    """What the header of an mp4 or mov says of its video: codec as libav names it, frames, keyframes, seconds, and the
+    pixels of the coded picture."""
+
+    codec: str
+    frames: int
+    keyframes: int
+    seconds: float
+    height: int
+    width: int
+
+
 @dataclass(frozen=True)
 class TarListing:
     """What is in a tar.
@@ -86,12 +99,14 @@ class TarListing:
         names: of the members, in their order.
         texts: the content of small members whose suffix is one of `TEXT_SUFFIXES`, by name.
         notes: what is odd or missing, each fit for one line after the tar's name.
+        facts: of the videos, by name; empty where the index was made without a look at them.
         place: where its index lies; None where none could be written.
     """
 
     names: tuple[str, ...]
     texts: dict[str, str]
     notes: tuple[str, ...]
+    facts: dict[str, VideoFacts]
     place: str | None
 
 
@@ -128,18 +143,26 @@ def tar_listing(archive: str) -> TarListing:
     found = _stored(archive, stamp_of(archive), "listing")
     if found is None:
         return index_tar(archive)[0]
-    said = json.loads(zlib.decompress(found[0][0].tobytes()))
-    _say(archive, tuple(said["notes"]))
-    return TarListing(tuple(said["names"]), said["texts"], tuple(said["notes"]), found[1])
+    try:
+        said = json.loads(zlib.decompress(found[0][0].tobytes()))
+        facts = {name: VideoFacts(*values) for name, values in said["facts"].items()}
+        listing = TarListing(tuple(said["names"]), said["texts"], tuple(said["notes"]), facts, found[1])
+    except (ValueError, KeyError, TypeError, zlib.error):  # damaged
+        return index_tar(archive)[0]
+    _say(archive, listing.notes)
+    return listing
 
 
-def index_tar(archive: str, *, beside: bool = False) -> tuple[TarListing, MemberTable]:
+def index_tar(
+    archive: str, *, beside: bool = False, look: Callable[[str], VideoFacts | None] | None = None
+) -> tuple[TarListing, MemberTable]:
     """Make the index of a tar and write it, in place of one that is there.
 
     Args:
         archive: path or URL.
         beside: write it beside a tar of an object store too, and not to the cache folder alone. That of a local tar
             goes beside it in any case, where that can be written.
+        look: finds what the index is to say of a video, by its location.
 
     Raises:
         UnreadableError: the tar cannot be read, or is none.
@@ -159,14 +182,23 @@ def index_tar(archive: str, *, beside: bool = False) -> tuple[TarListing, Member
         raise UnreadableError(archive, "two of its names have the same hash: rename a file in it")
     columns = (hashes, *(np.array(list(column.values()), np.int64) for column in (members.offset, members.size)))
     table = MemberTable(stamp, *(column[order] for column in columns))
-    listing = json.dumps({"names": members.names, "texts": texts, "notes": members.notes}).encode()
+    _tables.keep(archive, table)  # so that `look` finds the members
+    facts = (
+        {} if look is None else {name: found for name in members.names if (found := look(in_archive(archive, name)))}
+    )
+    listing = {"names": members.names, "texts": texts, "notes": members.notes, "facts": facts}
     about = {"format": "fastvtp tar index", "version": _VERSION, "size": stamp.size, "changed": stamp.changed}
     arrays = {name: getattr(table, name) for name in _TABLE}
     packed = io.BytesIO()
-    np.savez(packed, about=_bytes(json.dumps(about).encode()), listing=_bytes(zlib.compress(listing)), **arrays)
+    np.savez(
+        packed,
+        about=_bytes(json.dumps(about).encode()),
+        listing=_bytes(zlib.compress(json.dumps(listing).encode())),
+        **arrays,
+    )
     place = _write(archive, packed.getvalue(), beside=beside)
     _say(archive, tuple(members.notes))
-    return TarListing(tuple(members.names), texts, tuple(members.notes), place), table
+    return TarListing(tuple(members.names), texts, tuple(members.notes), facts, place), table
 
 
 @cache
@@ -191,9 +223,8 @@ def _texts(file: BinaryIO, members: Members) -> dict[str, str]:
 
 
 def _hash(name: str) -> np.uint64:
-    return np.uint64(
-        int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest(), "big")
-    )
+    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
+    return np.uint64(int.from_bytes(digest, "big"))
 
 
 def _bytes(content: bytes) -> np.ndarray:
