@@ -1,6 +1,7 @@
 """Reading lists that people write, and writing files and folders that a kill must not leave half-written."""
 
 import os
+import secrets
 import shutil
 import zlib
 from collections.abc import Callable
@@ -39,9 +40,14 @@ def lines_of(text: str) -> list[str]:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is complete under its final name; an interrupted run leaves only a temporary name behind."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    # processes of two machines that share the folder may have the same number
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def publish_folder(final: Path, write: Callable[[Path], None]) -> None:

@@ -57,11 +57,35 @@ def buffered(file: RangeFile, buffer: int = 1 << 16) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(file, buffer))
 
 
-def open_part(path: str, start: int, size: int) -> BinaryIO:
-    """Open `size` bytes of a file from `start` on as a file of its own."""
+class Scan:
+    """Reads of a file that goes forward and skips parts, as who reads headers does: `read_at` of a `RangeFile`.
+
+    Where parts are skipped little more is read than asked for; where they are not, ever more at once.
+
+    Args:
+        size: bytes of the file.
+        read_at: as of `RangeFile`, of the file itself.
+        least, most: bytes that are read at once.
+    """
+
+    def __init__(self, size: int, read_at: Callable[[int, int], bytes], least: int = 1 << 15, most: int = 1 << 23):
+        self._size, self._read_at, self._least, self._most = size, read_at, least, most
+        self._start, self._data, self._ahead = 0, b"", least
+
+    def __call__(self, first: int, last: int) -> bytes:
+        end = self._start + len(self._data)
+        if not self._start <= first <= last <= end:
+            skipped = first - end
+            self._ahead = min(2 * self._ahead, self._most) if 0 <= skipped < self._ahead else self._least
+            self._start, self._data = first, self._read_at(first, min(max(last, first + self._ahead), self._size))
+        return self._data[first - self._start : last - self._start]
+
+
+def open_part(path: str, start: int, size: int, buffer: int = 1 << 16) -> BinaryIO:
+    """Open `size` bytes of a file from `start` on as a file of its own; `buffer` are read at once at least."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
     def read_at(first: int, last: int) -> bytes:
         return os.pread(descriptor, last - first, start + first)
 
-    return buffered(RangeFile(size, read_at, lambda: os.close(descriptor)))
+    return buffered(RangeFile(size, read_at, lambda: os.close(descriptor)), buffer)

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from fastvtp.data.disk_cache import DiskCache, HeldCopy
 from fastvtp.data.locations import suffix_of
-from fastvtp.data.range_file import RangeFile, buffered
+from fastvtp.data.range_file import RangeFile, Scan, buffered
 from fastvtp.data.remote import RemoteObject, look_up, read_range
 from fastvtp.data.storage_settings import storage_settings
 from fastvtp.data.stored_file import StoredFile
@@ -61,6 +61,15 @@ def open_blocks(location: str, whole: RemoteObject, start: int = 0, size: int | 
         return _read_blocks(location, whole, start + first, start + last)
 
     return buffered(RangeFile(size, read_at))
+
+
+def open_scan(location: str, whole: RemoteObject) -> BinaryIO:
+    """Open an object as a file for who reads forward and skips most of it."""
+
+    def read_at(first: int, last: int) -> bytes:
+        return b"".join(read_range(location, first, last, whole.size))
+
+    return buffered(RangeFile(whole.size, Scan(whole.size, read_at)), 1 << 13)
 
 
 def _open_held(path: str, held: HeldCopy) -> BinaryIO:

@@ -31,7 +31,7 @@ import numpy as np
 from fastvtp.data.locations import in_archive, is_remote, without_secrets
 from fastvtp.data.range_file import open_part
 from fastvtp.data.remote import RemoteObject, look_up, read_range, write_object
-from fastvtp.data.remote_files import open_blocks
+from fastvtp.data.remote_files import open_scan
 from fastvtp.data.storage_settings import storage_settings
 from fastvtp.data.stored_file import UnreadableError, regular_file
 from fastvtp.data.tar_members import Members, NoTarError, read_members
@@ -209,8 +209,8 @@ def _say(archive: str, notes: tuple[str, ...]) -> None:
 
 def _opened(archive: str, stamp: TarStamp) -> BinaryIO:
     if is_remote(archive):
-        return open_blocks(archive, look_up(archive))
-    return open_part(archive, 0, stamp.size)
+        return open_scan(archive, look_up(archive))
+    return open_part(archive, 0, stamp.size, 1 << 13)
 
 
 def _texts(file: BinaryIO, members: Members) -> dict[str, str]:
@@ -245,7 +245,7 @@ def _stored(archive: str, stamp: TarStamp, *names: str) -> tuple[list[np.ndarray
     for path in (*local, _cached_place(archive)):
         try:
             found = _loaded(path, stamp, names)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # none, or one that broke off
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # none, or one that broke off
             continue
         if found is not None:
             return found, str(path)
@@ -255,7 +255,7 @@ def _stored(archive: str, stamp: TarStamp, *names: str) -> tuple[list[np.ndarray
     try:
         content = _fetched(beside, look_up(beside))
         found = _loaded(io.BytesIO(content), stamp, names)
-    except (UnreadableError, ValueError, KeyError, zipfile.BadZipFile):
+    except (UnreadableError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     if found is not None:
         _write_to(_cached_place(archive), content)
