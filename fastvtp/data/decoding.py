@@ -67,7 +67,8 @@ class Video:
         aspect: "display" shows pictures in the proportions they are meant for, that is widened (or narrowed) by their
             sample aspect ratio where pixels are not square; "coded" keeps stored pixels.
         damaged: "refuse" raises for a frame that the decoder says is damaged; "keep" hands it out as a plain decoding
-            loop shows it, and in place of one that cannot be decoded at all the one before it.
+            loop of one thread shows it (as far as it can be told from the seven keyframes before, thousands of frames
+            on), and in place of one that cannot be decoded at all the one before it.
         playlists: whether files are opened that name other files or addresses to read, such as m3u8.
 
     Attributes:
@@ -117,6 +118,11 @@ class Video:
 
     def close(self) -> None:
         self._source.close()
+
+    @property
+    def damaged_frames(self) -> set[int]:
+        """Indices of the frames that were handed out although they are damaged, with damaged="keep"."""
+        return set(self._source.damaged)
 
     @property
     def size(self) -> tuple[int, int]:

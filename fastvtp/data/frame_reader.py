@@ -29,6 +29,7 @@ _Decoded = tuple[dict[int, Any], set[int]]
 _READ_AT_ONCE = 16  # packets: reading and decoding by turns is slower, as each takes the other's place in the cache
 _LONG = 4096  # packets from which on the table of a header is remembered: a shorter one is read again as fast
 _NOTHING_CODED = 24  # bytes, more than a header alone takes
+_PLAIN_LOOP = 4096  # packets, up to which all before damage are decoded to show it as a plain loop does
 _EARLIER_STARTS = 3  # tried where what comes out is damaged
 
 _log = logging.getLogger(__name__)
@@ -179,7 +180,10 @@ class FrameReader:
             decoded = self._decode_from_start(number, indices, thrifty)
             if decoded is None or (decoded[1] and number and back < 1 << _EARLIER_STARTS):
                 number, back = max(number - back, 0), 2 * back
-            elif thrifty and len(decoded[0]) < len(indices):
+                if decoded and self._keeps_damaged:  # what stands in for the damage depends on all that came before
+                    thrifty, is_near = False, self.frames.starts[number] < _PLAIN_LOOP
+                    number = 0 if is_near else number
+            elif thrifty and (len(decoded[0]) < len(indices) or (decoded[1] and self._keeps_damaged)):
                 thrifty = False
             else:
                 return decoded
@@ -197,10 +201,14 @@ class FrameReader:
         # Shown last, but perhaps not decoded last: what went into it comes out later still.
         end = indices[-1] + int(np.flatnonzero(frames.order[indices[-1] :] <= numbers.max())[-1])
         corrupt, keys, waiting, before, latest = [], [], list(reversed(indices)), None, -1
+        # Where a container calls all packets keyframes, it may just not know.
+        is_doubtful = frames.packets.is_keyframe.all() and not self.reader.decoder.codec.intra_only
         self._failed.clear()
         for frame in self._decode_from(start, needed):
             index = -1 if frame.pts is None else int(frames.place[frame.pts])
             if index == first:
+                if is_doubtful and not frame.key_frame:
+                    return None
                 first = -1
             elif index > first >= 0:
                 return None
