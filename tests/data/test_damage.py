@@ -28,8 +28,7 @@ def plain_loop(path):
 def moving(count, height=96, width=128):
     """Pictures whose damage shows: noise that wanders, under the number of each frame."""
     noise = np.random.default_rng(1).integers(0, 256, (height, width + count, 3), np.uint8)
-    pictures = np.stack([noise[:, t : t + width] for t in range(count)])
-    return pictures
+    return np.stack([noise[:, t : t + width] for t in range(count)])
 
 
 def blank(path, index):
@@ -170,7 +169,7 @@ def test_transport_streams_joined_by_their_bytes_are_read_on(tmp_path):
 def test_times_that_jump_back_do_not_mingle_two_recordings(tmp_path):
     """Each announces itself, the second half a second after the first began."""
     parts = []
-    for first, late in ((0, 0), (100, 0.52)):
+    for first, late in ((0, 0), (100, 0.5)):
         whole, part = (
             write_clip(tmp_path / "whole.mp4", 24, first=first, options=X264_B_FRAMES, fps=25),
             tmp_path / "b.ts",
