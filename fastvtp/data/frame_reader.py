@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fastvtp.data.frame_table import Frames, Memory, frames_by_decoding, frames_by_time
-from fastvtp.data.packet_reader import NotAsListedError, PacketReader
+from fastvtp.data.packet_reader import NotAsListedError
 from fastvtp.data.packets import Packets
 from fastvtp.data.pictures import turn_of
+from fastvtp.data.sample_reader import open_packets
 from fastvtp.data.storage import StoredFile
 from fastvtp.data.video_errors import VideoDecodeError
 
@@ -60,9 +61,8 @@ class FrameReader:
         self._key = None if isinstance(source, bytes) else source.key
         self.damaged: set[int] = set()
         self._failed: list[int] = []
-        self.reader = PacketReader(source, playlists=playlists)
+        self.reader = open_packets(source, playlists=playlists)
         try:
-            self.reader.choose_stream()
             self._undecoded: Any = self.reader.decoder
             self.frames = self._list_frames()
         except BaseException:

@@ -60,15 +60,15 @@ def frames_by_time(packets: Packets, has_b_frames: bool) -> Frames | None:
     Each packet has to hold one frame and the time of that frame.
     """
     pts, shown = packets.pts, np.flatnonzero(~packets.is_hidden)
-    if not len(shown) or pts.min() == UNKNOWN:
+    first = pts.min(initial=np.iinfo(np.int64).max)
+    if not len(shown) or first == UNKNOWN:
         return None
     # Packets shown before the first keyframe cannot be decoded, and a plain loop never shows them.
-    if not packets.is_keyframe[0] or pts[0] != pts.min():
+    if not packets.is_keyframe[0] or pts[0] != first:
         return None
     # Where recordings are joined, times may jump back, and the frames of both are not to mingle.
-    known, latest = packets.dts[packets.dts != UNKNOWN], np.maximum.accumulate(pts)
-    keys = np.flatnonzero(packets.is_keyframe[1:])
-    if (np.diff(known) < 0).any() or (latest[keys] >= pts[keys + 1]).any():
+    keys, latest = np.flatnonzero(packets.is_keyframe[1:]), np.maximum.accumulate(pts)
+    if (latest[keys] >= pts[keys + 1]).any() or not (packets.from_index or _is_rising(packets.dts)):
         return None
     order = shown[np.argsort(pts[shown], kind="stable")]
     times = pts[order]
@@ -80,7 +80,12 @@ def frames_by_time(packets: Packets, has_b_frames: bool) -> Frames | None:
     place[order] = np.arange(len(order))
     starts = np.flatnonzero(packets.is_keyframe)
     starts = starts[np.argsort(pts[starts], kind="stable")]
-    return Frames(packets, order, place, starts, np.searchsorted(times, pts[starts]), len(order), False, times)
+    places = place[starts] if len(shown) == len(place) else np.searchsorted(times, pts[starts])
+    return Frames(packets, order, place, starts, places, len(order), False, times)
+
+
+def _is_rising(times: np.ndarray) -> bool:
+    return bool((np.diff(times[times != UNKNOWN]) >= 0).all())
 
 
 def frames_by_decoding(packets: Packets, decoded: Iterable[Any]) -> Frames:

@@ -30,6 +30,8 @@ class SampleTable:
         offset: int64 `[N]`, from decoding to presentation.
         is_keyframe: bool `[N]`; None where another box than `stss` has a say.
         is_whole: the edit list, if there is one, moves all samples by the same time and hides none.
+        description: number, from 1, of what `stsd` says about them all.
+        length: ticks that all of them last.
     """
 
     pos: np.ndarray
@@ -38,13 +40,15 @@ class SampleTable:
     offset: np.ndarray
     is_keyframe: np.ndarray | None
     is_whole: bool
+    description: int = 1
+    length: int = 0
 
 
 def read_sample_table(file: BinaryIO, track: int) -> SampleTable | None:
     """Read the table of the track with this number (`track_ID`); None where the header does not have all of it."""
     try:
-        movie = _read_movie(file)
-        return None if movie is None else _sample_table(movie, track)
+        movie = read_movie(file)
+        return None if movie is None else sample_table(movie, track)
     except (ValueError, IndexError):  # cut short, or counts that contradict each other
         return None
 
@@ -53,25 +57,31 @@ def read_display_matrix(file: BinaryIO, track: int) -> tuple[int, ...] | None:
     """Read how the track with this number is to be shown: the nine numbers a b u c d v x y w of its matrix (section
     8.3.2) times that of the movie, in 65536ths, u v w in 2^-30; None where the header cannot be read."""
     try:
-        movie = _read_movie(file)
-        outer = [] if movie is None else list(_boxes(movie))
-        tracks = [dict(_boxes(data)).get(b"tkhd") for name, data in outer if name == b"trak"]
-        mine = [header for header in tracks if header is not None and _track_number(header) == track]
-        whole = dict(outer).get(b"mvhd")
-        if len(mine) != 1 or whole is None:
-            return None
-        one, two = (
-            np.frombuffer(header, ">i4", 9, at + 12 * bool(header[0])).reshape(3, 3).astype(object)
-            for header, at in ((mine[0], 40), (whole, 36))
-        )
+        movie = read_movie(file)
+        return None if movie is None else display_matrix(movie, track)
     except (ValueError, IndexError):
         return None
+
+
+def display_matrix(movie: memoryview, track: int) -> tuple[int, ...] | None:
+    """As `read_display_matrix`, from what the `moov` box holds; raises ValueError or IndexError where it is cut."""
+    outer = list(boxes_in(movie))
+    tracks = [dict(boxes_in(data)).get(b"tkhd") for name, data in outer if name == b"trak"]
+    mine = [header for header in tracks if header is not None and track_number(header) == track]
+    whole = dict(outer).get(b"mvhd")
+    if len(mine) != 1 or whole is None:
+        return None
+    one, two = (
+        np.frombuffer(header, ">i4", 9, at + 12 * bool(header[0])).reshape(3, 3).astype(object)
+        for header, at in ((mine[0], 40), (whole, 36))
+    )
     scale = np.array([1 << 16, 1 << 16, 1 << 30], object)
     return tuple(((one[:, :, None] * two[None, :, :]) // scale[None, :, None]).sum(1).ravel().tolist())
 
 
-def _read_movie(file: BinaryIO) -> memoryview | None:
-    """Find the `moov` box among the outermost ones and read what it holds."""
+def read_movie(file: BinaryIO, least: int = 0) -> memoryview | None:
+    """Find the `moov` box among the outermost ones and read what it holds; None where there is none, where it is cut,
+    or of less than `least` bytes."""
     at = 0
     while True:
         file.seek(at)
@@ -82,7 +92,7 @@ def _read_movie(file: BinaryIO) -> memoryview | None:
         if size == 1:
             size, start = int.from_bytes(head[8:16], "big"), 16
         if name == b"moov":
-            if not start <= size <= _MOST_BYTES:
+            if not max(start, least) <= size <= _MOST_BYTES:
                 return None
             file.seek(at + start)
             data = file.read(size - start)
@@ -92,7 +102,8 @@ def _read_movie(file: BinaryIO) -> memoryview | None:
         at += size
 
 
-def _boxes(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+def boxes_in(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    """Split into boxes, each a name and what it holds; raises ValueError where one reaches past the end."""
     at = 0
     while at + 8 <= len(data):
         size, name, start = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8]), 8
@@ -106,17 +117,18 @@ def _boxes(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
         at += size
 
 
-def _sample_table(movie: memoryview, track: int) -> SampleTable | None:
-    outer = list(_boxes(movie))
+def sample_table(movie: memoryview, track: int) -> SampleTable | None:
+    """As `read_sample_table`, from what the `moov` box holds; raises ValueError or IndexError where it is cut."""
+    outer = list(boxes_in(movie))
     if any(name in (b"mvex", b"cmov") for name, _ in outer):
         return None
-    tracks = [dict(_boxes(data)) for name, data in outer if name == b"trak"]
-    mine = [boxes for boxes in tracks if b"tkhd" in boxes and _track_number(boxes[b"tkhd"]) == track]
+    tracks = [dict(boxes_in(data)) for name, data in outer if name == b"trak"]
+    mine = [boxes for boxes in tracks if b"tkhd" in boxes and track_number(boxes[b"tkhd"]) == track]
     if len(mine) != 1:
         return None
-    media = dict(_boxes(mine[0][b"mdia"])) if b"mdia" in mine[0] else {}
-    information = dict(_boxes(media[b"minf"])) if b"minf" in media else {}
-    boxes = dict(_boxes(information[b"stbl"])) if b"stbl" in information else {}
+    media = dict(boxes_in(mine[0][b"mdia"])) if b"mdia" in mine[0] else {}
+    information = dict(boxes_in(media[b"minf"])) if b"minf" in media else {}
+    boxes = dict(boxes_in(information[b"stbl"])) if b"stbl" in information else {}
     if b"stsz" not in boxes or b"stsc" not in boxes or not boxes.keys() & {b"stco", b"co64"}:
         return None
 
@@ -132,10 +144,13 @@ def _sample_table(movie: memoryview, track: int) -> SampleTable | None:
     dts = None if durations is None or durations.min(initial=0) < 0 else np.cumsum(durations) - durations
     scales = dict(outer).get(b"mvhd"), media.get(b"mdhd")
     is_whole = dts is not None and _edits_hide_nothing(mine[0], scales, dts + offset)
-    return SampleTable(pos, size, dts, offset, _keyframes(boxes, len(size)), is_whole)
+    description = int(_rows(boxes[b"stsc"], ">u4", 3)[0, 2])
+    length = 0 if durations is None else int(durations.sum())
+    return SampleTable(pos, size, dts, offset, _keyframes(boxes, len(size)), is_whole, description, length)
 
 
-def _track_number(header: memoryview) -> int:
+def track_number(header: memoryview) -> int:
+    """Read `track_ID` in a `tkhd` box."""
     at = 20 if header[0] else 12  # version 1 has times of 8 bytes
     return int.from_bytes(header[at : at + 4], "big")
 
@@ -197,7 +212,7 @@ def _keyframes(boxes: dict[bytes, memoryview], count: int) -> np.ndarray | None:
 def _edits_hide_nothing(
     track: dict[bytes, memoryview], headers: tuple[memoryview | None, memoryview | None], times: np.ndarray
 ) -> bool:
-    edits = dict(_boxes(track[b"edts"])).get(b"elst") if b"edts" in track else None
+    edits = dict(boxes_in(track[b"edts"])).get(b"elst") if b"edts" in track else None
     if edits is None:
         return True
     movie, media = headers
@@ -210,11 +225,12 @@ def _edits_hide_nothing(
     if len(shown) != 1 or shown["rate"][0] != 1 << 16:
         return False
     start, duration = int(shown["time"][0]), int(shown["duration"][0])
-    end = start + Fraction(duration * _ticks_per_second(media), _ticks_per_second(movie))
+    end = start + Fraction(duration * ticks_per_second(media), ticks_per_second(movie))
     # a tick of distance from the end: libav rounds
     return start <= int(times.min()) and (duration == 0 or int(times.max()) + 1 < end)
 
 
-def _ticks_per_second(header: memoryview) -> int:
+def ticks_per_second(header: memoryview) -> int:
+    """Read the timescale in a `mvhd` or `mdhd` box."""
     at = 20 if header[0] else 12
     return int.from_bytes(header[at : at + 4], "big") or 1

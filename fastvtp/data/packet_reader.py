@@ -64,9 +64,11 @@ class PacketReader:
         self._container.close()
 
     def _open(self) -> None:
+        self._open_container(BytesIO(self._source) if isinstance(self._source, bytes) else self._source.libav)
+
+    def _open_container(self, file: Any) -> None:
         import av
 
-        file = BytesIO(self._source) if isinstance(self._source, bytes) else self._source.libav
         allowed = {}
         if not self._playlists:
             is_remote = isinstance(file, str) and "://" in file

@@ -53,7 +53,7 @@ class Packets:
         """Return those that stand before the first one that is cut off."""
         kept = slice(self.first_cut)
         columns = (self.pos, self.size, self.pts, self.dts, self.is_keyframe, self.is_hidden)
-        return Packets(*(column[kept] for column in columns), 0, self.from_index, None)
+        return Packets(*(column[kept] for column in columns), cut=0, from_index=self.from_index)
 
 
 def packets_by_index(container: Any, stream: Any, file: BinaryIO | None) -> Packets | None:
@@ -87,10 +87,15 @@ def _by_header(container: Any, stream: Any, table: SampleTable) -> Packets | Non
         said = entry.timestamp, entry.pos, entry.size, entry.is_keyframe, entry.is_discard
         if said != (dts[i], table.pos[i], table.size[i], table.is_keyframe[i], False):
             return None
+    return packets_of_table(table, dts, container.size)
+
+
+def packets_of_table(table: SampleTable, dts: np.ndarray, end: int) -> Packets:
+    """Return the packets of a table that has keyframes, whose decoding times are `dts`; `end` is the file's size."""
+    assert table.is_keyframe is not None
+    columns = table.pos, table.size, dts + table.offset, dts, table.is_keyframe, np.zeros(len(dts), bool)
     held = table.size > 0
-    pos, size, is_keyframe = table.pos[held], table.size[held], table.is_keyframe[held]
-    pts = (dts + table.offset)[held]
-    return _indexed(container, (pos, size, pts, dts[held], is_keyframe, np.zeros(len(pos), bool)))
+    return _indexed(end, columns if held.all() else tuple(column[held] for column in columns))
 
 
 def _by_entries(container: Any, stream: Any, table: SampleTable | None) -> Packets | None:
@@ -110,12 +115,12 @@ def _by_entries(container: Any, stream: Any, table: SampleTable | None) -> Packe
         if len(np.unique(known)) < len(known) or not np.isin(pos, known).all():
             return None
         offset = table.offset[held[place]]
-    return _indexed(container, (pos, size, dts + offset, dts, is_keyframe.astype(bool), is_hidden.astype(bool)))
+    return _indexed(container.size, (pos, size, dts + offset, dts, is_keyframe.astype(bool), is_hidden.astype(bool)))
 
 
-def _indexed(container: Any, columns: tuple[np.ndarray, ...]) -> Packets:
-    cut = np.flatnonzero(columns[0] + columns[1] > container.size)
-    return Packets(*columns, len(cut), True, int(cut[0]) if len(cut) else None)
+def _indexed(end: int, columns: tuple[np.ndarray, ...]) -> Packets:
+    cut = np.flatnonzero(columns[0] + columns[1] > end)
+    return Packets(*columns, cut=len(cut), from_index=True, first_cut=int(cut[0]) if len(cut) else None)
 
 
 def packets_by_reading(container: Any, stream: Any, look_at_first: Callable[[Any], None]) -> Packets:
@@ -132,7 +137,8 @@ def packets_by_reading(container: Any, stream: Any, look_at_first: Callable[[Any
     columns = pos, size, pts, dts, is_keyframe.astype(bool), is_hidden.astype(bool)
     end = container.size
     cut = sum(entry.pos + entry.size > end for entry in stream.index_entries)
-    return Packets(*columns, cut, False, int(np.sum(pos + size <= end)) if cut else None)
+    first_cut = int(np.sum(pos + size <= end)) if cut else None
+    return Packets(*columns, cut=cut, from_index=False, first_cut=first_cut)
 
 
 def _vp8_hides(packet: Any) -> bool:
