@@ -78,7 +78,7 @@ class DiskCache:
         try:
             write(file)
             file.flush()
-            return self._publish(path, file, self._folder / name)
+            return self._publish(path, file, name, size)
         except BaseException:
             path.unlink(missing_ok=True)
             file.close()
@@ -109,13 +109,17 @@ class DiskCache:
                 raise
             return path, file
 
-    def _publish(self, partial: Path, file: BinaryIO, final: Path) -> HeldCopy:
+    def _publish(self, partial: Path, file: BinaryIO, name: str, size: int) -> HeldCopy:
         with self._ledger() as ledger:  # nothing is removed meanwhile: a lock cannot be weakened without letting go
-            with suppress(FileNotFoundError):  # another process was as quick
-                self._write(ledger, self._read(ledger) - final.stat().st_size)
-            os.replace(partial, final)
+            # Where another process was as quick its copy stays, for it is held by its name.
+            if (other := self.hold(name)) is not None:
+                partial.unlink()
+                file.close()
+                self._write(ledger, self._read(ledger) - size)
+                return other
+            os.replace(partial, self._folder / name)
             fcntl.flock(file, fcntl.LOCK_SH)
-        return HeldCopy(final, file)
+        return HeldCopy(self._folder / name, file)
 
     @contextmanager
     def _ledger(self) -> Iterator[int]:

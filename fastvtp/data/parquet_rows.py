@@ -57,7 +57,10 @@ def find_row(location: str, archive: str, member: str) -> StoredFile:
     if not number.isdecimal():
         raise UnreadableError(location, f"expected the number of a row after '::', got {number!r}")
     with _lock:
-        table = _opened(archive)
+        try:
+            table = _opened(archive)
+        except UnreadableError as error:
+            raise UnreadableError(location, error.reason) from None
         if int(number) >= table.starts[-1]:
             raise UnreadableError(location, f"the file has {table.starts[-1]} rows")
         name = column or _column(location, table)

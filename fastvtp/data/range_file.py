@@ -75,8 +75,8 @@ class Scan:
     def __call__(self, first: int, last: int) -> bytes:
         end = self._start + len(self._data)
         if not self._start <= first <= last <= end:
-            skipped = first - end
-            self._ahead = min(2 * self._ahead, self._most) if 0 <= skipped < self._ahead else self._least
+            goes_on = self._data and self._start <= first < end + self._ahead
+            self._ahead = min(2 * self._ahead, self._most) if goes_on else self._least
             self._start, self._data = first, self._read_at(first, min(max(last, first + self._ahead), self._size))
         return self._data[first - self._start : last - self._start]
 

@@ -206,7 +206,10 @@ def _status(error: BaseException | None) -> int | None:
         return None
     response = getattr(error, "response", None)  # of botocore's
     said = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
-    for value in (said, getattr(error, "status", None), getattr(error, "code", None)):
+    code = getattr(error, "code", None)
+    if type(error).__module__.startswith("aiohttp.http"):
+        code = None  # it calls an answer that broke off a bad request
+    for value in (said, getattr(error, "status", None), code):
         if isinstance(value, int) and 400 <= value < 600:
             return value
     return _status(error.__cause__)

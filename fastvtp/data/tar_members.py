@@ -78,7 +78,8 @@ def read_members(file: BinaryIO, size: int) -> Members:
 
 def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
     member = archive.next()
-    archive.members.clear()  # it would keep all, for extraction
+    # it would keep all, for extraction
+    archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
     return member
 
 

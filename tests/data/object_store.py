@@ -30,7 +30,10 @@ class Store:
         cuts: how many of the next answers for a path break off half-way.
         asked: number of requests by (method, path).
         sent: bytes of bodies by path.
+        knows_ranges: whether parts of a file can be asked for; all of it is answered otherwise.
     """
+
+    knows_ranges = True
 
     folder: Path
     url: str = ""
@@ -44,6 +47,11 @@ class Store:
 
     def requests(self, path: str) -> int:
         return sum(count for (_, asked), count in self.asked.items() if asked == path)
+
+    def put(self, path: str, content: bytes) -> str:
+        """Store an object; returns its address."""
+        (self.folder / path).write_bytes(content)
+        return f"{self.url}/{path}"
 
 
 @contextmanager
@@ -128,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _content(self, path: str, content: bytes, *, with_body: bool) -> None:
         headers, status = {"ETag": _tag(content), "Accept-Ranges": "bytes"}, 200
         headers["Last-Modified"] = "Mon, 02 Nov 2026 10:00:00 GMT"
-        if asked := self.headers.get("Range"):
+        if (asked := self.headers.get("Range")) and self.store.knows_ranges:
             first, _, last = asked.removeprefix("bytes=").partition("-")
             start, end = int(first), min(int(last or len(content)), len(content) - 1) + 1
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"

@@ -1,0 +1,178 @@
+"""The folder of copies: its bound, who goes first, and that processes do not get in each other's way."""
+
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from fastvtp.data.disk_cache import DiskCache
+
+
+def used(folder: Path) -> int:
+    total = 0
+    for entry in os.scandir(folder):
+        if entry.name != ".bytes":
+            try:
+                total += entry.stat().st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def add(cache: DiskCache, name: str, size: int = 100, content: bytes | None = None):
+    def write(file: BinaryIO) -> None:
+        file.write(content or name[:1].encode() * size)
+
+    return cache.add(name, size, write)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != ".bytes")
+
+
+def test_copies_are_found_again(tmp_path):
+    cache = DiskCache(tmp_path / "new" / "folder", 1000)
+    assert cache.hold("a") is None
+    made = add(cache, "a")
+    assert made is not None
+    assert made.path.read_bytes() == b"a" * 100
+    held = DiskCache(tmp_path / "new" / "folder", 1000).hold("a")
+    assert held is not None
+    assert held.path == made.path
+
+
+def test_those_used_longest_ago_go_first(tmp_path):
+    cache = DiskCache(tmp_path, 1000)
+    for i in range(9):
+        held = add(cache, f"{i}")
+        assert held is not None
+        held.close()
+        os.utime(tmp_path / f"{i}", (i, i))
+    held = cache.hold("0")  # used now
+    assert held is not None
+    held.close()
+    big = add(cache, "b", 300)
+    assert big is not None
+    assert names(tmp_path) == ["0", "4", "5", "6", "7", "8", "b"]
+
+
+def test_copies_that_are_held_stay_and_what_finds_no_room_is_not_written(tmp_path):
+    cache = DiskCache(tmp_path, 1000)
+    held = [add(cache, f"{i}") for i in range(10)]
+    assert add(cache, "more") is None
+    assert len(names(tmp_path)) == 10
+    first = held.pop(0)
+    assert first is not None
+    first.close()
+    assert add(cache, "n") is not None
+    assert "0" not in names(tmp_path)
+    assert len(names(tmp_path)) == 10
+    assert add(cache, "too large", 1001) is None
+
+
+def test_a_copy_that_is_open_stays_readable_after_it_is_removed(tmp_path):
+    cache = DiskCache(tmp_path, 250)
+    made = add(cache, "a")
+    assert made is not None
+    with open(made.path, "rb") as file:
+        made.close()
+        assert add(cache, "b", 200) is not None
+        assert names(tmp_path) == ["b"]
+        assert file.read() == b"a" * 100
+
+
+def test_what_fails_leaves_nothing_and_gives_its_room_back(tmp_path):
+    cache = DiskCache(tmp_path, 1000)
+
+    def fail(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise ConnectionError("lost")
+
+    for _ in range(20):
+        with pytest.raises(ConnectionError, match="lost"):
+            cache.add("a", 900, fail)
+    assert names(tmp_path) == []
+    assert add(cache, "b", 1000) is not None
+
+
+def test_a_copy_made_twice_counts_once(tmp_path):
+    cache = DiskCache(tmp_path, 1000)
+    for _ in range(50):
+        made = add(cache, "a", 400)
+        assert made is not None
+        made.close()
+    assert (tmp_path / ".bytes").read_bytes().split() == [b"400"]
+
+
+def test_a_ledger_that_is_damaged_is_counted_anew(tmp_path):
+    cache = DiskCache(tmp_path, 1000)
+    held = add(cache, "a", 400)
+    assert held is not None
+    (tmp_path / ".bytes").write_bytes(b"nonsense")
+    assert add(cache, "b", 700) is None
+    held.close()
+    assert add(cache, "b", 700) is not None
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    process = context.Process(target=_hang, args=(tmp_path, started))
+    process.start()
+    assert started.wait(30)
+    cache = DiskCache(tmp_path, 1000)
+    assert used(tmp_path) == 800
+    assert add(cache, "a", 400) is None  # it is being written
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert add(cache, "a", 400) is not None
+    assert names(tmp_path) == ["a"]
+
+
+def _hang(folder: Path, started) -> None:
+    def write(file: BinaryIO) -> None:
+        started.set()
+        time.sleep(60)
+
+    DiskCache(folder, 1000).add("h", 800, write)
+
+
+def test_the_bound_holds_for_several_processes(tmp_path):
+    """Two of them fill the folder many times over while a third looks."""
+    seen, done = [0], threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            seen[0] = max(seen[0], used(tmp_path))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+            wrong = list(pool.map(_fill, [tmp_path] * 2, range(2)))
+    finally:
+        done.set()
+        watcher.join()
+    assert wrong == [0, 0]
+    assert 10_000 < seen[0] <= 20_000
+    assert not [name for name in names(tmp_path) if name.startswith(".")]
+
+
+def _fill(folder: Path, seed: int) -> int:
+    cache, choice, wrong = DiskCache(folder, 20_000), random.Random(seed), 0
+    for _ in range(400):
+        name = f"{choice.randrange(60):02d}"
+        content = name.encode() * 400
+        held = cache.hold(name) or add(cache, name, len(content), content)
+        if held is not None:
+            wrong += held.path.read_bytes() != content
+            held.close()
+    return wrong

@@ -1,0 +1,228 @@
+"""Videos in object stores: HTTP and S3 on loopback, fsspec's memory, and what goes wrong there."""
+
+import shutil
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastvtp.data import remote, remote_files
+from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.decoding import Video
+from fastvtp.data.range_file import Scan
+from fastvtp.data.shards import tar_records
+from fastvtp.data.storage import UnreadableError, find_file, read_file
+from fastvtp.data.tar_index import SUFFIX, tar_listing
+from tests.data.loaders import make_loader
+from tests.data.object_store import Store, patch_storage, s3_environment
+from tests.data.tars import write_shards, write_tar
+
+fsspec = pytest.importorskip("fsspec")
+pytest.importorskip("aiohttp")
+
+# --- The same clips, wherever they lie
+
+
+def plain(store: Store, clips: list[Path]) -> list[VideoRecord]:
+    return [VideoRecord(clip.stem, str(clip), (f"clip {clip.stem}",)) for clip in clips]
+
+
+def tars(store: Store, clips: list[Path]) -> list[VideoRecord]:
+    write_shards(store.folder / "bucket", clips, 4)
+    return list(tar_records(str(store.folder / "bucket")))
+
+
+def tars_over_http(store: Store, clips: list[Path]) -> list[VideoRecord]:
+    write_shards(store.folder / "bucket", clips, 4)
+    return list(tar_records(f"{store.url}/bucket/{{00000..00002}}.tar"))
+
+
+def tars_over_s3(store: Store, clips: list[Path]) -> list[VideoRecord]:
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
+    write_shards(store.folder / "bucket", clips, 4)
+    return list(tar_records("s3://bucket"))
+
+
+def tars_in_memory(store: Store, clips: list[Path]) -> list[VideoRecord]:
+    memory = fsspec.filesystem("memory")
+    for tar in write_shards(store.folder / "bucket", clips, 4):
+        memory.pipe_file(f"/deep/er/{tar.name}", tar.read_bytes())
+    return list(tar_records("memory://deep"))
+
+
+def objects_over_http(store: Store, clips: list[Path]) -> list[VideoRecord]:
+    for clip in clips:
+        shutil.copy(clip, store.folder / "bucket")
+    return [VideoRecord(clip.stem, f"{store.url}/bucket/{clip.name}", (f"clip {clip.stem}",)) for clip in clips]
+
+
+def parquet_rows(store: Store, clips: list[Path]) -> list[VideoRecord]:
+    path = str(write_parquet(store.folder / "bucket" / "x.parquet", clips))
+    return [VideoRecord(clip.stem, f"{path}::{i}", (f"clip {clip.stem}",)) for i, clip in enumerate(clips)]
+
+
+def parquet_over_http(store: Store, clips: list[Path]) -> list[VideoRecord]:
+    write_parquet(store.folder / "bucket" / "x.parquet", clips)
+    path = f"{store.url}/bucket/x.parquet"
+    return [VideoRecord(clip.stem, f"{path}::{i}", (f"clip {clip.stem}",)) for i, clip in enumerate(clips)]
+
+
+def write_parquet(path: Path, clips: list[Path]) -> Path:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"bytes": clip.read_bytes(), "path": clip.name} for clip in clips]
+    parquet.write_table(pyarrow.table({"video": rows, "n": list(range(len(rows)))}), path, row_group_size=3)
+    return path
+
+
+SOURCES = (
+    *(tars, tars_over_http, tars_over_s3, tars_in_memory),
+    *(objects_over_http, parquet_rows, parquet_over_http),
+)
+
+
+def batches(records: list[VideoRecord], start: int, steps: int, **settings: Any) -> list[tuple[Any, ...]]:
+    given = {
+        **{"num_frames": 4, "image_size": 24, "batch_size": 3, "train": True, "seed": 5, "start_step": start},
+        **{"num_workers": 0, "decoder": "pyav", **settings},
+    }
+    with make_loader(records, None, **given) as loader:
+        made = list(islice(loader, steps))
+        assert loader.bad_files == {}
+    return [(batch.video, batch.captions, batch.sample_ids.tolist()) for batch in made]
+
+
+def same(one: list[tuple[Any, ...]], other: list[tuple[Any, ...]]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a[0], b[0]) and a[1:] == b[1:] for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__)
+def test_order_and_pixels_are_those_of_plain_files(store, ten_clips, source):
+    expected = batches(plain(store, ten_clips), 0, 6)
+    records = source(store, ten_clips)
+    assert [record.id for record in records] == [clip.stem for clip in ten_clips]
+    assert same(batches(records, 0, 6), expected)
+    assert same(batches(records, 4, 2), expected[4:])  # a run that goes on
+
+
+def test_workers_and_ranks_read_the_same_from_a_store(store, ten_clips):
+    expected = batches(plain(store, ten_clips), 0, 4, batch_size=4)
+    records = tars_over_s3(store, ten_clips)
+    assert same(batches(records, 1, 3, batch_size=4, num_workers=2), expected[1:])
+    for rank in range(2):
+        mine = batches(records, 2, 2, batch_size=2, rank=rank, world_size=2)
+        halves = [(video[2 * rank :][:2], *(part[2 * rank :][:2] for part in rest)) for video, *rest in expected[2:]]
+        assert same(mine, halves)
+
+
+def test_moto_serves_the_same(tmp_path, monkeypatch, ten_clips):
+    """The S3 of others' making, where it is installed."""
+    server = pytest.importorskip("moto.server")
+    s3fs = pytest.importorskip("s3fs")
+    patch_storage(monkeypatch, cache_dir=tmp_path / "cache")
+    moto = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    moto.start()
+    try:
+        host, port = moto.get_host_and_port()
+        for name, value in s3_environment(Store(tmp_path, f"http://{host}:{port}")).items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        filesystem = s3fs.S3FileSystem()
+        filesystem.mkdir("films")
+        for tar in write_shards(tmp_path / "shards", ten_clips, 4):
+            filesystem.put_file(str(tar), f"films/train/{tar.name}")
+        records = list(tar_records("s3://films/train/*.tar"))
+        assert [record.video for record in records][:1] == ["s3://films/train/00000.tar::00000.mp4"]
+        for record, clip in zip(records, ten_clips, strict=True):
+            assert read_file(record.video) == clip.read_bytes()
+        with pytest.raises(UnreadableError, match=r"s3://films/no.mp4: no such object \(404\)"):
+            find_file("s3://films/no.mp4")
+    finally:
+        moto.stop()
+
+
+# --- What is asked of the store
+
+
+def test_a_member_is_one_request_and_afterwards_none(store, ten_clips):
+    records = tars_over_http(store, ten_clips)
+    tar = "bucket/00001.tar"
+    store.asked.clear()
+    store.sent.clear()
+    for _ in range(3):
+        assert read_file(records[4].video) == ten_clips[4].read_bytes()
+    assert store.requests(tar) == 1
+    assert store.sent[tar] == ten_clips[4].stat().st_size
+    remote.forget(f"{store.url}/{tar}")  # as another process would
+    assert read_file(records[4].video) == ten_clips[4].read_bytes()
+    assert store.sent[tar] == ten_clips[4].stat().st_size
+
+
+def test_the_index_of_a_remote_tar_reads_headers_and_is_kept(store, tmp_path, caplog):
+    write_tar(store.folder / "bucket" / "0.tar", [(f"{i}.mp4", bytes(400_000)) for i in range(20)])
+    url = f"{store.url}/bucket/0.tar"
+    assert len(tar_listing(url).names) == 20
+    assert store.sent["bucket/0.tar"] < 2_000_000
+    store.sent.clear()
+    assert len(tar_listing(url).names) == 20
+    assert store.sent["bucket/0.tar"] == 0
+    assert len(list((tmp_path / "cache" / "indexes").iterdir())) == 1
+
+
+def test_an_index_beside_a_remote_tar_is_used(store, tmp_path):
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
+    from fastvtp.data.shard_indexing import index_tars
+
+    write_tar(store.folder / "bucket" / "0.tar", [("a.mp4", b"one"), ("b.mp4", b"two")])
+    (done,) = index_tars(["s3://bucket/0.tar"], again=True)
+    assert done.listing is not None
+    assert done.listing.place == f"s3://bucket/0.tar{SUFFIX}"
+    assert (store.folder / "bucket" / f"0.tar{SUFFIX}").exists()
+    shutil.rmtree(tmp_path / "cache")
+    store.sent.clear()
+    assert tar_listing("s3://bucket/0.tar").names == ("a.mp4", "b.mp4")
+    assert store.sent["bucket/0.tar"] == 0
+    assert read_file("s3://bucket/0.tar::b.mp4") == b"two"
+
+
+def test_scans_read_little_where_parts_are_skipped_and_much_where_not():
+    data = bytes(range(256)) * 40_000
+    asked: list[tuple[int, int]] = []
+
+    def read_at(first: int, last: int) -> bytes:
+        asked.append((first, last))
+        return data[first:last]
+
+    scan = Scan(len(data), read_at, 1000, 64_000)
+    for at in range(0, len(data), 1_000_000):
+        assert scan(at, at + 512) == data[at : at + 512]
+    assert {last - first for first, last in asked} == {1000}
+    asked.clear()
+    scan = Scan(len(data), read_at, 1000, 64_000)
+    assert b"".join(scan(at, at + 512) for at in range(0, 10_240_000, 512)) == data
+    assert len(asked) < 200
+
+
+def test_a_large_object_is_read_in_blocks(store, monkeypatch, ten_clips):
+    patch_storage(monkeypatch, whole_mb=0.001)
+    monkeypatch.setattr(remote_files, "_BLOCK", 1 << 12)
+    video = ten_clips[3].read_bytes()
+    url = store.put("bucket/large.mp4", video + b"\0\0\x4c\x40free" + bytes(5_000_000 - 8))  # a box of nothing
+    with Video(url) as remote_video, Video(str(ten_clips[3])) as local:
+        assert np.array_equal(remote_video.read(range(8)), local.read(range(8)))
+    assert 0 < store.sent["bucket/large.mp4"] < 200_000
+    assert find_file(url).path is None
+
+
+def test_a_server_without_ranges_will_do(store, ten_clips, monkeypatch):
+    """Python's own http.server, say, which answers with all of a file."""
+    monkeypatch.setattr(remote, "_MOST_AT_ONCE", 1000)
+    url = store.put("bucket/a.mp4", ten_clips[0].read_bytes())
+    monkeypatch.setattr(type(store), "knows_ranges", False)
+    assert read_file(url) == ten_clips[0].read_bytes()

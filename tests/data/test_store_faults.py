@@ -1,0 +1,199 @@
+"""What goes wrong in object stores: what passes is outlasted, what stays is named, and nothing waits for ever."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fastvtp.data import remote, remote_files
+from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.decoding import Video, VideoDecodeError
+from fastvtp.data.shards import tar_records
+from fastvtp.data.storage import UnreadableError, find_file, read_file
+from fastvtp.errors import UserError
+from tests.data.loaders import make_loader
+from tests.data.object_store import patch_storage
+from tests.data.tars import write_shards
+
+fsspec = pytest.importorskip("fsspec")
+pytest.importorskip("aiohttp")
+
+
+@pytest.mark.parametrize("scheme", ["http", "s3"])
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("missing", r"no such object \(404\)"), ("forbidden", r"denied \(403\)")]
+)
+def test_what_is_not_there_or_not_allowed_is_said_at_once(store, scheme, fault, reason):
+    if scheme == "s3":
+        pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
+    store.put("bucket/a.mp4", b"video")
+    getattr(store, fault).add("bucket/a.mp4")
+    url = f"{store.url}/bucket/a.mp4" if scheme == "http" else "s3://bucket/a.mp4"
+    with pytest.raises(UnreadableError, match=reason):
+        find_file(url)
+    asked = store.requests("bucket/a.mp4")
+    assert asked <= 2  # fsspec asks by HEAD, then by GET
+    with pytest.raises(VideoDecodeError, match=reason) as caught:
+        Video(url)
+    assert caught.value.path == url
+    assert store.requests("bucket/a.mp4") == asked  # not asked again so soon
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_server_is_asked_again(store, ten_clips, status):
+    url = store.put("bucket/a.mp4", ten_clips[0].read_bytes())
+    find_file(url)
+    shutil.rmtree(remote_files.storage_settings().folder)
+    remote_files._cache_in.cache_clear()
+    store.failures["bucket/a.mp4"] = [status] * 3
+    assert read_file(url) == ten_clips[0].read_bytes()
+
+
+def test_a_server_that_stays_busy_is_given_up(store, ten_clips):
+    url = store.put("bucket/a.mp4", ten_clips[0].read_bytes())
+    store.failures["bucket/a.mp4"] = [503] * 1000
+    with pytest.raises(UnreadableError, match=r"a.mp4: the server answers with status 503 \(tried 5 times in \d s\)"):
+        find_file(url)
+
+
+def test_answers_that_break_off_are_asked_for_again(store, ten_clips):
+    url = store.put("bucket/a.mp4", ten_clips[0].read_bytes())
+    store.cuts["bucket/a.mp4"] = 2
+    assert read_file(url) == ten_clips[0].read_bytes()
+    assert store.cuts["bucket/a.mp4"] == 0
+
+
+def test_a_request_that_stands_still_is_made_again_and_given_up_in_time(store, ten_clips, monkeypatch):
+    patch_storage(monkeypatch, request_seconds=0.3, object_seconds=1.2)
+    url = store.put("bucket/a.mp4", ten_clips[0].read_bytes())
+    store.stalls["bucket/a.mp4"] = 30
+    started = time.monotonic()
+    with pytest.raises(UnreadableError, match=r"no answer within 0.\d+ s \(tried \d times in 1 s\)"):
+        find_file(url)
+    assert time.monotonic() - started < 2.5
+    assert store.requests("bucket/a.mp4") > 1
+
+
+def test_nothing_secret_is_said(store, monkeypatch):
+    patch_storage(monkeypatch, tries=1)
+    host = store.url.removeprefix("http://")
+    for url in (
+        f"http://me:pass-word@{host}/bucket/no.mp4?X-Amz-Signature=abc123",
+        f"http://me:pass-word@{host}/bucket/no.tar?sig=abc123::a.mp4",
+        "http://me:pass-word@127.0.0.1:9/no.mp4?X-Amz-Signature=abc123",
+    ):
+        with pytest.raises(UnreadableError) as caught:
+            find_file(url)
+        with pytest.raises(VideoDecodeError) as named:
+            Video(url)
+        for said in (str(caught.value), caught.value.reason, str(named.value), named.value.reason):
+            assert "pass-word" not in said
+            assert "abc123" not in said
+        assert "/no." in str(caught.value)
+
+
+def test_a_missing_package_and_an_unknown_store_end_the_run_with_a_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"].__dict__["_registry"], "s3", raising=False)
+    said = r"s3:// needs a package that is not installed: pip install 'fastvtp\[s3\]'"
+    with pytest.raises(UserError, match=said) as caught:
+        find_file("s3://bucket/a.mp4")
+    assert not isinstance(caught.value, UnreadableError)
+    with pytest.raises(UserError, match="fsspec knows no filesystem nowhere://"):
+        find_file("nowhere://bucket/a.mp4")
+
+
+class _Faulty(fsspec.get_filesystem_class("memory")):
+    """fsspec's memory, whose next calls fail as `faults` says."""
+
+    protocol = "faulty"
+    store: dict[str, Any] = {}  # noqa: RUF012
+    pseudo_dirs = [""]  # noqa: RUF012
+    faults: list[Callable[[bytes], Any]] = []  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("faulty://", "memory://"))
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        content = super().cat_file(path, start=start, end=end, **kwargs)
+        return self.faults.pop(0)(content) if self.faults else content
+
+
+def fail(error: Exception) -> Callable[[bytes], Any]:
+    def work(content: bytes) -> Any:
+        raise error
+
+    return work
+
+
+@pytest.fixture
+def faulty(tmp_path, monkeypatch, ten_clips):
+    patch_storage(monkeypatch, cache_dir=tmp_path / "cache", request_seconds=0.2, object_seconds=2)
+    monkeypatch.setattr(remote, "_FIRST_WAIT", 0.01)
+    fsspec.register_implementation("faulty", _Faulty, clobber=True)
+    _Faulty.store.clear()
+    _Faulty.faults = []
+    fsspec.filesystem("faulty").pipe_file("/a.mp4", ten_clips[0].read_bytes())
+    remote.forget("faulty://a.mp4")
+    return _Faulty.faults
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        fail(ConnectionResetError("reset")),
+        fail(OSError(5, "Please reduce your request rate.")),
+        fail(TimeoutError()),
+        lambda content: content[:-1],
+        lambda content: b"",
+        lambda content: time.sleep(1),
+    ],
+    ids=["reset", "throttled", "timeout", "short", "empty", "stall"],
+)
+def test_passing_faults_of_any_filesystem_are_outlasted(faulty, ten_clips, fault):
+    faulty += [fault, fault]
+    assert read_file("faulty://a.mp4") == ten_clips[0].read_bytes()
+    assert faulty == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FileNotFoundError("a.mp4"), r"no such object \(404\)"),
+        (PermissionError("Access Denied"), r"access denied \(403\)"),
+    ],
+)
+def test_lasting_faults_of_any_filesystem_are_not(faulty, error, reason):
+    faulty += [fail(error), fail(ConnectionError("not asked for"))]
+    with pytest.raises(UnreadableError, match=reason):
+        find_file("faulty://a.mp4")
+    assert len(faulty) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_over_a_faulty_store_ends_and_names_every_bad_object(store, ten_clips, monkeypatch, workers):
+    """One in twenty is missing, one in twenty does not answer, one answers late, a tar is gone."""
+    patch_storage(monkeypatch, request_seconds=0.4, object_seconds=0.8, tries=2)
+    urls = [store.put(f"bucket/{i}.mp4", ten_clips[i % 10].read_bytes()) for i in range(40)]
+    records = [VideoRecord(url, url, ("",)) for url in urls]
+    write_shards(store.folder / "bucket", ten_clips[:4], 2)
+    records += tar_records(f"{store.url}/bucket/{{00000..00001}}.tar")
+    store.missing |= {"bucket/3.mp4", "bucket/17.mp4"}
+    store.stalls |= {"bucket/8.mp4": 5, "bucket/30.mp4": 5, "bucket/11.mp4": 0.1}
+    store.missing |= {"bucket/00001.tar"}
+    for tar in (0, 1):
+        remote.forget(f"{store.url}/bucket/0000{tar}.tar")
+    given = {"num_frames": 2, "image_size": 24, "batch_size": 4, "train": False, "num_workers": workers}
+    with make_loader(records, None, decoder="pyav", **given) as loader:
+        seen = sorted(number for batch in loader for number in batch.sample_ids.tolist())
+        bad = loader.bad_files
+    lost = {3: "no such object (404)", 17: "no such object (404)", 8: "no answer", 30: "no answer"}
+    lost |= {42: "its tar: no such object (404)", 43: "its tar: no such object (404)"}
+    assert seen == [number for number in range(44) if number not in lost]
+    assert sorted(bad) == sorted(records[number].video for number in lost)
+    for number, reason in lost.items():
+        assert reason in bad[records[number].video]
