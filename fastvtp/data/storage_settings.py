@@ -32,11 +32,12 @@ class StorageSettings:
     """FASTVTP_WHOLE_MB: objects of up to so many MB are fetched whole, larger ones read in blocks."""
     tries: int = 5
     """FASTVTP_TRIES: how often a request is made, where connections break or the server asks for patience."""
-    request_seconds: float = 15.0
+    request_seconds: float = 12.0
     """FASTVTP_REQUEST_SECONDS: a request without an answer after so long counts as failed. One request is of 8 MB at
     most."""
-    object_seconds: float = 45.0
-    """FASTVTP_OBJECT_SECONDS: all tries of one request together, waiting included."""
+    object_seconds: float = 28.0
+    """FASTVTP_OBJECT_SECONDS: all tries of one request together, waiting included. A video takes two requests, one for
+    its size and one for its bytes, which together should stay below `data.file_seconds`."""
 
     def __post_init__(self) -> None:
         check_types(self)

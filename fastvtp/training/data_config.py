@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading
 from fastvtp.data.sampling import SAMPLING_KINDS, check_framing
+from fastvtp.data.storage_settings import storage_settings, use_storage
 from fastvtp.settings import FLAT, a_path, check_types
 
 _LIST = "a .jsonl file or a folder of videos"
@@ -66,6 +67,11 @@ class DataConfig:
     """Decoding processes; 0 decodes in the training process."""
     file_seconds: float | None = 60.0
     """Longest time that a decoding process may take for a file, which counts as undecodable after it; None: any."""
+    cache_dir: str | None = None
+    """Folder for copies of what is read from object stores, see `StorageSettings`; None: as FASTVTP_CACHE says, or
+    `fastvtp` in the user's cache folder."""
+    cache_gb: float | None = None
+    """Most GB of these copies; None: as FASTVTP_CACHE_GB says, or 16."""
     decoder: str = "auto"
     """"auto": NVDEC where there is one, else PyAV on the CPU; or "pyav", "dali"."""
 
@@ -82,10 +88,16 @@ class DataConfig:
         check_framing(self.framing, self.test_views[1])
         if self.test_sampling not in SAMPLING_KINDS:
             raise ValueError(f"test_sampling must be one of {', '.join(SAMPLING_KINDS)}, got {self.test_sampling!r}")
-        for name, least in (("test_top_k", 1), ("max_text_length", 3), ("file_seconds", 1)):
+        for name, least in (("test_top_k", 1), ("max_text_length", 3), ("file_seconds", 1), ("cache_gb", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, or none, got {value}")
+
+    def use_storage(self) -> None:
+        """Let this process, and those that it starts, keep copies of objects as is said here."""
+        said = {name: getattr(self, name) for name in ("cache_dir", "cache_gb") if getattr(self, name) is not None}
+        if said:
+            use_storage(replace(storage_settings(), **said))
 
     @property
     def framing(self) -> str:

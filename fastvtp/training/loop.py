@@ -95,6 +95,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
 @contextlib.contextmanager
 def run_group(config: TrainConfig) -> Iterator[torch.device]:
     """Make the group of a run's processes, unless there is one already; gives the device of this process."""
+    config.data.use_storage()
     device = processes.own_device(choose_device(config.device))
     sharded = config.parallel.strategy in SHARDED
     with processes.process_group(device, config.parallel.timeout, alone=sharded):

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 _FREE_ON_RESUME = {
     "output_dir",
     "data.num_workers",
+    "data.cache_dir",
+    "data.cache_gb",
     "checkpoint_every",
     "keep_checkpoints",
     "keep_best",
