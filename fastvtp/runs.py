@@ -1,6 +1,7 @@
 """Whole runs, from settings to files on disk: what the commands of the CLI do."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ from fastvtp.visualization.curves import plot_curves
 
 
 def visualize(
-    opened: OpenedModel, data: str, output: Path, *, num_clips: int = 4, seed: int = 0, framing: str | None = None
+    opened: OpenedModel,
+    data: str | os.PathLike[str],
+    output: Path,
+    *,
+    num_clips: int = 4,
+    seed: int = 0,
+    framing: str | None = None,
 ) -> list[Path]:
     """Draw the first clips of `data` in the folder `output`, as the model's system draws them; returns their
     paths.
@@ -80,7 +87,7 @@ def _pretrain(config: TrainConfig, *, resume: bool, progress_bar: bool) -> dict[
         if result.stopped_by is None:
             plot_curves(run_dir / METRICS_NAME, run_dir / "curves.png", title=run_dir.name)
     data = config.data
-    if data.test is not None and result.stopped_by is None:
+    if (test_list := data.test_list) is not None and result.stopped_by is None:
         protocol = EvaluationProtocol(
             reading=data.test_reading,
             views=data.test_views,
@@ -91,7 +98,12 @@ def _pretrain(config: TrainConfig, *, resume: bool, progress_bar: bool) -> dict[
         )
         opened = with_files_beside(result.model, result.model_dir)
         scores = evaluate(
-            opened, data.test, protocol=protocol, output=run_dir, train_data=data.train, progress_bar=progress_bar
+            opened,
+            test_list,
+            protocol=protocol,
+            output=run_dir,
+            train_data=data.train_list,
+            progress_bar=progress_bar,
         )
         bad_files = result.bad_files | scores.pop("bad_files")["files"]
         report = {**scores, **report, "bad_files": bad_file_report(bad_files)}

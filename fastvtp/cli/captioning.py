@@ -1,13 +1,13 @@
 """The commands of captioning. Imports no torch, so that `fastvtp --help` is quick."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fastvtp.cli.options import Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
-from fastvtp.cli.together import say, show, together
+from fastvtp.cli.options import ListOptions, Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
+from fastvtp.cli.together import alike, say, show, together
 
 Framed = Annotated[ReadingOptions, Only("framing")]
 Run = Annotated[RunOptions, Only("num_workers", "batch_size", "device", "quiet")]
@@ -78,6 +78,7 @@ def caption(
         typer.Option(help="The words that every caption goes on from. If they are not given, those of the training."),
     ] = None,
     *,
+    lists: ListOptions,
     reading: Framed,
     run: Run,
     parts: PartOptions,
@@ -88,10 +89,11 @@ def caption(
     """
     from fastvtp.systems import captioning
 
+    listed = alike(lambda: lists.of(videos))
     with together(run.device) as device:
         protocol, opened = _prepared(model, device, reading, run, parts)
         done = captioning.caption_videos(
-            opened, videos, output, protocol=protocol, num_beams=beams, prompt=prompt, progress_bar=not run.quiet
+            opened, listed, output, protocol=protocol, num_beams=beams, prompt=prompt, progress_bar=not run.quiet
         )
         bad_files = done["bad_files"]["count"]
         say(f"{done['num_clips']} captions are in {output}; {bad_files} undecodable files")
@@ -111,6 +113,7 @@ def answer(
         Path | None, typer.Option(help="A .jsonl file to write the answer to each question to, one a line.")
     ] = None,
     *,
+    lists: ListOptions,
     reading: Framed,
     run: Run,
     parts: PartOptions,
@@ -121,6 +124,8 @@ def answer(
     """
     from fastvtp.systems import captioning
 
+    listed = alike(lambda: lists.of(questions))
+    training = None if candidates.train_data is None else replace(lists, split=None).of(candidates.train_data)
     answering = captioning.Answering(
         shots=candidates.shots, length=candidates.length, num_candidates=candidates.candidates
     )
@@ -128,9 +133,9 @@ def answer(
         protocol, opened = _prepared(model, device, reading, run, parts)
         report = captioning.answer_questions(
             opened,
-            questions,
+            listed,
             protocol=protocol,
-            train_data=candidates.train_data,
+            train_data=training,
             answering=answering,
             predictions=output,
             progress_bar=not run.quiet,

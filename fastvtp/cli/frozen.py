@@ -12,6 +12,7 @@ from fastvtp.cli.options import (
     VIEWS,
     ClassNames,
     Framing,
+    ListOptions,
     Model,
     Only,
     ReadingOptions,
@@ -19,7 +20,7 @@ from fastvtp.cli.options import (
     add_commands,
     protocol_settings,
 )
-from fastvtp.cli.together import say, show, together
+from fastvtp.cli.together import alike, say, show, together
 from fastvtp.errors import UserError
 
 Overrides = Annotated[
@@ -102,7 +103,7 @@ def extract(
         typer.Argument(
             help="The videos, with classes or without: a folder of videos, or with one subfolder per class; a .jsonl "
             'file of {"video": path} lines, which may say "label": "run" or "labels": ["run", "jump"]; or a .csv file '
-            "of `path,number` lines."
+            "of `path,number` lines; or a published list, such as Kinetics' train.csv."
         ),
     ],
     output: Annotated[
@@ -111,6 +112,7 @@ def extract(
     features: FeatureOptions,
     class_names: ClassNames = None,
     *,
+    lists: ListOptions,
     reading: ReadingOptions,
     run: RunOptions,
 ) -> None:
@@ -119,17 +121,17 @@ def extract(
     from fastvtp.frozen import runs as frozen_runs
     from fastvtp.frozen.features import FeatureSettings
 
-    def prepare() -> tuple[Any, FeatureSettings, Any]:
+    def prepare() -> tuple[Any, FeatureSettings, Any, Any]:
         opened = _open(model, device)
         settings = FeatureSettings(
             _layers(features.layers, opened), features.pool, features.dtype, shard_size=features.shard_size
         )
-        return opened, settings, _protocol(reading, run)
+        return opened, settings, _protocol(reading, run), lists.of(data)
 
     with together(run.device) as device:
-        opened, settings, protocol = processes.all_or_none(prepare)
+        opened, settings, protocol, listed = processes.all_or_none(prepare)
         done = frozen_runs.extract(
-            opened, data, output, settings, protocol=protocol, names_file=class_names, progress_bar=not run.quiet
+            opened, listed, output, settings, protocol=protocol, names_file=class_names, progress_bar=not run.quiet
         )
         shape = " x ".join(map(str, (done.num_views, *done[0].shape[1:])))
         say(f"{len(done)} clips of {shape} are in {output}; {len(done.left_out)} undecodable files")
@@ -165,6 +167,7 @@ def probe(
     ] = None,
     *,
     videos: ProbedVideoOptions,
+    lists: Annotated[ListOptions, Only("list_format", "video_folder", "missing", "column")],
     run: Annotated[RunOptions, Only("num_workers", "device", "quiet")],
 ) -> None:
     """Train a classifier, a probe, on what a frozen model gives, and score it.
@@ -193,8 +196,8 @@ def probe(
         settings = replace(published.training, **training)
         common = {"kind": kind, "progress_bar": not run.quiet, **sizes}
         if cached:
-            if videos != ProbedVideoOptions():
-                options = "--train, --adapter-dim, --class-names, --views, --framing"
+            if videos != ProbedVideoOptions() or lists != ListOptions():
+                options = "--train, --adapter-dim, --class-names, --views, --framing, and those of lists"
                 raise UserError(f"{source} holds features: {options} are for a model")
             common |= {"device": device, "num_workers": run.num_workers}
             return lambda: frozen_runs.train_probe(source, test, output, settings, **common)
@@ -204,7 +207,11 @@ def probe(
         drawn = replace(published.reading, **clips[0])
         views = videos.views or "x".join(map(str, published.views))
         reading = ReadingOptions(views, drawn.sampling, drawn.frame_stride, videos.framing)
-        listed = frozen_runs.ProbeVideos(train=videos.train, test=test, names_file=videos.class_names)
+        listed = frozen_runs.ProbeVideos(
+            train=lists.of(videos.train),
+            test=None if test is None else lists.of(test),
+            names_file=videos.class_names,
+        )
         common |= {
             "tap": TowerTap(_layers("mlap" if kind == "mlap" else "", opened), videos.adapter_dim),
             "reading": drawn,
@@ -229,6 +236,7 @@ def classify(
     ],
     top: Annotated[int, typer.Option(min=1, help="How many of the likeliest classes are printed for a video.")] = 3,
     *,
+    lists: ListOptions,
     reading: Annotated[ReadingOptions, Only("views", "framing")],
     run: Annotated[RunOptions, Only("num_workers", "batch_size", "device", "quiet")],
 ) -> None:
@@ -240,6 +248,8 @@ def classify(
     from fastvtp.frozen import runs as frozen_runs
     from fastvtp.frozen.probe_files import read_probe_description
 
+    listed = alike(lambda: lists.of(videos))
+
     def prepare() -> tuple[Any, Any]:
         known = read_probe_description(probe).reading
         protocol = _protocol(replace(reading, sampling=known.sampling, frame_stride=known.frame_stride), run)
@@ -247,7 +257,7 @@ def classify(
 
     with together(run.device) as device:
         protocol, opened = processes.all_or_none(prepare)
-        found = frozen_runs.classify(opened, probe, videos, protocol=protocol, progress_bar=not run.quiet)
+        found = frozen_runs.classify(opened, probe, listed, protocol=protocol, progress_bar=not run.quiet)
         for video, row in found.items():
             shown = {name: round(score, 4) for name, score in list(row.items())[:top]}
             say(json.dumps({"video": video, "classes": shown}, ensure_ascii=False))
@@ -270,6 +280,7 @@ def zeroshot(
     ] = None,
     class_names: ClassNames = None,
     *,
+    lists: ListOptions,
     reading: ReadingOptions,
     run: RunOptions,
 ) -> None:
@@ -277,6 +288,8 @@ def zeroshot(
     from fastvtp import processes
     from fastvtp.evaluation.scoring import PREDICTIONS_NAME
     from fastvtp.evaluation.zero_shot import Prompts, read_templates, zero_shot
+
+    listed = alike(lambda: lists.of(data))
 
     def prepare() -> tuple[Any, Any, Prompts]:
         protocol = _protocol(reading, run)
@@ -289,7 +302,7 @@ def zeroshot(
         protocol, opened, asked = processes.all_or_none(prepare)
         report = zero_shot(
             opened,
-            data,
+            listed,
             prompts=asked,
             names_file=class_names,
             protocol=protocol,

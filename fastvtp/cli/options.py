@@ -92,6 +92,61 @@ class ReadingOptions:
 
 
 @dataclass(frozen=True)
+class ListOptions:
+    """How a list of videos is read."""
+
+    list_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="The format of the list, of those that docs/lists.md names, e.g. didemo_moments. If it is not given, "
+            "what the content looks like.",
+        ),
+    ] = None
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help='The split, of a list that holds several, e.g. test, 1k-A; "all" takes every one.',
+        ),
+    ] = None
+    video_folder: Annotated[
+        str | None,
+        typer.Option(
+            "--videos",
+            help="The folder or URL where the videos of the list lie. If it is not given, the folder of the list.",
+        ),
+    ] = None
+    missing: Annotated[
+        str | None,
+        typer.Option(
+            help='What becomes of videos that are not there: "drop" leaves them out and says how many, "keep" leaves '
+            'them to the decoder, "refuse" ends the command. If it is not given, those of published lists are dropped.'
+        ),
+    ] = None
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=NAME",
+            help="The name of a column of a table or of a field of JSON objects, e.g. video=path caption=title; the "
+            "fields are video, caption, label, question, answer, options, type, id, start, end and split. May be given "
+            "several times.",
+        ),
+    ] = None
+
+    def of(self, path: str) -> Any:
+        """Return the list at `path`, a `VideoList`. Raises UserError for a wrong option."""
+        from fastvtp.data.formats.catalogue import AUTO, find_format
+        from fastvtp.data.formats.lists import ListColumns, VideoList
+        from fastvtp.settings import split_settings
+
+        if self.list_format not in (None, AUTO):
+            find_format(self.list_format)
+        (columns,) = split_settings(self.column or [], ListColumns, what="column")
+        names = ListColumns(**columns)
+        return VideoList(path, self.list_format, self.split, self.video_folder, self.missing, names)
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """How a command runs: processes, memory, arithmetic, machine, noise."""
 

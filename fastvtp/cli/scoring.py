@@ -1,12 +1,12 @@
 """The commands that show what a trained model does: scores and pictures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fastvtp.cli.options import Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
+from fastvtp.cli.options import ListOptions, Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
 from fastvtp.cli.together import by_first, show, together
 
 EVALUATION_RUN = RunOptions(batch_size=32)
@@ -55,7 +55,7 @@ def evaluate(
             help='What the model is scored on. For retrieval and captioning: a .jsonl file of {"video": path, '
             '"caption": text} lines. For question answering: lines of {"video": path, "question": text, "answer": '
             'text}. For classification: lines of {"video": path, "label": class}, a .csv file of `path,number` lines, '
-            "or a folder with one subfolder per class."
+            "or a folder with one subfolder per class. Or a published list of any of these, such as MSRVTT_data.json."
         ),
     ],
     output: Annotated[
@@ -63,6 +63,7 @@ def evaluate(
         typer.Option(help="Folder to write report.json to, and the retrieval gallery or the answer to each question."),
     ] = None,
     *,
+    lists: ListOptions,
     reading: ReadingOptions,
     texts: TextOptions,
     train_data: Annotated[
@@ -80,14 +81,15 @@ def evaluate(
     from fastvtp.evaluation.scoring import evaluate as score
     from fastvtp.systems.catalogue import open_model
 
-    def prepare() -> tuple[EvaluationProtocol, Any]:
+    def prepare() -> tuple[EvaluationProtocol, Any, Any, Any]:
         protocol = EvaluationProtocol(**protocol_settings(reading, run), **vars(texts))
-        return protocol, open_model(model, device)
+        training = None if train_data is None else replace(lists, split=None).of(train_data)
+        return protocol, open_model(model, device), lists.of(data), training
 
     with together(run.device) as device:
-        protocol, opened = processes.all_or_none(prepare)
+        protocol, opened, listed, training = processes.all_or_none(prepare)
         report = score(
-            opened, data, protocol=protocol, output=output, train_data=train_data, progress_bar=not run.quiet
+            opened, listed, protocol=protocol, output=output, train_data=training, progress_bar=not run.quiet
         )
         show(report, output)
 
@@ -106,6 +108,7 @@ def visualize(
     clips: Annotated[int, typer.Option(min=1, help="How many clips to show, from the first on.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the masks and crops; another one hides other parts.")] = 0,
     *,
+    lists: ListOptions,
     reading: Annotated[ReadingOptions, Only("framing")],
     run: Annotated[RunOptions, Only("device")],
 ) -> None:
@@ -119,7 +122,7 @@ def visualize(
     from fastvtp.systems.catalogue import open_model
 
     opened = open_model(model, choose_device(run.device))
-    for path in runs.visualize(opened, data, output, num_clips=clips, seed=seed, framing=reading.framing):
+    for path in runs.visualize(opened, lists.of(data), output, num_clips=clips, seed=seed, framing=reading.framing):
         typer.echo(path)
 
 

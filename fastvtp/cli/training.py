@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastvtp.cli.options import Quiet, add_commands
+from fastvtp.cli.options import ListOptions, Quiet, add_commands
 from fastvtp.cli.together import alike, by_first, say, together
 from fastvtp.errors import UserError
 
@@ -194,12 +194,14 @@ def entities(
             help="Text file with the words that count as nouns, one a line. If it is not given, NLTK's tagger decides."
         ),
     ] = None,
+    *,
+    lists: ListOptions,
 ) -> None:
     """List the most frequent nouns of captions: the entities that ALPRO's pretraining looks for in clips."""
     from fastvtp.data.annotations import load_annotations
     from fastvtp.data.entities import build_entities, read_entities, write_entities
 
-    texts = [caption for record in load_annotations(captions) for caption in record.captions]
+    texts = [caption for record in load_annotations(lists.of(captions)) for caption in record.captions]
     found = build_entities(texts, size, words=None if words is None else read_entities(words))
     write_entities(output, found)
     first = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")

@@ -7,26 +7,21 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from fastvtp.data.locations import normal
+from fastvtp.data.formats.listing import Listing
+from fastvtp.data.formats.lists import VideoList
+from fastvtp.data.formats.registry import CAPTIONS, text_of
+from fastvtp.data.locations import located, normal, suffix_of
 from fastvtp.data.timespans import MOST_SECONDS, TimeSpan, span_of_line
+from fastvtp.data.video_files import PICTURE_SUFFIXES
 from fastvtp.errors import UserError
-from fastvtp.files import (
-    existing_file,
-    lines_of,
-    read_text,
-)
 
 logger = logging.getLogger(__name__)
-
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"})
-PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-FOLDER_LISTS = ("captions.jsonl", "train.jsonl")
 
 _NAMED_IN_WARNING = 5
 
@@ -36,9 +31,10 @@ _DIRECTION = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VideoRecord:
-    """One video, or a span of one, and its captions; `video` is an absolute path, `captions` holds at least one.
+    """One video, or a span of one, and its captions; `video` is a location (see `fastvtp.data.locations`), `captions`
+    holds at least one.
 
     Training draws among the captions; retrieval scores them all. `mirrorable` says whether all
     that is said of the video, answers included, stays true of its mirror image; None: the captions decide.
@@ -102,54 +98,62 @@ def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
             Or a folder that holds such a list named `captions.jsonl` or `train.jsonl`, or else video files each beside
             a `.txt` file of the same name with one caption a line; videos without a caption are left out, with one
             warning.
+            Or a published list of captions, by its content: docs/lists.md names them all. A `VideoList` says more of
+            it than its path: the split, the folder of the videos, the columns of a table.
 
     Returns:
-        The records in the order of the file, or of the sorted paths in a folder. Videos are not opened.
+        The records in the order of the file, or of the sorted paths in a folder. Videos are not opened. Captions that
+        are empty are left out and counted in one warning; so are videos of a published list that are not there.
 
     Raises:
         FileNotFoundError: nothing there.
         UserError: a malformed list, with file, line number and field; no videos, or none with a caption.
     """
-    path = Path(path).absolute()
-    if path.is_dir():
-        listed = [path / name for name in FOLDER_LISTS if (path / name).is_file()]
-        records = _read_jsonl(listed[0]) if listed else _read_folder(path)
-    elif path.is_file():
-        if path.suffix != ".jsonl":
-            raise UserError(f"{path}: expected a .jsonl file or a folder of videos")
-        records = _read_jsonl(path)
-    else:
-        raise FileNotFoundError(f"{path}: no such file or folder")
+    listing = Listing(path, CAPTIONS)
+    folder, uncaptioned = listing.source.folder, []
+    records: dict[Any, VideoRecord] = {}
+    captions_of: dict[Any, list[str]] = {}
+    for row, location in listing:
+        captions, empty = _captions(row.fields, row.place)
+        if not captions and listing.source.is_folder:
+            uncaptioned.append(row.fields["video"])
+            continue
+        listing.empty += empty
+        if not captions:
+            continue
+        record = record_of(row.fields, folder, row.place, captions, location=location)
+        clip = _key_of(record)
+        first = records.setdefault(clip, record)
+        if first is not record or len(captions) > 1:
+            captions_of.setdefault(clip, [*first.captions]).extend(captions)
+    for clip, captions in captions_of.items():
+        records[clip] = replace(records[clip], captions=tuple(dict.fromkeys(captions)))
+    if uncaptioned:
+        _say_uncaptioned(listing, uncaptioned, len(records))
+    listing.close(len(records), captions=sum(len(record.captions) for record in records.values()))
     if not records:
-        raise UserError(f"{path}: lists no videos")
-    return records
+        raise UserError(f"{listing.path}: all captions are empty") if listing.empty else listing.nothing()
+    return list(records.values())
 
 
-def load_videos(path: str) -> list[VideoRecord]:
-    """Read videos without captions: a .jsonl of {"video": path}, or a folder, with such a list or of videos. Each once.
+def load_videos(path: str | os.PathLike[str]) -> list[VideoRecord]:
+    """Read videos without what is said of them: any list that `load_annotations`, `load_questions` or `load_classes`
+    reads, a `.jsonl` of {"video": path}, a list of paths, or a folder, with such a list or of videos. Each once.
 
     A line may say "start" and "end", see `record_of`: then each span comes once.
 
     Raises FileNotFoundError, or UserError with one line for a malformed list and where there are no videos.
     """
-    place = Path(path).absolute()
-    if place.is_dir():
-        listed = [place / name for name in FOLDER_LISTS if (place / name).is_file()]
-        place = listed[0] if listed else place
-    if place.is_dir():
-        found = [
-            VideoRecord(video.relative_to(place).with_suffix("").as_posix(), str(video), ("",))
-            for video in videos_under(place)
-        ]
-    elif place.suffix != ".jsonl":
-        raise UserError(f"{path}: expected a .jsonl file or a folder of videos")
-    else:
-        found = [record_of(fields, place.parent, line) for line, fields in read_lines(place)]
+    listing = Listing(path)
+    if listing.entry.name == "class_folders":  # videos at the top belong to no class, and are videos all the same
+        listing = Listing(replace(VideoList.of(path), format="folder"))
     records: dict[Any, VideoRecord] = {}
-    for record in found:
-        records.setdefault(record.clip, replace(record, mirrorable=True))
+    for row, location in listing:
+        record = record_of(row.fields, listing.source.folder, row.place, mirrorable=True, location=location)
+        records.setdefault(record.clip, record)
+    listing.close(len(records))
     if not records:
-        raise UserError(f"{path}: lists no videos")
+        raise listing.nothing()
     return list(records.values())
 
 
@@ -181,34 +185,6 @@ def mentions_direction(caption: str) -> bool:
     return _DIRECTION.search(caption) is not None
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read the objects of a `.jsonl` file in order, each behind its place, "file, line number", for error messages.
-
-    Raises:
-        FileNotFoundError: nothing there.
-        UserError: a line that is not a JSON object.
-    """
-    with existing_file(path).open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            try:
-                fields = json.loads(line)
-            except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
-                raise UserError(f"{place}: not JSON: {error}") from None
-            if not isinstance(fields, dict):
-                raise UserError(f"{place}: expected an object, got {type(fields).__name__}")
-            yield place, fields
-
-
-def text_of(value: Any, place: str) -> str:
-    """Return `value` without surrounding space; raises UserError at `place` where it is not text, or blank."""
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{place}: expected non-empty text, got {value!r}")
-    return value.strip()
-
-
 def record_of(
     fields: dict[str, Any],
     folder: Path,
@@ -216,63 +192,49 @@ def record_of(
     captions: tuple[str, ...] = ("",),
     *,
     mirrorable: bool | None = None,
+    location: str | None = None,
 ) -> VideoRecord:
-    """Make the record of the video, or of the span of a video, that a line names.
+    """Make the record of the video, or of the span of a video, that a line names; location: where it was found.
 
-    A path is made absolute from `folder` on; a picture may stand in the field "image" instead of "video". "start" and
-    "end" bound the span in seconds from the first frame, numbers or texts such as "12.5" and "00:01:02.5"; either may
-    be missing. Where the span's end lies beyond the video's, the video's counts. Without an "id" it is the path as
-    written and, of a span, the span: "movie.mp4 60-70".
+    Without a location a path is made absolute from `folder` on. A picture may stand in the field "image" instead of
+    "video". "start" and "end" bound the span in seconds from the first frame, numbers or texts such as "12.5" and
+    "00:01:02.5"; either may be missing. Where the span's end lies beyond the video's, the video's counts. Without an
+    "id" it is the path as written and, of a span, the span: "movie.mp4 60-70".
 
     Raises:
         UserError: "video", "id", "start" or "end" is not what it should be, or a picture has a span; names the field.
     """
     video = text_of(fields.get("video", fields.get("image")), f"{place}: field 'video'")
     span = span_of_line(fields, place)
-    if span is not None and ("video" not in fields or Path(video).suffix.lower() in PICTURE_SUFFIXES):
+    if span is not None and ("video" not in fields or suffix_of(video) in PICTURE_SUFFIXES):
         bound = "start" if span.start else "end"
         raise UserError(f"{place}: field '{bound}': a span of time needs a video, got the picture {video!r}")
     name = text_of(fields.get("id", video if span is None else f"{video} {span}"), f"{place}: field 'id'")
     start, end = span or (None, None)
-    return VideoRecord(name, os.path.join(folder, video), captions, mirrorable, start, end)
+    return VideoRecord(name, location or located(video, folder), captions, mirrorable, start, end)
 
 
-def videos_under(folder: Path) -> list[Path]:
-    """List every video file in `folder` and its subfolders, known by its suffix, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+def _captions(fields: Mapping[str, Any], place: str) -> tuple[tuple[str, ...], int]:
+    """Return the captions of a line, and how many empty ones it has beside them: blank, or null."""
+    said = fields.get("caption")
+    if isinstance(said, str) and said.strip():  # the usual case
+        return (text_of(said, f"{place}: field 'caption'"),), 0
+    listed = [""] if said is None and "caption" in fields else said if isinstance(said, list) else [said]
+    written = [each for each in listed if not (isinstance(each, str) and not each.strip())]
+    texts = tuple(text_of(each, f"{place}: field 'caption'") for each in written)
+    return texts, max(1, len(listed)) - len(texts)
 
 
-def _read_jsonl(path: Path) -> list[VideoRecord]:
-    by_clip: dict[Any, list[VideoRecord]] = {}
-    for place, fields in read_lines(path):
-        record = _captioned(fields, path.parent, place)
-        by_clip.setdefault(record.clip, []).append(record)
-    return [
-        replace(same[0], captions=tuple(dict.fromkeys(caption for record in same for caption in record.captions)))
-        for same in by_clip.values()
-    ]
+def _key_of(record: VideoRecord) -> Any:
+    """Return what `VideoRecord.clip` says in little memory: for most records their own path."""
+    video, span = record.clip
+    video = record.video if video == record.video else video
+    return video if span is None else (video, span)
 
 
-def _captioned(fields: dict[str, Any], folder: Path, place: str) -> VideoRecord:
-    record, caption = record_of(fields, folder, place), fields.get("caption")
-    captions = caption if isinstance(caption, list) and caption else [caption]
-    return replace(record, captions=tuple(text_of(text, f"{place}: field 'caption'") for text in captions))
-
-
-def _read_folder(folder: Path) -> list[VideoRecord]:
-    records, skipped = [], []
-    for video in videos_under(folder):
-        sidecar, name = video.with_suffix(".txt"), video.relative_to(folder)
-        text = read_text(sidecar) if sidecar.is_file() else ""
-        captions = tuple(line.strip() for line in lines_of(text) if line.strip())
-        if captions:
-            records.append(VideoRecord(id=name.with_suffix("").as_posix(), video=str(video), captions=captions))
-        else:
-            skipped.append(name.as_posix())
-    if skipped:
-        named = ", ".join(skipped[:_NAMED_IN_WARNING]) + (", ..." if len(skipped) > _NAMED_IN_WARNING else "")
-        without = f"without a caption (no .txt file of the same name beside them, or an empty one): {named}"
-        if not records:
-            raise UserError(f"{folder}: all {len(skipped)} videos are {without}")
-        logger.warning("%s: skipped %d of %d videos %s", folder, len(skipped), len(skipped) + len(records), without)
-    return records
+def _say_uncaptioned(listing: Listing, skipped: list[str], kept: int) -> None:
+    named = ", ".join(skipped[:_NAMED_IN_WARNING]) + (", ..." if len(skipped) > _NAMED_IN_WARNING else "")
+    without = f"without a caption (no .txt file of the same name beside them, or an empty one): {named}"
+    if not kept:
+        raise UserError(f"{listing.path}: all {len(skipped)} videos are {without}")
+    logger.warning("%s: skipped %d of %d videos %s", listing.path, len(skipped), len(skipped) + kept, without)

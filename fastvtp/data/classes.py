@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastvtp.data.annotations import VideoRecord, read_lines, record_of, text_of, videos_under
+from fastvtp.data.annotations import VideoRecord, record_of
+from fastvtp.data.formats.listing import Listing
+from fastvtp.data.formats.registry import LABEL, LABELS, Row, text_of
 from fastvtp.errors import UserError
 from fastvtp.files import lines_of, read_text, write_atomically
 
 _MAX_CLASSES = 1_000_000
-_LISTED = re.compile(r"(.+?)[\s,]+(\d+)")
 _Row = tuple[str, VideoRecord, str | int]  # place for error messages, the video, label
 
 
@@ -89,9 +89,10 @@ def load_classes(
         path: a `.jsonl` list of `{"video": path, "label": str | int}` with an optional "id", and "start" and "end" in
             seconds where a span of the video alone shows the class, see `record_of`; or a `.csv` list of lines
             `path label` or `path,label` with whole numbers, no header (VideoMAE's form); or a folder with one subfolder
-            of videos per class. Relative paths start from the folder of the list.
-        class_names: those of the training set, for a test set. None: here, the names sorted; where labels are numbers,
-            the numbers from 0 to the largest.
+            of videos per class; or a published list of classes, by its content: docs/lists.md names them all. Relative
+            paths start from the folder of the list.
+        class_names: those of the training set, for a test set. None: those of a published list's own file beside it;
+            without one the names here, sorted; where labels are numbers, the numbers from 0 to the largest.
         names_file: `class_names` by a file instead, see `read_class_names`.
 
     Returns:
@@ -105,15 +106,17 @@ def load_classes(
     """
     if names_file is not None:
         class_names = read_class_names(names_file)
-    path = Path(path).absolute()
-    if path.is_dir():
-        rows = list(_class_folders(path))
-    elif path.suffix not in (".jsonl", ".csv"):
-        raise UserError(f"{path}: expected a .jsonl or .csv file, or a folder with one subfolder per class")
-    else:
-        rows = list(_class_lines(path) if path.suffix == ".jsonl" else _listed_classes(path))
+    listing = Listing(path, LABEL)
+    folder = listing.source.folder
+    rows = [
+        (row.place, record_of(row.fields, folder, row.place, location=location), _label(row))
+        for row, location in listing
+    ]
+    listing.close(len(rows))
     if not rows:
-        raise UserError(f"{path}: lists no videos")
+        raise listing.nothing()
+    if class_names is None:
+        class_names = listing.class_names()
     names = _names_of(rows) if class_names is None else tuple(class_names)
     places = {name: number for number, name in enumerate(names)}
     labels = []
@@ -145,13 +148,16 @@ def load_targets(
         FileNotFoundError: nothing there.
         UserError: a malformed list, with file, line number and field; no videos; an unknown class.
     """
-    path = Path(path).absolute()
     if not _lists_several(path):
         found = load_classes(path, class_names, names_file=names_file)
         return TargetSet(found.records, tuple((label,) for label in found.labels), found.class_names, False)
-    rows = [_several(fields, path.parent, place) for place, fields in read_lines(path)]
+    listing = Listing(path, LABELS)
+    rows = [_several(row, listing.source.folder, location) for row, location in listing]
+    listing.close(len(rows))
     if names_file is not None:
         class_names = read_class_names(names_file)
+    if class_names is None:
+        class_names = listing.class_names()
     names = tuple(class_names) if class_names is not None else tuple(sorted({name for row in rows for name in row[2]}))
     if not rows or not names:
         raise UserError(f"{path}: {'no video shows a class' if rows else 'lists no videos'}")
@@ -194,33 +200,13 @@ def write_class_names(path: Path, names: Sequence[str]) -> None:
     write_atomically(path, (json.dumps(names, ensure_ascii=False, indent=0) + "\n").encode())
 
 
-def _class_lines(path: Path) -> Iterator[_Row]:
-    for place, fields in read_lines(path):
-        label = fields.get("label")
-        if type(label) is int:
-            if not 0 <= label < _MAX_CLASSES:
-                raise UserError(f"{place}: field 'label': expected a number from 0 to {_MAX_CLASSES - 1}, got {label}")
-        else:
-            label = text_of(label, f"{place}: field 'label'")
-        yield place, record_of(fields, path.parent, place), label
-
-
-def _listed_classes(path: Path) -> Iterator[_Row]:
-    for number, line in enumerate(lines_of(read_text(path)), start=1):
-        if not line.strip():
-            continue
-        match = _LISTED.fullmatch(line.strip())
-        if match is None or int(match[2]) >= _MAX_CLASSES:
-            raise UserError(f"{path}, line {number}: expected 'path label', the label a whole number, got {line!r}")
-        record = VideoRecord(match[1], os.path.join(path.parent, match[1]), ("",))
-        yield f"{path}, line {number}", record, int(match[2])
-
-
-def _class_folders(folder: Path) -> Iterator[_Row]:
-    for video in videos_under(folder):
-        name = video.relative_to(folder)
-        if len(name.parts) > 1:
-            yield str(video), VideoRecord(name.with_suffix("").as_posix(), str(video), ("",)), name.parts[0]
+def _label(row: Row) -> str | int:
+    label = row.fields.get("label")
+    if type(label) is not int:
+        return text_of(label, f"{row.place}: field 'label'")
+    if not 0 <= label < _MAX_CLASSES:
+        raise UserError(f"{row.place}: field 'label': expected a number from 0 to {_MAX_CLASSES - 1}, got {label}")
+    return label
 
 
 def _names_of(rows: Sequence[_Row]) -> tuple[str, ...]:
@@ -233,17 +219,18 @@ def _names_of(rows: Sequence[_Row]) -> tuple[str, ...]:
     return tuple(map(str, range(max(numbers) + 1)))
 
 
-def _lists_several(path: Path) -> bool:
+def _lists_several(path: str | os.PathLike[str]) -> bool:
     """Tell whether the first line of a list has the field "labels"."""
-    if path.suffix != ".jsonl" or not path.is_file():
-        return False
-    _, fields = next(read_lines(path), ("", {}))
-    return "labels" in fields
+    try:
+        listing = Listing(path)
+    except (FileNotFoundError, UserError):
+        return False  # whoever reads it says what it should be
+    return LABELS in listing.entry.tells and "labels" in listing.first()
 
 
-def _several(fields: dict[str, Any], folder: Path, place: str) -> tuple[str, VideoRecord, list[str]]:
-    labels = fields.get("labels")
+def _several(row: Row, folder: Path, location: str) -> tuple[str, VideoRecord, list[str]]:
+    labels = row.fields.get("labels")
     if not isinstance(labels, list):
-        raise UserError(f"{place}: field 'labels': expected a list of classes, got {labels!r}")
-    names = list(dict.fromkeys(text_of(label, f"{place}: field 'labels'") for label in labels))
-    return place, record_of(fields, folder, place), names
+        raise UserError(f"{row.place}: field 'labels': expected a list of classes, got {labels!r}")
+    names = list(dict.fromkeys(text_of(label, f"{row.place}: field 'labels'") for label in labels))
+    return row.place, record_of(row.fields, folder, row.place, location=location), names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,11 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fastvtp.data.annotations import VideoRecord, mentions_direction, read_lines, record_of, text_of
+from fastvtp.data.annotations import VideoRecord, mentions_direction, record_of
+from fastvtp.data.formats.listing import Listing
+from fastvtp.data.formats.registry import QUESTIONS, text_of
 from fastvtp.data.text import Tokenizer
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
 from fastvtp.files import existing_file, lines_of, read_text, write_atomically
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,36 +47,44 @@ class QuestionSet:
 
 
 def load_questions(path: str | os.PathLike[str]) -> QuestionSet:
-    """Read a `.jsonl` list of `{"video": path, "question": str, "answer": str}`, a line a question.
+    """Read a `.jsonl` list of `{"video": path, "question": str, "answer": str}`, a line a question, or a published list
+    of questions, by its content: docs/lists.md names them all.
 
     Optional fields: "type", what the question asks for; "options", the answers of a multiple choice, the right one
     among them; "start" and "end", the span of the video that the question is about, in seconds; "id". Paths, spans and
-    ids are as in `record_of`, other fields are ignored.
+    ids are as in `record_of`, other fields are ignored. Of a published list, questions whose right answer stands twice
+    among their options are left out with one warning, and so are those of videos that are not there.
 
     Raises:
         FileNotFoundError: nothing there.
         UserError: a malformed line, with file, line number and field; no questions.
     """
-    path = Path(path).absolute()
-    if path.suffix != ".jsonl":
-        raise UserError(f"{path}: expected a .jsonl file of questions")
-    rows = [_question(fields, path.parent, place) for place, fields in read_lines(path)]
+    listing, rows, twice = Listing(path, QUESTIONS), [], 0
+    for row, location in listing:
+        said = row.fields
+        if listing.entry.searched and said.get("options", ()).count(said["answer"]) > 1:
+            twice += 1
+            continue
+        rows.append(_question(said, listing.source.folder, row.place, location))
+    if twice:
+        logger.warning("%s: %d questions have the right answer twice among their options: left out", path, twice)
+    listing.close(len({row[0].video for row in rows}), questions=len(rows))
     if not rows:
-        raise UserError(f"{path}: lists no questions")
+        raise listing.nothing("questions")
     records, answers, kinds, options = zip(*rows, strict=True)
     return QuestionSet(records, answers, kinds, options)
 
 
 def lists_questions(path: str | os.PathLike[str]) -> bool:
-    """Tell whether the first line of a `.jsonl` list has the field "question"; False for what is no such file.
+    """Tell whether the first line of a list has the field "question"; False for what is no list.
 
     Raises UserError where that line is not a JSON object.
     """
-    path = Path(path)
-    if path.suffix != ".jsonl" or not path.is_file():
-        return False
-    _, fields = next(read_lines(path), ("", {}))
-    return "question" in fields
+    try:
+        listing = Listing(path)
+    except (FileNotFoundError, UserError):
+        return False  # whoever reads it says what it should be
+    return QUESTIONS in listing.entry.tells and "question" in listing.first()
 
 
 def has_options(questions: QuestionSet, source: str) -> bool:
@@ -199,8 +212,10 @@ def option_texts(tokenizer: Tokenizer, questions: QuestionSet, indices: Sequence
     return OptionTexts(torch.from_numpy(packed.input_ids), packed.lengths, tuple(video_of_text), torch.tensor(correct))
 
 
-def _question(fields: dict[str, Any], folder: Path, place: str) -> tuple[VideoRecord, str, str, tuple[str, ...]]:
-    record = record_of(fields, folder, place)
+def _question(
+    fields: dict[str, Any], folder: Path, place: str, location: str
+) -> tuple[VideoRecord, str, str, tuple[str, ...]]:
+    record = record_of(fields, folder, place, location=location)
     question, answer = (text_of(fields.get(key), f"{place}: field '{key}'") for key in ("question", "answer"))
     kind = fields.get("type", "")
     if not isinstance(kind, str):

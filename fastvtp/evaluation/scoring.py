@@ -1,6 +1,7 @@
 """Scoring a model in the way of its architecture."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from fastvtp import processes
 from fastvtp.architecture import PRESETS, Architecture, architecture_of, find, of_all_runs
 from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.classes import ClassificationSet, load_classes
+from fastvtp.data.formats.listing import describe_list
+from fastvtp.data.formats.registry import CAPTIONS, LABEL, QUESTIONS
 from fastvtp.data.loader import Decoding, VideoTextLoader
 from fastvtp.data.questions import QuestionSet, has_options, load_questions
 from fastvtp.data.reading import ClipReading, ClipShape
@@ -52,7 +55,7 @@ class ScoreRequest:
 
     Attributes:
         opened: the model.
-        data: what the model is for: captioned videos, questions, or videos with classes.
+        data: what the model is for: captioned videos, questions, or videos with classes; a path or a `VideoList`.
         protocol: how clips are read.
         output: a folder for what shows single clips: the retrieval gallery, or the answer to each question; None: none.
         train_data: the training questions, for the baseline by kind of question; None: without that baseline.
@@ -60,10 +63,10 @@ class ScoreRequest:
     """
 
     opened: OpenedModel
-    data: str
+    data: str | os.PathLike[str]
     protocol: EvaluationProtocol = _PROTOCOL
     output: Path | None = None
-    train_data: str | None = None
+    train_data: str | os.PathLike[str] | None = None
     progress_bar: bool = True
 
     @property
@@ -77,11 +80,11 @@ Scorer = Callable[[ScoreRequest], dict[str, Any]]
 
 def evaluate(
     opened: OpenedModel,
-    data: str,
+    data: str | os.PathLike[str],
     *,
     protocol: EvaluationProtocol = _PROTOCOL,
     output: Path | None = None,
-    train_data: str | None = None,
+    train_data: str | os.PathLike[str] | None = None,
     progress_bar: bool = True,
 ) -> dict[str, Any]:
     """Score a model on `data` in the way of its architecture: retrieval, question answering, classification or another.
@@ -90,16 +93,23 @@ def evaluate(
     clips share is right with each of them (`protocol.shared_captions`). It goes by the matching head where there is
     one, which takes one view of a clip and scores each caption with it.
 
-    The arguments are those of `ScoreRequest`. Returns the scores, num_test and bad_files. The processes of a group deal
-    the clips out, each to its own copy of the model; all of them must call this, all get the report of one process, and
-    the first writes what is written. Raises UserError for data of another kind, and for a model that has no scores.
+    The arguments are those of `ScoreRequest`. Returns the scores, num_test, bad_files, and data, the list with its
+    format and split. The processes of a group deal the clips out, each to its own copy of the model; all of them must
+    call this, all get the report of one process, and the first writes what is written. Raises UserError for data of
+    another kind, and for a model that has no scores.
     """
     score = processes.all_or_none(lambda: _way_of_scoring(opened, protocol))
     if output is not None:
         processes.first_decides(lambda: output.mkdir(parents=True, exist_ok=True))
     request = ScoreRequest(opened, data, protocol, output, train_data, progress_bar)
     with torch.autocast(opened.model.device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16"):
-        return score(request)
+        return {**score(request), "data": _described(request)}
+
+
+def _described(request: ScoreRequest) -> dict[str, Any]:
+    """Return the list that was scored on, its format and its split, for the report."""
+    scored_by = architecture_of(request.opened.model).scored_by
+    return describe_list(request.data, _READ.get(str(scored_by)))
 
 
 def _way_of_scoring(opened: OpenedModel, protocol: EvaluationProtocol) -> Scorer:
@@ -305,7 +315,7 @@ def score_questions(request: ScoreRequest) -> dict[str, Any]:
 
     def prepare() -> tuple[QuestionSet, QuestionSet | None, VideoTextLoader]:
         questions = load_questions(request.data)
-        if opened.answers is None and not has_options(questions, request.data):
+        if opened.answers is None and not has_options(questions, str(request.data)):
             raise UserError(f"{request.data}: its questions have no options, and this model chooses among options")
         training = None
         if opened.answers is not None and request.train_data is not None:
@@ -336,6 +346,8 @@ def score_classes(request: ScoreRequest) -> dict[str, Any]:
         )
         return scores_report("classification", scores, joined(loader.bad_files))
 
+
+_READ = {"retrieval": CAPTIONS, "matching": CAPTIONS, "questions": QUESTIONS, "classes": LABEL}
 
 SCORERS: dict[str, Scorer] = {
     "retrieval": score_retrieval,

@@ -3,6 +3,7 @@
 Shape legend: B = clips, C = classes, E = templates, D = width of the embeddings, M = texts.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch.nn.functional import normalize
 from fastvtp import processes
 from fastvtp.architecture import architecture_of
 from fastvtp.data.classes import ClassificationSet, load_classes
+from fastvtp.data.formats.listing import describe_list
+from fastvtp.data.formats.registry import LABEL, QUESTIONS
 from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.questions import QuestionSet, lists_questions, load_questions
 from fastvtp.data.text import Tokenizer
@@ -207,7 +210,7 @@ _PROTOCOL, _PROMPTS = EvaluationProtocol(), Prompts()
 
 def zero_shot(
     opened: OpenedModel,
-    data: str | Path,
+    data: str | os.PathLike[str],
     *,
     prompts: Prompts = _PROMPTS,
     names_file: str | Path | None = None,
@@ -239,6 +242,7 @@ def zero_shot(
             choices = evaluate_zero_shot_choice(
                 texts, loader, found, prompts, predictions=predictions, progress=progress_bar
             )
-            return scores_report("multiple_choice", choices, joined(loader.bad_files))
+            report = scores_report("multiple_choice", choices, joined(loader.bad_files))
+            return {**report, "data": describe_list(data, QUESTIONS)}
         scores = evaluate_zero_shot(texts, loader, found, prompts, progress=progress_bar)
-        return scores_report("classification", scores, joined(loader.bad_files))
+        return {**scores_report("classification", scores, joined(loader.bad_files)), "data": describe_list(data, LABEL)}

@@ -5,6 +5,7 @@ Features are extracted once and probed many times; adapters and augmentation nee
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 
 from fastvtp import processes
-from fastvtp.data.annotations import FOLDER_LISTS, VideoRecord, load_videos, read_lines, videos_under
+from fastvtp.data.annotations import VideoRecord, load_videos
 from fastvtp.data.classes import TargetSet, load_targets
+from fastvtp.data.formats.listing import Listing
 from fastvtp.data.loader import Decoding, VideoTextLoader
 from fastvtp.data.reading import ClipReading, ClipShape
 from fastvtp.data.stream import Batches
@@ -49,39 +51,30 @@ class ProbeVideos:
     of `train`, see `load_targets`.
     """
 
-    train: str | Path
-    test: str | Path | None = None
+    train: str | os.PathLike[str]
+    test: str | os.PathLike[str] | None = None
     names_file: str | Path | None = None
 
 
 def read_videos(
-    data: str | Path, class_names: Sequence[str] | None = None, *, names_file: str | Path | None = None
+    data: str | os.PathLike[str], class_names: Sequence[str] | None = None, *, names_file: str | Path | None = None
 ) -> ListedVideos:
     """Read videos with their labels where the list, or a folder with one subfolder per class, has some; else videos
     alone.
 
     Arguments and errors are those of `load_targets` and `load_videos`; a `names_file` without labels is a UserError.
     """
-    path = Path(data)
-    if path.is_dir():
-        listed = any((path / name).is_file() for name in FOLDER_LISTS)
-        labelled = not listed and any(video.parent != path for video in videos_under(path))
-    elif path.suffix == ".jsonl":
-        _, fields = next(read_lines(path), ("", {}))
-        labelled = bool({"label", "labels"} & set(fields))
-    else:
-        labelled = path.suffix == ".csv"
-    if labelled:
-        targets = load_targets(path, class_names, names_file=names_file)
+    if Listing(data).tells_classes():
+        targets = load_targets(data, class_names, names_file=names_file)
         return ListedVideos(targets.records, targets)
     if names_file is not None:
         raise UserError(f"{data}: its videos come without labels, which {names_file} could name")
-    return ListedVideos(load_videos(str(path)))
+    return ListedVideos(load_videos(data))
 
 
 def extract(
     opened: OpenedModel,
-    data: str | Path,
+    data: str | os.PathLike[str],
     output: str | Path,
     settings: FeatureSettings = _FEATURES,
     *,
@@ -281,7 +274,7 @@ def train_on_videos(
 def classify(
     opened: OpenedModel,
     probe: str | Path,
-    data: str | Path,
+    data: str | os.PathLike[str],
     *,
     protocol: EvaluationProtocol = _PROTOCOL,
     progress_bar: bool = True,
@@ -319,7 +312,7 @@ def mlap_layers(opened: OpenedModel) -> tuple[int, ...]:
 
 
 def _labelled(
-    data: str | Path, class_names: Sequence[str] | None = None, *, names_file: str | Path | None = None
+    data: str | os.PathLike[str], class_names: Sequence[str] | None = None, *, names_file: str | Path | None = None
 ) -> TargetSet:
     """Return the videos of `data` with their classes. Raises UserError where they come without."""
     targets = read_videos(data, class_names, names_file=names_file).targets

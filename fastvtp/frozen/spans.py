@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvtp.data.annotations import VideoRecord, read_lines, record_of, text_of
+from fastvtp.data.annotations import VideoRecord, record_of
+from fastvtp.data.formats.registry import text_of
+from fastvtp.data.formats.source import read_lines
 from fastvtp.data.sampling import CropSampling
 from fastvtp.errors import UserError
 

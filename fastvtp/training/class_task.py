@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from fastvtp.data.augmentation import mixup, soft_targets
 from fastvtp.data.classes import load_classes, write_class_names
+from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
@@ -51,7 +52,7 @@ class ClassTask(Task):
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)
-        classes = load_classes(config.data.train, names_file=config.data.class_names)
+        classes = load_classes(config.data.train_list, names_file=config.data.class_names)
         if classes.unnamed and config.data.reading.flip:
             logger.warning(
                 "%s: its classes are bare numbers, and clips are mirrored even where a class names a direction: give "
@@ -62,8 +63,8 @@ class ClassTask(Task):
         self._labels = torch.tensor(classes.labels)
 
     @classmethod
-    def read_test_data(cls, config: TrainConfig, source: str) -> None:
-        training = load_classes(config.data.train, names_file=config.data.class_names)
+    def read_test_data(cls, config: TrainConfig, source: VideoList) -> None:
+        training = load_classes(config.data.train_list, names_file=config.data.class_names)
         load_classes(source, class_names=training.class_names)
 
     @property

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 
+from fastvtp.data.formats.catalogue import AUTO, find_format
+from fastvtp.data.formats.lists import ListSettings, VideoList
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading
 from fastvtp.data.sampling import SAMPLING_KINDS, check_framing
 from fastvtp.data.storage_settings import storage_settings, use_storage
@@ -21,7 +23,8 @@ class DataConfig:
     train: str = field(metadata=a_path(_LIST))
     """What the task learns from. Captions: a .jsonl of {"video": path, "caption": text}, or a folder of videos with
     captions. Videos alone (pretrain_videomae): the same without captions. Questions: see `load_questions`. Classes: see
-    `load_classes`. Lines of all these may say "start" and "end", see `record_of`."""
+    `load_classes`. Lines of all these may say "start" and "end", see `record_of`. Or a published list of any of these,
+    see docs/lists.md."""
     more: tuple[str, ...] = field(default=(), metadata=a_path(_LIST))
     """pretrain_videoprism_...: further data sets like `train`. Each batch comes from one of them all (alternating
     gradient descent)."""
@@ -37,6 +40,8 @@ class DataConfig:
     """A picture of `images` is "one" frame, or is "repeat"ed as all frames of a clip, as ALPRO's release has it."""
     test: str | None = field(default=None, metadata=a_path(f"{_LIST}, as for data.train"))
     """Data as in `train` for scores at the end; None: no evaluation."""
+    lists: ListSettings = field(default_factory=ListSettings, metadata=FLAT)
+    """How these lists are read. Its settings are `data.format`, `data.split`, `data.videos` and so on."""
     test_views: tuple[int, int] = (1, 1)
     """Segments and crops of each test clip, whose results are averaged."""
     test_sampling: str = "uniform"
@@ -77,6 +82,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        for name in ("format", "test_format"):
+            if (value := getattr(self.lists, name)) not in (None, AUTO):
+                find_format(value)
         if not 0 < self.image_share < 1:
             raise ValueError(f"image_share must be in (0, 1), got {self.image_share}")
         if self.image_frames not in ("one", "repeat"):
@@ -98,6 +106,26 @@ class DataConfig:
         said = {name: getattr(self, name) for name in ("cache_dir", "cache_gb") if getattr(self, name) is not None}
         if said:
             use_storage(replace(storage_settings(), **said))
+
+    @property
+    def train_list(self) -> VideoList:
+        """The list at `train`, with how it is read."""
+        return self.lists.train_list(self.train)
+
+    @property
+    def more_lists(self) -> tuple[VideoList, ...]:
+        """The lists at `more`, likewise."""
+        return tuple(self.lists.further_list(path) for path in self.more)
+
+    @property
+    def images_list(self) -> VideoList | None:
+        """The list at `images`, likewise; None: there is none."""
+        return None if self.images is None else self.lists.further_list(self.images)
+
+    @property
+    def test_list(self) -> VideoList | None:
+        """The list at `test`, likewise; None: there is none."""
+        return None if self.test is None else self.lists.test_list(self.test)
 
     @property
     def framing(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.questions import AnswerVocabulary, QuestionSet, has_options, load_questions, option_texts
 from fastvtp.data.text import Tokenizer
@@ -31,7 +32,7 @@ class QuestionTask(Task):
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)
-        self.questions = load_questions(config.data.train)
+        self.questions = load_questions(config.data.train_list)
         self.tokenizer: Tokenizer | None = None
         self.vocabulary: AnswerVocabulary | None = None
         if not has_options(self.questions, config.data.train):
@@ -40,8 +41,8 @@ class QuestionTask(Task):
         self.records = self.questions.records
 
     @classmethod
-    def read_test_data(cls, config: TrainConfig, source: str) -> None:
-        choices = [has_options(load_questions(path), path) for path in (config.data.train, source)]
+    def read_test_data(cls, config: TrainConfig, source: VideoList) -> None:
+        choices = [has_options(load_questions(path), str(path)) for path in (config.data.train_list, source)]
         if choices == [True, False]:
             raise ConfigError(f"data.test={source}: its questions have no options, those of data.train do")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastvtp.architecture import architecture_of
 from fastvtp.data.annotations import VideoRecord, annotations_digest, load_annotations
+from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.stream import Batches
 from fastvtp.data.text import MIN_TEXT_LENGTH, Tokenizer
@@ -87,23 +88,23 @@ class Task(ABC):
     @classmethod
     def check_test_data(cls, config: TrainConfig) -> None:
         """Raise what is wrong with `data.test`, where it is given, before the training and not after it."""
-        if config.data.test is None:
+        if (source := config.data.test_list) is None:
             return
         scored_by = architecture_of(config.model).scored_by
         if scored_by is None:
-            raise ConfigError(f"data.test={config.data.test}: {cls.name} has no scores; leave it out")
+            raise ConfigError(f"data.test={source}: {cls.name} has no scores; leave it out")
         try:
-            cls.read_test_data(config, config.data.test)
+            cls.read_test_data(config, source)
         except FileNotFoundError:
-            if Path(config.data.test).exists():
+            if Path(source).exists():
                 raise
-            raise missing_test_data(config.data.test) from None
+            raise missing_test_data(str(source)) from None
         if scored_by == "matching" and config.data.test_views != (1, 1):
             raise ConfigError(f"data.test_views={config.data.test_views}: the matching head reads one view of a clip")
 
     @classmethod
-    def read_test_data(cls, config: TrainConfig, source: str) -> None:
-        """Read `source`, which is `data.test`, as the scores will; raise what is wrong with it."""
+    def read_test_data(cls, config: TrainConfig, source: VideoList) -> None:
+        """Read `source`, which is `data.test_list`, as the scores will; raise what is wrong with it."""
         load_annotations(source)
 
     # --- What the run begins with
@@ -191,10 +192,10 @@ class CaptionedTask(Task):
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)
-        self.records = load_annotations(config.data.train)
-        self.more = tuple(load_annotations(path) for path in config.data.more)
-        if config.data.images is not None:
-            self.images = load_annotations(config.data.images)
+        self.records = load_annotations(config.data.train_list)
+        self.more = tuple(load_annotations(listed) for listed in config.data.more_lists)
+        if (images := config.data.images_list) is not None:
+            self.images = load_annotations(images)
             if spans := [record for record in self.images if record.span is not None]:
                 raise ConfigError(f"data.images={config.data.images}: expected pictures, got a span: {spans[0].source}")
 

@@ -44,7 +44,7 @@ def test_relative_list_path_gives_absolute_video_paths(tmp_path, monkeypatch):
         ("[1]", "line 2: expected an object, got list"),
         ({"caption": "x"}, "line 2: field 'video': expected non-empty text, got None"),
         ({"video": "a.mp4"}, "line 2: field 'caption': expected non-empty text, got None"),
-        ({"video": "a.mp4", "caption": []}, "line 2: field 'caption': expected non-empty text, got"),
+        ({"video": "a.mp4", "caption": 7}, "line 2: field 'caption': expected non-empty text, got 7"),
         ({"video": "a.mp4", "caption": ["x", 7]}, "line 2: field 'caption': expected non-empty text, got 7"),
         ({"video": "a.mp4", "caption": "x", "id": 7}, "line 2: field 'id': expected non-empty text, got 7"),
     ],

@@ -74,6 +74,7 @@ def test_no_questions_are_one_clear_error(tmp_path):
         load_questions(tmp_path / "missing.jsonl")
     with pytest.raises(UserError, match="lists no questions"):
         load_questions(write_lines(tmp_path / "empty.jsonl"))
+    (tmp_path / "list.json").write_text("[]")
     with pytest.raises(UserError, match=r"expected a \.jsonl file of questions"):
         load_questions(tmp_path / "list.json")
 

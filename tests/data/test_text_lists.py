@@ -2,9 +2,10 @@
 
 import pytest
 
-from fastvtp.data.annotations import load_annotations, read_lines
+from fastvtp.data.annotations import load_annotations
 from fastvtp.data.classes import load_classes, read_class_names
 from fastvtp.data.entities import read_entities
+from fastvtp.data.formats.source import read_lines
 from fastvtp.data.questions import AnswerVocabulary, read_answers
 from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.data.wordpiece import SPECIAL_TOKENS

@@ -1,6 +1,7 @@
 """Whole runs of a captioner: captions of a list of videos, scores of captions, answers to a list of questions."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def open_captioning(
 
 def caption_videos(
     opened: OpenedModel,
-    data: str,
+    data: str | os.PathLike[str],
     output: Path,
     *,
     protocol: EvaluationProtocol = _PROTOCOL,
@@ -95,10 +96,10 @@ def caption_videos(
 
 def answer_questions(
     opened: OpenedModel,
-    data: str,
+    data: str | os.PathLike[str],
     *,
     protocol: EvaluationProtocol = _PROTOCOL,
-    train_data: str | None = None,
+    train_data: str | os.PathLike[str] | None = None,
     answering: Answering = _ANSWERING,
     predictions: Path | None = None,
     progress_bar: bool = True,
@@ -114,7 +115,7 @@ def answer_questions(
     def prepare() -> tuple[VideoCaptioner, QuestionSet, QuestionSet | None, QuestionForm, VideoTextLoader]:
         model, questions = _captioner(opened, protocol, one_view=False), load_questions(data)
         training = None if train_data is None else load_questions(train_data)
-        vocabulary = None if has_options(questions, data) else _vocabulary(training, answering.num_candidates)
+        vocabulary = None if has_options(questions, str(data)) else _vocabulary(training, answering.num_candidates)
         if answering.shots and training is None:
             raise UserError(
                 f"{answering.shots} solved questions are wanted: give the training questions (--train-data FILE)"

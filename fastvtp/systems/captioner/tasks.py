@@ -10,6 +10,7 @@ import torch
 
 from fastvtp.architecture import architecture_of
 from fastvtp.data.annotations import load_annotations
+from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.questions import (
     QuestionSet,
@@ -46,7 +47,7 @@ class FinetuneCaptioning(Task):
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)
-        source = config.data.train
+        source = config.data.train_list
         self.questions: QuestionSet | None = load_questions(source) if lists_questions(source) else None
         self.records = load_annotations(source) if self.questions is None else self.questions.records
         self.completed = with_frozen_sizes(config.model)
@@ -65,7 +66,7 @@ class FinetuneCaptioning(Task):
             raise ConfigError(f"model.{error}") from None
 
     @classmethod
-    def read_test_data(cls, config: TrainConfig, source: str) -> None:
+    def read_test_data(cls, config: TrainConfig, source: VideoList) -> None:
         if config.model.backbone is None:
             raise ConfigError(f"data.test={source}: clips need model.backbone; leave it out where there is none")
         (load_questions if lists_questions(source) else load_annotations)(source)

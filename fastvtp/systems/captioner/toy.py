@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fastvtp.data.annotations import read_lines
+from fastvtp.data.formats.source import read_lines
 from fastvtp.data.questions import load_questions
 from fastvtp.data.synthetic import SyntheticDataset
 from fastvtp.files import write_atomically

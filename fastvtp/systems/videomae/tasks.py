@@ -34,7 +34,7 @@ class PretrainVideoMAE(Task):
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)
-        self.records = load_videos(config.data.train)
+        self.records = load_videos(config.data.train_list)
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
         output = compute(batch.video, model.plan(batch.sample_ids, seed=self.config.seed, step=batch.step))

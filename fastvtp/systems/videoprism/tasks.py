@@ -88,7 +88,7 @@ class PretrainPrismDistillation(Task):
         super().__init__(config, checkpoint)
         if checkpoint is None and config.options.teacher is None and config.init is None:
             raise ConfigError("pretrain_videoprism_distillation needs teacher=PATH, a first stage's run or weights")
-        self.records, *more = (load_videos(path) for path in (config.data.train, *config.data.more))
+        self.records, *more = (load_videos(listed) for listed in (config.data.train_list, *config.data.more_lists))
         self.more = tuple(more)
 
     def prepare(self, model: Any, tokenizer: Tokenizer | None) -> None:

@@ -1,0 +1,68 @@
+"""All formats of lists, and which of them a list has."""
+
+from __future__ import annotations
+
+from fastvtp.data.formats import captions, classes, general, moments, questions
+from fastvtp.data.formats.registry import CAPTIONS, LABEL, LABELS, QUESTIONS, ListFormat
+from fastvtp.data.formats.source import JSON_LINES, ListSource
+from fastvtp.data.video_files import content_of
+from fastvtp.errors import UserError, unknown_name
+
+FORMATS: dict[str, ListFormat] = {
+    entry.name: entry
+    for family in (general, captions, moments, questions, classes)
+    for entry in vars(family).values()
+    if isinstance(entry, ListFormat)
+}
+"""Every format by the name that `data.format` calls it."""
+
+AUTO = "auto"
+_PUBLISHED = "a published list that docs/lists.md names"
+_EXPECTED = {
+    CAPTIONS: f"a .jsonl file or a folder of videos, or {_PUBLISHED}",
+    QUESTIONS: f"a .jsonl file of questions, or {_PUBLISHED}",
+    LABEL: f"a .jsonl or .csv file, or a folder with one subfolder per class, or {_PUBLISHED}",
+    LABELS: f"a .jsonl or .csv file, or a folder with one subfolder per class, or {_PUBLISHED}",
+    None: f"a .jsonl file or a folder of videos, or {_PUBLISHED}",
+}
+
+
+def find_format(name: str) -> ListFormat:
+    """Find a format by its name. Raises UserError with the nearest one."""
+    if name not in FORMATS:
+        raise unknown_name("list format", name, FORMATS)
+    return FORMATS[name]
+
+
+def recognise(source: ListSource, wanted: str | None = None) -> ListFormat:
+    """Tell which format a list has: the one that the caller named, or the one that its content looks like.
+
+    wanted: what is to be read of it; it decides where several formats fit.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        UserError: none fits, or several do.
+    """
+    if not source.path.exists():
+        raise FileNotFoundError(f"{source.path}: no such file or folder")
+    if source.listed.format not in (None, AUTO):
+        return find_format(source.listed.format)
+    if source.listed.columns.given() and not source.is_folder and source.suffix != ".parquet":
+        return general.table
+    fits = [entry for entry in FORMATS.values() if entry.fits is not None and entry.fits(source)]
+    fits = [entry for entry in fits if not entry.general] or fits
+    if wanted is not None:
+        fits = [entry for entry in fits if wanted in entry.tells] or fits
+    if len(fits) > 1 and general.class_folders in fits:
+        content = content_of(source.path)
+        deep = any("/" in name for name in content.videos or content.frame_folders)
+        fits = [general.class_folders if deep else general.folder]
+    if len(fits) > 1:
+        names = " or ".join(f"{entry.title} (format={entry.name})" for entry in fits)
+        raise UserError(f"{source.path}: may be {names}: say which")
+    if fits:
+        return fits[0]
+    if source.suffix in JSON_LINES:
+        return general.jsonl  # whose reader says what is wrong with its lines
+    because = f"; it is {source.fault}" if source.fault else ""
+    raise UserError(f"{source.path}: expected {_EXPECTED[wanted]}{because}")

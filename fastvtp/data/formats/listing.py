@@ -1,0 +1,236 @@
+"""Reading any list: its format is recognised, its videos are found, and what is left out is said."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+from fastvtp import processes
+from fastvtp.data.formats.catalogue import recognise
+from fastvtp.data.formats.lists import VideoList
+from fastvtp.data.formats.registry import LABEL, LABELS, TELLINGS, Row, split_name
+from fastvtp.data.formats.source import FOLDER_METADATA, ListSource
+from fastvtp.data.locations import is_remote, located, member_of
+from fastvtp.data.video_files import FolderContent, content_of, known_suffix
+from fastvtp.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 5
+ALL = "all"
+
+
+class Listing:
+    """A list that is being read. Iterating gives each row with the location of its video; `close` says what was read.
+
+    Attributes:
+        listed: what was asked for.
+        entry: the format that the list has.
+        empty: captions that were empty and left out; readers of captions count them.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], wanted: str | None = None):
+        """Recognise the list at `path`; wanted: what is to be read of it, one of `TELLINGS`, or None for videos alone.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            UserError: no format fits, several do, or the one that does says nothing of what is wanted.
+        """
+        self.listed = VideoList.of(path)
+        self.source = _source(self.listed, wanted)
+        self.entry = recognise(self.source, wanted)
+        if wanted is not None and wanted not in self.entry.tells:
+            said = " and ".join(TELLINGS[each] for each in self.entry.tells) or "no more than their paths"
+            raise UserError(f"{self.path}: {self.entry.title} says of videos {said}, expected {TELLINGS[wanted]}")
+        self.empty = 0
+        self.policy = self.listed.missing or ("drop" if self.entry.searched else "keep")
+        self._folder = str(self.source.folder)  # which holds its videos itself, where it is no list
+        if self.listed.videos is not None and not self.source.is_folder:
+            self._folder = _place_of(self.listed.videos)
+        self._remote = is_remote(self._folder)
+        self._splits: dict[str, None] = {}
+        self._found: dict[str, str] = {}
+        self._absent: dict[str, None] = {}
+        self._several: dict[str, None] = {}
+        self._bad_spans = 0
+
+    @property
+    def path(self) -> str:
+        """The list as messages name it."""
+        return str(self.source.path)
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """Return the names of all classes where a file beside the list has them."""
+        return None if self.entry.class_names is None else self.entry.class_names(self.source)
+
+    def first(self) -> dict[str, Any]:
+        """Return the fields of the first row, empty where there is none."""
+        row = next(self.entry.read(self.source), None)
+        return {} if row is None else row.fields
+
+    def tells_classes(self) -> bool:
+        """Tell whether the first row has a class, or several. A list of captions within a folder has none."""
+        in_folder = os.path.isdir(self.listed.path) and not self.source.is_folder
+        if not {LABEL, LABELS} & set(self.entry.tells) or (in_folder and self.entry.own):
+            return False
+        return bool({LABEL, LABELS} & set(self.first()))
+
+    def description(self) -> dict[str, Any]:
+        """Return the list, its format and its split for a report."""
+        said = {"list": self.listed.path, "format": self.entry.name, "split": self.listed.split}
+        return {name: value for name, value in said.items() if value is not None}
+
+    def __iter__(self) -> Iterator[tuple[Row, str]]:
+        """Return the rows of the split, each with the location of its video.
+
+        Raises:
+            UserError: a malformed row; several splits, and none was chosen.
+        """
+        asked = None if self.listed.split in (None, ALL) else split_name(self.listed.split)
+        looks = self.entry.splits or asked is not None
+        for row in self.entry.read(self.source):
+            if looks and not self._of_split(row, asked):
+                continue
+            start, end = row.fields.get("start"), row.fields.get("end")
+            if self.entry.searched and start is not None and end is not None and not 0 <= start < end:
+                self._bad_spans += 1
+                continue
+            row, location = self._located(row)
+            if location is not None:
+                yield row, location
+
+    def close(self, videos: int, **counts: int) -> None:
+        """Say what was read, in one line, and what was left out, in one line each; counts: of what else, by its name.
+
+        Raises:
+            UserError: no video is there, or some are missing and are not to be; the split is empty.
+        """
+        if self.listed.split not in (None, ALL) and split_name(self.listed.split) not in self._splits:
+            has = ", ".join(map(repr, self._splits)) or "none"
+            raise UserError(f"{self.path}: no split {self.listed.split!r}; it has {has}")
+        self._say_missing()
+        if not videos and not self.empty:
+            return
+        if self.source.is_folder and (hidden := content_of(self.source.path).hidden):
+            named = _few(hidden)
+            logger.warning("%s: %d videos or folders are hidden, and passed over: %s", self.path, len(hidden), named)
+        if self.empty:
+            logger.warning("%s: %d empty captions are left out", self.path, self.empty)
+        if self._bad_spans:
+            logger.warning("%s: %d spans that end where they begin or before are left out", self.path, self._bad_spans)
+        if self._several:
+            named = _few(list(self._several))
+            logger.warning("%s: several files bear the name of %d videos, the first by path is taken: %s",
+                           self.path, len(self._several), named)  # fmt: skip
+        if processes.is_first():
+            split = f", split {self.listed.split!r}" if self.listed.split else ""
+            remark = f" ({self.entry.remark})" if self.entry.remark else ""
+            numbers = "".join(f", {count} {name}" for name, count in {"videos": videos, **counts}.items())
+            logger.info("%s: %s%s%s%s", self.source.path.name, self.entry.title, remark, split, numbers)
+
+    def nothing(self, what: str = "videos") -> UserError:
+        """Return the error for a list without any; of a folder it says what is there instead."""
+        others = content_of(self.source.path).others if self.source.is_folder else {}
+        held = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(others.items(), key=lambda each: -each[1]))
+        return UserError(
+            f"{self.path}: lists no {what}" + (f"; it holds files of other suffixes: {held}" if held else "")
+        )
+
+    def _of_split(self, row: Row, asked: str | None) -> bool:
+        written = row.fields.get("split")
+        if written is None:
+            if asked is not None and not self.entry.splits:
+                raise UserError(f"{row.place}: field 'split': expected a split such as {asked!r}, got None")
+            return asked is None
+        own = split_name(written)
+        self._splits.setdefault(own)
+        if asked is None and self.listed.split != ALL and len(self._splits) > 1:
+            held = " and ".join(map(repr, self._splits))
+            raise UserError(f"{self.path}: holds the splits {held}: say which with split=NAME, or split={ALL}")
+        return asked is None or own == asked
+
+    def _located(self, row: Row) -> tuple[Row, str | None]:
+        video = row.fields.get("video", row.fields.get("image"))
+        if not isinstance(video, str) or not video.strip():
+            return row, ""  # whoever makes the record says what is wrong
+        if not self.entry.searched:
+            return row, self._by_path(video)
+        if self._remote:
+            return row, located(video if known_suffix(video) else f"{video}.mp4", self._folder)
+        location = self._by_name(video)
+        if location is None and row.whole is not None:
+            name, start, end = row.whole
+            if (location := self._by_name(name)) is not None:
+                row = row._replace(fields={**row.fields, "id": row.fields.get("id", video), "start": start, "end": end})
+        if location is not None:
+            self._found.setdefault(location, video)
+            return row, location
+        self._absent.setdefault(video)
+        return row, os.path.join(self._folder, video) if self.policy == "keep" else None
+
+    @cached_property
+    def _content(self) -> FolderContent:
+        return content_of(self._folder)
+
+    def _by_name(self, video: str) -> str | None:
+        content = self._content
+        location = content.find(video, pictures=self.entry.pictures)
+        if location is not None and not self.entry.pictures and content.others_of(video):
+            self._several.setdefault(video)
+        return location
+
+    def _by_path(self, video: str) -> str | None:
+        plain = video[0].isalnum() and ":" not in video and not video[-1].isspace() and not self._remote
+        location = f"{self._folder}/{video}" if plain else located(video, self._folder)
+        if plain and self.entry.own and self.policy == "keep":
+            return location  # the usual case, of lists of millions
+        if not self.entry.own and not known_suffix(location) and not is_remote(location) and not member_of(location):
+            found = None if os.path.exists(location) else self._content.find(video)
+            location = found or location
+        if self.policy != "keep" and not is_remote(location) and not member_of(location):
+            if not os.path.exists(location):
+                self._absent.setdefault(video)
+                return None
+            self._found.setdefault(location, video)
+        return location
+
+    def _say_missing(self) -> None:
+        absent, found = len(self._absent), len(self._found)
+        if not absent:
+            return
+        where = f"{absent} of {absent + found} videos are not in {self._folder}: {_few(list(self._absent))}"
+        if self.policy == "refuse" or (not found and self.policy != "keep"):
+            cure = "" if self.listed.videos else "; say where they lie with videos=FOLDER"
+            raise UserError(f"{self.path}: {where}{cure}")
+        kept = "they are kept and will be bad files" if self.policy == "keep" else "they are left out"
+        logger.warning("%s: %.1f %% missing, %s; %s", self.path, 100 * absent / (absent + found), where, kept)
+
+
+def describe_list(path: str | os.PathLike[str], wanted: str | None = None) -> dict[str, Any]:
+    """Return the path, the format and the split of a list for a report; arguments and errors as of `Listing`."""
+    return Listing(path, wanted).description()
+
+
+def _source(listed: VideoList, wanted: str | None) -> ListSource:
+    """Return the source of a list. In a folder of class folders a list of captions says nothing of the classes."""
+    if wanted not in (LABEL, LABELS):
+        return ListSource(listed)
+    source = ListSource(listed, FOLDER_METADATA)
+    named = {wanted, listed.columns.label} & {*source.first, *source.cells}
+    in_folder = str(source.path) != os.path.abspath(listed)
+    return ListSource(listed, ()) if in_folder and not named else source
+
+
+def _place_of(folder: str) -> str:
+    """Return a folder of videos, given by whoever reads the list, as an absolute path or the URL that it is."""
+    place = located(folder, os.getcwd()).rstrip("/") or "/"
+    if not is_remote(place) and not os.path.isdir(place):
+        raise UserError(f"videos={folder}: no such folder")
+    return place
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

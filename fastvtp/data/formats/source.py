@@ -1,0 +1,261 @@
+"""A list as it lies on the disk: its lines, the rows of a table, the objects of JSON in any layout, each with its place
+for error messages."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fastvtp.data.formats.lists import VideoList
+from fastvtp.errors import UserError
+from fastvtp.files import existing_file, lines_of
+
+FOLDER_METADATA = ("metadata.jsonl", "metadata.csv")
+FOLDER_LISTS = ("captions.jsonl", "train.jsonl", *FOLDER_METADATA)
+JSON_LINES = (".jsonl", ".ndjson")
+
+_HEAD_BYTES = 1 << 20
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_SPACE = " \t\r\n"
+
+
+class ListSource:
+    """A file or folder that lists videos. Nothing is read before it is asked for.
+
+    Attributes:
+        listed: what the caller said of it.
+        path: where it lies, absolute; of a folder that holds a list of one of the names `inner`, that list.
+    """
+
+    def __init__(self, listed: VideoList, inner: tuple[str, ...] = FOLDER_LISTS):
+        self.listed = listed
+        self.path = Path(listed.path).absolute()
+        if self.path.is_dir():
+            found = [self.path / name for name in inner if (self.path / name).is_file()]
+            self.path = found[0] if found else self.path
+        self.is_folder = self.path.is_dir()
+        self.suffix = "" if self.is_folder else self.path.suffix.lower()
+        self.folder = self.path if self.is_folder else self.path.parent
+
+    def place(self, line: int) -> str:
+        """Return "file, line number"."""
+        return f"{self.path}, line {line}"
+
+    def beside(self, *names: str) -> Path | None:
+        """Find the first of files by their names in the folder of the list or the one around it; None: there is
+        none."""
+        for folder in (self.folder, self.folder.parent):
+            for name in names:
+                if (folder / name).is_file():
+                    return folder / name
+        return None
+
+    # --- Text
+
+    @cached_property
+    def text(self) -> str:
+        """The whole content, UTF-8 or, with a byte-order mark, UTF-16.
+
+        Raises FileNotFoundError, and UserError for a folder or another encoding.
+        """
+        content = existing_file(self.path).read_bytes()
+        encoding = "utf-16" if content.startswith(_UTF16) else "utf-8-sig"
+        try:
+            return content.decode(encoding)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.path}: expected UTF-8 text: {error}") from None
+
+    @cached_property
+    def head(self) -> str:
+        """The first mebibyte as text; empty for what is no text."""
+        if self.is_folder or not self.path.is_file():
+            return ""
+        with self.path.open("rb") as file:
+            content = file.read(_HEAD_BYTES)
+        encoding = "utf-16" if content.startswith(_UTF16) else "utf-8-sig"
+        text = content.decode(encoding, errors="replace")
+        return "" if "\0" in text else text
+
+    @cached_property
+    def first_line(self) -> str:
+        """The first line that is not blank, without the space around it."""
+        return next((line.strip(" \r\n") for line in lines_of(self.head) if line.strip()), "")
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Return the lines that are not blank, each behind its place."""
+        for number, line in enumerate(lines_of(self.text), start=1):
+            if line.strip():
+                yield self.place(number), line
+
+    # --- Tables
+
+    @cached_property
+    def delimiter(self) -> str:
+        """What stands between the cells of the first line: a tab where there is one, else a comma."""
+        return "\t" if "\t" in self.first_line else ","
+
+    @cached_property
+    def cells(self) -> list[str]:
+        """The cells of the first line of a table, without the space around them; empty for JSON."""
+        if self.suffix in (*JSON_LINES, ".json") or not self.first_line:
+            return []
+        try:
+            return [cell.strip() for cell in next(csv.reader([self.first_line], delimiter=self.delimiter))]
+        except csv.Error:
+            return []
+
+    def has_columns(self, *names: str) -> bool:
+        """Tell whether the first line is a header that has these columns."""
+        return bool(self.cells) and set(names) <= set(self.cells)
+
+    def rows(self, *, quoted: bool = True, columns: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, str]]]:
+        """Return the rows of a table by its header, each behind its place.
+
+        quoted: whether quotes around a cell are none of it. columns: their names, in a table without a header.
+
+        Raises:
+            UserError: a row with another number of cells; quotes that do not end.
+        """
+        quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        reader = csv.reader(io.StringIO(self.text, newline=""), delimiter=self.delimiter, quoting=quoting, strict=True)
+        header = list(columns)
+        while True:
+            start = reader.line_num + 1
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise UserError(f"{self.place(start)}: no row of a table: {error}") from None
+            if cells is None:
+                return
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not header:
+                header = [cell.strip() for cell in cells]
+            elif len(cells) != len(header):
+                raise UserError(f"{self.place(start)}: expected {len(header)} columns, got {len(cells)}")
+            else:
+                yield self.place(start), dict(zip(header, cells, strict=True))
+
+    # --- JSON
+
+    @cached_property
+    def _layout(self) -> tuple[str, dict[str, Any], str]:
+        """Say how JSON is laid out, "lines", "values" or "none", the first object, and what is wrong where it is
+        none."""
+        if self.is_folder or not self.head:
+            return "none", {}, ""
+        if self.suffix in JSON_LINES and (first := _object(self.first_line)) is not None:
+            other_ends = "\n" not in self.head and "\r" in self.head.strip()
+            return ("values" if self._is_utf16 or other_ends else "lines"), first, ""
+        if self.suffix not in (*JSON_LINES, ".json"):
+            return "none", {}, ""
+        try:
+            _, first = next(values_of(self.text), ("", {}))
+        except ValueError as error:
+            return "none", {}, f"not JSON: {error}"
+        return "values", first if isinstance(first, dict) else {}, ""
+
+    @cached_property
+    def _is_utf16(self) -> bool:
+        with self.path.open("rb") as file:
+            return file.read(2) in _UTF16
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """The first object of a list in JSON, or the one object that the list is; empty where there is none."""
+        return self._layout[1]
+
+    @property
+    def is_document(self) -> bool:
+        """Whether the list is one JSON object as a whole."""
+        return self.suffix == ".json" and self.head.lstrip(_SPACE).startswith("{")
+
+    @property
+    def fault(self) -> str:
+        """What keeps a .json file from being read as JSON; empty where nothing does."""
+        return self._layout[2]
+
+    def objects(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Return the objects of a list in JSON, each behind its place: one a line, one after the other in any layout,
+        or those of one array.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            UserError: what is no JSON, or no object.
+        """
+        if self._layout[0] != "values":
+            yield from read_lines(self.path)
+            return
+        try:
+            for number, value in values_of(self.text):
+                if not isinstance(value, dict):
+                    raise UserError(f"{self.path}, {number}: expected an object, got {type(value).__name__}")
+                yield f"{self.path}, {number}", value
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.place(error.lineno)}: not JSON: {error}") from None
+
+
+def values_of(text: str) -> Iterator[tuple[str, Any]]:
+    """Return the values of JSON text behind one another, or of one array, each behind its place: "line 3" or "line 1,
+    entry 3". Raises JSONDecodeError."""
+    decode = json.JSONDecoder().raw_decode
+    position, line, counted, entry = _skip(text, 0), 1, 0, 0
+    in_array = text.startswith("[", position)
+    if in_array:
+        position = _skip(text, position + 1)
+    while position < len(text):
+        if in_array and text[position] == "]":
+            if _skip(text, position + 1) < len(text):
+                raise json.JSONDecodeError("Extra data", text, position + 1)
+            return
+        line, counted, entry = line + text.count("\n", counted, position), position, entry + 1
+        value, position = decode(text, position)
+        yield f"line {line}, entry {entry}" if in_array else f"line {line}", value
+        position = _skip(text, position)
+        if in_array and text.startswith(",", position):
+            position = _skip(text, position + 1)
+        elif in_array and not text.startswith("]", position):
+            raise json.JSONDecodeError("Expecting ',' or ']'", text, min(position, len(text)))
+    if in_array:
+        raise json.JSONDecodeError("Expecting ']'", text, len(text))
+
+
+def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read the objects of a `.jsonl` file in order, each behind its place, "file, line number", for error messages.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        UserError: a line that is not a JSON object.
+    """
+    named = f"{path}, line "
+    with existing_file(path).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                fields = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
+                raise UserError(f"{named}{number}: not JSON: {error}") from None
+            if not isinstance(fields, dict):
+                raise UserError(f"{named}{number}: expected an object, got {type(fields).__name__}")
+            yield f"{named}{number}", fields
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _skip(text: str, position: int) -> int:
+    while position < len(text) and text[position] in _SPACE:
+        position += 1
+    return position

@@ -1,0 +1,53 @@
+"""Miniatures of published lists in their true form, with texts and ids of our own, and a damaged twin of each."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SAY = ("a red ball moves up", "a blue box falls, then stops", "someone opens a door")
+
+
+def lines(*rows: Any) -> str:
+    return "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows)
+
+
+@dataclass(frozen=True)
+class Miniature:
+    """A list, what is read of it, and what is said of a damaged copy.
+
+    Attributes:
+        wanted: what it is read for: "captions", "questions", "label", "labels" or "videos".
+        name: where it lies.
+        content: of the list.
+        videos: files that lie beside it, by their paths.
+        read: what each record says: (path of its video, what is said of it, start, end).
+        damage: the text in `content` that is damaged, and what takes its place.
+        complaint: what the message says behind the path of the list.
+        beside: further files.
+        more: of the list, beside its path: split, format.
+        opens: what is opened in place of the list: a folder that it is in.
+    """
+
+    wanted: str
+    name: str
+    content: str | bytes
+    videos: tuple[str, ...]
+    read: tuple[tuple[Any, ...], ...]
+    damage: tuple[Any, Any]
+    complaint: str
+    beside: dict[str, str | bytes] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
+    opens: str = ""
+
+    def write(self, folder: Path, *, damaged: bool = False) -> Path:
+        """Write the list, or its damaged twin, and its files; returns the path of what is opened."""
+        content = self.content
+        if damaged:
+            assert self.damage[0] in content
+            content = content.replace(*self.damage, 1)
+        for name, text in {**dict.fromkeys(self.videos, ""), **self.beside, self.name: content}.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return folder / (self.opens or self.name)

@@ -1,0 +1,97 @@
+"""Published lists in miniature, each recognised, read and, where damaged, refused in one line."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+
+from fastvtp.data.annotations import load_annotations, load_videos
+from fastvtp.data.classes import load_classes, load_targets
+from fastvtp.data.formats.catalogue import FORMATS, recognise
+from fastvtp.data.formats.lists import VideoList
+from fastvtp.data.formats.source import ListSource
+from fastvtp.data.questions import load_questions
+from fastvtp.errors import UserError
+from tests.data.miniatures import MINIATURES
+
+CASES = [
+    pytest.param(name, miniature, id=f"{name}-{number}")
+    for name, listed in MINIATURES.items()
+    for number, miniature in enumerate(listed)
+]
+
+
+def read(wanted, path):
+    """What a list says, as miniatures have it."""
+    if wanted == "captions":
+        records = load_annotations(path)
+        said = [record.captions for record in records]
+    elif wanted == "questions":
+        made = load_questions(path)
+        records, texts = made.records, [record.captions[0] for record in made.records]
+        said = list(zip(texts, made.answers, made.options, strict=True))
+    elif wanted == "label":
+        made = load_classes(path)
+        records, said = made.records, [made.class_names[label] for label in made.labels]
+    elif wanted == "labels":
+        made = load_targets(path)
+        records, said = made.records, [tuple(made.class_names[label] for label in row) for row in made.labels]
+    else:
+        records = load_videos(path)
+        said = [None] * len(records)
+    return [(record.video, words, record.start, record.end) for record, words in zip(records, said, strict=True)]
+
+
+def expected(miniature, folder):
+    return [(str(folder / video), said, start, end) for video, said, start, end in miniature.read]
+
+
+@pytest.mark.parametrize(("name", "miniature"), CASES)
+def test_a_miniature_is_recognised_and_read(tmp_path, name, miniature):
+    path = miniature.write(tmp_path)
+    if FORMATS[name].fits is not None:
+        entry = recognise(ListSource(VideoList(str(path))), None if miniature.wanted == "videos" else miniature.wanted)
+        assert entry.name == name
+    found = read(miniature.wanted, VideoList(str(path), videos=str(tmp_path), **miniature.more))
+    wanted = expected(miniature, tmp_path)
+    assert [(video, said, start or 0, end) for video, said, start, end in found] == [
+        (video, said, start or 0, end) for video, said, start, end in wanted
+    ]
+    # the videos alone, by the same list
+    alone = load_videos(VideoList(str(path), videos=str(tmp_path), **miniature.more))
+    assert {record.video for record in alone} >= {video for video, *_ in wanted}
+
+
+@pytest.mark.parametrize(("name", "miniature"), [case for case in CASES if case.values[1].complaint])
+def test_a_damaged_twin_is_refused_in_one_line_that_names_file_place_and_field(tmp_path, name, miniature):
+    path = miniature.write(tmp_path, damaged=True)
+    with pytest.raises(UserError) as caught:
+        read(miniature.wanted, VideoList(str(path), videos=str(tmp_path), **miniature.more))
+    assert str(caught.value).startswith(f"{path}{miniature.complaint}")
+    assert "\n" not in str(caught.value)
+
+
+def test_every_format_has_a_miniature():
+    elsewhere = {"parquet"}
+    assert set(MINIATURES) | elsewhere == set(FORMATS)
+
+
+@pytest.mark.parametrize(("name", "miniature"), CASES)
+def test_videos_of_published_lists_that_are_not_there_are_dropped_kept_or_refused(tmp_path, caplog, name, miniature):
+    entry = FORMATS[name]
+    if not entry.searched:
+        pytest.skip("gives paths, which are not looked at")
+    gone = miniature.read[-1][0]
+    rest = [row for row in miniature.read if row[0] != gone]
+    path = replace(miniature, videos=tuple(video for video in miniature.videos if video != gone)).write(tmp_path)
+    listed = VideoList(str(path), videos=str(tmp_path), **miniature.more)
+    with caplog.at_level(logging.WARNING):
+        if rest:
+            assert [video for video, *_ in read(miniature.wanted, listed)] == [str(tmp_path / row[0]) for row in rest]
+            assert " % missing, 1 of " in caplog.text
+        else:
+            with pytest.raises(UserError, match=r"(\d) of \1 videos are not in"):
+                read(miniature.wanted, listed)
+    with pytest.raises(UserError, match=r"\d of \d videos are not in"):
+        read(miniature.wanted, replace(listed, missing="refuse"))
+    assert len(read(miniature.wanted, replace(listed, missing="keep"))) == len(miniature.read)
