@@ -115,7 +115,7 @@ def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
     captions_of: dict[Any, list[str]] = {}
     for row, location in listing:
         captions, empty = _captions(row.fields, row.place)
-        if not captions and listing.source.is_folder:
+        if not captions and listing.entry.name == "folder":
             uncaptioned.append(row.fields["video"])
             continue
         listing.empty += empty

@@ -8,12 +8,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from fastvtp.data.annotations import VIDEO_SUFFIXES
 from fastvtp.data.locations import is_remote, suffix_of
 from fastvtp.data.storage import find_file
 from fastvtp.data.stored_file import UnreadableError
 from fastvtp.data.tar_index import TarListing, VideoFacts, index_tar, tar_listing
 from fastvtp.data.tar_samples import sample_key
+from fastvtp.data.video_files import VIDEO_SUFFIXES
 
 _HEADER_TELLS = frozenset({".mp4", ".mov", ".m4v"})
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.shard_names import energon_fields
-from fastvtp.data.tar_samples import CAPTION_FIELDS, tar_samples
+from fastvtp.data.tar_samples import CAPTION_FIELDS, VIDEO_FIELDS, sample_key, tar_samples
 from fastvtp.data.timespans import span_of_line
 
 logger = logging.getLogger(__name__)
 
-_VIDEO_FIELDS = ("video", "videos", "image", "images")
+__all__ = ["sample_key", "tar_records", "tar_samples"]
 
 
 def tar_records(
@@ -40,7 +40,7 @@ def tar_records(
         UserError: as `tar_samples` does; or a .json that is none, or whose span is none.
     """
     fields = energon_fields(source) if isinstance(source, str) else {}
-    video = video or next((fields[name] for name in _VIDEO_FIELDS if name in fields), None)
+    video = video or next((fields[name] for name in VIDEO_FIELDS if name in fields), None)
     caption = caption or next((fields[name] for name in CAPTION_FIELDS if name in fields), None)
     seen: set[str] = set()
     left_out: dict[str, list[str]] = {"video": [], "caption": []}

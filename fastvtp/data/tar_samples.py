@@ -22,6 +22,7 @@ from fastvtp.data.video_files import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from fastvtp.errors import UserError
 
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+VIDEO_FIELDS = ("video", "videos", "image", "images")
 CAPTION_FIELDS = ("caption", "captions", "text", "texts")
 _FIELD = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from fastvtp.architecture import of_all_runs
+from fastvtp.data.formats.lists import is_pattern
+from fastvtp.data.locations import is_remote
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import list_checkpoints
 from fastvtp.settings import settings_with
@@ -23,9 +25,14 @@ def check_paths(config: TrainConfig, *, resume: bool = False) -> None:
         if value is None or setting == _SCORED_ON or (resuming and only_at_first):
             continue
         named = value if isinstance(value, tuple) else (value,)
-        missing += [_missing(setting, path, what) for path in named if not Path(path).exists()]
+        missing += [_missing(setting, path, what) for path in named if not _is_there(path)]
     if missing:
         raise ConfigError(". ".join(missing))
+
+
+def _is_there(path: str) -> bool:
+    """Tell whether something is at a path. URLs, and patterns of several files, are left to whoever reads them."""
+    return is_remote(path) or is_pattern(path) or Path(path).exists()
 
 
 def missing_test_data(source: str) -> ConfigError:

@@ -1,8 +1,10 @@
 """What all lists have in common: how they are written, what is said of them, what is left out, and what is refused."""
 
+import io
 import json
 import logging
 import os
+import tarfile
 
 import pytest
 
@@ -291,3 +293,39 @@ def test_parquet_gives_places_of_bytes_or_paths(tmp_path):
     file.write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match=r"train-00000-of-00001\.parquet: no parquet file: "):
         load_annotations(VideoList(str(file)))
+
+
+def write_tar(path, **members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content.encode()))
+
+
+def test_tars_are_lists_of_their_samples(tmp_path):
+    for shard, clips in enumerate((("a", "b"), ("a",))):
+        members = {}
+        for clip in clips:
+            members |= {f"{clip}.mp4": "0", f"{clip}.txt": f"clip {clip} of {shard}", f"{clip}.cls": str(shard)}
+            members |= {f"{clip}.json": json.dumps({"question": "which?", "answer": clip, "start": 1, "end": 2.5})}
+        write_tar(tmp_path / f"shards/{shard:05d}.tar", **members)
+    one, two = tmp_path / "shards/00000.tar", tmp_path / "shards/00001.tar"
+    sources = [tmp_path / "shards", f"{tmp_path}/shards/{{00000..00001}}.tar", f"{tmp_path}/shards/*.tar"]
+    for source in sources:
+        records = load_annotations(source)
+        assert [(record.id, record.video, record.captions, record.start, record.end) for record in records] == [
+            ("a", f"{one}::a.mp4", ("clip a of 0",), 1.0, 2.5),
+            ("b", f"{one}::b.mp4", ("clip b of 0",), 1.0, 2.5),
+            ("00001/a", f"{two}::a.mp4", ("clip a of 1",), 1.0, 2.5),
+        ]
+        assert [record.video for record in load_videos(source)] == [record.video for record in records]
+        assert load_classes(source).labels == (0, 0, 1)
+        assert load_questions(source).answers == ("a", "b", "a")
+    with pytest.raises(UserError, match=r"no split 'val'; it has none"):
+        load_annotations(VideoList(str(one), split="val"))
+    with pytest.raises(FileNotFoundError):
+        load_annotations(tmp_path / "gone.tar")
+    with pytest.raises(UserError, match=r"s3://bucket/list\.jsonl: expected tars; lists are read from this machine"):
+        load_annotations("s3://bucket/list.jsonl")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from fastvtp.data.formats import captions, classes, general, moments, questions
+from fastvtp.data.formats import captions, classes, general, moments, questions, tars
 from fastvtp.data.formats.registry import CAPTIONS, LABEL, LABELS, QUESTIONS, ListFormat
 from fastvtp.data.formats.source import JSON_LINES, ListSource
+from fastvtp.data.locations import is_remote
 from fastvtp.data.video_files import content_of
 from fastvtp.errors import UserError, unknown_name
 
 FORMATS: dict[str, ListFormat] = {
     entry.name: entry
-    for family in (general, captions, moments, questions, classes)
+    for family in (general, captions, moments, questions, classes, tars)
     for entry in vars(family).values()
     if isinstance(entry, ListFormat)
 }
@@ -43,7 +44,9 @@ def recognise(source: ListSource, wanted: str | None = None) -> ListFormat:
         FileNotFoundError: nothing there.
         UserError: none fits, or several do.
     """
-    if not source.path.exists():
+    if not source.path.exists() and not tars.are_tars(source):
+        if is_remote(source.listed.path):
+            raise UserError(f"{source.listed.path}: expected tars; lists are read from this machine: copy it here")
         raise FileNotFoundError(f"{source.path}: no such file or folder")
     if source.listed.format not in (None, AUTO):
         return find_format(source.listed.format)

@@ -60,7 +60,7 @@ class Listing:
     @property
     def path(self) -> str:
         """The list as messages name it."""
-        return str(self.source.path)
+        return str(self.source.path) if self.source.path.exists() else self.listed.path
 
     def class_names(self) -> tuple[str, ...] | None:
         """Return the names of all classes where a file beside the list has them."""
@@ -126,7 +126,8 @@ class Listing:
             logger.warning("%s: several files bear the name of %d videos, the first by path is taken: %s",
                            self.path, len(self._several), named)  # fmt: skip
         if processes.is_first():
-            split = f", split {self.listed.split!r}" if self.listed.split else ""
+            known = self.listed.split or (next(iter(self._splits)) if len(self._splits) == 1 else None)
+            split = f", split {known!r}" if known else ""
             remark = f" ({self.entry.remark})" if self.entry.remark else ""
             numbers = "".join(f", {count} {name}" for name, count in {"videos": videos, **counts}.items())
             logger.info("%s: %s%s%s%s", self.source.path.name, self.entry.title, remark, split, numbers)

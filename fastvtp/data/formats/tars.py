@@ -1,0 +1,65 @@
+"""Data sets in tars, as webdataset reads them."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from fastvtp.data.formats.registry import CAPTIONS, LABEL, QUESTIONS, Row, list_format
+from fastvtp.data.formats.source import ListSource
+from fastvtp.data.locations import is_remote
+from fastvtp.data.shard_names import ENERGON, energon_fields
+from fastvtp.data.tar_samples import CAPTION_FIELDS, VIDEO_FIELDS, tar_samples
+from fastvtp.data.video_files import content_of
+
+logger = logging.getLogger(__name__)
+
+_SAID = ("question", "answer", "options", "type", "start", "end")
+
+
+def are_tars(source: ListSource) -> bool:
+    """Tell whether a list is a tar, a pattern or URL of several, or a folder of them, with no videos beside them."""
+    path = source.listed.path
+    name = path.partition("?")[0] if is_remote(path) else path
+    if name.endswith(".tar"):
+        return True
+    if is_remote(path):
+        return not PurePosixPath(name).suffix
+    if source.is_folder:
+        content = content_of(source.path)
+        return (source.path / ENERGON).is_dir() or (bool(content.others.get(".tar")) and not content.videos)
+    return not os.path.exists(path) and (glob.has_magic(path) or "{" in path)
+
+
+@list_format("webdataset tars", CAPTIONS, LABEL, QUESTIONS, fits=are_tars, own=True, splits=True)
+def webdataset(source: ListSource) -> Iterator[Row]:
+    """Tars as video2dataset, Energon and open_clip write them: a video or picture a sample, its captions in .txt or
+    .json, its class in .cls. The split is of an Energon data set."""
+    path, seen, without = source.listed.path, set(), []
+    energon = energon_fields(path)
+    video = next((energon[name] for name in VIDEO_FIELDS if name in energon), None)
+    captions = source.listed.columns.caption or next(
+        (energon[name] for name in CAPTION_FIELDS if name in energon), None
+    )
+    split = source.listed.split or "train"
+    has_splits = is_remote(path) or (source.path / ENERGON).is_dir()
+    for sample in tar_samples(path, split=split, video=video):
+        if sample.video is None:
+            without.append(sample.place)
+            continue
+        name = sample.key
+        if name in seen:
+            name = f"{sample.archive.rpartition('/')[2].removesuffix('.tar')}/{name}"
+        seen.add(name)
+        said = sample.fields()
+        fields: dict[str, Any] = {each: said[each] for each in _SAID if said.get(each) is not None}
+        fields |= {"video": sample.video, "id": name, "caption": list(sample.captions(captions))}
+        if sample.label is not None:
+            fields["label"] = int(sample.label) if sample.label.isdecimal() else sample.label
+        yield Row(f"{sample.place}.json", fields | ({"split": split} if has_splits else {}))
+    if without:
+        logger.warning("%s: %d samples have no video or picture, the first %s", path, len(without), without[0])
