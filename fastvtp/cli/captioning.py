@@ -62,6 +62,19 @@ class CandidateOptions:
     ] = 250
 
 
+@dataclass(frozen=True)
+class WritingOptions:
+    """How captions are written."""
+
+    beams: Annotated[
+        int, typer.Option(min=1, help="Width of the beam search; 1 takes the likeliest word each time.")
+    ] = 1
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="The words that every caption goes on from. If they are not given, those of the training."),
+    ] = None
+
+
 def caption(
     model: Model,
     videos: Annotated[
@@ -70,14 +83,8 @@ def caption(
     output: Annotated[
         Path, typer.Option(help="The .jsonl file to write, one line a video: id, video and caption.")
     ] = Path("captions.jsonl"),
-    beams: Annotated[
-        int, typer.Option(min=1, help="Width of the beam search; 1 takes the likeliest word each time.")
-    ] = 1,
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="The words that every caption goes on from. If they are not given, those of the training."),
-    ] = None,
     *,
+    writing: WritingOptions,
     lists: ListOptions,
     reading: Framed,
     run: Run,
@@ -93,7 +100,13 @@ def caption(
     with together(run.device) as device:
         protocol, opened = _prepared(model, device, reading, run, parts)
         done = captioning.caption_videos(
-            opened, listed, output, protocol=protocol, num_beams=beams, prompt=prompt, progress_bar=not run.quiet
+            opened,
+            listed,
+            output,
+            protocol=protocol,
+            num_beams=writing.beams,
+            prompt=writing.prompt,
+            progress_bar=not run.quiet,
         )
         bad_files = done["bad_files"]["count"]
         say(f"{done['num_clips']} captions are in {output}; {bad_files} undecodable files")

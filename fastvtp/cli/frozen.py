@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +60,7 @@ class FeatureOptions:
 
 
 @dataclass(frozen=True)
-class ProbedVideoOptions:
+class ProbedVideoOptions(ListOptions):
     """How a model reads the videos that a probe is trained on, where there are no features of them."""
 
     train: Annotated[
@@ -74,6 +74,10 @@ class ProbedVideoOptions:
     class_names: ClassNames = None
     views: Annotated[str | None, VIEWS] = None
     framing: Framing = None
+
+
+# a split would be of both lists
+PROBED_VIDEO_OPTIONS = tuple(entry.name for entry in fields(ProbedVideoOptions) if entry.name != "split")
 
 
 @dataclass(frozen=True)
@@ -166,8 +170,7 @@ def probe(
         ),
     ] = None,
     *,
-    videos: ProbedVideoOptions,
-    lists: Annotated[ListOptions, Only("list_format", "video_folder", "missing", "column")],
+    videos: Annotated[ProbedVideoOptions, Only(*PROBED_VIDEO_OPTIONS)],
     run: Annotated[RunOptions, Only("num_workers", "device", "quiet")],
 ) -> None:
     """Train a classifier, a probe, on what a frozen model gives, and score it.
@@ -196,7 +199,7 @@ def probe(
         settings = replace(published.training, **training)
         common = {"kind": kind, "progress_bar": not run.quiet, **sizes}
         if cached:
-            if videos != ProbedVideoOptions() or lists != ListOptions():
+            if videos != ProbedVideoOptions():
                 options = "--train, --adapter-dim, --class-names, --views, --framing, and those of lists"
                 raise UserError(f"{source} holds features: {options} are for a model")
             common |= {"device": device, "num_workers": run.num_workers}
@@ -208,8 +211,8 @@ def probe(
         views = videos.views or "x".join(map(str, published.views))
         reading = ReadingOptions(views, drawn.sampling, drawn.frame_stride, videos.framing)
         listed = frozen_runs.ProbeVideos(
-            train=lists.of(videos.train),
-            test=None if test is None else lists.of(test),
+            train=videos.of(videos.train),
+            test=None if test is None else videos.of(test),
             names_file=videos.class_names,
         )
         common |= {

@@ -50,7 +50,8 @@ def recognise(source: ListSource, wanted: str | None = None) -> ListFormat:
         raise FileNotFoundError(f"{source.path}: no such file or folder")
     if source.listed.format not in (None, AUTO):
         return find_format(source.listed.format)
-    if source.listed.columns.given() and not source.is_folder and source.suffix != ".parquet":
+    by_columns = source.listed.columns.given() and not source.is_folder and source.suffix != ".parquet"
+    if by_columns and not tars.are_tars(source):
         return general.table
     fits = [entry for entry in FORMATS.values() if entry.fits is not None and entry.fits(source)]
     fits = [entry for entry in fits if not entry.general] or fits

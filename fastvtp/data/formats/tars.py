@@ -25,14 +25,15 @@ def are_tars(source: ListSource) -> bool:
     """Tell whether a list is a tar, a pattern or URL of several, or a folder of them, with no videos beside them."""
     path = source.listed.path
     name = path.partition("?")[0] if is_remote(path) else path
+    pattern = glob.has_magic(path) or "{" in path
     if name.endswith(".tar"):
-        return True
+        return is_remote(path) or pattern or os.path.isfile(path)
     if is_remote(path):
         return not PurePosixPath(name).suffix
     if source.is_folder:
         content = content_of(source.path)
         return (source.path / ENERGON).is_dir() or (bool(content.others.get(".tar")) and not content.videos)
-    return not os.path.exists(path) and (glob.has_magic(path) or "{" in path)
+    return pattern and not os.path.exists(path)
 
 
 @list_format("webdataset tars", CAPTIONS, LABEL, QUESTIONS, fits=are_tars, own=True, splits=True)
@@ -42,9 +43,8 @@ def webdataset(source: ListSource) -> Iterator[Row]:
     path, seen, without = source.listed.path, set(), []
     energon = energon_fields(path)
     video = next((energon[name] for name in VIDEO_FIELDS if name in energon), None)
-    captions = source.listed.columns.caption or next(
-        (energon[name] for name in CAPTION_FIELDS if name in energon), None
-    )
+    mapped = next((energon[name] for name in CAPTION_FIELDS if name in energon), None)
+    captions = source.listed.columns.caption or mapped
     split = source.listed.split or "train"
     has_splits = is_remote(path) or (source.path / ENERGON).is_dir()
     for sample in tar_samples(path, split=split, video=video):
