@@ -8,6 +8,7 @@ from typing import Any
 from fastvtp import processes
 from fastvtp.architecture import architecture_of, of_all_runs
 from fastvtp.data.annotations import load_annotations
+from fastvtp.data.formats.listing import describe_list
 from fastvtp.data.reading import ClipReading
 from fastvtp.data.synthetic import SyntheticConfig, generate_dataset
 from fastvtp.errors import UserError
@@ -57,6 +58,7 @@ def _train_report(config: TrainConfig, result: TrainResult) -> dict[str, Any]:
         "train_seconds": round(result.train_seconds, 2),
         "clips_per_second": round(clips / max(result.train_seconds, 1e-9), 2),
         "parameters": sum(parameter.numel() for parameter in result.model.parameters()),
+        "train_data": describe_list(config.data.train_list, find_task(config.task).reads),
         "bad_files": bad_file_report(result.bad_files),
         "metrics": result.metrics,
         **({} if result.stopped_by is None else {"stopped_by": result.stopped_by}),

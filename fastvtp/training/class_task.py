@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from fastvtp.data.augmentation import mixup, soft_targets
 from fastvtp.data.classes import load_classes, write_class_names
 from fastvtp.data.formats.lists import VideoList
+from fastvtp.data.formats.registry import LABEL
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
@@ -49,6 +50,7 @@ class ClassTask(Task):
     options = ClassificationOptions
     data_settings = ("class_names",)
     reads_text = False
+    reads = LABEL
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)

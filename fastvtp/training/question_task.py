@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fastvtp.data.formats.lists import VideoList
+from fastvtp.data.formats.registry import QUESTIONS
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.questions import AnswerVocabulary, QuestionSet, has_options, load_questions, option_texts
 from fastvtp.data.text import Tokenizer
@@ -29,6 +30,8 @@ class QuestionTask(Task):
 
     Open-ended questions whose answer is not among the `max_answers` most frequent ones teach nothing and are left out.
     """
+
+    reads = QUESTIONS
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)

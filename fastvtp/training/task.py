@@ -13,6 +13,7 @@ from torch import Tensor
 from fastvtp.architecture import architecture_of
 from fastvtp.data.annotations import VideoRecord, annotations_digest, load_annotations
 from fastvtp.data.formats.lists import VideoList
+from fastvtp.data.formats.registry import CAPTIONS
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.stream import Batches
 from fastvtp.data.text import MIN_TEXT_LENGTH, Tokenizer
@@ -42,6 +43,8 @@ class Task(ABC):
         data_settings: which of "images", "class_names", "features" and "more" of `DataConfig` it follows.
         follows: settings that nobody gives, since they follow from something else: dotted name -> from what.
         reads_text: whether the model takes a tokenizer.
+        reads: what it reads of the list at `data.train`, of `fastvtp.data.formats.registry.TELLINGS`; None: videos, or
+            what they come with.
         fresh: parts of the model that start at random even where `init` is of its own architecture.
 
     and what is said of a run in these:
@@ -62,6 +65,7 @@ class Task(ABC):
     data_settings: ClassVar[Sequence[str]] = ()
     follows: ClassVar[Mapping[str, str]] = {}
     reads_text: ClassVar[bool] = True
+    reads: ClassVar[str | None] = None
     fresh: ClassVar[tuple[str, ...]] = ()
 
     records: Sequence[VideoRecord]
@@ -189,6 +193,8 @@ class Task(ABC):
 class CaptionedTask(Task):
     """Captioned videos of one or more data sets, and pictures where `data.images` lists some, for a model that plans
     its steps."""
+
+    reads = CAPTIONS
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)

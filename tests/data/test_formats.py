@@ -14,11 +14,9 @@ from fastvtp.data.questions import load_questions
 from fastvtp.errors import UserError
 from tests.data.miniatures import MINIATURES
 
-CASES = [
-    pytest.param(name, miniature, id=f"{name}-{number}")
-    for name, listed in MINIATURES.items()
-    for number, miniature in enumerate(listed)
-]
+ALL = [(name, miniature) for name, listed in MINIATURES.items() for miniature in listed]
+CASES = [pytest.param(name, miniature, id=f"{name}-{miniature.name}-{miniature.wanted}") for name, miniature in ALL]
+DAMAGED = [case for case, (_, miniature) in zip(CASES, ALL, strict=True) if miniature.complaint]
 
 
 def read(wanted, path):
@@ -62,7 +60,7 @@ def test_a_miniature_is_recognised_and_read(tmp_path, name, miniature):
     assert {record.video for record in alone} >= {video for video, *_ in wanted}
 
 
-@pytest.mark.parametrize(("name", "miniature"), [case for case in CASES if case.values[1].complaint])
+@pytest.mark.parametrize(("name", "miniature"), DAMAGED)
 def test_a_damaged_twin_is_refused_in_one_line_that_names_file_place_and_field(tmp_path, name, miniature):
     path = miniature.write(tmp_path, damaged=True)
     with pytest.raises(UserError) as caught:

@@ -1,0 +1,87 @@
+"""What a run's settings say of its lists."""
+
+import json
+import logging
+
+import pytest
+
+from fastvtp import runs
+from fastvtp.data.formats.lists import ListColumns, VideoList
+from fastvtp.errors import ConfigError, UserError
+from fastvtp.settings import from_json, to_json
+from fastvtp.systems.recipes import get_recipe
+from fastvtp.training.config import TrainConfig, apply_overrides
+from fastvtp.training.task import build_task
+from tests.data.miniatures import MINIATURES
+from tests.training.tiny_runs import RUNS
+
+
+def data(*overrides, recipe="simvtp_tiny"):
+    return apply_overrides(get_recipe(recipe), list(overrides)).data
+
+
+def test_settings_of_lists_reach_the_lists():
+    made = data(
+        "data.train=a.json",
+        "data.split=train",
+        "data.videos=/videos",
+        "data.missing=refuse",
+        "data.columns.video=file",
+        "data.test=b.csv",
+        "data.test_split=val",
+        "data.test_format=auto",
+    )
+    columns = ListColumns(video="file")
+    assert made.train_list == VideoList("a.json", None, "train", "/videos", "refuse", columns)
+    assert made.test_list == VideoList("b.csv", "auto", "val", "/videos", "refuse", columns)
+    assert data("data.format=didemo_moments", "data.test=b.json").test_list.format == "didemo_moments"
+    assert data("data.test=none").test_list is None
+    more = data("data.more=[c.csv]", "data.split=train", "data.missing=keep", recipe="videoprism_stage2_tiny")
+    assert more.more_lists == (VideoList("c.csv", missing="keep"),)
+
+
+def test_settings_of_lists_survive_json():
+    made = data("data.split=train", "data.columns.caption=title")
+    saved = json.loads(json.dumps(to_json(made)))
+    assert saved["columns"]["caption"] == "title"
+    assert from_json(type(made), saved) == made
+    del saved["columns"], saved["split"], saved["missing"]  # as an earlier version wrote it
+    assert from_json(type(made), saved).lists.columns == ListColumns()
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("data.format=vatx", "no list format 'vatx'; did you mean 'vatex'"),
+        ("data.test_format=vatx", "no list format 'vatx'; did you mean 'vatex'"),
+        ("data.missing=no", "missing must be one of drop, keep, refuse, or none, got 'no'"),
+        ("data.columns.words=x", "no setting 'data.columns.words'"),
+    ],
+)
+def test_wrong_settings_of_lists_are_refused(override, complaint):
+    with pytest.raises(UserError, match=complaint):
+        data(override)
+
+
+def test_a_task_reads_published_lists(tmp_path, caplog):
+    path = MINIATURES["msrvtt"][0].write(tmp_path)
+    config = RUNS["simvtp"].config(tmp_path, tmp_path / "run", f"data.train={path}", "data.split=train")
+    with caplog.at_level(logging.INFO, logger="fastvtp.data"):
+        task = build_task(config)
+    assert [record.id for record in task.records] == ["video0"]
+    assert "MSRVTT_data.json: MSR-VTT, split 'train', 1 videos, 2 captions" in caplog.messages
+    assert isinstance(config, TrainConfig)
+    with pytest.raises(UserError, match="say which with split=NAME"):
+        build_task(RUNS["simvtp"].config(tmp_path, tmp_path / "run", f"data.train={path}"))
+
+
+def test_a_run_says_before_its_first_step_that_all_videos_are_missing(tmp_path):
+    listed = MINIATURES["kinetics"][0]
+    path = listed.write(tmp_path)
+    for video in listed.videos:
+        (tmp_path / video).unlink()
+    config = RUNS["simvtp"].config(tmp_path, tmp_path / "run", f"data.train={path}", "data.test=none")
+    with pytest.raises(UserError, match=r"a class each, expected captions"):
+        runs.pretrain(config, progress_bar=False)
+    with pytest.raises(ConfigError, match=r"data\.train=.*nowhere\.json does not exist"):
+        runs.pretrain(apply_overrides(config, [f"data.train={tmp_path}/nowhere.json"]), progress_bar=False)
