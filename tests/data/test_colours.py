@@ -9,7 +9,15 @@ from fastvtp.data.sampling import CropWindow
 
 LUMA = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 9: (0.2627, 0.0593), 2: (0.299, 0.114)}
 """Weights of red and blue by number of the matrix (ITU-T H.273, table 4); 2 is unspecified, which counts as BT.601."""
-PATCHES = [(81, 90, 240), (145, 54, 34), (41, 240, 110), (180, 128, 128), (60, 150, 160), (200, 100, 140), (100, 170, 90)]
+PATCHES = [
+    (81, 90, 240),
+    (145, 54, 34),
+    (41, 240, 110),
+    (180, 128, 128),
+    (60, 150, 160),
+    (200, 100, 140),
+    (100, 170, 90),
+]
 
 
 def formula(y, u, v, matrix, full):
@@ -55,7 +63,9 @@ def test_colours_are_those_of_the_standard_that_the_video_names(tmp_path, matrix
         assert np.abs(half[24, 8 + 16 * np.arange(6)] - expected[1:]).max() <= 3
 
 
-@pytest.mark.parametrize(("name", "codec", "pix_fmt"), [("a.avi", "mjpeg", "yuvj420p"), ("a.webm", "libvpx-vp9", "yuv420p")])
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"), [("a.avi", "mjpeg", "yuvj420p"), ("a.webm", "libvpx-vp9", "yuv420p")]
+)
 def test_colours_of_other_codecs(tmp_path, codec, name, pix_fmt):
     full = codec == "mjpeg"
     matrix = 5 if full else 1
