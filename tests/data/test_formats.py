@@ -1,7 +1,9 @@
 """Published lists in miniature, each recognised, read and, where damaged, refused in one line."""
 
 import logging
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +74,13 @@ def test_a_damaged_twin_is_refused_in_one_line_that_names_file_place_and_field(t
 def test_every_format_has_a_miniature():
     elsewhere = {"parquet", "webdataset"}  # in test_lists.py
     assert set(MINIATURES) | elsewhere == set(FORMATS)
+
+
+def test_the_page_of_lists_names_every_format():
+    page = (Path(__file__).parents[2] / "docs" / "lists.md").read_text()
+    assert {name for name in FORMATS if f"`{name}`" not in page} == set()
+    named = set(re.findall(r"^\| `(\w+)`(?:, `(\w+)`)? \| ", page, flags=re.MULTILINE))
+    assert {name for pair in named for name in pair if name} - {"format"} == set(FORMATS)
 
 
 @pytest.mark.parametrize(("name", "miniature"), CASES)
