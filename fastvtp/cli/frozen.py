@@ -200,8 +200,8 @@ def probe(
         common = {"kind": kind, "progress_bar": not run.quiet, **sizes}
         if cached:
             if videos != ProbedVideoOptions():
-                options = "--train, --adapter-dim, --class-names, --views, --framing, and those of lists"
-                raise UserError(f"{source} holds features: {options} are for a model")
+                options = "--train, --adapter-dim, --class-names, --views, --framing"
+                raise UserError(f"{source} holds features: {options} are for a model, and so are options of lists")
             common |= {"device": device, "num_workers": run.num_workers}
             return lambda: frozen_runs.train_probe(source, test, output, settings, **common)
         if videos.train is None:

@@ -211,9 +211,9 @@ def test_a_list_that_may_be_several_is_refused_with_their_names(tmp_path):
 def test_a_list_that_says_something_else_is_refused_by_what_it_says(tmp_path):
     path = tmp_path / "train.csv"
     path.write_text("a.mp4 1\n")
-    with pytest.raises(UserError, match="says of videos a class each, expected captions"):
+    with pytest.raises(UserError, match=r"tells a class each; expected a \.jsonl file or a folder of videos"):
         load_annotations(path)
-    with pytest.raises(UserError, match="says of videos a class each, expected questions"):
+    with pytest.raises(UserError, match=r"tells a class each; expected a \.jsonl file of questions"):
         load_questions(path)
     assert [record.id for record in load_videos(path)] == ["a.mp4"]
 

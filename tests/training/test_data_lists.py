@@ -81,7 +81,7 @@ def test_a_run_says_before_its_first_step_that_all_videos_are_missing(tmp_path):
     for video in listed.videos:
         (tmp_path / video).unlink()
     config = RUNS["simvtp"].config(tmp_path, tmp_path / "run", f"data.train={path}", "data.test=none")
-    with pytest.raises(UserError, match=r"a class each, expected captions"):
+    with pytest.raises(UserError, match=r"Kinetics tells a class each; expected a \.jsonl file"):
         runs.pretrain(config, progress_bar=False)
     with pytest.raises(ConfigError, match=r"data\.train=.*nowhere\.json does not exist"):
         runs.pretrain(apply_overrides(config, [f"data.train={tmp_path}/nowhere.json"]), progress_bar=False)

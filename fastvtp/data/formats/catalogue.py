@@ -19,13 +19,14 @@ FORMATS: dict[str, ListFormat] = {
 
 AUTO = "auto"
 _PUBLISHED = "a published list that docs/lists.md names"
-_EXPECTED = {
+EXPECTED: dict[str | None, str] = {
     CAPTIONS: f"a .jsonl file or a folder of videos, or {_PUBLISHED}",
     QUESTIONS: f"a .jsonl file of questions, or {_PUBLISHED}",
     LABEL: f"a .jsonl or .csv file, or a folder with one subfolder per class, or {_PUBLISHED}",
     LABELS: f"a .jsonl or .csv file, or a folder with one subfolder per class, or {_PUBLISHED}",
     None: f"a .jsonl file or a folder of videos, or {_PUBLISHED}",
 }
+"""What messages call a list, by what is to be read of it."""
 
 
 def find_format(name: str) -> ListFormat:
@@ -69,4 +70,4 @@ def recognise(source: ListSource, wanted: str | None = None) -> ListFormat:
     if source.suffix in JSON_LINES:
         return general.jsonl  # whose reader says what is wrong with its lines
     because = f"; it is {source.fault}" if source.fault else ""
-    raise UserError(f"{source.path}: expected {_EXPECTED[wanted]}{because}")
+    raise UserError(f"{source.path}: expected {EXPECTED[wanted]}{because}")

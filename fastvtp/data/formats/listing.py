@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from fastvtp import processes
-from fastvtp.data.formats.catalogue import recognise
+from fastvtp.data.formats.catalogue import EXPECTED, recognise
 from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.registry import LABEL, LABELS, TELLINGS, Row, split_name
 from fastvtp.data.formats.source import FOLDER_METADATA, ListSource
@@ -43,8 +43,8 @@ class Listing:
         self.source = _source(self.listed, wanted)
         self.entry = recognise(self.source, wanted)
         if wanted is not None and wanted not in self.entry.tells:
-            said = " and ".join(TELLINGS[each] for each in self.entry.tells) or "no more than their paths"
-            raise UserError(f"{self.path}: {self.entry.title} says of videos {said}, expected {TELLINGS[wanted]}")
+            said = " and ".join(TELLINGS[each] for each in self.entry.tells) or "paths alone"
+            raise UserError(f"{self.path}: {self.entry.title} tells {said}; expected {EXPECTED[wanted]}")
         self.empty = 0
         self.policy = self.listed.missing or ("drop" if self.entry.searched else "keep")
         self._folder = str(self.source.folder)  # which holds its videos itself, where it is no list
