@@ -16,6 +16,7 @@ what outputs mean, and how clips were read:
 
 import json
 import logging
+import math
 import re
 import shutil
 import stat
@@ -266,9 +267,11 @@ def tokenizer_beside(weights: Path) -> Tokenizer | None:
     return None
 
 
-def write_reading(folder: Path, framing: str) -> None:
-    """Say beside a model how frames came to its size, see `CropSampling`."""
-    (folder / READING_NAME).write_text(json.dumps({"framing": framing}) + "\n")
+def write_reading(folder: Path, framing: str, fps: float | None = None) -> None:
+    """Say beside a model how frames came to its size, see `CropSampling`, and of clips that were read by time how many
+    frames a second they had."""
+    spacing = {} if fps is None else {"fps": fps}
+    (folder / READING_NAME).write_text(json.dumps({"framing": framing, **spacing}) + "\n")
 
 
 def read_framing(folder: Path) -> str:
@@ -277,18 +280,33 @@ def read_framing(folder: Path) -> str:
 
 
 def recorded_framing(folder: Path) -> str | None:
-    """Read the framing as `read_framing` does, but None where nothing says. Earlier versions called the framing
-    "fit"."""
+    """Read the framing as `read_framing` does, but None where nothing says."""
+    reading = _recorded_reading(folder)
+    return reading.get("framing") or reading.get("fit")
+
+
+def recorded_fps(folder: Path) -> float | None:
+    """Read how many frames a second the clips had that a model was trained on; None where nothing says, or they were
+    read by frames. Raises CheckpointError as `read_framing` does."""
+    return _recorded_reading(folder).get("fps")
+
+
+def _recorded_reading(folder: Path) -> dict[str, Any]:
+    """Read what `write_reading` wrote; empty where it did not. Earlier versions called the framing "fit"."""
     path = folder / READING_NAME
     if not path.is_file():
-        return None
+        return {}
     try:
         reading = json.loads(path.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from None
-    if reading not in [{key: framing} for key in ("framing", "fit") for framing in FRAMINGS]:
+    said = dict(reading) if isinstance(reading, dict) else {}
+    fps = said.pop("fps", 1)
+    if said not in [{key: framing} for key in ("framing", "fit") for framing in FRAMINGS]:
         raise CheckpointError(f"{path}: expected the key 'framing', one of {', '.join(FRAMINGS)}, got {reading}")
-    return reading.get("framing") or reading["fit"]
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
+        raise CheckpointError(f"{path}: expected 'fps', if there is one, to be a positive number, got {reading}")
+    return reading
 
 
 # --- A model with all of that
@@ -306,6 +324,7 @@ class OpenedModel:
         entities: what a model that names things in crops was taught to look for.
         folder: where all of these come from.
         framing: how frames came to the model's size in its training.
+        fps: frames a second of the clips that it was trained on; None: they were read by frames, or nobody knows.
     """
 
     model: Any
@@ -315,6 +334,7 @@ class OpenedModel:
     entities: Sequence[str] = ()
     folder: Path | None = None
     framing: str = DEFAULT_FRAMING
+    fps: float | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -360,4 +380,4 @@ def with_files_beside(model: Any, folder: Path) -> OpenedModel:
     if "entities" in sizes and path.is_file():
         entities = read_entities(path)
     tokenizer = tokenizer_beside(folder) if architecture.reads_text else None
-    return OpenedModel(model, tokenizer, answers, names, entities, folder, read_framing(folder))
+    return OpenedModel(model, tokenizer, answers, names, entities, folder, read_framing(folder), recorded_fps(folder))

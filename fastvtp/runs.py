@@ -61,6 +61,7 @@ def _train_report(config: TrainConfig, result: TrainResult) -> dict[str, Any]:
         "train_data": describe_list(config.data.train_list, find_task(config.task).reads),
         "bad_files": bad_file_report(result.bad_files),
         "metrics": result.metrics,
+        **({} if config.data.reading.fps is None else {"fps": config.data.reading.fps}),
         **({} if result.stopped_by is None else {"stopped_by": result.stopped_by}),
     }
 

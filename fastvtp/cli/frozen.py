@@ -180,7 +180,7 @@ def probe(
     in the views of the recipe, or in one, unless --views is given.
     """
     from fastvtp import processes
-    from fastvtp.data.reading import ClipReading
+    from fastvtp.data.reading import ClipReading, one_spacing
     from fastvtp.frozen import runs as frozen_runs
     from fastvtp.frozen.adapters import TowerTap
     from fastvtp.frozen.features import DESCRIPTION_NAME
@@ -207,9 +207,9 @@ def probe(
         if videos.train is None:
             raise UserError(f"{source} is no feature folder; to read videos with a model, give --train")
         opened = _open(source, device)
-        drawn = replace(published.reading, **clips[0])
+        drawn = replace(published.reading, **one_spacing(clips[0]))
         views = videos.views or "x".join(map(str, published.views))
-        reading = ReadingOptions(views, drawn.sampling, drawn.frame_stride, videos.framing)
+        reading = ReadingOptions(views, drawn.sampling, drawn.frame_stride, videos.framing, drawn.fps)
         listed = frozen_runs.ProbeVideos(
             train=videos.of(videos.train),
             test=None if test is None else videos.of(test),
@@ -255,7 +255,8 @@ def classify(
 
     def prepare() -> tuple[Any, Any]:
         known = read_probe_description(probe).reading
-        protocol = _protocol(replace(reading, sampling=known.sampling, frame_stride=known.frame_stride), run)
+        spacing = {"frame_stride": known.frame_stride, "fps": known.fps}
+        protocol = _protocol(replace(reading, sampling=known.sampling, **spacing), run)
         return protocol, _open(model, device)
 
     with together(run.device) as device:

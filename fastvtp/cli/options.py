@@ -58,8 +58,19 @@ Sampling = Annotated[
     ),
 ]
 FrameStride = Annotated[
-    int,
-    typer.Option(min=1, help='Distance between the frames of a segment; used with "--sampling strided" alone.'),
+    int | None,
+    typer.Option(
+        min=1,
+        help='Distance between the frames of a segment; used with "--sampling strided" alone. If neither it nor --fps '
+        "is given, 4.",
+    ),
+]
+Fps = Annotated[
+    float | None,
+    typer.Option(
+        help="Frames a second, in place of --frame-stride: the frames of a segment lie so far apart in time whatever "
+        "the rate of the video, and equal parts of the video are of time."
+    ),
 ]
 Framing = Annotated[
     str | None,
@@ -87,8 +98,14 @@ class ReadingOptions:
 
     views: Annotated[str, VIEWS] = "1x1"
     sampling: Sampling = "uniform"
-    frame_stride: FrameStride = 4
+    frame_stride: FrameStride = None
     framing: Framing = None
+    fps: Fps = None
+
+    @property
+    def spacing(self) -> dict[str, Any]:
+        """The settings of a `ClipReading` that say how far frames are apart."""
+        return {"frame_stride": self.frame_stride or (4 if self.fps is None else 1), "fps": self.fps}
 
 
 @dataclass(frozen=True)
@@ -166,7 +183,7 @@ def protocol_settings(reading: ReadingOptions, run: RunOptions) -> dict[str, Any
     from fastvtp.settings import parse_value
 
     return {
-        "reading": ClipReading(sampling=reading.sampling, frame_stride=reading.frame_stride, framing=reading.framing),
+        "reading": ClipReading(sampling=reading.sampling, framing=reading.framing, **reading.spacing),
         "views": parse_value(reading.views, tuple[int, int], "--views"),
         "num_workers": run.num_workers,
         "batch_size": run.batch_size,

@@ -17,7 +17,7 @@ from fastvtp.data.formats.listing import Listing
 from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.registry import CAPTIONS, text_of
 from fastvtp.data.locations import located, normal, suffix_of
-from fastvtp.data.timespans import MOST_SECONDS, TimeSpan, span_of_line
+from fastvtp.data.timespans import MOST_SECONDS, FrameSpan, Span, TimeSpan, span_of_line
 from fastvtp.data.video_files import PICTURE_SUFFIXES
 from fastvtp.errors import UserError
 
@@ -39,7 +39,8 @@ class VideoRecord:
     Training draws among the captions; retrieval scores them all. `mirrorable` says whether all
     that is said of the video, answers included, stays true of its mirror image; None: the captions decide.
     `start` and `end`, seconds from the first frame, bound what is shown of the video: frames from `start` to before
-    `end` alone, see `Video.frames_within`. None: from the first frame on, to the last.
+    `end` alone, see `Video.frames_within`. None: from the first frame on, to the last. `frames` bounds it by frames
+    instead.
     """
 
     id: str
@@ -48,33 +49,50 @@ class VideoRecord:
     mirrorable: bool | None = None
     start: float | None = None
     end: float | None = None
+    frames: FrameSpan | None = None
 
     def __post_init__(self) -> None:
-        """Raise UserError where `start` and `end` bound no span."""
+        """Raise UserError where `start` and `end`, or `frames`, bound no span."""
+        if self.frames is not None:
+            first, last = self.frames.start, self.frames.end
+            if first < 0 or (last is not None and last <= first) or not (self.start is None and self.end is None):
+                bounds = f"{self.frames} and {self.start}-{self.end} s"
+                raise UserError(
+                    f"{self.video}: expected a span by frames, 0 <= start < end, or by seconds, got {bounds}"
+                )
         first, last = (self.start or 0.0), (MOST_SECONDS if self.end is None else self.end)
         if not 0 <= first < last <= MOST_SECONDS:
             bounds = f"{self.start} and {self.end}"
             raise UserError(f"{self.video}: expected 0 <= start < end, in seconds, got {bounds}")
 
     @property
-    def span(self) -> TimeSpan | None:
+    def span(self) -> Span | None:
         """What is shown of the video; None: all of it."""
+        if self.frames is not None:
+            return self.frames
         whole = not self.start and self.end is None
         return None if whole else TimeSpan(self.start or 0.0, self.end)
 
+    def within(self, span: Span | None) -> VideoRecord:
+        """Return the record of that span of the video, None: of all of it."""
+        if isinstance(span, FrameSpan):
+            return replace(self, start=None, end=None, frames=span)
+        start, end = span or (None, None)
+        return replace(self, start=start, end=end, frames=None)
+
     @property
-    def clip(self) -> tuple[str, TimeSpan | None]:
+    def clip(self) -> tuple[str, Span | None]:
         """What is shown, as a key: equal for records of the same span of the same video, whatever their ids."""
         return normal(self.video), self.span
 
     @property
     def source(self) -> str:
         """The path of the video and, where it is a span of it, the span: "/films/a.mp4 60-70 s"."""
-        return self.video if self.span is None else f"{self.video} {self.span} s"
+        return self.video if self.span is None else f"{self.video} {self.span.said}"
 
     def named(self) -> dict[str, Any]:
-        """Return the fields of a line that names the record: id, video and, where it is a span of it, start and end."""
-        bounds = {} if self.span is None else self.span._asdict()
+        """Return the fields of a line that names the record: id, video and, where it is a span of it, its bounds."""
+        bounds = {} if self.span is None else self.span.fields()
         return {"id": self.id, "video": self.video, **bounds}
 
     @property
@@ -168,7 +186,9 @@ def annotations_digest(records: Sequence[VideoRecord]) -> str:
     digest = hashlib.sha256()
     for record, video in zip(records, videos, strict=True):
         said = record.captions if record.mirrorable is None else (*record.captions, record.mirrorable)
-        shown = () if record.span is None else record.span  # lists without spans keep the digests that they had
+        # lists without spans, and those of spans in seconds, keep the digests that they had
+        shown = () if record.span is None else (record.start or 0.0, record.end)
+        shown = shown if record.frames is None else ("frames", record.frames.start, record.frames.end)
         digest.update(json.dumps([record.id, video[len(folder) :].lstrip("/"), said, *shown]).encode())
     return digest.hexdigest()[:16]
 
@@ -198,8 +218,9 @@ def record_of(
 
     Without a location a path is made absolute from `folder` on. A picture may stand in the field "image" instead of
     "video". "start" and "end" bound the span in seconds from the first frame, numbers or texts such as "12.5" and
-    "00:01:02.5"; either may be missing. Where the span's end lies beyond the video's, the video's counts. Without an
-    "id" it is the path as written and, of a span, the span: "movie.mp4 60-70".
+    "00:01:02.5"; either may be missing; "start_frame" and "end_frame" bound it by frames instead, counted from 0. Where
+    the span's end lies beyond the video's, the video's counts. Without an "id" it is the path as written and, of a
+    span, the span: "movie.mp4 60-70", "movie.mp4 frames 60-70".
 
     Raises:
         UserError: "video", "id", "start" or "end" is not what it should be, or a picture has a span; names the field.
@@ -207,11 +228,10 @@ def record_of(
     video = text_of(fields.get("video", fields.get("image")), f"{place}: field 'video'")
     span = span_of_line(fields, place)
     if span is not None and ("video" not in fields or suffix_of(video) in PICTURE_SUFFIXES):
-        bound = "start" if span.start else "end"
+        bound = next(name for name, value in span.fields().items() if value)
         raise UserError(f"{place}: field '{bound}': a span of time needs a video, got the picture {video!r}")
     name = text_of(fields.get("id", video if span is None else f"{video} {span}"), f"{place}: field 'id'")
-    start, end = span or (None, None)
-    return VideoRecord(name, location or located(video, folder), captions, mirrorable, start, end)
+    return VideoRecord(name, location or located(video, folder), captions, mirrorable).within(span)
 
 
 def _captions(fields: Mapping[str, Any], place: str) -> tuple[tuple[str, ...], int]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastvtp.data.frame_reader import FrameReader
+from fastvtp.data.frame_times import FrameTimes, frame_times, nearness
 from fastvtp.data.packet_reader import NotAsListedError, NoVideoStreamError, why_not_opened
 from fastvtp.data.pictures import PictureMaker, displayed_size, stretch_of, whole_box
 from fastvtp.data.reading import ASPECTS, DAMAGED
@@ -23,7 +24,6 @@ from fastvtp.data.video_errors import VideoDecodeError
 
 __all__ = ["Video", "VideoDecodeError", "VideoInfo", "decode_frames", "probe"]
 
-_FINE_TICK, _NEARNESS = Fraction(1, 1000), Fraction(1, 2_000_000)  # seconds
 _WHOLE = CropWindow(0.0, 0.0, 1.0, 1.0)
 
 
@@ -237,9 +237,7 @@ class Video:
         """Return the indices of the frames shown from `start` to before `end`, seconds from the first frame.
 
         A frame belongs to the span that its presentation time lies in, at a variable rate too: spans that touch share
-        no frame and lose none. A container counts time in ticks. A bound within half a tick of a frame counts as that
-        frame's time where ticks are a millisecond or less, so that a time rounded to milliseconds means what it says.
-        Longer ticks are those of the frames themselves, and exact to half a microsecond.
+        no frame and lose none. A bound near the time of a frame counts as that time, see `nearness`.
 
         Args:
             start: None, from the first frame on.
@@ -252,12 +250,21 @@ class Video:
             VideoDecodeError: the file says neither when its frames are shown nor how many a second.
         """
         ticks, tick = self._timeline()
-        near = max(tick / 2 if tick <= _FINE_TICK else Fraction(0), _NEARNESS)
+        near = nearness(tick)
 
         def first_from(seconds: float) -> int:
             return int(np.searchsorted(ticks, math.ceil((Fraction(seconds) - near) / tick)))
 
         return range(0 if start is None else first_from(start), len(ticks) if end is None else first_from(end))
+
+    def frame_times(self, shown: range | None = None) -> FrameTimes:
+        """Return when the frames `shown`, by default all, are on screen.
+
+        Raises:
+            VideoDecodeError: the file says neither when its frames are shown nor how many a second.
+        """
+        rate = self._source.reader.rate
+        return frame_times(*self._timeline(), rate, range(self.num_frames) if shown is None else shown)
 
     @property
     def duration(self) -> float:

@@ -14,6 +14,7 @@ from fastvtp.data.sampling import (
     CropSampling,
     FrameSampling,
     check_framing,
+    check_spacing,
 )
 from fastvtp.errors import UserError
 from fastvtp.settings import check_types, from_json, renamed_from
@@ -35,6 +36,10 @@ class ClipReading:
     `FrameSampling`."""
     frame_stride: int = 1
     """Distance of the frames of a "strided" segment."""
+    fps: float | None = None
+    """Frames a second: those of a "strided" segment lie 1 / fps seconds apart, whatever the rate of the video, and the
+    other kinds of sampling go by time too; a whole number is not needed. None: by frames. It takes the place of
+    `frame_stride`. See `FrameSampling.indices_in_time`."""
     crop_scale: tuple[float, float] = (0.6, 1.0)
     """Smallest and largest area of a training crop, as a share of the largest window of a shape within `crop_ratio`
     that fits into the frame; with framing "squash", of the whole frame."""
@@ -61,6 +66,7 @@ class ClipReading:
             raise UserError(f"sampling must be one of {', '.join(SAMPLING_KINDS)}, got {self.sampling!r}")
         if self.frame_stride < 1:
             raise UserError(f"frame_stride must be positive, got {self.frame_stride}")
+        check_spacing(self.fps, self.frame_stride, stride_name="frame_stride")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise UserError(f"crop_scale must be two shares, 0 < low <= high <= 1, got {self.crop_scale}")
@@ -78,7 +84,7 @@ class ClipReading:
 
     def frames(self, num_frames: int) -> FrameSampling:
         """Return the choice of the frames of a clip of `num_frames`."""
-        return FrameSampling(self.sampling, num_frames, self.frame_stride)
+        return FrameSampling(self.sampling, num_frames, self.frame_stride, self.fps)
 
     def window(self, height: int, width: int) -> CropSampling:
         """Return the choice of the part of the picture that comes to `height` x `width` pixels."""
@@ -87,7 +93,7 @@ class ClipReading:
 
     def record(self) -> dict[str, Any]:
         """Return what a description on disk says of it: all that shows in evaluation, where nothing is drawn."""
-        return {name: getattr(self, name) for name in ("sampling", "frame_stride", "framing", "aspect")}
+        return {name: getattr(self, name) for name in ("sampling", "frame_stride", "fps", "framing", "aspect")}
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> ClipReading:
@@ -95,6 +101,15 @@ class ClipReading:
         called the framing "fit". What it does not say is as in `ClipReading()`. Raises UserError for a value out of
         range."""
         return from_json(cls, {name: record[name] for name in (*cls().record(), "fit") if name in record})
+
+
+def one_spacing(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return values for settings of a reading, by name behind `prefix`, in which a spacing of frames that is given
+    takes the place of the other that the reading had: an "fps" that of "frame_stride", or the other way round."""
+    fps, stride = f"{prefix}fps", f"{prefix}frame_stride"
+    if values.get(fps) is not None:
+        return {stride: 1, **values}
+    return {fps: None, **values} if values.get(stride, 1) != 1 else dict(values)
 
 
 @dataclass(frozen=True)

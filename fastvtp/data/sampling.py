@@ -8,17 +8,19 @@ nothing is dropped, and what a step holds depends neither on workers nor, for a 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 
+from fastvtp.data.frame_times import FrameTimes
 from fastvtp.data.rand_augment import RandAugment
 from fastvtp.errors import UserError
 from fastvtp.settings import check_types
 
 _ORDER_STREAM, _SAMPLE_STREAM, _STEP_STREAM = 0, 1, 2
 SAMPLING_KINDS = ("strided", "uniform", "random_sorted", "head_tail", "starts", "whole_steps")
+_DRIFT = 1e-3  # frames by which a clip at an fps may drift from one at a stride and still be it
 _CROP_ATTEMPTS = 10
 FRAMINGS = ("crop", "squash")
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -70,14 +72,19 @@ class FrameSampling:
     from the first span to the last; in the others segment j of s takes the frame at (j + 0.5) / s of every part, with
     the last two kinds at j / s (of two segments of "starts" the starts and the middles, as VideoMAE tests on
     Something-Something V2). A video of fewer frames than `num_frames` repeats them, as evenly as it can.
+
+    With `fps` all of this is in time instead of in frames, see `indices_in_time`: a "strided" clip shows what is on
+    screen at moments 1 / fps seconds apart, the other kinds go by equal parts of the time.
     """
 
     kind: str = "uniform"
     num_frames: int = 16
     stride: int = 1
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_spacing(self.fps, self.stride)
         if self.kind not in SAMPLING_KINDS:
             raise UserError(f"frame sampling kind: expected one of {', '.join(SAMPLING_KINDS)}, got {self.kind!r}")
         if self.num_frames < 1 or self.stride < 1:
@@ -92,6 +99,60 @@ class FrameSampling:
         """
         if total_frames < 1:
             raise UserError(f"total_frames must be positive, got {total_frames}")
+        picked = np.floor(self._places(total_frames, rng, segment, segments))
+        return np.minimum(picked, total_frames - 1).astype(np.int32)
+
+    def choose(
+        self,
+        shown: range,
+        times: FrameTimes | None,
+        rng: np.random.Generator | None,
+        segment: int = 0,
+        segments: int = 1,
+    ) -> np.ndarray:
+        """Choose among the frames `shown` of a video, by their `times`, which may be None without `fps`; returns
+        indices in the video, as `indices` does."""
+        if times is None:
+            return shown.start + self.indices(len(shown), rng, segment, segments)
+        return shown.start + self.indices_in_time(times, rng, segment, segments)
+
+    def indices_in_time(
+        self, times: FrameTimes, rng: np.random.Generator | None, segment: int = 0, segments: int = 1
+    ) -> np.ndarray:
+        """Choose frames by when they are shown: int32 `[num_frames]`, ascending; without `fps` as `indices` does.
+
+        Each frame is the one on screen at a moment. "strided": the moments stand 1 / fps apart, from a random one on,
+        in evaluation in the middle of the time (segments: at even distances from the beginning to where the last
+        moment is that of the last frame); a video not longer than that span is covered end to end by evenly spaced
+        ones. The other kinds choose as among the frames of a video of as many frames that stand at even distances. So
+        frames that stand close together in time do not come up more often than others, and a video of fewer frames a
+        second than `fps` repeats them. Where frames do stand at even distances, and for "strided" at the `fps`-th part
+        of a whole number of them, the choice is that of `indices` with this number as the stride, draw by draw.
+        """
+        total = times.count
+        if self.fps is None:
+            return self.indices(total, rng, segment, segments)
+        stride = 0.0 if times.rate is None else times.rate / self.fps
+        whole = round(stride)
+        evenly = self.kind != "strided" or (whole >= 1 and abs(stride - whole) * self.num_frames < _DRIFT)
+        if times.rate is not None and evenly:
+            return replace(self, fps=None, stride=max(whole, 1)).indices(total, rng, segment, segments)
+        span = (self.num_frames - 1) / self.fps
+        if self.kind == "strided" and span < times.duration:
+            if rng is not None:
+                start = rng.random() * (times.duration - span)
+            else:
+                slack = max(0.0, float(times.seconds[-1]) - span)
+                start = slack / 2 if segments == 1 else segment * slack / (segments - 1)
+            moments = start + np.arange(self.num_frames) / self.fps
+        else:
+            spread = self.kind == "strided"
+            places = self._spread(total, 0.5) if spread else self._places(total, rng, segment, segments)
+            moments = places * (times.duration / total)
+        return np.minimum(times.on_screen(moments), total - 1).astype(np.int32)
+
+    def _places(self, total_frames: int, rng: np.random.Generator | None, segment: int, segments: int) -> np.ndarray:
+        """Choose places between 0 and `total_frames`, ascending; the whole part of each is a frame."""
         span = (self.num_frames - 1) * self.stride + 1
         if self.kind == "strided" and span <= total_frames:
             slack = total_frames - span
@@ -107,14 +168,17 @@ class FrameSampling:
             picked = np.concatenate([_random_frames(0, middle, head, rng), tail]) if head else tail
         elif self.kind in ("starts", "whole_steps"):
             part = total_frames / self.num_frames if self.kind == "starts" else total_frames // self.num_frames
-            picked = np.floor(np.arange(self.num_frames) * part + segment / segments * part)
+            picked = np.arange(self.num_frames) * part + segment / segments * part
+        elif self.kind == "strided":
+            picked = self._spread(total_frames, 0.5)
         else:
-            if self.kind == "strided":
-                jitter = 0.5
-            else:
-                jitter = (segment + 0.5) / segments if rng is None else rng.random(self.num_frames)
-            picked = np.floor((np.arange(self.num_frames) + jitter) * total_frames / self.num_frames)
-        return np.minimum(picked, total_frames - 1).astype(np.int32)
+            within = (segment + 0.5) / segments if rng is None else rng.random(self.num_frames)
+            picked = self._spread(total_frames, within)
+        return picked
+
+    def _spread(self, total_frames: int, within: float | np.ndarray) -> np.ndarray:
+        """Return one place in each of `num_frames` equal parts, the share `within` of it after its beginning."""
+        return (np.arange(self.num_frames) + within) * total_frames / self.num_frames
 
 
 def _random_frames(start: int, stop: int, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -208,6 +272,15 @@ class CropSampling:
             if height <= 1 and width <= 1:
                 return height, width
         return None
+
+
+def check_spacing(fps: float | None, stride: int = 1, *, name: str = "fps", stride_name: str = "stride") -> None:
+    """Check how far frames are apart; raises UserError, by the names of the settings, for an `fps` that is no rate or
+    stands beside a `stride`."""
+    if fps is not None and not 0 < fps < math.inf:
+        raise UserError(f"{name} must be positive, or none, got {fps}")
+    if fps is not None and stride != 1:
+        raise UserError(f"{name} {fps:g} and {stride_name} {stride} both say how far frames are apart: give one")
 
 
 def check_framing(framing: str, crops: int = 1) -> None:

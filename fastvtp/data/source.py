@@ -16,6 +16,7 @@ import numpy as np
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import Video, VideoDecodeError, VideoInfo
+from fastvtp.data.frame_times import FrameTimes
 from fastvtp.data.reading import ClipReading, ClipShape
 from fastvtp.data.sampling import ClipAugmentation, CropWindow
 from fastvtp.data.storage import UnreadableError, read_file
@@ -95,7 +96,7 @@ class ClipSource:
         lasting = {name: reason for name, reason in known_bad.items() if reason.startswith(_LASTING)}
         self.bad: dict[str, str] = lasting if dali_formats is None else dict(known_bad)
         self.before_attempt: Callable[[int], None] = _nothing
-        self._good: dict[int, tuple[VideoInfo, range]] = {}
+        self._good: dict[int, tuple[VideoInfo, range, FrameTimes | None]] = {}
         self._beyond: dict[int, int] = {}  # of spans already seen
         self._paths = [record.video for record in records]
         self._spans = [record.span for record in records]
@@ -218,7 +219,7 @@ class ClipSource:
         # on what a worker happened to see before.
         with self._opened(index) as video:
             shown = self._frames(index, video)
-            frames = shown.start + self._sampling.indices(len(shown), rng)
+            frames = self._sampling.choose(shown, self._times(video, shown), rng)
             return self._read(index, video, frames, [self._window(index, video.size, rng)])[0]
 
     def _view(self, index: int, segment: int, crop: int) -> np.ndarray:
@@ -231,10 +232,11 @@ class ClipSource:
             segments, crops = self.stream.batches.views
             with self._opened(index) as video:
                 shown = self._frames(index, video)
-                every = [self._sampling.indices(len(shown), None, j, segments) for j in range(segments)]
+                times = self._times(video, shown)
+                every = [self._sampling.choose(shown, times, None, j, segments) for j in range(segments)]
                 frames = np.unique(every)
                 windows = [self._window(index, video.size, None, number) for number in range(crops)]
-                clips = self._read(index, video, shown.start + frames, windows)
+                clips = self._read(index, video, frames, windows)
                 self._last_read = (index, np.searchsorted(frames, every), clips)
         _, places, clips = self._last_read
         return clips[crop][places[segment]]
@@ -248,17 +250,16 @@ class ClipSource:
         span = self._spans[index]
         if span is None:
             return range(video.num_frames)
-        shown = video.frames_within(*span)
-        if not shown:
-            outside = span.start >= video.duration
-            why = (
-                f"is outside its {video.duration:.6g} s" if outside else "holds no frame: none is first shown within it"
-            )
-            self.bad[self._sources[index]] = reason = f"span {span} s {why}"
+        if not (shown := span.frames_of(video)):
+            length = span.begins_after(video)
+            why = "holds no frame: none is first shown within it" if length is None else f"is outside its {length}"
+            self.bad[self._sources[index]] = reason = f"span {span.said} {why}"
             raise VideoDecodeError(self._sources[index], reason)
-        if span.end is not None:
-            self._beyond[index] = max(0, round(1000 * (span.end - video.duration)))
+        self._beyond[index] = round(1000 * span.seconds_beyond(video))
         return shown
+
+    def _times(self, video: Video, shown: range) -> FrameTimes | None:
+        return None if self._sampling.fps is None else video.frame_times(shown)
 
     def _read(
         self, index: int, video: Video, frames: np.ndarray, windows: Sequence[CropWindow | None]
@@ -272,8 +273,8 @@ class ClipSource:
         self, index: int, rng: np.random.Generator | None, segment: int, crop: int
     ) -> tuple[np.ndarray, ...]:
         """Return the arrays by which DALI decodes and crops a clip."""
-        encoded, info, shown = self._encoded(index)
-        frames = shown.start + self._sampling.indices(len(shown), rng, segment, self.stream.batches.views[0])
+        encoded, info, shown, times = self._encoded(index)
+        frames = self._sampling.choose(shown, times, rng, segment, self.stream.batches.views[0])
         arrays = encoded, frames, np.array(info.rotation, np.float32)
         window = self._window(index, (info.height, info.width), rng, crop)
         if window is None:
@@ -281,9 +282,9 @@ class ClipSource:
         corners = np.array([[window.y0, window.x0], [window.y1, window.x1]], np.float32)
         return *arrays, *corners, np.array(window.flip, np.int32)
 
-    def _encoded(self, index: int) -> tuple[np.ndarray, VideoInfo, range]:
+    def _encoded(self, index: int) -> tuple[np.ndarray, VideoInfo, range, FrameTimes | None]:
         """Return the bytes of a file, once its first frame has been decoded: a bad file would cost DALI the whole
-        batch. Returns also what it is, and the frames that the record shows."""
+        batch. Returns also what it is, the frames that the record shows, and their times where sampling needs them."""
         self._refuse_bad(index)
         if index not in self._good:
             self._good[index] = self._proven(index)
@@ -293,14 +294,15 @@ class ClipSource:
         except UnreadableError as error:
             raise VideoDecodeError(path, error.reason) from None
 
-    def _proven(self, index: int) -> tuple[VideoInfo, range]:
+    def _proven(self, index: int) -> tuple[VideoInfo, range, FrameTimes | None]:
         try:
             with self._opened(index) as video:
                 info = video.info()
                 if (info.codec, info.pix_fmt) not in (self._dali_formats or ()):
                     reason = f"DALI cannot decode {info.codec} ({info.pix_fmt}) on this device, decoder='pyav' can"
                     raise VideoDecodeError(self._paths[index], reason)
-                return info, self._frames(index, video)
+                shown = self._frames(index, video)
+                return info, shown, self._times(video, shown)
         except VideoDecodeError as error:
             self.bad[error.path] = error.reason
             raise

@@ -93,17 +93,18 @@ def evaluate(
     clips share is right with each of them (`protocol.shared_captions`). It goes by the matching head where there is
     one, which takes one view of a clip and scores each caption with it.
 
-    The arguments are those of `ScoreRequest`. Returns the scores, num_test, bad_files, and data, the list with its
-    format and split. The processes of a group deal the clips out, each to its own copy of the model; all of them must
-    call this, all get the report of one process, and the first writes what is written. Raises UserError for data of
-    another kind, and for a model that has no scores.
+    The arguments are those of `ScoreRequest`. Returns the scores, num_test, bad_files, data, the list with its format
+    and split, and fps where frames are read by time. The processes of a group deal the clips out, each to its own copy
+    of the model; all of them must call this, all get the report of one process, and the first writes what is written.
+    Raises UserError for data of another kind, and for a model that has no scores.
     """
     score = processes.all_or_none(lambda: _way_of_scoring(opened, protocol))
     if output is not None:
         processes.first_decides(lambda: output.mkdir(parents=True, exist_ok=True))
     request = ScoreRequest(opened, data, protocol, output, train_data, progress_bar)
     with torch.autocast(opened.model.device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16"):
-        return {**score(request), "data": _described(request)}
+        by_time = {} if protocol.reading.fps is None else {"fps": protocol.reading.fps}
+        return {**score(request), "data": _described(request), **by_time}
 
 
 def _described(request: ScoreRequest) -> dict[str, Any]:
@@ -165,6 +166,9 @@ def reading_of(opened: OpenedModel, protocol: EvaluationProtocol) -> ClipReading
     """
     reading = protocol.reading.framed(opened.framing)
     check_framing(str(reading.framing), protocol.views[1])
+    if opened.fps is not None and reading.fps is None:
+        logger.info("the model was trained on %g frames a second; clips are read by frames: set fps to go by time",
+                    opened.fps)  # fmt: skip
     return reading
 
 

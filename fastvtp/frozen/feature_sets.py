@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.classes import TargetSet
 from fastvtp.data.sampling import epoch_order, sample_rng
+from fastvtp.data.timespans import span_of_line
 from fastvtp.errors import UserError
 from fastvtp.frozen.features import TENSOR_NAME, description_digest, framing_of, read_description, shard_path
 
@@ -66,8 +67,8 @@ class FeatureSet(Dataset):
                 raise UserError(f"{path} belongs to other features than {self.folder}/features.json describes")
             for row, clip in enumerate(shard["clips"]):
                 caption = ", ".join(names[label] for label in clip["labels"]) or "none"
-                bounds = {"start": clip.get("start"), "end": clip.get("end")}
-                self.records.append(VideoRecord(clip["id"], clip["video"], (caption,), **bounds))
+                record = VideoRecord(clip["id"], clip["video"], (caption,))
+                self.records.append(record.within(span_of_line(clip, str(path))))
                 self.labels.append(tuple(clip["labels"]))
                 self._places.append((number, row))
             self.left_out |= shard["left_out"]

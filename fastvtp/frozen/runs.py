@@ -175,6 +175,7 @@ def _train_probe(
     described = train.description
     if output is not None:
         kept = {name: described[name] for name in ("num_frames", "image_size", "sampling", "frame_stride")}
+        kept["fps"] = described.get("fps")  # of which features of earlier versions say nothing
         description = ProbeDescription(
             config=probe.config,
             class_names=train.class_names,

@@ -19,6 +19,7 @@ from fastvtp.data.annotations import VideoRecord, record_of
 from fastvtp.data.formats.registry import text_of
 from fastvtp.data.formats.source import read_lines
 from fastvtp.data.sampling import CropSampling
+from fastvtp.data.timespans import TimeSpan
 from fastvtp.errors import UserError
 
 _SIZES = {"segments": ("duration",), "boxes": ("width", "height")}
@@ -122,6 +123,8 @@ def _shown(record: VideoRecord, duration: float, place: str) -> tuple[float, flo
     """Return the bounds of what a record shows of its video: 0 and `duration`, or those of its span."""
     if record.span is None:
         return 0.0, duration
+    if not isinstance(record.span, TimeSpan):
+        raise UserError(f"{place}: field 'start_frame': expected a span in seconds, as the annotations are")
     start, end = record.span
     if start >= duration:
         raise UserError(f"{place}: field 'start': expected less than the duration {duration:g}, got {start:g}")

@@ -17,6 +17,7 @@ from fastvtp.data.tokenizers import load_tokenizer
 from fastvtp.errors import CheckpointError, UserError
 from fastvtp.model_folder import (
     CONFIG_NAME,
+    recorded_fps,
     recorded_framing,
     weights_of,
     write_model_folder,
@@ -108,7 +109,7 @@ def convert(
         words.save(output)
     write_lists(output, found)
     if framing is not None:
-        write_reading(output, framing)
+        write_reading(output, framing, recorded_fps(source))
     notes = _notes(found, source, config)
     return Conversion(target.name, filled.report, note, notes, heads, filled.random_parts)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvtp.architecture import find, of_all_runs
+from fastvtp.data.reading import one_spacing
 from fastvtp.errors import ConfigError, UserError, unknown_name
 from fastvtp.files import write_atomically
 from fastvtp.modules.fitting import POSITION_RESIZES
@@ -237,7 +238,8 @@ class TrainConfig:
 
 
 def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
-    """Return a copy with `key=value` strings applied; keys are dotted ("data.flip=false").
+    """Return a copy with `key=value` strings applied; keys are dotted ("data.flip=false"). "data.fps" takes the place of
+    the `data.frame_stride` that `config` has, and the other way round.
 
     Raises UserError with the nearest right key for a wrong one, or with the expected type for a wrong value.
     """
@@ -256,7 +258,7 @@ def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
         if name not in known:
             raise _unknown_setting(name, known, config.task)
         values[name] = parse_value(text, known[name], name)
-    return rebuild(config, values)
+    return rebuild(config, one_spacing(values, "data."))
 
 
 def _unknown_setting(name: str, known: Mapping[str, Any], task: str) -> Exception:

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, replace
 
 from fastvtp.data.formats.catalogue import AUTO, find_format
 from fastvtp.data.formats.lists import ListSettings, VideoList
-from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading
-from fastvtp.data.sampling import SAMPLING_KINDS, check_framing
+from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading, one_spacing
+from fastvtp.data.sampling import SAMPLING_KINDS, check_framing, check_spacing
 from fastvtp.data.storage_settings import storage_settings, use_storage
 from fastvtp.settings import FLAT, a_path, check_types
 
@@ -23,8 +23,8 @@ class DataConfig:
     train: str = field(metadata=a_path(_LIST))
     """What the task learns from. Captions: a .jsonl of {"video": path, "caption": text}, or a folder of videos with
     captions. Videos alone (pretrain_videomae): the same without captions. Questions: see `load_questions`. Classes: see
-    `load_classes`. Lines of all these may say "start" and "end", see `record_of`. Or a published list of any of these,
-    see docs/lists.md."""
+    `load_classes`. Lines of all these may say a span, "start" and "end" or "start_frame" and "end_frame", see
+    `record_of`. Or a published list of any of these, see docs/lists.md."""
     more: tuple[str, ...] = field(default=(), metadata=a_path(_LIST))
     """pretrain_videoprism_...: further data sets like `train`. Each batch comes from one of them all (alternating
     gradient descent)."""
@@ -45,8 +45,10 @@ class DataConfig:
     test_views: tuple[int, int] = (1, 1)
     """Segments and crops of each test clip, whose results are averaged."""
     test_sampling: str = "uniform"
-    """Test frames: "uniform" (the middles of equal parts), "starts" (their first frames), "strided" segments, frames
-    `data.frame_stride` apart, or "whole_steps"; see `FrameSampling`."""
+    """Test frames: "uniform" (the middles of equal parts), "starts" (their first frames), "strided" segments spaced as
+    in training, or "whole_steps"; see `FrameSampling`."""
+    test_fps: float | None = None
+    """Frames a second of test clips; None: spaced as in training, by `data.fps` or `data.frame_stride`."""
     test_top_k: int | None = None
     """Pairs of each text and clip that a matching head scores, those that the contrast ranks first; None: all pairs."""
     max_text_length: int | None = None
@@ -57,8 +59,8 @@ class DataConfig:
     vocab_size: int = 1000
     """Most entries of a tokenizer trained here."""
     reading: ClipReading = field(default=TRAINING_READING, metadata=FLAT)
-    """How training clips are read. Its settings are `data.sampling`, `data.frame_stride` and so on. A run's model
-    folders record the framing, and are evaluated so. Classes that are bare numbers name no direction by which a clip
+    """How training clips are read. Its settings are `data.sampling`, `data.frame_stride`, `data.fps` and so on. A run's
+    model folders record the fps and the framing, and clips are framed so for scores. Classes that are bare numbers name no direction by which a clip
     were not to be mirrored: see `class_names`."""
     class_names: str | None = field(default=None, metadata=a_path("a file of class names"))
     """finetune_..._classification: a file that names the classes, see `load_classes`; None: the labels are the
@@ -94,6 +96,7 @@ class DataConfig:
         if self.reading.framing is None:
             raise ValueError("framing must be 'crop' or 'squash', got none: a run says how it frames its clips")
         check_framing(self.framing, self.test_views[1])
+        check_spacing(self.test_fps, name="test_fps")
         if self.test_sampling not in SAMPLING_KINDS:
             raise ValueError(f"test_sampling must be one of {', '.join(SAMPLING_KINDS)}, got {self.test_sampling!r}")
         for name, least in (("test_top_k", 1), ("max_text_length", 3), ("file_seconds", 1), ("cache_gb", 0)):
@@ -135,4 +138,5 @@ class DataConfig:
     @property
     def test_reading(self) -> ClipReading:
         """How test clips are read: with frames of their own, framed as the model was trained."""
-        return replace(self.reading, sampling=self.test_sampling, framing=None)
+        spacing = one_spacing({} if self.test_fps is None else {"fps": self.test_fps})
+        return replace(self.reading, sampling=self.test_sampling, framing=None, **spacing)

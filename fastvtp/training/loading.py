@@ -51,7 +51,9 @@ def training_loader(
                 tokenizer,
                 shape=replace(clips, num_frames=1) if pictures else clips,
                 # one frame needs no choice of frames, and no video decoder of a GPU reads pictures
-                reading=replace(data.reading, sampling="uniform", frame_stride=1) if pictures else data.reading,
+                reading=replace(data.reading, sampling="uniform", frame_stride=1, fps=None)
+                if pictures
+                else data.reading,
                 decoding=replace(decoding, decoder="pyav") if pictures else decoding,
                 batches=replace(batches, start_step=start_step, num_steps=num_steps),
                 max_text_length=task.max_text_length,

@@ -156,7 +156,7 @@ def _train(
 
     def write_files_beside(folder: Path) -> None:
         task.write_labels(folder)
-        write_reading(folder, config.data.framing)
+        write_reading(folder, config.data.framing, config.data.reading.fps)
         if tokenizer is not None:
             tokenizer.save(folder / TOKENIZER_NAME)
 

@@ -197,7 +197,8 @@ def _step_seconds(config: TrainConfig, assumed: Assumptions) -> float | None:
 def decoded_frames(config: TrainConfig) -> int | None:
     """Return the frames from the first to the last that a clip takes, where the reading fixes it; else None."""
     reading, frames = config.data.reading, config.model.num_frames
-    return (frames - 1) * reading.frame_stride + 1 if reading.sampling == "strided" else None
+    fixed = reading.sampling == "strided" and reading.fps is None
+    return (frames - 1) * reading.frame_stride + 1 if fixed else None
 
 
 def _reading(config: TrainConfig, assumed: Assumptions, seconds: float | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.sampling import SAMPLING_KINDS
+from fastvtp.data.timespans import FrameSpan
 from tests.data.clips import damage_packet, decode_sequentially, frame_numbers, write_clip
 from tests.data.loaders import make_loader
 from tests.data.test_decoding import VP9, X264_B_FRAMES
@@ -101,6 +102,28 @@ def test_a_variable_rate_is_followed(tmp_path):
         record = VideoRecord("a", path, ("x",), start=start, end=end)
         ((_, numbers),), _ = shown([record], train=False, num_frames=len(expected))
         assert numbers == expected
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "dali"])
+def test_a_span_in_frames_is_that_of_the_same_frames_in_seconds(movies, decoder):
+    spans, _ = movies[decoder]
+    by_frame = [
+        VideoRecord(span.id, span.video, ("x",), frames=FrameSpan(first, None if span.end is None else last))
+        for span, (first, last) in zip(spans, SPANS.values(), strict=True)
+    ]
+    for settings in ({"train": True, "num_steps": 4}, {"train": False, "fps": 3.0, "sampling": "strided"}):
+        assert shown(by_frame, decoder=decoder, **settings) == shown(spans, decoder=decoder, **settings)
+
+
+def test_a_span_in_frames_that_is_not_there_is_named(movies, caplog):
+    movie = movies["pyav"][0][0].video
+    spans = [FrameSpan(TOTAL, None), FrameSpan(80, 80 + TOTAL), FrameSpan(TOTAL - 1, TOTAL)]
+    records = [VideoRecord(str(i), movie, ("x",), frames=span) for i, span in enumerate(spans)]
+    with caplog.at_level(logging.WARNING, logger="fastvtp.data.loader"):
+        clips, bad = shown(records, train=False, num_frames=10)
+    assert clips == [(1, list(range(80, 90))), (2, [89] * 10)]
+    assert bad == {f"{movie} frames 90-end": "span frames 90-end is outside its 90 frames"}
+    assert f"{movie} frames 80-170: the span ends 10.0 s after its video and is cut there" in caplog.text
 
 
 def test_a_span_of_real_footage_shows_its_own_frames():

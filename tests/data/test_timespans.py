@@ -8,6 +8,7 @@ import torch
 from fastvtp.data.annotations import VideoRecord, annotations_digest, load_annotations, load_videos
 from fastvtp.data.classes import load_classes, load_targets
 from fastvtp.data.questions import load_questions
+from fastvtp.data.timespans import FrameSpan
 from fastvtp.errors import UserError
 from fastvtp.frozen.spans import load_spans
 from tests.data.clips import write_lines
@@ -49,6 +50,52 @@ def test_lines_of_other_spans_of_one_video_are_records_of_their_own_in_every_lis
     assert [(record.start, record.end) for record in records] == BOUNDS
     assert [record.id for record in records] == IDS
     assert {record.video for record in records} == {str(tmp_path / "movie.mp4")}
+
+
+FRAME_SPANS = ({"start_frame": 7, "end_frame": 19}, {"start_frame": 19}, {"end_frame": 7}, {"start_frame": 0})
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FIELDS if kind not in ("segments", "boxes")])
+def test_lines_may_say_frames(tmp_path, kind):
+    path = write_lines(tmp_path / "list.jsonl", *({**MOVIE, **FIELDS[kind], **span} for span in FRAME_SPANS))
+    records = read(kind, path)
+    assert [record.frames for record in records] == [FrameSpan(7, 19), FrameSpan(19, None), FrameSpan(0, 7), None]
+    assert [(record.start, record.end) for record in records] == [(None, None)] * 4
+    names = [f"movie.mp4{span}" for span in (" frames 7-19", " frames 19-end", " frames 0-7", "")]
+    assert [record.id for record in records] == names
+    assert [record.source for record in records] == [str(tmp_path / name) for name in names]
+    assert records[0].named() == {**MOVIE, "id": names[0], "video": records[0].video, "start_frame": 7, "end_frame": 19}
+
+
+def test_seconds_and_frames_of_the_same_numbers_are_two_clips(tmp_path):
+    spans = ({"start": 7, "end": 19}, {"start_frame": 7, "end_frame": 19})
+    path = write_lines(tmp_path / "list.jsonl", *({**MOVIE, **FIELDS["captions"], **span} for span in spans))
+    records = load_annotations(path)
+    assert len(records) == 2
+    assert annotations_digest(records[:1]) != annotations_digest(records[1:])
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"start_frame": 3, "end_frame": 3}, "field 'end_frame': expected more than its start_frame 3, got 3"),
+        ({"start_frame": -1}, "field 'start_frame': expected the number of a frame, from 0 on, got -1"),
+        ({"end_frame": 2.5}, "field 'end_frame': expected the number of a frame, from 0 on, got 2.5"),
+        ({"start_frame": True}, "field 'start_frame': expected the number of a frame, from 0 on, got True"),
+        ({"start": 1, "end_frame": 9}, "fields 'start' and 'end_frame': expected seconds or frames, not both"),
+    ],
+)
+def test_frames_that_are_none_are_refused_by_line_and_field(tmp_path, fields, complaint):
+    path = write_lines(tmp_path / "list.jsonl", {**MOVIE, **FIELDS["captions"], **fields})
+    with pytest.raises(UserError) as error:
+        load_annotations(path)
+    assert str(error.value) == f"{path}, line 1: {complaint}"
+
+
+def test_segments_are_not_counted_from_frames(tmp_path):
+    path = write_lines(tmp_path / "list.jsonl", {**MOVIE, **FIELDS["segments"], "start_frame": 4})
+    with pytest.raises(UserError, match="field 'start_frame': expected a span in seconds, as the annotations are"):
+        read("segments", path)
 
 
 @pytest.mark.parametrize("kind", FIELDS)

@@ -308,3 +308,21 @@ def test_zero_shot_of_a_dual_encoder(command, place):
 def test_the_cache_is_what_it_says(features, place):
     made = FeatureSet(place / features)
     assert (made.num_views, made.description["dtype"], made.description["layers"]) == (2, "float16", [0, 1])
+
+
+def test_frames_by_time_are_kept_from_features_to_the_probe(command, place):
+    for name in ("train", "test"):
+        command("extract", "model", name, "--output", f"fps_{name}", "--sampling", "strided", "--fps", "4")
+    assert FeatureSet(place / "fps_test").description["fps"] == 4
+    error = command("extract", "model", "test", "--output", "fps_test", "--sampling", "strided", fails=True)
+    assert "holds other features (frame_stride 1, expected 4, fps 4.0, expected None)" in error
+    both = ("--sampling", "strided", "--fps", "4", "--frame-stride", "2")
+    error = command("extract", "model", "test", "--output", "fps_both", *both, fails=True)
+    assert error == "fastvtp: fps 4 and frame_stride 2 both say how far frames are apart: give one\n"
+    command("probe", "fps_train", "steps=1", "num_heads=2", "head_dim=8", "--output", "p_fps")
+    assert json.loads((place / "p_fps/probe.json").read_text())["protocol"]["fps"] == 4
+    command("classify", "model", "p_fps", "test")
+    short = ("steps=1", "batch_size=2", "warmup_steps=1", "num_heads=2", "head_dim=8", "fps=5")
+    command("probe", "model", *short, "--recipe", "charades", "--train", "train", "--output", "p_fps")
+    kept = json.loads((place / "p_fps/probe.json").read_text())["protocol"]
+    assert (kept["fps"], kept["frame_stride"]) == (5, 1)
