@@ -17,6 +17,7 @@ from fastvtp.cli.options import (
     Only,
     ReadingOptions,
     RunOptions,
+    WindowOptions,
     add_commands,
     protocol_settings,
 )
@@ -36,8 +37,8 @@ Trained = Annotated[
 
 
 @dataclass(frozen=True)
-class FeatureOptions:
-    """What is kept of each clip."""
+class FeatureOptions(WindowOptions):
+    """What is kept of each clip, and whether clips are windows of the videos."""
 
     layers: Annotated[
         str,
@@ -125,6 +126,8 @@ def extract(
     from fastvtp.frozen import runs as frozen_runs
     from fastvtp.frozen.features import FeatureSettings
 
+    cut = features.windows()
+
     def prepare() -> tuple[Any, FeatureSettings, Any, Any]:
         opened = _open(model, device)
         settings = FeatureSettings(
@@ -135,7 +138,14 @@ def extract(
     with together(run.device) as device:
         opened, settings, protocol, listed = processes.all_or_none(prepare)
         done = frozen_runs.extract(
-            opened, listed, output, settings, protocol=protocol, names_file=class_names, progress_bar=not run.quiet
+            opened,
+            listed,
+            output,
+            settings,
+            protocol=protocol,
+            windows=cut,
+            names_file=class_names,
+            progress_bar=not run.quiet,
         )
         shape = " x ".join(map(str, (done.num_views, *done[0].shape[1:])))
         say(f"{len(done)} clips of {shape} are in {output}; {len(done.left_out)} undecodable files")
@@ -240,6 +250,7 @@ def classify(
     top: Annotated[int, typer.Option(min=1, help="How many of the likeliest classes are printed for a video.")] = 3,
     *,
     lists: ListOptions,
+    windows: WindowOptions,
     reading: Annotated[ReadingOptions, Only("views", "framing")],
     run: Annotated[RunOptions, Only("num_workers", "batch_size", "device", "quiet")],
 ) -> None:
@@ -261,7 +272,9 @@ def classify(
 
     with together(run.device) as device:
         protocol, opened = processes.all_or_none(prepare)
-        found = frozen_runs.classify(opened, probe, listed, protocol=protocol, progress_bar=not run.quiet)
+        found = frozen_runs.classify(
+            opened, probe, listed, protocol=protocol, windows=windows.windows(), progress_bar=not run.quiet
+        )
         for video, row in found.items():
             shown = {name: round(score, 4) for name, score in list(row.items())[:top]}
             say(json.dumps({"video": video, "classes": shown}, ensure_ascii=False))

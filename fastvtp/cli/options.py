@@ -28,6 +28,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from fastvtp.errors import UserError
+
 # --- Options and arguments
 
 Model = Annotated[
@@ -161,6 +163,34 @@ class ListOptions:
         (columns,) = split_settings(self.column or [], ListColumns, what="column")
         names = ListColumns(**columns)
         return VideoList(path, self.list_format, self.split, self.video_folder, self.missing, names)
+
+
+@dataclass(frozen=True)
+class WindowOptions:
+    """How long videos are cut into windows."""
+
+    window: Annotated[
+        float | None,
+        typer.Option(
+            help="Cut each video into windows of so many seconds, every one of which is read as a clip of its own. The "
+            "last is moved back to end with the video; what is shorter than a window is one as it is."
+        ),
+    ] = None
+    hop: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds from the beginning of a window to that of the next, with --window. If it is not given, "
+            "windows touch."
+        ),
+    ] = None
+
+    def windows(self) -> Any:
+        """Return the `Windows` that these options ask for, or None. Raises UserError for a hop without a window."""
+        from fastvtp.data.windows import Windows  # here, because it imports numpy
+
+        if self.window is None and self.hop is not None:
+            raise UserError(f"--hop {self.hop:g} needs --window")
+        return None if self.window is None else Windows(self.window, self.hop)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from fastvtp.data.formats.listing import Listing
 from fastvtp.data.loader import Decoding, VideoTextLoader
 from fastvtp.data.reading import ClipReading, ClipShape
 from fastvtp.data.stream import Batches
+from fastvtp.data.windows import Windows, windows_by_record
 from fastvtp.errors import UserError
 from fastvtp.evaluation.dealing import joined
 from fastvtp.evaluation.protocol import EvaluationProtocol
@@ -79,6 +80,7 @@ def extract(
     settings: FeatureSettings = _FEATURES,
     *,
     protocol: EvaluationProtocol = _PROTOCOL,
+    windows: Windows | None = None,
     names_file: str | Path | None = None,
     progress_bar: bool = True,
 ) -> FeatureSet:
@@ -89,8 +91,9 @@ def extract(
     do, so that features do not depend on where an extraction was begun or stopped, nor on the processes: they are of
     the most views up to `protocol.batch_size` that divide those of a file.
 
-    data, names_file: as in `read_videos`. Raises UserError where `output` holds the features of something else, and for
-    views that the framing does not have.
+    data, names_file: as in `read_videos`. windows: cut the videos so, each window being a clip with features of its own
+    and the labels of its video; None: they are not. Raises UserError where `output` holds the features of something
+    else, and for views that the framing does not have.
     """
 
     def prepare() -> tuple[VideoTower, ListedVideos]:
@@ -98,6 +101,10 @@ def extract(
         return video_tower(opened.model), read_videos(data, names_file=names_file)
 
     tower, videos = processes.all_or_none(prepare)
+    described = _described(opened, protocol)
+    if windows is not None:
+        videos = processes.first_decides(lambda: _in_windows(videos, windows, progress_bar))
+        described |= {"window": windows.seconds, "hop": windows.hop}
     batches = _within_files(protocol, settings.shard_size, len(videos.records))
     extract_features(
         tower,
@@ -105,11 +112,21 @@ def extract(
         lambda some: evaluation_loader(opened, some, batches, texts=False, dealt=False),
         output,
         settings,
-        protocol=_described(opened, protocol),
+        protocol=described,
         precision=protocol.precision,
         progress=progress_bar,
     )
     return processes.all_or_none(lambda: FeatureSet(output))
+
+
+def _in_windows(videos: ListedVideos, windows: Windows, progress: bool) -> ListedVideos:
+    """Return the windows of videos, with the labels of these."""
+    every = windows_by_record(videos.records, windows, progress=progress)
+    records = [record for own in every for record in own]
+    if videos.targets is None:
+        return ListedVideos(records)
+    labels = tuple(shown for shown, own in zip(videos.targets.labels, every, strict=True) for _ in own)
+    return ListedVideos(records, replace(videos.targets, records=tuple(records), labels=labels))
 
 
 def _within_files(protocol: EvaluationProtocol, shard_size: int, videos: int) -> EvaluationProtocol:
@@ -278,20 +295,24 @@ def classify(
     data: str | os.PathLike[str],
     *,
     protocol: EvaluationProtocol = _PROTOCOL,
+    windows: Windows | None = None,
     progress_bar: bool = True,
 ) -> dict[str, dict[str, float]]:
     """Say by a trained probe what videos show: the probability of each class, the likeliest first, by path (of a span,
     by `VideoRecord.source`).
 
     Frames come to the model's size as in the probe's training, where the protocol says nothing else. Videos that cannot
-    be decoded are left out. The processes of a group, all of which call this, share the videos. Raises UserError where
-    the probe is of another model.
+    be decoded are left out. windows: say it of each window of the videos; None: of the whole. The processes of a group,
+    all of which call this, share the videos. Raises UserError where the probe is of another model.
     """
 
     def prepare() -> tuple[Sequence[VideoRecord], ProbedTower, ProbeDescription]:
         return read_videos(data).records, *load_probe(probe, video_tower(opened.model))
 
     records, probed, description = processes.all_or_none(prepare)
+    if windows is not None:
+        whole = records
+        records = processes.first_decides(lambda: _in_windows(ListedVideos(whole), windows, progress_bar).records)
     framing = protocol.reading.framing or description.reading.framing
     protocol = replace(protocol, reading=replace(protocol.reading, framing=framing))
 

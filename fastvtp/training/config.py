@@ -238,8 +238,8 @@ class TrainConfig:
 
 
 def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
-    """Return a copy with `key=value` strings applied; keys are dotted ("data.flip=false"). "data.fps" takes the place of
-    the `data.frame_stride` that `config` has, and the other way round.
+    """Return a copy with `key=value` strings applied; keys are dotted ("data.flip=false"). "data.fps" takes the place
+    of the `data.frame_stride` that `config` has, and the other way round.
 
     Raises UserError with the nearest right key for a wrong one, or with the expected type for a wrong value.
     """

@@ -60,8 +60,8 @@ class DataConfig:
     """Most entries of a tokenizer trained here."""
     reading: ClipReading = field(default=TRAINING_READING, metadata=FLAT)
     """How training clips are read. Its settings are `data.sampling`, `data.frame_stride`, `data.fps` and so on. A run's
-    model folders record the fps and the framing, and clips are framed so for scores. Classes that are bare numbers name no direction by which a clip
-    were not to be mirrored: see `class_names`."""
+    model folders record the fps and the framing, and clips are framed so for scores. Classes that are bare numbers name
+    no direction by which a clip were not to be mirrored: see `class_names`."""
     class_names: str | None = field(default=None, metadata=a_path("a file of class names"))
     """finetune_..._classification: a file that names the classes, see `load_classes`; None: the labels are the
     names."""

@@ -326,3 +326,22 @@ def test_frames_by_time_are_kept_from_features_to_the_probe(command, place):
     command("probe", "model", *short, "--recipe", "charades", "--train", "train", "--output", "p_fps")
     kept = json.loads((place / "p_fps/probe.json").read_text())["protocol"]
     assert (kept["fps"], kept["frame_stride"]) == (5, 1)
+
+
+def test_features_of_windows_have_ids_bounds_and_labels(command, place):
+    length = FeatureSet(place / "f_test").records  # of whole clips
+    command("extract", "model", "test", "--output", "f_windows", "--window", "0.5", "--hop", "0.25", "--layers", "0,1")
+    windows = FeatureSet(place / "f_windows")
+    assert len(windows) > 2 * len(length)
+    own = [record for record in windows.records if record.video == windows.records[0].video]
+    assert [record.start for record in own[:3]] == [0, 0.25, 0.5]
+    assert {round(record.end - record.start, 6) for record in own} == {0.5}
+    assert [record.id for record in own] == [f"{length[0].id} {record.span}" for record in own]
+    assert {windows.class_names[label] for (label,) in windows.labels} == {"red", "blue"}
+    assert (windows.description["window"], windows.description["hop"]) == (0.5, 0.25)
+    assert not torch.equal(windows.view(0, 0), windows.view(1, 0))
+    command("probe", "f_windows", "steps=1", "num_heads=2", "head_dim=8", "--output", "p_windows")
+    lines = command("classify", "model", "p_windows", "test", "--window", "0.5").splitlines()
+    assert json.loads(lines[0])["video"].endswith("0.mp4 0-0.5 s")
+    error = command("extract", "model", "test", "--output", "f_no", "--hop", "2", fails=True)
+    assert error == "fastvtp: --hop 2 needs --window\n"
