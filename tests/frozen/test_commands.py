@@ -328,7 +328,7 @@ def test_frames_by_time_are_kept_from_features_to_the_probe(command, place):
     assert (kept["fps"], kept["frame_stride"]) == (5, 1)
 
 
-def test_features_of_windows_have_ids_bounds_and_labels(command, place):
+def test_features_of_windows_have_ids_bounds_and_labels(command, features, place):
     length = FeatureSet(place / "f_test").records  # of whole clips
     command("extract", "model", "test", "--output", "f_windows", "--window", "0.5", "--hop", "0.25", "--layers", "0,1")
     windows = FeatureSet(place / "f_windows")
