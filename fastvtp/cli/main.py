@@ -11,7 +11,7 @@ from fastvtp.errors import FailedElsewhereError, UserError
 try:
     import typer
 
-    from fastvtp.cli import captioning, convert, frozen, indexing, launching, planning, recipes, scoring, training
+    from fastvtp.cli import captioning, convert, data, frozen, indexing, launching, planning, recipes, scoring, training
     from fastvtp.cli.options import add_commands
     from fastvtp.cli.together import by_first
 except ImportError:
@@ -50,6 +50,7 @@ for register in (
     frozen.register,
     convert.register,
     indexing.register,
+    data.register,
 ):
     register(app)
 add_commands(app, "Checkpoints and machine", doctor)

@@ -135,6 +135,12 @@ class Video:
         return displayed_size(reader.height, reader.width, self._stretch, self._source.frames.turn)
 
     @property
+    def keyframes(self) -> np.ndarray:
+        """Indices of the frames that decoding can start from, ascending, int64; those at least that are known
+        without decoding."""
+        return np.unique(self._source.frames.start_places)
+
+    @property
     def seconds(self) -> np.ndarray:
         """When each frame is shown, in seconds from the first one: float64 `[num_frames]`, rising.
 

@@ -217,6 +217,11 @@ class VideoTextLoader:
         self.close()
 
     @property
+    def source(self) -> ClipSource:
+        """What makes the samples, and tells by `describe` what is chosen for one."""
+        return self._source
+
+    @property
     def worker_pids(self) -> tuple[int, ...]:
         """The process numbers of the workers that are running now; one that ends is replaced by another."""
         workers = None if self._feed is None else self._feed.workers

@@ -52,6 +52,28 @@ class Sample:
     failures: tuple[tuple[str, str], ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What is chosen for one sample.
+
+    Attributes:
+        record: its number.
+        caption: which of its captions.
+        frames: int32 `[T]`, indices of the frames in their video.
+        seconds: float64 `[T]`, when these are shown, from the first frame of the video; None where the file does not
+            say.
+        window: the part of the upright picture, and whether it is mirrored; None: the whole as it is.
+        augmentation: the arrays of `ClipAugmentation.draw`; empty without one.
+    """
+
+    record: int
+    caption: int
+    frames: np.ndarray
+    seconds: np.ndarray | None
+    window: CropWindow | None
+    augmentation: tuple[np.ndarray, ...] = ()
+
+
 def _nothing(record: int) -> None:
     pass
 
@@ -162,7 +184,7 @@ class ClipSource:
         self.before_attempt(index)
         rng = generator if self.stream.batches.train else None
         segment, crop = self.stream.view(number)
-        caption = 0 if rng is None else int(rng.integers(self._num_captions[index]))
+        caption = self._caption(index, rng)
         if not self.decodes:
             video = self._handed_over(index, rng, segment, crop)
         elif rng is None:
@@ -170,11 +192,38 @@ class ClipSource:
         else:
             video = (self._decoded(index, rng),)
         meta = np.array([index, attempt, caption, self._beyond.get(index, 0)], np.int64)
-        # Drawn last: all else about a clip is the same with and without augmentation.
-        drawn: tuple[np.ndarray, ...] = ()
-        if self.augmentation is not None and self._crop is not None:
-            drawn = self.augmentation.draw(self._crop.aspect, generator, may_mirror=self._mirrorable[index])
-        return meta, *video, *drawn
+        return meta, *video, *self._drawn(index, rng)
+
+    def describe(self, number: int, attempt: int = 0) -> Choice:
+        """Make the choices of an attempt of `load`, and decode nothing for it.
+
+        Raises:
+            VideoDecodeError: the record of this attempt cannot be opened, or its span holds no frame. What else may
+                make an attempt fail shows only where its frames are decoded.
+        """
+        index, generator = self.stream.draw(number, attempt)
+        rng = generator if self.stream.batches.train else None
+        segment, crop = self.stream.view(number)
+        caption = self._caption(index, rng)
+        with self._opened(index) as video:
+            shown = self._frames(index, video)
+            times = self._times(video, shown)
+            frames = self._sampling.choose(shown, times, rng, segment, self.stream.batches.views[0])
+            window = self._window(index, video.size, rng, crop)
+            try:
+                seconds = video.seconds[frames]
+            except VideoDecodeError:
+                seconds = None
+        return Choice(index, caption, frames, seconds, window, self._drawn(index, rng))
+
+    def _caption(self, index: int, rng: np.random.Generator | None) -> int:
+        return 0 if rng is None else int(rng.integers(self._num_captions[index]))
+
+    def _drawn(self, index: int, rng: np.random.Generator | None) -> tuple[np.ndarray, ...]:
+        """Draw the augmentation of a clip, after all else, which is then the same with and without it."""
+        if self.augmentation is None or self._crop is None or rng is None:
+            return ()
+        return self.augmentation.draw(self._crop.aspect, rng, may_mirror=self._mirrorable[index])
 
     def find_damage(self, number: int, reach: str = "span") -> bool:
         """Tell whether DALI was handed a damaged file for a sample: one that opens but has frames that cannot be

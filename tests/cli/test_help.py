@@ -5,15 +5,23 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from fastvtp.cli import main as cli
 
 PACKAGE = Path(cli.__file__).parents[1]
 COMMAND_FILES = tuple(sorted((PACKAGE / "cli").glob("*.py")))
-COMMANDS = get_command(cli.app).commands  # pyright: ignore[reportAttributeAccessIssue]
+TOP: dict[str, Any] = get_command(cli.app).commands  # pyright: ignore[reportAttributeAccessIssue]
+COMMANDS = {name: command for name, command in TOP.items() if not isinstance(command, TyperGroup)} | {
+    f"{group} {name}": command
+    for group, of_group in TOP.items()
+    if isinstance(of_group, TyperGroup)
+    for name, command in of_group.commands.items()
+}
 MOST_PARAMETERS = 8
 
 
@@ -56,7 +64,7 @@ def test_the_screen_shows_all_of_a_help(command, monkeypatch, capsys):
     """What looks like markup would be swallowed."""
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit):
-        cli.app([command, "--help"])
+        cli.app([*command.split(), "--help"])
     shown = re.sub(r"[\s│]+", "", capsys.readouterr().out)
     for text in (COMMANDS[command].help, *helps(command).values()):
         assert re.sub(r"\s+", "", text) in shown

@@ -1,0 +1,107 @@
+"""The report of `fastvtp data check` as tables on the screen."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_SHOWN, _COUNTED = 5, 6
+
+
+def tables(report: Mapping[str, Any]) -> list[Any]:
+    """Return the tables of a report of `fastvtp.data.survey`, for rich to print."""
+    made = [_table(f"{report['data']}: {report['kind']}", _of_list(report))]
+    if report["probe"] is not None:
+        probe = report["probe"]
+        made.append(_table(f"{probe['files']} files opened", _of_files(probe)))
+    if report["against"]:
+        made.append(_table("shared with other data sets", _of_others(report["against"])))
+    if wrong := [*_unusable(report)]:
+        made.append(_table("cannot be used", wrong))
+    return made
+
+
+def _table(title: str, rows: Iterable[Sequence[str]]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", show_header=False)
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))  # as it is: paths in brackets are no markup
+    return table
+
+
+def _of_list(report: Mapping[str, Any]) -> Iterable[Sequence[str]]:
+    spans = f", {report['spans']:,} spans" if report["spans"] else ""
+    yield "records", f"{report['records']:,} of {report['videos']:,} videos{spans}"
+    yield "files", f"{report['bytes'] / 1e9:,.2f} GB, {len(report['missing']):,} missing"
+    if report["not_looked_at"]:
+        yield "not looked at", f"{report['not_looked_at']:,} behind URLs: --probe opens them"
+    if (captions := report["captions"]) is not None:
+        yield "texts", f"{captions['count']:,}, {captions['distinct']:,} distinct, {captions['empty']:,} empty"
+        yield "texts a record", _spread(captions["captions_a_record"])
+        yield "words a text", _spread(captions["words"])
+        if captions["tokens"] is not None:
+            yield "tokens a text", _spread(captions["tokens"])
+        yield "of several records", f"{captions['of_several_records']:,} texts"
+        yield "not ASCII", f"{captions['not_ascii']:.1%} of the texts"
+        directions = f"{captions['name_a_direction']:.1%} of the texts"
+        yield "name a direction", f"{directions}; {captions['not_mirrored']:.1%} of the records are never mirrored"
+    if (classes := report["classes"]) is not None:
+        absent = classes["without_a_video"]
+        yield "classes", f"{classes['count']:,}" + (f", without a video: {_few(absent)}" if absent else "")
+        yield "videos a class", _spread(classes["videos_a_class"])
+        for which in ("largest", "smallest"):
+            yield f"{which} classes", ", ".join(f"{name} {number:,}" for name, number in classes[which].items())
+    if twice := report["same_clip"]:
+        yield "the same clip", f"{len(twice):,} times in several records: {_few(map('='.join, twice))}"
+    if report["same_bytes"] is not None:
+        groups = report["same_bytes"]
+        yield (
+            "the same bytes",
+            f"in {len(groups):,} groups of files" + (f": {_few(map('='.join, groups))}" if groups else ""),
+        )
+
+
+def _of_files(probe: Mapping[str, Any]) -> Iterable[Sequence[str]]:
+    yield "undecodable", f"{len(probe['undecodable']):,}"
+    for name, unit in (("seconds", "s"), ("frames", ""), ("megabytes", "MB"), ("frames_a_keyframe", "")):
+        yield name.replace("_", " "), _spread(probe[name], unit)
+    yield "decode", f"{_spread(probe['decode_ms'], 'ms')} of one thread for 16 frames, 4 apart"
+    for name in ("fps", "sizes", "shapes", "codecs", "rotations"):
+        found = list(probe[name].items())
+        more = f", {len(found) - _COUNTED} others" if len(found) > _COUNTED else ""
+        yield name, ", ".join(f"{value}: {number:,}" for value, number in found[:_COUNTED]) + more
+    odd = ("variable_rate", "interlaced", "mirrored", "pixels_not_square")
+    yield "of these", ", ".join(f"{name.replace('_', ' ')} {probe[name]:,}" for name in odd)
+
+
+def _of_others(others: Iterable[Mapping[str, Any]]) -> Iterable[Sequence[str]]:
+    for other in others:
+        same = other["same_video"]
+        said = f"{len(same):,} of {other['videos']:,} videos" + (f": {_few(same)}" if same else "")
+        if other["same_bytes"] is not None:
+            pairs = ["=".join(pair) for pair in other["same_bytes"]]
+            said += f"; the same bytes under another name: {len(pairs):,}" + (f", {_few(pairs)}" if pairs else "")
+        if "same_captions" in other:
+            said += f"; {other['same_captions']:,} texts"
+        yield other["data"], said
+
+
+def _unusable(report: Mapping[str, Any]) -> Iterable[Sequence[str]]:
+    probe = report["probe"] or {"undecodable": {}, "spans_without_a_frame": {}}
+    spans = {video: f"no frame in {', '.join(spans)}" for video, spans in probe["spans_without_a_frame"].items()}
+    reasons = {**report["missing"], **probe["undecodable"], **spans}
+    yield from list(reasons.items())[:_SHOWN]
+    if len(reasons) > _SHOWN:
+        yield f"and {len(reasons) - _SHOWN:,} more", "--json names all"
+
+
+def _spread(numbers: Mapping[str, float] | None, unit: str = "") -> str:
+    if numbers is None:
+        return "none"
+    shown = ", ".join(f"{name} {value:,.4g}" for name, value in numbers.items())
+    return f"{shown} {unit}".rstrip()
+
+
+def _few(names: Iterable[str]) -> str:
+    every = list(names)
+    return ", ".join(every[:_SHOWN]) + (f", and {len(every) - _SHOWN:,} more" if len(every) > _SHOWN else "")

@@ -1,0 +1,266 @@
+"""What a data set holds, counted before anything is trained on it: records, captions, classes, files, duplicates."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastvtp.data.annotations import (
+    FOLDER_LISTS,
+    VideoRecord,
+    load_annotations,
+    load_videos,
+    mentions_direction,
+    read_lines,
+)
+from fastvtp.data.classes import load_targets
+from fastvtp.data.file_survey import FileProbe, fingerprints, probe_files, sizes_of
+from fastvtp.data.locations import is_remote, normal
+from fastvtp.data.questions import load_questions
+from fastvtp.data.text import Tokenizer
+from fastvtp.errors import UserError
+
+ALL = -1
+"""As a number of files to probe: every one."""
+_MANY = 1 << 20  # tokens: more than a text has
+
+
+@dataclass(frozen=True)
+class ListedSet:
+    """A data set, whatever it says of its videos.
+
+    Attributes:
+        path: where it was read from.
+        kind: "captions", "questions", "classes" or "videos", which comes without any.
+        records: with the texts that belong to that kind as captions.
+        classes: the number of records of each class by its name; empty for other kinds.
+    """
+
+    path: str
+    kind: str
+    records: Sequence[VideoRecord]
+    classes: Mapping[str, int]
+
+
+def read_any(path: str | os.PathLike[str]) -> ListedSet:
+    """Read a list or a folder of videos, of whichever kind it is.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        UserError: it cannot be read as any kind; the message is of the likeliest.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    first: UserError | None = None
+    for kind in _kinds_of(Path(path)):
+        try:
+            return _READERS[kind](os.fspath(path))
+        except UserError as error:
+            first = first or error
+    raise first or UserError(f"{path}: lists no videos")
+
+
+def survey(
+    listed: ListedSet,
+    *,
+    against: Sequence[ListedSet] = (),
+    probe: int = 0,
+    tokenizer: Tokenizer | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Count what is in a data set, and look for what is missing, unusable or there twice.
+
+    Args:
+        listed: the data set.
+        against: others, such as the test split, that should share no video with it.
+        probe: how many of its videos to open, evenly spread over the list, `ALL` for every one. From one on, equal
+            bytes are looked for in all local files of all sets, by their sizes and the digests of their ends.
+        tokenizer: counts the tokens of captions.
+        progress: show bars.
+
+    Returns:
+        A report that JSON holds. "unusable" is the number of files that are missing or cannot be decoded and of spans
+        that hold no frame; each is named with its reason in "missing" or in "probe". Files behind a URL are looked at
+        only where they are probed; "not_looked_at" counts them.
+    """
+    sets = (listed, *against)
+    locations = {each.path: _videos(each.records) for each in sets}
+    own = locations[listed.path]
+    sizes, missing = sizes_of(own, progress=progress)
+    known = dict(sizes)
+    for each in against:
+        known |= sizes_of(locations[each.path], progress=progress)[0]
+    alike = fingerprints(known, progress=progress) if probe else None
+    wanted = _spread([video for video in own if video not in missing], probe)
+    spans = defaultdict(list)
+    for record in listed.records:
+        spans[normal(record.video)].append(record.span)
+    found = probe_files({video: spans[video] for video in wanted}, progress=progress)
+    report: dict[str, Any] = {
+        "data": listed.path,
+        "kind": listed.kind,
+        "records": len(listed.records),
+        "videos": len(own),
+        "spans": sum(record.span is not None for record in listed.records),
+        "bytes": sum(sizes.values()),
+        "captions": _captions(listed, tokenizer) if listed.kind in ("captions", "questions") else None,
+        "classes": _classes(listed.classes) if listed.classes else None,
+        "missing": missing,
+        "not_looked_at": sum(is_remote(video) and video not in found for video in own),
+        "same_clip": _same_clip(listed.records),
+        "same_bytes": None if alike is None else _groups(own, alike),
+        "against": [_compared(listed, other, alike) for other in against],
+        "probe": _summary(found) if probe else None,
+    }
+    bad = sum(probe.reason is not None or bool(probe.empty_spans) for probe in found.values())
+    return {**report, "unusable": len(missing) + bad}
+
+
+# --- Reading
+
+
+def _kinds_of(path: Path) -> Iterable[str]:
+    """Return the kinds that a data set may be of, the likeliest first."""
+    lists = [path / name for name in FOLDER_LISTS if (path / name).is_file()] if path.is_dir() else [path]
+    if lists and lists[0].suffix == ".jsonl":
+        _, fields = next(read_lines(lists[0]), ("", {}))
+        for kind, names in (("questions", {"question"}), ("classes", {"label", "labels"}), ("captions", {"caption"})):
+            if names & set(fields):
+                return (kind,)
+        return ("videos",)
+    return ("captions", "classes", "videos") if path.is_dir() else ("classes", "captions", "questions", "videos")
+
+
+def _of_classes(path: str) -> ListedSet:
+    targets = load_targets(path)
+    names = targets.class_names
+    shown = Counter(dict.fromkeys(names, 0))
+    shown.update(names[label] for labels in targets.labels for label in labels)
+    return ListedSet(path, "classes", targets.records, shown)
+
+
+_READERS: dict[str, Callable[[str], ListedSet]] = {
+    "captions": lambda path: ListedSet(path, "captions", load_annotations(path), {}),
+    "questions": lambda path: ListedSet(path, "questions", load_questions(path).records, {}),
+    "classes": _of_classes,
+    "videos": lambda path: ListedSet(path, "videos", load_videos(path), {}),
+}
+
+
+# --- Counting
+
+
+def quantiles(values: Iterable[float]) -> dict[str, float] | None:
+    """Return least, median, mean, the 95th of a hundred, and largest of some numbers; None of none."""
+    numbers = np.array(list(values), np.float64)
+    if not len(numbers):
+        return None
+    middle, late = np.percentile(numbers, [50, 95])
+    found = {"min": numbers.min(), "median": middle, "mean": numbers.mean(), "p95": late, "max": numbers.max()}
+    return {name: round(float(value), 3) for name, value in found.items()}
+
+
+def _videos(records: Sequence[VideoRecord]) -> list[str]:
+    """Return the locations of the videos of records, each once."""
+    return list(dict.fromkeys(normal(record.video) for record in records))
+
+
+def _spread(videos: Sequence[str], number: int) -> list[str]:
+    if number == ALL or number >= len(videos):
+        return list(videos)
+    return [videos[place * len(videos) // number] for place in range(number)]
+
+
+def _captions(listed: ListedSet, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    texts = [caption for record in listed.records for caption in record.captions]
+    of_records = Counter(caption for record in listed.records for caption in set(record.captions))
+    total = max(1, len(texts))
+    return {
+        "count": len(texts),
+        "distinct": len(of_records),
+        "empty": sum(not text.strip() for text in texts),
+        "of_several_records": sum(number > 1 for number in of_records.values()),
+        "words": quantiles(len(text.split()) for text in texts),
+        "tokens": None if tokenizer is None else quantiles(map(len, tokenizer.encode(texts, _MANY))),
+        "captions_a_record": quantiles(len(record.captions) for record in listed.records),
+        "not_ascii": sum(not text.isascii() for text in texts) / total,
+        "name_a_direction": sum(map(mentions_direction, texts)) / total,
+        "not_mirrored": sum(not record.may_be_mirrored for record in listed.records) / max(1, len(listed.records)),
+    }
+
+
+def _classes(classes: Mapping[str, int]) -> dict[str, Any]:
+    ordered = sorted(classes.items(), key=lambda item: (-item[1], item[0]))
+    return {
+        "count": len(classes),
+        "without_a_video": [name for name, number in ordered if not number],
+        "videos_a_class": quantiles(classes.values()),
+        "largest": dict(ordered[:3]),
+        "smallest": dict(ordered[-3:]),
+    }
+
+
+def _same_clip(records: Sequence[VideoRecord]) -> list[list[str]]:
+    """Return the ids of records that are the same span of the same video, in groups."""
+    groups: dict[Any, list[str]] = defaultdict(list)
+    for record in records:
+        groups[record.clip].append(record.id)
+    return [ids for ids in groups.values() if len(ids) > 1]
+
+
+def _groups(videos: Iterable[str], alike: Mapping[str, str]) -> list[list[str]]:
+    """Return the videos of which several have the same fingerprint, in groups."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for video in videos:
+        if video in alike:
+            groups[alike[video]].append(video)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _compared(listed: ListedSet, other: ListedSet, alike: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return what two data sets share."""
+    own, others = _videos(listed.records), _videos(other.records)
+    both = sorted({*own} & {*others})
+    texts = [{caption for record in each.records for caption in record.captions} for each in (listed, other)]
+    compared: dict[str, Any] = {"data": other.path, "records": len(other.records), "videos": len(others)}
+    compared |= {"same_video": both, "same_bytes": None}
+    if alike is not None:
+        by_print = {alike[video]: video for video in others if video in alike}
+        pairs = [[video, by_print[alike[video]]] for video in own if alike.get(video) in by_print]
+        compared["same_bytes"] = [pair for pair in pairs if pair[0] not in both]
+    if {listed.kind, other.kind} == {"captions"}:
+        compared["same_captions"] = len(texts[0] & texts[1])
+    return compared
+
+
+def _summary(found: Mapping[str, FileProbe]) -> dict[str, Any]:
+    good = [probe for probe in found.values() if probe.reason is None]
+
+    def counted(name: str) -> dict[str, int]:
+        return {str(value): number for value, number in Counter(getattr(probe, name) for probe in good).most_common()}
+
+    return {
+        "files": len(found),
+        "undecodable": {video: probe.reason for video, probe in found.items() if probe.reason is not None},
+        "spans_without_a_frame": {video: probe.empty_spans for video, probe in found.items() if probe.empty_spans},
+        "seconds": quantiles(probe.seconds for probe in good),
+        "frames": quantiles(probe.frames for probe in good),
+        "megabytes": quantiles(probe.bytes / 1e6 for probe in good if probe.bytes is not None),
+        "fps": counted("fps"),
+        "sizes": counted("size"),
+        "shapes": counted("shape"),
+        "codecs": counted("codec"),
+        "rotations": counted("rotation"),
+        "mirrored": sum(probe.mirrored for probe in good),
+        "pixels_not_square": sum(probe.stretch != 1 for probe in good),
+        "interlaced": sum(probe.interlaced for probe in good),
+        "variable_rate": sum(probe.variable for probe in good),
+        "frames_a_keyframe": quantiles(probe.gop for probe in good),
+        "decode_ms": quantiles(probe.decode_ms for probe in good),
+    }

@@ -1,0 +1,105 @@
+"""`fastvtp data check` and `fastvtp data show`."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.test_main import run
+from tests.conftest import tiny_overrides
+from tests.data.clips import write_clip, write_lines
+from tests.data.test_span_clips import H264
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for name in ("a", "b"):
+        write_clip(root / f"{name}.mp4", 60, height=48, width=128, fps=24, **H264)
+    rows = [{"video": f"{name}.mp4", "caption": f"the [bold] video {name}"} for name in ("a", "b")]
+    write_lines(root / "list.jsonl", *rows)
+    write_lines(root / "bad.jsonl", *rows, {"video": "gone.mp4", "caption": "gone"})
+    return root
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, folder):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments):
+        return run(capsys, monkeypatch, "data", *arguments)
+
+    return call
+
+
+def test_a_sound_set_is_checked_on_the_screen_and_as_json(command, folder):
+    status, out, _ = command("check", "list.jsonl", "--probe", "all", "--against", "bad.jsonl", "--quiet")
+    assert status == 0
+    for text in ("list.jsonl: captions", "2 of 2 videos", "2 files opened", "128x48: 2", "shared with other data sets"):
+        assert text in out
+    assert "cannot be used" not in out
+    status, out, _ = command("check", "list.jsonl", "--probe", "1", "--json", "--quiet")
+    report = json.loads(out)
+    assert (status, report["records"], report["probe"]["files"]) == (0, 2, 1)
+
+
+def test_what_cannot_be_used_ends_with_the_code_1(command, folder):
+    status, out, _ = command("check", "bad.jsonl", "--quiet")
+    assert status == 1
+    assert "cannot be used" in out
+    assert f"{folder}/gone.mp4" in out
+    assert "No such file" in out
+    status, out, _ = command("check", "bad.jsonl", "--json", "--quiet")
+    assert (status, json.loads(out)["unusable"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("check", "list.jsonl", "--probe", "some"), "--probe some: expected a number of videos, or all"),
+        (("check", "nothing.jsonl"), "nothing.jsonl: no such file or folder"),
+        (("show", "simvtp_tini"), "no recipe 'simvtp_tini'; did you mean 'simvtp_tiny'?"),
+        (("show", "list.jsonl", "frames=3"), "no setting 'frames'; did you mean 'num_frames'?"),
+        (("show", "list.jsonl", "fps=3", "frame_stride=2"), "fps 3 and frame_stride 2 both say"),
+    ],
+)
+def test_a_mistake_is_one_line(command, arguments, complaint):
+    status, _, err = command(*arguments)
+    assert (status, err.count("\n")) == (2, 1)
+    assert complaint in err
+
+
+def test_a_data_set_is_shown_by_the_settings_given(command, folder):
+    settings = ("num_frames=3", "image_size=24,40", "sampling=strided", "data.fps=6", "flip=false")
+    status, out, _ = command(
+        "show", "list.jsonl", *settings, "--clips", "3", "--output", "s/sheet.png", "--json", "d.json"
+    )
+    assert (status, out) == (0, "3 clips of 2 records are in s/sheet.png, the draws in d.json\n")
+    draws = json.loads((folder / "d.json").read_text())
+    assert [draw["size"] for draw in draws] == [[24, 40]] * 3
+    for draw in draws:
+        assert np.diff(draw["frames"]).tolist() == [4, 4]
+        assert not draw["flip"]
+        assert set(draw) >= {"id", "video", "start", "end", "frames", "seconds", "window", "flip", "caption"}
+    with Image.open(folder / "s" / "sheet.png") as sheet:
+        assert sheet.width > 3 * 40
+        assert sheet.height > 3 * 24
+    command(
+        "show", "list.jsonl", *settings, "--clips", "3", "--seed", "1", "--json", "e.json", "--output", "s/sheet.png"
+    )
+    assert json.loads((folder / "e.json").read_text()) != draws
+
+
+def test_a_recipe_is_shown_at_its_size_by_its_reading(command, folder, captioned_videos, tmp_path):
+    given = [*tiny_overrides(captioned_videos, tmp_path / "run"), "seed=5", "data.sampling=strided", "data.fps=4"]
+    outputs = ("--output", str(tmp_path / "sheet.png"), "--json", str(tmp_path / "draws.json"), "--clips", "4")
+    status, out, err = command("show", "simvtp_tiny", *given, *outputs)
+    assert (status, out.split(" are in")[0]) == (0, "4 clips of 20 records"), err
+    draws = json.loads((tmp_path / "draws.json").read_text())
+    assert [(len(draw["frames"]), draw["size"]) for draw in draws] == [(4, [32, 32])] * 4
+    assert not (tmp_path / "run").exists()
+    seeded = (*outputs[:2], "--json", str(tmp_path / "seeded.json"), *outputs[4:], "--seed", "5")
+    command("show", "simvtp_tiny", *(text for text in given if text != "seed=5"), *seeded)
+    assert json.loads((tmp_path / "seeded.json").read_text()) == draws
