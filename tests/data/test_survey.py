@@ -41,6 +41,7 @@ def folder(tmp_path_factory):
         {"video": "plain.mp4", "caption": "late frames", "start_frame": 500},
     )
     write_lines(root / "test.jsonl", rows[1], {"video": "other.mp4", "caption": "a dog sits"})
+    write_lines(root / "both.jsonl", *({"video": f"{name}.mp4", "caption": "x"} for name in ("other", "plain")))
     write_lines(root / "nearly.jsonl", {"video": "nearly.mp4", "caption": "x"})
     return root
 
@@ -110,7 +111,8 @@ def test_what_cannot_be_used_is_named_with_its_reason(folder):
     assert report["unusable"] == 3
 
 
-def test_the_same_bytes_are_found_within_and_between_sets_whatever_is_opened(folder):
+def test_the_same_bytes_are_found_within_and_between_sets_whatever_is_opened(folder, monkeypatch):
+    monkeypatch.setattr("fastvtp.data.file_survey._END_BYTES", 64)  # less than a file
     report = found(folder, "train.jsonl", against=("test.jsonl", "nearly.jsonl"), probe=1)
     assert report["same_bytes"] == [[f"{folder}/plain.mp4", f"{folder}/again.mp4"]]
     test, nearly = report["against"]
@@ -119,6 +121,9 @@ def test_the_same_bytes_are_found_within_and_between_sets_whatever_is_opened(fol
     assert test["same_captions"] == 3
     assert (nearly["same_video"], nearly["same_bytes"], nearly["same_captions"]) == ([], [], 0)
     assert found(folder, "train.jsonl", against=("test.jsonl",))["against"][0]["same_bytes"] is None
+    (both,) = found(folder, "train.jsonl", against=("both.jsonl",), probe=1)["against"]
+    assert both["same_video"] == [f"{folder}/plain.mp4"]
+    assert both["same_bytes"] == [[f"{folder}/again.mp4", f"{folder}/plain.mp4"]]
 
 
 # --- Other kinds
