@@ -54,7 +54,7 @@ def tar_records(
             name = f"{sample.archive.rpartition('/')[2].removesuffix('.tar')}/{name}"
         seen.add(name)
         span = span_of_line(sample.fields(), f"{sample.place}.json") if "json" in sample.texts else None
-        yield VideoRecord(name, sample.video, captions, None, *(span or (None, None)))
+        yield VideoRecord(name, sample.video, captions).within(span)
     total = len(seen) + sum(map(len, left_out.values()))
     for what, places in left_out.items():
         if places:
