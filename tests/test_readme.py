@@ -4,12 +4,15 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from fastvtp import architecture
 from fastvtp.cli.main import app
+from fastvtp.cli.options import ReadingOptions
 from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import apply_overrides
 from tests.toy_system.system import SYSTEM as TOY
@@ -55,7 +58,10 @@ def test_commands_are_understood(command, monkeypatch):
     architecture.register(TOY)
     name, *arguments = shlex.split(command)
     assert "fastvtp" not in arguments
-    context = get_command(app).commands[name].make_context(name, list(arguments))  # pyright: ignore[reportAttributeAccessIssue]
+    known: Any = get_command(app).commands[name]  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(known, TyperGroup):
+        known = known.commands[arguments.pop(0)]
+    context = known.make_context(name, list(arguments))
     if name in ("pretrain", "finetune", "launch", "plan"):
         apply_overrides(get_recipe(arguments[0]), context.params["overrides"] or [])
 
@@ -66,4 +72,5 @@ def test_several_views_are_read_as_the_recipe_they_follow_reads_them():
     params = get_command(app).commands[name].make_context(name, arguments).params  # pyright: ignore[reportAttributeAccessIssue]
     data = get_recipe("retrieval_finetune").data
     assert params["views"] == "x".join(map(str, data.test_views))
-    assert (params["sampling"], params["frame_stride"]) == (data.test_sampling, data.reading.frame_stride)
+    reading = ReadingOptions(frame_stride=params["frame_stride"], fps=params["fps"])
+    assert (params["sampling"], reading.spacing["frame_stride"]) == (data.test_sampling, data.reading.frame_stride)

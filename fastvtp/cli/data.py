@@ -1,13 +1,14 @@
 """The commands `fastvtp data check` and `fastvtp data show`: what is in a data set, and what a model will see of it."""
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fastvtp.cli.options import Quiet, add_commands
+from fastvtp.cli.options import ListOptions, Quiet, add_commands
 from fastvtp.cli.together import by_first
 from fastvtp.errors import UserError
 
@@ -15,6 +16,10 @@ DataSet = Annotated[
     str,
     typer.Argument(help="The data set: a list or a folder of videos, as data.train=... of a recipe takes it."),
 ]
+
+
+EVERY_VIDEO = ListOptions(missing="keep")
+"""Missing files are to be named, in published lists too."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,17 @@ def check(
         list[str] | None,
         typer.Option(help="Another data set that should share no video with it, such as the test split; repeatable."),
     ] = None,
+    against_split: Annotated[
+        list[str] | None,
+        typer.Option(help="Another split of the same list that should share no video with it; repeatable."),
+    ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="A tokenizer's file or folder, to count the tokens of captions, too.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON instead of tables.")] = False,
     quiet: Quiet = False,
+    *,
+    lists: ListOptions = EVERY_VIDEO,
 ) -> None:
     """Count what is in a data set and name what is missing, damaged or there twice, before a run meets it.
 
@@ -62,7 +73,10 @@ def check(
 
     number = _number_to_probe(probe)
     words = None if tokenizer is None else load_tokenizer(tokenizer)
-    sets = [read_any(path) for path in (data, *(against or ()))]
+    others = replace(lists, split=None)
+    named = [lists.of(data), *map(others.of, against or ())]
+    named += [replace(lists, split=name).of(data) for name in against_split or ()]
+    sets = [read_any(listed) for listed in named]
     report = survey(sets[0], against=sets[1:], probe=number, tokenizer=words, progress=not quiet)
     if as_json:
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
@@ -109,6 +123,7 @@ def show(
     ] = "fastvtp",
     *,
     sheet: SheetOptions,
+    lists: ListOptions,
 ) -> None:
     """Draw what a model will see of a data set: its training clips, after crop, mirroring and augmentation.
 
@@ -118,7 +133,7 @@ def show(
     from fastvtp.data.draws import draws_of
     from fastvtp.visualization.contact_sheet import contact_sheet
 
-    shown = _shown(source, overrides or [], preset)
+    shown = _shown(source, overrides or [], preset, lists)
     seed = shown["seed"] if sheet.seed is None else sheet.seed
     draws = list(
         draws_of(shown["records"], shown["shape"], shown["reading"], seed=seed, epoch=sheet.epoch, clips=sheet.clips)
@@ -135,19 +150,21 @@ def show(
     typer.echo(f"{len(draws)} clips of {len(shown['records'])} records are in {sheet.output}{also}")
 
 
-def _shown(source: str, overrides: list[str], preset: str) -> dict[str, Any]:
+def _shown(source: str, overrides: list[str], preset: str, lists: ListOptions) -> dict[str, Any]:
     """Return the records, the shape, the reading and the seed of what is to be shown."""
     from fastvtp.systems.recipes import get_recipe, recipes
 
     if source not in recipes():
-        if not Path(source).exists():
+        if re.fullmatch(r"\w+", source) and not Path(source).exists():
             get_recipe(source)  # raises, with the nearest recipe
-        return _of_data_set(source, overrides)
+        return _of_data_set(lists.of(source), overrides)
 
     from fastvtp.data.reading import ClipShape
     from fastvtp.training.config import apply_overrides
     from fastvtp.training.task import build_task
 
+    if lists != ListOptions():
+        raise UserError("--format, --split, --videos, --missing and --column are for data sets; give data.format=...")
     config = apply_overrides(get_recipe(source, preset), overrides)
     if config.data.features is not None:
         raise UserError(
@@ -161,9 +178,7 @@ def _shown(source: str, overrides: list[str], preset: str) -> dict[str, Any]:
     }
 
 
-def _of_data_set(path: str, overrides: list[str]) -> dict[str, Any]:
-    from dataclasses import replace
-
+def _of_data_set(listed: Any, overrides: list[str]) -> dict[str, Any]:
     from fastvtp.data.reading import ClipReading, ClipShape, one_spacing
     from fastvtp.data.sampling import ClipAugmentation
     from fastvtp.data.survey import read_any
@@ -174,7 +189,7 @@ def _of_data_set(path: str, overrides: list[str]) -> dict[str, Any]:
     shape, reading, augmentation = split_settings(given, *kinds, without=("augmentation",))
     settings = one_spacing(reading) | {"augmentation": ClipAugmentation(**augmentation)}
     return {
-        "records": read_any(path).records,
+        "records": read_any(listed).records,
         "shape": ClipShape(**{"num_frames": 16, **shape}),
         "reading": replace(ClipReading(), **settings),
         "seed": 0,

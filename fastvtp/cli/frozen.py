@@ -11,6 +11,7 @@ import typer
 from fastvtp.cli.options import (
     VIEWS,
     ClassNames,
+    FeatureOptions,
     Framing,
     ListOptions,
     Model,
@@ -34,30 +35,6 @@ Overrides = Annotated[
 Trained = Annotated[
     Path | None, typer.Option(help="Folder to keep what was trained in, with its scores in report.json.")
 ]
-
-
-@dataclass(frozen=True)
-class FeatureOptions(WindowOptions):
-    """What is kept of each clip, and whether clips are windows of the videos."""
-
-    layers: Annotated[
-        str,
-        typer.Option(
-            help="The blocks of the model whose tokens are kept beside its output, counted from 0, e.g. 2,5,8; "
-            '"mlap" takes the three, at even distances, that an MLAP probe reads.'
-        ),
-    ] = ""
-    pool: Annotated[
-        str,
-        typer.Option(
-            help='What is kept of the tokens: "none" pools nothing and keeps all, "frames" keeps their mean in each '
-            'slot of time, "mean" their mean over the clip.'
-        ),
-    ] = "none"
-    dtype: Annotated[
-        str, typer.Option(help='Number format of the features on disk: "float32", "float16" or "bfloat16".')
-    ] = "float16"
-    shard_size: Annotated[int, typer.Option(min=1, help="How many videos a file holds the features of.")] = 64
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,15 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastvtp.data.annotations import (
-    FOLDER_LISTS,
-    VideoRecord,
-    load_annotations,
-    load_videos,
-    mentions_direction,
-    read_lines,
-)
+from fastvtp.data.annotations import VideoRecord, load_annotations, load_videos, mentions_direction
 from fastvtp.data.classes import load_targets
 from fastvtp.data.file_survey import FileProbe, fingerprints, probe_files, sizes_of
+from fastvtp.data.formats.listing import Listing
+from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.locations import is_remote, normal
 from fastvtp.data.questions import load_questions
 from fastvtp.data.text import Tokenizer
@@ -49,18 +43,17 @@ class ListedSet:
 
 
 def read_any(path: str | os.PathLike[str]) -> ListedSet:
-    """Read a list or a folder of videos, of whichever kind it is.
+    """Read a list or a folder of videos, a path or a `VideoList`, of whichever kind it is.
 
     Raises:
         FileNotFoundError: nothing there.
         UserError: it cannot be read as any kind; the message is of the likeliest.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path}: no such file or folder")
+    listed = VideoList.of(path)
     first: UserError | None = None
-    for kind in _kinds_of(Path(path)):
+    for kind in _kinds_of(listed):
         try:
-            return _READERS[kind](os.fspath(path))
+            return _READERS[kind](listed)
         except UserError as error:
             first = first or error
     raise first or UserError(f"{path}: lists no videos")
@@ -125,31 +118,35 @@ def survey(
 # --- Reading
 
 
-def _kinds_of(path: Path) -> Iterable[str]:
+def _kinds_of(listed: VideoList) -> Iterable[str]:
     """Return the kinds that a data set may be of, the likeliest first."""
-    lists = [path / name for name in FOLDER_LISTS if (path / name).is_file()] if path.is_dir() else [path]
-    if lists and lists[0].suffix == ".jsonl":
-        _, fields = next(read_lines(lists[0]), ("", {}))
-        for kind, names in (("questions", {"question"}), ("classes", {"label", "labels"}), ("captions", {"caption"})):
-            if names & set(fields):
-                return (kind,)
-        return ("videos",)
-    return ("captions", "classes", "videos") if path.is_dir() else ("classes", "captions", "questions", "videos")
+    listing = Listing(listed)
+    if listing.source.is_folder:
+        return ("captions", "classes", "videos")
+    fields = set(listing.first())
+    for kind, names in (("questions", {"question"}), ("classes", {"label", "labels"}), ("captions", {"caption"})):
+        if names & fields:
+            return (kind,)
+    return ("videos",)
 
 
-def _of_classes(path: str) -> ListedSet:
-    targets = load_targets(path)
+def _name_of(listed: VideoList) -> str:
+    return listed.path if listed.split is None else f"{listed.path}, split {listed.split}"
+
+
+def _of_classes(listed: VideoList) -> ListedSet:
+    targets = load_targets(listed)
     names = targets.class_names
     shown = Counter(dict.fromkeys(names, 0))
     shown.update(names[label] for labels in targets.labels for label in labels)
-    return ListedSet(path, "classes", targets.records, shown)
+    return ListedSet(_name_of(listed), "classes", targets.records, shown)
 
 
-_READERS: dict[str, Callable[[str], ListedSet]] = {
-    "captions": lambda path: ListedSet(path, "captions", load_annotations(path), {}),
-    "questions": lambda path: ListedSet(path, "questions", load_questions(path).records, {}),
+_READERS: dict[str, Callable[[VideoList], ListedSet]] = {
+    "captions": lambda listed: ListedSet(_name_of(listed), "captions", load_annotations(listed), {}),
+    "questions": lambda listed: ListedSet(_name_of(listed), "questions", load_questions(listed).records, {}),
     "classes": _of_classes,
-    "videos": lambda path: ListedSet(path, "videos", load_videos(path), {}),
+    "videos": lambda listed: ListedSet(_name_of(listed), "videos", load_videos(listed), {}),
 }
 
 

@@ -1,11 +1,14 @@
 """What a data set is found to hold, on files that were made to be so."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.file_survey import probe_file
+from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.survey import ALL, read_any, survey
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
@@ -154,6 +157,22 @@ def test_the_kind_of_a_list_is_told_from_its_fields(folder, tmp_path, fields, ki
     write_lines(tmp_path / "list.jsonl", {"video": f"{folder}/plain.mp4", **fields})
     listed = read_any(tmp_path / "list.jsonl")
     assert (listed.kind, len(listed.records)) == (kind, 1)
+
+
+def test_splits_of_one_published_list_are_compared(folder):
+    """MSR-VTT's form, of two videos that the folder does not have under their names."""
+    shutil.copy(folder / "plain.mp4", folder / "video0.mp4")
+    shutil.copy(folder / "plain.mp4", folder / "video7.mp4")
+    videos = [{"video_id": f"video{i}", "split": split} for i, split in ((0, "train"), (5, "train"), (7, "test"))]
+    sentences = [{"video_id": video["video_id"], "caption": f"text {i}"} for i, video in enumerate(videos)]
+    (folder / "videodatainfo.json").write_text(json.dumps({"videos": videos, "sentences": sentences}))
+    listed = VideoList(str(folder / "videodatainfo.json"), missing="keep")
+    train, test = (read_any(replace(listed, split=split)) for split in ("train", "test"))
+    report = survey(train, against=[test], probe=1)
+    assert (report["kind"], report["records"], report["videos"]) == ("captions", 2, 2)
+    assert report["data"].endswith("videodatainfo.json, split train")
+    assert list(report["missing"]) == [f"{folder}/video5"]
+    assert report["against"][0]["same_bytes"] == [[f"{folder}/video0.mp4", f"{folder}/video7.mp4"]]
 
 
 def test_the_kind_of_a_folder_is_told_from_what_is_in_it(folder, tmp_path):
