@@ -103,7 +103,7 @@ def extract(
     tower, videos = processes.all_or_none(prepare)
     described = _described(opened, protocol)
     if windows is not None:
-        videos = processes.first_decides(lambda: _in_windows(videos, windows, progress_bar))
+        videos = processes.first_alone(lambda: _in_windows(videos, windows, progress_bar))
         described |= {"window": windows.seconds, "hop": windows.hop}
     batches = _within_files(protocol, settings.shard_size, len(videos.records))
     extract_features(
@@ -312,7 +312,7 @@ def classify(
     records, probed, description = processes.all_or_none(prepare)
     if windows is not None:
         whole = records
-        records = processes.first_decides(lambda: _in_windows(ListedVideos(whole), windows, progress_bar).records)
+        records = processes.first_alone(lambda: _in_windows(ListedVideos(whole), windows, progress_bar).records)
     framing = protocol.reading.framing or description.reading.framing
     protocol = replace(protocol, reading=replace(protocol.reading, framing=framing))
 

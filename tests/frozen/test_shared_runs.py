@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from fastvtp import processes
 from fastvtp.architecture import architecture_of
+from fastvtp.data.windows import Windows
 from fastvtp.errors import UserError
 from fastvtp.evaluation.protocol import EvaluationProtocol
 from fastvtp.frozen import features as features_module
@@ -109,6 +110,22 @@ def test_batches_end_where_files_do(place, whole, caplog):
         (place / "whole" / f"{missing}.json").unlink()
     extract(place, "whole")
     assert content(place / "whole") == whole
+
+
+def windowed(_: int, root: str, name: str) -> list[str]:
+    opened, windows = open_model(Path(root) / "model", torch.device("cpu")), Windows(0.5, 0.25)
+    made = runs.extract(
+        opened, Path(root) / "clips", Path(root) / name, SETTINGS,
+        protocol=PROTOCOL, windows=windows, progress_bar=False,
+    )  # fmt: skip
+    return [record.source for record in made.records]
+
+
+def test_windows_are_cut_by_one_process_and_their_features_those_of_one(place, tmp_path):
+    sources = windowed(0, str(place), "windows_of_one")
+    assert len(sources) > 20
+    assert run_ranks(windowed, tmp_path, str(place), "windows_of_two", processes=2) == [sources, sources]
+    assert content(place / "windows_of_two") == content(place / "windows_of_one")
 
 
 def probed(_: int, root: str, output: str) -> dict[str, Any]:
