@@ -9,5 +9,8 @@ from setuptools import find_packages, setup
 setup(
     package_dir={"fastvtp": "fastvtp", "fastvtp_kernels": "kernels/fastvtp_kernels"},
     packages=find_packages(include=["fastvtp", "fastvtp.*"]) + find_packages("kernels"),
-    package_data={"fastvtp": ["py.typed", "visualization/*.html"], "fastvtp_kernels": ["py.typed"]},
+    package_data={
+        "fastvtp": ["py.typed", "visualization/*.html", "preparation/*.html"],
+        "fastvtp_kernels": ["py.typed"],
+    },
 )

@@ -23,7 +23,7 @@ OP_FILES = ("__init__.py", "reference.py", "kernels.py", "op.py")
 LAW = (
     *("errors", "files", "version", "processes", "tensor_files", "settings", "architecture"),
     *("modules", "visualization", "data", "model_folder", "model_lists", "checkpoints", "evaluation"),
-    *("training", "frozen", "runs", "ablation", "systems", "cli", "__main__", "__init__"),
+    *("training", "frozen", "runs", "preparation", "ablation", "systems", "cli", "__main__", "__init__"),
 )
 # Within systems: a system imports itself, and one of these another; then come the files that list them.
 MAY_IMPORT_SYSTEM = {"simvtp": {"videomae"}}

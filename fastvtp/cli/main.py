@@ -11,7 +11,8 @@ from fastvtp.errors import FailedElsewhereError, UserError
 try:
     import typer
 
-    from fastvtp.cli import captioning, convert, data, frozen, indexing, launching, planning, recipes, scoring, training
+    from fastvtp.cli import captioning, convert, data, frozen, indexing, launching, planning, preparing
+    from fastvtp.cli import recipes, scoring, training
     from fastvtp.cli.options import add_commands
     from fastvtp.cli.together import by_first
 except ImportError:
@@ -41,6 +42,7 @@ def doctor() -> None:
 
 
 for register in (
+    preparing.register,
     training.register,
     launching.register,
     planning.register,

@@ -208,6 +208,29 @@ class Video:
                 places[index] = place
         return clip
 
+    def stream(self, frames: range, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+        """Decode consecutive frames one after another, in memory that does not grow with their number.
+
+        Args:
+            frames: indices with a step of 1.
+            size: as of `read`.
+
+        Yields:
+            uint8 `[h, w, 3]` RGB, as `read` gives it.
+
+        Raises:
+            IndexError: an index outside `[0, num_frames)`.
+            VideoDecodeError: a frame cannot be decoded; those before it have come out.
+        """
+        if frames.step != 1 or not 0 <= frames.start <= frames.stop <= self.num_frames:
+            raise IndexError(f"{self._name}: expected consecutive frames in [0, {self.num_frames}), got {frames}")
+        turn, whole = self._source.frames.turn, self.size
+        with self._errors_named():
+            for frame in self._source.walk(frames):
+                picture = np.empty((*(size or whole), 3), np.uint8)
+                self._pictures.draw(frame, turn, _WHOLE, whole, picture)
+                yield picture
+
     def info(self) -> VideoInfo:
         """Describe the video; decodes its first frame, which also proves that it can be decoded.
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -92,6 +92,26 @@ class FrameReader:
             _log.warning("%s: frame %d and maybe others are damaged, and shown", self._name, min(spoilt))
         self.damaged |= spoilt
         return found
+
+    def walk(self, indices: range) -> Iterator[Any]:
+        """Decode the frames at consecutive indices, each in turn.
+
+        Raises:
+            VideoDecodeError: one of them cannot be decoded, or is damaged; those before it have come out.
+        """
+        at, listed_again = indices.start, False
+        while at < indices.stop:
+            try:
+                for frame in self._walk_once(range(at, indices.stop)):
+                    yield frame
+                    at += 1
+            except NotAsListedError:
+                if self.reader.stop_seeking():
+                    continue
+                if listed_again:
+                    raise
+                self._list_again()
+                listed_again = True
 
     # --- The table
 
@@ -247,6 +267,37 @@ class FrameReader:
             if frame.pts != number or (latest >= 0 and next(mended, None) is None):
                 spoilt.add(index)
         return spoilt
+
+    def _walk_once(self, indices: range) -> Iterator[Any]:
+        expected = indices.start
+        for index, frame in self._numbered_from(expected):
+            if index > expected or (index == expected and frame.is_corrupt and not self._keeps_damaged):
+                break
+            if index == expected:
+                yield frame
+                expected += 1
+            if expected == indices.stop:
+                return
+        raise VideoDecodeError(self._name, f"frame {expected} of {self.frames.count} cannot be decoded")
+
+    def _numbered_from(self, first: int) -> Iterator[tuple[int, Any]]:
+        """Decode from the last true start that is not shown after the frame at `first`: each frame with its index."""
+        frames = self.frames
+        if frames.order is None:
+            return enumerate(self._decode_from(0))
+        number, back = frames.start_before(first), 1
+        while True:
+            start = int(frames.starts[number])
+            numbered = (
+                (-1 if frame.pts is None else int(frames.place[frame.pts]), frame) for frame in self._decode_from(start)
+            )
+            if number == 0:
+                return numbered
+            own = int(frames.place[start])
+            reached = next((pair for pair in numbered if pair[0] >= own), None)
+            if reached is not None and reached[0] == own:
+                return chain([reached], numbered)
+            number, back = max(number - back, 0), 2 * back  # from that packet the picture only builds up
 
     def _decode_from(self, start: int, needed: Collection[int] | None = None) -> Iterator[Any]:
         """Decode from packet `start` on, in presentation order; a frame's `pts` is the number of its packet.

@@ -1,0 +1,1 @@
+"""Preparation: lists, folders and tars of videos become training-ready shards."""

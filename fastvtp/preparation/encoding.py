@@ -1,0 +1,146 @@
+"""Writing clips: spans cut out, pictures upright, square of pixel, small, with many keyframes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastvtp.data.decoding import Video
+from fastvtp.errors import UserError
+from fastvtp.preparation.settings import ClipEncoding
+
+_TICK = Fraction(1, 90_000)  # seconds; for a variable rate
+_SMPTE170M, _LIMITED = 6, 1  # BT.601 and its range, as libav numbers them
+_ITU601 = 5  # the same, as libswscale numbers it
+_NEAR = 1e-3  # seconds, to which containers round
+
+# By codec: the encoder, and how it is told to use one thread, closed groups of pictures and nothing beside a fixed
+# number of them; "%d" is that number.
+_ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
+    "h264": ("libx264", {"preset": "medium", "keyint_min": "%d", "sc_threshold": "0"}),
+    "hevc": (
+        "libx265",
+        {
+            "preset": "medium",
+            "x265-params": "keyint=%d:min-keyint=%d:scenecut=0:open-gop=0:pools=none:frame-threads=1:log-level=error",
+        },
+    ),
+    "vp9": ("libvpx-vp9", {"b": "0", "cpu-used": "4", "keyint_min": "%d", "row-mt": "0"}),
+    "av1": ("libsvtav1", {"preset": "8", "svtav1-params": "keyint=%d:irefresh-type=2:scd=0:lp=1"}),
+}
+
+
+@dataclass(frozen=True)
+class WrittenClip:
+    """What a clip is once it is written. fps: mean rate. seconds: to the end of its last frame."""
+
+    height: int
+    width: int
+    fps: float
+    seconds: float
+    frames: int
+    codec: str
+
+
+def check_codec(codec: str) -> None:
+    """Raise UserError where the libav of this machine cannot encode `codec`."""
+    import av
+
+    name, _ = _ENCODERS[codec]
+    try:
+        av.Codec(name, "w")
+    except ValueError:
+        known = ", ".join(other for other, (encoder, _) in _ENCODERS.items() if encoder in av.codecs_available)
+        raise UserError(f"codec {codec!r} needs the encoder {name}, which this PyAV lacks; it has: {known}") from None
+
+
+def fitted(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """Return height and width, both even, with the shorter side at most `short_side`, in the proportions of `size`."""
+    scale = min(1.0, short_side / min(size))
+    height, width = (max(2, 2 * round(side * scale / 2)) for side in size)
+    # a picture that is not made smaller loses its odd line rather than gain one
+    return min(height, max(2, size[0] // 2 * 2)), min(width, max(2, size[1] // 2 * 2))
+
+
+def shown_until(video: Video, frames: range) -> float:
+    """Return when the last of these frames ends, seconds from the first one of the video."""
+    return float(video.seconds[frames.stop]) if frames.stop < video.num_frames else video.duration
+
+
+def write_clip(
+    video: Video,
+    frames: range,
+    path: Path,
+    encoding: ClipEncoding,
+    watch: Callable[[float, np.ndarray], None] = lambda second, frame: None,
+) -> WrittenClip:
+    """Write frames of a video as an mp4 with its index in front and no audio.
+
+    Equal frames give equal bytes, by the same version of PyAV. Colours are those of BT.601 and marked so.
+
+    watch: is shown each frame, uint8 `[H, W, 3]`, as it is encoded, and its second.
+
+    Raises:
+        VideoDecodeError: a frame cannot be decoded.
+    """
+    import av
+    from av.codec.context import Flags
+
+    seconds = video.seconds[frames.start : frames.stop]
+    seconds, length = seconds - seconds[0], shown_until(video, frames) - float(seconds[0])
+    size = fitted(video.size, encoding.short_side)
+    rate, ticks, tick = _timing(seconds, length, encoding.fps)
+    name, options = _ENCODERS[encoding.codec]
+    # the container is opened once more, to put the index in front, which needs a file of its own
+    with av.open(str(path), "w", "mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
+        options = {key: value.replace("%d", str(encoding.gop)) for key, value in options.items()}
+        options |= {"crf": str(encoding.quality), "threads": "1"}
+        stream: Any = container.add_stream(name, rate=rate, options=options)
+        context = stream.codec_context
+        context.height, context.width, context.pix_fmt = *size, "yuv420p"
+        context.gop_size, context.time_base = encoding.gop, tick
+        context.flags |= Flags.bitexact
+        context.colorspace, context.color_range = _SMPTE170M, _LIMITED
+        if encoding.codec == "hevc":
+            context.codec_tag = "hvc1"  # the mark that players of Apple's ask for
+        count = 0
+        for times, pixels in zip(ticks, video.stream(frames, size), strict=True):
+            for time, until in times:
+                watch(float(time * tick), pixels)
+                container.mux(stream.encode(_frame(pixels, time, until - time, tick)))
+                count += 1
+        container.mux(stream.encode(None))
+    return WrittenClip(*size, round(count / length, 3), round(length, 6), count, encoding.codec)
+
+
+def _frame(pixels: np.ndarray, time: int, duration: int, tick: Fraction) -> Any:
+    import av
+
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    frame = frame.reformat(format="yuv420p", dst_colorspace=_ITU601, dst_color_range=_LIMITED, threads=1)
+    frame.pts, frame.time_base, frame.duration = time, tick, duration
+    return frame
+
+
+def _timing(seconds: np.ndarray, length: float, fps: float | None) -> tuple[Fraction, Iterator[Any], Fraction]:
+    """Return the rate, for each frame when it is shown from and until, none, once or several times, and the tick in
+    which that is counted."""
+    if fps is not None:
+        rate = Fraction(fps).limit_denominator(1001)
+        wanted = np.arange(max(1, int(np.ceil(length * float(rate) - 0.5)))) / float(rate)
+        source = np.clip(np.searchsorted(seconds, wanted + _NEAR, side="right") - 1, 0, None)
+        bounds = np.searchsorted(source, np.arange(len(seconds) + 1))
+        each = ([(k, k + 1) for k in range(low, high)] for low, high in pairwise(bounds))
+        return rate, each, 1 / rate
+    spread = float(seconds[-1]) or length or 1.0
+    rate = max(Fraction(max(len(seconds) - 1, 1) / spread).limit_denominator(1001), Fraction(1, 1000))
+    if np.abs(seconds - np.arange(len(seconds)) / float(rate)).max() < _NEAR:
+        return rate, ([(k, k + 1)] for k in range(len(seconds))), 1 / rate
+    times = np.rint(np.append(seconds, length) / float(_TICK)).astype(int).tolist()
+    return rate, ([pair] for pair in pairwise(times)), _TICK

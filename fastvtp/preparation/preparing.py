@@ -1,0 +1,188 @@
+"""A whole preparation: from what lists name to shards, a list of them, and a report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fastvtp.errors import UserError
+from fastvtp.preparation.decisions import decide, undecided
+from fastvtp.preparation.encoding import check_codec
+from fastvtp.preparation.engines import Engine, share_of
+from fastvtp.preparation.finishing import finish
+from fastvtp.preparation.items import digest_of, read_items
+from fastvtp.preparation.scenes import check_scenes
+from fastvtp.preparation.settings import Preparation, claim
+from fastvtp.preparation.shard import (
+    SURVEY_FOLDER,
+    ShardWork,
+    finished,
+    is_surveyed,
+    survey_shard,
+    surveyed,
+    write_shard,
+)
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a preparation runs, of which nothing is seen in the shards.
+
+    Attributes:
+        engine: who does the work.
+        part: (I, N) for the I-th of N jobs of an array, which does the shards I, I + N, ...; None for all shards.
+        file_seconds: that a video may take to be surveyed, and each sample of it to be written.
+        open_model: opens a model folder; needed for embeddings and similarities alone.
+        progress: whether bars are drawn.
+    """
+
+    engine: Engine = field(default_factory=Engine)
+    part: tuple[int, int] | None = None
+    file_seconds: float = 600.0
+    open_model: Callable[[str], Any] | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise UserError for values out of range."""
+        if self.part is not None and not 0 <= self.part[0] < self.part[1]:
+            raise UserError(f"shard must be I/N with 0 <= I < N, got {self.part[0]}/{self.part[1]}")
+        if not self.file_seconds > 0:
+            raise UserError(f"file_seconds must be more than 0, got {self.file_seconds:g}")
+
+
+def prepare(
+    source: str | os.PathLike[str], output: str | os.PathLike[str], settings: Preparation, running: Running
+) -> dict[str, Any] | None:
+    """Prepare what `source` lists in the folder `output`: shards `NNNNNN.tar` with a manifest each, and at last
+    `dataset.json`, which lists them, a list of the clips, `report.json` and `report.html`.
+
+    What was interrupted goes on: finished shards stay as they are. The same videos and settings give the same shards,
+    whatever does the work.
+
+    Returns:
+        The report, or None where other jobs of the array have shards to do still.
+
+    Raises:
+        FileNotFoundError: nothing at `source`.
+        UserError: a malformed list; another preparation in `output`; an encoder, model or library that is not there.
+    """
+    output = Path(output).absolute()
+    check_codec(settings.encoding.codec)
+    if settings.cuts.scenes:
+        check_scenes()
+    works = _works(source, output, settings, running.file_seconds)
+    if running.part is None:
+        clear(output)
+    own = share_of(works, running.part)
+    todo = [work for work in own if finished(work) is None]
+    if len(todo) < len(own):
+        logger.info("%s: %d of %d shards are finished already", output, len(own) - len(todo), len(own))
+    decided: dict[str, dict[str, Any]] = {}
+    if settings.filters.need_survey:
+        _survey(own, works, running)
+        if missing := _unsurveyed(works):
+            return _wait(output, f"{missing} are surveyed by other jobs: when they are, start the array once more")
+        decided = decide(works)
+    with _bar(todo, "preparing", running) as bar:
+        running.engine.run([(work, decided.get(work.name)) for work in todo], write_shard, bar.update)
+    if missing := [work.name for work in works if finished(work) is None]:
+        return _wait(output, f"shards {_some(missing)} are up to other jobs; the last one writes dataset.json")
+    return _finish(works, output)
+
+
+def conclude(source: str | os.PathLike[str], output: str | os.PathLike[str], settings: Preparation) -> dict[str, Any]:
+    """Write the list of shards and the report, once all jobs of an array have done theirs.
+
+    Raises UserError where shards are not finished; names them.
+    """
+    output = Path(output).absolute()
+    works = _works(source, output, settings)
+    if missing := [work.name for work in works if finished(work) is None]:
+        raise UserError(f"{output}: shards {_some(missing)} of {len(works)} are not finished")
+    return _finish(works, output)
+
+
+def _finish(works: Sequence[ShardWork], output: Path) -> dict[str, Any]:
+    clear(output)
+    report = finish(works, output)
+    if not report["samples"]:
+        first = report["rejected"]["clips"][0]
+        rules = ", ".join(f"{rule} {count}" for rule, count in report["rejected"]["by_rule"].items())
+        raise UserError(f"{output}: no clip is left ({rules}); the first, {first['id']}: {first['reason']}")
+    return report
+
+
+def _works(
+    source: str | os.PathLike[str], output: Path, settings: Preparation, file_seconds: float = 600.0
+) -> list[ShardWork]:
+    items, each = read_items(source), settings.samples_per_shard
+    claim(output, settings, {"list": digest_of(items), "videos": len(items)})
+    return [
+        ShardWork(number, tuple(items[first : first + each]), settings, output, file_seconds)
+        for number, first in enumerate(range(0, len(items), each))
+    ]
+
+
+def clear(output: Path) -> None:
+    """Delete what interrupted runs left under temporary names."""
+    for path in [*output.glob(".*.tmp"), *(output / SURVEY_FOLDER).glob(".*.tmp")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _survey(own: Sequence[ShardWork], works: Sequence[ShardWork], running: Running) -> None:
+    if not undecided(works[0].output):
+        return
+    todo = [work for work in own if surveyed(work) is None]
+    with _bar(todo, "surveying", running) as bar:
+        running.engine.run([(work,) for work in todo], survey_shard, bar.update)
+    filters = own[0].settings.filters if own else works[0].settings.filters
+    if not (filters.model or filters.similarity):
+        return
+    from fastvtp.preparation.embeddings import compare_shard, embed_shard  # here: it imports torch
+
+    if running.open_model is None:
+        raise UserError("embeddings and similarities need a model, and nobody says how one is opened")
+    for folder, work_on, what in (
+        (filters.model, embed_shard, "embedding"),
+        (filters.similarity, compare_shard, "comparing"),
+    ):
+        if folder:
+            opened = running.open_model(folder)
+            with _bar(own, what, running) as bar:
+                for work in own:
+                    work_on(work, opened)
+                    bar.update(len(work.items))
+
+
+def _unsurveyed(works: Sequence[ShardWork]) -> str:
+    if not undecided(works[0].output):
+        return ""
+    missing = [work.name for work in works if not is_surveyed(work)]
+    return f"shards {_some(missing)}" if missing else ""
+
+
+def _wait(output: Path, what: str) -> None:
+    logger.info("%s: this job is done; %s", output, what)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _bar(works: Sequence[ShardWork], what: str, running: Running) -> tqdm:
+    total = sum(len(work.items) for work in works)
+    return tqdm(total=total, desc=what, unit="video", disable=not running.progress or not total)

@@ -1,0 +1,303 @@
+"""One shard: the unit of work, which gives the same tar whenever and wherever it is done.
+
+A shard is finished when its manifest, `NNNNNN.json`, is there; it is written last, in one step. Whatever else an
+interrupted run left of a shard is made anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fastvtp.errors import UserError
+from fastvtp.files import sync, write_atomically
+from fastvtp.preparation.encoding import WrittenClip
+from fastvtp.preparation.helper import Helper, LostOnFileError
+from fastvtp.preparation.items import Item, digest_of
+from fastvtp.preparation.settings import FORMAT_VERSION, Preparation
+from fastvtp.preparation.work import Rejection, Sample, survey, write_sample
+
+SURVEY_FOLDER = "survey"
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """What a shard is made of. output: the folder of all shards. file_seconds: that a file may take."""
+
+    number: int
+    items: tuple[Item, ...]
+    settings: Preparation
+    output: Path
+    file_seconds: float = 600.0
+
+    @property
+    def name(self) -> str:
+        """The shard's number in six digits."""
+        return f"{self.number:06d}"
+
+    @property
+    def tar(self) -> Path:
+        """Where its clips are."""
+        return self.output / f"{self.name}.tar"
+
+    @property
+    def manifest(self) -> Path:
+        """Where stands what it holds."""
+        return self.output / f"{self.name}.json"
+
+    @property
+    def survey(self) -> Path:
+        """Where stands which samples its items have, if all must be known before the first is written."""
+        return self.output / SURVEY_FOLDER / f"{self.name}.json"
+
+    def model_file(self, what: str) -> Path:
+        """Return where stands what a model said of its samples: "embeddings" or "similarity"."""
+        return self.survey.with_suffix(f".{what}.safetensors")
+
+    @property
+    def scratch(self) -> Path:
+        """Where clips are written before they go into the tar."""
+        return self.output / f".{self.name}.tmp"
+
+    def fingerprint(self) -> str:
+        """Compute what tells this work from another, of other videos or settings: 16 hexadecimal digits."""
+        told = json.dumps([FORMAT_VERSION, self.settings.described(), digest_of(self.items)], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def finished(work: ShardWork) -> dict[str, Any] | None:
+    """Return the manifest of a shard that is finished, or None."""
+    manifest = _read(work.manifest, work)
+    if manifest is None or manifest["tar"] is None:
+        return manifest
+    return manifest if work.tar.is_file() and work.tar.stat().st_size == manifest["bytes"] else None
+
+
+def surveyed(work: ShardWork) -> list[list[Sample]] | None:
+    """Return the samples of each item of a shard that was surveyed, or None."""
+    told = _read(work.survey, work)
+    return None if told is None else [[_sample(fields) for fields in of_item] for of_item in told["items"]]
+
+
+def is_surveyed(work: ShardWork) -> bool:
+    """Tell whether all is known of a shard's samples that is decided by: what they are, and what models say of them."""
+    filters = work.settings.filters
+    asked = [what for what, folder in (("embeddings", filters.model), ("similarity", filters.similarity)) if folder]
+    return surveyed(work) is not None and all(work.model_file(what).is_file() for what in asked)
+
+
+def survey_shard(work: ShardWork, seen: Callable[[int], Any] = lambda items: None) -> None:
+    """Write which samples the items of a shard have, with what is measured of each; nothing where that is done.
+
+    seen: is told of each item that is done.
+    """
+    if surveyed(work) is not None:
+        seen(len(work.items))
+        return
+    items = []
+    with Helper(work.file_seconds) as helper:
+        for item in work.items:
+            items.append([dataclasses.asdict(sample) for sample in _surveyed(item, work, helper)])
+            seen(1)
+    work.survey.parent.mkdir(parents=True, exist_ok=True)
+    told = {"fingerprint": work.fingerprint(), "items": items}
+    write_atomically(work.survey, json.dumps(told).encode())
+
+
+def write_shard(
+    work: ShardWork, decided: Mapping[str, Any] | None = None, seen: Callable[[int], Any] = lambda items: None
+) -> dict[str, Any]:
+    """Write the tar of a shard, its index and its manifest, and return the manifest; nothing is written where that is
+    done.
+
+    decided: by `place_of` a sample, the "scores" that it was given and, if it goes, by which rule and why ("rejected"),
+    of what was decided over all samples. seen: is told of each item that is done.
+    """
+    if (manifest := finished(work)) is not None:
+        shutil.rmtree(work.scratch, ignore_errors=True)
+        seen(len(work.items))
+        return manifest
+    clean(work)
+    work.scratch.mkdir(parents=True)
+    partial = work.scratch / work.tar.name
+    writer, rejected = _ShardWriter(work), []
+    known = surveyed(work)
+    with Helper(work.file_seconds) as helper, partial.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            for place, item in enumerate(work.items):
+                samples = _surveyed(item, work, helper) if known is None else known[place]
+                for part, sample in enumerate(samples):
+                    if told := (decided or {}).get(place_of(work, place, part)):
+                        sample = _decided(sample, told)
+                    if sample.rejected is None:
+                        sample = writer.add(tar, item, sample, helper, place)
+                    if sample.rejected is not None:
+                        rejected.append(_told(item, sample))
+                seen(1)
+        file.flush()
+        os.fsync(file.fileno())
+    manifest = {
+        "format": FORMAT_VERSION,
+        "fingerprint": work.fingerprint(),
+        "tar": work.tar.name if writer.clips else None,
+        "bytes": partial.stat().st_size if writer.clips else 0,
+        "sha256": _sha256(partial) if writer.clips else None,
+        "samples": len(writer.clips),
+        "clips": writer.clips,
+        "rejected": rejected,
+    }
+    if writer.clips:
+        os.replace(partial, work.tar)
+        sync(work.output)
+    write_atomically(work.manifest, (json.dumps(manifest, ensure_ascii=False, indent=0) + "\n").encode())
+    shutil.rmtree(work.scratch)
+    return manifest
+
+
+def clean(work: ShardWork) -> None:
+    """Delete what an interrupted run left of a shard."""
+    shutil.rmtree(work.scratch, ignore_errors=True)
+    for path in (work.manifest, work.tar):
+        path.unlink(missing_ok=True)
+        for left in work.output.glob(f".{path.name}.*.tmp"):
+            left.unlink(missing_ok=True)
+
+
+def place_of(work: ShardWork, item: int, part: int) -> str:
+    """Return the key of a sample among all samples: its shard, its item there, its part of that."""
+    return f"{work.name}.{item}.{part}"
+
+
+class _ShardWriter:
+    """Writes samples into a tar, and remembers what it wrote."""
+
+    def __init__(self, work: ShardWork):
+        self._work = work
+        self.clips: list[dict[str, Any]] = []
+
+    def add(self, tar: tarfile.TarFile, item: Item, sample: Sample, helper: Helper, place: int) -> Sample:
+        """Add a sample, or return it rejected."""
+        key, path = f"{self._work.name}{len(self.clips):04d}", self._work.scratch / "clip.mp4"
+        path.unlink(missing_ok=True)
+        try:
+            clip, sample = helper.call(write_sample, item, sample, self._work.settings, path)
+        except UserError as error:
+            return dataclasses.replace(sample, rejected=_rejection(error))
+        if sample.rejected is not None:
+            return sample
+        size, offset = path.stat().st_size, tar.offset + tarfile.BLOCKSIZE
+        with path.open("rb") as file:
+            _add(tar, f"{key}.mp4", file, size)
+        if sample.captions:
+            _add_bytes(tar, f"{key}.txt", sample.captions[0].encode())
+        _add_bytes(tar, f"{key}.json", json.dumps(_described(item, sample, clip), ensure_ascii=False).encode())
+        where = {"offset": offset, "bytes": size}
+        holds = {"seconds": clip.seconds, "frames": clip.frames, "source": sample.source, "scores": sample.scores}
+        self.clips.append({"key": key, "item": place, **_told(item, sample), **where, **holds})
+        return sample
+
+
+def _decided(sample: Sample, told: Mapping[str, Any]) -> Sample:
+    rejected = Rejection(*told["rejected"]) if told.get("rejected") else sample.rejected
+    return dataclasses.replace(sample, scores={**sample.scores, **told.get("scores", {})}, rejected=rejected)
+
+
+def _surveyed(item: Item, work: ShardWork, helper: Helper) -> list[Sample]:
+    """Return the samples of an item; of one that cannot be read a rejected one."""
+    try:
+        return helper.call(survey, item, work.settings)
+    except UserError as error:
+        nothing = Sample(item.id, item.start or 0.0, item.end, 0, 0, item.captions, {})
+        return [dataclasses.replace(nothing, rejected=_rejection(error))]
+
+
+def _rejection(error: UserError) -> Rejection:
+    rule = "lost" if isinstance(error, LostOnFileError) else "unreadable"
+    return Rejection(rule, getattr(error, "reason", None) or str(error))
+
+
+def _told(item: Item, sample: Sample) -> dict[str, Any]:
+    """Return what names a sample, and why it was rejected if it was."""
+    named = {"id": sample.id, "video": item.video, "start": sample.start, "end": sample.end}
+    rejected = {} if sample.rejected is None else dataclasses.asdict(sample.rejected)
+    return named | rejected
+
+
+def _described(item: Item, sample: Sample, clip: WrittenClip) -> dict[str, Any]:
+    """Return what stands beside a clip: the fields of the list, and what we know; of the same name, ours."""
+    fields = lines_left(item, sample.captions)
+    said = [{name: value for name, value in line.items() if name not in ("id", "caption")} for line in fields]
+    several = any(line != said[0] for line in said)
+    source = {"video": item.video, "start": sample.start, "end": sample.end, **sample.source}
+    return {
+        **({"lines": fields} if several else said[0] if said else {}),
+        "id": sample.id,
+        **({"caption": list(sample.captions)} if sample.captions else {}),
+        "source": source,
+        "clip": dataclasses.asdict(clip),
+        "scores": sample.scores,
+    }
+
+
+def lines_left(item: Item, captions: Collection[str]) -> list[dict[str, Any]]:
+    """Return the lines of a list about an item with those of their captions that the filters left; lines that had some
+    and have none left are gone."""
+    lines = []
+    for line in item.lines:
+        said = line.get("caption")
+        texts = [text.strip() for text in (said if isinstance(said, list) else [said]) if isinstance(text, str)]
+        kept = [text for text in texts if text in captions]
+        if kept:
+            line = {**line, "caption": kept if isinstance(said, list) else kept[0]}
+        if kept or not any(texts):
+            lines.append(line)
+    return lines
+
+
+def _sample(fields: dict[str, Any]) -> Sample:
+    rejected = fields["rejected"]
+    values = {**fields, "captions": tuple(fields["captions"])}
+    return Sample(**{**values, "rejected": None if rejected is None else Rejection(**rejected)})
+
+
+def _read(path: Path, work: ShardWork) -> dict[str, Any] | None:
+    """Return the content of a file of JSON that this work wrote, or None."""
+    try:
+        told = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return told if isinstance(told, dict) and told.get("fingerprint") == work.fingerprint() else None
+
+
+def _add_bytes(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    _add(tar, name, io.BytesIO(content), len(content))
+
+
+def _add(tar: tarfile.TarFile, name: str, file: BinaryIO, size: int) -> None:
+    info = tarfile.TarInfo(name)  # of nobody, of no time: equal samples make equal tars
+    info.size, info.mode = size, 0o644
+    tar.addfile(info, file)
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            yield block
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    for block in _blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
