@@ -91,10 +91,7 @@ class LookAlikes:
         this one."""
         number, brightness = int(look[:64], 16), bytes.fromhex(look[64:])
         edges = [256 * part // self._parts for part in range(self._parts + 1)]
-        keys = [
-            (part, number >> low & ((1 << high - low) - 1))
-            for part, (low, high) in enumerate(pairwise(edges))
-        ]
+        keys = [(part, number >> low & ((1 << high - low) - 1)) for part, (low, high) in enumerate(pairwise(edges))]
         for key in keys:
             for other, known, light in self._kept.get(key, ()):
                 apart = (number ^ known).bit_count()
