@@ -87,7 +87,7 @@ class LookAlikes:
         self._kept: dict[tuple[int, int], list[tuple[str, int, bytes]]] = {}
 
     def find(self, name: str, look: str) -> tuple[str, int] | None:
-        """Return the first earlier clip that looks alike, and in how many bits they differ; where there is none, keep
+        """Return an earlier clip that looks alike, and in how many bits they differ; where there is none, keep
         this one."""
         number, brightness = int(look[:64], 16), bytes.fromhex(look[64:])
         edges = [256 * part // self._parts for part in range(self._parts + 1)]
