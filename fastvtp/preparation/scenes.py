@@ -8,7 +8,7 @@ import numpy as np
 
 from fastvtp.data.decoding import Video
 from fastvtp.errors import UserError
-from fastvtp.preparation.encoding import fitted
+from fastvtp.preparation.encoding import fitted, shown_until
 from fastvtp.preparation.settings import SceneCuts
 
 _SIDE = 96  # pixels of the shorter side of the pictures that cuts are seen in
@@ -26,8 +26,7 @@ def scenes_of(video: Video, frames: range, cuts: SceneCuts) -> list[range]:
     for cut in _cuts(video, frames, cuts.scene_threshold):
         if seconds[cut] - seconds[begins[-1]] >= cuts.scene_seconds:
             begins.append(cut)
-    end = seconds[frames.stop - 1] if frames.stop == video.num_frames else seconds[frames.stop]
-    while len(begins) > 1 and end - seconds[begins[-1]] < cuts.scene_seconds:
+    while len(begins) > 1 and shown_until(video, frames) - seconds[begins[-1]] < cuts.scene_seconds:
         begins.pop()
     return [range(first, stop) for first, stop in zip(begins, [*begins[1:], frames.stop], strict=True)]
 
