@@ -22,7 +22,9 @@ class EncodingOptions:
         float | None, typer.Option(help="Frames a second. If it is not given, every frame is kept, with its time.")
     ] = None
     gop: Annotated[int, typer.Option(help="Frames from one keyframe to the next.")] = 8
-    codec: Annotated[str, typer.Option(help='"h264", "hevc", "vp9" or "av1", each in an mp4.')] = "h264"
+    codec: Annotated[str, typer.Option(help='Codec of the clips: "h264", "hevc", "vp9" or "av1", each in an mp4.')] = (
+        "h264"
+    )
     crf: Annotated[
         int | None,
         typer.Option(help="Constant quality of the encoder, smaller is better. By default 23, 26, 32 or 32."),
@@ -68,7 +70,7 @@ class RunningOptions:
     """Who does the work, of which nothing is seen in the shards."""
 
     engine: Annotated[
-        str, typer.Option(help='"pool", processes of this machine, or "ray", tasks of Ray Data (extra ray).')
+        str, typer.Option(help='Who does the work: "pool", processes of this machine, or "ray", tasks of Ray Data.')
     ] = "pool"
     workers: Annotated[int | None, typer.Option(min=1, help="Shards at a time; by default one for each core.")] = None
     ray_address: Annotated[

@@ -91,8 +91,8 @@ def _by_ray(
 ) -> Iterator[Any]:
     """Do jobs as tasks of Ray Data, a block of its own for each shard."""
     try:
-        import ray  # pyright: ignore[reportMissingImports]
-        import ray.data  # pyright: ignore[reportMissingImports]
+        import ray
+        import ray.data
     except ImportError:
         raise UserError("engine=ray needs Ray: pip install 'fastvtp[ray]'") from None
     begun = not ray.is_initialized()

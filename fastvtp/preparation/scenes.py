@@ -44,8 +44,8 @@ def _cuts(video: Video, frames: range, threshold: float) -> list[int]:
 
 def _detector(threshold: float) -> tuple[Any, Any]:
     try:
-        from scenedetect import FrameTimecode  # pyright: ignore[reportMissingImports]
-        from scenedetect.detectors import ContentDetector  # pyright: ignore[reportMissingImports]
+        from scenedetect import FrameTimecode
+        from scenedetect.detectors import ContentDetector
     except ImportError:
         raise UserError("scenes need PySceneDetect: pip install 'fastvtp[scenes]'") from None
     # The shortest scene is up to us, in seconds: the detector would count it in frames.

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastvtp.data.decoding import Video, VideoDecodeError, VideoInfo
 from fastvtp.data.timespans import TimeSpan
-from fastvtp.preparation.encoding import WrittenClip, shown_until, write_clip
+from fastvtp.preparation.encoding import WrittenClip, fitted, shown_until, write_clip
 from fastvtp.preparation.items import Item
 from fastvtp.preparation.looks import MotionMeter, hashed_frames, look_of
 from fastvtp.preparation.scenes import scenes_of
@@ -124,7 +124,7 @@ def decode_ms(source: str | bytes, start: float, end: float | None, short_side: 
         with Video(source) as video:
             shown = video.frames_within(start, end)
             wanted = shown.start + np.linspace(0, len(shown) - 1, _TIMED_FRAMES).astype(int)
-            video.read(wanted)
+            video.read(wanted, size=fitted(video.size, short_side))
         spent = time.process_time() - began
     return 1000 * spent
 

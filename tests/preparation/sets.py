@@ -20,7 +20,9 @@ def captioned(folder: Path, count: int, frames: int = 8, height: int = 32, width
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         write_clip(folder / f"{number}.mp4", frames=pictures(number, frames, height, width))
-    rows = [{"video": f"{number}.mp4", "caption": f"video number {number}", "id": f"v{number}"} for number in range(count)]
+    rows = [
+        {"video": f"{number}.mp4", "caption": f"video number {number}", "id": f"v{number}"} for number in range(count)
+    ]
     return write_lines(folder / "train.jsonl", *rows)
 
 
