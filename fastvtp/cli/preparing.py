@@ -22,9 +22,7 @@ class EncodingOptions:
         float | None, typer.Option(help="Frames a second. If it is not given, every frame is kept, with its time.")
     ] = None
     gop: Annotated[int, typer.Option(help="Frames from one keyframe to the next.")] = 8
-    codec: Annotated[str, typer.Option(help='Codec of the clips: "h264", "hevc", "vp9" or "av1", each in an mp4.')] = (
-        "h264"
-    )
+    codec: Annotated[str, typer.Option(help='Codec of the mp4 files: "h264", "hevc", "vp9" or "av1".')] = "h264"
     crf: Annotated[
         int | None,
         typer.Option(help="Constant quality of the encoder, smaller is better. By default 23, 26, 32 or 32."),

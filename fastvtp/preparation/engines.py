@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import queue
 import threading
@@ -97,8 +98,8 @@ def _by_ray(
         raise UserError("engine=ray needs Ray: pip install 'fastvtp[ray]'") from None
     begun = not ray.is_initialized()
     if begun:
-        where = {"address": engine.ray_address} if engine.ray_address else {"num_cpus": engine.workers}
-        ray.init(**where, include_dashboard=False, log_to_driver=False, logging_level="warning")
+        where: dict[str, Any] = {"address": engine.ray_address} if engine.ray_address else {"num_cpus": engine.workers}
+        ray.init(**where, log_to_driver=False, logging_level=logging.WARNING)
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False

@@ -167,7 +167,8 @@ def claim(output: Path, settings: Preparation, inputs: dict[str, Any]) -> dict[s
     described = {"format": FORMAT_VERSION, "settings": settings.described(), "inputs": inputs}
     path = output / SETTINGS_NAME
     if not path.exists():
-        if output.exists() and any(output.iterdir()):
+        # another job of the array, or one that was killed, may have left a temporary name
+        if output.exists() and any(not path.name.startswith(".") for path in output.iterdir()):
             raise UserError(f"{output}: is not empty, and no preparation was begun there: choose another folder")
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(described, indent=1) + "\n").encode())

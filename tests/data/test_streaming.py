@@ -64,10 +64,9 @@ def test_scaled_streams_are_what_read_gives(tmp_path):
 def test_damage_ends_a_stream_after_the_frames_before_it(tmp_path):
     path = write_clip(tmp_path / "a.webm", 24, codec="libvpx-vp9", options=VP9)
     damage_packet(path, 13)
-    seen = []
+    seen: list[np.ndarray] = []
     with Video(str(path)) as video, pytest.raises(VideoDecodeError):
-        for picture in video.stream(range(6, 24)):
-            seen.append(picture)
+        seen.extend(video.stream(range(6, 24)))
     assert frame_numbers(np.stack(seen)) == list(range(6, 6 + len(seen)))
     assert len(seen) <= 7
 

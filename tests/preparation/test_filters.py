@@ -16,8 +16,8 @@ def rejected(report):
 
 def test_durations_of_spans(tmp_path):
     write_clip(tmp_path / "a.mp4", 40, fps=10)
-    rows = [{"video": "a.mp4", "id": name, "start": start, "end": end}
-            for name, start, end in (("short", 0, 0.5), ("right", 0, 2), ("long", 0, 4), ("beyond", 2.5, 99))]  # fmt: skip
+    spans = {"short": (0, 0.5), "right": (0, 2), "long": (0, 4), "beyond": (2.5, 99)}
+    rows = ({"video": "a.mp4", "id": name, "start": start, "end": end} for name, (start, end) in spans.items())
     report = run(write_lines(tmp_path / "in.jsonl", *rows), tmp_path / "out", min_seconds=1, max_seconds=3)
     assert rejected(report) == [
         ("short", "duration", "0.5 s, expected 1 to 3"),

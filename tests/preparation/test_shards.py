@@ -167,14 +167,14 @@ def test_shards_are_the_same_again_and_only_unfinished_ones_are_made(tmp_path):
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def _prepare_alone(source, output):
-    run(source, output, per_shard=2, running=quietly(engine=Engine(workers=2)))
+def _prepare_alone(source, output, per_shard):
+    run(source, output, per_shard, running=quietly(engine=Engine(workers=2)))
 
 
-def _killed_at_random(source, output, kills, most_seconds):
+def _killed_at_random(source, output, per_shard, kills, most_seconds):
     rng, context = random.Random(0), multiprocessing.get_context("fork")
     for _ in range(kills):
-        process = context.Process(target=_prepare_alone, args=(source, output))
+        process = context.Process(target=_prepare_alone, args=(source, output, per_shard))
         process.start()
         time.sleep(rng.uniform(0.3, most_seconds))
         os.kill(process.pid, signal.SIGKILL)
@@ -184,10 +184,17 @@ def _killed_at_random(source, output, kills, most_seconds):
                 json.loads(tar.read_bytes())  # never half-written
 
 
+def test_what_a_kill_leaves_of_the_first_file_is_no_preparation(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".settings.json.77.tmp").write_bytes(b"{")
+    run(captioned(tmp_path / "in", 1), tmp_path / "out")
+    assert not list((tmp_path / "out").glob(".*"))
+
+
 def test_a_killed_run_goes_on_to_the_same_shards(tmp_path):
     source = captioned(tmp_path / "in", 12)
     run(source, tmp_path / "whole", per_shard=2)
-    _killed_at_random(source, tmp_path / "out", 3, 1.2)
+    _killed_at_random(source, tmp_path / "out", 2, 3, 1.2)
     run(source, tmp_path / "out", per_shard=2)
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
     assert not list((tmp_path / "out").glob(".*"))
@@ -197,7 +204,7 @@ def test_a_killed_run_goes_on_to_the_same_shards(tmp_path):
 def test_two_hundred_clips_killed_at_random(tmp_path):
     source = captioned(tmp_path / "in", 200)
     run(source, tmp_path / "whole", per_shard=16)
-    _killed_at_random(source, tmp_path / "out", 12, 3.0)
+    _killed_at_random(source, tmp_path / "out", 16, 12, 3.0)
     run(source, tmp_path / "out", per_shard=16)
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
