@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fastvtp.data.annotations import FOLDER_LISTS, VideoRecord, load_annotations, load_videos, read_lines, record_of
+from fastvtp.data.locations import is_remote, suffix_of
+from fastvtp.data.shard_names import ENERGON
+from fastvtp.data.shards import tar_samples
+from fastvtp.data.timespans import span_of_line
 from fastvtp.errors import UserError
 
 # of a line: what names the clip, which is another one once it is prepared
@@ -47,8 +51,8 @@ def read_items(source: str | os.PathLike[str]) -> list[Item]:
 
     Args:
         source: a `.jsonl` list of captions, questions, classes or bare videos, whose fields are all kept; a `.csv` of
-            paths and classes; a folder with such a list, of videos with texts beside them, or of videos alone; and
-            whatever else `load_annotations` reads.
+            paths and classes; a folder with such a list, of videos with texts beside them, or of videos alone; tars as
+            of webdataset, in a folder or by a path, pattern or URL; and whatever else `load_annotations` reads.
 
     Returns:
         Each clip once, in the order of the list; several lines about the same clip are kept together.
@@ -58,14 +62,22 @@ def read_items(source: str | os.PathLike[str]) -> list[Item]:
         UserError: a malformed list, with file, line number and field; no videos.
     """
     place = Path(source).absolute()
+    if is_remote(os.fspath(source)) or suffix_of(os.fspath(source)) == ".tar":
+        return _together(_tars(os.fspath(source)), source)
     if place.is_dir():
         place = next((place / name for name in FOLDER_LISTS if (place / name).is_file()), place)
     if place.suffix == ".jsonl":
         rows: Iterator[tuple[VideoRecord, dict[str, Any]]] = _rows(place)
     elif place.suffix == ".csv":
         rows = _classes(place)
+    elif (place / ENERGON).is_dir() or any(place.rglob("*.tar")):
+        rows = _tars(str(place))
     else:
         rows = _records(place)
+    return _together(rows, source)
+
+
+def _together(rows: Iterable[tuple[VideoRecord, dict[str, Any]]], source: str | os.PathLike[str]) -> list[Item]:
     together: dict[Any, list[tuple[VideoRecord, dict[str, Any]]]] = {}
     for record, fields in rows:
         together.setdefault(record.clip, []).append((record, fields))
@@ -105,10 +117,24 @@ def _classes(path: Path) -> Iterator[tuple[VideoRecord, dict[str, Any]]]:
         yield VideoRecord(record.id, record.video, ("",)), {"label": label if found.unnamed else name}
 
 
+def _tars(source: str) -> Iterator[tuple[VideoRecord, dict[str, Any]]]:
+    """Read the samples of tars: what their .json says, the text of their .txt as "caption", their .cls as "label"."""
+    seen: set[str] = set()
+    for sample in tar_samples(source):
+        if sample.video is None:
+            continue
+        fields, captions = sample.fields(), sample.captions()
+        span = span_of_line(fields, f"{sample.place}.json")
+        name = sample.key if sample.key not in seen else f"{Path(sample.archive).stem}/{sample.key}"
+        seen.add(name)
+        kept = {key: value for key, value in fields.items() if key not in _NAMING}
+        kept |= {} if sample.label is None else {"label": sample.label}
+        kept |= {"caption": list(captions) if len(captions) > 1 else captions[0]} if captions else {}
+        yield VideoRecord(name, sample.video, captions or ("",), None, *(span or (None, None))), kept
+
+
 def _records(place: Path) -> Iterator[tuple[VideoRecord, dict[str, Any]]]:
-    captioned = True
-    if place.is_dir() and not any(place.rglob("*.tar")):
-        captioned = any(place.rglob("*.txt"))
+    captioned = not place.is_dir() or any(place.rglob("*.txt"))
     for record in load_annotations(place) if captioned else load_videos(str(place)):
         captions = [text for text in record.captions if text]
         fields = {} if record.mirrorable is None or not captions else {"mirrorable": record.mirrorable}

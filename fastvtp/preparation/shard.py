@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fastvtp.data.shard_indexing import index_tars
+from fastvtp.data.tar_index import SUFFIX
 from fastvtp.errors import UserError
 from fastvtp.files import sync, write_atomically
 from fastvtp.preparation.encoding import WrittenClip
@@ -160,6 +162,7 @@ def write_shard(
     if writer.clips:
         os.replace(partial, work.tar)
         sync(work.output)
+        list(index_tars([str(work.tar)], again=True))
     write_atomically(work.manifest, (json.dumps(manifest, ensure_ascii=False, indent=0) + "\n").encode())
     shutil.rmtree(work.scratch)
     return manifest
@@ -168,7 +171,7 @@ def write_shard(
 def clean(work: ShardWork) -> None:
     """Delete what an interrupted run left of a shard."""
     shutil.rmtree(work.scratch, ignore_errors=True)
-    for path in (work.manifest, work.tar):
+    for path in (work.manifest, work.tar, work.tar.with_name(work.tar.name + SUFFIX)):
         path.unlink(missing_ok=True)
         for left in work.output.glob(f".{path.name}.*.tmp"):
             left.unlink(missing_ok=True)

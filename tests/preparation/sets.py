@@ -68,7 +68,7 @@ def described(tar: Path) -> list[dict[str, Any]]:
 
 def digests(folder: Path) -> dict[str, str]:
     """Of shards and their manifests, which are the same whoever made them and whenever."""
-    names = [path for path in sorted(folder.iterdir()) if path.name[0].isdigit()]
+    names = [path for path in sorted(folder.iterdir()) if path.suffix in (".tar", ".json") and path.name[0].isdigit()]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
 
 

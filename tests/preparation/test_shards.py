@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fastvtp.data.annotations import load_annotations
+from fastvtp.data.decoding import Video
 from fastvtp.errors import UserError
 from fastvtp.preparation.engines import Engine
 from fastvtp.preparation.helper import Helper, LostOnFileError
@@ -85,6 +86,9 @@ def test_captions_are_read_from_the_folder(tmp_path):
     before, after = load_annotations(source), load_annotations(tmp_path / "out")
     assert [(record.id, record.captions) for record in after] == [(record.id, record.captions) for record in before]
     assert after[4].video == f"{tmp_path}/out/000002.tar::0000020000.mp4"
+    with Video(after[4].video) as video, Video(before[4].video) as plain:
+        np.testing.assert_allclose(video.read([3]), plain.read([3]), atol=60)
+    assert (tmp_path / "out" / "000002.tar.index.npz").is_file()
     dataset = json.loads((tmp_path / "out" / "dataset.json").read_bytes())
     assert [(shard["url"], shard["nsamples"]) for shard in dataset["shardlist"]] == [
         ("000000.tar", 2), ("000001.tar", 2), ("000002.tar", 1),
@@ -103,6 +107,33 @@ def test_folders_and_classes_are_taken(tmp_path):
                                            ({"caption": ["a loose video", "another text"]},))  # fmt: skip
     (tmp_path / "list.csv").write_text("loose.mp4 4\na/jump.mp4 1\n")
     assert [item.lines for item in read_items(tmp_path / "list.csv")] == [({"label": 4},), ({"label": 1},)]
+
+
+def test_shards_are_those_of_webdataset(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    run(captioned(tmp_path / "in", 3), tmp_path / "out")
+    samples = list(webdataset.WebDataset(str(tmp_path / "out" / "000000.tar"), shardshuffle=False))
+    assert [(sample["__key__"], sample["txt"]) for sample in samples] == [
+        (f"000000000{number}", f"video number {number}".encode()) for number in range(3)
+    ]
+    assert all(decoded(sample["mp4"]) for sample in samples)
+
+
+def test_tars_are_prepared_once_more(tmp_path):
+    """Tars of others, here of our own without their list: what their texts say is kept, and their clips are read."""
+    write_clip(tmp_path / "a.mp4", 16)
+    rows = [{"video": "a.mp4", "caption": "a man", "label": 3}, {"video": "a.mp4", "start": 1, "question": "who?"}]
+    run(write_lines(tmp_path / "in.jsonl", *rows), tmp_path / "first")
+    (tmp_path / "tars").mkdir()
+    shutil.copy(tmp_path / "first" / "000000.tar", tmp_path / "tars" / "x.tar")
+    items = read_items(tmp_path / "tars")
+    assert [item.id for item in items] == ["0000000000", "0000000001"]
+    assert items[0].captions == ("a man",)
+    assert (items[0].lines[0]["label"], items[1].lines[0]["question"]) == (3, "who?")
+    assert [item.video for item in read_items(tmp_path / "tars" / "x.tar")] == [item.video for item in items]
+    run(tmp_path / "tars", tmp_path / "second", short_side=32)
+    first, second = described(tmp_path / "second" / "000000.tar")
+    assert (first["caption"], first["clip"]["height"], second["clip"]["frames"]) == (["a man"], 32, 8)
 
 
 def test_what_cannot_be_read_is_rejected_and_said(tmp_path):
