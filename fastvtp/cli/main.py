@@ -11,8 +11,19 @@ from fastvtp.errors import FailedElsewhereError, UserError
 try:
     import typer
 
-    from fastvtp.cli import captioning, convert, data, frozen, indexing, launching, planning, preparing
-    from fastvtp.cli import recipes, scoring, training
+    from fastvtp.cli import (
+        captioning,
+        convert,
+        data,
+        frozen,
+        indexing,
+        launching,
+        planning,
+        preparing,
+        recipes,
+        scoring,
+        training,
+    )
     from fastvtp.cli.options import add_commands
     from fastvtp.cli.together import by_first
 except ImportError:
