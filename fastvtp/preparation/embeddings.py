@@ -105,7 +105,7 @@ def _write(path: Path, places: Sequence[str], values: dict[int, Tensor], work: S
     from safetensors.torch import save
 
     tensors = {places[index]: value.contiguous() for index, value in sorted(values.items())}
-    write_atomically(path, save(tensors, {"fingerprint": work.fingerprint()}))
+    write_atomically(path, save(tensors, {"fingerprint": work.fingerprint}))
 
 
 def _read(path: Path) -> dict[str, Tensor]:

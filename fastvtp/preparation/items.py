@@ -129,7 +129,8 @@ def _tars(source: str) -> Iterator[tuple[VideoRecord, dict[str, Any]]]:
         seen.add(name)
         kept = {key: value for key, value in fields.items() if key not in _NAMING}
         kept |= {} if sample.label is None else {"label": sample.label}
-        kept |= {"caption": list(captions) if len(captions) > 1 else captions[0]} if captions else {}
+        if captions:
+            kept["caption"] = list(captions) if len(captions) > 1 else captions[0]
         yield VideoRecord(name, sample.video, captions or ("",), None, *(span or (None, None))), kept
 
 

@@ -127,7 +127,7 @@ def _works(
     source: str | os.PathLike[str], output: Path, settings: Preparation, file_seconds: float = 600.0
 ) -> list[ShardWork]:
     items, each = read_items(source), settings.samples_per_shard
-    claim(output, settings, {"list": digest_of(items), "videos": len(items)})
+    claim(output, settings, {"videos": len(items), "list": digest_of(items)})
     return [
         ShardWork(number, tuple(items[first : first + each]), settings, output, file_seconds)
         for number, first in enumerate(range(0, len(items), each))

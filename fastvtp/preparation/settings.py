@@ -179,6 +179,10 @@ def claim(output: Path, settings: Preparation, inputs: dict[str, Any]) -> dict[s
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: is not what a preparation writes: choose another folder") from None
     for name, value in {"format": FORMAT_VERSION, **described["settings"], **described["inputs"]}.items():
+        if name == "list" and earlier.get(name) != value:
+            raise UserError(
+                f"{output} was begun with another list of {earlier['videos']} videos: choose another folder"
+            )
         if earlier.get(name) != value:
             before, now = (json.dumps(each) for each in (earlier.get(name), value))
             raise UserError(

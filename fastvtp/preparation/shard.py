@@ -15,6 +15,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,8 +73,9 @@ class ShardWork:
         """Where clips are written before they go into the tar."""
         return self.output / f".{self.name}.tmp"
 
+    @cached_property
     def fingerprint(self) -> str:
-        """Compute what tells this work from another, of other videos or settings: 16 hexadecimal digits."""
+        """What tells this work from another, of other videos or settings: 16 hexadecimal digits."""
         told = json.dumps([FORMAT_VERSION, self.settings.described(), digest_of(self.items)], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
@@ -113,7 +115,7 @@ def survey_shard(work: ShardWork, seen: Callable[[int], Any] = lambda items: Non
             items.append([dataclasses.asdict(sample) for sample in _surveyed(item, work, helper)])
             seen(1)
     work.survey.parent.mkdir(parents=True, exist_ok=True)
-    told = {"fingerprint": work.fingerprint(), "items": items}
+    told = {"fingerprint": work.fingerprint, "items": items}
     write_atomically(work.survey, json.dumps(told).encode())
 
 
@@ -151,7 +153,7 @@ def write_shard(
         os.fsync(file.fileno())
     manifest = {
         "format": FORMAT_VERSION,
-        "fingerprint": work.fingerprint(),
+        "fingerprint": work.fingerprint,
         "tar": work.tar.name if writer.clips else None,
         "bytes": partial.stat().st_size if writer.clips else 0,
         "sha256": _sha256(partial) if writer.clips else None,
@@ -280,7 +282,7 @@ def _read(path: Path, work: ShardWork) -> dict[str, Any] | None:
         told = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-    return told if isinstance(told, dict) and told.get("fingerprint") == work.fingerprint() else None
+    return told if isinstance(told, dict) and told.get("fingerprint") == work.fingerprint else None
 
 
 def _add_bytes(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -171,7 +171,10 @@ def test_the_same_again_changes_nothing_and_other_settings_are_refused(tmp_path)
     with pytest.raises(UserError, match=r"begun with crf 23, now it is 30"):
         run(source, tmp_path / "out", per_shard=2, crf=30)
     write_lines(source, *source.read_text().splitlines()[:-1])
-    with pytest.raises(UserError, match=r"begun with list"):
+    with pytest.raises(UserError, match=r"begun with videos 5, now it is 4"):
+        run(source, tmp_path / "out", per_shard=2)
+    write_lines(source, *source.read_text().splitlines(), {"video": "4.mp4", "caption": "something else"})
+    with pytest.raises(UserError, match=r"begun with another list of 5 videos"):
         run(source, tmp_path / "out", per_shard=2)
     with pytest.raises(UserError, match=r"in: is not empty, and no preparation was begun there"):
         run(source, tmp_path / "in")
