@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fastvtp.cli.options import Device, Quiet, add_commands
+from fastvtp.cli.together import by_first
 from fastvtp.errors import UserError
 
 
@@ -92,6 +93,7 @@ class RunningOptions:
     quiet: Quiet = False
 
 
+@by_first
 def prepare(
     source: Annotated[
         str,

@@ -62,10 +62,9 @@ def check_codec(codec: str) -> None:
 
 def fitted(size: tuple[int, int], short_side: int) -> tuple[int, int]:
     """Return height and width, both even, with the shorter side at most `short_side`, in the proportions of `size`."""
-    scale = min(1.0, short_side / min(size))
-    height, width = (max(2, 2 * round(side * scale / 2)) for side in size)
-    # a picture that is not made smaller loses its odd line rather than gain one
-    return min(height, max(2, size[0] // 2 * 2)), min(width, max(2, size[1] // 2 * 2))
+    height, width = (2 * round(side * short_side / min(size) / 2) for side in size)
+    # never enlarged: a picture that is not made smaller loses its odd line
+    return max(2, min(height, size[0] // 2 * 2)), max(2, min(width, size[1] // 2 * 2))
 
 
 def shown_until(video: Video, frames: range) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from fastvtp.preparation.settings import SETTINGS_NAME
 from fastvtp.preparation.shard import ShardWork, finished, lines_left
 from fastvtp.preparation.work import decode_ms, texts_left
 
+logger = logging.getLogger(__name__)
+
 DATASET_NAME = "dataset.json"
 PAGE_NAME = "report.html"
 TIMED_CLIPS = 16
@@ -33,6 +36,7 @@ _LISTS = {
     "label": "classes.jsonl",
     "labels": "classes.jsonl",
 }
+_NOTHING = (None, "", [])  # of a field
 _NAMED_REJECTED = 1000
 _BINS = 20
 
@@ -75,8 +79,9 @@ def _manifest(work: ShardWork) -> dict[str, Any]:
 
 
 def _write_list(manifests: Sequence[tuple[ShardWork, dict[str, Any]]], output: Path) -> str:
-    """Write the lines of the source anew, about clips in shards; returns the name of the file."""
-    rows, kinds = [], Counter[str]()
+    """Write the lines of the source anew, about clips in shards; returns the name of the file. Lines that do not say
+    what most say, as those without a caption among captions, are left out."""
+    rows: dict[str, list[str]] = {}
     for work, told in manifests:
         for clip in told["clips"]:
             item, member = work.items[clip["item"]], in_archive(told["tar"], f"{clip['key']}.mp4")
@@ -84,10 +89,16 @@ def _write_list(manifests: Sequence[tuple[ShardWork, dict[str, Any]]], output: P
             scene = clip["id"].removeprefix(item.id)
             for line in lines_left(item, captions):
                 named = {"id": f"{line['id']}{scene}" if "id" in line else clip["id"], "video": member}
-                rows.append(json.dumps({**line, **named}, ensure_ascii=False))
-                kinds.update(name for name in _LISTS if name in line)
-    name = next((listed for field, listed in _LISTS.items() if kinds[field]), "videos.jsonl")
-    write_atomically(output / name, "".join(f"{row}\n" for row in rows).encode())
+                kind = next(
+                    (listed for field, listed in _LISTS.items() if line.get(field) not in _NOTHING), "videos.jsonl"
+                )
+                rows.setdefault(kind, []).append(json.dumps({**line, **named}, ensure_ascii=False))
+    if not rows:
+        return "videos.jsonl"
+    name = max(rows, key=lambda kind: len(rows[kind]))
+    if left := sum(map(len, rows.values())) - len(rows[name]):
+        logger.warning("%s: %d lines are left out, which say something else of their clips", output / name, left)
+    write_atomically(output / name, "".join(f"{row}\n" for row in rows[name]).encode())
     return name
 
 

@@ -42,6 +42,16 @@ def test_a_seek_that_lands_elsewhere_costs_no_frame(tmp_path, monkeypatch, landi
     np.testing.assert_array_equal(streamed(path, 9, 24), reference[9:])
 
 
+@pytest.mark.parametrize("codec", ["mpeg1video", "mpeg2video"])
+def test_small_pictures_that_share_packs_of_a_program_stream(tmp_path, codec):
+    """Packets are put together otherwise after a seek than in a plain reading, which the stream then goes on with."""
+    options = {"bf": "2", "b": "200k"}
+    path = write_clip(tmp_path / "a.mpg", 60, codec=codec, fps=25, gop=12, options=options)
+    reference = decode_sequentially(path)
+    for first in (0, 13, 41):
+        np.testing.assert_array_equal(streamed(path, first, len(reference)), reference[first:])
+
+
 def test_several_streams_of_one_video(tmp_path):
     path = write_clip(tmp_path / "a.mp4", 30, gop=12)
     with Video(str(path)) as video:

@@ -79,6 +79,25 @@ def test_the_list_of_clips_is_that_of_the_source(tmp_path):
     assert one["answer"] == "now"
 
 
+def test_the_first_class_is_a_class(tmp_path):
+    write_clip(tmp_path / "0.mp4", 8)
+    report = run(write_lines(tmp_path / "in.jsonl", {"video": "0.mp4", "label": 0}), tmp_path / "out")
+    assert report is not None
+    assert report["list"] == "classes.jsonl"
+
+
+def test_lines_without_a_caption_are_not_among_captions(tmp_path, caplog):
+    """Their clips are in the shards; the list of captions can be read."""
+    rows = [{"video": f"{n}.mp4", "caption": text} for n, text in enumerate(("a", "", "c"))]
+    for n in range(3):
+        write_clip(tmp_path / f"{n}.mp4", 8)
+    report = run(write_lines(tmp_path / "in.jsonl", *rows), tmp_path / "out")
+    assert report is not None
+    assert (report["samples"], report["list"]) == (3, "captions.jsonl")
+    assert [record.id for record in load_annotations(tmp_path / "out")] == ["0.mp4", "2.mp4"]
+    assert "captions.jsonl: 1 lines are left out" in caplog.text
+
+
 def test_captions_are_read_from_the_folder(tmp_path):
     """What comes out is what training reads: the same ids and captions, of clips in shards."""
     source = captioned(tmp_path / "in", 5)
@@ -287,7 +306,7 @@ def _fill_disk():
 
 
 def test_helpers_are_ended_and_started_again(tmp_path):
-    with Helper(1.0) as helper:
+    with Helper(30.0) as helper:
         assert helper.call(_sleep, 0.0) == 0.0
         assert helper.call(_die_once, str(tmp_path / "marker")) == "alive"
         with pytest.raises(LostOnFileError, match=r"ended the process that worked on it \(SIGSEGV\)"):
