@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fastvtp.data.frame_folder import FrameFolder
 from fastvtp.data.frame_reader import FrameReader
 from fastvtp.data.frame_times import FrameTimes, frame_times, nearness
 from fastvtp.data.packet_reader import NotAsListedError, NoVideoStreamError, why_not_opened
@@ -63,13 +64,15 @@ class Video:
     all frames are decoded once. This is remembered for the files a process used last.
 
     Args:
-        location: a location (`fastvtp.data.locations`) or path, or the bytes of a file.
+        location: a location (`fastvtp.data.locations`) or path, or the bytes of a file. Of a folder the pictures in it
+            (.jpg, .png, .webp, .bmp, .tif) are the frames, ordered by the numbers in their names.
         aspect: "display" shows pictures in the proportions they are meant for, that is widened (or narrowed) by their
             sample aspect ratio where pixels are not square; "coded" keeps stored pixels.
         damaged: "refuse" raises for a frame that the decoder says is damaged; "keep" hands it out as a plain decoding
             loop of one thread shows it (as far as it can be told from the seven keyframes before, thousands of frames
             on), and in place of one that cannot be decoded at all the one before it.
         playlists: whether files are opened that name other files or addresses to read, such as m3u8.
+        fps: frames per second of a folder; all else says so itself.
 
     Attributes:
         num_frames: frames that can be asked for. A Matroska or MPEG-TS file that broke off, which has no index to tell,
@@ -87,17 +90,23 @@ class Video:
         aspect: str = "display",
         damaged: str = "refuse",
         playlists: bool = False,
+        fps: float = 25.0,
     ):
         if aspect not in ASPECTS or damaged not in DAMAGED:
             raise ValueError(f"expected aspect in {ASPECTS} and damaged in {DAMAGED}, got {aspect!r} and {damaged!r}")
         self._name = "<bytes>" if isinstance(location, bytes) else os.fspath(location)
         self._pictures = PictureMaker()
-        source = location if isinstance(location, bytes) else self._found()
-        with self._errors_named(opening=source):
-            self._source = FrameReader(source, self._name, keeps_damaged=damaged == "keep", playlists=playlists)
+        keeps_damaged = damaged == "keep"
+        self._source: FrameReader | FrameFolder
+        if not isinstance(location, bytes) and os.path.isdir(self._name):
+            self._source = FrameFolder(self._name, Fraction(fps), keeps_damaged=keeps_damaged)
+        else:
+            source = location if isinstance(location, bytes) else self._found()
+            with self._errors_named(opening=source):
+                self._source = FrameReader(source, self._name, keeps_damaged=keeps_damaged, playlists=playlists)
         try:
-            self._stretch = Fraction(1) if aspect == "coded" else stretch_of(self._source.reader.stretch)
-            self.num_frames = self._source.frames.count
+            self._stretch = Fraction(1) if aspect == "coded" else stretch_of(self._source.stretch)
+            self.num_frames = self._source.count
             if self.num_frames == 0:
                 raise VideoDecodeError(self._name, "no frames")
         except BaseException:
@@ -131,14 +140,13 @@ class Video:
         It is what the container says. Frames of another size, where it changes within a video, are resized to it
         unless a size is asked for.
         """
-        reader = self._source.reader
-        return displayed_size(reader.height, reader.width, self._stretch, self._source.frames.turn)
+        return displayed_size(self._source.height, self._source.width, self._stretch, self._source.turn)
 
     @property
     def keyframes(self) -> np.ndarray:
         """Indices of the frames that decoding can start from, ascending, int64; those at least that are known
         without decoding."""
-        return np.unique(self._source.frames.start_places)
+        return self._source.keyframes
 
     @property
     def seconds(self) -> np.ndarray:
@@ -197,7 +205,7 @@ class Video:
     def _drawn(
         self, frames: Mapping[int, Any], wanted: Sequence[int], window: CropWindow, size: tuple[int, int] | None
     ) -> np.ndarray:
-        turn, whole = self._source.frames.turn, self.size
+        turn, whole = self._source.turn, self.size
         y0, x0, y1, x1 = whole_box(window, *whole)
         clip, places = np.empty((len(wanted), *(size or (y1 - y0, x1 - x0)), 3), np.uint8), {}
         for place, index in enumerate(wanted):
@@ -239,17 +247,17 @@ class Video:
         """
         with self._errors_named():
             frame = self._source.decode([0])[0]
-        turn, reader = self._source.frames.turn, self._source.reader
+        turn = self._source.turn
         return VideoInfo(
             frames=self.num_frames,
             height=self.size[0],
             width=self.size[1],
-            fps=float(reader.rate or 0),
-            codec=reader.decoder.codec.canonical_name,
+            fps=float(self._source.rate or 0),
+            codec=self._source.codec,
             pix_fmt=frame.format.name,
             rotation=turn.degrees,
             mirrored=turn.is_mirrored,
-            stretch=float(stretch_of(reader.stretch)),
+            stretch=float(stretch_of(self._source.stretch)),
             interlaced=frame.interlaced_frame,
         )
 
@@ -292,7 +300,7 @@ class Video:
         Raises:
             VideoDecodeError: the file says neither when its frames are shown nor how many a second.
         """
-        rate = self._source.reader.rate
+        rate = self._source.rate
         return frame_times(*self._timeline(), rate, range(self.num_frames) if shown is None else shown)
 
     @property
@@ -305,17 +313,17 @@ class Video:
         ticks, tick = self._timeline()
         if len(ticks) > 1:
             return float(int(ticks[-1]) * tick * len(ticks) / (len(ticks) - 1))
-        rate = self._source.reader.rate
+        rate = self._source.rate
         return float(1 / rate) if rate else 0.0
 
     def _timeline(self) -> tuple[np.ndarray, Fraction]:
         """Return when each frame is shown, in ticks from the first one, and seconds in a tick."""
-        times, reader = self._source.frames.times, self._source.reader
+        times, rate = self._source.times, self._source.rate
         if times is not None:
-            return times - times[0], reader.stream.time_base
-        if not reader.rate:
+            return times - times[0], self._source.tick
+        if not rate:
             raise VideoDecodeError(self._name, "says neither when its frames are shown nor how many a second")
-        return np.arange(self.num_frames), 1 / reader.rate
+        return np.arange(self.num_frames), 1 / rate
 
     @contextmanager
     def _errors_named(self, opening: Any = None) -> Iterator[None]:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from fractions import Fraction
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ import numpy as np
 from fastvtp.data.frame_table import Frames, Memory, frames_by_decoding, frames_by_time
 from fastvtp.data.packet_reader import NotAsListedError
 from fastvtp.data.packets import Packets
-from fastvtp.data.pictures import turn_of
+from fastvtp.data.pictures import Turn, turn_of
 from fastvtp.data.sample_reader import open_packets
 from fastvtp.data.storage import StoredFile
 from fastvtp.data.video_errors import VideoDecodeError
@@ -70,7 +71,58 @@ class FrameReader:
             raise
 
     def close(self) -> None:
+        """Close the file."""
         self.reader.close()
+
+    @property
+    def count(self) -> int:
+        """Number of frames."""
+        return self.frames.count
+
+    @property
+    def keyframes(self) -> np.ndarray:
+        """Indices of the frames that decoding can start from, int64, ascending, as far as they are known."""
+        return np.unique(self.frames.start_places)
+
+    @property
+    def times(self) -> np.ndarray | None:
+        """When each is shown, in ticks; see `Frames`."""
+        return self.frames.times
+
+    @property
+    def turn(self) -> Turn:
+        """How all become upright."""
+        return self.frames.turn
+
+    @property
+    def tick(self) -> Fraction:
+        """Seconds in a tick."""
+        return self.reader.stream.time_base
+
+    @property
+    def codec(self) -> str:
+        """Name of the codec, as libav has it."""
+        return self.reader.decoder.codec.canonical_name
+
+    @property
+    def rate(self) -> Fraction | None:
+        """Frames per second in the mean, as far as the container knows."""
+        return self.reader.rate
+
+    @property
+    def stretch(self) -> Fraction | None:
+        """How much wider than high pixels are said to be."""
+        return self.reader.stretch
+
+    @property
+    def height(self) -> int:
+        """Of a stored picture, in pixels."""
+        return self.reader.height
+
+    @property
+    def width(self) -> int:
+        """Of a stored picture, in pixels."""
+        return self.reader.width
 
     def decode_all(self) -> int:
         """Decode every frame and keep none; returns their number."""

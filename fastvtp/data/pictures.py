@@ -84,7 +84,11 @@ def turn_of(frame: Any) -> Turn:
     """Return how a frame becomes upright, as far as its own side data say."""
     from av.sidedata.sidedata import Type
 
-    matrix = next((bytes(data) for data in frame.side_data if data.type is Type.DISPLAYMATRIX), None)
+    try:
+        matrix = next((bytes(data) for data in frame.side_data if data.type is Type.DISPLAYMATRIX), None)
+    except ValueError:  # PyAV lists none where there is one that it does not know, such as Exif; it knows the angle
+        turns = round(frame.rotation / 90) % 4
+        return Turn(transposed=turns % 2 == 1, rows=turns in (1, 2), columns=turns in (2, 3))
     return Turn() if matrix is None else Turn.of_matrix(struct.unpack("=9i", matrix[:36]))
 
 

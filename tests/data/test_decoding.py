@@ -160,7 +160,7 @@ BAD_FILES = {
     "truncated: the last": cut_faststart,
     "truncated: the last 5 frames are cut off": cut_between_frames,
     "No such file": lambda folder: folder / "bad.mp4",
-    "not a regular file but a folder": lambda folder: folder,
+    "a folder without pictures": lambda folder: folder,
 }
 
 
