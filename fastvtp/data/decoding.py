@@ -41,6 +41,8 @@ class VideoInfo:
         mirrored: whether left and right change places after that turn.
         stretch: how much wider than high a pixel is to be shown (sample aspect ratio), 1 for square ones.
         interlaced: whether the first frame is coded as two fields of different moments; they are not woven apart.
+        cut: what is missing of a file that broke off and still has frames to show, in one line; None where nothing is
+            known to be. Matroska, AVI and fragmented mp4 say how long they are, other containers do not.
     """
 
     frames: int
@@ -53,6 +55,7 @@ class VideoInfo:
     mirrored: bool = False
     stretch: float = 1.0
     interlaced: bool = False
+    cut: str | None = None
 
 
 class Video:
@@ -75,8 +78,9 @@ class Video:
         fps: frames per second of a folder; all else says so itself.
 
     Attributes:
-        num_frames: frames that can be asked for. A Matroska or MPEG-TS file that broke off, which has no index to tell,
-            counts those that are there.
+        num_frames: frames that can be asked for. A file that broke off without an index that lists all frames counts
+            those that are there, and says so in a warning (`VideoInfo.cut`); an mp4 whose header lists frames behind
+            its end is refused unless `damaged` is "keep".
 
     Raises:
         VideoDecodeError: the file is missing, empty, truncated, no regular file, not a video, without a video stream,
@@ -259,6 +263,7 @@ class Video:
             mirrored=turn.is_mirrored,
             stretch=float(stretch_of(self._source.stretch)),
             interlaced=frame.interlaced_frame,
+            cut=self._source.cut,
         )
 
     def decode_all(self) -> int:

@@ -41,7 +41,7 @@ class FrameFolder:
         self.count = len(self._names)
         if not self.count:
             raise VideoDecodeError(folder, f"a folder without pictures ({', '.join(PICTURES)})")
-        self.times, self.tick = None, 1 / rate
+        self.times, self.cut, self.tick = None, None, 1 / rate
         self.keyframes, self.damaged = np.arange(self.count), set[int]()
         first = self._path(0)
         try:

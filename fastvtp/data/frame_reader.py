@@ -62,6 +62,7 @@ class FrameReader:
         self._key = None if isinstance(source, bytes) else source.key
         self.damaged: set[int] = set()
         self._failed: list[int] = []
+        self._is_cut = False
         self.reader = open_packets(source, playlists=playlists)
         try:
             self._undecoded: Any = self.reader.decoder
@@ -88,6 +89,11 @@ class FrameReader:
     def times(self) -> np.ndarray | None:
         """When each is shown, in ticks; see `Frames`."""
         return self.frames.times
+
+    @property
+    def cut(self) -> str | None:
+        """What is missing at the end, in one line; None where nothing is."""
+        return self.frames.cut
 
     @property
     def turn(self) -> Turn:
@@ -181,10 +187,23 @@ class FrameReader:
         self.frames = frames
         if frames.count:
             turn = self.reader.read_turn()
-            self.frames = frames = replace(frames, turn=turn_of(self.decode([0])[0]) if turn is None else turn)
+            turn = turn_of(self.decode([0])[0]) if turn is None else turn
+            self.frames = frames = replace(frames, turn=turn, cut=self._cut(frames))
         if frames.is_counted or not frames.packets.from_index or len(frames.packets) > _LONG:
             _memory.keep(self._key, frames)
         return frames
+
+    def _cut(self, frames: Frames) -> str | None:
+        """Say what is missing of a file that broke off; None where nothing is. All samples that the header of an mp4
+        lists are there, or it would have been refused, unless damage is kept."""
+        missing = None if frames.packets.from_index and not self._is_cut else self.reader.missing_bytes()
+        if missing is None:
+            return None
+        promised = self.reader.promised_frames
+        there = f"{frames.count} of about {promised}" if promised and promised > frames.count else str(frames.count)
+        cut = f"ends after {there} frames, {missing[0]} of {missing[1]} bytes"
+        _log.warning("%s: broke off, %s", self._name, cut)
+        return cut
 
     def _frames_of(self, packets: Packets) -> Frames:
         # The header of an mp4 gives an index entry for every sample: one that reaches past the end of the file, or a
@@ -192,7 +211,7 @@ class FrameReader:
         if packets.cut:
             if not self._keeps_damaged:
                 raise VideoDecodeError(self._name, f"truncated: the last {packets.cut} frames are cut off")
-            packets = packets.before_cut()
+            packets, self._is_cut = packets.before_cut(), True
             self.reader.expect(packets)
         frames = None
         if self.reader.says_times and not self._may_leave_out(packets):

@@ -32,6 +32,7 @@ class Frames:
         is_counted: whether they were decoded to know them: what a packet holds is uncertain then, only what comes out.
         times: int64 `[F]`, rising, when each is shown in ticks of the stream's time base; None if that is not known.
         turn: how they become upright.
+        cut: what is missing at the end, in one line; None where nothing is.
     """
 
     packets: Packets
@@ -43,6 +44,7 @@ class Frames:
     is_counted: bool
     times: np.ndarray | None
     turn: Turn = field(default_factory=Turn)
+    cut: str | None = None
 
     def start_before(self, index: int) -> int:
         """Return the last of `starts` that is not shown after the frame at `index`."""

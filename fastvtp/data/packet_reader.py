@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from functools import lru_cache
-from io import BytesIO
+from io import SEEK_END, BytesIO
 from itertools import chain, islice
 from operator import attrgetter
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from fastvtp.data.file_end import promised_end
 from fastvtp.data.mp4_index import read_display_matrix
 from fastvtp.data.packets import UNKNOWN, Packets, packets_by_index, packets_by_reading
 from fastvtp.data.pictures import Turn
@@ -131,6 +132,24 @@ class PacketReader:
         with self._second_file() as file:
             matrix = None if file is None else read_display_matrix(file, self.stream.id)
         return None if matrix is None else Turn.of_matrix(matrix)
+
+    def missing_bytes(self) -> tuple[int, int] | None:
+        """Return how many bytes there are and how many the file says that there should be; None where it has them."""
+        with self._second_file() as file:
+            promised = None if file is None else promised_end(file)
+            if file is None or promised is None:
+                return None
+            there = file.seek(0, SEEK_END)
+        return (there, promised) if there < promised else None
+
+    @property
+    def promised_frames(self) -> int | None:
+        """How many frames the header announces, about; None where it does not."""
+        if self.stream.frames:
+            return self.stream.frames
+        if self._container.duration is None or not self.rate:
+            return None
+        return round(Fraction(self._container.duration, 1_000_000) * self.rate)
 
     def _head(self) -> bytes:
         with self._second_file() as file:

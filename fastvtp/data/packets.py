@@ -135,8 +135,9 @@ def packets_by_reading(container: Any, stream: Any, look_at_first: Callable[[Any
             rows.extend((packet.size, packet.is_keyframe, is_hidden, *times))
     size, is_keyframe, is_hidden, pos, pts, dts = np.array(rows, np.int64).reshape(-1, 6).T
     columns = pos, size, pts, dts, is_keyframe.astype(bool), is_hidden.astype(bool)
-    end = container.size
-    cut = sum(entry.pos + entry.size > end for entry in stream.index_entries)
+    # What a fragment of an mp4 lists is known to be missing; other indices are made while reading.
+    end, entries = container.size, stream.index_entries if container.format.name.startswith("mov,") else ()
+    cut = sum(entry.pos + entry.size > end for entry in entries)
     first_cut = int(np.sum(pos + size <= end)) if cut else None
     return Packets(*columns, cut=cut, from_index=False, first_cut=first_cut)
 

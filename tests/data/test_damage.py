@@ -9,7 +9,7 @@ import pytest
 from fastvtp.data import frame_reader
 from fastvtp.data.decoding import Video, VideoDecodeError, probe
 from fastvtp.data.frame_table import Memory
-from tests.data.clips import damage_packet, decode_sequentially, frame_numbers, write_clip
+from tests.data.clips import damage_packet, decode_sequentially, frame_numbers, truncate, write_clip
 from tests.data.test_decoding import X264_B_FRAMES
 
 
@@ -219,3 +219,40 @@ def test_a_clip_whose_picture_builds_up_is_read_everywhere(tmp_path):
     path = write_clip(tmp_path / "a.mp4", 40, options=settings)
     assert read_everything(path) == list(range(40))
     assert probe(path).frames == 40
+
+
+BROKEN_OFF = {
+    "a.mkv": (0.6, {"options": X264_B_FRAMES}),
+    "a.webm": (0.6, {"codec": "libvpx-vp9", "options": {"cpu-used": "8"}}),
+    "a.avi": (0.9, {"codec": "mpeg4", "options": {"bf": "0", "qmax": "2"}}),
+    "b.avi": (0.8, {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_OFF)
+def test_a_file_that_broke_off_is_said_to_be_shorter(tmp_path, name, caplog):
+    share, settings = BROKEN_OFF[name]
+    whole = write_clip(tmp_path / f"whole{name}", 24, fps=25, **settings)
+    path = truncate(whole, tmp_path / name, share)
+    assert probe(whole).cut is None
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        info = probe(path)
+    assert 0 < info.frames < 24
+    assert info.cut is not None
+    assert info.cut.startswith(f"ends after {info.frames} of about 24 frames, {path.stat().st_size} of ")
+    assert str(path) in caplog.text
+    assert info.cut in caplog.text
+
+
+def test_an_mp4_that_broke_off_is_shown_as_far_as_it_goes_where_damage_is_kept(tmp_path):
+    whole = write_clip(tmp_path / "whole.mp4", 24, options=X264_B_FRAMES, container_options={"movflags": "faststart"})
+    path = truncate(whole, tmp_path / "a.mp4", 0.7)
+    with pytest.raises(VideoDecodeError, match="truncated"):
+        Video(path)
+    with Video(path, damaged="keep") as video:
+        assert 0 < video.num_frames < 24
+        np.testing.assert_array_equal(video.read(range(8)), decode_sequentially(whole)[:8])
+        cut = video.info().cut
+        assert cut is not None
+        assert cut.startswith(f"ends after {video.num_frames} of about 24 frames")
