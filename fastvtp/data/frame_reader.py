@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 _Decoded = tuple[dict[int, Any], set[int]]
 _READ_AT_ONCE = 16  # packets: reading and decoding by turns is slower, as each takes the other's place in the cache
 _LONG = 4096  # packets from which on the table of a header is remembered: a shorter one is read again as fast
-_NOTHING_CODED = 24  # bytes, more than a header alone takes
+_NOTHING_CODED = 10  # bytes, as many as the header of a picture alone takes
 _PLAIN_LOOP = 4096  # packets, up to which all before damage are decoded to show it as a plain loop does
 _EARLIER_STARTS = 3  # tried where what comes out is damaged
 
@@ -189,7 +189,8 @@ class FrameReader:
             turn = self.reader.read_turn()
             turn = turn_of(self.decode([0])[0]) if turn is None else turn
             self.frames = frames = replace(frames, turn=turn, cut=self._cut(frames))
-        if frames.is_counted or not frames.packets.from_index or len(frames.packets) > _LONG:
+        packets = frames.packets
+        if frames.is_counted or packets.is_ordered or not packets.from_index or len(packets) > _LONG:
             _memory.keep(self._key, frames)
         return frames
 
@@ -214,8 +215,8 @@ class FrameReader:
             packets, self._is_cut = packets.before_cut(), True
             self.reader.expect(packets)
         frames = None
-        if self.reader.says_times and not self._may_leave_out(packets):
-            frames = frames_by_time(packets, self.reader.decoder.has_b_frames)
+        if (self.reader.says_times or packets.is_ordered) and not self._may_leave_out(packets):
+            frames = frames_by_time(packets, self.reader.decoder.has_b_frames and not packets.is_ordered)
         frames = frames or frames_by_decoding(packets, self._decode_from(0))
         return frames.from_first_packet() if self.reader.needs_palette else frames
 

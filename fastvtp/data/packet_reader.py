@@ -15,7 +15,7 @@ import numpy as np
 
 from fastvtp.data.file_end import promised_end
 from fastvtp.data.mp4_index import read_display_matrix
-from fastvtp.data.packets import UNKNOWN, Packets, packets_by_index, packets_by_reading
+from fastvtp.data.packets import UNKNOWN, Packets, packets_by_index, packets_by_reading, shows_as_decoded
 from fastvtp.data.pictures import Turn
 from fastvtp.data.storage import StoredFile, UnreadableError
 from fastvtp.data.turn_messages import asks_for_turn
@@ -103,7 +103,7 @@ class PacketReader:
                 stream.discard = Discard.all
         # AVI says nothing about presentation. libav would make times up that ignore B-frames, and for that keep packets
         # in memory until a later one settles theirs.
-        self.says_times = self._container.format.name != "avi" or self.decoder.codec.intra_only
+        self.says_times = self._container.format.name != "avi" or shows_as_decoded(self.decoder.codec)
         if not self.says_times:
             self._container.flags &= ~_GENERATE_PTS
         # A palette comes with the first packet and is lost when the decoder is flushed, as it is for a seek.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,6 +19,8 @@ from fastvtp.data.mp4_index import SampleTable, read_sample_table
 UNKNOWN = np.iinfo(np.int64).min
 _AVI_CHUNK_HEADER = 8  # bytes, with which AVI's index begins a packet
 _SPOT_CHECKS = 12
+_SHOWN_AS_DECODED = ("msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "h263", "flv1")
+_MPEG4_PICTURE = b"\0\0\1\xb6"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Packets:
         cut: how many lie behind the end of the file.
         from_index: whether the container's index says all this, and no packet was looked at.
         first_cut: number of the first that does; None where all are there.
+        is_ordered: whether `pts` tells the order, though not the container but the codec told it.
     """
 
     pos: np.ndarray
@@ -45,6 +48,7 @@ class Packets:
     cut: int
     from_index: bool
     first_cut: int | None = None
+    is_ordered: bool = False
 
     def __len__(self) -> int:
         return len(self.pos)
@@ -64,8 +68,12 @@ def packets_by_index(container: Any, stream: Any, file: BinaryIO | None) -> Pack
         file: the same file once more; None if it cannot be opened.
     """
     name, codec = container.format.name, stream.codec_context.codec
-    if name == "avi" and codec.intra_only and len(stream.index_entries) == stream.frames:
-        return _by_entries(container, stream, None)
+    if name == "avi" and len(stream.index_entries) == stream.frames:
+        if shows_as_decoded(codec):
+            return _by_entries(container, stream, None)
+        if file is not None and codec.canonical_name == "mpeg4":
+            packets = _by_entries(container, stream, None)
+            return packets and _with_mpeg4_order(file, packets)
     # VP8 hides frames, which only the packets tell
     if file is None or not name.startswith("mov,") or codec.canonical_name == "vp8" or not len(stream.index_entries):
         return None
@@ -73,6 +81,11 @@ def packets_by_index(container: Any, stream: Any, file: BinaryIO | None) -> Pack
     if table is None:
         return None
     return _by_header(container, stream, table) or _by_entries(container, stream, table)
+
+
+def shows_as_decoded(codec: Any) -> bool:
+    """Tell whether a codec of libav has no pictures that are shown in another order than they are decoded in."""
+    return codec.intra_only or codec.canonical_name in _SHOWN_AS_DECODED
 
 
 def _by_header(container: Any, stream: Any, table: SampleTable) -> Packets | None:
@@ -106,6 +119,8 @@ def _by_entries(container: Any, stream: Any, table: SampleTable | None) -> Packe
             rows.extend((entry.pos, entry.size, entry.timestamp, entry.is_keyframe, entry.is_discard))
     pos, size, dts, is_keyframe, is_hidden = np.array(rows, np.int64).reshape(-1, 5).T
     if table is None:
+        if len(pos) < len(stream.index_entries):
+            return None
         pos, offset = pos + _AVI_CHUNK_HEADER, np.int64(0)
     else:
         held = np.flatnonzero(table.size > 0)
@@ -116,6 +131,26 @@ def _by_entries(container: Any, stream: Any, table: SampleTable | None) -> Packe
             return None
         offset = table.offset[held[place]]
     return _indexed(container.size, (pos, size, dts + offset, dts, is_keyframe.astype(bool), is_hidden.astype(bool)))
+
+
+def _with_mpeg4_order(file: BinaryIO, packets: Packets) -> Packets | None:
+    """Tell when the pictures of MPEG-4 video are shown from their kinds (ISO/IEC 14496-2, 6.2.5): those predicted both
+    ways at once, all others after them. None where a packet does not hold just one picture."""
+    shown, waiting = [], None
+    for number, (pos, size) in enumerate(zip(packets.pos.tolist(), packets.size.tolist(), strict=True)):
+        file.seek(pos)
+        data = file.read(size)
+        at = data.find(_MPEG4_PICTURE) + len(_MPEG4_PICTURE)
+        if len(data) < size or data.count(_MPEG4_PICTURE) != 1 or at >= size:
+            return None
+        if data[at] >> 6 == 2:
+            shown.append(number)
+        else:
+            shown += [] if waiting is None else [waiting]
+            waiting = number
+    pts = np.empty_like(packets.dts)
+    pts[shown if waiting is None else [*shown, waiting]] = packets.dts
+    return replace(packets, pts=pts, is_ordered=True)
 
 
 def _indexed(end: int, columns: tuple[np.ndarray, ...]) -> Packets:

@@ -110,6 +110,49 @@ for path in sys.argv[1:]:
     assert max(after) - before < 12
 
 
+@pytest.mark.parametrize(("codec", "b_frames"), [("mpeg4", "0"), ("mpeg4", "2"), ("msmpeg4", "0"), ("flv", "0")])
+def test_an_avi_whose_codec_tells_the_order_is_not_decoded_to_count_its_frames(tmp_path, monkeypatch, codec, b_frames):
+    monkeypatch.setattr(frame_reader, "frames_by_decoding", None)
+    options = {"bf": b_frames} if b_frames != "0" else {}
+    path = write_clip(tmp_path / "a.avi", 40, codec=codec, gop=12, fps=25, options=options)
+    reference = decode_sequentially(path)
+    for index in (39, 0, 13, 24, 7, 12):
+        with Video(path) as video:
+            assert video.num_frames == len(reference) == 40
+            np.testing.assert_array_equal(video.read([index])[0], reference[index])
+            np.testing.assert_allclose(video.seconds, np.arange(40) / 25)
+
+
+def test_packets_of_two_pictures_are_counted(tmp_path):
+    """What DivX called a packed bitstream: a picture predicted both ways rides with the one it is predicted from, and
+    an empty one follows in its place."""
+    whole = write_clip(
+        tmp_path / "whole.avi", 24, codec="mpeg4", gop=24, fps=25, options={"bf": "1", "b_strategy": "0"}
+    )
+    path, kept = tmp_path / "a.avi", []
+    with av.open(str(whole)) as read, av.open(str(path), "w") as write:
+        copy = write.add_stream_from_template(read.streams.video[0])
+        packets = [packet for packet in read.demux(video=0) if packet.size]
+        for packet in packets:
+            data = bytes(packet)
+            is_between = data[data.index(b"\0\0\1\xb6") + 4] >> 6 == 2
+            if is_between:
+                kept[-1] += data
+                kept.append(b"\0\0\1\xb6\x50\x4f")  # of a kind that is not coded
+            else:
+                kept.append(data if kept else data.replace(b"\0\0\1\xb6", b"\0\0\1\xb2DivX503b1393p\0\0\1\xb6"))
+        for number, data in enumerate(kept):
+            packet = av.Packet(data)
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream, packet.is_keyframe = packets[0].time_base, copy, number == 0
+            write.mux(packet)
+    reference = decode_sequentially(path)
+    with Video(path) as video:
+        assert video.num_frames == len(reference)
+        for indices in ([5], [9, 2], range(len(reference))):
+            np.testing.assert_array_equal(video.read(indices), reference[list(indices)])
+
+
 AWKWARD = {
     "groups shorter than the delay": ("a.mp4", {"gop": 2, "options": X264_B_FRAMES}),
     "every frame a keyframe": ("a.mp4", {"gop": 1}),
