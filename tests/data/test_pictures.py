@@ -95,6 +95,29 @@ def test_a_turn_asked_for_inside_the_stream_does_not_depend_on_the_first_frame_d
             np.testing.assert_array_equal(video.read(first), expected[first])
 
 
+@pytest.mark.parametrize("name", ["a.mkv", "a.mov"])
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_turns_that_containers_ask_for(tmp_path, name, degrees):
+    whole, path = write_clip(tmp_path / "whole.mp4", 6), tmp_path / name
+    with av.open(str(whole)) as read, av.open(str(path), "w") as write:
+        copy = write.add_stream_from_template(read.streams.video[0])
+        copy.set_display_rotation(degrees)
+        for packet in read.demux(video=0):
+            if packet.size:
+                packet.stream = copy
+                write.mux(packet)
+    expected = np.rot90(decode_sequentially(path), degrees // 90, (1, 2))
+    with Video(path) as video:
+        assert video.size == expected.shape[1:3]
+        np.testing.assert_array_equal(video.read([4, 1]), expected[[4, 1]])
+
+
+def test_interlaced_video_is_flagged(tmp_path):
+    flags = {"x264-params": "tff=1:bframes=0"}
+    assert probe(write_clip(tmp_path / "a.mp4", 4, options=flags)).interlaced
+    assert not probe(write_clip(tmp_path / "b.mp4", 4)).interlaced
+
+
 @pytest.mark.parametrize(("ratio", "width"), [(Fraction(16, 11), 140), (Fraction(2, 3), 64), (Fraction(99, 1), 96)])
 def test_pixels_that_are_not_square_are_shown_in_their_proportions(tmp_path, ratio, width):
     path = tmp_path / "a.mkv"
