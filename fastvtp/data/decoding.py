@@ -238,7 +238,7 @@ class Video:
         """
         if frames.step != 1 or not 0 <= frames.start <= frames.stop <= self.num_frames:
             raise IndexError(f"{self._name}: expected consecutive frames in [0, {self.num_frames}), got {frames}")
-        turn, whole = self._source.frames.turn, self.size
+        turn, whole = self._source.turn, self.size
         with self._errors_named():
             for frame in self._source.walk(frames):
                 picture = np.empty((*(size or whole), 3), np.uint8)

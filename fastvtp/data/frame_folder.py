@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -76,6 +77,11 @@ class FrameFolder:
             if index not in found:
                 found[index] = self._stand_in(index)
         return found
+
+    def walk(self, indices: range) -> Iterator[Any]:
+        """Decode the frames at consecutive indices, each in turn; see `FrameReader.walk`."""
+        for index in indices:
+            yield self.decode([index])[index]
 
     def _stand_in(self, index: int) -> Any:
         from av.error import FFmpegError

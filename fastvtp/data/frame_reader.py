@@ -30,7 +30,6 @@ _T = TypeVar("_T")
 _Decoded = tuple[dict[int, Any], set[int]]
 _READ_AT_ONCE = 16  # packets: reading and decoding by turns is slower, as each takes the other's place in the cache
 _LONG = 4096  # packets from which on the table of a header is remembered: a shorter one is read again as fast
-_NOTHING_CODED = 10  # bytes, as many as the header of a picture alone takes
 _PLAIN_LOOP = 4096  # packets, up to which all before damage are decoded to show it as a plain loop does
 _EARLIER_STARTS = 3  # tried where what comes out is damaged
 
@@ -215,15 +214,10 @@ class FrameReader:
             packets, self._is_cut = packets.before_cut(), True
             self.reader.expect(packets)
         frames = None
-        if (self.reader.says_times or packets.is_ordered) and not self._may_leave_out(packets):
+        if (self.reader.says_times or packets.is_ordered) and not packets.may_leave_out(self.codec):
             frames = frames_by_time(packets, self.reader.decoder.has_b_frames and not packets.is_ordered)
         frames = frames or frames_by_decoding(packets, self._decode_from(0))
         return frames.from_first_packet() if self.reader.needs_palette else frames
-
-    def _may_leave_out(self, packets: Packets) -> bool:
-        """Tell whether packets may hold no picture: MPEG-4 video has such for frames that an encoder dropped."""
-        is_mpeg4 = self.reader.decoder.codec.canonical_name == "mpeg4"
-        return is_mpeg4 and packets.size.min(initial=_NOTHING_CODED + 1) <= _NOTHING_CODED
 
     def _as_listed(self, decode: Callable[[], _T]) -> _T:
         """Return what `decode` does, once more without a seek, and after another look at all packets, where it met
@@ -293,13 +287,11 @@ class FrameReader:
         # Shown last, but perhaps not decoded last: what went into it comes out later still.
         end = indices[-1] + int(np.flatnonzero(frames.order[indices[-1] :] <= numbers.max())[-1])
         corrupt, keys, waiting, before, latest = [], [], list(reversed(indices)), None, -1
-        # Where a container calls all packets keyframes, it may just not know.
-        is_doubtful = frames.packets.is_keyframe.all() and not self.reader.decoder.codec.intra_only
         self._failed.clear()
         for frame in self._decode_from(start, needed):
             index = -1 if frame.pts is None else int(frames.place[frame.pts])
             if index == first:
-                if is_doubtful and not frame.key_frame:
+                if not self._is_start(frame):
                     return None
                 first = -1
             elif index > first >= 0:
@@ -326,28 +318,31 @@ class FrameReader:
             return None
         for missed in waiting if self._keeps_damaged and not thrifty and before is not None else ():
             found.setdefault(missed, before)
-        return found, self._spoilt(found, corrupt + self._failed, keys)
+        return found, frames.spoilt(found, corrupt + self._failed, keys)
 
-    def _spoilt(self, found: dict[int, Any], corrupt: list[int], keys: list[int]) -> set[int]:
-        """Return which frames were decoded after a packet that is damaged, and not after a later keyframe."""
-        frames, spoilt = self.frames, set()
-        assert frames.order is not None
-        for index, frame in found.items():
-            number = int(frames.order[index])
-            latest = max((packet for packet in corrupt if packet <= number), default=-1)
-            mended = (key for key in keys if latest < key <= number and frames.place[key] <= index)
-            if frame.pts != number or (latest >= 0 and next(mended, None) is None):
-                spoilt.add(index)
-        return spoilt
+    def _is_start(self, frame: Any) -> bool:
+        """Tell whether the frame of what counts as a start is one: a container that calls all packets keyframes may
+        just not know."""
+        doubtful = self.frames.packets.is_keyframe.all() and not self.reader.decoder.codec.intra_only
+        return frame.key_frame or not doubtful
 
     def _walk_once(self, indices: range) -> Iterator[Any]:
-        expected = indices.start
+        expected, before = indices.start, None
         for index, frame in self._numbered_from(expected):
+            while index > expected and self._keeps_damaged and before is not None and expected < indices.stop:
+                self.damaged.add(expected)
+                yield before
+                expected += 1
+            if expected == indices.stop:
+                return
             if index > expected or (index == expected and frame.is_corrupt and not self._keeps_damaged):
                 break
             if index == expected:
+                self.damaged.update({index} if frame.is_corrupt else ())
                 yield frame
                 expected += 1
+            if index >= 0:
+                before = frame
             if expected == indices.stop:
                 return
         raise VideoDecodeError(self._name, f"frame {expected} of {self.frames.count} cannot be decoded")
@@ -367,7 +362,7 @@ class FrameReader:
                 return numbered
             own = int(frames.place[start])
             reached = next((pair for pair in numbered if pair[0] >= own), None)
-            if reached is not None and reached[0] == own:
+            if reached is not None and reached[0] == own and self._is_start(reached[1]):
                 return chain([reached], numbered)
             number, back = max(number - back, 0), 2 * back  # from that packet the picture only builds up
 

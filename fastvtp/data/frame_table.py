@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,6 +49,24 @@ class Frames:
     def start_before(self, index: int) -> int:
         """Return the last of `starts` that is not shown after the frame at `index`."""
         return int(np.searchsorted(self.start_places, index, side="right")) - 1
+
+    def spoilt(self, found: Mapping[int, Any], corrupt: Collection[int], keys: Collection[int]) -> set[int]:
+        """Return which frames were decoded after a damaged packet, and not after a later keyframe; also those found
+        under the index of another.
+
+        Args:
+            found: frames of libav by their index, `pts` being the number of the packet of each.
+            corrupt, keys: numbers of the packets whose frames are damaged, and are keyframes.
+        """
+        spoilt = set()
+        assert self.order is not None
+        for index, frame in found.items():
+            number = int(self.order[index])
+            latest = max((packet for packet in corrupt if packet <= number), default=-1)
+            mended = (key for key in keys if latest < key <= number and self.place[key] <= index)
+            if frame.pts != number or (latest >= 0 and next(mended, None) is None):
+                spoilt.add(index)
+        return spoilt
 
     def from_first_packet(self) -> Frames:
         """Return the same frames, with the first packet as the only start."""

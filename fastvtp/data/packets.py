@@ -19,6 +19,7 @@ from fastvtp.data.mp4_index import SampleTable, read_sample_table
 UNKNOWN = np.iinfo(np.int64).min
 _AVI_CHUNK_HEADER = 8  # bytes, with which AVI's index begins a packet
 _SPOT_CHECKS = 12
+_NOTHING_CODED = 10  # bytes, as many as the header of a picture of MPEG-4 alone takes
 _SHOWN_AS_DECODED = ("msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "h263", "flv1")
 _MPEG4_PICTURE = b"\0\0\1\xb6"
 
@@ -52,6 +53,10 @@ class Packets:
 
     def __len__(self) -> int:
         return len(self.pos)
+
+    def may_leave_out(self, codec: str) -> bool:
+        """Tell whether packets may hold no picture: MPEG-4 video has such for frames that an encoder dropped."""
+        return codec == "mpeg4" and self.size.min(initial=_NOTHING_CODED + 1) <= _NOTHING_CODED
 
     def before_cut(self) -> Packets:
         """Return those that stand before the first one that is cut off."""

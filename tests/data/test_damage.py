@@ -86,6 +86,7 @@ def test_a_frame_that_does_not_come_out_is_kept_as_the_one_before(tmp_path):
         numbers = frame_numbers(video.read([3, 11, 12, 20]))
         assert numbers == [3, 11, 11, 20]
         assert 12 in video.damaged_frames
+        assert frame_numbers(np.stack(list(video.stream(range(10, 20)))))[:3] == [10, 11, 11]
 
 
 ENCODERS = {
@@ -127,6 +128,8 @@ def test_no_sound_file_is_refused_and_every_draw_is_that_of_a_plain_loop(tmp_pat
         with Video(path) as video:
             assert video.num_frames == len(reference)
             np.testing.assert_array_equal(video.read(drawn), reference[drawn])
+            some = range(drawn[0], drawn[0] + 3)
+            np.testing.assert_array_equal(list(video.stream(some)), reference[some.start : some.stop])
 
 
 def read_everything(path):

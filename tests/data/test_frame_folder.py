@@ -46,6 +46,8 @@ def test_the_pictures_of_a_folder_are_frames_in_the_order_of_their_numbers(tmp_p
         scaled = video.read([3], CropWindow(0, 0, 1, 1, flip=True), (32, 48))
         assert frame_numbers(scaled[:, :, ::-1]) == [3]
         assert video.decode_all() == 12
+        assert frame_numbers(np.stack(list(video.stream(range(8, 12))))) == [8, 9, 10, 11]
+        np.testing.assert_array_equal(video.keyframes, range(12))
     with Video(folder, fps=5) as video:
         assert video.duration == pytest.approx(12 / 5)
 
