@@ -218,11 +218,19 @@ def test_a_list_that_says_something_else_is_refused_by_what_it_says(tmp_path):
     assert [record.id for record in load_videos(path)] == ["a.mp4"]
 
 
-def test_names_without_a_suffix_are_found_and_paths_that_exist_are_kept(tmp_path):
+def test_names_without_a_suffix_are_found_and_paths_that_exist_are_kept(tmp_path, caplog):
     touch(tmp_path, "v/a.MP4", "v/exact", "v/exact.mp4", "w/b.mkv")
-    (tmp_path / "list.csv").write_text("path,caption\na,one\nv/exact,two\nb.mp4,three\nw/b,four\n")
-    records = load_annotations(VideoList(str(tmp_path / "list.csv")))
-    assert [os.path.relpath(record.video, tmp_path) for record in records] == ["v/a.MP4", "v/exact", "b.mp4", "w/b.mkv"]
+    path = tmp_path / "list.csv"
+    path.write_text("video_id,desc\na,one\nv/exact,two\nb.mp4,three\nw/b,four\ngone,five\n")
+    with caplog.at_level(logging.WARNING):
+        records = load_annotations(path)
+    expected = ["v/a.MP4", "v/exact", "b.mp4", "w/b.mkv", "gone"]
+    assert [os.path.relpath(record.video, tmp_path) for record in records] == expected
+    assert "25.0 % missing, 1 of 4 videos are not in" in caplog.text
+    assert "they are kept and will be bad files" in caplog.text
+    with caplog.at_level(logging.WARNING):
+        records = load_annotations(VideoList(str(path), missing="drop"))
+    assert [os.path.relpath(record.video, tmp_path) for record in records] == ["v/a.MP4", "v/exact", "w/b.mkv"]
 
 
 def test_a_name_of_several_files_takes_the_first_and_says_so(tmp_path, caplog):
@@ -239,6 +247,15 @@ def test_files_that_come_later_are_found(tmp_path):
     assert [record.id for record in load_annotations(path)] == ["a"]
     touch(tmp_path, "b.mp4")
     assert [record.id for record in load_annotations(path)] == ["a", "b"]
+
+
+def test_captions_of_tabbed_lists_may_hold_quotes_that_do_not_end(tmp_path):
+    (tmp_path / "train.tsv").write_text('"a man says\thttp://x/0.jpg\nanother "one"\thttps://x/1.jpg?w=2\n')
+    touch(tmp_path, "3201020692", "1500174011")
+    assert [record.captions for record in load_annotations(tmp_path / "train.tsv")] == [
+        ('"a man says',),
+        ('another "one"',),
+    ]
 
 
 def test_questions_are_told_from_other_lists(tmp_path):

@@ -19,8 +19,8 @@ ALL_OF_THEM = (CAPTIONS, QUESTIONS, LABEL, LABELS)
 # what columns are usually called; the first is ours
 USUAL = {
     "video": ("video", "image", "video_path", "path", "file_name", "filename", "filepath", "file_path", "file",
-              "video_file_name", "clip", "location"),
-    "caption": ("caption", "captions", "text", "sentence", "description", "title"),
+              "video_file_name", "clip", "location", "video_id"),
+    "caption": ("caption", "captions", "text", "sentence", "description", "title", "desc"),
     "label": ("label", "class", "class_name", "label_name"),
     "labels": ("labels",),
     "question": ("question",),

@@ -189,7 +189,11 @@ class Listing:
         if plain and self.entry.own and self.policy == "keep":
             return location  # the usual case, of lists of millions
         if not self.entry.own and not known_suffix(location) and not is_remote(location) and not member_of(location):
-            found = None if os.path.exists(location) else self._content.find(video)
+            found = location if os.path.exists(location) else self._content.find(video)
+            if found is None and self.policy == "keep":
+                self._absent.setdefault(video)
+            elif found is not None:
+                self._found.setdefault(found, video)
             location = found or location
         if self.policy != "keep" and not is_remote(location) and not member_of(location):
             if not os.path.exists(location):

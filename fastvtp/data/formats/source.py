@@ -105,6 +105,8 @@ class ListSource:
         """The cells of the first line of a table, without the space around them; empty for JSON."""
         if self.suffix in (*JSON_LINES, ".json") or not self.first_line:
             return []
+        if self.delimiter == "\t":  # where captions may hold quotes that do not end
+            return [cell.strip().strip('"') for cell in self.first_line.split("\t")]
         try:
             return [cell.strip() for cell in next(csv.reader([self.first_line], delimiter=self.delimiter))]
         except csv.Error:
