@@ -196,6 +196,12 @@ def test_columns_are_named_where_they_are_unusual_or_several(tmp_path):
     assert load_annotations(VideoList(str(path), columns=ListColumns(caption="title")))[0].captions == ("two",)
 
 
+def test_classes_of_a_table_that_are_numbers_are_numbers(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,10\nb.mp4,2\n")
+    made = load_classes(tmp_path / "list.csv")
+    assert (made.labels, len(made.class_names)) == ((10, 2), 11)
+
+
 def test_a_list_that_may_be_several_is_refused_with_their_names(tmp_path):
     path = write_lines(tmp_path / "list.jsonl", {"clip_name": "a", "file_name": "a.mp4", "caption": "x"})
     with pytest.raises(UserError) as caught:
