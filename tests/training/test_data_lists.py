@@ -34,7 +34,8 @@ def test_settings_of_lists_reach_the_lists():
     columns = ListColumns(video="file")
     assert made.train_list == VideoList("a.json", None, "train", "/videos", "refuse", columns)
     assert made.test_list == VideoList("b.csv", "auto", "val", "/videos", "refuse", columns)
-    assert data("data.format=didemo_moments", "data.test=b.json").test_list.format == "didemo_moments"
+    moments = data("data.format=didemo_moments", "data.test=b.json").test_list
+    assert moments == VideoList("b.json", "didemo_moments")
     assert data("data.test=none").test_list is None
     more = data("data.more=c.csv", "data.split=train", "data.missing=keep", recipe="videoprism_stage2_tiny")
     assert more.more_lists == (VideoList("c.csv", missing="keep"),)
