@@ -147,8 +147,8 @@ class ListOptions:
         typer.Option(
             metavar="FIELD=NAME",
             help="The name of a column of a table or of a field of JSON objects, e.g. video=path caption=title; the "
-            "fields are video, caption, label, question, answer, options, type, id, start, end and split. May be given "
-            "several times.",
+            "fields are video, caption, label, question, answer, options, type, id, start, end, start_frame, end_frame "
+            "and split. May be given several times.",
         ),
     ] = None
 

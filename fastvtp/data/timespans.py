@@ -124,15 +124,21 @@ def span_of_line(fields: Mapping[str, Any], place: str) -> Span | None:
 
 
 def _frames_of_line(fields: Mapping[str, Any], place: str) -> FrameSpan | None:
-    for name in ("start_frame", "end_frame"):
-        value = fields.get(name)
-        whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_FRAMES
-        if value is not None and not whole:
-            raise UserError(f"{place}: field '{name}': expected the number of a frame, from 0 on, got {value!r}")
-    start, end = fields.get("start_frame") or 0, fields.get("end_frame")
+    start, end = (_frame(fields.get(name), f"{place}: field '{name}'") for name in ("start_frame", "end_frame"))
+    start = start or 0
     if end is not None and end <= start:
         raise UserError(f"{place}: field 'end_frame': expected more than its start_frame {start}, got {end}")
     return None if not start and end is None else FrameSpan(start, end)
+
+
+def _frame(value: Any, place: str) -> int | None:
+    if value is None:
+        return None
+    text = value.strip() if isinstance(value, str) else ""
+    number = int(text) if text.isascii() and text.isdecimal() else value
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MOST_FRAMES:
+        raise UserError(f"{place}: expected the number of a frame, from 0 on, got {value!r}")
+    return number
 
 
 def _seconds(value: Any, place: str) -> float | None:

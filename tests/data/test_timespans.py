@@ -7,6 +7,7 @@ import torch
 
 from fastvtp.data.annotations import VideoRecord, annotations_digest, load_annotations, load_videos
 from fastvtp.data.classes import load_classes, load_targets
+from fastvtp.data.formats.lists import ListColumns, VideoList
 from fastvtp.data.questions import load_questions
 from fastvtp.data.timespans import FrameSpan
 from fastvtp.errors import UserError
@@ -90,6 +91,15 @@ def test_frames_that_are_none_are_refused_by_line_and_field(tmp_path, fields, co
     with pytest.raises(UserError) as error:
         load_annotations(path)
     assert str(error.value) == f"{path}, line 1: {complaint}"
+
+
+def test_a_table_may_say_frames(tmp_path):
+    (tmp_path / "list.csv").write_text("video,caption,start_frame,end_frame\na.mp4,x,5,30\na.mp4,y,,9\na.mp4,z,,\n")
+    records = load_annotations(tmp_path / "list.csv")
+    assert [record.frames for record in records] == [FrameSpan(5, 30), FrameSpan(0, 9), None]
+    (tmp_path / "other.csv").write_text("video,caption,first\na.mp4,x,7\n")
+    (record,) = load_annotations(VideoList(str(tmp_path / "other.csv"), columns=ListColumns(start_frame="first")))
+    assert record.frames == FrameSpan(7, None)
 
 
 def test_segments_are_not_counted_from_frames(tmp_path):

@@ -29,6 +29,8 @@ USUAL = {
     "type": ("type", "answer_type"),
     "id": ("id", "question_id"),
     "start": ("start", "start_time"),
+    "start_frame": ("start_frame",),
+    "end_frame": ("end_frame",),
     "end": ("end", "end_time"),
     "split": ("split",),
 }  # fmt: skip
@@ -115,7 +117,7 @@ def _named(row: Mapping[str, Any], columns: Mapping[str, str], place: str) -> di
             fields[name] = int(value)  # of a table of texts
         elif name == "id" or (name == "video" and isinstance(value, int)):
             fields |= {} if value in (None, "") else {name: str(value)}
-        elif name in ("start", "end", "split", "type"):
+        elif name in ("start", "end", "start_frame", "end_frame", "split", "type"):
             fields |= {} if value in (None, "") else {name: value}
         elif name in ("video", "question", "answer"):
             fields[name] = text_of(value, f"{place}: field '{column}'")

@@ -38,6 +38,10 @@ class ListColumns:
     """Where the span begins, in seconds or by the clock."""
     end: str | None = None
     """Where it ends."""
+    start_frame: str | None = None
+    """The frame that the span begins with, counted from 0, in place of seconds."""
+    end_frame: str | None = None
+    """The first frame after it."""
     split: str | None = None
     """The split that the line belongs to."""
 

@@ -22,7 +22,8 @@ class Row(NamedTuple):
     Attributes:
         place: "file, line number", for error messages.
         fields: what it says, in the words of our own lists: "video" (a path or name), "caption" (a text or several),
-            "label", "labels", "question", "answer", "options", "type", "start" and "end" (seconds), "id", "split".
+            "label", "labels", "question", "answer", "options", "type", "start" and "end" (seconds),
+            "start_frame" and "end_frame", "id", "split".
         whole: where the file named by "video" would be cut from another: its name, and the span, in seconds.
     """
 

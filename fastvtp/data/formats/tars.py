@@ -18,7 +18,7 @@ from fastvtp.data.video_files import content_of
 
 logger = logging.getLogger(__name__)
 
-_SAID = ("question", "answer", "options", "type", "start", "end")
+_SAID = ("question", "answer", "options", "type", "start", "end", "start_frame", "end_frame")
 
 
 def are_tars(source: ListSource) -> bool:
