@@ -32,7 +32,7 @@ def _table(title: str, rows: Iterable[Sequence[str]]) -> Any:
 def _of_list(report: Mapping[str, Any]) -> Iterable[Sequence[str]]:
     spans = f", {report['spans']:,} spans" if report["spans"] else ""
     yield "records", f"{report['records']:,} of {report['videos']:,} videos{spans}"
-    yield "files", f"{report['bytes'] / 1e9:,.2f} GB, {len(report['missing']):,} missing"
+    yield "files", f"{report['bytes'] / 1e6:,.1f} MB, {len(report['missing']):,} missing"
     if report["not_looked_at"]:
         yield "not looked at", f"{report['not_looked_at']:,} behind URLs: --probe opens them"
     if (captions := report["captions"]) is not None:
@@ -63,6 +63,8 @@ def _of_list(report: Mapping[str, Any]) -> Iterable[Sequence[str]]:
 
 def _of_files(probe: Mapping[str, Any]) -> Iterable[Sequence[str]]:
     yield "undecodable", f"{len(probe['undecodable']):,}"
+    if probe["seconds"] is None:  # none could be opened
+        return
     for name, unit in (("seconds", "s"), ("frames", ""), ("megabytes", "MB"), ("frames_a_keyframe", "")):
         yield name.replace("_", " "), _spread(probe[name], unit)
     yield "decode", f"{_spread(probe['decode_ms'], 'ms')} of one thread for 16 frames, 4 apart"
