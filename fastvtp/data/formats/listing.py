@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from fastvtp import processes
 from fastvtp.data.formats.catalogue import EXPECTED, recognise
 from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.registry import LABEL, LABELS, TELLINGS, Row, split_name
@@ -125,6 +124,8 @@ class Listing:
             named = _few(list(self._several))
             logger.warning("%s: several files bear the name of %d videos, the first by path is taken: %s",
                            self.path, len(self._several), named)  # fmt: skip
+        from fastvtp import processes  # here: it imports torch, which workers do without
+
         if processes.is_first():
             known = self.listed.split or (next(iter(self._splits)) if len(self._splits) == 1 else None)
             split = f", split {known!r}" if known else ""
