@@ -76,6 +76,8 @@ def main() -> None:
     level = logging.INFO if rank == "0" else logging.WARNING
     who = "" if rank == "0" else f" (process {rank})"
     logging.basicConfig(level=level, format=f"%(levelname)s %(name)s{who}: %(message)s")
+    for name in ("aiobotocore", "botocore"):  # they tell of every credential that they find
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
     try:
         app()
     except FailedElsewhereError:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.locations import without_secrets
 from fastvtp.data.pipeline import Feed, build_pipeline, dali_formats
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading, ClipShape
 from fastvtp.data.sampling import ClipAugmentation, check_framing
@@ -363,7 +364,8 @@ class VideoTextLoader:
     def _note_bad_file(self, name: str, reason: str) -> None:
         if name not in self._bad_files:
             self._bad_files[name] = reason
-            logger.warning("%s: %s; %s", name, reason, "replaced" if self._batches.train else "left out")
+            done = "replaced" if self._batches.train else "left out"
+            logger.warning("%s: %s; %s", without_secrets(name), reason, done)
 
     def _note_cut_span(self, index: int, beyond: int) -> None:
         """Say of the first span that ends more than `_ROUNDED_MS` after its video that such spans are cut."""
@@ -372,7 +374,7 @@ class VideoTextLoader:
             source = self._records[index].source
             logger.warning(
                 "%s: the span ends %.1f s after its video and is cut there, as are all such; no more are named",
-                source,
+                without_secrets(source),
                 beyond / 1000,
             )
 

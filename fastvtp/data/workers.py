@@ -31,6 +31,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from fastvtp.data.locations import without_secrets
 from fastvtp.data.shared_slots import SharedSlots
 from fastvtp.data.source import ENDED_WORKERS, STOP_SIGNALS, TOOK_TOO_LONG, ClipSource, Sample
 from fastvtp.errors import UserError
@@ -251,7 +252,7 @@ class ClipWorkers:
         self._workers[worker.place] = None
         self._waiting.extendleft(reversed(worker.tasks))
         path = self._source.path_of(record) if record >= 0 and worker.tasks else None
-        place = f" while reading {path}" if path else ""
+        place = f" while reading {without_secrets(path)}" if path else ""
         logger.warning("decoding worker %d %s%s; another takes its place", worker.process.pid, how, place)
         if path and at_file:
             task = worker.tasks[0]
