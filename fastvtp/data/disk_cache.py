@@ -33,6 +33,9 @@ class HeldCopy:
         """Let go of the copy; files opened by its path stay readable."""
         self._file.close()
 
+    def __del__(self) -> None:
+        self.close()
+
 
 class DiskCache:
     """The copies in a folder.
