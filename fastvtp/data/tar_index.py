@@ -19,8 +19,9 @@ import posixpath
 import threading
 import zipfile
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,7 +35,7 @@ from fastvtp.data.remote import RemoteObject, look_up, read_range, write_object
 from fastvtp.data.remote_files import open_scan
 from fastvtp.data.storage_settings import storage_settings
 from fastvtp.data.stored_file import UnreadableError, regular_file
-from fastvtp.data.tar_members import Members, NoTarError, read_members
+from fastvtp.data.tar_members import NoTarError, read_members
 from fastvtp.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ TEXT_SUFFIXES = (".txt", ".json", ".cls")
 _VERSION = 1
 _TABLE = ("hashes", "offset", "size")
 _LONGEST_TEXT = 1 << 16  # bytes of a member whose text is kept in the index
+_AT_ONCE = 8  # tars of a store
 _MOST_MEMBERS = 1 << 21  # in memory, of all tars of a process: 50 MB
 
 
@@ -153,6 +155,26 @@ def tar_listing(archive: str) -> TarListing:
     return listing
 
 
+def tar_listings(archives: Sequence[str]) -> Iterator[TarListing]:
+    """Return what is in each of several tars, in their order; those in stores are looked up some ahead of their turn.
+
+    Raises as `tar_listing` does.
+    """
+    if not any(map(is_remote, archives)):
+        yield from map(tar_listing, archives)
+        return
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        ahead = deque(pool.submit(tar_listing, archive) for archive in archives[: 2 * _AT_ONCE])
+        try:
+            for archive in (*archives[2 * _AT_ONCE :], *[None] * len(ahead)):
+                yield ahead.popleft().result()
+                if archive is not None:
+                    ahead.append(pool.submit(tar_listing, archive))
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
 def index_tar(
     archive: str, *, beside: bool = False, look: Callable[[str], VideoFacts | None] | None = None
 ) -> tuple[TarListing, MemberTable]:
@@ -170,12 +192,12 @@ def index_tar(
     stamp = stamp_of(archive)
     try:
         with _opened(archive, stamp) as file:
-            members = read_members(file, stamp.size)
-            texts = _texts(file, members)
+            members = read_members(file, stamp.size, _is_text)
     except NoTarError as error:
         raise UnreadableError(archive, str(error)) from None
     except OSError as error:
         raise UnreadableError(archive, error.strerror or str(error)) from None
+    texts = {name: content.decode("utf-8-sig", errors="replace") for name, content in members.texts.items()}
     hashes = np.array([_hash(name) for name in members.names], np.uint64)
     order = np.argsort(hashes)
     if len(np.unique(hashes)) < len(hashes):
@@ -213,13 +235,8 @@ def _opened(archive: str, stamp: TarStamp) -> BinaryIO:
     return open_part(archive, 0, stamp.size, 1 << 13)
 
 
-def _texts(file: BinaryIO, members: Members) -> dict[str, str]:
-    texts = {}
-    for name in members.names:
-        if os.path.splitext(name)[1].lower() in TEXT_SUFFIXES and members.size[name] <= _LONGEST_TEXT:
-            file.seek(members.offset[name])
-            texts[name] = file.read(members.size[name]).decode("utf-8-sig", errors="replace")
-    return texts
+def _is_text(name: str, size: int) -> bool:
+    return os.path.splitext(name)[1].lower() in TEXT_SUFFIXES and size <= _LONGEST_TEXT
 
 
 def _hash(name: str) -> np.uint64:

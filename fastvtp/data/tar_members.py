@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -24,17 +25,20 @@ class Members:
     Attributes:
         names: of the regular files in their order, each once.
         offset, size: place of the first byte in the tar, and bytes, by name.
+        texts: content of the small members that were asked for, by name.
         notes: what is odd or missing, each fit for one line after the tar's name.
     """
 
     names: list[str]
     offset: dict[str, int]
     size: dict[str, int]
+    texts: dict[str, bytes]
     notes: list[str]
 
 
-def read_members(file: BinaryIO, size: int) -> Members:
-    """Read the headers of a tar of `size` bytes; what the members hold is skipped.
+def read_members(file: BinaryIO, size: int, is_text: Callable[[str, int], bool] = lambda name, size: False) -> Members:
+    """Read the headers of a tar of `size` bytes, and the members for whose name and bytes `is_text` is true; what the
+    others hold is skipped.
 
     Where names come more than once the last one counts, as it does for who unpacks the tar. What broke off at the end,
     sparse files and links that lead nowhere are left out, each with a note.
@@ -45,6 +49,7 @@ def read_members(file: BinaryIO, size: int) -> Members:
     """
     offset: dict[str, int] = {}
     sizes: dict[str, int] = {}
+    texts: dict[str, bytes] = {}
     left_out: dict[str, list[str]] = {}
     repeated, notes, archive, last = 0, [], None, None
     try:
@@ -62,6 +67,9 @@ def read_members(file: BinaryIO, size: int) -> Members:
                 else:
                     repeated += name in offset
                     offset[name], sizes[name] = place
+                    if is_text(name, place[1]):  # at once: in a store a second look would be a second request
+                        file.seek(place[0])
+                        texts[name] = file.read(place[1])
             else:
                 notes += _end_notes(file, archive.offset, size, last)
     except UnreadableError:
@@ -73,7 +81,7 @@ def read_members(file: BinaryIO, size: int) -> Members:
     notes += [f"{len(found)} {kind} left out, the first {found[0]}" for kind, found in left_out.items()]
     if repeated:
         notes.append(f"{repeated} names come more than once; the last of each counts")
-    return Members(list(offset), offset, sizes, notes)
+    return Members(list(offset), offset, sizes, texts, notes)
 
 
 def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:

@@ -17,7 +17,7 @@ from fastvtp.data.locations import in_archive, without_secrets
 from fastvtp.data.shard_names import tars_of
 from fastvtp.data.storage import read_file
 from fastvtp.data.stored_file import UnreadableError
-from fastvtp.data.tar_index import TEXT_SUFFIXES, TarListing, VideoFacts, tar_listing
+from fastvtp.data.tar_index import TEXT_SUFFIXES, TarListing, VideoFacts, tar_listings
 from fastvtp.data.video_files import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from fastvtp.errors import UserError
 
@@ -125,8 +125,9 @@ def tar_samples(source: str | Sequence[str], *, split: str = "train", video: str
         FileNotFoundError: nothing there.
         UserError: no tars there, or what is there is none.
     """
-    for archive in tars_of(source, split):
-        yield from _samples(archive, tar_listing(archive), video)
+    archives = tars_of(source, split)
+    for archive, listing in zip(archives, tar_listings(archives), strict=True):
+        yield from _samples(archive, listing, video)
 
 
 def _samples(archive: str, listing: TarListing, video: str | None) -> Iterator[TarSample]:

@@ -30,10 +30,14 @@ class Store:
         cuts: how many of the next answers for a path break off half-way.
         asked: number of requests by (method, path).
         sent: bytes of bodies by path.
+        most_at_once: requests that were being answered at one time, at most.
         knows_ranges: whether parts of a file can be asked for; all of it is answered otherwise.
     """
 
     knows_ranges = True
+    most_at_once = 0
+    _open = 0
+    _lock = threading.Lock()
 
     folder: Path
     url: str = ""
@@ -47,6 +51,17 @@ class Store:
 
     def requests(self, path: str) -> int:
         return sum(count for (_, asked), count in self.asked.items() if asked == path)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        with self._lock:
+            self._open += 1
+            self.most_at_once = max(self.most_at_once, self._open)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open -= 1
 
     def put(self, path: str, content: bytes) -> str:
         """Store an object; returns its address."""
@@ -103,10 +118,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def do_HEAD(self) -> None:
-        self._answer(with_body=False)
+        with self.store.counted():
+            self._answer(with_body=False)
 
     def do_GET(self) -> None:
-        self._answer(with_body=True)
+        with self.store.counted():
+            self._answer(with_body=True)
 
     def do_PUT(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")

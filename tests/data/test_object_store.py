@@ -165,14 +165,29 @@ def test_a_member_is_one_request_and_afterwards_none(store, ten_clips):
 
 
 def test_the_index_of_a_remote_tar_reads_headers_and_is_kept(store, tmp_path, caplog):
-    write_tar(store.folder / "bucket" / "0.tar", [(f"{i}.mp4", bytes(400_000)) for i in range(20)])
+    files = [
+        (f"{i}.{suffix}", content) for i in range(20) for suffix, content in (("mp4", bytes(400_000)), ("txt", "a"))
+    ]
+    write_tar(store.folder / "bucket" / "0.tar", files)
     url = f"{store.url}/bucket/0.tar"
-    assert len(tar_listing(url).names) == 20
-    assert store.sent["bucket/0.tar"] < 2_000_000
+    assert len(tar_listing(url).names) == 40
+    assert store.sent["bucket/0.tar"] < 1_500_000
+    assert store.requests("bucket/0.tar") < 30
     store.sent.clear()
-    assert len(tar_listing(url).names) == 20
+    assert tar_listing(url).texts["19.txt"] == "a"
     assert store.sent["bucket/0.tar"] == 0
     assert len(list((tmp_path / "cache" / "indexes").iterdir())) == 1
+
+
+def test_tars_of_a_store_are_indexed_several_at_a_time(store):
+    urls = []
+    for number in range(40):
+        files = [(f"{number}.mp4", bytes(3)), (f"{number}.txt", f"{number}")]
+        urls.append(store.put(f"bucket/{number:02d}.tar", write_tar(store.folder / "one.tar", files).read_bytes()))
+        store.stalls[f"bucket/{number:02d}.tar"] = 0.1
+    assert [record.captions for record in tar_records(urls)] == [(f"{number}",) for number in range(40)]
+    assert store.most_at_once > 3
+    assert len(list(islice(tar_records(urls), 3))) == 3
 
 
 def test_an_index_beside_a_remote_tar_is_used(store, tmp_path):
