@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastvtp.cli.options import Device, Quiet, add_commands
+from fastvtp.cli.options import Device, ListOptions, Quiet, add_commands
 from fastvtp.cli.together import by_first
 from fastvtp.errors import UserError
 
@@ -106,6 +106,7 @@ def prepare(
         Path, typer.Argument(metavar="OUT", help="The folder of the shards. What was interrupted goes on there.")
     ],
     *,
+    lists: ListOptions,
     encoding: EncodingOptions,
     filters: FilterOptions,
     running: RunningOptions,
@@ -118,14 +119,14 @@ def prepare(
     from fastvtp.preparation.engines import Engine
     from fastvtp.preparation.settings import ClipEncoding, ClipFilters, Preparation, SceneCuts
 
-    given = dict(vars(encoding))
+    given, listed = dict(vars(encoding)), lists.of(source)
     cuts = SceneCuts(**{name: given.pop(name) for name in ("scenes", "scene_threshold", "scene_seconds")})
     per_shard = given.pop("samples_per_shard")
     settings = Preparation(
         encoding=ClipEncoding(**given), filters=ClipFilters(**vars(filters)), cuts=cuts, samples_per_shard=per_shard
     )
     if running.finish:
-        report = preparing.conclude(source, output, settings)
+        report = preparing.conclude(listed, output, settings)
     else:
         how = preparing.Running(
             engine=Engine(running.engine, running.workers or os.cpu_count() or 1, running.ray_address),
@@ -134,7 +135,7 @@ def prepare(
             open_model=lambda folder: _open(folder, running.device),
             progress=not running.quiet,
         )
-        report = preparing.prepare(source, output, settings, how)
+        report = preparing.prepare(listed, output, settings, how)
     if report is not None:
         _print(report, output)
 

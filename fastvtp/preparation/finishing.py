@@ -18,7 +18,7 @@ from fastvtp.data.storage import UnreadableError, find_file
 from fastvtp.errors import UserError
 from fastvtp.evaluation.report import REPORT_NAME, write_report
 from fastvtp.files import write_atomically
-from fastvtp.preparation.helper import Helper
+from fastvtp.preparation.helper import lent_helper
 from fastvtp.preparation.settings import SETTINGS_NAME
 from fastvtp.preparation.shard import ShardWork, finished, lines_left
 from fastvtp.preparation.work import decode_ms, texts_left
@@ -143,7 +143,7 @@ def _decoding(manifests: Sequence[tuple[ShardWork, dict[str, Any]]]) -> dict[str
     every = [(work, clip) for work, told in manifests for clip in told["clips"]]
     places = np.unique(np.linspace(0, len(every) - 1, TIMED_CLIPS).astype(int)) if every else []
     before, after = [], []
-    with Helper(every[0][0].file_seconds if every else 1.0) as helper:
+    with lent_helper(every[0][0].file_seconds if every else 1.0) as helper:
         for work, clip in (every[place] for place in places):
             with work.tar.open("rb") as file:
                 encoded = os.pread(file.fileno(), clip["bytes"], clip["offset"])

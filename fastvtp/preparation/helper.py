@@ -7,7 +7,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastvtp.errors import UserError
@@ -20,6 +21,32 @@ _TRIES = 2  # of a helper that is lost on a file: it may have been the machine, 
 
 class LostOnFileError(UserError):
     """A piece of work that the process did not come back from, twice; the message says how."""
+
+
+_idle: list[Helper] = []
+_idle_lock = threading.Lock()
+
+
+@contextmanager
+def lent_helper(seconds: float) -> Iterator[Helper]:
+    """Lend a helper that is idle, or a new one; starting a process takes longer than many a file."""
+    with _idle_lock:
+        helper = _idle.pop() if _idle else Helper(seconds)
+    helper.seconds = seconds
+    try:
+        yield helper
+    except BaseException:
+        helper.close()
+        raise
+    with _idle_lock:
+        _idle.append(helper)
+
+
+def end_idle_helpers() -> None:
+    """End the processes of helpers that nobody has borrowed."""
+    with _idle_lock:
+        while _idle:
+            _idle.pop().close()
 
 
 class Helper:

@@ -17,7 +17,9 @@ from fastvtp.preparation.decisions import decide, undecided
 from fastvtp.preparation.encoding import check_codec
 from fastvtp.preparation.engines import Engine, share_of
 from fastvtp.preparation.finishing import finish
-from fastvtp.preparation.items import digest_of, read_items
+from fastvtp.preparation.helper import end_idle_helpers
+from fastvtp.preparation.items import digest_of
+from fastvtp.preparation.reading import read_items
 from fastvtp.preparation.scenes import check_scenes
 from fastvtp.preparation.settings import Preparation, claim
 from fastvtp.preparation.shard import (
@@ -77,7 +79,15 @@ def prepare(
         FileNotFoundError: nothing at `source`.
         UserError: a malformed list; another preparation in `output`; an encoder, model or library that is not there.
     """
-    output = Path(output).absolute()
+    try:
+        return _prepare(source, Path(output).absolute(), settings, running)
+    finally:
+        end_idle_helpers()
+
+
+def _prepare(
+    source: str | os.PathLike[str], output: Path, settings: Preparation, running: Running
+) -> dict[str, Any] | None:
     check_codec(settings.encoding.codec)
     if settings.cuts.scenes:
         check_scenes()

@@ -24,7 +24,7 @@ from fastvtp.data.tar_index import SUFFIX
 from fastvtp.errors import UserError
 from fastvtp.files import sync, write_atomically
 from fastvtp.preparation.encoding import WrittenClip
-from fastvtp.preparation.helper import Helper, LostOnFileError
+from fastvtp.preparation.helper import Helper, LostOnFileError, lent_helper
 from fastvtp.preparation.items import Item, digest_of
 from fastvtp.preparation.settings import FORMAT_VERSION, Preparation
 from fastvtp.preparation.work import Rejection, Sample, survey, write_sample
@@ -110,7 +110,7 @@ def survey_shard(work: ShardWork, seen: Callable[[int], Any] = lambda items: Non
         seen(len(work.items))
         return
     items = []
-    with Helper(work.file_seconds) as helper:
+    with lent_helper(work.file_seconds) as helper:
         for item in work.items:
             items.append([dataclasses.asdict(sample) for sample in _surveyed(item, work, helper)])
             seen(1)
@@ -137,7 +137,7 @@ def write_shard(
     partial = work.scratch / work.tar.name
     writer, rejected = _ShardWriter(work), []
     known = surveyed(work)
-    with Helper(work.file_seconds) as helper, partial.open("wb") as file:
+    with lent_helper(work.file_seconds) as helper, partial.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
             for place, item in enumerate(work.items):
                 samples = _surveyed(item, work, helper) if known is None else known[place]

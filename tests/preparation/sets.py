@@ -53,7 +53,7 @@ def run(source: Path, output: Path, per_shard: int = 4, running: Running | None 
 
 
 def quietly(**given: Any) -> Running:
-    return Running(**{"engine": Engine(), "progress": False, "file_seconds": 60.0, **given})
+    return Running(**{"engine": Engine(), "progress": False, "file_seconds": 600.0, **given})
 
 
 def members(tar: Path) -> dict[str, bytes]:

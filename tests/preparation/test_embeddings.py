@@ -5,13 +5,14 @@ import shutil
 import pytest
 import torch
 
+from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
 from fastvtp.evaluation.protocol import EvaluationProtocol
 from fastvtp.evaluation.retrieval import encode_retrieval
 from fastvtp.evaluation.scoring import evaluation_loader
 from fastvtp.model_folder import write_model_folder
-from fastvtp.preparation.items import read_items
+from fastvtp.preparation.reading import read_items
 from fastvtp.systems.catalogue import build_model, open_model
 from fastvtp.systems.simvtp.retrieval import DualEncoderConfig
 from tests.frozen.towers import make_tower_model
@@ -50,7 +51,7 @@ def source(tmp_path_factory):
 def test_texts_that_do_not_fit_are_rejected(tmp_path, models, source):
     """The cosines are those of the whole set encoded at once, and what is below the bound goes."""
     model = opened(models / "dual")
-    records = [item.record for item in read_items(source)]
+    records = [VideoRecord(item.id, item.video, item.captions) for item in read_items(source)]
     with evaluation_loader(model, records, EvaluationProtocol(num_workers=0), dealt=False) as loader:
         found = encode_retrieval(model.model, loader, device="cpu", progress=False)
     cosines = (found.text * found.video).sum(dim=1).tolist()

@@ -16,7 +16,7 @@ from fastvtp.data.decoding import Video
 from fastvtp.errors import UserError
 from fastvtp.preparation.engines import Engine
 from fastvtp.preparation.helper import Helper, LostOnFileError
-from fastvtp.preparation.items import read_items
+from fastvtp.preparation.reading import read_items
 from tests.data.clips import frame_numbers, write_clip, write_lines
 from tests.preparation.sets import captioned, decoded, described, digests, members, quietly, run
 
@@ -86,15 +86,24 @@ def test_the_first_class_is_a_class(tmp_path):
     assert report["list"] == "classes.jsonl"
 
 
-def test_lines_without_a_caption_are_not_among_captions(tmp_path, caplog):
-    """Their clips are in the shards; the list of captions can be read."""
+def test_videos_without_a_caption_are_not_among_captions(tmp_path, caplog):
     rows = [{"video": f"{n}.mp4", "caption": text} for n, text in enumerate(("a", "", "c"))]
     for n in range(3):
         write_clip(tmp_path / f"{n}.mp4", 8)
     report = run(write_lines(tmp_path / "in.jsonl", *rows), tmp_path / "out")
     assert report is not None
-    assert (report["samples"], report["list"]) == (3, "captions.jsonl")
+    assert (report["samples"], report["list"]) == (2, "captions.jsonl")
     assert [record.id for record in load_annotations(tmp_path / "out")] == ["0.mp4", "2.mp4"]
+    assert "in.jsonl: 1 empty captions are left out" in caplog.text
+
+
+def test_lines_that_say_something_else_are_not_in_the_list(tmp_path, caplog):
+    rows = [{"video": f"{n}.mp4", **said} for n, said in enumerate(({"label": 1}, {"caption": "b"}, {"caption": "c"}))]
+    for n in range(3):
+        write_clip(tmp_path / f"{n}.mp4", 8)
+    report = run(write_lines(tmp_path / "in.jsonl", *rows), tmp_path / "out")
+    assert report is not None
+    assert (report["samples"], report["list"]) == (3, "captions.jsonl")
     assert "captions.jsonl: 1 lines are left out" in caplog.text
 
 

@@ -1,0 +1,94 @@
+"""Reading what is to be prepared, from whatever lists it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from fastvtp.data.annotations import VideoRecord, record_of
+from fastvtp.data.formats.listing import Listing
+from fastvtp.data.formats.lists import VideoList
+from fastvtp.data.formats.registry import Row
+from fastvtp.data.tar_samples import tar_samples
+from fastvtp.data.video_files import content_of
+from fastvtp.errors import UserError
+from fastvtp.preparation.items import Item
+
+# of a line: what names the clip, which is another one once it is prepared
+_NAMING = ("video", "image", "start", "end")
+_OTHER_TELLINGS = ("question", "label", "labels")
+
+
+def read_items(source: str | os.PathLike[str]) -> list[Item]:
+    """Read what is to be prepared.
+
+    Args:
+        source: any list of videos, with or without captions, questions or classes, whose fields are all kept; a folder
+            with such a list, of videos with texts beside them, of a folder for each class, or of videos alone; tars. A
+            `VideoList` says more of a list than its path.
+
+    Returns:
+        Each clip once, in the order of the list; several lines about the same clip are kept together. Among captions,
+        videos without one are left out, with one warning.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        UserError: a malformed list, with file, line number and field; no videos.
+    """
+    listing = _listing(source)
+    further = _fields_in_tars(listing)
+    rows = []
+    for row, location in listing:
+        captions = _captions_of(row)
+        record = record_of(row.fields, listing.source.folder, row.place, captions or ("",), location=location)
+        fields = further.get(location, {}) | {name: row.fields[name] for name in row.fields if name not in _NAMING}
+        rows.append((record, fields))
+    captioned = any(record.captions != ("",) for record, _ in rows)
+    together: dict[Any, list[tuple[VideoRecord, dict[str, Any]]]] = {}
+    for record, fields in rows:
+        if record.captions == ("",) and "caption" in fields:
+            del fields["caption"]
+            if captioned and not any(fields.get(name) is not None for name in _OTHER_TELLINGS):
+                listing.empty += 1
+                continue
+        together.setdefault(record.clip, []).append((record, fields))
+    listing.close(len(together))
+    if not together:
+        raise UserError(f"{source}: lists no videos")
+    return [_item(same) for same in together.values()]
+
+
+def _item(same: Sequence[tuple[VideoRecord, dict[str, Any]]]) -> Item:
+    first, captions = same[0][0], dict.fromkeys(text for record, _ in same for text in record.captions if text)
+    return Item(first.id, first.video, first.start, first.end, tuple(captions), tuple(fields for _, fields in same))
+
+
+def _listing(source: str | os.PathLike[str]) -> Listing:
+    listing = Listing(source)
+    if listing.entry.name == "class_folders":
+        # texts beside videos say more than their folders, and videos beside the folders have no class
+        content = content_of(listing.source.path)
+        texts = any((listing.source.path / name).with_suffix(".txt").is_file() for name in content.videos)
+        if texts or not all("/" in name for name in content.videos or content.frame_folders):
+            return Listing(replace(VideoList.of(source), format="folder"))
+    return listing
+
+
+def _fields_in_tars(listing: Listing) -> dict[str, dict[str, Any]]:
+    """Return all that is said beside the videos of tars, by their locations; for other lists nothing."""
+    if listing.entry.name != "webdataset":
+        return {}
+    samples = tar_samples(listing.listed.path, split=listing.listed.split or "train")
+    return {
+        sample.video: {name: value for name, value in sample.fields().items() if name not in (*_NAMING, "id")}
+        for sample in samples
+        if sample.video is not None
+    }
+
+
+def _captions_of(row: Row) -> tuple[str, ...]:
+    said = row.fields.get("caption")
+    texts = said if isinstance(said, list) else [said]
+    return tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())
