@@ -17,10 +17,10 @@ def ten_clips(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    """An empty store with the bucket "bucket" that nothing is known of yet, little patience, and a cache of its own."""
+    """An empty store with the bucket "bucket" that nothing is known of yet, and a cache of its own."""
     fsspec = pytest.importorskip("fsspec")
     pytest.importorskip("aiohttp")
-    patch_storage(monkeypatch, cache_dir=tmp_path / "cache", request_seconds=2, object_seconds=4)
+    patch_storage(monkeypatch, cache_dir=tmp_path / "cache", request_seconds=10, object_seconds=20)
     monkeypatch.setattr(remote, "_FIRST_WAIT", 0.02)
     monkeypatch.setattr(remote, "_known", OrderedDict())
     monkeypatch.setattr(remote, "_refused", {})
