@@ -159,7 +159,7 @@ def test_probes_and_heads_are_those_of_one_process(place, whole, tmp_path):
     write_rows(place / "segments.jsonl", *rows.values())
     alone = probed(0, str(place), "alone")
     assert json.loads(alone["fly"])["num_test"] == 5
-    assert alone["error"] == f"UserError: {place / 'absent'}: expected a .jsonl file or a folder of videos"
+    assert alone["error"] == f"FileNotFoundError: {place / 'absent'}: no such file or folder"
     first, second = run_ranks(probed, tmp_path, str(place), "together", processes=2)
     assert first == alone
     assert second == alone | {"error": alone["error"].replace("UserError", "FailedElsewhereError: process 0")}
