@@ -123,7 +123,7 @@ def test_one_line_says_why_all_end(place, tmp_path):
     ended = commands(tmp_path / "two", command, absent)
     assert [(status, out) for status, out, _ in ended] == [(2, "")] * 2
     said = [line for process in ended for line in process.err.splitlines() if line.startswith("fastvtp")]
-    assert said == [f"fastvtp, process 1: {place / 'absent'}: expected a .jsonl file or a folder of videos"]
+    assert said == [f"fastvtp, process 1: {place / 'absent'}: no such file or folder"]
     assert "Traceback" not in ended[0].err + ended[1].err
     assert not (place / "features").exists()
 

@@ -162,6 +162,6 @@ def test_probes_and_heads_are_those_of_one_process(place, whole, tmp_path):
     assert alone["error"] == f"FileNotFoundError: {place / 'absent'}: no such file or folder"
     first, second = run_ranks(probed, tmp_path, str(place), "together", processes=2)
     assert first == alone
-    assert second == alone | {"error": alone["error"].replace("UserError", "FailedElsewhereError: process 0")}
+    assert second == alone | {"error": alone["error"].replace("FileNotFoundError", "FailedElsewhereError: process 0")}
     for name in ("cached", "fly", "head"):
         assert content(place / "together" / name) == content(place / "alone" / name)
