@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from fastvtp.data.remote import matching
+
 VIDEO_SUFFIXES = frozenset(
     {
         *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv"),
@@ -118,6 +120,28 @@ def content_of(folder: str | os.PathLike[str]) -> FolderContent:
             names.sort(key=lambda name: name.split("/"))
         _known[root] = known
     return known
+
+
+def content_of_url(folder: str) -> FolderContent | None:
+    """List the objects under a URL, now; None for http(s), whose servers do not list what they have.
+
+    Raises UnreadableError and UserError as `fastvtp.data.remote.matching`.
+    """
+    if folder.startswith(("http://", "https://")):
+        return None
+    content, own = FolderContent(folder), len(_path_of(folder)) + 1
+    for name in (_path_of(url)[own:] for url in matching(f"{folder}/**")):
+        suffix = os.path.splitext(name)[1].lower()
+        kinds = {"": content.bare, **dict.fromkeys(VIDEO_SUFFIXES, content.videos)}
+        kinds |= dict.fromkeys(PICTURE_SUFFIXES, content.pictures)
+        if suffix in kinds:
+            kinds[suffix].append(name)
+    return content
+
+
+def _path_of(url: str) -> str:
+    """Return a URL without its scheme: stores write slashes behind it or do not."""
+    return url.partition("://")[2].strip("/")
 
 
 def _list(folder: str, prefix: str, content: FolderContent, above: tuple[tuple[int, int], ...]) -> None:

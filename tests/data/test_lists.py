@@ -113,8 +113,24 @@ def test_paths_start_from_the_folder_or_url_of_the_videos(tmp_path):
     with pytest.raises(UserError, match=r"videos=nowhere: no such folder"):
         load_annotations(VideoList(str(path), videos="nowhere"))
     ids = MINIATURES["vatex"][0].write(tmp_path)
-    records = load_annotations(VideoList(str(ids), videos="s3://bucket"))
-    assert [record.video for record in records] == [f"s3://bucket/a_b-{n}_000001_000011.mp4" for n in range(2)]
+    records = load_annotations(VideoList(str(ids), videos="https://x.org/all"))
+    assert [record.video for record in records] == [f"https://x.org/all/a_b-{n}_000001_000011.mp4" for n in range(2)]
+
+
+def test_videos_are_found_under_the_url_of_a_store(tmp_path, caplog):
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    for name in ("a_b-0_000001_000011.webm", "deep/er/a_b-1.mkv", "deep/notes.txt"):
+        memory.pipe_file(f"/lists/{name}", b"0")
+    path = MINIATURES["vatex"][0].write(tmp_path)
+    records = load_annotations(VideoList(str(path), videos="memory://lists"))
+    assert [(record.video, record.start) for record in records] == [
+        ("memory://lists/a_b-0_000001_000011.webm", None),
+        ("memory://lists/deep/er/a_b-1.mkv", 1.0),
+    ]
+    memory.rm_file("/lists/deep/er/a_b-1.mkv")
+    with caplog.at_level(logging.WARNING):
+        assert len(load_annotations(VideoList(str(path), videos="memory://lists"))) == 1
+    assert "50.0 % missing, 1 of 2 videos are not in memory://lists" in caplog.text
 
 
 def test_empty_captions_are_left_out_and_counted_in_one_warning(tmp_path, caplog):

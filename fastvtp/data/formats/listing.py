@@ -13,7 +13,7 @@ from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.registry import LABEL, LABELS, TELLINGS, Row, split_name
 from fastvtp.data.formats.source import FOLDER_METADATA, ListSource
 from fastvtp.data.locations import is_remote, located, member_of
-from fastvtp.data.video_files import FolderContent, content_of, known_suffix
+from fastvtp.data.video_files import FolderContent, content_of, content_of_url, known_suffix
 from fastvtp.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class Listing:
             return row, ""  # whoever makes the record says what is wrong
         if not self.entry.searched:
             return row, self._by_path(video)
-        if self._remote:
+        if self._content is None:
             return row, located(video if known_suffix(video) else f"{video}.mp4", self._folder)
         location = self._by_name(video)
         if location is None and row.whole is not None:
@@ -174,11 +174,17 @@ class Listing:
         return row, os.path.join(self._folder, video) if self.policy == "keep" else None
 
     @cached_property
-    def _content(self) -> FolderContent:
-        return content_of(self._folder)
+    def _content(self) -> FolderContent | None:
+        """What lies where the videos do; None where that cannot be listed."""
+        if not self._remote:
+            return content_of(self._folder)
+        if (content := content_of_url(self._folder)) is None:
+            logger.warning("%s: %s is not listed: names become %s/NAME.mp4", self.path, self._folder, self._folder)
+        return content
 
     def _by_name(self, video: str) -> str | None:
         content = self._content
+        assert content is not None  # there is nothing to find in what cannot be listed
         location = content.find(video, pictures=self.entry.pictures)
         if location is not None and not self.entry.pictures and content.others_of(video):
             self._several.setdefault(video)
@@ -190,7 +196,7 @@ class Listing:
         if plain and self.entry.own and self.policy == "keep":
             return location  # the usual case, of lists of millions
         if not self.entry.own and not known_suffix(location) and not is_remote(location) and not member_of(location):
-            found = location if os.path.exists(location) else self._content.find(video)
+            found = location if os.path.exists(location) else self._by_name(video)
             if found is None and self.policy == "keep":
                 self._absent.setdefault(video)
             elif found is not None:
