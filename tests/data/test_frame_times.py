@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvtp.data.annotations import VideoRecord
@@ -38,6 +38,7 @@ def uneven(seconds):
 
 
 @pytest.mark.parametrize("kind", SAMPLING_KINDS)
+@settings(deadline=None)  # a busy machine
 @given(
     total=st.integers(1, 200),
     num_frames=st.integers(1, 20),
@@ -57,6 +58,7 @@ def test_a_whole_part_of_the_rate_is_that_stride_draw_by_draw(kind, total, num_f
     assert first is None or second is None or first.random() == second.random()
 
 
+@settings(deadline=None)  # a busy machine
 @given(total=st.integers(2, 300), fps=st.floats(0.5, 100), num_frames=st.integers(1, 16), seed=st.integers(0, 50))
 def test_any_fps_of_a_constant_rate_keeps_its_distance_in_time(total, fps, num_frames, seed):
     indices = FrameSampling("strided", num_frames, fps=fps).indices_in_time(even(total), rng(seed))
@@ -141,6 +143,7 @@ def test_a_random_start_is_anywhere_in_time():
     assert set(firsts) >= {2, 6}
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.lists(st.floats(0.02, 3), min_size=1, max_size=40), st.sampled_from(SAMPLING_KINDS), st.integers(0, 30))
 def test_any_times_give_frames_in_order(gaps, kind, seed):
     times = frame_times(np.cumsum([0, *np.round(np.array(gaps) * 1000).astype(int)]), Fraction(1, 1000), None,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvtp.data.annotations import VideoRecord
@@ -71,6 +71,7 @@ def test_what_is_short_or_cannot_be_opened_stays_as_it_is(movie, tmp_path):
     ]
 
 
+@settings(deadline=None)  # a busy machine
 @given(
     length=st.floats(0.2, 200), seconds=st.floats(0.5, 50), hop=st.none() | st.floats(0.5, 40), start=st.floats(0, 50)
 )
