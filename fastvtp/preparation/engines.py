@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -103,25 +102,26 @@ def _by_ray(
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        rows = [{"job": pickle.dumps((function, job)), "items": len(job[0].items)} for job in jobs]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-        for row in dataset.map(_ray_task, num_cpus=1, concurrency=engine.workers).iter_rows():
-            seen(row["items"])
+        # the works on shards go by reference: each task fetches its own
+        stored = [ray.put(job) for job in jobs]
+
+        def task(row: dict[str, Any]) -> dict[str, Any]:
+            job = ray.get(stored[row["item"]])
+            try:
+                function(*job)
+            except (UserError, OSError) as error:  # which end the run, with their line, and are not tried again
+                return {"items": 0, "error": str(error)}
+            return {"items": len(job[0].items), "error": ""}
+
+        rows = ray.data.from_items(list(range(len(jobs))), override_num_blocks=len(jobs))
+        for row in rows.map(task, num_cpus=1, concurrency=engine.workers).iter_rows():
             if row["error"]:
-                raise pickle.loads(row["error"])
+                raise UserError(row["error"])
+            seen(row["items"])
             yield None
     finally:
         if begun:
             ray.shutdown()
-
-
-def _ray_task(row: dict[str, Any]) -> dict[str, Any]:
-    function, job = pickle.loads(row["job"])
-    try:
-        function(*job)
-    except (UserError, OSError) as error:  # which end the run, with their line, and are not tried again
-        return {"items": row["items"], "error": pickle.dumps(error)}
-    return {"items": row["items"], "error": b""}
 
 
 def share_of(works: Sequence[ShardWork], part: tuple[int, int] | None) -> Sequence[ShardWork]:

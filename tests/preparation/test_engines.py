@@ -42,9 +42,24 @@ def _equal_shards(tmp_path, count, per_shard):
     assert digests(tmp_path / "ray") == digests(tmp_path / "pool")
 
 
+def _fails(work):
+    raise OSError(28, "No space left on device")
+
+
 def test_ray_makes_the_same_shards(tmp_path):
     pytest.importorskip("ray")
     _equal_shards(tmp_path, 4, 2)
+
+
+@pytest.mark.long
+def test_what_fails_in_a_task_fails_the_run():
+    pytest.importorskip("ray")
+
+    class Work:
+        items = ()
+
+    with pytest.raises(UserError, match=r"No space left on device"):
+        Engine("ray").run([(Work(),)], _fails, lambda items: None)
 
 
 @pytest.mark.long

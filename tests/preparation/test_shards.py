@@ -13,11 +13,13 @@ import pytest
 
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.decoding import Video
+from fastvtp.data.formats.lists import VideoList
 from fastvtp.errors import UserError
 from fastvtp.preparation.engines import Engine
 from fastvtp.preparation.helper import Helper, LostOnFileError
 from fastvtp.preparation.reading import read_items
 from tests.data.clips import frame_numbers, write_clip, write_lines
+from tests.preparation.errands import die, die_once, fill_disk, sleep
 from tests.preparation.sets import captioned, decoded, described, digests, members, quietly, run
 
 
@@ -131,9 +133,15 @@ def test_folders_and_classes_are_taken(tmp_path):
     assert read_items(tmp_path)[0].captions == ()
     (tmp_path / "loose.txt").write_text("a loose video\nanother text\n")
     (only,) = read_items(tmp_path)
-    assert (only.captions, only.lines) == (("a loose video", "another text"),
-                                           ({"caption": ["a loose video", "another text"]},))  # fmt: skip
-    (tmp_path / "list.csv").write_text("loose.mp4 4\na/jump.mp4 1\n")
+    assert only.captions == ("a loose video", "another text")
+    assert only.lines == ({"id": "loose", "caption": ["a loose video", "another text"]},)
+    for name in ("loose.mp4", "loose.txt"):
+        (tmp_path / name).rename(tmp_path / "a" / name)
+    (only,) = read_items(tmp_path)
+    assert only.captions == ("a loose video", "another text")
+    (tmp_path / "a" / "loose.txt").unlink()
+    assert [item.lines[0]["label"] for item in read_items(tmp_path)] == ["a", "a", "b"]
+    (tmp_path / "list.csv").write_text("a/loose.mp4 4\na/jump.mp4 1\n")
     assert [item.lines for item in read_items(tmp_path / "list.csv")] == [({"label": 4},), ({"label": 1},)]
 
 
@@ -162,6 +170,24 @@ def test_tars_are_prepared_once_more(tmp_path):
     run(tmp_path / "tars", tmp_path / "second", short_side=32)
     first, second = described(tmp_path / "second" / "000000.tar")
     assert (first["caption"], first["clip"]["height"], second["clip"]["frames"]) == (["a man"], 32, 8)
+
+
+def test_published_lists_are_taken(tmp_path):
+    """MSR-VTT's json, of which one split is asked for, and whose videos are looked for by their names."""
+    (tmp_path / "videos").mkdir()
+    for name in ("video0", "video1"):
+        write_clip(tmp_path / "videos" / f"{name}.mp4", 8)
+    said = {
+        "videos": [{"video_id": f"video{n}", "split": "train", "start time": 0, "end time": 9} for n in range(2)],
+        "sentences": [
+            {"video_id": f"video{n}", "caption": f"text {k}", "sen_id": k} for n in range(2) for k in range(2)
+        ],
+    }
+    (tmp_path / "train_val_videodatainfo.json").write_text(json.dumps(said))
+    listed = VideoList(str(tmp_path / "train_val_videodatainfo.json"), videos=str(tmp_path / "videos"))
+    report = run(listed, tmp_path / "out")
+    assert report is not None
+    assert [record.captions for record in load_annotations(tmp_path / "out")] == [("text 0", "text 1")] * 2
 
 
 def test_what_cannot_be_read_is_rejected_and_said(tmp_path):
@@ -294,40 +320,20 @@ def test_jobs_of_an_array_that_decide_together_are_started_twice(tmp_path):
     assert report["samples"] == 3
 
 
-def _sleep(seconds):
-    time.sleep(seconds)
-    return seconds
-
-
-def _die_once(marker):
-    if not os.path.exists(marker):
-        open(marker, "w").close()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return "alive"
-
-
-def _die():
-    os.kill(os.getpid(), signal.SIGSEGV)
-
-
-def _fill_disk():
-    raise OSError(28, "No space left on device")
-
-
 def test_helpers_are_ended_and_started_again(tmp_path):
     with Helper(30.0) as helper:
-        assert helper.call(_sleep, 0.0) == 0.0
-        assert helper.call(_die_once, str(tmp_path / "marker")) == "alive"
+        assert helper.call(sleep, 0.0) == 0.0
+        assert helper.call(die_once, str(tmp_path / "marker")) == "alive"
         with pytest.raises(LostOnFileError, match=r"ended the process that worked on it \(SIGSEGV\)"):
-            helper.call(_die)
+            helper.call(die)
         with pytest.raises(UserError, match=r"TypeError: "):
-            helper.call(_sleep, "x")
+            helper.call(sleep, "x")
         with pytest.raises(OSError, match=r"No space left") as caught:
-            helper.call(_fill_disk)
+            helper.call(fill_disk)
         assert not isinstance(caught.value, UserError)
-        assert helper.call(_sleep, 0.0) == 0.0
+        assert helper.call(sleep, 0.0) == 0.0
     with Helper(0.3) as helper, pytest.raises(LostOnFileError, match=r"took longer than 0\.3 s"):
-        helper.call(_sleep, 5.0)
+        helper.call(sleep, 5.0)
 
 
 def test_a_file_that_hangs_is_rejected(tmp_path, monkeypatch):
