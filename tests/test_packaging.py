@@ -100,6 +100,7 @@ def test_wheel_holds_both_packages_and_the_template(tmp_path):
         "fastvtp/py.typed",
         "fastvtp_kernels/py.typed",
         "fastvtp/visualization/gallery.html",
+        "fastvtp/preparation/report.html",
         "fastvtp/systems/simvtp/model.py",
     ):
         assert name in names

@@ -99,7 +99,7 @@ def prepare(
         str,
         typer.Argument(
             metavar="IN",
-            help="The videos: a list of captions, questions, classes or bare videos, a folder of videos, or shards.",
+            help="The videos: any list of captions, questions, classes or bare videos, a folder of videos, or tars.",
         ),
     ],
     output: Annotated[
@@ -129,7 +129,7 @@ def prepare(
         report = preparing.conclude(listed, output, settings)
     else:
         how = preparing.Running(
-            engine=Engine(running.engine, running.workers or os.cpu_count() or 1, running.ray_address),
+            engine=Engine(running.engine, running.workers or _cores(), running.ray_address),
             part=_part(running.shard),
             file_seconds=running.file_seconds,
             open_model=lambda folder: _open(folder, running.device),
@@ -138,6 +138,11 @@ def prepare(
         report = preparing.prepare(listed, output, settings, how)
     if report is not None:
         _print(report, output)
+
+
+def _cores() -> int:
+    """Return how many cores this process may use, which a scheduler may have made fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _part(text: str | None) -> tuple[int, int] | None:

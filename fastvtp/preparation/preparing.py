@@ -108,7 +108,7 @@ def _prepare(
         running.engine.run([(work, decided.get(work.name)) for work in todo], write_shard, bar.update)
     if missing := [work.name for work in works if finished(work) is None]:
         return _wait(output, f"shards {_some(missing)} are up to other jobs; the last one writes dataset.json")
-    return _finish(works, output)
+    return _finish(works, output, alone=running.part is None)
 
 
 def conclude(source: str | os.PathLike[str], output: str | os.PathLike[str], settings: Preparation) -> dict[str, Any]:
@@ -120,11 +120,12 @@ def conclude(source: str | os.PathLike[str], output: str | os.PathLike[str], set
     works = _works(source, output, settings)
     if missing := [work.name for work in works if finished(work) is None]:
         raise UserError(f"{output}: shards {_some(missing)} of {len(works)} are not finished")
-    return _finish(works, output)
+    return _finish(works, output, alone=True)
 
 
-def _finish(works: Sequence[ShardWork], output: Path) -> dict[str, Any]:
-    clear(output)
+def _finish(works: Sequence[ShardWork], output: Path, *, alone: bool) -> dict[str, Any]:
+    if alone:  # else another job may be at the same, with temporary names of its own
+        clear(output)
     report = finish(works, output)
     if not report["samples"]:
         first = report["rejected"]["clips"][0]

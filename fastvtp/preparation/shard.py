@@ -166,7 +166,7 @@ def write_shard(
         sync(work.output)
         list(index_tars([str(work.tar)], again=True))
     write_atomically(work.manifest, (json.dumps(manifest, ensure_ascii=False, indent=0) + "\n").encode())
-    shutil.rmtree(work.scratch)
+    shutil.rmtree(work.scratch, ignore_errors=True)
     return manifest
 
 
