@@ -26,8 +26,7 @@ from fastvtp.preparation.work import Sample
 Opener = Callable[[str], OpenedModel]
 """Opens the model of a folder, on the device that it is to run on."""
 
-# Decoding is done here: what hangs was met, and cut, by the survey before.
-_PROTOCOL = EvaluationProtocol(num_workers=0, batch_size=16)
+_PROTOCOL = EvaluationProtocol(num_workers=1, batch_size=16)  # a worker, because it can be ended where a file hangs
 
 
 def embed_shard(work: ShardWork, opened: OpenedModel) -> None:

@@ -90,6 +90,7 @@ def write_clip(
     """
     import av
     from av.codec.context import Flags
+    from av.video.reformatter import VideoReformatter
 
     seconds = video.seconds[frames.start : frames.stop]
     seconds, length = seconds - seconds[0], shown_until(video, frames) - float(seconds[0])
@@ -108,23 +109,24 @@ def write_clip(
         context.colorspace, context.color_range = _SMPTE170M, _LIMITED
         if encoding.codec == "hevc":
             context.codec_tag = "hvc1"  # the mark that players of Apple's ask for
-        count = 0
+        count, converter = 0, VideoReformatter()
         for times, pixels in zip(ticks, video.stream(frames, size), strict=True):
             for time, until in times:
                 watch(float(time * tick), pixels)
-                container.mux(stream.encode(_frame(pixels, time, until - time, tick)))
+                frame = _frame(pixels, converter)
+                frame.pts, frame.time_base, frame.duration = time, tick, until - time
+                container.mux(stream.encode(frame))
                 count += 1
         container.mux(stream.encode(None))
     return WrittenClip(*size, round(count / length, 3), round(length, 6), count, encoding.codec)
 
 
-def _frame(pixels: np.ndarray, time: int, duration: int, tick: Fraction) -> Any:
+def _frame(pixels: np.ndarray, converter: Any) -> Any:
     import av
 
     frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-    frame = frame.reformat(format="yuv420p", dst_colorspace=_ITU601, dst_color_range=_LIMITED, threads=1)
-    frame.pts, frame.time_base, frame.duration = time, tick, duration
-    return frame
+    # one context for all frames: PyAV's own for each takes several times as long
+    return converter.reformat(frame, format="yuv420p", dst_colorspace=_ITU601, dst_color_range=_LIMITED, threads=1)
 
 
 def _timing(seconds: np.ndarray, length: float, fps: float | None) -> tuple[Fraction, Iterator[Any], Fraction]:
