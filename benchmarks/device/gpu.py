@@ -68,6 +68,7 @@ PARTS = (
     Part("token_assembly", 20, HALF_A_SECOND),
     Part("masking", 12, HALF_A_SECOND),
     Part("data_loading", 40),
+    Part("decoding", 45),
     Part(
         "scaling",
         40,

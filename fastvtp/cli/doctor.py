@@ -15,8 +15,10 @@ from rich.table import Table
 from torch import Tensor
 
 from fastvtp import processes
-from fastvtp.data.pipeline import automatic_decoder
-from fastvtp.errors import ConfigError
+from fastvtp.data.pipeline import automatic_decoder, pairs_on
+from fastvtp.data.shared_slots import batch_bytes
+from fastvtp.data.torchcodec_video import require_torchcodec
+from fastvtp.errors import ConfigError, UserError
 from fastvtp.training.division import BYTES_A_PARAMETER, LARGEST_SHARE, ParallelConfig, strategy_of
 from fastvtp.version import __version__
 from fastvtp_kernels import dispatch, tuning
@@ -87,6 +89,7 @@ def print_findings() -> None:
         (("package", "version", ""), package_findings()),
         (("device", "found", "why"), device_findings()),
         (("processes", "here", "why"), process_findings()),
+        (("videos", "decoded by", "why"), decoding_findings()),
         (("op", "backend", "why, and what is missing"), backend_findings()),
     ):
         table = Table(*columns)
@@ -117,8 +120,50 @@ def device_findings() -> list[Finding]:
         )
     if not torch.cuda.is_available():
         findings.append(Finding("cuda", "none", f"torch {torch.__version__} sees no CUDA device"))
-    findings.append(Finding("video decoding", *automatic_decoder(_default_device())))
     return findings
+
+
+CODECS = ("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mjpeg")
+
+
+def decoding_findings() -> list[Finding]:
+    """Return what decodes each codec here with data.decoder=auto, what else can, and what batches need of memory."""
+    device = _default_device()
+    chosen, why = automatic_decoder(device)
+    findings = [Finding("data.decoder=auto", chosen, why)]
+    try:
+        from av import ffmpeg_version_info
+    except ImportError as error:
+        return [*findings, Finding("libav", "none", f"pip install av ({error})")]
+    findings.append(Finding("libav", ffmpeg_version_info, "FFmpeg inside the package av; none has to be installed"))
+    findings += [_codec_finding(codec, chosen, device) for codec in CODECS]
+    try:
+        findings.append(Finding("data.decoder=torchcodec", f"torchcodec {require_torchcodec()}", "where asked for"))
+    except UserError as error:
+        findings.append(Finding("data.decoder=torchcodec", "none", str(error)))
+    clips, frames, pixels, ahead = 64, 16, 224, 2
+    size = batch_bytes(clips, frames, (pixels, pixels), ahead)
+    why = f"{clips} clips of {frames} x {pixels} x {pixels}, {ahead} batches ahead: memory of no name, not of /dev/shm"
+    return [*findings, Finding("memory shared with workers", f"{size / 2**20:.0f} MiB", why)]
+
+
+def _codec_finding(codec: str, chosen: str, device: torch.device) -> Finding:
+    import av
+    from av.codec.codec import UnknownCodecError
+
+    try:
+        dav1d = codec == "av1" and "libdav1d" in av.codecs_available  # libav's own needs a GPU
+        libav = f"libav's {av.Codec('libdav1d' if dav1d else codec, 'r').name}"
+    except UnknownCodecError:
+        libav = "none: libav here has no decoder of it"
+    try:
+        formats = sorted(pix_fmt for name, pix_fmt in pairs_on(device) if name == codec)
+    except UserError as error:
+        return Finding(f"  {codec}", f"pyav, {libav}", str(error))
+    if chosen == "dali" and formats:
+        return Finding(f"  {codec}", "dali, NVDEC", f"{', '.join(formats)}; others by pyav, {libav}")
+    other = f"data.decoder=dali can too: {', '.join(formats)}" if formats else "DALI does not decode it on this device"
+    return Finding(f"  {codec}", f"pyav, {libav}", other)
 
 
 def process_findings() -> list[Finding]:

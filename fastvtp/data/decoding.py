@@ -17,7 +17,7 @@ from fastvtp.data.frame_folder import FrameFolder
 from fastvtp.data.frame_reader import FrameReader
 from fastvtp.data.frame_times import FrameTimes, frame_times, nearness
 from fastvtp.data.packet_reader import NotAsListedError, NoVideoStreamError, why_not_opened
-from fastvtp.data.pictures import PictureMaker, displayed_size, stretch_of, whole_box
+from fastvtp.data.pictures import PictureMaker, Turn, displayed_size, stretch_of, whole_box
 from fastvtp.data.reading import ASPECTS, DAMAGED
 from fastvtp.data.sampling import CropWindow
 from fastvtp.data.storage import StoredFile, UnreadableError, find_file
@@ -43,6 +43,8 @@ class VideoInfo:
         interlaced: whether the first frame is coded as two fields of different moments; they are not woven apart.
         cut: what is missing of a file that broke off and still has frames to show, in one line; None where nothing is
             known to be. Matroska, AVI and fragmented mp4 say how long they are, other containers do not.
+        colorspace, full_range: libav's number of it (2, not said, is BT.601), and whether luma goes from 0 to 255.
+        container: the file format, as libav names it.
     """
 
     frames: int
@@ -56,6 +58,9 @@ class VideoInfo:
     stretch: float = 1.0
     interlaced: bool = False
     cut: str | None = None
+    colorspace: int = 2
+    full_range: bool = False
+    container: str = ""
 
 
 class Video:
@@ -206,12 +211,17 @@ class Video:
             raise IndexError(f"{self._name}: expected frame indices in [0, {self.num_frames}), got {wanted}")
         with self._errors_named():
             frames = self._source.decode(sorted(set(wanted)))
-            return [self._drawn(frames, wanted, window or _WHOLE, size) for window in windows]
+            return [self._drawn(frames, wanted, window, size) for window in windows]
 
     def _drawn(
-        self, frames: Mapping[int, Any], wanted: Sequence[int], window: CropWindow, size: tuple[int, int] | None
+        self,
+        frames: Mapping[int, Any],
+        wanted: Sequence[int],
+        window: CropWindow | None,
+        size: tuple[int, int] | None,
+        turn: Turn | None = None,
     ) -> np.ndarray:
-        turn, whole = self._source.turn, self.size
+        turn, window, whole = turn or self._source.turn, window or _WHOLE, self.size
         y0, x0, y1, x1 = whole_box(window, *whole)
         clip, places = np.empty((len(wanted), *(size or (y1 - y0, x1 - x0)), 3), np.uint8), {}
         for place, index in enumerate(wanted):
@@ -266,6 +276,9 @@ class Video:
             stretch=float(stretch_of(self._source.stretch)),
             interlaced=frame.interlaced_frame,
             cut=self._source.cut,
+            colorspace=int(frame.colorspace),
+            full_range=frame.color_range == 2 or frame.format.name.startswith("yuvj"),
+            container=self._source.container,
         )
 
     def decode_all(self) -> int:

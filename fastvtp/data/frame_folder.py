@@ -42,7 +42,7 @@ class FrameFolder:
         self.count = len(self._names)
         if not self.count:
             raise VideoDecodeError(folder, f"a folder without pictures ({', '.join(PICTURES)})")
-        self.times, self.cut, self.tick = None, None, 1 / rate
+        self.times, self.cut, self.tick, self.container = None, None, 1 / rate, "folder"
         self.keyframes, self.damaged = np.arange(self.count), set[int]()
         first = self._path(0)
         try:

@@ -63,6 +63,7 @@ class FrameReader:
         self._failed: list[int] = []
         self._is_cut = False
         self.reader = open_packets(source, playlists=playlists)
+        self.container = self.reader.container_format
         try:
             self._undecoded: Any = self.reader.decoder
             self.frames = self._list_frames()

@@ -2,36 +2,33 @@
 
 B = clips, T = frames, N = caption tokens of the whole batch. What step s holds is a function of (records, seed, batch
 size, ranks, s) alone, so a run resumes exactly at any step, with any number of workers; see `fastvtp.data.sampling`.
-The one exception: which files failed inside DALI, a resumed run must be told (`known_bad`).
+The one exception: at which files DALI failed, so that PyAV decodes them since, a resumed run must be told
+(`known_bad`).
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.locations import without_secrets
-from fastvtp.data.pipeline import Feed, build_pipeline, dali_formats
+from fastvtp.data.dali_trial import why_not_alone
+from fastvtp.data.handing_over import GAVE_UP
+from fastvtp.data.notes import Notes
+from fastvtp.data.pipeline import Feed, build_pipeline, dali_formats, opener
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading, ClipShape
 from fastvtp.data.sampling import ClipAugmentation, check_framing
-from fastvtp.data.source import REACHES, ClipSource, NoDecodableClipError
+from fastvtp.data.shared_slots import sample_bytes
+from fastvtp.data.source import ClipSource, NoDecodableClipError
 from fastvtp.data.stream import Batches, SampleStream
 from fastvtp.data.text import MIN_TEXT_LENGTH, PackedText, Tokenizer
 from fastvtp.data.workers import WorkersLostError
 from fastvtp.errors import UserError
-
-logger = logging.getLogger(__name__)
-
-_DRAWS_BYTES = 1 << 12
-_ROUNDED_MS = 1000  # lists round the ends of spans up to whole seconds
 
 
 @dataclass(frozen=True)
@@ -79,15 +76,17 @@ class Decoding:
     """Where and by what clips are decoded; nothing of it shows in what a step holds, but for `known_bad`.
 
     Attributes:
-        decoder: "pyav" decodes in the workers, "dali" in the pipeline, which is handed whole files, long ones too;
-            "auto" is "dali" on a GPU with NVDEC, else "pyav".
+        decoder: "pyav" decodes in the workers, "dali" in the pipeline, which is handed whole files, and in the workers
+            what DALI cannot decode, or not in the right colours; "torchcodec" in the workers, with a context of its own
+            on the GPU in each where `device` is one; "auto" is "dali" on a GPU with NVDEC, else "pyav".
         num_workers: worker processes; 0 prepares clips in this process, where nothing can be ended that hangs.
         file_seconds: longest time that a worker may take for a file, which then counts as undecodable; None: any.
         prefetch: batches prepared ahead.
         device: where `video` is made. Captions stay on the host, where masking and packing are planned.
         known_bad: path and reason of files found undecodable before. A resumed run passes the `bad_files` that the
-            same rank had at its `start_step`, so that a file which failed inside DALI, or took too long, is not used
-            again. All other attempts fail by themselves where PyAV decodes, and this changes nothing but `bad_files`.
+            same rank had at its `start_step`, so that a file which took too long is not used again, and one at which
+            DALI failed is again decoded by PyAV, whose pictures differ by a few levels. All other attempts fail by
+            themselves where PyAV decodes, and this changes nothing but `bad_files`.
 
     Raises:
         UserError: a value out of range.
@@ -144,6 +143,7 @@ class VideoTextLoader:
     Attributes:
         bad_files: path and reason of each file found undecodable so far, by path; those of `known_bad` included. Of a
             span that cannot be shown `VideoRecord.source` and the reason: other spans of the video are not concerned.
+            In training also the files that PyAV decodes since DALI failed at them, whose reason begins with `GAVE_UP`.
         wait_seconds: time spent waiting for data.
 
     Raises:
@@ -177,7 +177,7 @@ class VideoTextLoader:
             batches = replace(batches, num_steps=_steps_of_a_pass(len(records), batches))
 
         self.wait_seconds = 0.0
-        self._bad_files = dict(decoding.known_bad)
+        self._notes = Notes(decoding.known_bad, batches.train)
         self._records, self._tokenizer, self._max_text_length = records, tokenizer, max_text_length
         self._size, self._decoding = shape.size, decoding
         self._device = torch.device(decoding.device)
@@ -192,18 +192,17 @@ class VideoTextLoader:
             shape=shape,
             dali_formats=dali_formats(decoding.decoder, self._device),
             known_bad=decoding.known_bad,
+            opens=opener(decoding.decoder, self._device),
         )
-        # of a sample, with room for the draws about it, where all have the same size
-        fixed = shape.size is not None and self._source.decodes
-        self._sample_bytes = 3 * shape.num_frames * prod(shape.size or ()) + _DRAWS_BYTES if fixed else None
+        fixed = shape.size if self._source.decodes else None
+        self._sample_bytes = None if fixed is None else sample_bytes(shape.num_frames, fixed)
         self._step = batches.start_step
-        self._told_of_cut = False
         self._pipeline: Any = None
         self._feed: Feed | None = None
 
     @property
     def bad_files(self) -> dict[str, str]:
-        return dict(sorted(self._bad_files.items()))
+        return dict(sorted(self._notes.bad_files.items()))
 
     def __len__(self) -> int:
         """Return the number of steps from the start on; raises TypeError where there is no end."""
@@ -265,12 +264,12 @@ class VideoTextLoader:
                     break
                 except NoDecodableClipError as error:
                     for name, reason in error.failures if not self._batches.train else ():
-                        self._note_bad_file(name, reason)
+                        self._notes.bad_file(name, reason)
                     raise
                 except WorkersLostError:
                     raise
                 except Exception as error:  # DALI raises nothing more specific
-                    self._exclude_damaged_files(error)
+                    self._hand_to_pyav(error)
             if self._batches.train or self._source.stream != self._stream:
                 self.close()
             else:
@@ -284,7 +283,7 @@ class VideoTextLoader:
         left = None if self._batches.num_steps is None else self._batches.num_steps - done
         ahead = replace(self._batches, start_step=self._step, num_steps=left)
         self._source.stream = replace(self._stream, batches=ahead)
-        self._feed = Feed(
+        self._feed = self._feed or Feed(
             self._source,
             num_workers=self._decoding.num_workers,
             prefetch=self._decoding.prefetch,
@@ -300,20 +299,28 @@ class VideoTextLoader:
         )
         return self._pipeline
 
-    def _exclude_damaged_files(self, error: Exception) -> None:
-        """After the pipeline failed with `error`: find the files to blame and stop it, to restart without them.
+    def _hand_to_pyav(self, error: Exception) -> None:
+        """After the pipeline failed with `error`: find the files that DALI cannot decode, by giving it one at a time,
+        let PyAV decode them from now on, and stop the pipeline, to build another that begins with the current step.
 
         Raises:
             NoDecodableClipError: the source ran out of replacements; in evaluation all files are noted then.
-            Exception: `error` itself, where no file is to blame.
+            Exception: `error` itself, where DALI decodes each file alone.
         """
-        numbers = [self._stream.number(self._step, place) for place in range(self._batches.batch_size)]
-        for reach in REACHES:
-            if [number for number in numbers if self._source.find_damage(number, reach)]:
+        given_up: dict[str, str] = {}
+        # The graph works ahead; the batch that it stumbled over may be one of those.
+        for step in range(self._step, self._step + 1 + self._decoding.prefetch):
+            for place in range(self._batches.batch_size):
+                handed = self._source.handed_to_dali(self._stream.number(step, place))
+                if handed and (why := why_not_alone(*handed[1:], self._device.index)):
+                    given_up[handed[0]] = f"{GAVE_UP} ({why})"
+            if given_up:
                 break
-        else:
+        if self._feed is None or not given_up:
             raise error
-        self.close()
+        self._notes.given_up(given_up)
+        self._feed.set_aside(given_up)
+        self._pipeline = None
 
     def _assemble(self, meta: Any, video: Any) -> VideoTextBatch | None:
         """Return the batch of the current step, without padding and, in evaluation, without what could not be
@@ -321,9 +328,10 @@ class VideoTextLoader:
         kept, indices, captions = [], [], []
         for place, (index, failures, caption, beyond) in enumerate(meta.as_array().tolist()):
             number = self._stream.number(self._step, place)
-            self._note_cut_span(index, beyond)
+            self._notes.cut_span(self._records[index].source, beyond)
             for name, reason in self._failures_of(number):
-                self._note_bad_file(name, reason)
+                self._notes.bad_file(name, reason)
+            self._notes.beside(None if self._feed is None else self._feed.beside.pop(number, None))
             if self._batches.train or (failures == 0 and number < self._stream.num_samples):
                 kept.append(place)
                 indices.append(index)
@@ -360,23 +368,6 @@ class VideoTextLoader:
 
     def _failures_of(self, number: int) -> tuple[tuple[str, str], ...]:
         return () if self._feed is None else self._feed.failures.pop(number, ())
-
-    def _note_bad_file(self, name: str, reason: str) -> None:
-        if name not in self._bad_files:
-            self._bad_files[name] = reason
-            done = "replaced" if self._batches.train else "left out"
-            logger.warning("%s: %s; %s", without_secrets(name), reason, done)
-
-    def _note_cut_span(self, index: int, beyond: int) -> None:
-        """Say of the first span that ends more than `_ROUNDED_MS` after its video that such spans are cut."""
-        if beyond > _ROUNDED_MS and not self._told_of_cut:
-            self._told_of_cut = True
-            source = self._records[index].source
-            logger.warning(
-                "%s: the span ends %.1f s after its video and is cut there, as are all such; no more are named",
-                without_secrets(source),
-                beyond / 1000,
-            )
 
 
 def _steps_of_a_pass(num_records: int, batches: Batches) -> int:

@@ -61,6 +61,11 @@ class PacketReader:
         self._can_seek, self._is_turned_inside = True, False
         self._open()
 
+    @property
+    def container_format(self) -> str:
+        """The file format, as libav names it."""
+        return self._container.format.name
+
     def close(self) -> None:
         self._container.close()
 

@@ -27,9 +27,11 @@ CROP_RATIO = (3 / 4, 4 / 3)
 _ERASED_AREA, _ERASED_LOG_SHAPE = (0.02, 1 / 3), (math.log(0.3), math.log(3.3))
 
 
-def sample_rng(seed: int, epoch: int, index: int, attempt: int = 0) -> np.random.Generator:
-    """Make the generator behind every random choice for one sample; `attempt` > 0 for its replacements."""
-    key = np.random.SeedSequence(seed, spawn_key=(_SAMPLE_STREAM, epoch, index, attempt))
+def sample_rng(seed: int, epoch: int, index: int, attempt: int = 0, repeat: int = 0) -> np.random.Generator:
+    """Make the generator behind every random choice for one sample; `attempt` > 0 for its replacements, `repeat` > 0
+    for what is drawn anew where the same frames are shown again."""
+    again = (repeat,) if repeat else ()
+    key = np.random.SeedSequence(seed, spawn_key=(_SAMPLE_STREAM, epoch, index, attempt, *again))
     return np.random.default_rng(key)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 _AT = np.dtype([("record", np.int64), ("since", np.float64)])
 _INLINE_BYTES = 1 << 14  # smaller arrays travel with the message
+_DRAWS_BYTES = 1 << 12
 _KEPT_BYTES = 1 << 24  # a slot that may hold more is emptied after use
 
 
@@ -26,6 +27,16 @@ class _Placed:
     start: int
     shape: tuple[int, ...]
     dtype: np.dtype
+
+
+def sample_bytes(frames: int, size: tuple[int, int]) -> int:
+    """Return the bytes of a slot for a clip of `frames` pictures of that height and width, with the draws about it."""
+    return 3 * frames * size[0] * size[1] + _DRAWS_BYTES
+
+
+def batch_bytes(clips: int, frames: int, size: tuple[int, int], ahead: int) -> int:
+    """Return the bytes that workers and the main process share: of a batch of `clips`, and of `ahead` more."""
+    return clips * (1 + ahead) * _whole_pages(sample_bytes(frames, size))
 
 
 class SharedSlots:

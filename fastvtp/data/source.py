@@ -9,27 +9,35 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.decoding import Video, VideoDecodeError, VideoInfo
+from fastvtp.data.decoding import Video, VideoDecodeError
 from fastvtp.data.frame_times import FrameTimes
+from fastvtp.data.handing_over import (
+    GAVE_UP,
+    DaliFormats,
+    HandedOver,
+    beside_dali,
+    encoded_bytes,
+    for_dali,
+    hand_over,
+)
 from fastvtp.data.reading import ClipReading, ClipShape
 from fastvtp.data.sampling import ClipAugmentation, CropWindow
-from fastvtp.data.storage import UnreadableError, read_file
 from fastvtp.data.stream import SampleStream
+from fastvtp.data.torchcodec_video import TorchCodecVideo
 from fastvtp.errors import UserError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send to all processes of a job before they take its machine away."""
-REACHES = ("span", "start", "file")
 TOOK_TOO_LONG = "took longer than"
 ENDED_WORKERS = "ended the processes that decoded it"
 _LASTING = (TOOK_TOO_LONG, ENDED_WORKERS)  # reasons that no later attempt can find again
-_FRAMES_AT_ONCE = 32
 
 
 class NoDecodableClipError(UserError):
@@ -46,10 +54,18 @@ class NoDecodableClipError(UserError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: `arrays`, see `ClipSource.load`, and (name, reason) of the attempts before it that failed."""
+    """One sample.
+
+    Attributes:
+        arrays: see `ClipSource.load`.
+        failures: name and reason of the attempts before it that failed.
+        beside: where DALI or torchcodec is to decode but PyAV did, the kind of files that PyAV takes over; otherwise
+            empty.
+    """
 
     arrays: tuple[np.ndarray, ...]
     failures: tuple[tuple[str, str], ...] = ()
+    beside: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +102,17 @@ class ClipSource:
         stream: which of them, in which order.
         reading: which frames, which part of the picture, and what else changes training clips.
         shape: of the clips; whole pictures are kept where it has no size.
-        dali_formats: None to decode here, with PyAV. Otherwise encoded bytes are handed on, of videos whose (codec,
-            pixel format) is listed; others count as undecodable.
+        dali_formats: None to decode here. Otherwise encoded bytes are handed on, of the videos that DALI can decode and
+            whose colours it gets right, see `fastvtp.data.handing_over`; others are decoded here.
         known_bad: reason by path, for files that an earlier run found undecodable. They begin as `bad` where DALI
             decodes; where decoding is done here, those alone that hung or ended a process.
+        opens: opens a video, as `Video` does, to be decoded here.
 
     Attributes:
         before_attempt: is told the number of the record before each attempt.
         bad: reason by path, for files known to be undecodable, and by `VideoRecord.source` for spans of a video that
-            cannot be shown while others of it may.
+            cannot be shown while others of it may. A reason that begins with `GAVE_UP` is of a file that PyAV is to
+            decode here, because DALI failed at it.
         augmentation: what changes clips once they are cropped; None where nothing does, in evaluation and for whole
             pictures.
     """
@@ -106,19 +124,20 @@ class ClipSource:
         *,
         reading: ClipReading,
         shape: ClipShape,
-        dali_formats: frozenset[tuple[str, str]] | None = None,
+        dali_formats: DaliFormats | None = None,
         known_bad: Mapping[str, str] = {},
+        opens: Callable[..., Video] = Video,
     ):
         self.stream = stream
         augments = stream.batches.train and shape.size is not None and reading.augmentation != ClipAugmentation()
         self.augmentation = reading.augmentation if augments else None
         # What PyAV cannot decode fails again by itself, and a file damaged in places only where a draw touches the
-        # damage: remembering it would change the stream. What failed inside DALI has to be remembered, see
-        # `find_damage`, and so has what hung.
+        # damage: remembering it would change the stream. What failed inside DALI has to be remembered, for PyAV's
+        # pictures differ from DALI's by a few levels, and so has what hung.
         lasting = {name: reason for name, reason in known_bad.items() if reason.startswith(_LASTING)}
         self.bad: dict[str, str] = lasting if dali_formats is None else dict(known_bad)
         self.before_attempt: Callable[[int], None] = _nothing
-        self._good: dict[int, tuple[VideoInfo, range, FrameTimes | None]] = {}
+        self._good: dict[int, HandedOver | str] = {}
         self._beyond: dict[int, int] = {}  # of spans already seen
         self._paths = [record.video for record in records]
         self._spans = [record.span for record in records]
@@ -128,8 +147,9 @@ class ClipSource:
         self._reading, self._size = reading, shape.size
         self._sampling = reading.frames(shape.num_frames)
         self._crop = None if shape.size is None else reading.window(*shape.size)
-        self._dali_formats = dali_formats
+        self._dali_formats, self._opens = dali_formats, opens
         self._last_read: tuple[int, np.ndarray, list[np.ndarray]] | None = None
+        self._last_drawn: tuple[tuple[int, int], list[np.ndarray], Sequence[np.random.Generator]] | None = None
 
     def numbers(self) -> Iterator[int]:
         """Return the numbers of the samples of all steps, batch after batch."""
@@ -155,10 +175,7 @@ class ClipSource:
             meta: int64 `[4]`: record used, failed attempts before it, caption used, and the milliseconds by which the
             end of its span lies beyond that of its video.
             video: uint8 `[T, H, W, 3]`, upright, cropped, scaled and mirrored; whole where the shape has no size. Or,
-            for DALI to decode, three arrays: the file's bytes uint8 `[N]`, frame indices int32 `[T]` and
-            counterclockwise rotation float32 `[]` in degrees; and three more, absent where the whole picture is kept:
-            top left and bottom right corner of the window, float32 `[2]` each (y, x), fractions of the upright picture,
-            and int32 `[]`, 1 to mirror.
+            where DALI decodes, the arrays of `fastvtp.data.handing_over.for_dali`.
             augmentation: the arrays of `ClipAugmentation.draw`, where there is one.
 
         Raises:
@@ -168,7 +185,8 @@ class ClipSource:
         attempts = self.stream.num_attempts
         for attempt in range(attempts):
             try:
-                return Sample(self.attempt(number, attempt), tuple(failures))
+                arrays = self.attempt(number, attempt)
+                return Sample(arrays, tuple(failures), self._beside(int(arrays[0][0])))
             except VideoDecodeError as error:
                 failures.append((error.path, error.reason))
         last = "; ".join(dict.fromkeys(f"{name}: {reason}" for name, reason in failures[-3:]))
@@ -185,12 +203,18 @@ class ClipSource:
         rng = generator if self.stream.batches.train else None
         segment, crop = self.stream.view(number)
         caption = self._caption(index, rng)
-        if not self.decodes:
-            video = self._handed_over(index, rng, segment, crop)
-        elif rng is None:
-            video = (self._view(index, segment, crop),)
+        again, repeat = [generator, *self.stream.repeat_rngs(number, attempt)], self.stream.repeat(number)
+        if known := self._handed_over(index):
+            frames = self._sampling.choose(known.shown, known.times, rng, segment, self.stream.batches.views[0])
+            rng = rng and again[repeat]
+            window = self._window(index, (known.info.height, known.info.width), rng, crop)
+            video = for_dali(encoded_bytes(self._paths[index]), frames, known, window)
         else:
-            video = (self._decoded(index, rng),)
+            if rng is None:
+                pictures = self._view(index, segment, crop)
+            else:
+                pictures, rng = self._decoded(index, (number - repeat, attempt), again, repeat)
+            video = (pictures,) if self.decodes else beside_dali(pictures, whole=self._crop is None)
         meta = np.array([index, attempt, caption, self._beyond.get(index, 0)], np.int64)
         return meta, *video, *self._drawn(index, rng)
 
@@ -209,6 +233,7 @@ class ClipSource:
             shown = self._frames(index, video)
             times = self._times(video, shown)
             frames = self._sampling.choose(shown, times, rng, segment, self.stream.batches.views[0])
+            rng = rng and [rng, *self.stream.repeat_rngs(number, attempt)][self.stream.repeat(number)]
             window = self._window(index, video.size, rng, crop)
             try:
                 seconds = video.seconds[frames]
@@ -225,34 +250,15 @@ class ClipSource:
             return ()
         return self.augmentation.draw(self._crop.aspect, rng, may_mirror=self._mirrorable[index])
 
-    def find_damage(self, number: int, reach: str = "span") -> bool:
-        """Tell whether DALI was handed a damaged file for a sample: one that opens but has frames that cannot be
-        decoded.
-
-        Such a file counts as bad from then on; of a record that is a span of it the span does, for DALI may well decode
-        others. DALI stumbles also over damage outside a span: `reach`, one of `REACHES`, is how far to look for it, the
-        "span", from the "start" of the file to the end of the span, or in the whole "file".
+    def handed_to_dali(self, number: int) -> tuple[str, np.ndarray, np.ndarray] | None:
+        """Return what DALI was given to decode for a sample: the location of the video, the bytes of the file and the
+        frames; None where PyAV decoded it.
 
         Raises:
             NoDecodableClipError: there was no file to hand out.
         """
-        index = int(self.load(number).arrays[0][0])
-        whole = self._spans[index] is None
-        if self.decodes or (whole and reach != REACHES[0]):
-            return False
-        try:
-            with self._opened(index) as video:
-                if whole or reach == "file":
-                    video.decode_all()
-                else:
-                    shown = self._frames(index, video)
-                    tried = shown if reach == "span" else range(shown.stop)
-                    for first in range(0, len(tried), _FRAMES_AT_ONCE):
-                        video.read(tried[first : first + _FRAMES_AT_ONCE])
-        except VideoDecodeError as error:
-            self.bad[self._sources[index]] = error.reason
-            return True
-        return False
+        meta, _, encoded, frames, *_ = self.load(number).arrays
+        return (self._paths[int(meta[0])], encoded, frames) if len(encoded) else None
 
     def _window(
         self, index: int, size: tuple[int, int], rng: np.random.Generator | None, crop: int = 0
@@ -263,13 +269,25 @@ class ClipSource:
         window = self._crop.window(*size, rng, crop, self.stream.batches.views[1])
         return replace(window, flip=window.flip and self._mirrorable[index])
 
-    def _decoded(self, index: int, rng: np.random.Generator) -> np.ndarray:
+    def _decoded(
+        self, index: int, group: tuple[int, int], again: Sequence[np.random.Generator], repeat: int
+    ) -> tuple[np.ndarray, np.random.Generator]:
+        """Return one of the clips that show the same frames, and the generator as its window has left it.
+
+        All are made at once and kept for those that follow. group: number of the first of them, and attempt.
+        """
+        if len(again) > 1 and self._last_drawn is not None and self._last_drawn[0] == group:
+            _, clips, drawn_from = self._last_drawn
+            return clips[repeat], deepcopy(drawn_from[repeat])
         # Damage found here is not remembered: whether it shows depends on the frames drawn, and content must not depend
         # on what a worker happened to see before.
         with self._opened(index) as video:
             shown = self._frames(index, video)
-            frames = self._sampling.choose(shown, self._times(video, shown), rng)
-            return self._read(index, video, frames, [self._window(index, video.size, rng)])[0]
+            frames = self._sampling.choose(shown, self._times(video, shown), again[0])
+            clips = self._read(index, video, frames, [self._window(index, video.size, rng) for rng in again])
+        if len(again) > 1:
+            self._last_drawn = group, clips, deepcopy(again)
+        return clips[repeat], again[repeat]
 
     def _view(self, index: int, segment: int, crop: int) -> np.ndarray:
         """Return one view of a record in evaluation.
@@ -314,58 +332,51 @@ class ClipSource:
         self, index: int, video: Video, frames: np.ndarray, windows: Sequence[CropWindow | None]
     ) -> list[np.ndarray]:
         try:
-            return video.read_windows(frames, windows, self._size)
+            clips = video.read_windows(frames, windows, self._size)
         except VideoDecodeError as error:
             raise VideoDecodeError(self._sources[index], error.reason) from None
+        if isinstance(video, TorchCodecVideo) and video.left_to_pyav:
+            self._good[index] = video.left_to_pyav
+        return clips
 
-    def _handed_over(
-        self, index: int, rng: np.random.Generator | None, segment: int, crop: int
-    ) -> tuple[np.ndarray, ...]:
-        """Return the arrays by which DALI decodes and crops a clip."""
-        encoded, info, shown, times = self._encoded(index)
-        frames = self._sampling.choose(shown, times, rng, segment, self.stream.batches.views[0])
-        arrays = encoded, frames, np.array(info.rotation, np.float32)
-        window = self._window(index, (info.height, info.width), rng, crop)
-        if window is None:
-            return arrays
-        corners = np.array([[window.y0, window.x0], [window.y1, window.x1]], np.float32)
-        return *arrays, *corners, np.array(window.flip, np.int32)
+    def _handed_over(self, index: int) -> HandedOver | None:
+        """Return what DALI has to know of a file, or None where it is decoded here.
 
-    def _encoded(self, index: int) -> tuple[np.ndarray, VideoInfo, range, FrameTimes | None]:
-        """Return the bytes of a file, once its first frame has been decoded: a bad file would cost DALI the whole
-        batch. Returns also what it is, the frames that the record shows, and their times where sampling needs them."""
+        Its first frame is decoded before DALI meets it the first time: a bad file would cost it the whole batch.
+        """
         self._refuse_bad(index)
+        if self.decodes or self._paths[index] in self.bad:  # those that are left: DALI gave up on them
+            return None
         if index not in self._good:
             self._good[index] = self._proven(index)
-        path = self._paths[index]
-        try:
-            return np.frombuffer(read_file(path), np.uint8), *self._good[index]
-        except UnreadableError as error:
-            raise VideoDecodeError(path, error.reason) from None
+        known = self._good[index]
+        return None if isinstance(known, str) else known
 
-    def _proven(self, index: int) -> tuple[VideoInfo, range, FrameTimes | None]:
+    def _proven(self, index: int) -> HandedOver | str:
+        assert self._dali_formats is not None
         try:
             with self._opened(index) as video:
-                info = video.info()
-                if (info.codec, info.pix_fmt) not in (self._dali_formats or ()):
-                    reason = f"DALI cannot decode {info.codec} ({info.pix_fmt}) on this device, decoder='pyav' can"
-                    raise VideoDecodeError(self._paths[index], reason)
                 shown = self._frames(index, video)
-                return info, shown, self._times(video, shown)
+                known = hand_over(video, self._paths[index], shown, self._dali_formats, whole=self._crop is None)
+                return known if isinstance(known, str) else replace(known, times=self._times(video, shown))
         except VideoDecodeError as error:
             self.bad[error.path] = error.reason
             raise
+
+    def _beside(self, index: int) -> str:
+        known = self._good.get(index)
+        return known if isinstance(known, str) and self._paths[index] not in self.bad else ""
 
     def _opened(self, index: int) -> Video:
         self._refuse_bad(index)
         path = self._paths[index]
         try:
-            return Video(path, aspect=self._reading.aspect, damaged=self._reading.damaged)
+            return self._opens(path, aspect=self._reading.aspect, damaged=self._reading.damaged)
         except VideoDecodeError as error:
             self.bad[path] = error.reason
             raise
 
     def _refuse_bad(self, index: int) -> None:
         for name in (self._paths[index], self._sources[index]):
-            if name in self.bad:
+            if name in self.bad and not self.bad[name].startswith(GAVE_UP):
                 raise VideoDecodeError(name, self.bad[name])

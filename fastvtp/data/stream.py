@@ -27,9 +27,11 @@ class Batches:
         num_steps: number of steps; None: without end in training, as many as all records need in evaluation.
         rank, world_size: this process among those that share a step's samples.
         views: segments and crops of multi-view evaluation, crops running faster.
+        repeats: how many clips in a row show the same frames of a record in training, each in another window, mirrored
+            or not and augmented anew: they are decoded once where the workers decode.
 
     Raises:
-        UserError: a value out of range, or several views in training.
+        UserError: a value out of range, several views in training, or repeats in evaluation.
     """
 
     batch_size: int
@@ -40,6 +42,7 @@ class Batches:
     rank: int = 0
     world_size: int = 1
     views: tuple[int, int] = (1, 1)
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -52,6 +55,10 @@ class Batches:
             raise UserError(f"views: expected positive (segments, crops), got {self.views}")
         if self.train and self.views != (1, 1):
             raise UserError(f"views {self.views} are for evaluation: set train=False")
+        if self.repeats < 1 or self.batch_size % self.repeats:
+            raise UserError(f"repeats must divide batch_size {self.batch_size}, got {self.repeats}")
+        if self.repeats > 1 and not self.train:
+            raise UserError(f"repeats {self.repeats} are for training")
 
 
 @dataclass(frozen=True)
@@ -88,15 +95,32 @@ class SampleStream:
         return step * self.batches.world_size + self.batches.rank
 
     def draw(self, number: int, attempt: int) -> tuple[int, np.random.Generator]:
-        """Draw the record tried at `attempt` for a sample; returns also the generator of the choices about it."""
-        seed, train, (segments, crops) = self.batches.seed, self.batches.train, self.batches.views
-        epoch, index = divmod(number // (segments * crops), self.num_records)
-        if train:
-            index = int(epoch_order(seed, epoch, self.num_records)[index])
+        """Draw the record tried at `attempt` for a sample; returns also the generator of the choices about it, of which
+        those before the window are the same for all repeats."""
+        seed, train = self.batches.seed, self.batches.train
+        epoch, index = self._place(number)
         if train and attempt > 0:
             return self._replacement(epoch, index, attempt)
         # what stands in during evaluation is thrown away: the next record that opens is as good as any
         return (index + attempt) % self.num_records, sample_rng(seed, epoch, index, attempt)
+
+    def repeat(self, number: int) -> int:
+        """Tell which of the clips that show the same frames a sample is."""
+        return number % self.batches.repeats
+
+    def repeat_rngs(self, number: int, attempt: int) -> list[np.random.Generator]:
+        """Make the generators of window and augmentation for the repeats of a sample after the first one, which goes on
+        with that of `draw`."""
+        epoch, index = self._place(number)
+        return [sample_rng(self.batches.seed, epoch, index, attempt, k) for k in range(1, self.batches.repeats)]
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Tell the epoch of a sample and its record, before any replacement."""
+        segments, crops = self.batches.views
+        epoch, index = divmod(number // (segments * crops * self.batches.repeats), self.num_records)
+        if self.batches.train:
+            index = int(epoch_order(self.batches.seed, epoch, self.num_records)[index])
+        return epoch, index
 
     def _replacement(self, epoch: int, index: int, attempt: int) -> tuple[int, np.random.Generator]:
         """Draw what stands in for a record at an attempt, none of those before it again until all have come."""

@@ -24,12 +24,12 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 from fastvtp.data.locations import without_secrets
 from fastvtp.data.shared_slots import SharedSlots
@@ -61,6 +61,7 @@ class WorkersLostError(RuntimeError):
 class _Task:
     number: int
     slot: int
+    begun: int
     ends: int = 0
 
 
@@ -83,12 +84,21 @@ class ClipWorkers:
         ahead: samples made before they are asked for.
         slot_bytes: shared memory for a sample. What does not fit comes another way, at the cost of a copy.
         seconds: longest time that a file may take; None: any.
+        in_a_row: samples that the same worker makes, from each number on that this divides, see `Batches.repeats`.
     """
 
     def __init__(
-        self, source: ClipSource, *, num_workers: int, ahead: int, slot_bytes: int, seconds: float | None = None
+        self,
+        source: ClipSource,
+        *,
+        num_workers: int,
+        ahead: int,
+        slot_bytes: int,
+        seconds: float | None = None,
+        in_a_row: int = 1,
     ):
         self._source, self._seconds = source, seconds
+        self._in_a_row, self._last = in_a_row, cast("_Worker | None", None)
         self._memory = SharedSlots.made(num_workers, ahead, slot_bytes)
         self._numbers: Iterator[int] = iter(())
         self._free = list(range(ahead))
@@ -96,7 +106,8 @@ class ClipWorkers:
         self._taken: list[int] = []
         self._done: dict[int, tuple[int, Sample | Exception]] = {}
         self._failure: BaseException | None = None
-        self._closed, self._lost = False, 0
+        self._closed, self._lost, self._begun = False, 0, 0
+        self._news: list[tuple[str, str]] = []
         self._changed = threading.Condition()
         self._wake, self._woken = Pipe()
         self._workers: list[_Worker | None] = [None] * num_workers
@@ -114,10 +125,17 @@ class ClipWorkers:
         """The process numbers of the workers that are running now."""
         return tuple(worker.process.pid for worker in self._workers if worker is not None)
 
-    def begin(self, numbers: Iterator[int]) -> None:
-        """Make the samples of these numbers from now on, once those begun before have all been taken."""
+    def begin(self, numbers: Iterator[int], bad: Mapping[str, str] = {}) -> None:
+        """Make the samples of these numbers from now on, and forget those made before that nobody took.
+
+        bad: reason by path, for files that the workers are to count as `ClipSource.bad` before they make the first.
+        """
         with self._changed:
             self._numbers = numbers
+            self._begun += 1
+            self._news += bad.items()
+            self._free += [slot for slot, _ in self._done.values()]
+            self._done.clear()
             self._wake.send_bytes(b"")
 
     def take(self, numbers: Sequence[int]) -> list[Sample]:
@@ -195,16 +213,25 @@ class ClipWorkers:
 
     def _hand_out(self) -> None:
         with self._changed:
+            news, self._news = self._news, []
+            self._free += [task.slot for task in self._waiting if task.begun != self._begun]
+            self._waiting = deque(task for task in self._waiting if task.begun == self._begun)
             while self._free:
                 number = next(self._numbers, None)
                 if number is None:
                     break
-                self._waiting.append(_Task(number, self._free.pop()))
+                self._waiting.append(_Task(number, self._free.pop(), self._begun))
+        for path, reason in news:
+            self._set_aside(path, reason)
         while self._waiting:
-            ready = [worker for worker in self._workers if worker and len(worker.tasks) < _QUEUED]
-            if not ready:
-                return
-            worker, task = min(ready, key=lambda worker: len(worker.tasks)), self._waiting.popleft()
+            # of a row that shows the same frames: where they have been decoded
+            worker = self._last if self._waiting[0].number % self._in_a_row else None
+            if worker is None or worker not in self._workers:
+                ready = [worker for worker in self._workers if worker and len(worker.tasks) < _QUEUED]
+                if not ready:
+                    return
+                worker = min(ready, key=lambda worker: len(worker.tasks))
+            task, self._last = self._waiting.popleft(), worker
             worker.tasks.append(task)
             with contextlib.suppress(OSError):
                 worker.connection.send((task.number, task.slot))
@@ -228,6 +255,9 @@ class ClipWorkers:
         if isinstance(made, Sample):
             made = replace(made, arrays=self._memory.found(task.slot, made.arrays))
         with self._changed:
+            if task.begun != self._begun:
+                self._free.append(task.slot)
+                return
             self._done[task.number] = (task.slot, made)
             self._changed.notify_all()
 

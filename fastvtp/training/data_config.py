@@ -80,7 +80,7 @@ class DataConfig:
     cache_gb: float | None = None
     """Most GB of these copies; None: as FASTVTP_CACHE_GB says, or 16."""
     decoder: str = "auto"
-    """"auto": NVDEC where there is one, else PyAV on the CPU; or "pyav", "dali"."""
+    """"auto": NVDEC where there is one, else PyAV on the CPU; or "pyav", "dali", "torchcodec"."""
 
     def __post_init__(self) -> None:
         check_types(self)

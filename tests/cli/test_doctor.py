@@ -159,3 +159,23 @@ def test_what_would_not_work_is_said(alone, monkeypatch):
     assert process_rows()["Slurm"][0] == "4 tasks"
     monkeypatch.setattr(doctor.dist, "is_available", lambda: False)
     assert process_rows()["group"][0] == "none"
+
+
+def test_decoders_are_told_by_codec_and_what_batches_need_of_memory(monkeypatch):
+    monkeypatch.setattr(doctor, "_default_device", lambda: torch.device("cpu"))
+    found = {finding.subject.strip(): finding for finding in doctor.decoding_findings()}
+    assert found["data.decoder=auto"].value == "pyav"
+    assert found["h264"].value == "pyav, libav's h264"
+    assert "DALI does not decode it" in found["h264"].reason
+    assert "data.decoder=dali can too: yuv420p" in found["vp9"].reason
+    assert found["memory shared with workers"].value == "442 MiB"  # 3 x 64 x (16 x 224 x 224 x 3 bytes, and some)
+
+
+def test_nvdec_decodes_what_it_can(monkeypatch):
+    monkeypatch.setattr(doctor, "_default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(doctor, "automatic_decoder", lambda device: ("dali", "NVDEC through libnvcuvid"))
+    monkeypatch.setattr(doctor, "pairs_on", lambda device: frozenset([("h264", "yuv420p"), ("h264", "yuvj420p")]))
+    found = {finding.subject.strip(): finding for finding in doctor.decoding_findings()}
+    assert found["h264"].value == "dali, NVDEC"
+    assert found["h264"].reason == "yuv420p, yuvj420p; others by pyav, libav's h264"
+    assert found["vp9"].value.startswith("pyav, ")

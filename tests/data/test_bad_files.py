@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.handing_over import GAVE_UP
 from fastvtp.data.source import NoDecodableClipError
 from fastvtp.data.stream import Batches, SampleStream
 from fastvtp.data.wordpiece import CaptionTokenizer
@@ -142,7 +143,7 @@ def test_a_batch_of_bad_files_alone_is_skipped_in_evaluation(good, bad, tokenize
 
 
 def test_each_bad_file_is_warned_of_once(mixed, bad, tokenizer, caplog):
-    with caplog.at_level(logging.WARNING, logger="fastvtp.data.loader"):
+    with caplog.at_level(logging.WARNING, logger="fastvtp.data.notes"):
         run(mixed, tokenizer, num_steps=15, num_workers=0)
     warned = sorted(record.getMessage().split(": ")[0] for record in caplog.records)
     assert warned == sorted(record.video for record in bad)
@@ -194,6 +195,7 @@ def test_a_resumed_run_that_knows_what_failed_inside_dali_goes_on_the_same(partl
     settings = {**SAMPLES, "decoder": "dali", "num_workers": num_workers}
     whole, bad_files = run(partly_damaged, tokenizer, **settings)
     assert list(bad_files) == [partly_damaged[2].video]
+    assert bad_files[partly_damaged[2].video].startswith(GAVE_UP)
     start = 3  # the damage shows at step 2
     assert run(partly_damaged, tokenizer, **{**settings, "num_steps": start - 1})[1] == {}
     _, known_bad = run(partly_damaged, tokenizer, **{**settings, "num_steps": start})
@@ -204,8 +206,8 @@ def test_a_resumed_run_that_knows_what_failed_inside_dali_goes_on_the_same(partl
     for batch, reference in zip(resumed, whole[start:], strict=True):
         assert batch.sample_ids.tolist() == reference.sample_ids.tolist()
         np.testing.assert_array_equal(batch.video, reference.video)
-    unaware, _ = run(partly_damaged, tokenizer, **settings)
-    assert [batch.sample_ids.item() for batch in unaware] != [batch.sample_ids.item() for batch in whole[start:]]
+    unaware, _ = run(partly_damaged, tokenizer, **settings)  # DALI's pictures until it fails again
+    assert any(not torch.equal(batch.video, other.video) for batch, other in zip(unaware, whole[start:], strict=True))
 
 
 def test_known_bad_files_leave_the_stream_of_pyav_as_it_is(partly_damaged, tokenizer):

@@ -16,6 +16,7 @@ from benchmarks.device.gpu import Part, run, run_part
 from benchmarks.device.gpu_results import STEPS, Outcome, distrusted, pack, summary, withhold, write_outcomes
 from benchmarks.harness.record import Row, write_json, write_json_rows
 
+WITHOUT_A_TEST = ("ceilings", "tests", "data_loading", "decoding")
 CEILINGS = {"bytes_per_s": 1e12, "flops_per_s": 1e15}
 FAKE = """
 import argparse, pathlib, subprocess, sys, time
@@ -248,7 +249,7 @@ def test_needs_a_folder(capsys):
     assert "--out DIR is needed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("part", [part for part in gpu.PARTS if part.name in ("ceilings", "tests", "data_loading")])
+@pytest.mark.parametrize("part", [part for part in gpu.PARTS if part.name in WITHOUT_A_TEST])
 def test_parts_without_a_test_of_their_own_run_in_smoke(part, tmp_path):
     outcome = run_part(part, tmp_path, limit=180, smoke=True)
     assert outcome.status == "done", (tmp_path / "logs" / f"{part.name}.txt").read_text()
@@ -262,3 +263,10 @@ def test_parts_without_a_test_of_their_own_run_in_smoke(part, tmp_path):
         missing, timed = content["rows"]
         assert timed["note"].endswith("clips/s")
         assert missing["note"].startswith("missing: ")
+    if part.name == "decoding":
+        failed = [found for found in content["rows"] if found["note"].startswith("failed")]
+        assert failed == []
+        colours = [found for found in content["rows"] if found["variant"] == "loader"]
+        assert len(colours) == 7
+        assert max(found["error"] for found in colours) <= 4
+        assert content["rows"][-1]["note"].endswith("waiting for data")
