@@ -82,6 +82,7 @@ class Decoding:
         num_workers: worker processes; 0 prepares clips in this process, where nothing can be ended that hangs.
         file_seconds: longest time that a worker may take for a file, which then counts as undecodable; None: any.
         prefetch: batches prepared ahead.
+        decoder_threads: that feed NVDEC where DALI decodes on a GPU. One feeds one engine; an H100 has seven.
         device: where `video` is made. Captions stay on the host, where masking and packing are planned.
         known_bad: path and reason of files found undecodable before. A resumed run passes the `bad_files` that the
             same rank had at its `start_step`, so that a file which took too long is not used again, and one at which
@@ -96,6 +97,7 @@ class Decoding:
     num_workers: int = 1
     file_seconds: float | None = 60.0
     prefetch: int = 2
+    decoder_threads: int = 8
     device: torch.device | str = "cpu"
     known_bad: Mapping[str, str] = field(default_factory=dict)
 
@@ -106,6 +108,8 @@ class Decoding:
             raise UserError(f"file_seconds must be positive, or none, got {self.file_seconds}")
         if self.prefetch < 1:
             raise UserError(f"prefetch must be positive, got {self.prefetch}")
+        if self.decoder_threads < 1:
+            raise UserError(f"decoder_threads must be positive, got {self.decoder_threads}")
 
 
 _READING, _DECODING = ClipReading(), Decoding()
@@ -296,6 +300,7 @@ class VideoTextLoader:
             size=self._size,
             device_id=self._device.index,
             prefetch=self._decoding.prefetch,
+            threads=self._decoding.decoder_threads,
         )
         return self._pipeline
 

@@ -31,7 +31,7 @@ class Notes:
     def bad_file(self, name: str, reason: str) -> None:
         """Note a file that cannot be decoded, or a span that cannot be shown."""
         known = self.bad_files.get(name, "")
-        if not known or (known.startswith(GAVE_UP) and not known.endswith(reason)):
+        if not known or (known.startswith(GAVE_UP) and "; " not in known):  # PyAV cannot decode some of it either
             self.bad_files[name] = f"{known}; {reason}" if known else reason
             logger.warning("%s: %s; %s", without_secrets(name), reason, "replaced" if self._train else "left out")
 

@@ -36,7 +36,6 @@ _CPU_FORMATS = frozenset(
 )
 _GPU_FORMATS = frozenset(product(("h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"), ("yuv420p", "yuvj420p")))
 _MOST_BYTES = 1 << 28  # of a file, or of whole frames, that come through shared memory; what is larger is copied twice
-_GPU_DECODER_THREADS = 8  # one thread feeds one NVDEC engine, and an H100 has seven of them
 
 
 def has_nvdec() -> bool:
@@ -206,7 +205,7 @@ def _from_either(own: Sequence[Any], size: tuple[int, int] | None, device_id: in
 
 
 def build_pipeline(
-    source: ClipSource, feed: Feed, *, size: tuple[int, int] | None, device_id: int | None, prefetch: int
+    source: ClipSource, feed: Feed, *, size: tuple[int, int] | None, device_id: int | None, prefetch: int, threads: int
 ) -> Any:
     """Build the DALI pipeline.
 
@@ -218,7 +217,8 @@ def build_pipeline(
         feed: hands them over.
         size: height and width of the output; None keeps the size of the video, uncropped.
         device_id: a GPU, or None for the CPU.
-        prefetch: batches prepared ahead.
+        prefetch: batches prepared ahead: while a step runs on one, the next are decoded and copied.
+        threads: that decode on a GPU.
 
     Raises:
         UserError: DALI is not installed.
@@ -270,7 +270,7 @@ def build_pipeline(
     pipeline = clips(
         batch_size=source.stream.batches.batch_size,
         device_id=device_id,
-        num_threads=1 if device_id is None else _GPU_DECODER_THREADS,
+        num_threads=1 if device_id is None else threads,
         prefetch_queue_depth=prefetch,
         exec_dynamic=True,  # an output stays valid for as long as a tensor made from it lives
     )

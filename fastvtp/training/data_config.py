@@ -81,6 +81,8 @@ class DataConfig:
     """Most GB of these copies; None: as FASTVTP_CACHE_GB says, or 16."""
     decoder: str = "auto"
     """"auto": NVDEC where there is one, else PyAV on the CPU; or "pyav", "dali", "torchcodec"."""
+    decoder_threads: int = 8
+    """Threads that feed NVDEC where DALI decodes on a GPU. One feeds one engine; an H100 has seven."""
 
     def __post_init__(self) -> None:
         check_types(self)

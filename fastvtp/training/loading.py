@@ -36,6 +36,7 @@ def training_loader(
     clips = ClipShape(config.model.num_frames, config.model.image_size)
     decoding = Decoding(
         decoder=data.decoder,
+        decoder_threads=data.decoder_threads,
         num_workers=data.num_workers,
         file_seconds=data.file_seconds,
         device=device,

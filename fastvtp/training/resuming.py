@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 _FREE_ON_RESUME = {
     "output_dir",
     "data.num_workers",
+    "data.decoder_threads",
     "data.cache_dir",
     "data.cache_gb",
     "checkpoint_every",
