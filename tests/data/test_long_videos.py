@@ -106,7 +106,8 @@ def repeated(path, times, height=64, width=96):
             for packet in packets:
                 again = av.Packet(bytes(packet))
                 again.pts, again.dts = packet.pts + repeat * length, packet.dts + repeat * length
-                again.time_base, again.is_keyframe, again.stream = packet.time_base, packet.is_keyframe, copy
+                again.duration, again.time_base = packet.duration, packet.time_base
+                again.is_keyframe, again.stream = packet.is_keyframe, copy
                 write.mux(again)
     return path
 
