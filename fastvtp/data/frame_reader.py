@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -50,6 +51,7 @@ class FrameReader:
         reader: of the packets, with `stream` and `decoder` of PyAV.
         frames: the table.
         damaged: indices of the damaged frames that were handed out.
+        height, width: of a stored picture in pixels, as the container says.
 
     Raises:
         VideoDecodeError: the file is truncated, or its packets contradict its index.
@@ -65,6 +67,7 @@ class FrameReader:
         self.reader = open_packets(source, playlists=playlists)
         self.container = self.reader.container_format
         try:
+            self.height, self.width = self.reader.height, self.reader.width
             self._undecoded: Any = self.reader.decoder
             self.frames = self._list_frames()
         except BaseException:
@@ -120,16 +123,6 @@ class FrameReader:
         """How much wider than high pixels are said to be."""
         return self.reader.stretch
 
-    @property
-    def height(self) -> int:
-        """Of a stored picture, in pixels."""
-        return self.reader.height
-
-    @property
-    def width(self) -> int:
-        """Of a stored picture, in pixels."""
-        return self.reader.width
-
     def decode_all(self) -> int:
         """Decode every frame and keep none; returns their number."""
         return self._as_listed(lambda: sum(1 for _ in self._decode_from(0)))
@@ -146,8 +139,8 @@ class FrameReader:
                 raise VideoDecodeError(self._name, f"frame {index} of {self.frames.count} cannot be decoded")
             if index in spoilt and not self._keeps_damaged:
                 raise VideoDecodeError(self._name, f"frame {index} of {self.frames.count} is damaged")
-        if spoilt and not self.damaged:
-            _log.warning("%s: frame %d and maybe others are damaged, and shown", self._name, min(spoilt))
+        if spoilt:
+            _warn_once(f"{self._name}: has damaged frames, which are shown")
         self.damaged |= spoilt
         return found
 
@@ -203,7 +196,7 @@ class FrameReader:
         promised = self.reader.promised_frames
         there = f"{frames.count} of about {promised}" if promised and promised > frames.count else str(frames.count)
         cut = f"ends after {there} frames, {missing[0]} of {missing[1]} bytes"
-        _log.warning("%s: broke off, %s", self._name, cut)
+        _warn_once(f"{self._name}: broke off, {cut}")
         return cut
 
     def _frames_of(self, packets: Packets) -> Frames:
@@ -396,3 +389,8 @@ class FrameReader:
                 raise VideoDecodeError(self._name, f"damaged ({error.strerror}) in packet {number}") from None
             self._failed.append(number)
             return []
+
+
+@lru_cache(maxsize=1 << 14)
+def _warn_once(line: str) -> None:
+    _log.warning("%s", line)
