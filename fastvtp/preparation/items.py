@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fastvtp.data.timespans import FrameSpan, Span, TimeSpan
+
 
 @dataclass(frozen=True)
 class Item:
@@ -22,6 +24,7 @@ class Item:
         start, end: the span in seconds from the first frame; None for the video's own bounds.
         captions: texts that describe it, of all lines; () where there are none.
         lines: the other fields of each line, as the list has them, its own id among them.
+        frames: the span by frames, in place of `start` and `end`.
     """
 
     id: str
@@ -30,6 +33,12 @@ class Item:
     end: float | None
     captions: tuple[str, ...]
     lines: tuple[dict[str, Any], ...]
+    frames: FrameSpan | None = None
+
+    @property
+    def span(self) -> Span:
+        """What is prepared of the video."""
+        return TimeSpan(self.start or 0.0, self.end) if self.frames is None else self.frames
 
 
 def digest_of(items: Sequence[Item]) -> str:

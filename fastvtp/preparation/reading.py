@@ -17,7 +17,7 @@ from fastvtp.errors import UserError
 from fastvtp.preparation.items import Item
 
 # of a line: what names the clip, which is another one once it is prepared
-_NAMING = ("video", "image", "start", "end")
+_NAMING = ("video", "image", "start", "end", "start_frame", "end_frame")
 _OTHER_TELLINGS = ("question", "label", "labels")
 
 
@@ -62,7 +62,8 @@ def read_items(source: str | os.PathLike[str]) -> list[Item]:
 
 def _item(same: Sequence[tuple[VideoRecord, dict[str, Any]]]) -> Item:
     first, captions = same[0][0], dict.fromkeys(text for record, _ in same for text in record.captions if text)
-    return Item(first.id, first.video, first.start, first.end, tuple(captions), tuple(fields for _, fields in same))
+    lines = tuple(fields for _, fields in same)
+    return Item(first.id, first.video, first.start, first.end, tuple(captions), lines, first.frames)
 
 
 def _listing(source: str | os.PathLike[str]) -> Listing:

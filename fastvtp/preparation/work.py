@@ -68,21 +68,20 @@ def survey(item: Item, settings: Preparation) -> list[Sample]:
     """
     filters = settings.filters
     with Video(item.video) as video:
-        shown = video.frames_within(item.start, item.end)
+        shown = item.span.frames_of(video)
         if not shown:
-            what = TimeSpan(item.start or 0.0, item.end)
-            raise VideoDecodeError(item.video, f"span {what} s holds no frame of its {video.duration:.6g} s")
+            length = f"{video.duration:.6g} s" if item.frames is None else f"{video.num_frames} frames"
+            raise VideoDecodeError(item.video, f"span {item.span.said} holds no frame of its {length}")
         source = _source(video, video.info())
         captions, words = texts_left(item.captions, filters)
         parts = scenes_of(video, shown, settings.cuts) if settings.cuts.scenes else [shown]
         samples = []
         for frames in parts:
             start, until = float(video.seconds[frames.start]), shown_until(video, frames)
-            if len(parts) == 1:
-                name, bounds = item.id, (item.start or 0.0, item.end)
-            else:
-                bounds = (round(start, 6), None if frames.stop == video.num_frames else round(until, 6))
-                name = f"{item.id} {TimeSpan(*bounds)}"
+            bounds = (round(start, 6), None if frames.stop == video.num_frames else round(until, 6))
+            name = item.id if len(parts) == 1 else f"{item.id} {TimeSpan(*bounds)}"
+            if len(parts) == 1 and item.frames is None:
+                bounds = (item.start or 0.0, item.end)
             scores: dict[str, Any] = {} if words is None else {"words": words}
             sample = Sample(name, *bounds, frames.start, frames.stop, captions, source, scores)
             rejected = _outside(filters, until - start, min(source["height"], source["width"]))

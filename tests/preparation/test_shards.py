@@ -49,6 +49,22 @@ def test_a_shard_holds_clips_texts_and_what_is_known(tmp_path):
     assert (report["samples"], report["shards"], report["rejected"]["count"]) == (2, 1, 0)
 
 
+def test_a_span_by_frames_is_cut_to_these(tmp_path):
+    write_clip(tmp_path / "a.mp4", 60, fps=10)
+    rows = [{"video": "a.mp4", "caption": "x", "start_frame": 7, "end_frame": 30}]
+    rows += [{"video": "a.mp4", "caption": "y", "start_frame": 90}]
+    write_lines(tmp_path / "train.jsonl", *rows)
+    report = run(tmp_path / "train.jsonl", tmp_path / "out")
+    files = members(next((tmp_path / "out").glob("*.tar")))
+    (told,) = (json.loads(content) for name, content in files.items() if name.endswith(".json"))
+    (clip,) = (content for name, content in files.items() if name.endswith(".mp4"))
+    with Video(clip) as video:
+        assert frame_numbers(video.read(range(video.num_frames))) == list(range(7, 30))
+    assert (told["source"]["start"], told["source"]["end"]) == (0.7, 3.0)
+    assert not {"start_frame", "end_frame"} & set(told)  # else a reader would cut the clip once more
+    assert "span frames 90-end holds no frame of its 60 frames" in json.dumps(report)
+
+
 def test_the_manifest_says_where_clips_are(tmp_path):
     run(captioned(tmp_path / "in", 3), tmp_path / "out")
     told = json.loads((tmp_path / "out" / "000000.json").read_bytes())
