@@ -19,6 +19,7 @@ from fastvtp.preparation.scenes import scenes_of
 from fastvtp.preparation.settings import ClipFilters, Preparation
 
 _TIMED_FRAMES = 16
+_LOOKED_AT = 64  # pixels of the shorter side of frames that are hashed
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def survey(item: Item, settings: Preparation) -> list[Sample]:
                 rejected = Rejection("words", f"no text of {_bounds(filters.min_words, filters.max_words)} words"
                                      f", the longest has {longest}")  # fmt: skip
             if rejected is None and filters.duplicates == "hash":
-                scores["look"] = look_of(list(video.read(hashed_frames(frames))))
+                scores["look"] = look_of(list(video.read(hashed_frames(frames), size=fitted(video.size, _LOOKED_AT))))
             samples.append(dataclasses.replace(sample, rejected=rejected))
     return samples
 

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.decoding import Video
@@ -20,7 +21,7 @@ from fastvtp.preparation.helper import Helper, LostOnFileError
 from fastvtp.preparation.reading import read_items
 from tests.data.clips import frame_numbers, write_clip, write_lines
 from tests.preparation.errands import die, die_once, fill_disk, sleep
-from tests.preparation.sets import captioned, decoded, described, digests, members, quietly, run
+from tests.preparation.sets import captioned, decoded, described, digests, members, pictures, quietly, run
 
 
 def test_a_shard_holds_clips_texts_and_what_is_known(tmp_path):
@@ -186,6 +187,22 @@ def test_tars_are_prepared_once_more(tmp_path):
     run(tmp_path / "tars", tmp_path / "second", short_side=32)
     first, second = described(tmp_path / "second" / "000000.tar")
     assert (first["caption"], first["clip"]["height"], second["clip"]["frames"]) == (["a man"], 32, 8)
+
+
+def test_pictures_and_folders_of_frames_are_taken(tmp_path):
+    """A picture becomes a clip of one frame, a folder of numbered pictures a clip of them."""
+    frames = pictures(0, 5, 96, 144)
+    (tmp_path / "film").mkdir()
+    for number, pixels in enumerate(frames):
+        Image.fromarray(pixels).save(tmp_path / "film" / f"{number:05d}.png")
+    Image.fromarray(frames[0]).save(tmp_path / "a.png")
+    rows = [{"image": "a.png", "caption": "a picture"}, {"video": "film", "caption": "a film"}]
+    run(write_lines(tmp_path / "in.jsonl", *rows), tmp_path / "out")
+    picture, film = described(tmp_path / "out" / "000000.tar")
+    assert (picture["clip"]["frames"], film["clip"]["frames"]) == (1, 5)
+    assert [record.captions for record in load_annotations(tmp_path / "out")] == [("a picture",), ("a film",)]
+    clip = np.stack(decoded(members(tmp_path / "out" / "000000.tar")["0000000001.mp4"]))
+    assert np.abs(clip.astype(int) - frames).mean() < 5
 
 
 def test_published_lists_are_taken(tmp_path):
