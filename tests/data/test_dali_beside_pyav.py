@@ -103,6 +103,7 @@ def test_a_file_at_which_dali_fails_is_decoded_by_pyav_from_then_on(records, tok
     assert len(pids) == num_workers
     assert reason.startswith(GAVE_UP)
     assert "Failed to send packet" in reason
+    assert reason.count("; damaged") == 1  # what PyAV cannot decode of it is said, once
     places = [[0, 1, 4][index] for batch in batches for index in batch.sample_ids.tolist()]
     assert [clip for batch in batches for clip in who(batch)] == places
     used = [frame_numbers(clip)[0] - 4 * SPACING for batch in batches for clip in batch.video.numpy()]

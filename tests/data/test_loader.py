@@ -273,6 +273,7 @@ def test_waiting_time_is_counted(load):
         ({"rank": 2, "world_size": 2}, "rank 2 is outside"),
         ({"num_workers": -1}, "num_workers"),
         ({"prefetch": 0}, "prefetch"),
+        ({"decoder_threads": 0}, "decoder_threads"),
         ({"start_step": -1}, "start_step -1"),
         ({"sampling": "strode"}, "got 'strode'"),
         ({"decoder": "nvdec"}, "got 'nvdec'"),
