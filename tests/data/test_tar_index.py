@@ -160,7 +160,7 @@ def test_of_a_broken_tar_what_is_whole_is_read_and_the_rest_is_named(tmp_path, c
     [
         (b"", "zero bytes"),
         (b"no tar" * 1000, r"not a tar \("),
-        (gzip.compress(bytes(10240)), "a tar compressed with gzip, whose files cannot be reached one by one"),
+        (gzip.compress(bytes(10240), mtime=0), "a tar compressed with gzip, whose files cannot be reached one by one"),
     ],
 )
 def test_what_is_no_tar_is_refused_with_its_reason(tmp_path, content, reason):
