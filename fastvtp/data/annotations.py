@@ -231,7 +231,8 @@ def record_of(
         bound = next(name for name, value in span.fields().items() if value)
         raise UserError(f"{place}: field '{bound}': a span of time needs a video, got the picture {video!r}")
     name = text_of(fields.get("id", video if span is None else f"{video} {span}"), f"{place}: field 'id'")
-    return VideoRecord(name, location or located(video, folder), captions, mirrorable).within(span)
+    record = VideoRecord(name, location or located(video, folder), captions, mirrorable)
+    return record if span is None else record.within(span)
 
 
 def _captions(fields: Mapping[str, Any], place: str) -> tuple[tuple[str, ...], int]:
