@@ -17,7 +17,14 @@ from fastvtp.cli.training import Overrides, Preset
 class MachineOptions:
     """The machines of a plan."""
 
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs of the run, one process each.")] = 8
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="GPUs of the run, one process each. By default as many of 8 as the micro-batches of a step divide "
+            "among.",
+        ),
+    ] = None
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a machine.")] = 8
     gpu_memory: Annotated[float, typer.Option(help="Memory of a GPU, in GiB.")] = 80.0
     network: Annotated[float, typer.Option(help="What a machine sends to the others, in GB a second.")] = 50.0
@@ -73,7 +80,9 @@ def plan(
     from fastvtp.training.plan import Assumptions, describe
 
     config = apply_overrides(get_recipe(recipe, preset), overrides or [])
-    found = describe(config, Assumptions(**vars(machines), **vars(data)))
+    micro_batches = config.batch_size // config.clips_at_a_time
+    gpus = machines.gpus or max(number for number in range(1, 9) if micro_batches % number == 0)
+    found = describe(config, Assumptions(**{**vars(machines), "gpus": gpus}, **vars(data)))
     if output is not None:
         write_atomically(output, (json.dumps({"recipe": recipe, "preset": preset, **found}, indent=2) + "\n").encode())
     _print(found)

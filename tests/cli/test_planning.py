@@ -12,7 +12,7 @@ from fastvtp.training.plan import Assumptions
 
 def test_the_options_are_the_assumptions():
     options = {entry.name: entry.default for bundle in (MachineOptions, DataOptions) for entry in fields(bundle)}
-    assert options == {entry.name: entry.default for entry in fields(Assumptions)}
+    assert options == {**{entry.name: entry.default for entry in fields(Assumptions)}, "gpus": None}
 
 
 def test_the_tables_have_what_the_file_has(tmp_path, monkeypatch):
@@ -52,3 +52,10 @@ def test_the_model_that_does_not_tell_is_said_not_to():
     result = CliRunner().invoke(cli.app, ["plan", "videoprism_captioning_tiny", "--gpus", "1"])
     assert result.exit_code == 0, result.output
     assert "not told" in result.output
+
+
+def test_the_default_is_a_number_of_gpus_that_can_share_a_step():
+    for settings, gpus in (([], 1), (["batch_size=60", "micro_batch=5"], 6), (["batch_size=64", "micro_batch=2"], 8)):
+        result = CliRunner().invoke(cli.app, ["plan", "simvtp_tiny", *settings])
+        assert result.exit_code == 0, result.output
+        assert f"{gpus}, on 1 machine" in result.output
