@@ -334,6 +334,8 @@ def _is_stopped(pid: int) -> bool:
 
 def serve(connection: Connection, descriptor: int) -> None:
     """Make the samples that come over the connection, until the main process closes it or ends."""
+    import av  # noqa: F401 # here: on a busy machine its import shall not count as time spent at the first file
+
     place, layout, source = connection.recv()
     memory, tasks = SharedSlots(descriptor, *layout), SimpleQueue[tuple[int, int]]()
     threading.Thread(target=_listen, args=(connection, source, tasks), daemon=True).start()
