@@ -19,7 +19,11 @@ HEADLINES = {
 MOST_OPEN_CASES = 4
 NOTE_LENGTH = 120
 # Said beneath an op's table.
-REMARKS = {"train_step": "Peak MB: activations and gradients; without weights and optimizer state, the same for all."}
+_CPU_TIME = "Times are of the processor, of all processes together, per clip of 16 frames; wall is the clock's."
+REMARKS = {
+    "train_step": "Peak MB: activations and gradients; without weights and optimizer state, the same for all.",
+    **dict.fromkeys(("clip_decoding", "clip_loading", "clip_storage"), _CPU_TIME),
+}
 # Said beside a best peer of this name, and in full beneath the tables.
 PEER_NOTES = {"unpacked": "written by us, computes all tokens"}
 PEER_REMARKS = {
