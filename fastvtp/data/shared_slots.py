@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -48,8 +49,6 @@ class SharedSlots:
 
     Attributes:
         descriptor, layout: what another process needs to see the same memory.
-        at: of each worker, the number of the record that it is at, -1 for none, and since when, in seconds of the
-            monotonic clock, which all processes of a machine share.
     """
 
     def __init__(self, descriptor: int, num_workers: int, slots: int, slot_bytes: int):
@@ -57,7 +56,7 @@ class SharedSlots:
         # numpy keeps the map as long as an array of it is alive
         self._slots_at = _whole_pages(num_workers * _AT.itemsize)
         self._memory = mmap.mmap(descriptor, self._slots_at + slots * slot_bytes)
-        self.at = np.frombuffer(self._memory, _AT, num_workers)
+        self._at = np.frombuffer(self._memory, _AT, num_workers)
         self._slots = np.frombuffer(self._memory, np.uint8, offset=self._slots_at).reshape(slots, slot_bytes)
 
     @classmethod
@@ -71,6 +70,19 @@ class SharedSlots:
                 descriptor = os.dup(file.fileno())
         os.ftruncate(descriptor, _whole_pages(num_workers * _AT.itemsize) + slots * slot_bytes)
         return cls(descriptor, num_workers, slots, slot_bytes)
+
+    def tell(self, worker: int, record: int) -> None:
+        """Say which record a worker is at from now on, by its number; -1 for none."""
+        # in this order: whoever reads the record first, and then since when, never takes a new one for an old
+        self._at["record"][worker] = -1
+        self._at["since"][worker] = time.monotonic()
+        self._at["record"][worker] = record
+
+    def told(self, worker: int) -> tuple[int, float]:
+        """Return which record a worker is at, and since when, in seconds of the monotonic clock, which all processes of
+        a machine share."""
+        record = int(self._at["record"][worker])
+        return record, float(self._at["since"][worker])
 
     def empty(self, slot: int) -> None:
         """Give the pages of a slot back to the system, where it can: large samples shall not fill them all for ever."""

@@ -6,7 +6,7 @@ through memory that both share, which has no name: nothing is left in /dev/shm w
 
 - One that ended, or that somebody stopped, is replaced, and what it had to make is made again.
 - One that takes longer than `seconds` for a file is ended, and the file counts as undecodable from then on.
-- A file at which workers end twice in a row counts as undecodable as well.
+- A file at which workers end three times in a row counts as undecodable as well.
 
 The source is stateless, so samples are the same whatever happened on the way. This module imports neither torch nor
 DALI, and its workers run no line of the user's script.
@@ -26,6 +26,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from queue import SimpleQueue
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 _LOOK_EVERY, _LOOK_FOR_PARENT, _TO_END = 0.25, 1.0, 5.0  # seconds
 _QUEUED = 2  # samples that a worker holds: one in the making, one to go on with
-_ENDS_AT_A_FILE = 2
+_ENDS_AT_A_FILE = 3  # the machine may have run out of memory twice
 _MOST_LOST = 20  # workers in a row, without a sample made in between
 
 _START = """
@@ -198,7 +199,7 @@ class ClipWorkers:
                     _end(worker)
 
     def _started(self, place: int) -> _Worker:
-        self._memory.at[place] = (-1, 0)
+        self._memory.tell(place, -1)
         ours, theirs = Pipe()
         with theirs:
             handles = (theirs.fileno(), self._memory.descriptor)
@@ -265,7 +266,7 @@ class ClipWorkers:
         for worker in self._workers:
             if worker is None:
                 continue
-            record, since = self._memory.at[worker.place].item()
+            record, since = self._memory.told(worker.place)
             if _is_stopped(worker.process.pid):
                 self._replace(worker, "was stopped")
             elif record >= 0 and self._seconds is not None and time.monotonic() - since > self._seconds:
@@ -274,11 +275,11 @@ class ClipWorkers:
     def _replace(self, worker: _Worker, how: str, *, at_file: bool = False, bad_as: str | None = None) -> None:
         """End what is left of a worker, and have its samples made again.
 
-        at_file: whether the file it was at may be the reason, which it counts as the second time. bad_as: why the file
+        at_file: whether the file it was at may be the reason, which it counts as the third time. bad_as: why the file
         is bad, if that is certain.
         """
-        record = int(self._memory.at[worker.place]["record"])
         _end(worker)
+        record, _ = self._memory.told(worker.place)  # after its end: what it was at then
         self._workers[worker.place] = None
         self._waiting.extendleft(reversed(worker.tasks))
         path = self._source.path_of(record) if record >= 0 and worker.tasks else None
@@ -340,11 +341,7 @@ def serve(connection: Connection, descriptor: int) -> None:
     memory, tasks = SharedSlots(descriptor, *layout), SimpleQueue[tuple[int, int]]()
     threading.Thread(target=_listen, args=(connection, source, tasks), daemon=True).start()
 
-    def tell(record: int) -> None:
-        memory.at[place] = (-1, 0)
-        memory.at[place] = (record, time.monotonic())
-
-    source.before_attempt = tell
+    source.before_attempt = partial(memory.tell, place)
     while True:
         number, slot = tasks.get()
         made: Sample | Exception
@@ -355,7 +352,7 @@ def serve(connection: Connection, descriptor: int) -> None:
             made = error
         except Exception as error:
             made = RuntimeError("".join(traceback.format_exception(error)))
-        memory.at[place] = (-1, 0)
+        memory.tell(place, -1)
         connection.send(made)
 
 

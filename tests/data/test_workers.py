@@ -95,7 +95,7 @@ def test_a_worker_that_is_lost_once_is_replaced_and_its_sample_made_again(deed, 
     assert f"{word} while reading /films/5.mp4; another takes its place" in caplog.text
 
 
-def test_a_file_at_which_workers_end_twice_counts_as_undecodable():
+def test_a_file_at_which_workers_end_again_and_again_counts_as_undecodable():
     source = Made({5: die})
     found = taken(source)
     assert [entry[0] for entry in found] == [0, 1, 2, 3, 4, -1, *range(6, 12)]
@@ -107,7 +107,7 @@ def test_a_file_that_takes_too_long_counts_as_undecodable(caplog):
     with caplog.at_level(logging.WARNING):
         found = taken(source, seconds=1.0)
     assert [entry[0] for entry in found] == [0, 1, 2, 3, 4, -1, *range(6, 12)]
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 50
     assert source.bad == {"/films/5.mp4": f"{TOOK_TOO_LONG} 1 s"}
     assert "took longer than 1 s while reading /films/5.mp4" in caplog.text
 
