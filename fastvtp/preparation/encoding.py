@@ -23,7 +23,11 @@ _NEAR = 1e-3  # seconds, to which containers round
 # By codec: the encoder, and how it is told to use one thread, closed groups of pictures and nothing beside a fixed
 # number of them; "%d" is that number.
 _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
-    "h264": ("libx264", {"preset": "medium", "keyint_min": "%d", "sc_threshold": "0"}),
+    # libx264's code for AVX-512 gives other bytes each time on some machines, and other ones than its code for others
+    "h264": (
+        "libx264",
+        {"preset": "medium", "keyint_min": "%d", "sc_threshold": "0", "x264-params": "cpu-independent=1"},
+    ),
     "hevc": (
         "libx265",
         {

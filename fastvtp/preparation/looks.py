@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-_GREY = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601
+_GREY = np.array([77, 150, 29], np.int32)  # of 256: BT.601
 _SIDE = 32  # of the pictures that motion is seen in
 _APART = 0.125  # seconds
 HASHED_FRAMES, _HASH_SIDE = 4, 8
@@ -15,16 +15,19 @@ _BANDS = 16
 
 
 def small_grey(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return the mean brightness of the cells of a grid: uint8 `[H, W, 3]` -> float32 `[height, width]`, 0 to 255.
+    """Return the mean brightness of the cells of a grid: uint8 `[H, W, 3]` -> float64 `[height, width]`, 0 to 255.
 
-    A picture with fewer pixels than cells repeats them.
+    A picture with fewer pixels than cells repeats them. Values are whole multiples of 1/256, and so are exact, as are
+    their sums: what is computed of floats differs in its last digits from one place in memory to another, and scores
+    are to be the same whoever computes them.
     """
-    grey = frame.astype(np.float32) @ _GREY
+    total = frame.astype(np.int32) @ _GREY
+    pixels = np.ones((1, 1), np.int64)
     for axis, cells in enumerate((height, width)):
-        edges = np.arange(cells + 1) * grey.shape[axis] // cells
-        counts = np.maximum(np.diff(edges), 1)
-        grey = np.add.reduceat(grey, edges[:-1], axis) / np.expand_dims(counts, 1 - axis)
-    return grey
+        edges = np.arange(cells + 1) * frame.shape[axis] // cells
+        total = np.add.reduceat(total, edges[:-1], axis, dtype=np.int64)
+        pixels = pixels * np.expand_dims(np.maximum(np.diff(edges), 1), 1 - axis)
+    return (total // pixels) / 256
 
 
 class MotionMeter:

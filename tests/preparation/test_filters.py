@@ -67,7 +67,7 @@ def test_duplicates_by_hash_over_all_shards(tmp_path):
     source = captioned(tmp_path / "in", 8, height=64, width=96)
     shutil.copy(tmp_path / "in" / "0.mp4", tmp_path / "in" / "5.mp4")
     write_clip(tmp_path / "in" / "7.mp4", frames=pictures(1, 8, 128, 192), options={"crf": "35"})
-    report = run(source, tmp_path / "out", per_shard=2, duplicates="hash")
+    report = run(source, tmp_path / "out", per_shard=2, duplicates="hash", duplicate_bits=32)
     found = {name: (rule, reason) for name, rule, reason in rejected(report)}
     assert {*found} == {"v5", "v7"}
     assert found["v5"] == ("duplicate", "looks like v0 (0 of 256 bits differ)")

@@ -8,9 +8,20 @@ from fastvtp.preparation.looks import LookAlikes, MotionMeter, hashed_frames, lo
 def test_brightness_of_cells():
     frame = np.zeros((4, 6, 3), np.uint8)
     frame[:2, :3] = 100
-    frame[2:, 3:, 1] = 200  # green counts 0.587
-    np.testing.assert_allclose(small_grey(frame, 2, 2), [[100, 0], [0, 117.4]], rtol=1e-5)
+    frame[2:, 3:, 1] = 200
+    np.testing.assert_array_equal(small_grey(frame, 2, 2), [[100, 0], [0, 200 * 150 / 256]])  # BT.601: 0.587
     assert small_grey(frame, 8, 9).shape == (8, 9)
+
+
+def test_brightness_is_exact():
+    """To the last digit, by whole numbers: scores are compared byte for byte, whoever computed them."""
+    frame = np.random.default_rng(3).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    want = np.empty((8, 9))
+    for y in range(8):
+        for x in range(9):
+            cell = frame[y * 37 // 8 : (y + 1) * 37 // 8, x * 53 // 9 : (x + 1) * 53 // 9].reshape(-1, 3).tolist()
+            want[y, x] = sum(77 * r + 150 * g + 29 * b for r, g, b in cell) // len(cell) / 256
+    np.testing.assert_array_equal(small_grey(frame, 8, 9), want)
 
 
 def test_motion_is_the_mean_difference_an_eighth_of_a_second_apart():
