@@ -266,19 +266,23 @@ class VideoTextLoader:
                     return pipeline.run(stream)
                 except StopIteration:
                     break
-                except NoDecodableClipError as error:
-                    for name, reason in error.failures if not self._batches.train else ():
-                        self._notes.bad_file(name, reason)
-                    raise
-                except WorkersLostError:
+                except (NoDecodableClipError, WorkersLostError):
                     raise
                 except Exception as error:  # DALI raises nothing more specific
+                    if self._source.decodes:
+                        raise
                     self._hand_to_pyav(error)
             if self._batches.train or self._source.stream != self._stream:
                 self.close()
             else:
                 pipeline.reset()  # spares the next pass the start of new workers
             return None
+        except BaseException as error:
+            if isinstance(error, NoDecodableClipError) and not self._batches.train:
+                for name, reason in error.failures:
+                    self._notes.bad_file(name, reason)
+            self.close()  # it has worked ahead: whoever goes on all the same begins anew, with the current step
+            raise
         finally:
             self.wait_seconds += time.perf_counter() - started
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes.util
 import logging
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice, product
@@ -137,6 +138,7 @@ class Feed:
                 seconds=seconds,
                 in_a_row=source.stream.batches.repeats,
             )
+            weakref.finalize(self, self.workers.close)  # of a loader that nobody closed
 
     def __call__(self, iteration: int) -> tuple[list[Any], ...]:
         """Return the arrays of a batch, for each output those of all samples; iteration 0 begins the stream anew.

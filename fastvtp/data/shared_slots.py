@@ -63,12 +63,7 @@ class SharedSlots:
     def made(cls, num_workers: int, slots: int, slot_bytes: int) -> SharedSlots:
         """Make new memory. Pages are taken from the system when they are first written."""
         slot_bytes = _whole_pages(slot_bytes)
-        if hasattr(os, "memfd_create"):
-            descriptor = os.memfd_create("fastvtp")
-        else:
-            with tempfile.TemporaryFile() as file:
-                descriptor = os.dup(file.fileno())
-        os.ftruncate(descriptor, _whole_pages(num_workers * _AT.itemsize) + slots * slot_bytes)
+        descriptor = _unnamed(_whole_pages(num_workers * _AT.itemsize) + slots * slot_bytes)
         return cls(descriptor, num_workers, slots, slot_bytes)
 
     def tell(self, worker: int, record: int) -> None:
@@ -115,6 +110,40 @@ class SharedSlots:
     def _seen(self, slot: int, array: _Placed) -> np.ndarray:
         size = int(np.prod(array.shape, dtype=np.int64)) * array.dtype.itemsize
         return self._slots[slot, array.start : array.start + size].view(array.dtype).reshape(array.shape)
+
+
+class SharedBytes:
+    """Bytes in memory without a name, which processes that get its `descriptor` read without a copy, by `view`."""
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+        self._memory = mmap.mmap(descriptor, 0)
+        self.view = memoryview(self._memory)
+
+    @classmethod
+    def made(cls, content: bytes | memoryview) -> SharedBytes:
+        """Make memory that holds these, at least one."""
+        descriptor = _unnamed(len(content))
+        shared = cls(descriptor)
+        shared.view[:] = content
+        return shared
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.view.release()
+        self._memory.close()
+        os.close(self.descriptor)
+
+
+def _unnamed(size: int) -> int:
+    """Make a file without a name, in memory where the system can, and return its descriptor."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("fastvtp")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor
 
 
 def _whole_pages(size: int) -> int:

@@ -360,7 +360,7 @@ class ClipSource:
                 known = hand_over(video, self._paths[index], shown, self._dali_formats, whole=self._crop is None)
                 return known if isinstance(known, str) else replace(known, times=self._times(video, shown))
         except VideoDecodeError as error:
-            self.bad[error.path] = error.reason
+            self._note(error.path, error.reason)
             raise
 
     def _beside(self, index: int) -> str:
@@ -373,8 +373,17 @@ class ClipSource:
         try:
             return self._opens(path, aspect=self._reading.aspect, damaged=self._reading.damaged)
         except VideoDecodeError as error:
-            self.bad[path] = error.reason
+            self._note(path, error.reason)
             raise
+
+    def _note(self, name: str, reason: str) -> None:
+        """Remember in evaluation what cannot be decoded, where many records may look for the next that can be.
+
+        Not in training: what is away for a while may come back, and which clips come must not depend on what a worker
+        happened to meet. What is broken fails again by itself.
+        """
+        if not self.stream.batches.train:
+            self.bad[name] = reason
 
     def _refuse_bad(self, index: int) -> None:
         for name in (self._paths[index], self._sources[index]):

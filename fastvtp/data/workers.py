@@ -16,41 +16,42 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, cast
 
 from fastvtp.data.locations import without_secrets
-from fastvtp.data.shared_slots import SharedSlots
+from fastvtp.data.shared_slots import SharedBytes, SharedSlots
 from fastvtp.data.source import ENDED_WORKERS, STOP_SIGNALS, TOOK_TOO_LONG, ClipSource, Sample
-from fastvtp.errors import UserError
+from fastvtp.data.worker_process import STARTING
 
 logger = logging.getLogger(__name__)
 
-_LOOK_EVERY, _LOOK_FOR_PARENT, _TO_END = 0.25, 1.0, 5.0  # seconds
+_LOOK_EVERY, _TO_END = 0.25, 5.0  # seconds
+_TO_START = 120.0  # seconds, of a machine that is busy
+_SUSPENDED = 2.0  # seconds without a look: this process, and the workers with it, did not run meanwhile
 _QUEUED = 2  # samples that a worker holds: one in the making, one to go on with
 _ENDS_AT_A_FILE = 3  # the machine may have run out of memory twice
 _MOST_LOST = 20  # workers in a row, without a sample made in between
 
+# The working folder is no place to import from: a file of the user's may bear the name of a library's.
 _START = """
 import sys
+sys.path[:] = filter(None, sys.path)
 from multiprocessing.connection import Connection
 connection = Connection(int(sys.argv[1]))
 sys.path[:] = connection.recv()
-from fastvtp.data.workers import serve
-serve(connection, int(sys.argv[2]))
+from fastvtp.data.worker_process import serve
+serve(connection, *map(int, sys.argv[2:]))
 """
 
 
@@ -101,6 +102,9 @@ class ClipWorkers:
         self._source, self._seconds = source, seconds
         self._in_a_row, self._last = in_a_row, cast("_Worker | None", None)
         self._memory = SharedSlots.made(num_workers, ahead, slot_bytes)
+        self._pickled = SharedBytes.made(ForkingPickler.dumps(source))
+        self._bad: dict[str, str] = {}  # since then
+        self._told: set[str] = set()
         self._numbers: Iterator[int] = iter(())
         self._free = list(range(ahead))
         self._waiting: deque[_Task] = deque()
@@ -108,6 +112,7 @@ class ClipWorkers:
         self._done: dict[int, tuple[int, Sample | Exception]] = {}
         self._failure: BaseException | None = None
         self._closed, self._lost, self._begun = False, 0, 0
+        self._looked = self._resumed = time.monotonic()
         self._news: list[tuple[str, str]] = []
         self._changed = threading.Condition()
         self._wake, self._woken = Pipe()
@@ -170,10 +175,11 @@ class ClipWorkers:
                 return
             self._closed = True
             self._wake.send_bytes(b"")
+        if threading.current_thread() is self._thread:  # the garbage of a loader is collected wherever it happens to be
+            return
         self._thread.join()
-        self._wake.close()
-        self._woken.close()
-        self._memory.close()
+        for shared in (self._wake, self._woken, self._memory, self._pickled):
+            shared.close()
 
     # --- The thread
 
@@ -199,17 +205,20 @@ class ClipWorkers:
                     _end(worker)
 
     def _started(self, place: int) -> _Worker:
-        self._memory.tell(place, -1)
+        self._memory.tell(place, STARTING)
         ours, theirs = Pipe()
         with theirs:
-            handles = (theirs.fileno(), self._memory.descriptor)
+            handles = (theirs.fileno(), self._memory.descriptor, self._pickled.descriptor)
             process = subprocess.Popen(
                 [sys.executable, "-c", _START, *map(str, handles)], pass_fds=handles, stdin=subprocess.DEVNULL
             )
         worker = _Worker(place, process, ours)
+        # Little is sent, so that it waits in the pipe: whoever is stopped before it reads must not stop this thread.
         with contextlib.suppress(OSError):  # one that has ended already is noticed by its end
             ours.send([str(Path(entry or ".").absolute()) for entry in sys.path])
-            ours.send((place, self._memory.layout, self._source))
+            ours.send((place, self._memory.layout))
+            for news in self._bad.items():
+                ours.send(news)
         return worker
 
     def _hand_out(self) -> None:
@@ -246,7 +255,11 @@ class ClipWorkers:
             worker = workers[ready]
             try:
                 while worker.connection.poll():
-                    self._note(worker, worker.connection.recv())
+                    message = worker.connection.recv()
+                    if isinstance(message, logging.LogRecord):
+                        self._pass_on(message)
+                    else:
+                        self._note(worker, message)
             except (EOFError, OSError):
                 self._replace(worker, _how_it_ended(worker.process), at_file=True)
 
@@ -262,14 +275,27 @@ class ClipWorkers:
             self._done[task.number] = (task.slot, made)
             self._changed.notify_all()
 
+    def _pass_on(self, record: logging.LogRecord) -> None:
+        """Write to this process's log what a worker has to say, once whoever says it."""
+        if (text := record.getMessage()) not in self._told:
+            self._told.add(text)
+            logging.getLogger(record.name).handle(record)
+
     def _look_after(self) -> None:
+        now = time.monotonic()
+        if now - self._looked > _SUSPENDED:
+            self._resumed = now
+        self._looked = now
         for worker in self._workers:
             if worker is None:
                 continue
             record, since = self._memory.told(worker.place)
+            passed = now - max(since, self._resumed)
             if _is_stopped(worker.process.pid):
                 self._replace(worker, "was stopped")
-            elif record >= 0 and self._seconds is not None and time.monotonic() - since > self._seconds:
+            elif record == STARTING and passed > _TO_START:
+                self._replace(worker, f"was not ready within {_TO_START:g} s")
+            elif record >= 0 and self._seconds is not None and passed > self._seconds:
                 self._replace(worker, f"took longer than {self._seconds:g} s", at_file=True, bad_as=TOOK_TOO_LONG)
 
     def _replace(self, worker: _Worker, how: str, *, at_file: bool = False, bad_as: str | None = None) -> None:
@@ -299,7 +325,7 @@ class ClipWorkers:
 
     def _set_aside(self, path: str, reason: str) -> None:
         """Let every worker, and those still to start, count a file as undecodable."""
-        self._source.bad[path] = reason
+        self._source.bad[path] = self._bad[path] = reason
         for worker in self._workers:
             if worker is not None:
                 with contextlib.suppress(OSError):
@@ -328,45 +354,3 @@ def _is_stopped(pid: int) -> bool:
     except (OSError, IndexError):
         return False
     return state in (b"T", b"t")
-
-
-# --- In a worker
-
-
-def serve(connection: Connection, descriptor: int) -> None:
-    """Make the samples that come over the connection, until the main process closes it or ends."""
-    import av  # noqa: F401 # here: on a busy machine its import shall not count as time spent at the first file
-
-    place, layout, source = connection.recv()
-    memory, tasks = SharedSlots(descriptor, *layout), SimpleQueue[tuple[int, int]]()
-    threading.Thread(target=_listen, args=(connection, source, tasks), daemon=True).start()
-
-    source.before_attempt = partial(memory.tell, place)
-    while True:
-        number, slot = tasks.get()
-        made: Sample | Exception
-        try:
-            sample = source.load(number)
-            made = replace(sample, arrays=memory.placed(slot, sample.arrays))
-        except UserError as error:
-            made = error
-        except Exception as error:
-            made = RuntimeError("".join(traceback.format_exception(error)))
-        memory.tell(place, -1)
-        connection.send(made)
-
-
-def _listen(connection: Connection, source: ClipSource, tasks: SimpleQueue[tuple[int, int]]) -> None:
-    parent = os.getppid()
-    try:
-        while True:
-            while not connection.poll(_LOOK_FOR_PARENT):
-                if os.getppid() != parent:
-                    os._exit(1)
-            message = connection.recv()
-            if isinstance(message[0], str):
-                source.bad[message[0]] = message[1]
-            else:
-                tasks.put(message)
-    except (EOFError, OSError):
-        os._exit(0)

@@ -4,7 +4,9 @@ import gc
 import logging
 import os
 import signal
+import sys
 import time
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.pipeline import Feed
 from fastvtp.data.source import ENDED_WORKERS, TOOK_TOO_LONG, ClipSource, NoDecodableClipError, Sample
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.data.workers import ClipWorkers, WorkersLostError
@@ -40,11 +43,15 @@ class Made:
             if self.once is not None:
                 Path(self.once).touch()
             self.deeds[number]()
-        return Sample((np.array([number]), np.full(self.shape, number, np.uint8)))
+        return Sample((np.array([number]), np.full(self.shape, number % 256, np.uint8)))
 
 
 def hang():
     time.sleep(60)
+
+
+def nap():
+    time.sleep(1.5)
 
 
 def die():
@@ -197,3 +204,125 @@ def test_a_resumed_run_knows_the_files_that_hung(clips):
     assert 2 not in shown
     assert isinstance(loader._source, ClipSource)
     assert loader._source.bad == {name: reason}
+
+
+def _state(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def _until(holds, seconds=20):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_worker_that_is_stopped_before_it_has_begun_holds_nobody_up():
+    source = Made()
+    source.ballast = bytes(4_000_000)  # far more than waits in a pipe
+    with ClipWorkers(source, num_workers=1, ahead=4, slot_bytes=5000) as workers:
+        _until(lambda: workers.pids)
+        os.kill(first := workers.pids[0], signal.SIGSTOP)
+        workers.begin(iter(range(4)))
+        assert [int(sample.arrays[0][0]) for sample in workers.take(range(4))] == [0, 1, 2, 3]
+        assert first not in workers.pids
+
+
+def test_files_are_not_to_blame_for_a_machine_that_slept(monkeypatch):
+    source = Made({1: nap})
+    with ClipWorkers(source, num_workers=1, ahead=2, slot_bytes=5000, seconds=2.5) as workers:
+        workers.begin(iter(range(2)))
+        workers.take([0])
+        awake = time.monotonic
+        monkeypatch.setattr("fastvtp.data.workers.time.monotonic", lambda: awake() + 3600)
+        (slow,) = workers.take([1])
+    assert int(slow.arrays[0][0]) == 1
+    assert source.bad == {}
+
+
+def test_quick_samples_are_never_taken_for_slow_ones():
+    source = Made(shape=(2,))
+    with ClipWorkers(source, num_workers=2, ahead=64, slot_bytes=64, seconds=20.0) as workers:
+        workers.begin(count())
+        for first in range(0, 6400, 32):
+            workers.take(range(first, first + 32))
+        pids = workers.pids
+    assert source.bad == {}
+    assert len(pids) == 2
+
+
+def test_a_file_of_the_users_is_not_taken_for_a_library(tmp_path, monkeypatch):
+    (tmp_path / "tempfile.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
+    assert [entry[0] for entry in taken(Made(), last=2)] == [0, 1]
+
+
+class Telling(Made):
+    def load(self, number):
+        logging.getLogger("fastvtp.test").warning("film %d is short", number % 2)
+        return super().load(number)
+
+
+def test_what_workers_log_comes_to_the_log_of_the_run_once(caplog):
+    with caplog.at_level(logging.WARNING):
+        taken(Telling())
+    told = [record.getMessage() for record in caplog.records if record.name == "fastvtp.test"]
+    assert sorted(told) == ["film 0 is short", "film 1 is short"]
+
+
+def test_a_loader_that_nobody_closed_ends_its_workers(clips):
+    loader = make_loader(clips, None, num_steps=4, num_workers=1, **SETTINGS)
+    next(iter(loader))
+    (pid,) = loader.worker_pids
+    del loader
+    gc.collect()
+    _until(lambda: not _runs(pid))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_whoever_goes_on_after_an_interruption_gets_the_batch_it_was_waiting_for(clips, num_workers, monkeypatch):
+    with make_loader(clips, None, num_steps=8, num_workers=0, **SETTINGS) as loader:
+        expected = [batch.video.clone() for batch in loader]
+    with make_loader(clips, None, num_steps=8, num_workers=num_workers, **SETTINGS) as loader:
+        batches = iter(loader)
+        shown = [next(batches).video.clone() for _ in range(3)]
+        with monkeypatch.context() as patch:
+            patch.setattr(Feed, "__call__", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                list(batches)
+        shown += [batch.video.clone() for batch in loader]
+    for made, wanted in zip(shown, expected, strict=True):
+        torch.testing.assert_close(made, wanted, rtol=0, atol=0)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_an_error_that_is_no_files_is_raised_as_it_is(clips, monkeypatch):
+    def failing(self, number):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(ClipSource, "load", failing)
+    with (
+        make_loader(clips, None, num_steps=2, num_workers=0, **SETTINGS) as loader,
+        pytest.raises(OSError, match="Too many open files"),
+    ):
+        next(iter(loader))
+
+
+def test_a_file_that_was_away_for_a_while_comes_back(clips, tmp_path):
+    away = [replace(record, video=str(tmp_path / Path(record.video).name)) for record in clips]
+    for record, here in zip(clips, away, strict=True):
+        os.link(record.video, here.video)
+    with make_loader(away, None, num_steps=12, num_workers=0, **SETTINGS) as loader:
+        batches = iter(loader)
+        Path(away[2].video).rename(tmp_path / "elsewhere")
+        first = [int(index) for _ in range(4) for index in next(batches).sample_ids]
+        (tmp_path / "elsewhere").rename(away[2].video)
+        later = [int(index) for batch in batches for index in batch.sample_ids]
+    assert 2 not in first
+    assert 2 in later
+    assert list(loader.bad_files) == [away[2].video]

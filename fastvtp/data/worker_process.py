@@ -1,0 +1,81 @@
+"""What a decoding worker runs: it makes the samples that `fastvtp.data.workers` asks for. Neither torch nor DALI."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import traceback
+from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from queue import SimpleQueue
+from typing import Any, cast
+
+from fastvtp.data.shared_slots import SharedBytes, SharedSlots
+from fastvtp.data.source import ClipSource, Sample
+from fastvtp.errors import UserError
+
+IDLE, STARTING = -1, -2
+"""What a worker is at where it is at no record."""
+_LOOK_FOR_PARENT = 1.0  # seconds
+
+
+class _ToParent(logging.Handler):
+    """Sends log records to the main process."""
+
+    def __init__(self, connection: Connection):
+        super().__init__()
+        self._connection = connection
+
+    def emit(self, record: logging.LogRecord) -> None:
+        told = logging.LogRecord(
+            record.name, record.levelno, record.pathname, record.lineno, record.getMessage(), None, None
+        )
+        with contextlib.suppress(OSError):
+            self._connection.send(told)
+
+
+def serve(connection: Connection, memory_descriptor: int, source_descriptor: int) -> None:
+    """Make the samples that come over the connection, until the main process closes it or ends."""
+    import av  # noqa: F401 # here: on a busy machine its import shall not count as time spent at the first file
+
+    place, layout = connection.recv()
+    source: ClipSource = cast(Any, ForkingPickler).loads(SharedBytes(source_descriptor).view)
+    memory, tasks = SharedSlots(memory_descriptor, *layout), SimpleQueue[tuple[int, int]]()
+    to_parent = _ToParent(connection)  # whose lock also keeps records and samples apart
+    logging.basicConfig(level=logging.INFO, handlers=[to_parent])
+    threading.Thread(target=_listen, args=(connection, source, tasks), daemon=True).start()
+    memory.tell(place, IDLE)
+    source.before_attempt = partial(memory.tell, place)
+    while True:
+        number, slot = tasks.get()
+        made: Sample | Exception
+        try:
+            sample = source.load(number)
+            made = replace(sample, arrays=memory.placed(slot, sample.arrays))
+        except UserError as error:
+            made = error
+        except Exception as error:
+            made = RuntimeError("".join(traceback.format_exception(error)))
+        memory.tell(place, IDLE)
+        with to_parent.lock or contextlib.nullcontext():
+            connection.send(made)
+
+
+def _listen(connection: Connection, source: ClipSource, tasks: SimpleQueue[tuple[int, int]]) -> None:
+    parent = os.getppid()
+    try:
+        while True:
+            while not connection.poll(_LOOK_FOR_PARENT):
+                if os.getppid() != parent:
+                    os._exit(1)
+            message = connection.recv()
+            if isinstance(message[0], str):
+                source.bad[message[0]] = message[1]
+            else:
+                tasks.put(message)
+    except (EOFError, OSError):
+        os._exit(0)

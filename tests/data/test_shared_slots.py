@@ -1,0 +1,64 @@
+import sys
+import threading
+import time
+
+import numpy as np
+
+from fastvtp.data.shared_slots import SharedBytes, SharedSlots
+
+
+def test_what_a_worker_is_at_is_never_read_with_the_time_of_something_else():
+    slots, ended = SharedSlots.made(2, 1, 16), threading.Event()
+
+    def write():
+        record = 0
+        while not ended.is_set():
+            slots.tell(1, record)
+            slots.tell(1, -1)
+            record += 1
+
+    before, interval = time.monotonic(), sys.getswitchinterval()
+    slots.tell(1, -1)
+    sys.setswitchinterval(1e-6)  # the two threads take turns within a call
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        read = [slots.told(1) for _ in range(50_000)]
+    finally:
+        ended.set()
+        writer.join()
+        sys.setswitchinterval(interval)
+    assert len({record for record, _ in read}) > 10
+    assert min(since for _, since in read) >= before
+    times = [since for record, since in read if record >= 0]
+    assert times == sorted(times)
+    assert slots.told(0)[0] == 0  # never told
+
+
+def test_arrays_come_back_from_their_slot():
+    slots = SharedSlots.made(1, 3, 100_000)
+    arrays = np.arange(3), np.full((100, 200), 7, np.uint8), np.full(9000, 0.5)
+    placed = slots.placed(1, arrays)
+    assert placed[0] is arrays[0]  # small ones travel with the message
+    for found, array in zip(slots.found(1, placed), arrays, strict=True):
+        np.testing.assert_array_equal(found, array)
+        assert found.dtype == array.dtype
+    assert not slots.found(0, placed)[1].any()
+    large = np.ones(200_000, np.uint8)
+    assert slots.placed(2, [large])[0] is large
+
+
+def test_a_slot_that_was_emptied_holds_zeros():
+    slots = SharedSlots.made(1, 2, 1 << 25)
+    placed = [slots.placed(slot, [np.full(1 << 20, 9, np.uint8)]) for slot in (0, 1)]
+    slots.empty(0)
+    assert not slots.found(0, placed[0])[0].any()
+    assert slots.found(1, placed[1])[0].all()
+
+
+def test_bytes_are_seen_by_whoever_has_the_descriptor():
+    shared = SharedBytes.made(b"a source of clips")
+    other = SharedBytes(shared.descriptor)
+    assert bytes(other.view) == b"a source of clips"
+    shared.view[0:1] = b"A"
+    assert bytes(other.view[:1]) == b"A"
