@@ -55,14 +55,19 @@ class DiskCache:
             pass
 
     def hold(self, name: str) -> HeldCopy | None:
-        """Return the copy of that name, or None where there is none."""
+        """Return the copy of that name, or None where there is none. Raises OSError where it cannot be opened."""
         path = self._folder / name
         try:
             file = open(path, "rb")  # noqa: SIM115
         except FileNotFoundError:
             return None
-        fcntl.flock(file, fcntl.LOCK_SH)
-        if not os.fstat(file.fileno()).st_nlink:  # removed before it was locked
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            is_there = os.fstat(file.fileno()).st_nlink
+        except OSError:
+            file.close()
+            raise
+        if not is_there:  # removed before it was locked
             file.close()
             return None
         with suppress(OSError):

@@ -16,7 +16,7 @@ import os
 import posixpath
 import re
 from pathlib import PurePosixPath
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote
 
 ARCHIVE_SUFFIXES = (".tar", ".parquet")
 SEPARATOR = "::"
@@ -36,7 +36,7 @@ def located(written: str, folder: str | os.PathLike[str]) -> str:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         text = text[1:-1]
     if text.startswith("file://"):
-        text = unquote(urlsplit(text).path)
+        text = unquote(_path_of_url(text))
     if is_remote(text):
         return text
     text, base = os.path.expanduser(text), os.fspath(folder)
@@ -75,8 +75,14 @@ def suffix_of(location: str) -> str:
     if (parts := member_of(location)) is not None:
         location = parts[1]
     elif is_remote(location):
-        location = urlsplit(location).path
+        location = _path_of_url(location)
     return PurePosixPath(location).suffix.lower()
+
+
+def _path_of_url(url: str) -> str:
+    # urllib refuses some of what people write, such as an open bracket
+    _, slash, path = re.split(r"[?#]", url.partition("://")[2], maxsplit=1)[0].partition("/")
+    return slash + path
 
 
 def without_secrets(location: str) -> str:
@@ -84,6 +90,7 @@ def without_secrets(location: str) -> str:
     if not is_remote(location):
         return location
     archive, member = member_of(location) or (location, "")
-    url = urlsplit(archive)
-    archive = urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path, "", ""))
+    scheme, _, rest = re.split(r"[?#]", archive, maxsplit=1)[0].partition("://")
+    host, slash, path = rest.partition("/")
+    archive = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
     return in_archive(archive, member) if member else archive

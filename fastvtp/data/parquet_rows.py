@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastvtp.data.locations import is_remote
+from fastvtp.data.locations import is_remote, without_secrets
 from fastvtp.data.remote import look_up
 from fastvtp.data.remote_files import open_blocks
 from fastvtp.data.stored_file import StoredFile, UnreadableError, regular_file
@@ -56,11 +58,8 @@ def find_row(location: str, archive: str, member: str) -> StoredFile:
     number, _, column = member.partition("::")
     if not number.isdecimal():
         raise UnreadableError(location, f"expected the number of a row after '::', got {number!r}")
-    with _lock:
-        try:
-            table = _opened(archive)
-        except UnreadableError as error:
-            raise UnreadableError(location, error.reason) from None
+    with _lock, _damage_named(location):
+        table = _opened(archive)
         if int(number) >= table.starts[-1]:
             raise UnreadableError(location, f"the file has {table.starts[-1]} rows")
         name = column or _column(location, table)
@@ -68,7 +67,7 @@ def find_row(location: str, archive: str, member: str) -> StoredFile:
             known = ", ".join(table.columns) or "none"
             raise UnreadableError(location, f"no column {name!r} that holds bytes; those that do: {known}")
         group = int(np.searchsorted(table.starts, int(number), side="right")) - 1
-        values = _group(location, archive, table, group, name)
+        values = _group(table, group, name)
         value = values[int(number) - int(table.starts[group])].as_py()
     if isinstance(value, dict):
         value = value.get("bytes")
@@ -87,6 +86,19 @@ def bytes_columns(archive: str) -> tuple[str, ...]:
     return tuple(sorted(columns, key=lambda name: _PREFERRED.index(name) if name in _PREFERRED else len(_PREFERRED)))
 
 
+@contextmanager
+def _damage_named(location: str, what: str = "damaged") -> Iterator[None]:
+    """Turn what pyarrow makes of a damaged file into an UnreadableError of `location`."""
+    try:
+        yield
+    except UnreadableError as error:
+        raise UnreadableError(location, error.reason) from None
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow's come from a dozen kinds: ValueError, IndexError, NotImplementedError, ...
+        raise UnreadableError(location, f"{what} ({' '.join(str(error).split())})") from None
+
+
 def _column(location: str, table: _Table) -> str:
     if len(table.columns) == 1:
         return table.columns[0]
@@ -101,20 +113,17 @@ def _opened(archive: str) -> _Table:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise UserError(f"{archive}: needs a package that is not installed: pip install 'fastvtp[shards]'") from None
+        needs = "needs a package that is not installed: pip install 'fastvtp[shards]'"
+        raise UserError(f"{without_secrets(archive)}: {needs}") from None
     stamp, whole = _stamp(archive)
     if archive in _tables and _tables[archive].stamp == stamp:
         _tables.move_to_end(archive)
         return _tables[archive]
-    try:
+    with _damage_named(archive, "not a parquet file"):
         source: str | BinaryIO = archive if whole is None else open_blocks(archive, whole)
         file = parquet.ParquetFile(source)
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        if isinstance(error, UnreadableError):
-            raise
-        raise UnreadableError(archive, f"not a parquet file ({' '.join(str(error).split())})") from None
-    rows = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
-    columns = tuple(field.name for field in file.schema_arrow if _holds_bytes(field.type))
+        rows = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
+        columns = tuple(field.name for field in file.schema_arrow if _holds_bytes(field.type))
     table = _tables[archive] = _Table(stamp, file, np.cumsum((0, *rows)), columns)
     while len(_tables) > _MOST_FILES:
         _tables.popitem(last=False)
@@ -137,15 +146,10 @@ def _holds_bytes(kind: Any) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 
-def _group(location: str, archive: str, table: _Table, number: int, column: str) -> Any:
+def _group(table: _Table, number: int, column: str) -> Any:
     key = (*table.stamp, number, column)
     if key not in _groups:
-        try:
-            _groups[key] = table.file.read_row_group(number, columns=[column]).column(0)
-        except (OSError, ValueError) as error:
-            if isinstance(error, UnreadableError):
-                raise UnreadableError(location, error.reason) from None
-            raise UnreadableError(location, f"damaged ({' '.join(str(error).split())})") from None
+        _groups[key] = table.file.read_row_group(number, columns=[column]).column(0)
         while len(_groups) > 1 and sum(group.nbytes for group in _groups.values()) > _MOST_BYTES:
             _groups.popitem(last=False)
     _groups.move_to_end(key)

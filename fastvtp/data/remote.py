@@ -152,16 +152,18 @@ def _filesystem(location: str) -> tuple[Any, str]:
 
 def _request(location: str, name: str, *args: Any, check: Callable[[Any], None] | None = None, **kwargs: Any) -> Any:
     settings = storage_settings()
-    filesystem, path = _filesystem(location)
     started, done = time.monotonic(), 0
     while True:
         left = settings.object_seconds - (time.monotonic() - started)
         limit = min(settings.request_seconds, left)
         try:
+            filesystem, path = _filesystem(location)
             result = _call(filesystem, name, limit, path, *args, **kwargs)
             if check is not None:
                 check(result)
             return result
+        except UserError:
+            raise
         except Exception as error:
             done += 1
             reason = _in_words(error, limit)

@@ -85,15 +85,13 @@ def _copy(
     if copies is None:
         return None
     name = hashlib.sha256(repr(key).encode()).hexdigest()[:32] + suffix  # libav looks at suffixes, too
-    if (held := copies.hold(name)) is not None:
-        return held
 
     def write(file: BinaryIO) -> None:
         for data in read_range(container, start, start + size, whole.size):
             file.write(data)
 
     try:
-        return copies.add(name, size, write)
+        return copies.hold(name) or copies.add(name, size, write)
     except OSError as error:  # the disk is full, say, however large the bound is
         _warn_of_disk(str(storage_settings().folder), error.strerror or str(error))
         return None

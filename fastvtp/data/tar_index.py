@@ -17,7 +17,6 @@ import logging
 import os
 import posixpath
 import threading
-import zipfile
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -149,7 +148,7 @@ def tar_listing(archive: str) -> TarListing:
         said = json.loads(zlib.decompress(found[0][0].tobytes()))
         facts = {name: VideoFacts(*values) for name, values in said["facts"].items()}
         listing = TarListing(tuple(said["names"]), said["texts"], tuple(said["notes"]), facts, found[1])
-    except (ValueError, KeyError, TypeError, zlib.error):  # damaged
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error):  # damaged
         return index_tar(archive)[0]
     _say(archive, listing.notes)
     return listing
@@ -262,7 +261,7 @@ def _stored(archive: str, stamp: TarStamp, *names: str) -> tuple[list[np.ndarray
     for path in (*local, _cached_place(archive)):
         try:
             found = _loaded(path, stamp, names)
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # none, or one that broke off
+        except Exception:  # none, or a damaged one: the zip file, the arrays and the JSON in it fail in many ways
             continue
         if found is not None:
             return found, str(path)
@@ -272,7 +271,7 @@ def _stored(archive: str, stamp: TarStamp, *names: str) -> tuple[list[np.ndarray
     try:
         content = _fetched(beside, look_up(beside))
         found = _loaded(io.BytesIO(content), stamp, names)
-    except (UnreadableError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+    except Exception:
         return None
     if found is not None:
         _write_to(_cached_place(archive), content)

@@ -1,5 +1,6 @@
 """The folder of copies: its bound, who goes first, and that processes do not get in each other's way."""
 
+import errno
 import multiprocessing
 import os
 import random
@@ -13,6 +14,8 @@ from typing import BinaryIO
 import pytest
 
 from fastvtp.data.disk_cache import DiskCache
+from fastvtp.data.storage import read_file
+from tests.data.object_store import patch_storage
 
 
 def used(folder: Path) -> int:
@@ -100,6 +103,21 @@ def test_what_fails_leaves_nothing_and_gives_its_room_back(tmp_path):
             cache.add("a", 900, fail)
     assert names(tmp_path) == []
     assert add(cache, "b", 1000) is not None
+
+
+def test_a_copy_that_cannot_be_opened_is_done_without(tmp_path, monkeypatch, caplog):
+    """As where a process has too many files open."""
+    fsspec = pytest.importorskip("fsspec")
+    patch_storage(monkeypatch, cache_dir=tmp_path)
+    fsspec.filesystem("memory").pipe_file("/held.mp4", b"content")
+    assert read_file("memory://held.mp4") == b"content"
+
+    def refused(cache: DiskCache, name: str) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(DiskCache, "hold", refused)
+    assert read_file("memory://held.mp4") == b"content"
+    assert "no copies of objects can be kept (Too many open files)" in caplog.text
 
 
 def test_a_copy_made_twice_counts_once(tmp_path):

@@ -1,5 +1,7 @@
 """Videos in the rows of parquet files."""
 
+import random
+
 import pytest
 
 from fastvtp.data import parquet_rows
@@ -68,6 +70,25 @@ def test_files_that_are_none(tmp_path):
     text = write(tmp_path / "y.parquet", caption=["a"])
     with pytest.raises(UnreadableError, match="expected one column that holds bytes, got none"):
         find_file(f"{text}::0")
+
+
+def test_whatever_a_flipped_bit_does_it_is_a_bad_file(tmp_path):
+    """Pyarrow has an error of another kind for every damage."""
+    path = tmp_path / "x.parquet"
+    write(path, 5, n=list(range(20)), video=[bytes([i]) * 50 for i in range(20)])
+    whole, chance = path.read_bytes(), random.Random(0)
+    refused = 0
+    for number in range(300):
+        content = bytearray(whole)
+        content[chance.randrange(4, len(content) - 8)] ^= 1 << chance.randrange(8)
+        damaged = tmp_path / f"{number}.parquet"
+        damaged.write_bytes(content)
+        try:
+            find_file(f"{damaged}::7")
+        except UnreadableError as error:
+            assert error.location == f"{damaged}::7"
+            refused += 1
+    assert refused > 30
 
 
 def test_a_changed_file_is_read_anew(tmp_path):

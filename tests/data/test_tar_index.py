@@ -204,6 +204,12 @@ def test_an_index_is_used_and_a_damaged_one_made_anew(tmp_path, monkeypatch):
         index.write_bytes(content)
         assert tar_listing(str(tar)).names == ("a.mp4", "a.txt")
         assert len(index.read_bytes()) == len(whole)
+    directory = whole.index(b"PK\1\2")
+    for field, value in ((6, 99), (8, 1), (10, 99)):  # version of zip, encryption and compression of an array
+        content = bytearray(whole)
+        content[directory + field] = value
+        index.write_bytes(content)
+        assert tar_listing(str(tar)).names == ("a.mp4", "a.txt")
 
 
 def test_an_index_goes_to_the_cache_where_none_can_be_written_beside_the_tar(tmp_path, cache, caplog):
