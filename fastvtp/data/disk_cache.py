@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import BinaryIO
 _KEPT = 0.9  # share of the bound that is left once something had to go, so that not every copy looks through all
 _LEDGER = ".bytes"
 _PARTIAL = ".partial-"
+_SWEEP_SECONDS = 300.0  # between two looks for what killed processes left
 
 
 class HeldCopy:
@@ -48,6 +50,7 @@ class DiskCache:
     def __init__(self, folder: Path, most_bytes: int):
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._most = folder, most_bytes
+        self._next_sweep = 0.0
 
     def check_writable(self) -> None:
         """Raise OSError where no copies can be written, or locks do not work."""
@@ -100,6 +103,9 @@ class DiskCache:
             return None
         with self._ledger() as ledger:
             total = self._read(ledger)
+            if time.monotonic() >= self._next_sweep:
+                total -= self._sweep()
+                self._next_sweep = time.monotonic() + _SWEEP_SECONDS
             if total + size > self._most:
                 total = self._shrink(int(self._most * _KEPT) - size)
                 if total + size > self._most:
@@ -145,6 +151,17 @@ class DiskCache:
 
     def _write(self, ledger: int, total: int) -> None:
         os.pwrite(ledger, b"%-32d" % max(total, 0), 0)
+
+    def _sweep(self) -> int:
+        """Remove what killed processes left of copies; returns its bytes."""
+        left = 0
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(_PARTIAL):
+                    with suppress(FileNotFoundError):
+                        size = entry.stat(follow_symlinks=False).st_size
+                        left += size if _removed_unless_held(entry.path) else 0
+        return left
 
     def _copies(self) -> list[tuple[float, int, str]]:
         """List all copies, and what killed processes left of some: when used last, bytes, path."""

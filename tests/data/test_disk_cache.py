@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import pytest
 
+from fastvtp.data import disk_cache
 from fastvtp.data.disk_cache import DiskCache
 from fastvtp.data.storage import read_file
 from tests.data.object_store import patch_storage
@@ -153,6 +154,31 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     process.join()
     assert add(cache, "a", 400) is not None
     assert names(tmp_path) == ["a"]
+
+
+def test_what_killed_processes_left_goes_before_the_folder_is_full(tmp_path):
+    """The bytes of a video, say, whose worker was ended because it took too long."""
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    process = context.Process(target=_hang, args=(tmp_path, started))
+    process.start()
+    assert started.wait(30)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert used(tmp_path) == 800
+    assert add(DiskCache(tmp_path, 1000), "a", 10) is not None
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / ".bytes").read_bytes().split() == [b"10"]
+
+
+def test_what_others_left_is_looked_for_again_after_a_while(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk_cache, "_SWEEP_SECONDS", 0)
+    cache = DiskCache(tmp_path, 1000)
+    assert add(cache, "a", 10) is not None
+    (tmp_path / ".partial-0").write_bytes(bytes(100))  # as of a process that was killed since
+    assert add(cache, "b", 10) is not None
+    assert names(tmp_path) == ["a", "b"]
 
 
 def _hang(folder: Path, started) -> None:

@@ -1,6 +1,7 @@
 """Videos in the rows of parquet files."""
 
 import random
+from contextlib import suppress
 
 import pytest
 
@@ -77,18 +78,16 @@ def test_whatever_a_flipped_bit_does_it_is_a_bad_file(tmp_path):
     path = tmp_path / "x.parquet"
     write(path, 5, n=list(range(20)), video=[bytes([i]) * 50 for i in range(20)])
     whole, chance = path.read_bytes(), random.Random(0)
-    refused = 0
+    read = 0
     for number in range(300):
         content = bytearray(whole)
         content[chance.randrange(4, len(content) - 8)] ^= 1 << chance.randrange(8)
         damaged = tmp_path / f"{number}.parquet"
         damaged.write_bytes(content)
-        try:
+        with suppress(UnreadableError):
             find_file(f"{damaged}::7")
-        except UnreadableError as error:
-            assert error.location == f"{damaged}::7"
-            refused += 1
-    assert refused > 30
+            read += 1
+    assert 0 < read < 270
 
 
 def test_a_changed_file_is_read_anew(tmp_path):
