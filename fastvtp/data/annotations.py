@@ -16,7 +16,7 @@ from typing import Any
 from fastvtp.data.formats.listing import Listing
 from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.registry import CAPTIONS, text_of
-from fastvtp.data.locations import located, normal, suffix_of
+from fastvtp.data.locations import located, normal, suffix_of, without_secrets
 from fastvtp.data.timespans import MOST_SECONDS, FrameSpan, Span, TimeSpan, span_of_line
 from fastvtp.data.video_files import PICTURE_SUFFIXES
 from fastvtp.errors import UserError
@@ -56,14 +56,12 @@ class VideoRecord:
         if self.frames is not None:
             first, last = self.frames.start, self.frames.end
             if first < 0 or (last is not None and last <= first) or not (self.start is None and self.end is None):
-                bounds = f"{self.frames} and {self.start}-{self.end} s"
-                raise UserError(
-                    f"{self.video}: expected a span by frames, 0 <= start < end, or by seconds, got {bounds}"
-                )
+                name, bounds = without_secrets(self.video), f"{self.frames} and {self.start}-{self.end} s"
+                raise UserError(f"{name}: expected a span by frames, 0 <= start < end, or by seconds, got {bounds}")
         first, last = (self.start or 0.0), (MOST_SECONDS if self.end is None else self.end)
         if not 0 <= first < last <= MOST_SECONDS:
-            bounds = f"{self.start} and {self.end}"
-            raise UserError(f"{self.video}: expected 0 <= start < end, in seconds, got {bounds}")
+            name, bounds = without_secrets(self.video), f"{self.start} and {self.end}"
+            raise UserError(f"{name}: expected 0 <= start < end, in seconds, got {bounds}")
 
     @property
     def span(self) -> Span | None:

@@ -16,6 +16,7 @@ import numpy as np
 from fastvtp.data.frame_folder import FrameFolder
 from fastvtp.data.frame_reader import FrameReader
 from fastvtp.data.frame_times import FrameTimes, frame_times, nearness
+from fastvtp.data.locations import without_secrets
 from fastvtp.data.packet_reader import NotAsListedError, NoVideoStreamError, why_not_opened
 from fastvtp.data.pictures import PictureMaker, Turn, displayed_size, stretch_of, whole_box
 from fastvtp.data.reading import ASPECTS, DAMAGED
@@ -208,7 +209,8 @@ class Video:
         """Decode frames once and show several parts of them: for each window what `read` returns."""
         wanted = [int(index) for index in indices]
         if not wanted or min(wanted) < 0 or max(wanted) >= self.num_frames:
-            raise IndexError(f"{self._name}: expected frame indices in [0, {self.num_frames}), got {wanted}")
+            name = without_secrets(self._name)
+            raise IndexError(f"{name}: expected frame indices in [0, {self.num_frames}), got {wanted}")
         with self._errors_named():
             frames = self._source.decode(sorted(set(wanted)))
             return [self._drawn(frames, wanted, window, size) for window in windows]
@@ -247,7 +249,8 @@ class Video:
             VideoDecodeError: a frame cannot be decoded; those before it have come out.
         """
         if frames.step != 1 or not 0 <= frames.start <= frames.stop <= self.num_frames:
-            raise IndexError(f"{self._name}: expected consecutive frames in [0, {self.num_frames}), got {frames}")
+            name = without_secrets(self._name)
+            raise IndexError(f"{name}: expected consecutive frames in [0, {self.num_frames}), got {frames}")
         turn, whole = self._source.turn, self.size
         with self._errors_named():
             for frame in self._source.walk(frames):

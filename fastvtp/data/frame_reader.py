@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fastvtp.data.frame_table import Frames, Memory, frames_by_decoding, frames_by_time
+from fastvtp.data.locations import without_secrets
 from fastvtp.data.packet_reader import NotAsListedError
 from fastvtp.data.packets import Packets
 from fastvtp.data.pictures import Turn, turn_of
@@ -140,7 +141,7 @@ class FrameReader:
             if index in spoilt and not self._keeps_damaged:
                 raise VideoDecodeError(self._name, f"frame {index} of {self.frames.count} is damaged")
         if spoilt:
-            _warn_once(f"{self._name}: has damaged frames, which are shown")
+            _warn_once(f"{without_secrets(self._name)}: has damaged frames, which are shown")
         self.damaged |= spoilt
         return found
 
@@ -196,7 +197,7 @@ class FrameReader:
         promised = self.reader.promised_frames
         there = f"{frames.count} of about {promised}" if promised and promised > frames.count else str(frames.count)
         cut = f"ends after {there} frames, {missing[0]} of {missing[1]} bytes"
-        _warn_once(f"{self._name}: broke off, {cut}")
+        _warn_once(f"{without_secrets(self._name)}: broke off, {cut}")
         return cut
 
     def _frames_of(self, packets: Packets) -> Frames:

@@ -90,7 +90,7 @@ def without_secrets(location: str) -> str:
     if not is_remote(location):
         return location
     archive, member = member_of(location) or (location, "")
-    scheme, _, rest = re.split(r"[?#]", archive, maxsplit=1)[0].partition("://")
+    scheme, _, rest = re.sub(r"[?#]\S*", "", archive).partition("://")  # a span may follow, " 60-70 s"
     host, slash, path = rest.partition("/")
     archive = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
     return in_archive(archive, member) if member else archive

@@ -158,7 +158,8 @@ def energon_fields(folder: str) -> dict[str, str]:
     fields = said.get("field_map")
     if not isinstance(fields, dict):
         if "sample_loader" in said:
-            logger.warning("%s: its sample_loader is a program, which is not run: files are taken by suffix", folder)
+            note = "its sample_loader is a program, which is not run: files are taken by suffix"
+            logger.warning("%s: %s", without_secrets(folder), note)
         return {}
     return {str(name): str(value) for name, value in fields.items()}
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from fastvtp.data.handing_over import (
     for_dali,
     hand_over,
 )
+from fastvtp.data.locations import without_secrets
 from fastvtp.data.reading import ClipReading, ClipShape
 from fastvtp.data.sampling import ClipAugmentation, CropWindow
 from fastvtp.data.stream import SampleStream
@@ -45,11 +47,11 @@ class NoDecodableClipError(UserError):
     each."""
 
     def __init__(self, message: str, failures: Sequence[tuple[str, str]] = ()):
-        super().__init__(message, failures)
+        super().__init__(message)
         self.failures = failures
 
-    def __str__(self) -> str:
-        return self.args[0]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.args[0], self.failures)
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ class ClipSource:
                 return Sample(arrays, tuple(failures), self._beside(int(arrays[0][0])))
             except VideoDecodeError as error:
                 failures.append((error.path, error.reason))
-        last = "; ".join(dict.fromkeys(f"{name}: {reason}" for name, reason in failures[-3:]))
+        last = "; ".join(dict.fromkeys(f"{without_secrets(name)}: {reason}" for name, reason in failures[-3:]))
         raise NoDecodableClipError(f"{attempts} videos in a row cannot be decoded, the last: {last}", failures)
 
     def attempt(self, number: int, attempt: int) -> tuple[np.ndarray, ...]:

@@ -16,12 +16,15 @@ class UnreadableError(UserError):
     """A location whose bytes cannot be had; `location` names it and `reason` says why, each fit for one line."""
 
     def __init__(self, location: str, reason: str):
-        super().__init__(location, reason)
+        super().__init__(without_secrets(location), reason)  # what shows in tracebacks
         self.location = location
         self.reason = reason
 
     def __str__(self) -> str:
         return f"{without_secrets(self.location)}: {self.reason}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.location, self.reason)
 
 
 @dataclass(frozen=True)

@@ -298,6 +298,8 @@ def _write(archive: str, content: bytes, *, beside: bool) -> str | None:
             return archive + SUFFIX
         except OSError as error:
             _say_cached(os.path.dirname(archive), error.strerror or str(error))
+    elif beside and "?" in archive:  # what is put behind the query would replace the tar itself
+        _say_cached(archive.partition("?")[0].rpartition("/")[0], "the URL is signed for one object")
     elif beside:
         try:
             write_object(archive + SUFFIX, content)
@@ -322,7 +324,8 @@ def _write_to(path: Path, content: bytes) -> str | None:
 @cache
 def _say_cached(folder: str, reason: str) -> None:
     where = storage_settings().folder / "indexes"
-    logger.warning("%s: no index can be written beside the tars (%s); they go to %s", folder, reason, where)
+    note = "no index can be written beside the tars"
+    logger.warning("%s: %s (%s); they go to %s", without_secrets(folder), note, reason, where)
 
 
 @cache

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastvtp.data.locations import without_secrets
+
 
 def bad_file_report(bad_files: Mapping[str, str]) -> dict[str, Any]:
-    """Report how many files could not be used, and why not, by path."""
-    return {"count": len(bad_files), "files": dict(sorted(bad_files.items()))}
+    """Report how many files could not be used, and why not, by path; URLs without users, passwords and signatures."""
+    return {"count": len(bad_files), "files": {without_secrets(name): bad_files[name] for name in sorted(bad_files)}}
 
 
 def scores_report(section: str, scores: Any, bad_files: Mapping[str, str], **more: Any) -> dict[str, Any]:
