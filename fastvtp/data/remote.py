@@ -6,13 +6,16 @@ request meets becomes an `UnreadableError` whose reason holds no user, password 
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from fastvtp.data.locations import without_secrets
@@ -20,10 +23,13 @@ from fastvtp.data.storage_settings import storage_settings
 from fastvtp.data.stored_file import UnreadableError
 from fastvtp.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 _T = TypeVar("_T")
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 8.0  # seconds
 _PATIENCE = (408, 425, 429)  # of HTTP's 4xx those that ask to come again
-_MOST_AT_ONCE = 8_000_000  # bytes of a request, so that a slow one can be told from one that stands still
+# bytes of a request: few enough to come in time over a slow link, more where it is fast
+_FIRST_AT_ONCE, _LEAST_AT_ONCE, _MOST_AT_ONCE = 2_000_000, 250_000, 8_000_000
 _MOST_KNOWN = 1 << 16
 _GRUDGE = 30.0  # seconds that a refusal holds, so that not every member of a lost tar costs all tries
 # what filesystems call the fields that change with the content, the surest first
@@ -37,6 +43,8 @@ _EXTRAS = {"s3": "fastvtp[s3]", "s3a": "fastvtp[s3]", "http": "fastvtp[shards]",
 _jitter = random.Random()
 _known: OrderedDict[str, RemoteObject] = OrderedDict()
 _refused: dict[str, tuple[float, str]] = {}
+_paces: dict[str, int] = {}  # bytes of the next request, by server
+_without_ranges: set[str] = set()
 _lock = threading.Lock()
 
 
@@ -53,8 +61,29 @@ class RemoteObject:
     version: str | None
 
 
+class NoRangesError(Exception):
+    """A server sends no parts of an object; `content` is all of it, None where that was not asked for again."""
+
+    def __init__(self, content: bytes | None):
+        super().__init__("the server sends no parts of objects")
+        self.content = content
+
+
 class _ShortReadError(Exception):
     pass
+
+
+class _SlowTimeoutError(TimeoutError):
+    def __init__(self, asked: int):
+        super().__init__(asked)
+        self.asked = asked
+
+
+class _Limits(threading.local):
+    until: float | None = None
+
+
+_limits = _Limits()
 
 
 def look_up(location: str) -> RemoteObject:
@@ -102,23 +131,61 @@ def forget(location: str) -> None:
 
 
 def read_range(location: str, start: int, end: int, whole: int) -> Iterator[bytes]:
-    """Read bytes `start` to before `end` of an object of `whole` bytes, in parts as large as one request may be.
+    """Read bytes `start` to before `end` of an object of `whole` bytes, in parts as large as the link is fast.
 
-    Raises UnreadableError where it cannot be had.
+    Raises:
+        UnreadableError: it cannot be had.
+        NoRangesError: the server sends no parts of it. All of it can be read nevertheless.
     """
-    for first in range(start, end, _MOST_AT_ONCE):
-        last = min(end, first + _MOST_AT_ONCE)
-        data = _request(location, "cat_file", start=first, end=last, check=_check_length(first, last, whole))
-        # a server that knows no ranges answers with all of it
-        yield data if len(data) == last - first else data[first:last]
+    at, is_all = start, (start, end) == (0, whole)
+    while at < end:
+        try:
+            data = _read_part(location, at, end, whole, is_all=is_all)
+        except NoRangesError as error:
+            if not is_all or error.content is None:
+                raise
+            data = error.content[at:]
+        yield data
+        at += len(data)
 
 
-def _check_length(first: int, last: int, whole: int) -> Callable[[bytes], None]:
-    def check(data: bytes) -> None:
-        if len(data) not in (last - first, whole):
-            raise _ShortReadError(f"the connection ended after {len(data)} of {last - first} bytes")
+def _read_part(location: str, first: int, end: int, whole: int, *, is_all: bool) -> bytes:
+    """Read from `first` on as much as comes in good time: half as much after each request that took too long, twice as
+    much after one that was quick."""
+    server = "/".join(location.split("/", 3)[:3])
+    if location in _without_ranges and not is_all:
+        raise NoRangesError(None)
 
-    return check
+    def attempt(filesystem: Any, path: str, seconds: float) -> bytes:
+        asked = min(end - first, _MOST_AT_ONCE, max(_paces.get(server, _FIRST_AT_ONCE), _LEAST_AT_ONCE))
+        asked = end - first if location in _without_ranges else asked
+        started = time.monotonic()
+        try:
+            data = _call(filesystem, "cat_file", seconds, path, start=first, end=first + asked)
+        except Exception as error:
+            if not _is_timeout(error):
+                raise
+            _paces[server] = asked // 2
+            raise _SlowTimeoutError(asked) from None
+        if len(data) not in (asked, whole):
+            raise _ShortReadError(f"the connection ended after {len(data)} of {asked} bytes")
+        if time.monotonic() - started < seconds / 4:
+            _paces[server] = max(_paces.get(server, _FIRST_AT_ONCE), min(2 * asked, _MOST_AT_ONCE))
+        if len(data) == asked:
+            return data
+        if len(_without_ranges) > _MOST_KNOWN:
+            _without_ranges.clear()
+        _without_ranges.add(location)
+        _say_no_ranges(without_secrets(server))
+        raise NoRangesError(data)
+
+    return _tried(location, attempt)
+
+
+@cache
+def _say_no_ranges(server: str) -> None:
+    most = f"objects of up to {storage_settings().whole_mb:g} MB are fetched whole, larger ones cannot be read"
+    logger.warning("%s: the server sends no parts of objects (ranges of HTTP): %s", server, most)
 
 
 def matching(pattern: str) -> list[str]:
@@ -150,19 +217,47 @@ def _filesystem(location: str) -> tuple[Any, str]:
         raise
 
 
-def _request(location: str, name: str, *args: Any, check: Callable[[Any], None] | None = None, **kwargs: Any) -> Any:
+@contextmanager
+def one_opening() -> Iterator[None]:
+    """Let all requests that this thread makes within the block take `StorageSettings.object_seconds` together.
+
+    A block within another ends no later than that one.
+    """
+    own, outer = time.monotonic() + storage_settings().object_seconds, _limits.until
+    with _until(own if outer is None else min(own, outer)):
+        yield
+
+
+def no_opening() -> AbstractContextManager[None]:
+    """Let each request within the block have its own time again, whatever `one_opening` is around it."""
+    return _until(None)
+
+
+@contextmanager
+def _until(moment: float | None) -> Iterator[None]:
+    before, _limits.until = _limits.until, moment
+    try:
+        yield
+    finally:
+        _limits.until = before
+
+
+def _request(location: str, name: str, *args: Any) -> Any:
+    return _tried(location, lambda filesystem, path, seconds: _call(filesystem, name, seconds, path, *args))
+
+
+def _tried(location: str, attempt: Callable[[Any, str, float], _T]) -> _T:
+    """Return what `attempt` does with client, path and seconds that it may take; try again where that may help."""
     settings = storage_settings()
     started, done = time.monotonic(), 0
+    until = started + settings.object_seconds if _limits.until is None else _limits.until
     while True:
-        left = settings.object_seconds - (time.monotonic() - started)
-        limit = min(settings.request_seconds, left)
+        limit = min(settings.request_seconds, until - time.monotonic())
+        if limit <= 0:
+            raise UnreadableError(location, f"not read within {settings.object_seconds:g} s")
         try:
-            filesystem, path = _filesystem(location)
-            result = _call(filesystem, name, limit, path, *args, **kwargs)
-            if check is not None:
-                check(result)
-            return result
-        except UserError:
+            return attempt(*_filesystem(location), limit)
+        except (UserError, NoRangesError):
             raise
         except Exception as error:
             done += 1
@@ -171,7 +266,7 @@ def _request(location: str, name: str, *args: Any, check: Callable[[Any], None] 
                 raise UnreadableError(location, reason) from None
         spent = time.monotonic() - started
         wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (done - 1)) * _jitter.uniform(0.5, 1.5)
-        if done >= settings.tries or spent + wait >= settings.object_seconds:
+        if done >= settings.tries or time.monotonic() + wait >= until:
             tries = "once" if done == 1 else f"{done} times"
             raise UnreadableError(location, f"{reason} (tried {tries} in {spent:.0f} s)")
         time.sleep(wait)
@@ -241,6 +336,8 @@ def _in_words(error: BaseException, seconds: float) -> str:
         return f"access denied ({status or 403})"
     if status is not None:
         return f"the server answers with status {status}"
+    if isinstance(error, _SlowTimeoutError):
+        return f"{error.asked / 1e6:.2g} MB did not come within {seconds:.3g} s: no answer, or a slow link"
     if _is_timeout(error):
         return f"no answer within {seconds:.3g} s"
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:

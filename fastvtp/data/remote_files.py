@@ -7,7 +7,7 @@ import io
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 from fastvtp.data.disk_cache import DiskCache, HeldCopy
 from fastvtp.data.locations import suffix_of
 from fastvtp.data.range_file import RangeFile, Scan, buffered
-from fastvtp.data.remote import RemoteObject, look_up, read_range
+from fastvtp.data.remote import NoRangesError, RemoteObject, look_up, one_opening, read_range
 from fastvtp.data.storage_settings import storage_settings
-from fastvtp.data.stored_file import StoredFile
+from fastvtp.data.stored_file import StoredFile, UnreadableError
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +37,14 @@ def find_part(location: str, container: str, whole: RemoteObject, start: int, si
     Raises:
         UnreadableError: they cannot be had.
     """
-    key = None if whole.version is None else (container, whole.size, whole.version, start, size)
+    key = _key(container, whole, start, size)
     if 0 < size <= storage_settings().whole_bytes:
         # without a version an object of another content would go by the same name
-        cached = None if key is None else _copy(key, suffix_of(location), container, whole, start, size)
+        cached = None if key is None else _copy(key, suffix_of(location), lambda: _parts(container, whole, start, size))
         if cached is not None:
             path = str(cached.path)
             return StoredFile(path, partial(_open_held, path, cached), size, key, cached)
-        data = b"".join(read_range(container, start, start + size, whole.size))
+        data = b"".join(_parts(container, whole, start, size))
         return StoredFile(None, lambda: io.BytesIO(data), size, key)
 
     def opened() -> BinaryIO:
@@ -58,7 +58,8 @@ def open_blocks(location: str, whole: RemoteObject, start: int = 0, size: int | 
     size = whole.size if size is None else size
 
     def read_at(first: int, last: int) -> bytes:
-        return _read_blocks(location, whole, start + first, start + last)
+        with one_opening():
+            return _read_blocks(location, whole, start + first, start + last)
 
     return buffered(RangeFile(size, read_at))
 
@@ -67,7 +68,8 @@ def open_scan(location: str, whole: RemoteObject) -> BinaryIO:
     """Open an object as a file for who reads forward and skips most of it."""
 
     def read_at(first: int, last: int) -> bytes:
-        return b"".join(read_range(location, first, last, whole.size))
+        with one_opening():
+            return b"".join(_parts(location, whole, first, last - first))
 
     return buffered(RangeFile(whole.size, Scan(whole.size, read_at)), 1 << 13)
 
@@ -77,21 +79,75 @@ def _open_held(path: str, held: HeldCopy) -> BinaryIO:
     return open(path, "rb")
 
 
-def _copy(
-    key: tuple[Any, ...], suffix: str, container: str, whole: RemoteObject, start: int, size: int
-) -> HeldCopy | None:
-    """Return the copy of these bytes, made now where there is none; None where none can be."""
+def _key(container: str, whole: RemoteObject, start: int, size: int) -> tuple[Any, ...] | None:
+    return None if whole.version is None else (container, whole.size, whole.version, start, size)
+
+
+def _parts(location: str, whole: RemoteObject, start: int, size: int) -> Iterator[bytes]:
+    """Read bytes of an object; where its server sends no parts, from a copy of all of it."""
+    at, end, is_part = start, start + size, size < whole.size
+    if is_part and (copy := _whole_copy(location, whole)) is not None:
+        yield _slice(copy, at, end)
+        return
+    try:
+        for data in read_range(location, start, end, whole.size):
+            yield data
+            at += len(data)
+    except NoRangesError as error:
+        content = error.content
+    else:
+        return
+    if whole.size > storage_settings().whole_bytes:
+        most = f"{whole.size / 1e6:.3g} MB are more than whole_mb ({storage_settings().whole_mb:g})"
+        raise UnreadableError(location, f"the server sends no parts of objects (ranges of HTTP), and {most}")
+
+    def read_all() -> Iterable[bytes]:
+        return read_range(location, 0, whole.size, whole.size) if content is None else (content,)
+
+    key = _key(location, whole, 0, whole.size)
+    made = None if key is None else _copy(key, suffix_of(location), read_all)
+    if made is not None:
+        yield _slice(made, at, end)
+    else:
+        yield _wholes.get((location, whole), lambda: b"".join(read_all()))[at:end]
+
+
+def _whole_copy(location: str, whole: RemoteObject) -> HeldCopy | None:
+    key, copies = _key(location, whole, 0, whole.size), _cache()
+    if key is None or copies is None or whole.size > storage_settings().whole_bytes:
+        return None
+    try:
+        return copies.hold(_name(key, suffix_of(location)))
+    except OSError:  # it is fetched again, and why is said then
+        return None
+
+
+def _slice(copy: HeldCopy, start: int, end: int) -> bytes:
+    with open(copy.path, "rb") as file:
+        file.seek(start)
+        return file.read(end - start)
+
+
+def _name(key: tuple[Any, ...], suffix: str) -> str:
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:32] + suffix  # libav looks at suffixes, too
+
+
+def _copy(key: tuple[Any, ...], suffix: str, read: Callable[[], Iterable[bytes]]) -> HeldCopy | None:
+    """Return the copy of the bytes that `read` gives, made now where there is none; None where none can be.
+
+    key: as `_key` makes it, its last part being how many bytes there are.
+    """
     copies = _cache()
     if copies is None:
         return None
-    name = hashlib.sha256(repr(key).encode()).hexdigest()[:32] + suffix  # libav looks at suffixes, too
 
     def write(file: BinaryIO) -> None:
-        for data in read_range(container, start, start + size, whole.size):
+        for data in read():
             file.write(data)
 
+    name = _name(key, suffix)
     try:
-        return copies.hold(name) or copies.add(name, size, write)
+        return copies.hold(name) or copies.add(name, key[-1], write)
     except OSError as error:  # the disk is full, say, however large the bound is
         _warn_of_disk(str(storage_settings().folder), error.strerror or str(error))
         return None
@@ -139,6 +195,7 @@ class _Blocks:
 
 
 _blocks = _Blocks(_MOST_BLOCKS)
+_wholes = _Blocks(1)  # of servers that send no parts, where the disk keeps no copies
 
 
 def _read_blocks(location: str, whole: RemoteObject, start: int, end: int) -> bytes:
@@ -147,6 +204,6 @@ def _read_blocks(location: str, whole: RemoteObject, start: int, end: int) -> by
         first = number * _BLOCK
         last = min(first + _BLOCK, whole.size)
         key = (location, whole.size, whole.version, number)
-        block = _blocks.get(key, lambda first=first, last=last: b"".join(read_range(location, first, last, whole.size)))
+        block = _blocks.get(key, lambda first=first, last=last: b"".join(_parts(location, whole, first, last - first)))
         parts.append(block[max(start - first, 0) : end - first])
     return b"".join(parts)

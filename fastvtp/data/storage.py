@@ -7,7 +7,7 @@ import os
 from fastvtp.data.locations import is_remote, member_of
 from fastvtp.data.parquet_rows import find_row
 from fastvtp.data.range_file import open_part
-from fastvtp.data.remote import look_up
+from fastvtp.data.remote import look_up, one_opening
 from fastvtp.data.remote_files import find_object, find_part
 from fastvtp.data.stored_file import StoredFile, UnreadableError, regular_file
 from fastvtp.data.tar_index import member_table
@@ -27,9 +27,13 @@ def find_file(location: str) -> StoredFile:
         UserError: a URL whose filesystem is unknown, or needs a package that is not installed.
     """
     parts = member_of(location)
-    if parts is None:
-        return find_object(location) if is_remote(location) else _find_local(location)
-    archive, member = parts
+    if parts is None and not is_remote(location):
+        return _find_local(location)
+    with one_opening():
+        return find_object(location) if parts is None else _find_in(location, *parts)
+
+
+def _find_in(location: str, archive: str, member: str) -> StoredFile:
     if os.path.splitext(archive.partition("?")[0])[1] == ".parquet":
         return find_row(location, archive, member)
     return _find_member(location, archive, member)

@@ -33,11 +33,11 @@ class StorageSettings:
     tries: int = 5
     """FASTVTP_TRIES: how often a request is made, where connections break or the server asks for patience."""
     request_seconds: float = 12.0
-    """FASTVTP_REQUEST_SECONDS: a request without an answer after so long counts as failed. One request is of 8 MB at
-    most."""
-    object_seconds: float = 28.0
-    """FASTVTP_OBJECT_SECONDS: all tries of one request together, waiting included. A video takes two requests, one for
-    its size and one for its bytes, which together should stay below `data.file_seconds`."""
+    """FASTVTP_REQUEST_SECONDS: a request without an answer after so long counts as failed. One request is of 0.25 to 8
+    MB: over a slow link of few, over a fast one of many."""
+    object_seconds: float = 40.0
+    """FASTVTP_OBJECT_SECONDS: all that is asked for to open a video, all tries and waiting included; of a video that is
+    read in blocks also each later read. It should stay well below `data.file_seconds`."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -30,7 +30,7 @@ import numpy as np
 
 from fastvtp.data.locations import in_archive, is_remote, without_secrets
 from fastvtp.data.range_file import open_part
-from fastvtp.data.remote import RemoteObject, look_up, read_range, write_object
+from fastvtp.data.remote import RemoteObject, look_up, no_opening, read_range, write_object
 from fastvtp.data.remote_files import open_scan
 from fastvtp.data.storage_settings import storage_settings
 from fastvtp.data.stored_file import UnreadableError, regular_file
@@ -190,7 +190,7 @@ def index_tar(
     """
     stamp = stamp_of(archive)
     try:
-        with _opened(archive, stamp) as file:
+        with no_opening(), _opened(archive, stamp) as file:  # thousands of headers have no time limit of a video's
             members = read_members(file, stamp.size, _is_text)
     except NoTarError as error:
         raise UnreadableError(archive, str(error)) from None

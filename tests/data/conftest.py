@@ -24,6 +24,8 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_FIRST_WAIT", 0.02)
     monkeypatch.setattr(remote, "_known", OrderedDict())
     monkeypatch.setattr(remote, "_refused", {})
+    monkeypatch.setattr(remote, "_paces", {})
+    monkeypatch.setattr(remote, "_without_ranges", set())
     (tmp_path / "store" / "bucket").mkdir(parents=True)
     with serve(tmp_path / "store") as served:
         for name, value in s3_environment(served).items():

@@ -26,6 +26,7 @@ class Store:
         missing: paths answered with 404.
         forbidden: paths answered with 403.
         stalls: seconds that each answer for a path takes.
+        rates: bytes a second of the answers for a path.
         failures: statuses that the next answers for a path have.
         cuts: how many of the next answers for a path break off half-way.
         asked: number of requests by (method, path).
@@ -44,6 +45,7 @@ class Store:
     missing: set[str] = field(default_factory=set)
     forbidden: set[str] = field(default_factory=set)
     stalls: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, int] = field(default_factory=dict)
     failures: dict[str, list[int]] = field(default_factory=dict)
     cuts: Counter[str] = field(default_factory=Counter)
     asked: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -163,15 +165,27 @@ class _Handler(BaseHTTPRequestHandler):
         cut = with_body and self.store.cuts[path] > 0
         if cut:
             self.store.cuts[path] -= 1
-        self._send(status, content, headers, with_body=with_body, cut=cut)
+        self._send(status, content, headers, with_body=with_body, cut=cut, rate=self.store.rates.get(path))
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str], *, with_body: bool, cut: bool = False) -> None:
+    def _send(
+        self,
+        status: int,
+        body: bytes,
+        headers: dict[str, str],
+        *,
+        with_body: bool,
+        cut: bool = False,
+        rate: int | None = None,
+    ) -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if with_body:
-            self.wfile.write(body[: len(body) // 2] if cut else body)
+        body = body[: len(body) // 2] if cut else body
+        each = len(body) if rate is None else max(1, rate // 20)
+        for at in range(0, len(body) if with_body else 0, max(1, each)):
+            self.wfile.write(body[at : at + each])
+            time.sleep(0 if rate is None else each / rate)
         if cut:
             self.close_connection = True
 

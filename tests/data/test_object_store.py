@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastvtp.data import remote, remote_files
+from fastvtp.data import remote, remote_files, tar_index
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import Video
 from fastvtp.data.range_file import Scan
@@ -235,9 +235,39 @@ def test_a_large_object_is_read_in_blocks(store, monkeypatch, ten_clips):
     assert find_file(url).path is None
 
 
-def test_a_server_without_ranges_will_do(store, ten_clips, monkeypatch):
+def test_of_a_server_without_ranges_each_object_comes_once(store, ten_clips, monkeypatch, caplog):
     """Python's own http.server, say, which answers with all of a file."""
     monkeypatch.setattr(remote, "_MOST_AT_ONCE", 1000)
-    url = store.put("bucket/a.mp4", ten_clips[0].read_bytes())
     monkeypatch.setattr(type(store), "knows_ranges", False)
+    remote._say_no_ranges.cache_clear()
+    url = store.put("bucket/a.mp4", ten_clips[0].read_bytes())
     assert read_file(url) == ten_clips[0].read_bytes()
+    assert store.sent["bucket/a.mp4"] == ten_clips[0].stat().st_size
+    tar = write_tar(store.folder / "bucket" / "0.tar", [(f"{i}.mp4", clip) for i, clip in enumerate(ten_clips)])
+    for numbers in ((3, 7), (5, 3)):
+        for number in numbers:
+            assert read_file(f"{store.url}/bucket/0.tar::{number}.mp4") == ten_clips[number].read_bytes()
+        shutil.rmtree(remote_files.storage_settings().folder / "indexes", ignore_errors=True)
+        tar_index._tables._tables.clear()  # as another process would
+        remote._without_ranges.clear()
+    assert store.sent["bucket/0.tar"] == tar.stat().st_size
+    said = [line for line in caplog.messages if "the server sends no parts of objects" in line]
+    assert len(said) == 1
+    assert store.url in said[0]
+
+
+@pytest.mark.parametrize("setting", [{"cache_gb": 0}, {"whole_mb": 0.001}])
+def test_without_ranges_and_room_an_object_is_kept_in_memory_or_refused_with_a_line(
+    store, ten_clips, monkeypatch, setting
+):
+    patch_storage(monkeypatch, **setting)
+    monkeypatch.setattr(type(store), "knows_ranges", False)
+    tar = write_tar(store.folder / "bucket" / "0.tar", [(f"{i}.mp4", clip) for i, clip in enumerate(ten_clips)])
+    for number in (3, 7):
+        location = f"{store.url}/bucket/0.tar::{number}.mp4"
+        if "cache_gb" in setting:
+            assert read_file(location) == ten_clips[number].read_bytes()
+        else:
+            with pytest.raises(UnreadableError, match=r"no parts of objects .* more than whole_mb \(0.001\)"):
+                find_file(location)
+    assert store.sent["bucket/0.tar"] == tar.stat().st_size

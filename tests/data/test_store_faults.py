@@ -77,6 +77,45 @@ def test_a_request_that_stands_still_is_made_again_and_given_up_in_time(store, t
     assert store.requests("bucket/a.mp4") > 1
 
 
+def test_a_slow_link_is_asked_for_less_at_a_time(store, monkeypatch):
+    patch_storage(monkeypatch, request_seconds=0.8, object_seconds=30)
+    monkeypatch.setattr(remote, "_LEAST_AT_ONCE", 1000)
+    content = bytes(range(250)) * 1200
+    url = store.put("bucket/a.mp4", content)
+    store.rates["bucket/a.mp4"] = 250_000  # all of it takes 1.2 s
+    assert read_file(url) == content
+    assert store.sent["bucket/a.mp4"] <= 4 * len(content)
+
+
+def test_a_link_that_is_too_slow_is_called_so(store, monkeypatch):
+    patch_storage(monkeypatch, request_seconds=0.3, tries=2)
+    url = store.put("bucket/a.mp4", bytes(300_000))
+    store.rates["bucket/a.mp4"] = 20_000
+    with pytest.raises(
+        UnreadableError, match=r"0.25 MB did not come within 0.3 s: no answer, or a slow link \(tried 2"
+    ):
+        find_file(url)
+
+
+def test_all_requests_for_one_video_share_one_time_limit(store, monkeypatch):
+    patch_storage(monkeypatch, object_seconds=1)
+    for name in ("_FIRST_AT_ONCE", "_LEAST_AT_ONCE", "_MOST_AT_ONCE"):
+        monkeypatch.setattr(remote, name, 1000)
+    url = store.put("bucket/a.mp4", bytes(20_000))
+    store.stalls["bucket/a.mp4"] = 0.2  # each of twenty requests
+    started = time.monotonic()
+    with pytest.raises(UnreadableError, match=r"not read within 1 s|did not come within"):
+        find_file(url)
+    assert time.monotonic() - started < 2
+    other = store.put("bucket/b.mp4", bytes(10))
+    with remote.one_opening():
+        find_file(other)
+        remote.forget(other)
+        time.sleep(1)
+        with pytest.raises(UnreadableError, match="not read within 1 s"):
+            find_file(other)
+
+
 def test_nothing_secret_is_said(store, monkeypatch):
     patch_storage(monkeypatch, tries=1)
     host = store.url.removeprefix("http://")
