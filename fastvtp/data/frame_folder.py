@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastvtp.data.pictures import Turn, turn_of
+from fastvtp.data.stored_file import UnreadableError, regular_file
 from fastvtp.data.video_errors import VideoDecodeError
 
 PICTURES = {  # decoder of libav by suffix
@@ -68,7 +69,7 @@ class FrameFolder:
             try:
                 found[index] = _decoded(self._path(index))[0]
                 is_damaged, why = found[index].is_corrupt, "is damaged"
-            except (FFmpegError, OSError) as error:
+            except (FFmpegError, OSError, UnreadableError) as error:
                 is_damaged, why = True, f"cannot be decoded ({_reason(error)})"
             if is_damaged and not self._keeps_damaged:
                 raise VideoDecodeError(self._folder, f"frame {index} of {self.count}, {self._names[index]}, {why}")
@@ -89,7 +90,7 @@ class FrameFolder:
         for other in (*range(index - 1, -1, -1), *range(index + 1, self.count)):
             try:
                 return _decoded(self._path(other))[0]
-            except (FFmpegError, OSError):
+            except (FFmpegError, OSError, UnreadableError):
                 continue
         raise VideoDecodeError(self._folder, "none of its pictures can be decoded")
 
@@ -108,10 +109,11 @@ def _by_number(name: str) -> tuple[list[tuple[int, str]], str]:
 
 
 def _decoded(path: str) -> tuple[Any, Any]:
-    """Decode a picture; returns it and its decoder."""
+    """Decode a picture; returns it and its decoder. Raises UnreadableError, OSError or FFmpegError."""
     from av import CodecContext, Packet
     from av.error import InvalidDataError
 
+    regular_file(path)
     with open(path, "rb") as file:
         data = file.read()
     decoder: Any = CodecContext.create(_decoder_of(path) or "mjpeg", "r")
@@ -130,4 +132,4 @@ def _look(path: str, size: int, changed: int) -> tuple[int, int, Fraction | None
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+    return error.reason if isinstance(error, UnreadableError) else getattr(error, "strerror", None) or str(error)

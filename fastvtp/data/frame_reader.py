@@ -61,7 +61,8 @@ class FrameReader:
 
     def __init__(self, source: StoredFile | bytes, name: str, *, keeps_damaged: bool = False, playlists: bool = False):
         self._name, self._keeps_damaged = name, keeps_damaged
-        self._key = None if isinstance(source, bytes) else source.key
+        key = None if isinstance(source, bytes) else source.key
+        self._key = None if key is None else (*key, keeps_damaged)  # what is kept of a broken file is not all of it
         self.damaged: set[int] = set()
         self._failed: list[int] = []
         self._is_cut = False

@@ -139,7 +139,7 @@ def _rising_times(packets: Packets, order: np.ndarray) -> np.ndarray | None:
 class Memory:
     """What reading or decoding a whole file has told about its frames, kept for the files used last.
 
-    Each is known by the `key` of its `StoredFile`.
+    Each is known by the `key` of its `StoredFile` and whether damage is kept.
     """
 
     def __init__(self, most_packets: int = _MOST_REMEMBERED):

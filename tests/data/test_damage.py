@@ -91,6 +91,20 @@ def test_a_frame_that_does_not_come_out_is_kept_as_the_one_before(tmp_path):
         assert frame_numbers(np.stack(list(video.stream(range(10, 20)))))[:3] == [10, 11, 11]
 
 
+FRAGMENTS = "frag_keyframe+empty_moov+default_base_moof"
+
+
+def test_what_is_known_of_a_file_whose_damage_is_kept_does_not_count_where_damage_is_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), np.uint8)
+    whole = write_clip(tmp_path / "a.mp4", frames=noise, gop=12, container_options={"movflags": FRAGMENTS})
+    truncate(whole, tmp_path / "cut.mp4", 0.7)
+    for _ in range(2):
+        with pytest.raises(VideoDecodeError, match="truncated"):
+            Video(tmp_path / "cut.mp4")
+        with Video(tmp_path / "cut.mp4", damaged="keep") as video:
+            assert 12 < video.num_frames < 60
+
+
 ENCODERS = {
     "libx264": ("a.mkv", {"options": {"x264-params": "open-gop=1:bframes=3:b-adapt=0:scenecut=0"}}),
     "libx265": ("a.mp4", {"options": {"x265-params": "log-level=none:open-gop=1:pools=none:frame-threads=1"}}),

@@ -1,5 +1,7 @@
 """Folders of pictures, and animated pictures, as videos."""
 
+import os
+import signal
 from fractions import Fraction
 
 import av
@@ -70,6 +72,23 @@ def test_damaged_pictures_are_named(tmp_path):
     with Video(folder, damaged="keep") as video:
         assert frame_numbers(video.read([3, 4, 5])) == [3, 3, 5]
         assert video.damaged_frames == {4}
+
+
+@pytest.mark.parametrize("place", [0, 4])
+def test_a_pipe_among_the_pictures_is_not_waited_for(tmp_path, place):
+    folder = write_folder(tmp_path / "frames", 6)
+    (folder / f"{place}.jpg").unlink()
+    os.mkfifo(folder / f"{place}.jpg")
+    signal.alarm(20)  # ends the process where it hangs in C
+    try:
+        with pytest.raises(VideoDecodeError, match=rf"{place}\.jpg,? cannot be decoded \(not a regular file but a pipe\)"):
+            with Video(folder) as video:
+                video.read([3, 4])
+        if place:
+            with Video(folder, damaged="keep") as video:
+                assert frame_numbers(video.read([4])) == [3]
+    finally:
+        signal.alarm(0)
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
