@@ -37,9 +37,10 @@ class SheetOptions:
     ] = None
 
 
-@by_first
-def check(
-    data: DataSet,
+@dataclass(frozen=True)
+class ProbeOptions:
+    """Which files are opened, and how."""
+
     probe: Annotated[
         str,
         typer.Option(
@@ -47,7 +48,20 @@ def check(
             help="How many of the videos to open and decode a clip of, evenly spread over the list, or all of them. "
             "Files of the same bytes are then looked for among all local ones.",
         ),
-    ] = "0",
+    ] = "0"
+    file_seconds: Annotated[
+        float,
+        typer.Option(help="With --probe: a file that takes longer, twice in a row, counts as undecodable."),
+    ] = 60.0
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --probe: files opened at a time, by default one for each core, up to 8."),
+    ] = None
+
+
+@by_first
+def check(
+    data: DataSet,
     against: Annotated[
         list[str] | None,
         typer.Option(help="Another data set that should share no video with it, such as the test split; repeatable."),
@@ -62,6 +76,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON instead of tables.")] = False,
     quiet: Quiet = False,
     *,
+    probing: ProbeOptions,
     lists: ListOptions = EVERY_VIDEO,
 ) -> None:
     """Count what is in a data set and name what is missing, damaged or there twice, before a run meets it.
@@ -71,13 +86,23 @@ def check(
     from fastvtp.data.survey import read_any, survey
     from fastvtp.data.tokenizers import load_tokenizer
 
-    number = _number_to_probe(probe)
+    number = _number_to_probe(probing.probe)
+    if not probing.file_seconds > 0:
+        raise UserError(f"--file-seconds {probing.file_seconds:g}: expected more than 0")
     words = None if tokenizer is None else load_tokenizer(tokenizer)
     others = replace(lists, split=None)
     named = [lists.of(data), *map(others.of, against or ())]
     named += [replace(lists, split=name).of(data) for name in against_split or ()]
     sets = [read_any(listed) for listed in named]
-    report = survey(sets[0], against=sets[1:], probe=number, tokenizer=words, progress=not quiet)
+    report = survey(
+        sets[0],
+        against=sets[1:],
+        probe=number,
+        file_seconds=probing.file_seconds,
+        workers=probing.workers,
+        tokenizer=words,
+        progress=not quiet,
+    )
     if as_json:
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:

@@ -1,6 +1,5 @@
 """The command that makes training-ready shards of videos."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -115,6 +114,7 @@ def prepare(
 
     The same videos and settings give the same shards, by whatever engine; finished shards are never made again.
     """
+    from fastvtp.data.child_processes import cores
     from fastvtp.preparation import preparing
     from fastvtp.preparation.engines import Engine
     from fastvtp.preparation.settings import ClipEncoding, ClipFilters, Preparation, SceneCuts
@@ -129,7 +129,7 @@ def prepare(
         report = preparing.conclude(listed, output, settings)
     else:
         how = preparing.Running(
-            engine=Engine(running.engine, running.workers or _cores(), running.ray_address),
+            engine=Engine(running.engine, running.workers or cores(), running.ray_address),
             part=_part(running.shard),
             file_seconds=running.file_seconds,
             open_model=lambda folder: _open(folder, running.device),
@@ -138,11 +138,6 @@ def prepare(
         report = preparing.prepare(listed, output, settings, how)
     if report is not None:
         _print(report, output)
-
-
-def _cores() -> int:
-    """Return how many cores this process may use, which a scheduler may have made fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _part(text: str | None) -> tuple[int, int] | None:

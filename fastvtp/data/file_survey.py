@@ -7,19 +7,26 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 from tqdm import tqdm
 
+from fastvtp.data.child_processes import cores
 from fastvtp.data.decoding import Video, VideoDecodeError
+from fastvtp.data.helper_process import Helper
 from fastvtp.data.locations import is_remote
 from fastvtp.data.sampling import FrameSampling
 from fastvtp.data.storage import UnreadableError, find_file
+from fastvtp.data.storage_settings import storage_settings
 from fastvtp.data.timespans import Span
+from fastvtp.errors import UserError
 
 CLIP = FrameSampling("strided", 16, 4)
 """The clip whose decoding is timed: the middle 16 frames, 4 apart."""
 _END_BYTES = 1 << 16
+_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -98,10 +105,54 @@ def fingerprints(sizes: Mapping[str, int], *, progress: bool = False) -> dict[st
     return found
 
 
-def probe_files(videos: Mapping[str, Iterable[Span | None]], *, progress: bool = False) -> dict[str, FileProbe]:
-    """Open each of some videos and decode a clip in its middle; spans of each in the list are checked, too."""
-    shown = tqdm(videos.items(), desc="probing", unit="file", disable=not progress, total=len(videos))
-    return {video: probe_file(video, spans) for video, spans in shown}
+def probe_files(
+    videos: Mapping[str, Iterable[Span | None]],
+    *,
+    seconds: float = 60.0,
+    workers: int | None = None,
+    progress: bool = False,
+) -> dict[str, FileProbe]:
+    """Open each of some videos and decode a clip in its middle, in processes that a file may hang or end.
+
+    Args:
+        videos: with the spans of each in the list, which are checked, too.
+        seconds: that a file may take. One that takes longer twice in a row counts as undecodable, and so does one at
+            which the process ends twice.
+        workers: processes; None: one for each core, up to 8.
+        progress: show a bar.
+    """
+    if not videos:
+        return {}
+    storage_settings()  # raises for what is wrong with all files behind URLs
+    helpers = [Helper(seconds) for _ in range(min(workers or min(cores(), _MOST_WORKERS), len(videos)))]
+    idle = SimpleQueue[Helper]()
+    for helper in helpers:
+        idle.put(helper)
+
+    def probed(video: str) -> FileProbe:
+        helper = idle.get()
+        try:
+            return helper.call(probe_file, video, tuple(videos[video]))
+        except UserError as error:
+            return FileProbe(str(error))
+        finally:
+            idle.put(helper)
+
+    found = {}
+    bar = tqdm(desc="probing", unit="file", disable=not progress, total=len(videos))
+    with bar, ThreadPoolExecutor(len(helpers)) as threads:
+        try:
+            jobs = {threads.submit(probed, video): video for video in videos}
+            for job in as_completed(jobs):
+                found[jobs[job]] = job.result()
+                bar.update()
+        finally:
+            for helper in helpers:
+                helper.stop()
+            threads.shutdown(cancel_futures=True)
+            for helper in helpers:
+                helper.close()
+    return {video: found[video] for video in videos}
 
 
 def probe_file(location: str, spans: Iterable[Span | None] = ()) -> FileProbe:
@@ -114,10 +165,11 @@ def probe_file(location: str, spans: Iterable[Span | None] = ()) -> FileProbe:
             info, times, keyframes = video.info(), video.frame_times(), len(video.keyframes)
             duration = video.duration
             empty = tuple(span.said for span in spans if span is not None and not span.frames_of(video))
-    except VideoDecodeError as error:
+        size = None if is_remote(location) or os.path.isdir(location) else find_file(location).size
+    except (UnreadableError, VideoDecodeError) as error:
         return FileProbe(error.reason)
     return FileProbe(
-        bytes=None if is_remote(location) or os.path.isdir(location) else find_file(location).size,
+        bytes=size,
         seconds=round(duration, 3),
         frames=info.frames,
         fps=round(info.frames / duration if duration else info.fps, 2),

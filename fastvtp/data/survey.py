@@ -64,6 +64,8 @@ def survey(
     *,
     against: Sequence[ListedSet] = (),
     probe: int = 0,
+    file_seconds: float = 60.0,
+    workers: int | None = None,
     tokenizer: Tokenizer | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -74,6 +76,7 @@ def survey(
         against: others, such as the test split, that should share no video with it.
         probe: how many of its videos to open, evenly spread over the list, `ALL` for every one. From one on, equal
             bytes are looked for in all local files of all sets, by their sizes and the digests of their ends.
+        file_seconds, workers: of `fastvtp.data.file_survey.probe_files`.
         tokenizer: counts the tokens of captions.
         progress: show bars.
 
@@ -94,7 +97,8 @@ def survey(
     spans = defaultdict(list)
     for record in listed.records:
         spans[normal(record.video)].append(record.span)
-    found = probe_files({video: spans[video] for video in wanted}, progress=progress)
+    probed = {video: spans[video] for video in wanted}
+    found = probe_files(probed, seconds=file_seconds, workers=workers, progress=progress)
     report: dict[str, Any] = {
         "data": listed.path,
         "kind": listed.kind,

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from fastvtp.data.helper_process import lent_helper
 from fastvtp.data.locations import in_archive
 from fastvtp.data.storage import UnreadableError, find_file
 from fastvtp.errors import UserError
 from fastvtp.evaluation.report import REPORT_NAME, write_report
 from fastvtp.files import write_atomically
-from fastvtp.preparation.helper import lent_helper
 from fastvtp.preparation.settings import SETTINGS_NAME
 from fastvtp.preparation.shard import ShardWork, finished, lines_left
 from fastvtp.preparation.work import decode_ms, texts_left

@@ -12,12 +12,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fastvtp.data.helper_process import end_idle_helpers
 from fastvtp.errors import UserError
 from fastvtp.preparation.decisions import decide, undecided
 from fastvtp.preparation.encoding import check_codec
 from fastvtp.preparation.engines import Engine, share_of
 from fastvtp.preparation.finishing import finish
-from fastvtp.preparation.helper import end_idle_helpers
 from fastvtp.preparation.items import digest_of
 from fastvtp.preparation.reading import read_items
 from fastvtp.preparation.scenes import check_scenes

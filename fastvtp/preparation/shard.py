@@ -19,12 +19,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fastvtp.data.helper_process import Helper, LostOnFileError, lent_helper
 from fastvtp.data.shard_indexing import index_tars
 from fastvtp.data.tar_index import SUFFIX
 from fastvtp.errors import UserError
 from fastvtp.files import sync, write_atomically
 from fastvtp.preparation.encoding import WrittenClip
-from fastvtp.preparation.helper import Helper, LostOnFileError, lent_helper
 from fastvtp.preparation.items import Item, digest_of
 from fastvtp.preparation.settings import FORMAT_VERSION, Preparation
 from fastvtp.preparation.work import Rejection, Sample, survey, write_sample

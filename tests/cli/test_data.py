@@ -53,12 +53,17 @@ def test_what_cannot_be_used_ends_with_the_code_1(command, folder):
     assert "No such file" in out
     status, out, _ = command("check", "bad.jsonl", "--json", "--quiet")
     assert (status, json.loads(out)["unusable"]) == (1, 1)
+    limit = ("--file-seconds", "0.00001", "--workers", "2")
+    status, out, _ = command("check", "list.jsonl", "--probe", "all", "--json", "--quiet", *limit)
+    assert status == 1
+    assert set(json.loads(out)["probe"]["undecodable"].values()) == {"took longer than 1e-05 s"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (("check", "list.jsonl", "--probe", "some"), "--probe some: expected a number of videos, or all"),
+        (("check", "list.jsonl", "--file-seconds", "0"), "--file-seconds 0: expected more than 0"),
         (("check", "nothing.jsonl"), "nothing.jsonl: no such file or folder"),
         (("show", "simvtp_tini"), "no recipe 'simvtp_tini'; did you mean 'simvtp_tiny'?"),
         (("show", "list.jsonl", "frames=3"), "no setting 'frames'; did you mean 'num_frames'?"),

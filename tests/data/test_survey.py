@@ -2,17 +2,21 @@
 
 import json
 import shutil
+import signal
+import threading
+import time
 from dataclasses import replace
 
 import pytest
 
 from fastvtp.data.annotations import load_annotations
-from fastvtp.data.file_survey import probe_file
+from fastvtp.data.file_survey import probe_files
 from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.survey import ALL, read_any, survey
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
 from tests.data.clips import truncate, write_clip, write_lines
+from tests.data.errands import probe_or_fail
 from tests.data.test_frame_times import UNEVEN_MS
 from tests.data.test_span_clips import H264
 
@@ -94,12 +98,39 @@ def test_what_is_in_the_files(folder):
 
 def test_some_files_are_opened_evenly_over_the_list(folder, monkeypatch):
     opened = []
-    monkeypatch.setattr(
-        "fastvtp.data.file_survey.probe_file", lambda path, spans: opened.append(path) or probe_file(path)
-    )
+
+    def note(videos, **how):
+        opened.extend(videos)
+        return probe_files(videos, **how)
+
+    monkeypatch.setattr("fastvtp.data.survey.probe_files", note)
     report = found(folder, "train.jsonl", probe=2)
     assert [path.rsplit("/")[-1] for path in opened] == ["plain.mp4", "uneven.mp4"]
     assert report["probe"]["files"] == 2
+
+
+def test_files_that_hang_or_end_the_process_are_undecodable_and_hold_nothing_up(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastvtp.data.file_survey.probe_file", probe_or_fail)
+    names = ("plain", "hangs", "dies", "turned", "uneven")
+    for name in names:
+        source = folder / f"{name}.mp4"
+        shutil.copy(source if source.exists() else folder / "plain.mp4", tmp_path / f"{name}.mp4")
+    write_lines(tmp_path / "list.jsonl", *({"video": f"{name}.mp4", "caption": "x"} for name in names))
+    report = found(tmp_path, "list.jsonl", probe=ALL, file_seconds=1.5, workers=2)
+    assert report["probe"]["undecodable"] == {
+        f"{tmp_path}/hangs.mp4": "took longer than 1.5 s",
+        f"{tmp_path}/dies.mp4": "ended the process that worked on it (SIGSEGV)",
+    }
+    assert (report["probe"]["files"], report["unusable"]) == (5, 2)
+
+
+def test_what_was_begun_ends_with_an_interruption(folder, monkeypatch):
+    monkeypatch.setattr("fastvtp.data.file_survey.probe_file", probe_or_fail)
+    threading.Timer(2.0, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        probe_files({str(folder / "hangs.mp4"): [], str(folder / "plain.mp4"): []}, workers=1)
+    assert time.monotonic() - began < 10
 
 
 def test_what_cannot_be_used_is_named_with_its_reason(folder):

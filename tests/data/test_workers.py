@@ -151,18 +151,24 @@ def test_nothing_is_left_behind():
 def test_workers_end_with_their_parent_however_it_ends(tmp_path):
     child = os.fork()
     if child == 0:
-        workers = ClipWorkers(Made(), num_workers=2, ahead=4, slot_bytes=5000)
-        workers.begin(count())
-        workers.take([0, 1])
-        (tmp_path / "new").write_text(" ".join(map(str, workers.pids)))
-        (tmp_path / "new").rename(tmp_path / "pids")
-        time.sleep(60)
-    pids = []
-    while not pids:
-        time.sleep(0.05)
-        pids = (tmp_path / "pids").read_text().split() if (tmp_path / "pids").exists() else []
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+        try:
+            workers = ClipWorkers(Made(), num_workers=2, ahead=4, slot_bytes=5000)
+            workers.begin(count())
+            workers.take([0, 1])
+            (tmp_path / "new").write_text(" ".join(map(str, workers.pids)))
+            (tmp_path / "new").rename(tmp_path / "pids")
+            time.sleep(60)
+        finally:
+            os._exit(1)  # else the tests that follow would run in this process, too
+    pids, patience = [], time.monotonic() + 40
+    try:
+        while not pids:
+            assert time.monotonic() < patience
+            time.sleep(0.05)
+            pids = (tmp_path / "pids").read_text().split() if (tmp_path / "pids").exists() else []
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     end = time.monotonic() + 10
     while any(_runs(pid) for pid in pids):
         assert time.monotonic() < end

@@ -17,10 +17,8 @@ from fastvtp.data.decoding import Video
 from fastvtp.data.formats.lists import VideoList
 from fastvtp.errors import UserError
 from fastvtp.preparation.engines import Engine
-from fastvtp.preparation.helper import Helper, LostOnFileError
 from fastvtp.preparation.reading import read_items
 from tests.data.clips import frame_numbers, write_clip, write_lines
-from tests.preparation.errands import die, die_once, fill_disk, sleep
 from tests.preparation.sets import captioned, decoded, described, digests, members, pictures, quietly, run
 
 
@@ -351,22 +349,6 @@ def test_jobs_of_an_array_that_decide_together_are_started_twice(tmp_path):
     report = run(source, tmp_path / "out", 2, quietly(part=(0, 2)), duplicates="hash")
     assert report is not None
     assert report["samples"] == 3
-
-
-def test_helpers_are_ended_and_started_again(tmp_path):
-    with Helper(30.0) as helper:
-        assert helper.call(sleep, 0.0) == 0.0
-        assert helper.call(die_once, str(tmp_path / "marker")) == "alive"
-        with pytest.raises(LostOnFileError, match=r"ended the process that worked on it \(SIGSEGV\)"):
-            helper.call(die)
-        with pytest.raises(UserError, match=r"TypeError: "):
-            helper.call(sleep, "x")
-        with pytest.raises(OSError, match=r"No space left") as caught:
-            helper.call(fill_disk)
-        assert not isinstance(caught.value, UserError)
-        assert helper.call(sleep, 0.0) == 0.0
-    with Helper(0.3) as helper, pytest.raises(LostOnFileError, match=r"took longer than 0\.3 s"):
-        helper.call(sleep, 5.0)
 
 
 def test_a_file_that_hangs_is_rejected(tmp_path, monkeypatch):

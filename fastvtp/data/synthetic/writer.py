@@ -12,7 +12,6 @@ import functools
 import io
 import json
 import multiprocessing
-import os
 import random
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastvtp.data.child_processes import cores
 from fastvtp.data.synthetic.config import (
     GENERATOR_VERSION,
     SyntheticConfig,
@@ -98,7 +98,7 @@ def _generate(
         (root / "videos" / split).mkdir(parents=True, exist_ok=True)
     clips = plan_clips(config)
     missing = [clip for split in clips.values() for clip in split if not (root / clip.video).exists()]
-    _write_videos(root, missing, config, workers or _available_cores(), progress)
+    _write_videos(root, missing, config, workers or cores(), progress)
     for split, path in (("train", dataset.train), ("test", dataset.test)):
         write_atomically(path, _json_lines(_caption_rows(clips[split], config.seed)))
     for split, path in (("train", dataset.train_questions), ("test", dataset.test_questions)):
@@ -193,11 +193,6 @@ def _progress_bar(total: int, shown: bool) -> Iterator[Callable[[int], object]]:
 
     with tqdm(total=total, desc="synthetic clips", unit="clip") as bar:
         yield bar.update
-
-
-def _available_cores() -> int:
-    # sched_getaffinity respects a container's cpuset, but only Linux has it.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _caption_rows(clips: list[Clip], seed: int) -> Iterator[dict]:

@@ -1,0 +1,143 @@
+"""A process that works on one video at a time, and is ended where it takes too long: no file hangs or ends a run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from fastvtp.data.child_processes import end, how_it_ended, start
+from fastvtp.errors import UserError
+
+T = TypeVar("T")
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_TRIES = 2  # of a helper that is lost on a file: it may have been the machine, not the file
+
+
+class LostOnFileError(UserError):
+    """A piece of work that the process did not come back from, twice; the message says how."""
+
+
+_idle: list[Helper] = []
+_idle_lock = threading.Lock()
+
+
+@contextmanager
+def lent_helper(seconds: float) -> Iterator[Helper]:
+    """Lend a helper that is idle, or a new one; starting a process takes longer than many a file."""
+    with _idle_lock:
+        helper = _idle.pop() if _idle else Helper(seconds)
+    helper.seconds = seconds
+    try:
+        yield helper
+    except BaseException:
+        helper.close()
+        raise
+    with _idle_lock:
+        _idle.append(helper)
+
+
+def end_idle_helpers() -> None:
+    """End the processes of helpers that nobody has borrowed."""
+    with _idle_lock:
+        while _idle:
+            _idle.pop().close()
+
+
+class Helper:
+    """Calls functions in a process of its own, a context manager.
+
+    The process is started at the first call and again after it was lost. It ends with this one, however that ends.
+    Several threads may each have their own.
+
+    Args:
+        seconds: that a call may take, from when the process has imported the module of the function.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._stopped = False
+
+    def __enter__(self) -> Helper:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process; by the thread that calls functions in it."""
+        if self._process is not None and self._connection is not None:
+            end(self._process)
+            self._connection.close()
+            self._process = self._connection = None
+
+    def stop(self) -> None:
+        """End the process, from another thread: a call on its way is lost, and no other is made."""
+        self._stopped = True
+        if (process := self._process) is not None:
+            process.kill()
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Return `function(*arguments)`, of a module, where all of these can be pickled.
+
+        Raises:
+            UserError: as the function does; another error of its own becomes one that names it.
+            OSError: there is no room to write.
+            LostOnFileError: it took longer than `seconds`, or its process ended, on two tries.
+        """
+        lost = "was stopped"
+        for _ in range(_TRIES):
+            if self._stopped:
+                break
+            if self._process is None or self._connection is None:
+                self._process, self._connection = start(serve)
+                if self._stopped:  # while it was started
+                    break
+            try:
+                self._connection.send((function, arguments))
+                self._connection.recv()  # the function is there: what its modules take to import does not count
+                if self._connection.poll(self.seconds):
+                    result, error = self._connection.recv()
+                else:
+                    lost = f"took longer than {self.seconds:g} s"
+                    self.close()
+                    continue
+            except (EOFError, OSError):
+                lost = f"ended the process that worked on it ({how_it_ended(self._process)})"
+                self.close()
+                continue
+            if error is not None:
+                raise error
+            return result
+        raise LostOnFileError(lost)
+
+
+def serve(connection: Connection) -> None:
+    """Call the functions that come over the connection, and send back what they return or raise."""
+    os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 writes its settings to the terminal for every clip
+    import av  # noqa: F401 # here: on a busy machine its import shall not count as time spent at the first file
+
+    while True:
+        try:
+            function, arguments = connection.recv()
+            connection.send(None)
+            try:
+                answer = function(*arguments), None
+            except UserError as error:
+                answer = None, error
+            except Exception as error:  # what libraries raise over a file that nobody foresaw is about that file
+                if (number := getattr(error, "errno", None)) in _NO_ROOM:
+                    answer = None, OSError(number, os.strerror(number))
+                else:
+                    answer = None, UserError(f"{type(error).__name__}: {error}".splitlines()[0])
+            connection.send(answer)
+        except (EOFError, ConnectionError):  # this process is not needed any longer
+            return
