@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import signal
@@ -13,14 +14,15 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from typing import Any
 
 _LOOK_FOR_PARENT, _TO_END = 1.0, 5.0  # seconds
 _OF_EVERY_PROCESS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
 
-# The first entry of the path is the folder that the process happens to be in, whose files could hide modules.
+# The working folder is no place to import from: a file of the user's may bear the name of a library's.
 _START = """
 import sys
-sys.path.remove("") if "" in sys.path else None
+sys.path[:] = filter(None, sys.path)
 from multiprocessing.connection import Connection
 connection = Connection(int(sys.argv[1]))
 sys.path[:] = connection.recv()
@@ -91,6 +93,28 @@ def how_it_ended(process: subprocess.Popen[bytes]) -> str:
 
 
 # --- In the process
+
+
+class ToParent(logging.Handler):
+    """Sends log records, their texts complete, and whatever else is to be sent through a connection that both use."""
+
+    def __init__(self, connection: Connection):
+        super().__init__()
+        self._connection = connection
+
+    def send(self, message: Any) -> None:
+        """Send an object that can be pickled."""
+        self.acquire()
+        try:
+            self._connection.send(message)
+        finally:
+            self.release()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record."""
+        text, place = record.getMessage(), (record.pathname, record.lineno)
+        with contextlib.suppress(OSError):
+            self._connection.send(logging.LogRecord(record.name, record.levelno, *place, text, None, None))
 
 
 def serve(connection: Connection) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from fastvtp.data.child_processes import end, how_it_ended, start
+from fastvtp.data.child_processes import ToParent, end, how_it_ended, start
 from fastvtp.errors import UserError
 
 T = TypeVar("T")
@@ -103,13 +105,12 @@ class Helper:
                     break
             try:
                 self._connection.send((function, arguments))
-                self._connection.recv()  # the function is there: what its modules take to import does not count
-                if self._connection.poll(self.seconds):
-                    result, error = self._connection.recv()
-                else:
-                    lost = f"took longer than {self.seconds:g} s"
-                    self.close()
-                    continue
+                _answer(self._connection, None)  # the function is there: what its import takes does not count
+                result, error = _answer(self._connection, self.seconds)
+            except TimeoutError:
+                lost = f"took longer than {self.seconds:g} s"
+                self.close()
+                continue
             except (EOFError, OSError):
                 lost = f"ended the process that worked on it ({how_it_ended(self._process)})"
                 self.close()
@@ -120,15 +121,29 @@ class Helper:
         raise LostOnFileError(lost)
 
 
+def _answer(connection: Connection, seconds: float | None) -> Any:
+    """Wait for what a helper sends, and write to the log what it has to say meanwhile. Raises TimeoutError."""
+    until = None if seconds is None else time.monotonic() + seconds
+    while connection.poll(None if until is None else max(0.0, until - time.monotonic())):
+        message = connection.recv()
+        if not isinstance(message, logging.LogRecord):
+            return message
+        if (logger := logging.getLogger(message.name)).isEnabledFor(message.levelno):
+            logger.handle(message)
+    raise TimeoutError
+
+
 def serve(connection: Connection) -> None:
     """Call the functions that come over the connection, and send back what they return or raise."""
     os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 writes its settings to the terminal for every clip
     import av  # noqa: F401 # here: on a busy machine its import shall not count as time spent at the first file
 
+    to_parent = ToParent(connection)
+    logging.basicConfig(level=logging.INFO, handlers=[to_parent])
     while True:
         try:
             function, arguments = connection.recv()
-            connection.send(None)
+            to_parent.send(None)
             try:
                 answer = function(*arguments), None
             except UserError as error:
@@ -138,6 +153,6 @@ def serve(connection: Connection) -> None:
                     answer = None, OSError(number, os.strerror(number))
                 else:
                     answer = None, UserError(f"{type(error).__name__}: {error}".splitlines()[0])
-            connection.send(answer)
+            to_parent.send(answer)
         except (EOFError, ConnectionError):  # this process is not needed any longer
             return

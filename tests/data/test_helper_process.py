@@ -1,5 +1,6 @@
 """Work that is done in a process of its own, which may hang or end."""
 
+import logging
 import sys
 import threading
 import time
@@ -8,7 +9,7 @@ import pytest
 
 from fastvtp.data.helper_process import Helper, LostOnFileError
 from fastvtp.errors import UserError
-from tests.data.errands import die, die_once, fill_disk, sleep
+from tests.data.errands import die, die_once, fill_disk, sleep, warn
 
 
 def test_helpers_are_ended_and_started_again(tmp_path):
@@ -25,6 +26,16 @@ def test_helpers_are_ended_and_started_again(tmp_path):
         assert helper.call(sleep, 0.0) == 0.0
     with Helper(0.3) as helper, pytest.raises(LostOnFileError, match=r"took longer than 0\.3 s"):
         helper.call(sleep, 5.0)
+
+
+def test_what_a_helper_has_to_say_is_in_the_log_of_its_parent(caplog, capfd):
+    with caplog.at_level(logging.INFO), Helper(30.0) as helper:
+        helper.call(warn, "50 % of it")
+    assert [record.getMessage() for record in caplog.records] == ["says 50 % of it"]
+    assert capfd.readouterr().err == ""
+    with caplog.at_level(logging.ERROR), Helper(30.0) as helper:
+        helper.call(warn, "more")
+    assert len(caplog.records) == 1
 
 
 def test_a_helper_is_stopped_by_another_thread(tmp_path):
