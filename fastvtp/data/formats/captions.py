@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fastvtp.data.formats.plain_pickle import plain_pickle
 from fastvtp.data.formats.registry import (
     CAPTIONS,
     Row,
@@ -150,7 +149,7 @@ def msvd(source: ListSource) -> Iterator[Row]:
     for split in ("train", "val", "test"):
         if (path := source.beside(f"{split}_list.txt")) is not None:
             split_of |= dict.fromkeys(map(str.strip, lines_of(read_text(path))), split)
-    for name, said in _plain_pickle(source.path).items():
+    for name, said in _read_pickle(source.path).items():
         place = f"{source.path}, {name!r}"
         if not isinstance(said, list) or not all(isinstance(each, list) for each in said):
             raise UserError(f"{place}: expected a list of captions, each a list of words")
@@ -180,20 +179,12 @@ def msvd_ids(source: ListSource) -> Iterator[Row]:
         yield Row(place, {"video": line.strip(), "caption": said[line.strip()]})
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads texts, numbers, lists, tuples and dictionaries; no name of any class or function is looked up, so that
-    nothing can be called."""
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        raise UserError(f"names {module_name}.{global_name}, and files that name code are not read")
-
-
-def _plain_pickle(path: Path) -> dict[Any, Any]:
+def _read_pickle(path: Path) -> dict[Any, Any]:
     cure = (
         "expected a pickle of plain texts, lists and dictionaries; save it as JSON lines of video and caption instead"
     )
     try:
-        value = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="utf-8").load()
+        value = plain_pickle(path.read_bytes())
     except Exception as error:  # a damaged pickle may raise any
         raise UserError(f"{path}: {error or type(error).__name__}: {cure}") from None
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
