@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from fastvtp.data.formats.listing import Listing
-from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.registry import CAPTIONS, text_of
 from fastvtp.data.locations import located, normal, suffix_of, without_secrets
 from fastvtp.data.timespans import MOST_SECONDS, FrameSpan, Span, TimeSpan, span_of_line
@@ -162,7 +161,7 @@ def load_videos(path: str | os.PathLike[str]) -> list[VideoRecord]:
     """
     listing = Listing(path)
     if listing.entry.name == "class_folders":  # videos at the top belong to no class, and are videos all the same
-        listing = Listing(replace(VideoList.of(path), format="folder"))
+        listing = Listing(path, read_as="folder")
     records: dict[Any, VideoRecord] = {}
     for row, location in listing:
         record = record_of(row.fields, listing.source.folder, row.place, mirrorable=True, location=location)

@@ -59,15 +59,16 @@ def load_questions(path: str | os.PathLike[str]) -> QuestionSet:
         FileNotFoundError: nothing there.
         UserError: a malformed line, with file, line number and field; no questions.
     """
-    listing, rows, twice = Listing(path, QUESTIONS), [], 0
+    listing, rows = Listing(path, QUESTIONS), []
     for row, location in listing:
         said = row.fields
         if listing.entry.searched and said.get("options", ()).count(said["answer"]) > 1:
-            twice += 1
+            listing.dropped_questions += 1
             continue
         rows.append(_question(said, listing.source.folder, row.place, location))
-    if twice:
-        logger.warning("%s: %d questions have the right answer twice among their options: left out", path, twice)
+    if listing.dropped_questions:
+        number = listing.dropped_questions
+        logger.warning("%s: %d questions have the right answer twice among their options: left out", path, number)
     listing.close(len({row[0].video for row in rows}), questions=len(rows))
     if not rows:
         raise listing.nothing("questions")

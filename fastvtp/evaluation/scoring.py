@@ -13,7 +13,7 @@ from fastvtp import processes
 from fastvtp.architecture import PRESETS, Architecture, architecture_of, find, of_all_runs
 from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.classes import ClassificationSet, load_classes
-from fastvtp.data.formats.listing import describe_list
+from fastvtp.data.formats.listing import describe_scored_list
 from fastvtp.data.formats.registry import CAPTIONS, LABEL, QUESTIONS
 from fastvtp.data.loader import Decoding, VideoTextLoader
 from fastvtp.data.questions import QuestionSet, has_options, load_questions
@@ -110,7 +110,7 @@ def evaluate(
 def _described(request: ScoreRequest) -> dict[str, Any]:
     """Return the list that was scored on, its format and its split, for the report."""
     scored_by = architecture_of(request.opened.model).scored_by
-    return describe_list(request.data, _READ.get(str(scored_by)))
+    return describe_scored_list(request.data, _READ.get(str(scored_by)))
 
 
 def _way_of_scoring(opened: OpenedModel, protocol: EvaluationProtocol) -> Scorer:

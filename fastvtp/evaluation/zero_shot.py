@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from fastvtp import processes
 from fastvtp.architecture import architecture_of
 from fastvtp.data.classes import ClassificationSet, load_classes
-from fastvtp.data.formats.listing import describe_list
+from fastvtp.data.formats.listing import describe_scored_list
 from fastvtp.data.formats.registry import LABEL, QUESTIONS
 from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.questions import QuestionSet, lists_questions, load_questions
@@ -243,6 +243,7 @@ def zero_shot(
                 texts, loader, found, prompts, predictions=predictions, progress=progress_bar
             )
             report = scores_report("multiple_choice", choices, joined(loader.bad_files))
-            return {**report, "data": describe_list(data, QUESTIONS)}
+            return {**report, "data": describe_scored_list(data, QUESTIONS)}
         scores = evaluate_zero_shot(texts, loader, found, prompts, progress=progress_bar)
-        return {**scores_report("classification", scores, joined(loader.bad_files)), "data": describe_list(data, LABEL)}
+        report = scores_report("classification", scores, joined(loader.bad_files))
+        return {**report, "data": describe_scored_list(data, LABEL)}

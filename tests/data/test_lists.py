@@ -171,6 +171,8 @@ def test_what_was_read_is_said_in_one_line(tmp_path, caplog):
         "list": str(path),
         "format": "msrvtt",
         "split": "train",
+        "videos": 1,
+        "captions": 2,
     }
 
 

@@ -86,3 +86,20 @@ def test_a_run_says_before_its_first_step_that_all_videos_are_missing(tmp_path):
         runs.pretrain(config, progress_bar=False)
     with pytest.raises(ConfigError, match=r"data\.train=.*nowhere\.json does not exist"):
         runs.pretrain(apply_overrides(config, [f"data.train={tmp_path}/nowhere.json"]), progress_bar=False)
+
+
+def test_a_run_whose_list_is_gone_at_its_end_has_its_report(tmp_path, captioned_videos, monkeypatch):
+    path = tmp_path / "train.jsonl"
+    rows = (json.loads(line) for line in (captioned_videos / "train.jsonl").read_text().splitlines())
+    path.write_text("".join(json.dumps({**row, "video": str(captioned_videos / row["video"])}) + "\n" for row in rows))
+    train = runs.train
+
+    def train_and_lose_the_list(*arguments, **options):
+        result = train(*arguments, **options)
+        path.unlink()
+        return result
+
+    monkeypatch.setattr(runs, "train", train_and_lose_the_list)
+    config = RUNS["simvtp"].config(tmp_path, tmp_path / "run", f"data.train={path}", "steps=1")
+    report = runs.pretrain(config, progress_bar=False)
+    assert report["train_data"] == {"list": str(path), "format": "jsonl", "videos": 20, "captions": 20}

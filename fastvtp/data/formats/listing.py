@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -29,22 +30,25 @@ class Listing:
         listed: what was asked for.
         entry: the format that the list has.
         empty: captions that were empty and left out; readers of captions count them.
+        dropped_questions: questions that were left out; readers of questions count them.
     """
 
-    def __init__(self, path: str | os.PathLike[str], wanted: str | None = None):
-        """Recognise the list at `path`; wanted: what is to be read of it, one of `TELLINGS`, or None for videos alone.
+    def __init__(self, path: str | os.PathLike[str], wanted: str | None = None, *, read_as: str | None = None):
+        """Recognise the list at `path`; wanted: what is to be read of it, one of `TELLINGS`, or None for videos alone;
+        read_as: a format in place of its own.
 
         Raises:
             FileNotFoundError: nothing there.
             UserError: no format fits, several do, or the one that does says nothing of what is wanted.
         """
-        self.listed = VideoList.of(path)
+        self._asked = VideoList.of(path)
+        self.listed = self._asked if read_as is None else replace(self._asked, format=read_as)
         self.source = _source(self.listed, wanted)
         self.entry = recognise(self.source, wanted)
         if wanted is not None and wanted not in self.entry.tells:
             said = " and ".join(TELLINGS[each] for each in self.entry.tells) or "paths alone"
             raise UserError(f"{self.path}: {self.entry.title} tells {said}; expected {EXPECTED[wanted]}")
-        self.empty = 0
+        self.empty = self.dropped_questions = 0
         self.policy = self.listed.missing or ("drop" if self.entry.searched else "keep")
         self._folder = str(self.source.folder)  # which holds its videos itself, where it is no list
         if self.listed.videos is not None and not self.source.is_folder:
@@ -77,10 +81,26 @@ class Listing:
             return False
         return bool({LABEL, LABELS} & set(self.first()))
 
-    def description(self) -> dict[str, Any]:
-        """Return the list, its format and its split for a report."""
-        said = {"list": self.listed.path, "format": self.entry.name, "split": self.listed.split}
+    def description(self, counts: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """Return the list, its format and its split for a report; and of one that was read how much it holds, `counts`
+        by what they are of, and what of it is missing or was left out."""
+        absent, found = len(self._absent), len(self._found)
+        missing = {"videos": absent, "of": absent + found, "first": list(self._absent)[:_NAMED]}
+        said = {
+            "list": self.listed.path,
+            "format": self.entry.name,
+            "split": self._split(),
+            **(counts or {}),
+            "missing": missing | {"kept": self.policy == "keep"} if absent else None,
+            "empty_captions": self.empty or None,
+            "dropped_spans": self._bad_spans or None,
+            "dropped_questions": self.dropped_questions or None,
+        }
         return {name: value for name, value in said.items() if value is not None}
+
+    def _split(self) -> str | None:
+        """Return the split that was asked for, or the only one that was met."""
+        return self.listed.split or (next(iter(self._splits)) if len(self._splits) == 1 else None)
 
     def __iter__(self) -> Iterator[tuple[Row, str]]:
         """Return the rows of the split, each with the location of its video.
@@ -111,6 +131,7 @@ class Listing:
             has = ", ".join(map(repr, self._splits)) or "none"
             raise UserError(f"{self.path}: no split {self.listed.split!r}; it has {has}")
         self._say_missing()
+        _descriptions[self._asked] = self.description({"videos": videos, **counts})
         if not videos and not self.empty:
             return
         if self.source.is_folder and (hidden := content_of(self.source.path).hidden):
@@ -127,7 +148,7 @@ class Listing:
         from fastvtp import processes  # here: it imports torch, which workers do without
 
         if processes.is_first():
-            known = self.listed.split or (next(iter(self._splits)) if len(self._splits) == 1 else None)
+            known = self._split()
             split = f", split {known!r}" if known else ""
             remark = f" ({self.entry.remark})" if self.entry.remark else ""
             numbers = "".join(f", {count} {name}" for name, count in {"videos": videos, **counts}.items())
@@ -221,9 +242,26 @@ class Listing:
         logger.warning("%s: %.1f %% missing, %s; %s", self.path, 100 * absent / (absent + found), where, kept)
 
 
+# of the lists that were read: a list may be gone before the report of a run is written
+_descriptions: dict[VideoList, dict[str, Any]] = {}
+
+
 def describe_list(path: str | os.PathLike[str], wanted: str | None = None) -> dict[str, Any]:
-    """Return the path, the format and the split of a list for a report; arguments and errors as of `Listing`."""
-    return Listing(path, wanted).description()
+    """Return a list for a report: path, format, split, and where this process read it the counts of what it holds, of
+    what is missing and of what was left out, as they were then. Arguments and errors, of a list that was not read, as
+    of `Listing`."""
+    known = _descriptions.get(VideoList.of(path))
+    return dict(known) if known is not None else Listing(path, wanted).description()
+
+
+def describe_scored_list(path: str | os.PathLike[str], wanted: str | None = None) -> dict[str, Any]:
+    """Return `describe_list` of what was scored on, and warn where scores are of a part of it alone."""
+    description = describe_list(path, wanted)
+    missing = description.get("missing")
+    if missing is not None:
+        share = f"{100 * missing['videos'] / missing['of']:.1f} % ({missing['videos']} of {missing['of']})"
+        logger.warning("%s: %s of its videos are missing: the scores are of the others alone", path, share)
+    return description
 
 
 def _source(listed: VideoList, wanted: str | None) -> ListSource:
