@@ -40,14 +40,25 @@ class Miniature:
     more: dict[str, Any] = field(default_factory=dict)
     opens: str = ""
 
-    def write(self, folder: Path, *, damaged: bool = False) -> Path:
-        """Write the list, or its damaged twin, and its files; returns the path of what is opened."""
+    def write(self, folder: Path, *, damaged: bool = False, videos: Path | None = None) -> Path:
+        """Write the list, or its damaged twin, and its files; returns the path of what is opened.
+
+        videos: the folder that the videos lie in, in place of that of the list.
+        """
         content = self.content
         if damaged:
             assert self.damage[0] in content
             content = content.replace(*self.damage, 1)
-        for name, text in {**dict.fromkeys(self.videos, ""), **self.beside, self.name: content}.items():
-            path = folder / name
+        places = {self.place(video, folder, videos): "" for video in self.videos}
+        for path, text in {
+            **places,
+            **{folder / name: text for name, text in {**self.beside, self.name: content}.items()},
+        }.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return folder / (self.opens or self.name)
+
+    def place(self, video: str, folder: Path, videos: Path | None = None) -> Path:
+        """Return where a video lies whose list is in `folder`: in `videos`, but for those of a folder of videos."""
+        own = self.opens and video.startswith(f"{self.opens}/")
+        return (folder if own or videos is None else videos) / video

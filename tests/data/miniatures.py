@@ -191,7 +191,15 @@ MINIATURES: dict[str, list[Miniature]] = {
             (("brush_hair/Blonde.avi", "brush_hair", None, None),),
             ("Blonde.avi 2", "Blonde.avi"), ", line 2: expected 'video.avi flag', the flag 0, 1 or 2",
             more={"split": "test"},
-        )
+        ),
+        Miniature(
+            "label", "splits/brush_hair_test_split1.txt", "April_09.avi 1 \nBlonde.avi 2 \n",
+            ("brush_hair/April_09.avi", "brush_hair/Blonde.avi"),
+            (("brush_hair/April_09.avi", "brush_hair", None, None),),
+            ("Blonde.avi 2", "Blonde.avi"),
+            "/brush_hair_test_split1.txt, line 2: expected 'video.avi flag', the flag 0, 1 or 2",
+            more={"split": "train1"}, opens="splits",
+        ),
     ],
     "ssv2": [
         Miniature(

@@ -43,30 +43,35 @@ def read(wanted, path):
 
 
 def expected(miniature, folder):
-    return [(str(folder / video), said, start, end) for video, said, start, end in miniature.read]
+    return [
+        (str(miniature.place(video, folder, folder / "videos")), said, start, end)
+        for video, said, start, end in miniature.read
+    ]
 
 
 @pytest.mark.parametrize(("name", "miniature"), CASES)
 def test_a_miniature_is_recognised_and_read(tmp_path, name, miniature):
-    path = miniature.write(tmp_path)
+    path = miniature.write(tmp_path, videos=tmp_path / "videos")
+    (tmp_path / "videos").mkdir(exist_ok=True)
     if FORMATS[name].fits is not None:
         entry = recognise(ListSource(VideoList(str(path))), None if miniature.wanted == "videos" else miniature.wanted)
         assert entry.name == name
-    found = read(miniature.wanted, VideoList(str(path), videos=str(tmp_path), **miniature.more))
+    found = read(miniature.wanted, VideoList(str(path), videos=str(tmp_path / "videos"), **miniature.more))
     wanted = expected(miniature, tmp_path)
     assert [(video, said, start or 0, end) for video, said, start, end in found] == [
         (video, said, start or 0, end) for video, said, start, end in wanted
     ]
     # the videos alone, by the same list
-    alone = load_videos(VideoList(str(path), videos=str(tmp_path), **miniature.more))
+    alone = load_videos(VideoList(str(path), videos=str(tmp_path / "videos"), **miniature.more))
     assert {record.video for record in alone} >= {video for video, *_ in wanted}
 
 
 @pytest.mark.parametrize(("name", "miniature"), DAMAGED)
 def test_a_damaged_twin_is_refused_in_one_line_that_names_file_place_and_field(tmp_path, name, miniature):
-    path = miniature.write(tmp_path, damaged=True)
+    path = miniature.write(tmp_path, damaged=True, videos=tmp_path / "videos")
+    (tmp_path / "videos").mkdir(exist_ok=True)
     with pytest.raises(UserError) as caught:
-        read(miniature.wanted, VideoList(str(path), videos=str(tmp_path), **miniature.more))
+        read(miniature.wanted, VideoList(str(path), videos=str(tmp_path / "videos"), **miniature.more))
     assert str(caught.value).startswith(f"{path}{miniature.complaint}")
     assert "\n" not in str(caught.value)
 
@@ -90,11 +95,15 @@ def test_videos_of_published_lists_that_are_not_there_are_dropped_kept_or_refuse
         pytest.skip("gives paths, which are not looked at")
     gone = miniature.read[-1][0]
     rest = [row for row in miniature.read if row[0] != gone]
-    path = replace(miniature, videos=tuple(video for video in miniature.videos if video != gone)).write(tmp_path)
-    listed = VideoList(str(path), videos=str(tmp_path), **miniature.more)
+    kept = replace(miniature, videos=tuple(video for video in miniature.videos if video != gone))
+    (tmp_path / "videos").mkdir()
+    path = kept.write(tmp_path, videos=tmp_path / "videos")
+    listed = VideoList(str(path), videos=str(tmp_path / "videos"), **miniature.more)
     with caplog.at_level(logging.WARNING):
         if rest:
-            assert [video for video, *_ in read(miniature.wanted, listed)] == [str(tmp_path / row[0]) for row in rest]
+            assert [video for video, *_ in read(miniature.wanted, listed)] == [
+                str(miniature.place(row[0], tmp_path, tmp_path / "videos")) for row in rest
+            ]
             assert " % missing, 1 of " in caplog.text
         else:
             with pytest.raises(UserError, match=r"(\d) of \1 videos are not in"):

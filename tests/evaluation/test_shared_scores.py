@@ -171,7 +171,7 @@ def failing(rank: int, root: str) -> list[str]:
 
 def test_what_fails_on_one_process_fails_on_all(root, tmp_path):
     first, second = run_ranks(failing, tmp_path, str(root), processes=2)
-    assert second[0] == f"FileNotFoundError: {root}/absent.jsonl: no such file"
-    assert first[0] == f"FailedElsewhereError: process 1: {root}/absent.jsonl: no such file"
+    assert second[0] == f"FileNotFoundError: {root}/absent.jsonl: no such file or folder"
+    assert first[0] == f"FailedElsewhereError: process 1: {root}/absent.jsonl: no such file or folder"
     assert [said.partition(": ")[0] for said in (first[1], second[1])] == ["FailedElsewhereError", "ZeroDivisionError"]
     assert first[2] == second[2] == "[0, 1]"  # and they are still together

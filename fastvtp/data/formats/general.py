@@ -187,7 +187,9 @@ def _parquet_files(source: ListSource) -> list[Path]:
 # --- Folders
 
 
-@list_format("a folder of videos", CAPTIONS, own=True, general=True, fits=lambda source: source.is_folder)
+@list_format(
+    "a folder of videos", CAPTIONS, own=True, general=True, holds_videos=True, fits=lambda source: source.is_folder
+)
 def folder(source: ListSource) -> Iterator[Row]:
     """Videos anywhere in a folder, the captions of each in a .txt file of its name beside it, one a line; where there
     are none, folders of numbered pictures are the videos."""
@@ -200,7 +202,14 @@ def folder(source: ListSource) -> Iterator[Row]:
         yield Row(place, {"video": name, "id": without_suffix(name), "caption": captions})
 
 
-@list_format("a folder of folders, one a class", LABEL, own=True, general=True, fits=lambda source: source.is_folder)
+@list_format(
+    "a folder of folders, one a class",
+    LABEL,
+    own=True,
+    general=True,
+    holds_videos=True,
+    fits=lambda source: source.is_folder,
+)
 def class_folders(source: ListSource) -> Iterator[Row]:
     """One subfolder of videos, or of folders of frames, a class, of which it bears the name."""
     content = content_of(source.path)

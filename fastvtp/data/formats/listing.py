@@ -51,7 +51,7 @@ class Listing:
         self.empty = self.dropped_questions = 0
         self.policy = self.listed.missing or ("drop" if self.entry.searched else "keep")
         self._folder = str(self.source.folder)  # which holds its videos itself, where it is no list
-        if self.listed.videos is not None and not self.source.is_folder:
+        if self.listed.videos is not None and not self.entry.holds_videos:
             self._folder = _place_of(self.listed.videos)
         self._remote = is_remote(self._folder)
         self._splits: dict[str, None] = {}
@@ -134,6 +134,9 @@ class Listing:
         _descriptions[self._asked] = self.description({"videos": videos, **counts})
         if not videos and not self.empty:
             return
+        if self.entry.holds_videos and self.listed.videos is not None:
+            ours = "its videos are those in it"
+            logger.warning("%s: %s, and not looked for in videos=%s", self.path, ours, self.listed.videos)
         if self.source.is_folder and (hidden := content_of(self.source.path).hidden):
             named = _few(hidden)
             logger.warning("%s: %d videos or folders are hidden, and passed over: %s", self.path, len(hidden), named)

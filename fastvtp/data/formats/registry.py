@@ -45,6 +45,7 @@ class ListFormat:
         searched: whether its videos are looked for by name, since it gives names or paths of its publication.
         pictures: whether these may be pictures.
         splits: whether its rows say "split".
+        holds_videos: whether the list is the folder or the tars that the videos are in, wherever others may lie.
         own: whether it is our own form, read to the letter.
         general: whether it fits anything of its shape, and so only what no other format fits.
         class_names: the names of all classes in the order of their numbers, where a file beside the list has them.
@@ -59,6 +60,7 @@ class ListFormat:
     searched: bool = False
     pictures: bool = False
     splits: bool = False
+    holds_videos: bool = False
     own: bool = False
     general: bool = False
     class_names: Callable[[ListSource], tuple[str, ...] | None] | None = None
