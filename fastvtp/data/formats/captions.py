@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from fastvtp.data.formats.source import ListSource
 from fastvtp.errors import UserError
 from fastvtp.files import lines_of, read_text
 
+logger = logging.getLogger(__name__)
+
 _CUT = re.compile(r"(.+)_(\d{6})_(\d{6})")  # of YouTube's clips: <id>_<start>_<end>, in seconds
 _CLOCK = re.compile(r"\d\d[.:]\d\d[.:]\d\d([.,]\d+)?")
 
@@ -41,14 +44,16 @@ _CLOCK = re.compile(r"\d\d[.:]\d\d[.:]\d\d([.,]\d+)?")
 def msrvtt(source: ListSource) -> Iterator[Row]:
     """MSRVTT_data.json: videos with their official split, and 20 sentences each.
 
-    Beside train, val and test of 6513, 497 and 2990 videos: "7k", train and val; "9k" and "1k-A" (jsfusion), the ids
-    of MSRVTT_train.9k.csv and MSRVTT_JSFUSION_test.csv beside the list, which has its own captions.
+    Beside train, val and test of 6513, 497 and 2990 videos: "full", all of them; "7k", train and val; "9k" and "1k-A"
+    (jsfusion), the ids of MSRVTT_train.9k.csv and MSRVTT_JSFUSION_test.csv beside the list, which has its own captions.
     """
     asked = split_name(source.listed.split)
     own: dict[str, str] = {}
     for place, video in _entries(source, "videos"):
         name, split = text(video, "video_id", place), split_name(text(video, "split", place))
-        own[name] = "7k" if asked == "7k" and split in ("train", "val") else split
+        own[name] = asked if asked == "full" or (asked == "7k" and split in ("train", "val")) else split
+    if asked == "full":
+        logger.warning("%s: split 'full' is all of train, val and test, each of which has its own name", source.path)
     if asked in ("1k-a", "1ka", "jsfusion"):
         for place, row in _csv_beside(source, "MSRVTT_JSFUSION_test.csv"):
             yield Row(place, {**_sentence(row, place), "split": asked})

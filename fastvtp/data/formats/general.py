@@ -44,6 +44,7 @@ _SHARD = re.compile(r"(.+?)[-_.]\d+(?:-of-\d+)?\.parquet")
     "captions, questions or classes, one a line",
     *ALL_OF_THEM,
     own=True,
+    splits=True,
     fits=lambda source: source.suffix in JSON_LINES and _is_own(source.first),
 )
 def jsonl(source: ListSource) -> Iterator[Row]:
@@ -66,6 +67,7 @@ def _is_own(first: Mapping[str, Any]) -> bool:
     CAPTIONS,
     QUESTIONS,
     LABEL,
+    splits=True,
     fits=lambda source: source.suffix == ".json" and _is_own(source.first),
 )
 def vindlu(source: ListSource) -> Iterator[Row]:

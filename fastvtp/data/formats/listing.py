@@ -59,6 +59,7 @@ class Listing:
         self._absent: dict[str, None] = {}
         self._several: dict[str, None] = {}
         self._bad_spans = 0
+        self._without_split = ""
 
     @property
     def path(self) -> str:
@@ -127,9 +128,8 @@ class Listing:
         Raises:
             UserError: no video is there, or some are missing and are not to be; the split is empty.
         """
-        if self.listed.split not in (None, ALL) and split_name(self.listed.split) not in self._splits:
-            has = ", ".join(map(repr, self._splits)) or "none"
-            raise UserError(f"{self.path}: no split {self.listed.split!r}; it has {has}")
+        if self.listed.split not in (None, ALL):
+            self._check_split(self.listed.split)
         self._say_missing()
         _descriptions[self._asked] = self.description({"videos": videos, **counts})
         if not videos and not self.empty:
@@ -167,9 +167,8 @@ class Listing:
 
     def _of_split(self, row: Row, asked: str | None) -> bool:
         written = row.fields.get("split")
-        if written is None:
-            if asked is not None and not self.entry.splits:
-                raise UserError(f"{row.place}: field 'split': expected a split such as {asked!r}, got None")
+        if written in (None, ""):
+            self._without_split = self._without_split or row.place
             return asked is None
         own = split_name(written)
         self._splits.setdefault(own)
@@ -177,6 +176,16 @@ class Listing:
             held = " and ".join(map(repr, self._splits))
             raise UserError(f"{self.path}: holds the splits {held}: say which with split=NAME, or split={ALL}")
         return asked is None or own == asked
+
+    def _check_split(self, asked: str) -> None:
+        """Raise UserError where the list has no such split, or some of its rows are of none."""
+        if not self._splits and self._without_split:
+            raise UserError(f"{self.path}: no split {asked!r}: no line of it says a split; leave split={asked} out")
+        if split_name(asked) not in self._splits:
+            has = ", ".join(map(repr, self._splits)) or "none"
+            raise UserError(f"{self.path}: no split {asked!r}; it has {has}")
+        if self._without_split and self.entry.own:
+            raise UserError(f"{self._without_split}: field 'split': expected a split such as {asked!r}, got None")
 
     def _located(self, row: Row) -> tuple[Row, str | None]:
         video = row.fields.get("video", row.fields.get("image"))
