@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from fastvtp.data.formats.catalogue import AUTO, find_format
+from fastvtp.data.formats.catalogue import find_format
 from fastvtp.data.formats.lists import ListSettings, VideoList
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading, one_spacing
 from fastvtp.data.sampling import SAMPLING_KINDS, check_framing, check_spacing
@@ -86,9 +86,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("format", "test_format"):
-            if (value := getattr(self.lists, name)) not in (None, AUTO):
-                find_format(value)
+        for name in self.lists.formats:
+            find_format(name)
+        self.lists.check_more(len(self.more))
         if not 0 < self.image_share < 1:
             raise ValueError(f"image_share must be in (0, 1), got {self.image_share}")
         if self.image_frames not in ("one", "repeat"):
@@ -120,12 +120,12 @@ class DataConfig:
     @property
     def more_lists(self) -> tuple[VideoList, ...]:
         """The lists at `more`, likewise."""
-        return tuple(self.lists.further_list(path) for path in self.more)
+        return tuple(self.lists.more_list(path, place) for place, path in enumerate(self.more))
 
     @property
     def images_list(self) -> VideoList | None:
         """The list at `images`, likewise; None: there is none."""
-        return None if self.images is None else self.lists.further_list(self.images)
+        return None if self.images is None else self.lists.images_list(self.images)
 
     @property
     def test_list(self) -> VideoList | None:

@@ -209,6 +209,17 @@ def test_columns_are_named_where_they_are_unusual_or_several(tmp_path):
     assert load_annotations(VideoList(str(path), columns=ListColumns(caption="title")))[0].captions == ("two",)
 
 
+def test_columns_of_another_list_are_not_of_a_published_one(tmp_path, caplog):
+    path = MINIATURES["msrvtt"][0].write(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert load_annotations(VideoList(str(path), split="val", columns=ListColumns(video="my file")))
+    assert f"{path}: columns.video=my file is not looked at: MSR-VTT has its own" in caplog.messages
+    path = MINIATURES["vatex"][0].write(tmp_path)
+    path.write_text(path.read_text().replace('"chCap": []', '"chCap": ["y"]'))
+    records = load_annotations(VideoList(str(path), columns=ListColumns(caption="chCap")))
+    assert [(record.captions, record.start) for record in records] == [(("y",), None), (("y",), 1.0)]
+
+
 def test_classes_of_a_table_that_are_numbers_are_numbers(tmp_path):
     (tmp_path / "list.csv").write_text("path,label\na.mp4,10\nb.mp4,2\n")
     made = load_classes(tmp_path / "list.csv")

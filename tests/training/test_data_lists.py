@@ -37,8 +37,29 @@ def test_settings_of_lists_reach_the_lists():
     moments = data("data.format=didemo_moments", "data.test=b.json").test_list
     assert moments == VideoList("b.json", "didemo_moments")
     assert data("data.test=none").test_list is None
-    more = data("data.more=c.csv", "data.split=train", "data.missing=keep", recipe="videoprism_stage2_tiny")
-    assert more.more_lists == (VideoList("c.csv", missing="keep"),)
+    assert data("data.test=b.csv", "data.test_columns.label=class").test_list == VideoList(
+        "b.csv", columns=ListColumns(label="class")
+    )
+
+
+def test_settings_of_further_lists_reach_them():
+    def further(*overrides):
+        return data("data.more=c.csv,d.json", *overrides, recipe="videoprism_stage2_tiny").more_lists
+
+    assert further("data.split=train", "data.missing=keep") == (
+        VideoList("c.csv", missing="keep"),
+        VideoList("d.json", missing="keep"),
+    )
+    assert further("data.more_format=table,vatex", "data.more_split=,9k", "data.more_videos=/videos") == (
+        VideoList("c.csv", "table", None, "/videos"),
+        VideoList("d.json", "vatex", "9k", "/videos"),
+    )
+    images = ("data.images=e.tsv", "data.images_format=cc3m", "data.images_split=val", "data.images_videos=/pictures")
+    assert data(*images, recipe="alpro_pretrain_tiny").images_list == VideoList("e.tsv", "cc3m", "val", "/pictures")
+    with pytest.raises(ConfigError, match=r"data\.more_split must be one for each of the 2 lists of more"):
+        further("data.more_split=a,b,c")
+    with pytest.raises(ConfigError, match=r"data\.more_videos must be one for each of the 0 lists of more"):
+        data("data.more_videos=/videos")
 
 
 def test_settings_of_lists_survive_json():
@@ -55,6 +76,7 @@ def test_settings_of_lists_survive_json():
     [
         ("data.format=vatx", "no list format 'vatx'; did you mean 'vatex'"),
         ("data.test_format=vatx", "no list format 'vatx'; did you mean 'vatex'"),
+        ("data.images_format=vatx", "no list format 'vatx'; did you mean 'vatex'"),
         ("data.missing=no", "missing must be one of drop, keep, refuse, or none, got 'no'"),
         ("data.columns.words=x", "no setting 'data.columns.words'"),
     ],

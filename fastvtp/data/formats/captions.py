@@ -200,7 +200,13 @@ def _read_pickle(path: Path) -> dict[Any, Any]:
 # --- One line a video
 
 
-@list_format("VATEX", CAPTIONS, searched=True, fits=lambda source: {"videoID", "enCap"} <= set(source.first))
+@list_format(
+    "VATEX",
+    CAPTIONS,
+    searched=True,
+    columns=("caption",),
+    fits=lambda source: {"videoID", "enCap"} <= set(source.first),
+)
 def vatex(source: ListSource) -> Iterator[Row]:
     """vatex_training_v1.0.json and others: ten English captions of <YouTube id>_<start>_<end>; the Chinese ones by
     columns.caption=chCap."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fastvtp.data.formats import captions, classes, general, moments, questions, tars
+from fastvtp.data.formats.lists import AUTO
 from fastvtp.data.formats.registry import CAPTIONS, LABEL, LABELS, QUESTIONS, ListFormat
 from fastvtp.data.formats.source import JSON_LINES, ListSource
 from fastvtp.data.locations import is_remote
@@ -17,7 +20,6 @@ FORMATS: dict[str, ListFormat] = {
 }
 """Every format by the name that `data.format` calls it."""
 
-AUTO = "auto"
 _PUBLISHED = "a published list that docs/lists.md names"
 EXPECTED: dict[str | None, str] = {
     CAPTIONS: f"a .jsonl file or a folder of videos, or {_PUBLISHED}",
@@ -51,10 +53,11 @@ def recognise(source: ListSource, wanted: str | None = None) -> ListFormat:
         raise FileNotFoundError(f"{source.path}: no such file or folder")
     if source.listed.format not in (None, AUTO):
         return find_format(source.listed.format)
-    by_columns = source.listed.columns.given() and not source.is_folder and source.suffix != ".parquet"
-    if by_columns and not tars.are_tars(source):
-        return general.table
     fits = [entry for entry in FORMATS.values() if entry.fits is not None and entry.fits(source)]
+    named = source.listed.columns.given()
+    by_columns = named and not source.is_folder and source.suffix != ".parquet" and not tars.are_tars(source)
+    if by_columns and not any(_has_own_columns(entry, source, named) for entry in fits):
+        return general.table
     fits = [entry for entry in fits if not entry.general] or fits
     if wanted is not None:
         fits = [entry for entry in fits if wanted in entry.tells] or fits
@@ -71,3 +74,10 @@ def recognise(source: ListSource, wanted: str | None = None) -> ListFormat:
         return general.jsonl  # whose reader says what is wrong with its lines
     because = f"; it is {source.fault}" if source.fault else ""
     raise UserError(f"{source.path}: expected {EXPECTED[wanted]}{because}")
+
+
+def _has_own_columns(entry: ListFormat, source: ListSource, named: Mapping[str, str]) -> bool:
+    """Tell whether a list is of a published format, and the columns that were named are of other lists or are those
+    that the format may call otherwise."""
+    strange = not {*source.first, *source.cells} & set(named.values())
+    return not (entry.general or entry.own) and (strange or set(named) <= set(entry.columns))

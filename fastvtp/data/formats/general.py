@@ -86,6 +86,7 @@ def vindlu(source: ListSource) -> Iterator[Row]:
     "Hugging Face metadata",
     *ALL_OF_THEM,
     splits=True,
+    columns=(*USUAL,),
     fits=lambda source: "file_name" in source.first or "file_name" in source.cells,
 )
 def huggingface(source: ListSource) -> Iterator[Row]:
@@ -98,6 +99,7 @@ def huggingface(source: ListSource) -> Iterator[Row]:
     *ALL_OF_THEM,
     general=True,
     splits=True,
+    columns=(*USUAL,),
     fits=lambda source: bool(_columns(source, [*source.first] or source.cells, strict=False).keys() & {"video"}),
 )
 def table(source: ListSource) -> Iterator[Row]:
@@ -150,7 +152,14 @@ def _columns(source: ListSource, names: list[str], *, strict: bool = True) -> di
     return found
 
 
-@list_format("parquet", *ALL_OF_THEM, splits=True, fits=lambda source: bool(_parquet_files(source)), own=True)
+@list_format(
+    "parquet",
+    *ALL_OF_THEM,
+    splits=True,
+    columns=(*USUAL,),
+    fits=lambda source: bool(_parquet_files(source)),
+    own=True,
+)
 def parquet(source: ListSource) -> Iterator[Row]:
     """A parquet file or a folder of them, <split>-00000-of-00001.parquet: videos as bytes (struct of bytes and path, or
     binary) or as paths, and further columns by name."""

@@ -140,6 +140,10 @@ class Listing:
         if self.source.is_folder and (hidden := content_of(self.source.path).hidden):
             named = _few(hidden)
             logger.warning("%s: %d videos or folders are hidden, and passed over: %s", self.path, len(hidden), named)
+        for name, column in self.listed.columns.given().items():
+            if name not in self.entry.columns:
+                of = f"{self.entry.title} has its own"
+                logger.warning("%s: columns.%s=%s is not looked at: %s", self.path, name, column, of)
         if self.empty:
             logger.warning("%s: %d empty captions are left out", self.path, self.empty)
         if self._bad_spans:

@@ -9,6 +9,8 @@ from fastvtp.errors import UserError
 from fastvtp.settings import check_types
 
 MISSING = ("drop", "keep", "refuse")
+AUTO = "auto"
+"""Stands for a format that is to be told by the content."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +103,7 @@ class ListSettings:
     """How a run's lists are read. Raises UserError for another value of `missing`."""
 
     format: str | None = None
-    """The format of `train`, of those that docs/lists.md names; None: what its content looks like. `more` and `images`
-    are always read by their content."""
+    """The format of `train`, of those that docs/lists.md names; None: what its content looks like."""
     split: str | None = None
     """The split of `train`, where that list holds several, as the list or its publication calls it (MSR-VTT: "train",
     "7k", "9k", ...); "all": every one."""
@@ -114,17 +115,46 @@ class ListSettings:
     "refuse" ends the run before its first step. None: "drop" for published lists whose videos are looked for by name,
     "keep" for lists of paths, which are not looked at."""
     columns: ListColumns = field(default_factory=ListColumns)
-    """What the columns of `train` and `test` are called: `data.columns.video`, `data.columns.caption` and so on."""
+    """What the columns of `train` are called: `data.columns.video`, `data.columns.caption` and so on; and those of
+    `test`, where it has them and `test_columns` says nothing."""
     test_format: str | None = None
     """`format` of `test`; "auto": what its content looks like; None: as `format`."""
     test_split: str | None = None
     """`split` of `test`."""
     test_videos: str | None = None
     """`videos` of `test`; None: as `videos`."""
+    test_columns: ListColumns = field(default_factory=ListColumns)
+    """`columns` of `test`: `data.test_columns.video` and so on."""
+    more_format: tuple[str, ...] = ()
+    """`format` of each of `more`, or one for all; "auto": what its content looks like. So it is where none is given."""
+    more_split: tuple[str, ...] = ()
+    """`split` of each of `more`, or one for all; an empty text, as in `data.more_split=train,`: none."""
+    more_videos: tuple[str, ...] = ()
+    """`videos` of each of `more`, or one for all; an empty text: the folder of the list."""
+    images_format: str | None = None
+    """`format` of `images`; None: what its content looks like."""
+    images_split: str | None = None
+    """`split` of `images`."""
+    images_videos: str | None = None
+    """The folder or URL of the pictures of `images`; None: the folder of the list."""
 
     def __post_init__(self) -> None:
         check_types(self)
         check_missing(self.missing)
+
+    def check_more(self, lists: int) -> None:
+        """Raise ValueError where a setting of `more` has neither one value nor as many as there are such lists."""
+        for name in ("more_format", "more_split", "more_videos"):
+            given = getattr(self, name)
+            if len(given) > (lists > 0) and len(given) != lists:
+                expected = f"one for each of the {lists} lists of more, or one for all"
+                raise ValueError(f"{name} must be {expected}, got {given}")
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The names of formats that are given."""
+        named = (self.format, self.test_format, self.images_format, *self.more_format)
+        return tuple(name for name in named if name and name != AUTO)
 
     def train_list(self, path: str) -> VideoList:
         """Return a training list with what is set of it."""
@@ -133,11 +163,18 @@ class ListSettings:
     def test_list(self, path: str) -> VideoList:
         """Return a test list with what is set of it."""
         own_format, videos = self.test_format or self.format, self.test_videos or self.videos
-        return VideoList(path, own_format, self.test_split, videos, self.missing, self.columns)
+        columns = self.test_columns if self.test_columns.given() else self.columns
+        return VideoList(path, own_format, self.test_split, videos, self.missing, columns)
 
-    def further_list(self, path: str) -> VideoList:
-        """Return another list with what is set of all."""
-        return VideoList(path, missing=self.missing)
+    def more_list(self, path: str, place: int) -> VideoList:
+        """Return the list of `more` at that place with what is set of it."""
+        given = (self.more_format, self.more_split, self.more_videos)
+        own = (values[place if len(values) > 1 else 0] or None if values else None for values in given)
+        return VideoList(path, *own, missing=self.missing)
+
+    def images_list(self, path: str) -> VideoList:
+        """Return the list of pictures with what is set of it."""
+        return VideoList(path, self.images_format, self.images_split, self.images_videos, self.missing)
 
 
 def is_pattern(path: str | os.PathLike[str]) -> bool:

@@ -48,6 +48,7 @@ class ListFormat:
         holds_videos: whether the list is the folder or the tars that the videos are in, wherever others may lie.
         own: whether it is our own form, read to the letter.
         general: whether it fits anything of its shape, and so only what no other format fits.
+        columns: what it takes the name of a column for, of the names of `ListColumns`.
         class_names: the names of all classes in the order of their numbers, where a file beside the list has them.
         remark: what the log says of the reading beside the title.
     """
@@ -63,6 +64,7 @@ class ListFormat:
     holds_videos: bool = False
     own: bool = False
     general: bool = False
+    columns: tuple[str, ...] = ()
     class_names: Callable[[ListSource], tuple[str, ...] | None] | None = None
     remark: str = ""
 

@@ -36,7 +36,17 @@ def are_tars(source: ListSource) -> bool:
     return pattern and not os.path.exists(path)
 
 
-@list_format("webdataset tars", CAPTIONS, LABEL, QUESTIONS, fits=are_tars, own=True, splits=True, holds_videos=True)
+@list_format(
+    "webdataset tars",
+    CAPTIONS,
+    LABEL,
+    QUESTIONS,
+    fits=are_tars,
+    own=True,
+    splits=True,
+    holds_videos=True,
+    columns=("caption",),
+)
 def webdataset(source: ListSource) -> Iterator[Row]:
     """Tars as video2dataset, Energon and open_clip write them: a video or picture a sample, its captions in .txt or
     .json, its class in .cls. The split is of an Energon data set."""
