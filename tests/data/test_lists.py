@@ -319,29 +319,6 @@ def test_classes_are_numbered_as_their_publication_numbers_them(tmp_path):
     assert [record.may_be_mirrored for record in made.records] == [True, False]
 
 
-def test_parquet_gives_places_of_bytes_or_paths(tmp_path):
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    bytes_of = [{"bytes": bytes([n]), "path": f"{n}.mp4"} for n in range(3)]
-    for split, rows in (("train", slice(0, 2)), ("validation", slice(2, 3))):
-        table = arrow.table({"video": bytes_of[rows], "caption": ["one", "two", ""][rows]})
-        parquet.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
-    with pytest.raises(UserError, match="holds the splits 'train' and 'val'"):
-        load_annotations(VideoList(str(tmp_path)))
-    file = tmp_path / "train-00000-of-00001.parquet"
-    for listed in (VideoList(str(tmp_path), split="train"), VideoList(str(file))):
-        records = load_annotations(listed)
-        assert [(record.video, record.captions) for record in records] == [
-            (f"{file}::0", ("one",)),
-            (f"{file}::1", ("two",)),
-        ]
-    parquet.write_table(arrow.table({"path": ["a.mp4"], "label": [3]}), tmp_path / "paths.parquet")
-    made = load_classes(VideoList(str(tmp_path / "paths.parquet")))
-    assert (made.records[0].video, made.labels) == (str(tmp_path / "a.mp4"), (3,))
-    file.write_bytes(b"PAR1 and no more")
-    with pytest.raises(UserError, match=r"train-00000-of-00001\.parquet: no parquet file: "):
-        load_annotations(VideoList(str(file)))
-
-
 def write_tar(path, **members):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:

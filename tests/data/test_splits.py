@@ -73,3 +73,44 @@ def test_the_full_split_of_msrvtt_is_said_to_be_all(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(load_annotations(VideoList(str(path), split="full"))) == 3
     assert f"{path}: split 'full' is all of train, val and test, each of which has its own name" in caplog.messages
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_class_folders_within_folders_of_splits_are_of_these_splits(tmp_path):
+    touch(tmp_path, "train/run/0.mp4", "train/sit/1.mp4", "validation/run/2.mp4")
+    with pytest.raises(UserError, match="holds the splits 'train' and 'val': say which"):
+        load_classes(tmp_path)
+    made = load_classes(VideoList(str(tmp_path), split="train"))
+    assert (names_of(made), made.class_names, made.labels) == (["train/run/0", "train/sit/1"], ("run", "sit"), (0, 1))
+    assert names_of(load_videos(VideoList(str(tmp_path), split="val"))) == ["validation/run/2"]
+    touch(tmp_path, "other/run/3.mp4")  # then they are classes
+    assert load_classes(tmp_path).class_names == ("other", "train", "validation")
+
+
+def test_videos_within_folders_of_splits_are_of_these_splits(tmp_path):
+    touch(tmp_path, "train/0.mp4", "test/1.mp4")
+    for name in ("train/0.txt", "test/1.txt"):
+        (tmp_path / name).write_text("x\n")
+    for load in (load_annotations, load_videos):
+        with pytest.raises(UserError, match="holds the splits 'test' and 'train': say which"):
+            load(tmp_path)
+        assert names_of(load(VideoList(str(tmp_path), split="train"))) == ["train/0"]
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+@pytest.mark.parametrize("under", ["", "data/"])
+def test_folders_of_metadata_are_splits(tmp_path, under, name):
+    for split, video in (("train", "0.mp4"), ("test", "deep/1.mp4")):
+        touch(tmp_path, f"{under}{split}/{video}")
+        row = {"file_name": video, "text": "x"}
+        text = f"file_name,text\n{video},x\n" if name.endswith("csv") else json.dumps(row) + "\n"
+        (tmp_path / under / split / name).write_text(text)
+    with pytest.raises(UserError, match="holds the splits 'test' and 'train': say which"):
+        load_annotations(tmp_path)
+    (record,) = load_annotations(VideoList(str(tmp_path), split="test"))
+    assert (record.id, record.video) == (f"{under}test/deep/1.mp4", str(tmp_path / under / "test/deep/1.mp4"))

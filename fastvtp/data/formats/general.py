@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastvtp.data.formats.registry import CAPTIONS, LABEL, LABELS, QUESTIONS, Row, caption, list_format, text_of
-from fastvtp.data.formats.source import JSON_LINES, ListSource
+from fastvtp.data.formats.registry import (
+    CAPTIONS,
+    LABEL,
+    LABELS,
+    QUESTIONS,
+    Row,
+    caption,
+    list_format,
+    split_name,
+    text_of,
+)
+from fastvtp.data.formats.source import FOLDER_METADATA, JSON_LINES, ListSource
 from fastvtp.data.locations import in_archive
 from fastvtp.data.video_files import content_of, without_suffix
 from fastvtp.errors import UserError
@@ -87,11 +99,27 @@ def vindlu(source: ListSource) -> Iterator[Row]:
     *ALL_OF_THEM,
     splits=True,
     columns=(*USUAL,),
-    fits=lambda source: "file_name" in source.first or "file_name" in source.cells,
+    fits=lambda source: "file_name" in source.first or "file_name" in source.cells or bool(_metadata_of(source)),
 )
 def huggingface(source: ListSource) -> Iterator[Row]:
-    """metadata.jsonl or metadata.csv of a data set folder: file_name and further columns."""
-    yield from table.read(source)
+    """metadata.jsonl or metadata.csv of a data set folder: file_name and further columns; or a folder of such folders,
+    one a split."""
+    inner = _metadata_of(source)
+    for path in inner:
+        folder = path.parent.relative_to(source.path)
+        for row in table.read(ListSource(replace(source.listed, path=str(path)))):
+            moved = {"video": str(folder / row.fields["video"]), "split": folder.name}
+            yield row._replace(fields=row.fields | moved)
+    if not inner:
+        yield from table.read(source)
+
+
+def _metadata_of(source: ListSource) -> list[Path]:
+    if not source.is_folder:
+        return []
+    found = (source.path.glob(f"{folders}/{name}") for folders in ("*", "data/*") for name in FOLDER_METADATA)
+    listed = (ListSource(replace(source.listed, path=str(path))) for paths in found for path in paths)
+    return sorted(each.path for each in listed if "file_name" in each.first or "file_name" in each.cells)
 
 
 @list_format(
@@ -159,6 +187,7 @@ def _columns(source: ListSource, names: list[str], *, strict: bool = True) -> di
     columns=(*USUAL,),
     fits=lambda source: bool(_parquet_files(source)),
     own=True,
+    class_names=lambda source: _parquet_class_names(source),
 )
 def parquet(source: ListSource) -> Iterator[Row]:
     """A parquet file or a folder of them, <split>-00000-of-00001.parquet: videos as bytes (struct of bytes and path, or
@@ -174,19 +203,60 @@ def parquet(source: ListSource) -> Iterator[Row]:
             file = arrow_parquet.ParquetFile(path)
         except (arrow.ArrowException, OSError) as error:
             raise UserError(f"{path}: no parquet file: {str(error).splitlines()[0]}") from None
-        schema = file.schema_arrow
-        columns = _columns(source, schema.names)
-        kind = schema.field(columns["video"]).type
-        in_rows = not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind))
-        read = [column for holds, column in columns.items() if holds != "video" or not in_rows]
+        columns = _columns(source, file.schema_arrow.names)
         count = 0
-        for batch in file.iter_batches(columns=read):
-            for row in batch.to_pylist() if read else [{}] * batch.num_rows:
-                if in_rows:
+        for group in range(file.num_row_groups):
+            for row in _rows_of(file, group, columns):
+                place = f"{path}, row {count}"
+                if row[columns["video"]] is None:  # its bytes are in the row
                     row[columns["video"]] = in_archive(str(path), str(count))
-                fields = _named(row, columns, f"{path}, row {count}")
-                yield Row(f"{path}, row {count}", ({"split": split} if split else {}) | fields)
+                    row.setdefault(columns.get("id", "id"), f"{path.name}::{count}")
+                fields = _named(row, {"id": "id", **columns}, place)
+                yield Row(place, ({"split": split} if split else {}) | fields)
                 count += 1
+
+
+def _rows_of(file: Any, group: int, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Return the rows of a row group of a parquet file without the bytes of videos: of each its path, or None where it
+    has the bytes."""
+    video = columns["video"]
+    kind = file.schema_arrow.field(video).type
+    read = [column for column in columns.values() if column != video]
+    if str(kind) in ("string", "large_string", "string_view"):
+        for batch in file.iter_batches(row_groups=[group], columns=[*read, video]):
+            yield from batch.to_pylist()
+        return
+    has_bytes = _has_bytes(file, group, video)
+    parts = [] if has_bytes is True else [f"{video}.path"]
+    parts += [f"{video}.bytes"] if has_bytes is None else []
+    for batch in file.iter_batches(row_groups=[group], columns=[*read, *parts]):
+        for row in batch.to_pylist() if read or parts else [{} for _ in range(batch.num_rows)]:
+            held = row.get(video) or {}
+            inside = has_bytes or (has_bytes is None and held.get("bytes") is not None)
+            yield {**row, video: None if inside else held.get("path") or ""}
+
+
+def _has_bytes(file: Any, group: int, video: str) -> bool | None:
+    """Tell whether the rows of a group have the bytes of their videos; None: some do, or the file does not say."""
+    columns = file.metadata.row_group(group)
+    named = {columns.column(place).path_in_schema: columns.column(place) for place in range(columns.num_columns)}
+    if f"{video}.bytes" not in named or f"{video}.path" not in named:
+        return True
+    told = named[f"{video}.bytes"].statistics
+    if told is None or not told.has_null_count:
+        return None
+    return True if not told.null_count else False if told.null_count == columns.num_rows else None
+
+
+def _parquet_class_names(source: ListSource) -> tuple[str, ...] | None:
+    """Return the names of the classes that Hugging Face's `datasets` writes into a parquet file."""
+    from pyarrow import parquet as arrow_parquet
+
+    schema = arrow_parquet.read_schema(_parquet_files(source)[0])
+    said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    label = said.get("info", {}).get("features", {}).get(_columns(source, schema.names).get("label"), {})
+    names = label.get("names") if isinstance(label, dict) else None
+    return tuple(map(str, names)) if names else None
 
 
 def _parquet_files(source: ListSource) -> list[Path]:
@@ -199,18 +269,25 @@ def _parquet_files(source: ListSource) -> list[Path]:
 
 
 @list_format(
-    "a folder of videos", CAPTIONS, own=True, general=True, holds_videos=True, fits=lambda source: source.is_folder
+    "a folder of videos",
+    CAPTIONS,
+    own=True,
+    general=True,
+    splits=True,
+    holds_videos=True,
+    fits=lambda source: source.is_folder,
 )
 def folder(source: ListSource) -> Iterator[Row]:
     """Videos anywhere in a folder, the captions of each in a .txt file of its name beside it, one a line; where there
-    are none, folders of numbered pictures are the videos."""
-    content = content_of(source.path)
-    for name in content.videos or content.frame_folders:
+    are none, folders of numbered pictures are the videos. Where all lie in train/, val/ and test/ these are splits."""
+    names = _videos_of(source)
+    splits = _split_folders(names, least=2)
+    for name in names:
         sidecar = source.path / f"{without_suffix(name)}.txt"
         said = read_text(sidecar) if sidecar.is_file() else ""
         captions = [line for line in map(str.strip, lines_of(said)) if line]
-        place = str(source.path / name)
-        yield Row(place, {"video": name, "id": without_suffix(name), "caption": captions})
+        fields = {"video": name, "id": without_suffix(name), "caption": captions}
+        yield Row(str(source.path / name), fields | ({"split": name.split("/")[0]} if splits else {}))
 
 
 @list_format(
@@ -218,13 +295,27 @@ def folder(source: ListSource) -> Iterator[Row]:
     LABEL,
     own=True,
     general=True,
+    splits=True,
     holds_videos=True,
     fits=lambda source: source.is_folder,
 )
 def class_folders(source: ListSource) -> Iterator[Row]:
-    """One subfolder of videos, or of folders of frames, a class, of which it bears the name."""
+    """One subfolder of videos, or of folders of frames, a class, of which it bears the name; where all of these lie in
+    train/, val/ and test/ these are splits."""
+    names = [name for name in _videos_of(source) if "/" in name]
+    splits = _split_folders(names, least=3)
+    for name in names:
+        parts = name.split("/")
+        fields = {"video": name, "id": without_suffix(name), "label": parts[1 if splits else 0]}
+        yield Row(str(source.path / name), fields | ({"split": parts[0]} if splits else {}))
+
+
+def _videos_of(source: ListSource) -> list[str]:
     content = content_of(source.path)
-    for name in content.videos or content.frame_folders:
-        if "/" in name:
-            fields = {"video": name, "id": without_suffix(name), "label": name.split("/")[0]}
-            yield Row(str(source.path / name), fields)
+    return content.videos or content.frame_folders
+
+
+def _split_folders(names: list[str], least: int) -> bool:
+    """Tell whether all paths of `least` parts or more are in folders that bear the names of splits."""
+    parts = [name.split("/") for name in names]
+    return all(len(each) >= least and split_name(each[0]) in ("train", "val", "test") for each in parts)
