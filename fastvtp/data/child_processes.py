@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -45,7 +44,6 @@ def start(target: Callable[..., object], *descriptors: int) -> tuple[subprocess.
     Returns:
         The process and the other end.
     """
-    task = pickle.dumps((target, descriptors))
     ours, theirs = Pipe()
     # A signal that is blocked here is so in the process from its first instruction.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_EVERY_PROCESS)
@@ -61,7 +59,7 @@ def start(target: Callable[..., object], *descriptors: int) -> tuple[subprocess.
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     with contextlib.suppress(OSError):  # one that has ended already is noticed by its end
         ours.send([str(Path(entry or ".").absolute()) for entry in sys.path])
-        ours.send_bytes(task)
+        ours.send((target, descriptors))
     return process, ours
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
@@ -14,28 +13,13 @@ from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import Any, cast
 
+from fastvtp.data.child_processes import ToParent
 from fastvtp.data.shared_slots import SharedBytes, SharedSlots
 from fastvtp.data.source import ClipSource, Sample
 from fastvtp.errors import UserError
 
 IDLE, STARTING = -1, -2
 """What a worker is at where it is at no record."""
-_LOOK_FOR_PARENT = 1.0  # seconds
-
-
-class _ToParent(logging.Handler):
-    """Sends log records to the main process."""
-
-    def __init__(self, connection: Connection):
-        super().__init__()
-        self._connection = connection
-
-    def emit(self, record: logging.LogRecord) -> None:
-        told = logging.LogRecord(
-            record.name, record.levelno, record.pathname, record.lineno, record.getMessage(), None, None
-        )
-        with contextlib.suppress(OSError):
-            self._connection.send(told)
 
 
 def serve(connection: Connection, memory_descriptor: int, source_descriptor: int) -> None:
@@ -45,7 +29,7 @@ def serve(connection: Connection, memory_descriptor: int, source_descriptor: int
     place, layout = connection.recv()
     source: ClipSource = cast(Any, ForkingPickler).loads(SharedBytes(source_descriptor).view)
     memory, tasks = SharedSlots(memory_descriptor, *layout), SimpleQueue[tuple[int, int]]()
-    to_parent = _ToParent(connection)  # whose lock also keeps records and samples apart
+    to_parent = ToParent(connection)
     logging.basicConfig(level=logging.INFO, handlers=[to_parent])
     threading.Thread(target=_listen, args=(connection, source, tasks), daemon=True).start()
     memory.tell(place, IDLE)
@@ -61,17 +45,12 @@ def serve(connection: Connection, memory_descriptor: int, source_descriptor: int
         except Exception as error:
             made = RuntimeError("".join(traceback.format_exception(error)))
         memory.tell(place, IDLE)
-        with to_parent.lock or contextlib.nullcontext():
-            connection.send(made)
+        to_parent.send(made)
 
 
 def _listen(connection: Connection, source: ClipSource, tasks: SimpleQueue[tuple[int, int]]) -> None:
-    parent = os.getppid()
     try:
         while True:
-            while not connection.poll(_LOOK_FOR_PARENT):
-                if os.getppid() != parent:
-                    os._exit(1)
             message = connection.recv()
             if isinstance(message[0], str):
                 source.bad[message[0]] = message[1]

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -29,30 +27,20 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, cast
 
+from fastvtp.data.child_processes import end, how_it_ended, start
 from fastvtp.data.locations import without_secrets
 from fastvtp.data.shared_slots import SharedBytes, SharedSlots
-from fastvtp.data.source import ENDED_WORKERS, STOP_SIGNALS, TOOK_TOO_LONG, ClipSource, Sample
-from fastvtp.data.worker_process import STARTING
+from fastvtp.data.source import ENDED_WORKERS, TOOK_TOO_LONG, ClipSource, Sample
+from fastvtp.data.worker_process import STARTING, serve
 
 logger = logging.getLogger(__name__)
 
-_LOOK_EVERY, _TO_END = 0.25, 5.0  # seconds
+_LOOK_EVERY = 0.25  # seconds
 _TO_START = 120.0  # seconds, of a machine that is busy
 _SUSPENDED = 2.0  # seconds without a look: this process, and the workers with it, did not run meanwhile
 _QUEUED = 2  # samples that a worker holds: one in the making, one to go on with
 _ENDS_AT_A_FILE = 3  # the machine may have run out of memory twice
 _MOST_LOST = 20  # workers in a row, without a sample made in between
-
-# The working folder is no place to import from: a file of the user's may bear the name of a library's.
-_START = """
-import sys
-sys.path[:] = filter(None, sys.path)
-from multiprocessing.connection import Connection
-connection = Connection(int(sys.argv[1]))
-sys.path[:] = connection.recv()
-from fastvtp.data.worker_process import serve
-serve(connection, *map(int, sys.argv[2:]))
-"""
 
 
 class WorkersLostError(RuntimeError):
@@ -184,9 +172,6 @@ class ClipWorkers:
     # --- The thread
 
     def _run(self) -> None:
-        # Workers begin with the signals blocked that this thread has blocked: schedulers send these to every process of
-        # a job, and Ctrl-C reaches every one of a terminal; the run saves itself first, and ends its workers.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, signal.SIGINT, signal.SIGHUP))
         try:
             while not self._closed:
                 for place, worker in enumerate(self._workers):
@@ -206,16 +191,10 @@ class ClipWorkers:
 
     def _started(self, place: int) -> _Worker:
         self._memory.tell(place, STARTING)
-        ours, theirs = Pipe()
-        with theirs:
-            handles = (theirs.fileno(), self._memory.descriptor, self._pickled.descriptor)
-            process = subprocess.Popen(
-                [sys.executable, "-c", _START, *map(str, handles)], pass_fds=handles, stdin=subprocess.DEVNULL
-            )
+        process, ours = start(serve, self._memory.descriptor, self._pickled.descriptor)
         worker = _Worker(place, process, ours)
         # Little is sent, so that it waits in the pipe: whoever is stopped before it reads must not stop this thread.
         with contextlib.suppress(OSError):  # one that has ended already is noticed by its end
-            ours.send([str(Path(entry or ".").absolute()) for entry in sys.path])
             ours.send((place, self._memory.layout))
             for news in self._bad.items():
                 ours.send(news)
@@ -261,7 +240,7 @@ class ClipWorkers:
                     else:
                         self._note(worker, message)
             except (EOFError, OSError):
-                self._replace(worker, _how_it_ended(worker.process), at_file=True)
+                self._replace(worker, _way_of_ending(worker.process), at_file=True)
 
     def _note(self, worker: _Worker, made: Sample | Exception) -> None:
         task = worker.tasks.popleft()
@@ -334,17 +313,14 @@ class ClipWorkers:
 
 def _end(worker: _Worker) -> None:
     worker.connection.close()
-    worker.process.kill()
-    with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a dead disk does not even end by SIGKILL
-        worker.process.wait(_TO_END)
+    end(worker.process)
 
 
-def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
-    try:
-        code = process.wait(_TO_END)
-    except subprocess.TimeoutExpired:
-        return "closed its connection"
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+def _way_of_ending(process: subprocess.Popen[bytes]) -> str:
+    how = how_it_ended(process)
+    if how.startswith("exit code"):
+        return f"ended with {how}"
+    return f"was ended by {how}" if how.startswith(("SIG", "signal")) else how
 
 
 def _is_stopped(pid: int) -> bool:
