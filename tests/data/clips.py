@@ -6,10 +6,11 @@ encoder motion to predict, and the left half is red while the right half is blue
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import av
@@ -91,6 +92,40 @@ def write_clip(
     if how.rotation:
         _set_mp4_rotation(path, how.rotation)
     return path
+
+
+def remux(path: Path, sources: Sequence[bytes], frames: int, change: Callable[[Any], Any]) -> None:
+    """Copy the packets of several files of so many frames each, one after the other, each changed, or replaced by what
+    `change` returns."""
+    with TemporaryDirectory() as folder, av.open(str(path), "w") as write:
+        copy: Any = None
+        for number, data in enumerate(sources):
+            part = Path(folder) / f"{number}{path.suffix}"
+            part.write_bytes(data)
+            with av.open(str(part)) as read:
+                stream = read.streams.video[0]
+                copy = copy or write.add_stream_from_template(stream)
+                later = int(number * frames / stream.average_rate / stream.time_base)
+                for packet in read.demux(stream):
+                    if packet.dts is not None:
+                        packet.pts, packet.dts, packet.stream = packet.pts + later, packet.dts + later, copy
+                        write.mux(change(packet) or packet)
+
+
+def not_coded(packet: Any, width: int) -> Any:
+    """A packet of MPEG-4 video in place of another that says "not coded" (ISO/IEC 14496-2, 6.2.5); of a keyframe, that
+    itself. width: bits of a time in it."""
+    if packet.is_keyframe:
+        return packet
+    data = bytes(packet)
+    at = data.index(b"\0\0\1\xb6") + 4
+    bits = "".join(f"{byte:08b}" for byte in data[at : at + 8])
+    end = bits.index("0", 2) + 2 + width  # kind of picture, seconds, marker, ticks
+    bits = bits[: end + 1] + "0"
+    bits += "0" + "1" * (-(len(bits) + 1) % 8)
+    empty = av.Packet(data[:at] + int(bits, 2).to_bytes(len(bits) // 8, "big"))
+    empty.pts, empty.dts, empty.time_base, empty.stream = packet.pts, packet.dts, packet.time_base, packet.stream
+    return empty
 
 
 def write_lines(path: Path, *rows: Any) -> Path:

@@ -7,7 +7,7 @@ many different files as are asked for. What a reader owes each is in `Hostile.du
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -18,7 +18,7 @@ from typing import Any
 import av
 import numpy as np
 
-from tests.data.clips import barcode_frames, write_audio, write_clip
+from tests.data.clips import barcode_frames, not_coded, remux, write_audio, write_clip
 
 NUM_FRAMES, HEIGHT, WIDTH = 24, 48, 80
 REFUSE, PLAY, EITHER = "refuse", "play", "either"
@@ -262,36 +262,15 @@ _kind("without a frame count", ".ivf", PLAY)(_damaged(lambda data, _: struct.pac
 # --- streams that are not as usual
 
 
-def _remuxed(path: Path, sources: Sequence[bytes], change: Callable[[Any], None]) -> None:
-    """Copy the packets of several files, one after the other, each changed."""
-    with TemporaryDirectory() as folder, av.open(str(path), "w") as write:
-        copy: Any = None
-        for number, data in enumerate(sources):
-            part = Path(folder) / f"{number}{path.suffix}"
-            part.write_bytes(data)
-            with av.open(str(part)) as read:
-                stream = read.streams.video[0]
-                copy = copy or write.add_stream_from_template(stream)
-                later = int(number * NUM_FRAMES / stream.average_rate / stream.time_base)
-                for packet in read.demux(stream):
-                    if packet.dts is not None:
-                        packet.pts, packet.dts, packet.stream = packet.pts + later, packet.dts + later, copy
-                        change(packet)
-                        write.mux(packet)
-
-
 @_kind("times as decoded")
 def _pts_of_dts(path: Path, rng: Random) -> None:
-    def change(packet: Any) -> None:
-        packet.pts = packet.dts
-
-    _remuxed(path, [sound("end.mp4")], change)
+    remux(path, [sound("end.mp4")], NUM_FRAMES, lambda packet: setattr(packet, "pts", packet.dts))
 
 
 @_kind("size changes inside", ".webm", PLAY)
 def _size_change(path: Path, rng: Random) -> None:
     parts = [sound("vp9.webm"), sound("vp9.webm", NUM_FRAMES, HEIGHT + 16, WIDTH - 16)]
-    _remuxed(path, parts, lambda packet: None)
+    remux(path, parts, NUM_FRAMES, lambda packet: None)
 
 
 @_kind("spliced", ".ts", PLAY)
@@ -398,3 +377,20 @@ _kind("name with percents", duty=PLAY)(_named(lambda stem: f"{stem}_%05d%s%n.mp4
 _kind("name in Latin-1", duty=PLAY)(_named(lambda stem: os.fsdecode(f"{stem}_caf\xe9.mp4".encode("latin-1"))))
 _kind("name with colons", duty=PLAY)(_named(lambda stem: f"{stem}::a:b.mp4"))
 _kind("name of a member")(_named(lambda stem: f"{stem}.tar::b.mp4"))
+
+
+# --- sound clips of rare kinds
+
+
+@_kind("announced discontinuity", ".ts", PLAY)
+def _announced(path: Path, rng: Random) -> None:
+    said = struct.pack(">BHBBB", 0x47, 0x100, 0x20, 183, 0x80) + b"\xff" * 182  # no payload, of the video's PID
+    path.write_bytes(sound("h264.ts") + said + sound("h264.ts", NUM_FRAMES))
+
+
+@_kind("pictures that are not coded", ".avi", PLAY)
+def _not_coded(path: Path, rng: Random) -> None:
+    left_out = rng.choice(NUM_FRAMES, 6, replace=False)
+    remux(
+        path, [sound("mpeg4.avi")], NUM_FRAMES, lambda packet: not_coded(packet, 3) if packet.pts in left_out else None
+    )

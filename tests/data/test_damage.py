@@ -1,6 +1,7 @@
 """Damaged, joined and patchy videos: refused by name, or shown as a plain decoding loop shows them."""
 
 import logging
+from itertools import count
 
 import av
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from fastvtp.data import frame_reader
 from fastvtp.data.decoding import Video, VideoDecodeError, probe
 from fastvtp.data.frame_table import Memory
-from tests.data.clips import damage_packet, decode_sequentially, frame_numbers, truncate, write_clip
+from tests.data.clips import damage_packet, decode_sequentially, frame_numbers, not_coded, remux, truncate, write_clip
 from tests.data.test_decoding import X264_B_FRAMES
 
 
@@ -207,28 +208,12 @@ def test_times_that_jump_back_do_not_mingle_two_recordings(tmp_path):
     assert read_everything(path) == [*range(24), *range(100, 124)]
 
 
-def not_coded(data, width):
-    """Turn a packet of MPEG-4 video into one that says "not coded" (ISO/IEC 14496-2, 6.2.5)."""
-    at = data.index(b"\0\0\1\xb6") + 4
-    bits = "".join(f"{byte:08b}" for byte in data[at : at + 8])
-    end = bits.index("0", 2) + 2 + width  # kind of picture, seconds, marker, ticks
-    bits = bits[: end + 1] + "0"
-    bits += "0" + "1" * (-(len(bits) + 1) % 8)
-    return bytes(data[:at]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
-
-
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
 def test_packets_without_a_picture_are_no_frames(tmp_path, name):
     whole = write_clip(tmp_path / "whole.mp4", 24, codec="mpeg4", gop=12, fps=24, options={"bf": "0"})
     path, left_out = tmp_path / name, {5, 6, 17}
-    with av.open(str(whole)) as read, av.open(str(path), "w") as write:
-        copy = write.add_stream_from_template(read.streams.video[0])
-        for number, packet in enumerate(packet for packet in read.demux(video=0) if packet.size):
-            data = bytes(packet)
-            changed = av.Packet(not_coded(data, 5) if number in left_out else data)
-            changed.pts, changed.dts, changed.time_base = packet.pts, packet.dts, packet.time_base
-            changed.is_keyframe, changed.stream = packet.is_keyframe, copy
-            write.mux(changed)
+    numbers = count()
+    remux(path, [whole.read_bytes()], 24, lambda packet: not_coded(packet, 5) if next(numbers) in left_out else None)
     assert len(decode_sequentially(path)) == 21
     read_everything(path)
 
