@@ -23,6 +23,7 @@ from fastvtp.data.notes import Notes
 from fastvtp.data.pipeline import Feed, build_pipeline, dali_formats, opener
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading, ClipShape
 from fastvtp.data.sampling import ClipAugmentation, check_framing
+from fastvtp.data.shard_indexing import index_named
 from fastvtp.data.shared_slots import sample_bytes
 from fastvtp.data.source import ClipSource, NoDecodableClipError
 from fastvtp.data.stream import Batches, SampleStream
@@ -291,6 +292,8 @@ class VideoTextLoader:
         left = None if self._batches.num_steps is None else self._batches.num_steps - done
         ahead = replace(self._batches, start_step=self._step, num_steps=left)
         self._source.stream = replace(self._stream, batches=ahead)
+        if self._feed is None:
+            index_named(record.video for record in self._records)
         self._feed = self._feed or Feed(
             self._source,
             num_workers=self._decoding.num_workers,

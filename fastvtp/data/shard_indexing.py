@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
-from fastvtp.data.locations import is_remote, suffix_of
+from tqdm import tqdm
+
+from fastvtp.data.locations import SEPARATOR, is_remote, member_of, suffix_of
 from fastvtp.data.storage import find_file
+from fastvtp.data.storage_settings import storage_settings
 from fastvtp.data.stored_file import UnreadableError
-from fastvtp.data.tar_index import TarListing, VideoFacts, index_tar, tar_listing
+from fastvtp.data.tar_index import TarListing, VideoFacts, index_tar, member_table, tar_listing
 from fastvtp.data.tar_samples import sample_key
 from fastvtp.data.video_files import VIDEO_SUFFIXES
 
+_TARS_AT_ONCE = 8
 _HEADER_TELLS = frozenset({".mp4", ".mov", ".m4v"})
 
 
@@ -90,3 +96,51 @@ def look_at_header(location: str) -> VideoFacts | None:
             return VideoFacts(codec.codec.canonical_name, stream.frames, keyframes, seconds, codec.height, codec.width)
     except (FFmpegError, OSError, IndexError, UnreadableError):
         return None
+
+
+def index_named(locations: Iterable[str]) -> None:
+    """Make the indexes that are missing of the tars whose members are named, several at once, with a progress bar.
+
+    A worker that is to read one video of a large tar has no time for that. Tars that cannot be read are passed over:
+    whoever reads a member says so.
+
+    Raises:
+        UserError: a URL whose filesystem is unknown, or needs a package that is not installed.
+    """
+    parts = (member_of(location) for location in locations if SEPARATOR in location)
+    tars = list(dict.fromkeys(part[0] for part in parts if part and _is_tar(part[0])))
+    if not tars:
+        return
+    with _alone_on_this_machine(), ThreadPoolExecutor(_TARS_AT_ONCE) as pool:
+        try:
+            # the bar shows where there is something to wait for, and on a terminal alone
+            for _ in tqdm(pool.map(_find_members, tars), "indexes of tars", len(tars), delay=2, disable=None):
+                pass
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _is_tar(archive: str) -> bool:
+    return archive.partition("?")[0].endswith(".tar")
+
+
+def _find_members(archive: str) -> None:
+    with suppress(UnreadableError):
+        member_table(archive)
+
+
+@contextmanager
+def _alone_on_this_machine() -> Iterator[None]:
+    """Let the processes of a run go one after the other: those that follow find the indexes that the first has made."""
+    folder = storage_settings().folder / "indexes"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a")  # noqa: SIM115
+    except OSError:  # nothing can be kept there either
+        yield
+        return
+    with lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

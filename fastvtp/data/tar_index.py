@@ -81,8 +81,8 @@ class MemberTable:
 
 
 class VideoFacts(NamedTuple):
-    """What the header of an mp4 or mov says of its video: codec as libav names it, frames, keyframes, seconds, and the
-    pixels of the coded picture."""
+    """What the header of an mp4 or mov says of its video: codec as libav names it, number of frames and of keyframes,
+    seconds, and the pixels of the coded picture. For whoever counts or chooses; decoding goes by the header itself."""
 
     codec: str
     frames: int

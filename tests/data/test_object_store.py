@@ -14,6 +14,7 @@ from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import Video
 from fastvtp.data.range_file import Scan
 from fastvtp.data.shards import tar_records
+from fastvtp.data.source import ClipSource
 from fastvtp.data.storage import UnreadableError, find_file, read_file
 from fastvtp.data.tar_index import SUFFIX, tar_listing
 from tests.data.loaders import make_loader
@@ -111,10 +112,16 @@ def test_order_and_pixels_are_those_of_plain_files(store, ten_clips, source):
     assert same(batches(records, 4, 2), expected[4:])  # a run that goes on
 
 
-def test_workers_and_ranks_read_the_same_from_a_store(store, ten_clips):
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_workers_read_the_same_from_a_store(store, ten_clips, workers):
+    expected = batches(plain(store, ten_clips), 0, 3, batch_size=4)
+    records = tars_over_http(store, ten_clips)
+    assert same(batches(records, 1, 2, batch_size=4, num_workers=workers), expected[1:])
+
+
+def test_ranks_read_the_same_from_a_store(store, ten_clips):
     expected = batches(plain(store, ten_clips), 0, 4, batch_size=4)
     records = tars_over_s3(store, ten_clips)
-    assert same(batches(records, 1, 3, batch_size=4, num_workers=2), expected[1:])
     for rank in range(2):
         mine = batches(records, 2, 2, batch_size=2, rank=rank, world_size=2)
         halves = [(video[2 * rank :][:2], *(part[2 * rank :][:2] for part in rest)) for video, *rest in expected[2:]]
@@ -188,6 +195,45 @@ def test_tars_of_a_store_are_indexed_several_at_a_time(store):
     assert [record.captions for record in tar_records(urls)] == [(f"{number}",) for number in range(40)]
     assert store.most_at_once > 3
     assert len(list(islice(tar_records(urls), 3))) == 3
+
+
+def test_tars_that_a_list_names_are_indexed_before_anything_is_read(store, ten_clips, tmp_path, seen_tars):
+    """Several at a time, and by the main process: a worker has the time of one file alone."""
+    names = [f"{number:02d}.tar" for number in range(12)]
+    for name in names:
+        write_tar(store.folder / "bucket" / name, [("a.mp4", ten_clips[0])])
+        store.stalls[f"bucket/{name}"] = 0.1
+    local = write_tar(tmp_path / "here.tar", [("a.mp4", ten_clips[0])])
+    records = [VideoRecord(name, f"{store.url}/bucket/{name}::a.mp4", ("",)) for name in (*names, "no.tar")]
+    records.append(VideoRecord("here", f"{local}::a.mp4", ("",)))
+    given = {"num_frames": 2, "image_size": 24, "batch_size": 4, "train": False, "num_workers": 0, "decoder": "pyav"}
+    with make_loader(records, None, **given) as loader:
+        ready = len(seen_tars)
+        seen = [number for batch in loader for number in batch.sample_ids.tolist()]
+        assert loader.bad_files == {records[12].video: "its tar: no such object (404)"}
+    assert seen == [*range(12), 13]
+    assert (ready, len(seen_tars)) == (0, 13)
+    assert store.most_at_once > 3
+
+
+@pytest.fixture
+def seen_tars(monkeypatch) -> list[int]:
+    """The sizes of the tars that are looked through; to look through one while a sample is made fails."""
+    sizes: list[int] = []
+    read, attempt = tar_index.read_members, ClipSource.attempt
+
+    def looked_through(file: Any, size: int, *rest: Any) -> Any:
+        sizes.append(size)
+        return read(file, size, *rest)
+
+    def attempted(source: ClipSource, *which: int) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tar_index, "read_members", None)
+            return attempt(source, *which)
+
+    monkeypatch.setattr(tar_index, "read_members", looked_through)
+    monkeypatch.setattr(ClipSource, "attempt", attempted)
+    return sizes
 
 
 def test_an_index_beside_a_remote_tar_is_used(store, tmp_path):

@@ -213,25 +213,29 @@ def test_lasting_faults_of_any_filesystem_are_not(faulty, error, reason):
     assert len(faulty) == 1
 
 
-def test_a_pass_over_a_faulty_store_ends_and_names_every_bad_object(store, ten_clips, monkeypatch):
-    """One in twenty is missing, one in twenty does not answer, one answers late, a tar is gone."""
+@pytest.mark.parametrize(
+    ("each", "workers"), [(1, 0), pytest.param(4, 2, marks=pytest.mark.long)], ids=["small", "workers"]
+)
+def test_a_pass_over_a_faulty_store_ends_and_names_every_bad_object(store, ten_clips, monkeypatch, each, workers):
+    """Of ten objects one is missing and one does not answer in time, one answers late; a tar is gone."""
     patch_storage(monkeypatch, request_seconds=1, object_seconds=2, tries=2)
-    urls = [store.put(f"bucket/{i}.mp4", ten_clips[i % 10].read_bytes()) for i in range(40)]
+    total = 10 * each
+    urls = [store.put(f"bucket/{i}.mp4", ten_clips[i % 10].read_bytes()) for i in range(total)]
     records = [VideoRecord(url, url, ("",)) for url in urls]
     write_shards(store.folder / "bucket", ten_clips[:4], 2)
     records += tar_records(f"{store.url}/bucket/{{00000..00001}}.tar")
-    store.missing |= {"bucket/3.mp4", "bucket/17.mp4"}
-    store.stalls |= {"bucket/8.mp4": 30, "bucket/30.mp4": 30, "bucket/11.mp4": 0.1}
+    store.missing |= {f"bucket/{number}.mp4" for number in range(3, total, 20)}
+    store.stalls |= {f"bucket/{number}.mp4": 30 for number in range(8, total, 20)} | {"bucket/5.mp4": 0.1}
     store.missing |= {"bucket/00001.tar"}
     for tar in (0, 1):
         remote.forget(f"{store.url}/bucket/0000{tar}.tar")
-    given = {"num_frames": 2, "image_size": 24, "batch_size": 4, "train": False, "num_workers": 2}
+    given = {"num_frames": 2, "image_size": 24, "batch_size": 4, "train": False, "num_workers": workers}
     with make_loader(records, None, decoder="pyav", **given) as loader:
         seen = sorted(number for batch in loader for number in batch.sample_ids.tolist())
         bad = loader.bad_files
-    lost = {3: "no such object (404)", 17: "no such object (404)", 8: "no answer", 30: "no answer"}
-    lost |= {42: "its tar: no such object (404)", 43: "its tar: no such object (404)"}
-    assert seen == [number for number in range(44) if number not in lost]
+    lost = dict.fromkeys(range(3, total, 20), "no such object (404)") | dict.fromkeys(range(8, total, 20), "no answer")
+    lost |= dict.fromkeys((total + 2, total + 3), "its tar: no such object (404)")
+    assert seen == [number for number in range(total + 4) if number not in lost]
     assert sorted(bad) == sorted(records[number].video for number in lost)
     for number, reason in lost.items():
         assert reason in bad[records[number].video]
