@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -19,6 +20,8 @@ from fastvtp.data.stored_file import UnreadableError
 from fastvtp.data.tar_index import TarListing, VideoFacts, index_tar, member_table, tar_listing
 from fastvtp.data.tar_samples import sample_key
 from fastvtp.data.video_files import VIDEO_SUFFIXES
+
+logger = logging.getLogger(__name__)
 
 _TARS_AT_ONCE = 8
 _HEADER_TELLS = frozenset({".mp4", ".mov", ".m4v"})
@@ -141,6 +144,11 @@ def _alone_on_this_machine() -> Iterator[None]:
         yield
         return
     with lock:
-        with suppress(OSError):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("%s: waits until another process has made the indexes of its tars", folder)
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a filesystem without locks
+            pass
         yield

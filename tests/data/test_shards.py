@@ -1,12 +1,17 @@
 """Data sets in tars: which tars there are, which files are one sample, and what is said of it."""
 
+import fcntl
+import logging
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 
 from fastvtp.data.annotations import VideoRecord, annotations_digest
+from fastvtp.data.shard_indexing import index_named
 from fastvtp.data.shard_names import braces_expanded, tars_of
 from fastvtp.data.shards import sample_key, tar_records, tar_samples
+from fastvtp.data.tar_index import SUFFIX
 from fastvtp.errors import UserError
 from tests.data.object_store import patch_storage
 from tests.data.tars import write_tar
@@ -224,3 +229,18 @@ def test_records_of_the_same_clip_are_known_by_location():
 
     assert clip("/f/./0.tar::a.mp4") == clip("/f//0.tar::a.mp4") != clip("/f/0.tar::b.mp4")
     assert clip("s3://bucket/a.mp4")[0] == "s3://bucket/a.mp4"
+
+
+def test_processes_make_the_indexes_of_named_tars_one_after_the_other(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    tar = write_tar(tmp_path / "0.tar", [("a.mp4", b"one")])
+    (tmp_path / "cache" / "indexes").mkdir(parents=True)
+    with ThreadPoolExecutor() as pool:
+        with open(tmp_path / "cache" / "indexes" / ".lock", "a") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            waiting = pool.submit(index_named, [f"{tar}::a.mp4", f"{tmp_path}/no.tar::a.mp4", "/films/a.mp4"])
+            assert wait([waiting], 0.2).not_done
+            assert not Path(f"{tar}{SUFFIX}").exists()
+        waiting.result(20)
+    assert Path(f"{tar}{SUFFIX}").exists()
+    assert "waits until another process has made the indexes" in caplog.text
