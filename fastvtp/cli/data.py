@@ -156,8 +156,10 @@ def show(
     and --json says what was drawn for each of them: its span, frames, times, window, mirroring and caption.
     """
     from fastvtp.data.draws import draws_of
-    from fastvtp.visualization.contact_sheet import contact_sheet
+    from fastvtp.visualization.contact_sheet import can_be_written, contact_sheet
 
+    if not can_be_written(sheet.output):
+        raise UserError(f"--output {sheet.output}: expected the name of a picture, such as sheet.png")
     shown = _shown(source, overrides or [], preset, lists)
     seed = shown["seed"] if sheet.seed is None else sheet.seed
     draws = list(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -76,16 +77,19 @@ class FolderContent:
         except OSError:
             return False
 
-    def find(self, name: str, *, pictures: bool = False) -> str | None:
+    def find(self, name: str, *, pictures: bool = False, prefer: Callable[[str], bool] | None = None) -> str | None:
         """Find a file, or a folder of frames, by its path from here or by its name alone, whose suffix may be missing
-        or another than here. pictures: look among pictures, and files without a suffix, as well.
+        or another than here. pictures: look among pictures, and files without a suffix, as well. prefer: tells of the
+        name of a folder whether what lies in it goes before files of the same name elsewhere.
 
-        Returns its absolute path, or None."""
+        Returns its absolute path, or None.
+        """
         paths, names = self._with_pictures if pictures else self._index
         for known, wanted in ((paths, without_suffix(name)), (names, without_suffix(name).rsplit("/", 1)[-1])):
             if (found := known.get(wanted)) is not None:
                 exact = [path for path in found if path == name]
-                return os.path.join(self.root, (exact or found)[0])
+                near = [path for path in found if prefer is not None and any(map(prefer, path.split("/")[:-1]))]
+                return os.path.join(self.root, (exact or near or found)[0])
         return None
 
     def others_of(self, name: str) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -19,6 +20,7 @@ from fastvtp.visualization.drawing import (
 )
 
 MOST_PIXELS_ACROSS = 4096
+MOST_CHARACTERS = 1000
 _LEAST_TEXT_WIDTH = 640
 
 
@@ -37,9 +39,15 @@ class SheetClip:
     caption: str
 
 
+def can_be_written(path: Path) -> bool:
+    """Tell whether a picture can be saved under that name, by its suffix."""
+    return Image.registered_extensions().get(path.suffix.lower()) in Image.SAVE
+
+
 def contact_sheet(clips: Sequence[SheetClip], heading: str = "") -> Image.Image:
     """Draw clips below each other, the frames of each in a row, at their own size or, where they would go beyond
-    `MOST_PIXELS_ACROSS`, all of the sheet's smaller by one factor, which the heading says.
+    `MOST_PIXELS_ACROSS`, all of the sheet's smaller by one factor, which the heading says. Captions of more than
+    `MOST_CHARACTERS` are cut there, and say so.
 
     Raises ValueError for no clip, or frames of another shape or dtype.
     """
@@ -73,6 +81,8 @@ def _row(clip: SheetClip, scale: float) -> Image.Image:
 
 
 def _paragraph(text: str, width: int) -> Image.Image:
+    if len(text) > MOST_CHARACTERS:
+        text = f"{text[:MOST_CHARACTERS]} ... (the first {MOST_CHARACTERS} of {len(text)} characters)"
     words = text.split()
     return draw_words(words, ["plain"] * len(words), width)
 

@@ -68,6 +68,7 @@ def test_what_cannot_be_used_ends_with_the_code_1(command, folder):
         (("show", "simvtp_tini"), "no recipe 'simvtp_tini'; did you mean 'simvtp_tiny'?"),
         (("show", "list.jsonl", "frames=3"), "no setting 'frames'; did you mean 'num_frames'?"),
         (("show", "list.jsonl", "fps=3", "frame_stride=2"), "fps 3 and frame_stride 2 both say"),
+        (("show", "list.jsonl", "--output", "s.txt"), "--output s.txt: expected the name of a picture, such as"),
     ],
 )
 def test_a_mistake_is_one_line(command, arguments, complaint):

@@ -226,6 +226,11 @@ def test_classes_of_a_table_that_are_numbers_are_numbers(tmp_path):
     assert (made.labels, len(made.class_names)) == ((10, 2), 11)
 
 
+def test_classes_that_pandas_wrote_as_fractions_are_numbers(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,1.0\nb.mp4,0.0\n")
+    assert load_classes(tmp_path / "list.csv").labels == (1, 0)
+
+
 def test_a_list_that_may_be_several_is_refused_with_their_names(tmp_path):
     path = write_lines(tmp_path / "list.jsonl", {"clip_name": "a", "file_name": "a.mp4", "caption": "x"})
     with pytest.raises(UserError) as caught:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fastvtp.visualization.contact_sheet import MOST_PIXELS_ACROSS, SheetClip, contact_sheet
+from fastvtp.visualization.contact_sheet import MOST_CHARACTERS, MOST_PIXELS_ACROSS, SheetClip, contact_sheet
 
 
 def clip(num_frames=3, height=20, width=32, **texts):
@@ -47,3 +47,8 @@ def test_what_is_no_clip_is_refused():
         contact_sheet([])
     with pytest.raises(ValueError, match=r"frames must be uint8 \[T, H, W, 3\], got float64"):
         contact_sheet([SheetClip(np.zeros((2, 4, 4, 3)), [], "", "", "")])
+
+
+def test_a_huge_caption_is_cut():
+    sheet = contact_sheet([clip(caption="word " * 100_000)])
+    assert sheet.height < contact_sheet([clip(caption="word " * (MOST_CHARACTERS // 5))]).height + 100

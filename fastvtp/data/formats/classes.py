@@ -151,20 +151,25 @@ def _hmdb_lists(source: ListSource) -> list[Path]:
     CAPTIONS,
     searched=True,
     fits=lambda source: (
-        {"id", "template"} <= set(source.first)
-        or (set(source.first) == {"id"} and source.path.name.startswith("something-something"))
+        {"id", "template"} <= set(source.first) or (set(source.first) == {"id"} and _is_of_ssv2(source))
     ),
     class_names=lambda source: _ssv2_names(source),
 )
 def ssv2(source: ListSource) -> Iterator[Row]:
-    """something-something-v2-train.json and others: the class is the template without its brackets, numbered by
-    labels.json beside the list; the caption is the label."""
+    """something-something-v2-train.json or labels/train.json, and others: the class is the template without its
+    brackets, numbered by labels.json beside the list; the caption is the label."""
     for place, row in source.objects():
         fields: dict[str, Any] = {"video": text(row, "id", place)}
         if "template" in row:
             label = text(row, "template", place).replace("[", "").replace("]", "")
             fields |= {"label": label, "caption": text(row, "label", place)}
         yield Row(place, fields)
+
+
+def _is_of_ssv2(source: ListSource) -> bool:
+    """Tell whether a list of ids alone, as test sets are, bears the name of one or lies beside the names of classes."""
+    alone = source.path.name == "test.json" and source.beside("labels.json") is not None
+    return alone or source.path.name.startswith("something-something")
 
 
 def _ssv2_names(source: ListSource) -> tuple[str, ...] | None:

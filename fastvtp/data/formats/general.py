@@ -46,6 +46,7 @@ USUAL = {
     "end": ("end", "end_time"),
     "split": ("split",),
 }  # fmt: skip
+_WHOLE = re.compile(r"\d+(\.0+)?")
 _SHARD = re.compile(r"(.+?)[-_.]\d+(?:-of-\d+)?\.parquet")
 
 
@@ -145,8 +146,8 @@ def _named(row: Mapping[str, Any], columns: Mapping[str, str], place: str) -> di
         value = row.get(column)
         if name == "caption":
             fields[name] = caption(row, column, place)
-        elif name == "label" and isinstance(value, str) and value.strip().isdecimal():
-            fields[name] = int(value)  # of a table of texts
+        elif name == "label" and isinstance(value, str | float) and _WHOLE.fullmatch(str(value).strip()):
+            fields[name] = int(float(value))  # of a table of texts, and as pandas writes a column with gaps
         elif name == "id" or (name == "video" and isinstance(value, int)):
             fields |= {} if value in (None, "") else {name: str(value)}
         elif name in ("start", "end", "start_frame", "end_frame", "split", "type"):

@@ -199,10 +199,11 @@ class Listing:
             return row, self._by_path(video)
         if self._content is None:
             return row, located(video if known_suffix(video) else f"{video}.mp4", self._folder)
-        location = self._by_name(video)
+        split = row.fields.get("split")
+        location = self._by_name(video, split)
         if location is None and row.whole is not None:
             name, start, end = row.whole
-            if (location := self._by_name(name)) is not None:
+            if (location := self._by_name(name, split)) is not None:
                 row = row._replace(fields={**row.fields, "id": row.fields.get("id", video), "start": start, "end": end})
         if location is not None:
             self._found.setdefault(location, video)
@@ -219,11 +220,14 @@ class Listing:
             logger.warning("%s: %s is not listed: names become %s/NAME.mp4", self.path, self._folder, self._folder)
         return content
 
-    def _by_name(self, video: str) -> str | None:
+    def _by_name(self, video: str, split: object = None) -> str | None:
         content = self._content
         assert content is not None  # there is nothing to find in what cannot be listed
-        location = content.find(video, pictures=self.entry.pictures)
-        if location is not None and not self.entry.pictures and content.others_of(video):
+        own = None if split is None else split_name(split)
+        folder_of_split = None if own is None else lambda folder: split_name(folder) == own
+        location = content.find(video, pictures=self.entry.pictures, prefer=folder_of_split)
+        several = location is not None and not self.entry.pictures and content.others_of(video)
+        if several and not (own is not None and own in map(split_name, str(location).split("/"))):
             self._several.setdefault(video)
         return location
 

@@ -91,7 +91,10 @@ def youcook2(source: ListSource) -> Iterator[Row]:
     for name, video in object_of(document(source, "database"), f"{source.path}, database").items():
         place = f"{source.path}, {name!r}"
         split = text(object_of(video, place), "subset", place)
-        for said in video.get("annotations", ()):
+        annotations = video.get("annotations", [])
+        if not isinstance(annotations, list):
+            raise UserError(f"{place}: field 'annotations': expected a list of objects, got {annotations!r}")
+        for said in annotations:
             ((start, end),) = pairs({"segment": [object_of(said, place).get("segment")]}, "segment", place)
             fields = {"video": name, "caption": caption(said, "sentence", place), "split": split}
             yield Row(place, fields | {"start": start, "end": end})

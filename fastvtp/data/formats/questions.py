@@ -75,7 +75,8 @@ def activitynet_qa(source: ListSource) -> Iterator[Row]:
         fields = {"question": text(row, "question", place), "answer": text(answer, "answer", where)}
         fields |= {"type": str(answer["type"])} if "type" in answer else {}
         video = text(row, "video_name", place)
-        yield Row(place, {"video": video if video.startswith("v_") else f"v_{video}", **fields, "id": name})
+        is_file = video.startswith("v_") and not name.startswith(f"v_{video}_")  # ids of videos may begin so as well
+        yield Row(place, {"video": video if is_file else f"v_{video}", **fields, "id": name})
 
 
 @list_format(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from fastvtp.errors import UserError
 
 CAPTIONS, QUESTIONS, LABEL, LABELS = "captions", "questions", "label", "labels"
 TELLINGS = {CAPTIONS: "captions", QUESTIONS: "questions", LABEL: "a class each", LABELS: "any number of classes each"}
+
+_MOST = 1e300  # of a pair; not NaN, not infinite, no whole number beyond the floats
 
 # what an official split is called elsewhere
 _SPLITS = {"training": "train", "validation": "val", "validate": "val", "valid": "val", "testing": "test"}
@@ -130,8 +133,11 @@ def number(row: Mapping[str, Any], name: str, place: str) -> float:
     try:
         if isinstance(value, bool):
             raise TypeError
-        return float(value)  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError):
+        made = float(value)  # pyright: ignore[reportArgumentType]
+        if not math.isfinite(made):
+            raise ValueError
+        return made
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{place}: field '{name}': expected a number, got {_short(value)}") from None
 
 
@@ -177,7 +183,9 @@ def _because(source: ListSource) -> str:
 
 def _is_pair(value: Any) -> bool:
     numbers = isinstance(value, list) and len(value) == 2
-    return numbers and all(isinstance(each, int | float) and not isinstance(each, bool) for each in value)
+    return numbers and all(
+        isinstance(each, int | float) and not isinstance(each, bool) and abs(each) < _MOST for each in value
+    )
 
 
 def _short(value: Any) -> str:
