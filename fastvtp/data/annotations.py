@@ -148,6 +148,7 @@ def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
     listing.close(len(records), captions=sum(len(record.captions) for record in records.values()))
     if not records:
         raise UserError(f"{listing.path}: all captions are empty") if listing.empty else listing.nothing()
+    listing.say_repeated_ids([record.id for record in records.values()])
     return list(records.values())
 
 
@@ -169,6 +170,7 @@ def load_videos(path: str | os.PathLike[str]) -> list[VideoRecord]:
     listing.close(len(records))
     if not records:
         raise listing.nothing()
+    listing.say_repeated_ids([record.id for record in records.values()])
     return list(records.values())
 
 

@@ -115,6 +115,7 @@ def load_classes(
     listing.close(len(rows))
     if not rows:
         raise listing.nothing()
+    listing.say_repeated_ids([record.id for _, record, _ in rows])
     if class_names is None:
         class_names = listing.class_names()
     names = _names_of(rows) if class_names is None else tuple(class_names)

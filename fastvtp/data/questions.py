@@ -59,12 +59,13 @@ def load_questions(path: str | os.PathLike[str]) -> QuestionSet:
         FileNotFoundError: nothing there.
         UserError: a malformed line, with file, line number and field; no questions.
     """
-    listing, rows = Listing(path, QUESTIONS), []
+    listing, rows, named = Listing(path, QUESTIONS), [], []
     for row, location in listing:
         said = row.fields
         if listing.entry.searched and said.get("options", ()).count(said["answer"]) > 1:
             listing.dropped_questions += 1
             continue
+        named += [said["id"]] if isinstance(said.get("id"), str) else []  # others are called by their videos
         rows.append(_question(said, listing.source.folder, row.place, location))
     if listing.dropped_questions:
         number = listing.dropped_questions
@@ -72,6 +73,7 @@ def load_questions(path: str | os.PathLike[str]) -> QuestionSet:
     listing.close(len({row[0].video for row in rows}), questions=len(rows))
     if not rows:
         raise listing.nothing("questions")
+    listing.say_repeated_ids(named)
     records, answers, kinds, options = zip(*rows, strict=True)
     return QuestionSet(records, answers, kinds, options)
 

@@ -72,8 +72,7 @@ def recognise(source: ListSource, wanted: str | None = None) -> ListFormat:
         return fits[0]
     if source.suffix in JSON_LINES:
         return general.jsonl  # whose reader says what is wrong with its lines
-    because = f"; it is {source.fault}" if source.fault else ""
-    raise UserError(f"{source.path}: expected {EXPECTED[wanted]}{because}")
+    raise UserError(f"{source.path}: expected {EXPECTED[wanted]}{_seen(source)}")
 
 
 def _has_own_columns(entry: ListFormat, source: ListSource, named: Mapping[str, str]) -> bool:
@@ -81,3 +80,20 @@ def _has_own_columns(entry: ListFormat, source: ListSource, named: Mapping[str, 
     that the format may call otherwise."""
     strange = not {*source.first, *source.cells} & set(named.values())
     return not (entry.general or entry.own) and (strange or set(named) <= set(entry.columns))
+
+
+def _seen(source: ListSource) -> str:
+    """Say what is in a file that fits no format."""
+    if source.fault:
+        return f"; it is {source.fault}"
+    if not source.path.is_file():
+        return ""
+    if not source.first_line:
+        nul = source.path.stat().st_size > 0 and not source.head
+        return "; it holds NUL bytes: is it UTF-16 without a byte-order mark?" if nul else "; it is empty"
+    if source.first:
+        return f"; its first object has the fields {', '.join(map(repr, source.first))}"
+    mark = next((mark for mark in ";|" if mark in source.first_line), None)
+    doubt = "" if mark is None else f": is {mark!r} the delimiter? Tabs and commas are"
+    line = source.first_line if len(source.first_line) <= 80 else f"{source.first_line[:80]}..."
+    return f"; its first line is {line!r}{doubt}"

@@ -14,6 +14,7 @@ from fastvtp.data.formats.registry import (
     LABEL,
     LABELS,
     QUESTIONS,
+    ListFormat,
     Row,
     caption,
     list_format,
@@ -179,6 +180,14 @@ def _columns(source: ListSource, names: list[str], *, strict: bool = True) -> di
         has = ", ".join(map(repr, names)) or "none"
         raise UserError(f"{source.path}: no column for the video among {has}: say columns.video=NAME")
     return found
+
+
+def columns_of(source: ListSource, entry: ListFormat) -> tuple[dict[str, str], list[str]]:
+    """Return which column, or field of the first object, holds what, and those that are not read."""
+    names = [*source.first] or source.cells
+    by_name = {name: name for name in USUAL if name in names} | ({"image": "image"} if "image" in names else {})
+    read = _columns(source, names, strict=False) if entry.columns else by_name
+    return read, [name for name in names if name not in read.values()]
 
 
 @list_format(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from fastvtp.data.formats import general
 from fastvtp.data.formats.catalogue import EXPECTED, recognise
 from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.registry import LABEL, LABELS, TELLINGS, Row, split_name
@@ -20,6 +23,14 @@ from fastvtp.errors import UserError
 logger = logging.getLogger(__name__)
 
 _NAMED = 5
+_LIKE_A_SPAN = re.compile(r"(?:^|_)(?:start|end|begin|stop|timestamps?)(?:_|$)|^(?:start|end)[A-Z]", re.ASCII)
+# texts, tables, features and the like that lie beside videos
+_BESIDE_VIDEOS = frozenset(
+    {
+        *(".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".vtt", ".srt", ".wav", ".mp3", ".npy", ".npz", ".pt"),
+        *(".pkl", ".xml", ".yaml", ".yml", ".log", ".html", ".py", ".sh", ".pdf"),
+    }
+)
 ALL = "all"
 
 
@@ -144,6 +155,7 @@ class Listing:
             if name not in self.entry.columns:
                 of = f"{self.entry.title} has its own"
                 logger.warning("%s: columns.%s=%s is not looked at: %s", self.path, name, column, of)
+        self._say_unread()
         if self.empty:
             logger.warning("%s: %d empty captions are left out", self.path, self.empty)
         if self._bad_spans:
@@ -160,6 +172,33 @@ class Listing:
             remark = f" ({self.entry.remark})" if self.entry.remark else ""
             numbers = "".join(f", {count} {name}" for name, count in {"videos": videos, **counts}.items())
             logger.info("%s: %s%s%s%s", self.source.path.name, self.entry.title, remark, split, numbers)
+
+    def _say_unread(self) -> None:
+        """Say which columns are not read, and which files of a folder are not."""
+        if self.entry in (general.jsonl, general.vindlu, general.table, general.huggingface):
+            read, unread = general.columns_of(self.source, self.entry)
+            if spans := [name for name in unread if _LIKE_A_SPAN.search(name)]:
+                named = "start, end, start_frame or end_frame"
+                logger.warning("%s: no span is read from %s: expected %s", self.path, ", ".join(spans), named)
+            if unread and self.entry.columns:
+                said = ", ".join(f"{name}={column}" for name, column in read.items())
+                logger.info("%s: %s; not read: %s", self.source.path.name, said, _few(unread))
+        if self.entry in (general.folder, general.class_folders):
+            content = content_of(self.source.path)
+            others = {suffix: count for suffix, count in content.others.items() if suffix not in _BESIDE_VIDEOS}
+            if others:
+                held = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(others.items()))
+                logger.warning("%s: files of other suffixes than videos are passed over: %s", self.path, held)
+            top = [name for name in content.videos if "/" not in name]
+            if top and self.entry is general.class_folders:
+                ours = f"{len(top)} videos in no folder of a class are passed over"
+                logger.warning("%s: %s: %s", self.path, ours, _few(top))
+
+    def say_repeated_ids(self, ids: Sequence[str]) -> None:
+        """Warn where several records bear one id: reports and features call them by it."""
+        if len(set(ids)) < len(ids):
+            repeated = [name for name, count in Counter(ids).items() if count > 1]
+            logger.warning("%s: %d ids are of several records: %s", self.path, len(repeated), _few(repeated))
 
     def nothing(self, what: str = "videos") -> UserError:
         """Return the error for a list without any; of a folder it says what is there instead."""

@@ -1,0 +1,68 @@
+"""What of a list is not read, and what is said of one that cannot be."""
+
+import logging
+
+import pytest
+
+from fastvtp.data.annotations import load_annotations, load_videos
+from fastvtp.data.classes import load_classes
+from fastvtp.data.questions import load_questions
+from fastvtp.errors import UserError
+from tests.data.clips import write_lines
+
+
+@pytest.mark.parametrize(
+    ("content", "seen"),
+    [
+        (b"a;b\n1;2\n", "; its first line is 'a;b': is ';' the delimiter? Tabs and commas are"),
+        (b"a|b\n1|2\n", "; its first line is 'a|b': is '|' the delimiter? Tabs and commas are"),
+        (b"some,thing\n", "; its first line is 'some,thing'"),
+        (b"", "; it is empty"),
+        ("video,caption\n".encode("utf-16-le"), "; it holds NUL bytes: is it UTF-16 without a byte-order mark?"),
+    ],
+)
+def test_a_list_that_fits_no_format_is_refused_with_what_is_in_it(tmp_path, content, seen):
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_annotations(tmp_path / "list.csv")
+    assert str(caught.value).startswith(f"{tmp_path}/list.csv: expected a .jsonl file")
+    assert str(caught.value).endswith(seen)
+
+
+def test_columns_that_are_not_read_are_said(tmp_path, caplog):
+    (tmp_path / "list.csv").write_text("path,text,start_sec,end_sec\na.mp4,x,1,2\n")
+    own = write_lines(tmp_path / "own.jsonl", {"video": "a.mp4", "caption": "x", "clip_start": 1, "weekend": 2})
+    with caplog.at_level(logging.INFO):
+        load_annotations(tmp_path / "list.csv")
+        load_annotations(own)
+    expected = "expected start, end, start_frame or end_frame"
+    assert f"{tmp_path}/list.csv: no span is read from start_sec, end_sec: {expected}" in caplog.messages
+    assert "list.csv: video=path, caption=text; not read: start_sec, end_sec" in caplog.messages
+    assert f"{own}: no span is read from clip_start: {expected}" in caplog.messages
+
+
+def test_ids_of_several_records_are_said_once(tmp_path, caplog):
+    captions = write_lines(
+        tmp_path / "own.jsonl", *({"video": f"{n}.mp4", "caption": "x", "id": "same"} for n in range(3))
+    )
+    classes = write_lines(tmp_path / "c.jsonl", *({"video": f"{n}.mp4", "label": "x", "id": "same"} for n in range(3)))
+    row = {"video": "a.mp4", "question": "who?", "answer": "x"}
+    questions = write_lines(tmp_path / "q.jsonl", row, row, {**row, "id": "same"}, {**row, "id": "same"})
+    for load, path in ((load_annotations, captions), (load_videos, captions), (load_classes, classes)):
+        caplog.clear()
+        load(path)
+        assert caplog.messages == [f"{path}: 1 ids are of several records: same"]
+    caplog.clear()
+    load_questions(questions)
+    assert caplog.messages == [f"{questions}: 1 ids are of several records: same"]
+
+
+def test_files_of_a_folder_that_are_not_read_are_counted(tmp_path, caplog):
+    for name in ("run/0.mp4", "run/1.rm", "sit/2.rm", "top.mp4", "run/0.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    load_classes(tmp_path)
+    assert caplog.messages == [
+        f"{tmp_path}: files of other suffixes than videos are passed over: .rm (2)",
+        f"{tmp_path}: 1 videos in no folder of a class are passed over: top.mp4",
+    ]
