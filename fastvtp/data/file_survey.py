@@ -133,7 +133,7 @@ def probe_files(
         helper = idle.get()
         try:
             return helper.call(probe_file, video, tuple(videos[video]))
-        except UserError as error:
+        except (UserError, OSError) as error:
             return FileProbe(str(error))
         finally:
             idle.put(helper)

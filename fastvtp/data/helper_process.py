@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import subprocess
@@ -18,7 +17,6 @@ from fastvtp.errors import UserError
 
 T = TypeVar("T")
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _TRIES = 2  # of a helper that is lost on a file: it may have been the machine, not the file
 
 
@@ -92,7 +90,7 @@ class Helper:
 
         Raises:
             UserError: as the function does; another error of its own becomes one that names it.
-            OSError: there is no room to write.
+            OSError: as the function does, such as where there is no room to write.
             LostOnFileError: it took longer than `seconds`, or its process ended, on two tries.
         """
         lost = "was stopped"
@@ -148,11 +146,11 @@ def serve(connection: Connection) -> None:
                 answer = function(*arguments), None
             except UserError as error:
                 answer = None, error
+            except OSError as error:  # made anew: those of libav cannot be pickled
+                said = error.strerror or str(error) or type(error).__name__
+                answer = None, OSError(error.errno or 0, said, error.filename)
             except Exception as error:  # what libraries raise over a file that nobody foresaw is about that file
-                if (number := getattr(error, "errno", None)) in _NO_ROOM:
-                    answer = None, OSError(number, os.strerror(number))
-                else:
-                    answer = None, UserError(f"{type(error).__name__}: {error}".splitlines()[0])
+                answer = None, UserError(f"{type(error).__name__}: {error}".splitlines()[0])
             to_parent.send(answer)
         except (EOFError, ConnectionError):  # this process is not needed any longer
             return

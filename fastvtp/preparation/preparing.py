@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +18,14 @@ from fastvtp.preparation.encoding import check_codec
 from fastvtp.preparation.engines import Engine, share_of
 from fastvtp.preparation.finishing import finish
 from fastvtp.preparation.items import digest_of
+from fastvtp.preparation.locks import SharedFolder
 from fastvtp.preparation.reading import read_items
 from fastvtp.preparation.scenes import check_scenes
 from fastvtp.preparation.settings import Preparation, claim
 from fastvtp.preparation.shard import (
     SURVEY_FOLDER,
     ShardWork,
+    delete,
     finished,
     is_surveyed,
     survey_shard,
@@ -92,8 +93,14 @@ def _prepare(
     if settings.cuts.scenes:
         check_scenes()
     works = _works(source, output, settings, running.file_seconds)
-    if running.part is None:
-        clear(output)
+    with SharedFolder(output) as folder:
+        return _prepare_shards(works, output, settings, running, folder)
+
+
+def _prepare_shards(
+    works: Sequence[ShardWork], output: Path, settings: Preparation, running: Running, folder: SharedFolder
+) -> dict[str, Any] | None:
+    folder.if_alone(lambda: clear(output))
     own = share_of(works, running.part)
     todo = [work for work in own if finished(work) is None]
     if len(todo) < len(own):
@@ -108,7 +115,7 @@ def _prepare(
         running.engine.run([(work, decided.get(work.name)) for work in todo], write_shard, bar.update)
     if missing := [work.name for work in works if finished(work) is None]:
         return _wait(output, f"shards {_some(missing)} are up to other jobs; the last one writes dataset.json")
-    return _finish(works, output, alone=running.part is None)
+    return _finish(works, output, folder)
 
 
 def conclude(source: str | os.PathLike[str], output: str | os.PathLike[str], settings: Preparation) -> dict[str, Any]:
@@ -120,12 +127,12 @@ def conclude(source: str | os.PathLike[str], output: str | os.PathLike[str], set
     works = _works(source, output, settings)
     if missing := [work.name for work in works if finished(work) is None]:
         raise UserError(f"{output}: shards {_some(missing)} of {len(works)} are not finished")
-    return _finish(works, output, alone=True)
+    with SharedFolder(output) as folder:
+        return _finish(works, output, folder)
 
 
-def _finish(works: Sequence[ShardWork], output: Path, *, alone: bool) -> dict[str, Any]:
-    if alone:  # else another job may be at the same, with temporary names of its own
-        clear(output)
+def _finish(works: Sequence[ShardWork], output: Path, folder: SharedFolder) -> dict[str, Any]:
+    folder.if_alone(lambda: clear(output))
     report = finish(works, output)
     if not report["samples"]:
         first = report["rejected"]["clips"][0]
@@ -148,10 +155,7 @@ def _works(
 def clear(output: Path) -> None:
     """Delete what interrupted runs left under temporary names."""
     for path in [*output.glob(".*.tmp"), *(output / SURVEY_FOLDER).glob(".*.tmp")]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        delete(path)
 
 
 def _survey(own: Sequence[ShardWork], works: Sequence[ShardWork], running: Running) -> None:

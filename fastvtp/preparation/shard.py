@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 import tarfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,17 +20,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fastvtp.data.decoding import VideoDecodeError
 from fastvtp.data.helper_process import Helper, LostOnFileError, lent_helper
 from fastvtp.data.shard_indexing import index_tars
+from fastvtp.data.stored_file import UnreadableError
 from fastvtp.data.tar_index import SUFFIX
 from fastvtp.errors import UserError
 from fastvtp.files import sync, write_atomically
 from fastvtp.preparation.encoding import WrittenClip
 from fastvtp.preparation.items import Item, digest_of
+from fastvtp.preparation.locks import shard_lock
 from fastvtp.preparation.settings import FORMAT_VERSION, Preparation
 from fastvtp.preparation.work import Rejection, Sample, survey, write_sample
 
 SURVEY_FOLDER = "survey"
+
+OF_THE_SOURCE = (VideoDecodeError, UnreadableError, LostOnFileError)
+"""Errors by which a sample is rejected; any other one ends the run."""
 
 _BLOCK = 1 << 20
 
@@ -67,11 +74,6 @@ class ShardWork:
     def model_file(self, what: str) -> Path:
         """Return where stands what a model said of its samples: "embeddings" or "similarity"."""
         return self.survey.with_suffix(f".{what}.safetensors")
-
-    @property
-    def scratch(self) -> Path:
-        """Where clips are written before they go into the tar."""
-        return self.output / f".{self.name}.tmp"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -128,21 +130,32 @@ def write_shard(
     decided: by `place_of` a sample, the "scores" that it was given and, if it goes, by which rule and why ("rejected"),
     of what was decided over all samples. seen: is told of each item that is done.
     """
-    if (manifest := finished(work)) is not None:
-        shutil.rmtree(work.scratch, ignore_errors=True)
-        seen(len(work.items))
-        return manifest
-    clean(work)
-    work.scratch.mkdir(parents=True)
-    partial = work.scratch / work.tar.name
-    writer, rejected = _ShardWriter(work), []
+    with shard_lock(work.output, work.name) as locked:
+        if (manifest := finished(work)) is not None:
+            seen(len(work.items))
+            return manifest
+        clean(work, scratch=locked)
+        # of this process alone: without locks another one may be at the same shard
+        scratch = work.output / f".{work.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+        scratch.mkdir()
+        try:
+            return _write_shard(work, scratch, decided or {}, seen)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_shard(
+    work: ShardWork, scratch: Path, decided: Mapping[str, Any], seen: Callable[[int], Any]
+) -> dict[str, Any]:
+    partial = scratch / work.tar.name
+    writer, rejected = _ShardWriter(work, scratch / "clip.mp4"), []
     known = surveyed(work)
     with lent_helper(work.file_seconds) as helper, partial.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
             for place, item in enumerate(work.items):
                 samples = _surveyed(item, work, helper) if known is None else known[place]
                 for part, sample in enumerate(samples):
-                    if told := (decided or {}).get(place_of(work, place, part)):
+                    if told := decided.get(place_of(work, place, part)):
                         sample = _decided(sample, told)
                     if sample.rejected is None:
                         sample = writer.add(tar, item, sample, helper, place)
@@ -166,17 +179,24 @@ def write_shard(
         sync(work.output)
         list(index_tars([str(work.tar)], again=True))
     write_atomically(work.manifest, (json.dumps(manifest, ensure_ascii=False, indent=0) + "\n").encode())
-    shutil.rmtree(work.scratch, ignore_errors=True)
     return manifest
 
 
-def clean(work: ShardWork) -> None:
-    """Delete what an interrupted run left of a shard."""
-    shutil.rmtree(work.scratch, ignore_errors=True)
+def clean(work: ShardWork, *, scratch: bool) -> None:
+    """Delete what an interrupted run left of a shard; scratch: what has temporary names, too, which nobody else uses as
+    long as the shard is locked."""
     for path in (work.manifest, work.tar, work.tar.with_name(work.tar.name + SUFFIX)):
         path.unlink(missing_ok=True)
-        for left in work.output.glob(f".{path.name}.*.tmp"):
-            left.unlink(missing_ok=True)
+    for left in work.output.glob(f".{work.name}.*tmp") if scratch else ():
+        delete(left)
+
+
+def delete(path: Path) -> None:
+    """Delete a file or a folder, or nothing where there is none."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def place_of(work: ShardWork, item: int, part: int) -> str:
@@ -187,17 +207,17 @@ def place_of(work: ShardWork, item: int, part: int) -> str:
 class _ShardWriter:
     """Writes samples into a tar, and remembers what it wrote."""
 
-    def __init__(self, work: ShardWork):
-        self._work = work
+    def __init__(self, work: ShardWork, path: Path):
+        self._work, self._path = work, path  # where a clip is written before it goes into the tar
         self.clips: list[dict[str, Any]] = []
 
     def add(self, tar: tarfile.TarFile, item: Item, sample: Sample, helper: Helper, place: int) -> Sample:
         """Add a sample, or return it rejected."""
-        key, path = f"{self._work.name}{len(self.clips):04d}", self._work.scratch / "clip.mp4"
+        key, path = f"{self._work.name}{len(self.clips):04d}", self._path
         path.unlink(missing_ok=True)
         try:
             clip, sample = helper.call(write_sample, item, sample, self._work.settings, path)
-        except UserError as error:
+        except OF_THE_SOURCE as error:
             return dataclasses.replace(sample, rejected=_rejection(error))
         if sample.rejected is not None:
             return sample
@@ -222,7 +242,7 @@ def _surveyed(item: Item, work: ShardWork, helper: Helper) -> list[Sample]:
     """Return the samples of an item; of one that cannot be read a rejected one."""
     try:
         return helper.call(survey, item, work.settings)
-    except UserError as error:
+    except OF_THE_SOURCE as error:
         nothing = Sample(item.id, item.start or 0.0, item.end, 0, 0, item.captions, {})
         return [dataclasses.replace(nothing, rejected=_rejection(error))]
 

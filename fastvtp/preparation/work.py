@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 
 from fastvtp.data.decoding import Video, VideoDecodeError, VideoInfo
 from fastvtp.data.timespans import TimeSpan
+from fastvtp.errors import UserError
 from fastvtp.preparation.encoding import WrittenClip, fitted, shown_until, write_clip
 from fastvtp.preparation.items import Item
 from fastvtp.preparation.looks import MotionMeter, hashed_frames, look_of
@@ -68,7 +71,7 @@ def survey(item: Item, settings: Preparation) -> list[Sample]:
         UserError: PySceneDetect is wanted and not there.
     """
     filters = settings.filters
-    with Video(item.video) as video:
+    with _of_the_source(item), Video(item.video) as video:
         shown = item.span.frames_of(video)
         if not shown:
             length = f"{video.duration:.6g} s" if item.frames is None else f"{video.num_frames} frames"
@@ -100,15 +103,38 @@ def write_sample(item: Item, sample: Sample, settings: Preparation, path: Path) 
     """Write the clip of a sample at `path`; returns what it is, and the sample with its scores, which may reject it.
 
     Raises:
-        VideoDecodeError: a frame of it cannot be decoded.
+        VideoDecodeError: a frame of it cannot be decoded, or the encoder takes none of that size.
+        OSError: there is no room to write, or no right to.
     """
     meter, filters = MotionMeter(), settings.filters
-    with Video(item.video) as video:
+    with _writing(path), _of_the_source(item), Video(item.video) as video:
         written = write_clip(video, sample.frames, path, settings.encoding, meter.see)
     rejected, motion = sample.rejected, meter.motion
     if not _within(motion, filters.min_motion, filters.max_motion):
         rejected = Rejection("motion", f"motion {motion:g}, expected {_bounds(filters.min_motion, filters.max_motion)}")
     return written, dataclasses.replace(sample, scores={**sample.scores, "motion": motion}, rejected=rejected)
+
+
+@contextmanager
+def _of_the_source(item: Item) -> Iterator[None]:
+    """Blame a video for what libraries raise over it that nobody foresaw; not for what the machine lacks."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except (MemoryError, ImportError) as error:
+        raise UserError(f"{item.video}: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise VideoDecodeError(item.video, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Name the file in errors of the system, which libav leaves out."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno or 0, error.strerror or str(error), str(path)) from error
 
 
 def decode_ms(source: str | bytes, start: float, end: float | None, short_side: int) -> float:
