@@ -85,6 +85,10 @@ class RunningOptions:
     finish: Annotated[
         bool, typer.Option("--finish", help="Do no shard, and write dataset.json and the report of those of all jobs.")
     ] = False
+    retry: Annotated[
+        bool,
+        typer.Option("--retry", help="Make shards anew with videos that could not be read, or are other files now."),
+    ] = False
     file_seconds: Annotated[
         float, typer.Option(help="What a video may take to be opened, and each clip of it to be written.")
     ] = 600.0
@@ -132,6 +136,7 @@ def prepare(
             engine=Engine(running.engine, running.workers or cores(), running.ray_address),
             part=_part(running.shard),
             file_seconds=running.file_seconds,
+            retry=running.retry,
             open_model=lambda folder: _open(folder, running.device),
             progress=not running.quiet,
         )

@@ -15,7 +15,7 @@ import numpy as np
 from fastvtp.files import write_atomically
 from fastvtp.preparation.looks import LookAlikes
 from fastvtp.preparation.settings import ClipFilters
-from fastvtp.preparation.shard import ShardWork, place_of, surveyed
+from fastvtp.preparation.shard import SURVEY_FOLDER, ShardWork, place_of, surveyed
 
 DECISIONS_NAME = "decisions.json"
 
@@ -41,9 +41,12 @@ def decide(works: Sequence[ShardWork]) -> dict[str, dict[str, Any]]:
 
 def undecided(output: Path) -> bool:
     """Tell whether nothing is decided yet of the samples in a folder of shards."""
-    from fastvtp.preparation.shard import SURVEY_FOLDER
-
     return not (output / SURVEY_FOLDER / DECISIONS_NAME).is_file()
+
+
+def undo_decisions(output: Path) -> None:
+    """Let it be decided anew, once all shards are surveyed."""
+    (output / SURVEY_FOLDER / DECISIONS_NAME).unlink(missing_ok=True)
 
 
 def _samples(work: ShardWork, decided: dict[str, dict[str, Any]]) -> list[tuple[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fastvtp.data.helper_process import end_idle_helpers
 from fastvtp.errors import UserError
-from fastvtp.preparation.decisions import decide, undecided
+from fastvtp.preparation.decisions import decide, undecided, undo_decisions
 from fastvtp.preparation.encoding import check_codec
 from fastvtp.preparation.engines import Engine, share_of
 from fastvtp.preparation.finishing import finish
@@ -27,11 +27,13 @@ from fastvtp.preparation.shard import (
     ShardWork,
     delete,
     finished,
+    forget,
     is_surveyed,
     survey_shard,
     surveyed,
     write_shard,
 )
+from fastvtp.preparation.staleness import staleness_of
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Running:
         engine: who does the work.
         part: (I, N) for the I-th of N jobs of an array, which does the shards I, I + N, ...; None for all shards.
         file_seconds: that a video may take to be surveyed, and each sample of it to be written.
+        retry: whether shards with videos that could not be read, or changed since, are made anew.
         open_model: opens a model folder; needed for embeddings and similarities alone.
         progress: whether bars are drawn.
     """
@@ -53,6 +56,7 @@ class Running:
     engine: Engine = field(default_factory=Engine)
     part: tuple[int, int] | None = None
     file_seconds: float = 600.0
+    retry: bool = False
     open_model: Callable[[str], Any] | None = None
     progress: bool = True
 
@@ -102,18 +106,19 @@ def _prepare_shards(
 ) -> dict[str, Any] | None:
     folder.if_alone(lambda: clear(output))
     own = share_of(works, running.part)
-    todo = [work for work in own if finished(work) is None]
-    if len(todo) < len(own):
-        logger.info("%s: %d of %d shards are finished already", output, len(own) - len(todo), len(own))
+    _look_at_stale(own, settings, running)
+    if done := sum(finished(work) is not None for work in own):
+        logger.info("%s: %d of %d shards are finished already", output, done, len(own))
     decided: dict[str, dict[str, Any]] = {}
     if settings.filters.need_survey:
         _survey(own, works, running)
         if missing := _unsurveyed(works):
             return _wait(output, f"{missing} are surveyed by other jobs: when they are, start the array once more")
         decided = decide(works)
+    todo = _unfinished(own, decided)
     with _bar(todo, "preparing", running) as bar:
         running.engine.run([(work, decided.get(work.name)) for work in todo], write_shard, bar.update)
-    if missing := [work.name for work in works if finished(work) is None]:
+    if missing := [work.name for work in _unfinished(works, decided)]:
         return _wait(output, f"shards {_some(missing)} are up to other jobs; the last one writes dataset.json")
     return _finish(works, output, folder)
 
@@ -156,6 +161,38 @@ def clear(output: Path) -> None:
     """Delete what interrupted runs left under temporary names."""
     for path in [*output.glob(".*.tmp"), *(output / SURVEY_FOLDER).glob(".*.tmp")]:
         delete(path)
+
+
+def _unfinished(works: Sequence[ShardWork], decided: Mapping[str, Mapping[str, Any]]) -> list[ShardWork]:
+    return [work for work in works if finished(work, decided.get(work.name)) is None]
+
+
+def _look_at_stale(own: Sequence[ShardWork], settings: Preparation, running: Running) -> None:
+    """Say which videos of finished shards could not be read or changed since; or make these shards unfinished."""
+    done = [(work, manifest) for work in own if (manifest := finished(work)) is not None]
+    found = [(work, staleness_of(work.items, manifest, remote=running.retry)) for work, manifest in done]
+    stale = [(work, why) for work, why in found if why]
+    if not stale:
+        return
+    output, unreadable = own[0].output, sum(why.unreadable for _, why in stale)
+    changed = list(dict.fromkeys(video for _, why in stale for video in why.changed))
+    if not running.retry:
+        if unreadable:
+            logger.warning(
+                "%s: %d rejected as unreadable stay rejected: --retry makes their shards anew", output, unreadable
+            )
+        if changed:
+            logger.warning("%s: %d videos changed since their shards were made: %s; --retry makes these shards anew",
+                           output, len(changed), _some(changed))  # fmt: skip
+        return
+    logger.info("%s: %d shards are made anew: %d clips of theirs could not be read, %d videos changed",
+                output, len(stale), unreadable, len(changed))  # fmt: skip
+    if settings.filters.need_survey:
+        if running.part is not None:
+            raise UserError("retry of what is decided over all clips is one job's: leave shard out")
+        undo_decisions(output)
+    for work, _ in stale:
+        forget(work)
 
 
 def _survey(own: Sequence[ShardWork], works: Sequence[ShardWork], running: Running) -> None:

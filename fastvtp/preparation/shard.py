@@ -31,6 +31,7 @@ from fastvtp.preparation.encoding import WrittenClip
 from fastvtp.preparation.items import Item, digest_of
 from fastvtp.preparation.locks import shard_lock
 from fastvtp.preparation.settings import FORMAT_VERSION, Preparation
+from fastvtp.preparation.staleness import stamp_of
 from fastvtp.preparation.work import Rejection, Sample, survey, write_sample
 
 SURVEY_FOLDER = "survey"
@@ -82,10 +83,15 @@ class ShardWork:
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def finished(work: ShardWork) -> dict[str, Any] | None:
-    """Return the manifest of a shard that is finished, or None."""
+def finished(work: ShardWork, decided: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """Return the manifest of a shard that is finished, or None.
+
+    decided: as of `write_shard`: where something else was decided when the shard was made, it is not finished.
+    """
     manifest = _read(work.manifest, work)
-    if manifest is None or manifest["tar"] is None:
+    if manifest is None or (decided is not None and manifest["decided"] != _digest(decided)):
+        return None
+    if manifest["tar"] is None:
         return manifest
     return manifest if work.tar.is_file() and work.tar.stat().st_size == manifest["bytes"] else None
 
@@ -131,7 +137,7 @@ def write_shard(
     of what was decided over all samples. seen: is told of each item that is done.
     """
     with shard_lock(work.output, work.name) as locked:
-        if (manifest := finished(work)) is not None:
+        if (manifest := finished(work, decided)) is not None:
             seen(len(work.items))
             return manifest
         clean(work, scratch=locked)
@@ -139,23 +145,24 @@ def write_shard(
         scratch = work.output / f".{work.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
         scratch.mkdir()
         try:
-            return _write_shard(work, scratch, decided or {}, seen)
+            return _write_shard(work, scratch, decided, seen)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write_shard(
-    work: ShardWork, scratch: Path, decided: Mapping[str, Any], seen: Callable[[int], Any]
+    work: ShardWork, scratch: Path, decided: Mapping[str, Any] | None, seen: Callable[[int], Any]
 ) -> dict[str, Any]:
     partial = scratch / work.tar.name
-    writer, rejected = _ShardWriter(work, scratch / "clip.mp4"), []
+    writer, rejected, stamps = _ShardWriter(work, scratch / "clip.mp4"), [], []
     known = surveyed(work)
     with lent_helper(work.file_seconds) as helper, partial.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
             for place, item in enumerate(work.items):
+                stamps.append(stamp_of(item))
                 samples = _surveyed(item, work, helper) if known is None else known[place]
                 for part, sample in enumerate(samples):
-                    if told := decided.get(place_of(work, place, part)):
+                    if told := (decided or {}).get(place_of(work, place, part)):
                         sample = _decided(sample, told)
                     if sample.rejected is None:
                         sample = writer.add(tar, item, sample, helper, place)
@@ -172,6 +179,8 @@ def _write_shard(
         "sha256": _sha256(partial) if writer.clips else None,
         "samples": len(writer.clips),
         "clips": writer.clips,
+        "sources": stamps,
+        "decided": None if decided is None else _digest(decided),
         "rejected": rejected,
     }
     if writer.clips:
@@ -180,6 +189,13 @@ def _write_shard(
         list(index_tars([str(work.tar)], again=True))
     write_atomically(work.manifest, (json.dumps(manifest, ensure_ascii=False, indent=0) + "\n").encode())
     return manifest
+
+
+def forget(work: ShardWork) -> None:
+    """Make a shard unfinished, so that it is surveyed and written anew."""
+    with shard_lock(work.output, work.name):
+        for path in (work.survey, work.model_file("embeddings"), work.model_file("similarity"), work.manifest):
+            path.unlink(missing_ok=True)
 
 
 def clean(work: ShardWork, *, scratch: bool) -> None:
@@ -319,6 +335,10 @@ def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             yield block
+
+
+def _digest(decided: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _sha256(path: Path) -> str:
