@@ -171,9 +171,10 @@ def _print(report: dict[str, Any], output: Path) -> None:
     if decoding["clips"]:
         before, after = decoding["cpu_ms_before"], decoding["cpu_ms_after"]
         typer.echo(f"16 frames take {before:.1f} CPU-ms to decode before, {after:.1f} after")
+    if classes := report["data"].get("classes"):
+        typer.echo(f"{classes} classes, numbered as in {output / 'class_names.txt'}, which is found by itself")
     typer.echo(f"see {output / 'report.html'}")
-    captioned = report["list"] in ("captions.jsonl", "videos.jsonl")
-    typer.echo(f"next: fastvtp plan RECIPE data.train={output if captioned else output / report['list']}")
+    typer.echo(f"next: fastvtp plan RECIPE data.train={output}")
 
 
 def register(app: typer.Typer) -> None:

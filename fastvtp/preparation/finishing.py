@@ -13,19 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from fastvtp.data.formats.source import CLASS_NAMES, SHARDS_NAME
 from fastvtp.data.helper_process import lent_helper
 from fastvtp.data.locations import in_archive
 from fastvtp.data.storage import UnreadableError, find_file
 from fastvtp.errors import UserError
 from fastvtp.evaluation.report import REPORT_NAME, write_report
 from fastvtp.files import write_atomically
+from fastvtp.preparation.reading import Source
 from fastvtp.preparation.settings import SETTINGS_NAME
 from fastvtp.preparation.shard import ShardWork, finished, lines_left
 from fastvtp.preparation.work import decode_ms, texts_left
 
 logger = logging.getLogger(__name__)
 
-DATASET_NAME = "dataset.json"
 PAGE_NAME = "report.html"
 TIMED_CLIPS = 16
 
@@ -41,8 +42,9 @@ _NAMED_REJECTED = 1000
 _BINS = 20
 
 
-def finish(works: Sequence[ShardWork], output: Path) -> dict[str, Any]:
-    """Write `dataset.json`, a list of the clips, `report.json` and `report.html`; returns the report.
+def finish(works: Sequence[ShardWork], output: Path, given: Source) -> dict[str, Any]:
+    """Write `dataset.json`, a list of the clips, the names of their classes where they have some, `report.json` and
+    `report.html`; returns the report.
 
     `dataset.json` lists the shards as WIDS does, and says how they were made. The list of the clips, which may be named
     captions, questions, classes or videos `.jsonl`, has the lines of the source with clips in place of videos.
@@ -50,6 +52,8 @@ def finish(works: Sequence[ShardWork], output: Path) -> dict[str, Any]:
     manifests = [(work, _manifest(work)) for work in works]
     begun = json.loads((output / SETTINGS_NAME).read_bytes())
     listed = _write_list(manifests, output)
+    if given.class_names:
+        write_atomically(output / CLASS_NAMES, "".join(f"{name}\n" for name in given.class_names).encode())
     shards = [
         {"url": told["tar"], "nsamples": told["samples"], "filesize": told["bytes"], "sha256": told["sha256"]}
         for _, told in manifests
@@ -64,8 +68,8 @@ def finish(works: Sequence[ShardWork], output: Path) -> dict[str, Any]:
         "list": listed,
         **begun,
     }
-    write_atomically(output / DATASET_NAME, _json(dataset))
-    report = _report(manifests, begun, listed)
+    write_atomically(output / SHARDS_NAME, _json(dataset))
+    report = {"data": given.description, **_report(manifests, begun, listed)}
     write_report(output / REPORT_NAME, report)
     _write_page(output / PAGE_NAME, report, output.name)
     return report

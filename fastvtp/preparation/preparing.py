@@ -19,7 +19,7 @@ from fastvtp.preparation.engines import Engine, share_of
 from fastvtp.preparation.finishing import finish
 from fastvtp.preparation.items import digest_of
 from fastvtp.preparation.locks import SharedFolder
-from fastvtp.preparation.reading import read_items
+from fastvtp.preparation.reading import Source, read_source
 from fastvtp.preparation.scenes import check_scenes
 from fastvtp.preparation.settings import Preparation, claim
 from fastvtp.preparation.shard import (
@@ -96,13 +96,19 @@ def _prepare(
     check_codec(settings.encoding.codec)
     if settings.cuts.scenes:
         check_scenes()
-    works = _works(source, output, settings, running.file_seconds)
+    given = read_source(source)
+    works = _works(given, output, settings, running.file_seconds)
     with SharedFolder(output) as folder:
-        return _prepare_shards(works, output, settings, running, folder)
+        return _prepare_shards(given, works, output, settings, running, folder)
 
 
 def _prepare_shards(
-    works: Sequence[ShardWork], output: Path, settings: Preparation, running: Running, folder: SharedFolder
+    given: Source,
+    works: Sequence[ShardWork],
+    output: Path,
+    settings: Preparation,
+    running: Running,
+    folder: SharedFolder,
 ) -> dict[str, Any] | None:
     folder.if_alone(lambda: clear(output))
     own = share_of(works, running.part)
@@ -120,7 +126,7 @@ def _prepare_shards(
         running.engine.run([(work, decided.get(work.name)) for work in todo], write_shard, bar.update)
     if missing := [work.name for work in _unfinished(works, decided)]:
         return _wait(output, f"shards {_some(missing)} are up to other jobs; the last one writes dataset.json")
-    return _finish(works, output, folder)
+    return _finish(given, works, output, folder)
 
 
 def conclude(source: str | os.PathLike[str], output: str | os.PathLike[str], settings: Preparation) -> dict[str, Any]:
@@ -129,16 +135,17 @@ def conclude(source: str | os.PathLike[str], output: str | os.PathLike[str], set
     Raises UserError where shards are not finished; names them.
     """
     output = Path(output).absolute()
-    works = _works(source, output, settings)
+    given = read_source(source)
+    works = _works(given, output, settings)
     if missing := [work.name for work in works if finished(work) is None]:
         raise UserError(f"{output}: shards {_some(missing)} of {len(works)} are not finished")
     with SharedFolder(output) as folder:
-        return _finish(works, output, folder)
+        return _finish(given, works, output, folder)
 
 
-def _finish(works: Sequence[ShardWork], output: Path, folder: SharedFolder) -> dict[str, Any]:
+def _finish(given: Source, works: Sequence[ShardWork], output: Path, folder: SharedFolder) -> dict[str, Any]:
     folder.if_alone(lambda: clear(output))
-    report = finish(works, output)
+    report = finish(works, output, given)
     if not report["samples"]:
         first = report["rejected"]["clips"][0]
         rules = ", ".join(f"{rule} {count}" for rule, count in report["rejected"]["by_rule"].items())
@@ -146,13 +153,14 @@ def _finish(works: Sequence[ShardWork], output: Path, folder: SharedFolder) -> d
     return report
 
 
-def _works(
-    source: str | os.PathLike[str], output: Path, settings: Preparation, file_seconds: float = 600.0
-) -> list[ShardWork]:
-    items, each = read_items(source), settings.samples_per_shard
+def _works(given: Source, output: Path, settings: Preparation, file_seconds: float = 600.0) -> list[ShardWork]:
+    if given.folder is not None and output.resolve().is_relative_to(given.folder.resolve()):
+        # else what is made would be found there by the next run
+        raise UserError(f"{output}: lies in the folder that is prepared, {given.folder}: choose another folder")
+    items, each = given.items, settings.samples_per_shard
     claim(output, settings, {"videos": len(items), "list": digest_of(items)})
     return [
-        ShardWork(number, tuple(items[first : first + each]), settings, output, file_seconds)
+        ShardWork(number, items[first : first + each], settings, output, file_seconds)
         for number, first in enumerate(range(0, len(items), each))
     ]
 

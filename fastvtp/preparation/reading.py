@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fastvtp.data.annotations import VideoRecord, record_of
@@ -21,7 +22,30 @@ _NAMING = ("video", "image", "start", "end", "start_frame", "end_frame")
 _OTHER_TELLINGS = ("question", "label", "labels")
 
 
+@dataclass(frozen=True)
+class Source:
+    """What is to be prepared.
+
+    Attributes:
+        items: the clips.
+        folder: of what is no list but a folder, or tars in one, that folder.
+        class_names: all classes that the list has, in the order of their numbers; () where there are none, or they are
+            bare numbers.
+        description: the list, its format, its split, and how much it holds, for a report.
+    """
+
+    items: tuple[Item, ...]
+    folder: Path | None
+    class_names: tuple[str, ...]
+    description: dict[str, Any]
+
+
 def read_items(source: str | os.PathLike[str]) -> list[Item]:
+    """Read the clips that are to be prepared; arguments, order and errors as of `read_source`."""
+    return list(read_source(source).items)
+
+
+def read_source(source: str | os.PathLike[str]) -> Source:
     """Read what is to be prepared.
 
     Args:
@@ -30,8 +54,8 @@ def read_items(source: str | os.PathLike[str]) -> list[Item]:
             `VideoList` says more of a list than its path.
 
     Returns:
-        Each clip once, in the order of the list; several lines about the same clip are kept together. Among captions,
-        videos without one are left out, with one warning.
+        It has each clip once, in the order of the list; several lines about the same clip are kept together. Among
+        captions, videos without one are left out, with one warning.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -57,7 +81,30 @@ def read_items(source: str | os.PathLike[str]) -> list[Item]:
     listing.close(len(together))
     if not together:
         raise UserError(f"{source}: lists no videos")
-    return [_item(same) for same in together.values()]
+    counts = {"videos": len({record.video for record, _ in rows}), "lines": len(rows), "clips": len(together)}
+    if names := _class_names(listing, [fields for _, fields in rows]):
+        counts["classes"] = len(names)
+    return Source(
+        tuple(_item(same) for same in together.values()),
+        listing.source.path if listing.source.is_folder else None,
+        names,
+        {**listing.description(), **counts},
+    )
+
+
+def _class_names(listing: Listing, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the names of the classes as whoever reads the list numbers them."""
+    said = [label for fields in rows for label in (fields.get("label"), *_several(fields.get("labels")))]
+    said = [label for label in said if label is not None]
+    if not said:
+        return ()
+    if (named := listing.class_names()) is not None:
+        return named
+    return tuple(sorted(set(said))) if all(isinstance(label, str) for label in said) else ()
+
+
+def _several(labels: Any) -> Sequence[Any]:
+    return labels if isinstance(labels, list) else ()
 
 
 def _item(same: Sequence[tuple[VideoRecord, dict[str, Any]]]) -> Item:

@@ -356,7 +356,7 @@ def test_a_file_that_hangs_is_rejected(tmp_path, monkeypatch):
     source = captioned(tmp_path / "in", 2)
     (tmp_path / "in" / "0.mp4").unlink()
     os.mkfifo(tmp_path / "in" / "0.mp4")
-    report = run(source, tmp_path / "out", running=quietly(file_seconds=3.0))
+    report = run(source, tmp_path / "out", running=quietly(file_seconds=20.0))
     assert report is not None
     (rejected,) = report["rejected"]["clips"]
     assert rejected["rule"] in ("lost", "unreadable")

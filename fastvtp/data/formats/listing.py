@@ -15,10 +15,11 @@ from fastvtp.data.formats import general
 from fastvtp.data.formats.catalogue import EXPECTED, recognise
 from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.registry import LABEL, LABELS, TELLINGS, Row, split_name
-from fastvtp.data.formats.source import FOLDER_METADATA, ListSource
+from fastvtp.data.formats.source import CLASS_NAMES, FOLDER_METADATA, ListSource
 from fastvtp.data.locations import is_remote, located, member_of
 from fastvtp.data.video_files import FolderContent, content_of, content_of_url, known_suffix
 from fastvtp.errors import UserError
+from fastvtp.files import lines_of, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,14 @@ class Listing:
 
     def class_names(self) -> tuple[str, ...] | None:
         """Return the names of all classes where a file beside the list has them."""
-        return None if self.entry.class_names is None else self.entry.class_names(self.source)
+        if self.entry.class_names is not None:
+            return self.entry.class_names(self.source)
+        path = self.source.folder / CLASS_NAMES
+        if not (self.entry.own and not self.source.is_folder and path.is_file()):
+            return None
+        names = tuple(lines_of(read_text(path).rstrip()))
+        logger.info("%s: its classes are named by %s, %d of them", self.path, CLASS_NAMES, len(names))
+        return names
 
     def first(self) -> dict[str, Any]:
         """Return the fields of the first row, empty where there is none."""
@@ -89,7 +97,8 @@ class Listing:
     def tells_classes(self) -> bool:
         """Tell whether the first row has a class, or several. A list of captions within a folder has none."""
         in_folder = os.path.isdir(self.listed.path) and not self.source.is_folder
-        if not {LABEL, LABELS} & set(self.entry.tells) or (in_folder and self.entry.own):
+        other = in_folder and self.entry.own and not self.source.prepared
+        if not {LABEL, LABELS} & set(self.entry.tells) or other:
             return False
         return bool({LABEL, LABELS} & set(self.first()))
 

@@ -18,6 +18,10 @@ from fastvtp.files import existing_file, lines_of
 
 FOLDER_METADATA = ("metadata.jsonl", "metadata.csv")
 FOLDER_LISTS = ("captions.jsonl", "train.jsonl", *FOLDER_METADATA)
+SHARDS_NAME = "dataset.json"
+"""What prepared shards are listed in, and the name of the list of their clips."""
+CLASS_NAMES = "class_names.txt"
+"""The names of all classes in the order of their numbers, one a line, beside a list of our own form."""
 JSON_LINES = (".jsonl", ".ndjson")
 
 _HEAD_BYTES = 1 << 20
@@ -30,13 +34,18 @@ class ListSource:
 
     Attributes:
         listed: what the caller said of it.
-        path: where it lies, absolute; of a folder that holds a list of one of the names `inner`, that list.
+        path: where it lies, absolute; of a folder that holds a list of one of the names `inner`, that list; of a folder
+            of prepared shards their list.
+        prepared: whether it is the list of prepared shards, given by their folder.
     """
 
     def __init__(self, listed: VideoList, inner: tuple[str, ...] = FOLDER_LISTS):
         self.listed = listed
         self.path = Path(listed.path).absolute()
-        if self.path.is_dir():
+        self.prepared = False
+        if inner and (listed_there := _prepared_list(self.path)) is not None:
+            self.path, self.prepared = listed_there, True
+        elif self.path.is_dir():
             found = [self.path / name for name in inner if (self.path / name).is_file()]
             self.path = found[0] if found else self.path
         self.is_folder = self.path.is_dir()
@@ -261,3 +270,13 @@ def _skip(text: str, position: int) -> int:
     while position < len(text) and text[position] in _SPACE:
         position += 1
     return position
+
+
+def _prepared_list(folder: Path) -> Path | None:
+    """Return the list of clips of a folder of shards that `fastvtp prepare` finished; None for anything else."""
+    try:
+        told = json.loads((folder / SHARDS_NAME).read_bytes())
+    except (OSError, ValueError):
+        return None
+    name = told.get("list") if isinstance(told, dict) else None
+    return folder / name if isinstance(name, str) and (folder / name).is_file() else None
