@@ -19,7 +19,8 @@ class EncodingOptions:
         int, typer.Option(help="Pixels of the shorter side; smaller pictures are not enlarged, proportions stay.")
     ] = 224
     fps: Annotated[
-        float | None, typer.Option(help="Frames a second. If it is not given, every frame is kept, with its time.")
+        float | None,
+        typer.Option(help="Frames a second, at most. If it is not given, every frame is kept, with its time."),
     ] = None
     gop: Annotated[int, typer.Option(help="Frames from one keyframe to the next.")] = 8
     codec: Annotated[str, typer.Option(help='Codec of the mp4 files: "h264", "hevc", "vp9" or "av1".')] = "h264"
@@ -167,6 +168,8 @@ def _print(report: dict[str, Any], output: Path) -> None:
     if rejected["count"]:
         rules = ", ".join(f"{rule} {count}" for rule, count in rejected["by_rule"].items())
         typer.echo(f"rejected {rejected['count']}: {rules}")
+    if slower := report["slower_sources"]:
+        typer.echo(f"{slower} clips have every frame of sources with fewer than --fps a second: none is repeated")
     typer.echo(f"sources {sizes['sources'] / 1e6:.1f} MB, clips {sizes['clips'] / 1e6:.1f} MB")
     if decoding["clips"]:
         before, after = decoding["cpu_ms_before"], decoding["cpu_ms_after"]

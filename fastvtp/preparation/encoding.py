@@ -18,6 +18,7 @@ from fastvtp.preparation.settings import ClipEncoding
 _TICK = Fraction(1, 90_000)  # seconds; for a variable rate
 _SMPTE170M, _LIMITED = 6, 1  # BT.601 and its range, as libav numbers them
 _ITU601 = 5  # the same, as libswscale numbers it
+_SAME_RATE = 1.01  # rates nearer than this are taken to be the same, such as 30 and 30000/1001
 _NEAR = 1e-3  # seconds, to which containers round
 
 # By codec: the encoder, and how it is told to use one thread, closed groups of pictures and nothing beside a fixed
@@ -42,7 +43,8 @@ _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
 
 @dataclass(frozen=True)
 class WrittenClip:
-    """What a clip is once it is written. fps: mean rate. seconds: to the end of its last frame."""
+    """What a clip is once it is written. fps: mean rate. seconds: to the end of its last frame. capped: whether the
+    source has fewer frames a second than were asked for."""
 
     height: int
     width: int
@@ -50,6 +52,7 @@ class WrittenClip:
     seconds: float
     frames: int
     codec: str
+    capped: bool = False
 
 
 def check_codec(codec: str) -> None:
@@ -99,7 +102,9 @@ def write_clip(
     seconds = video.seconds[frames.start : frames.stop]
     seconds, length = seconds - seconds[0], shown_until(video, frames) - float(seconds[0])
     size = fitted(video.size, encoding.short_side)
-    rate, ticks, tick = _timing(seconds, length, encoding.fps)
+    own = _regular_rate(seconds, length)
+    capped = encoding.fps is not None and encoding.fps > _fastest(seconds, own) * _SAME_RATE
+    rate, ticks, tick = _timing(seconds, length, own, None if capped else encoding.fps)
     name, options = _ENCODERS[encoding.codec]
     # the container is opened once more, to put the index in front, which needs a file of its own
     with av.open(str(path), "w", "mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
@@ -122,7 +127,7 @@ def write_clip(
                 container.mux(stream.encode(frame))
                 count += 1
         container.mux(stream.encode(None))
-    return WrittenClip(*size, round(count / length, 3), round(length, 6), count, encoding.codec)
+    return WrittenClip(*size, round(count / length, 3), round(length, 6), count, encoding.codec, capped)
 
 
 def _frame(pixels: np.ndarray, converter: Any) -> Any:
@@ -133,9 +138,28 @@ def _frame(pixels: np.ndarray, converter: Any) -> Any:
     return converter.reformat(frame, format="yuv420p", dst_colorspace=_ITU601, dst_color_range=_LIMITED, threads=1)
 
 
-def _timing(seconds: np.ndarray, length: float, fps: float | None) -> tuple[Fraction, Iterator[Any], Fraction]:
+def _regular_rate(seconds: np.ndarray, length: float) -> Fraction | None:
+    """Return the rate of frames that follow each other regularly; None for others."""
+    spread = float(seconds[-1]) or length or 1.0
+    rate = max(Fraction(max(len(seconds) - 1, 1) / spread).limit_denominator(1001), Fraction(1, 1000))
+    return rate if np.abs(seconds - np.arange(len(seconds)) / float(rate)).max() < _NEAR else None
+
+
+def _fastest(seconds: np.ndarray, regular: Fraction | None) -> float:
+    """Return frames a second where they follow each other fastest, beyond which frames would only be repeated."""
+    if regular is not None:
+        return float(regular)
+    return 1 / max(float(np.diff(seconds).min()), _NEAR)
+
+
+def _timing(
+    seconds: np.ndarray, length: float, own: Fraction | None, fps: float | None
+) -> tuple[Fraction, Iterator[Any], Fraction]:
     """Return the rate, for each frame when it is shown from and until, none, once or several times, and the tick in
-    which that is counted."""
+    which that is counted.
+
+    own: the regular rate of the frames, or None. fps: the rate that is asked for; None keeps every frame.
+    """
     if fps is not None:
         rate = Fraction(fps).limit_denominator(1001)
         wanted = np.arange(max(1, int(np.ceil(length * float(rate) - 0.5)))) / float(rate)
@@ -143,9 +167,9 @@ def _timing(seconds: np.ndarray, length: float, fps: float | None) -> tuple[Frac
         bounds = np.searchsorted(source, np.arange(len(seconds) + 1))
         each = ([(k, k + 1) for k in range(low, high)] for low, high in pairwise(bounds))
         return rate, each, 1 / rate
+    if own is not None:
+        return own, ([(k, k + 1)] for k in range(len(seconds))), 1 / own
     spread = float(seconds[-1]) or length or 1.0
     rate = max(Fraction(max(len(seconds) - 1, 1) / spread).limit_denominator(1001), Fraction(1, 1000))
-    if np.abs(seconds - np.arange(len(seconds)) / float(rate)).max() < _NEAR:
-        return rate, ([(k, k + 1)] for k in range(len(seconds))), 1 / rate
     times = np.rint(np.append(seconds, length) / float(_TICK)).astype(int).tolist()
     return rate, ([pair] for pair in pairwise(times)), _TICK

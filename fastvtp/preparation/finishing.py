@@ -119,6 +119,7 @@ def _report(
         "videos": begun["inputs"]["videos"],
         "seconds": round(sum(clip["seconds"] for clip in clips), 3),
         "frames": sum(clip["frames"] for clip in clips),
+        "slower_sources": sum("capped" in clip for clip in clips),
         "bytes": {
             "sources": sum(_size(video) for video in sources),
             "clips": sum(clip["bytes"] for clip in clips),

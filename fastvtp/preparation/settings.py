@@ -13,7 +13,7 @@ from typing import Any
 from fastvtp.errors import UserError, unknown_name
 from fastvtp.files import write_atomically
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Counts up when equal settings begin to give other shards."""
 SETTINGS_NAME = "settings.json"
 
@@ -29,7 +29,7 @@ class ClipEncoding:
 
     Attributes:
         short_side: pixels of the shorter side; smaller pictures stay as they are. Proportions stay, sizes become even.
-        fps: frames a second; None: every frame, when it was shown in the source.
+        fps: frames a second, at most; None, or a source that has fewer: every frame, when it was shown in the source.
         gop: frames from one keyframe to the next.
         codec: "h264", "hevc", "vp9" or "av1".
         crf: the encoder's constant quality, smaller is better; None: see `QUALITIES`.
@@ -166,6 +166,8 @@ def claim(output: Path, settings: Preparation, inputs: dict[str, Any]) -> dict[s
     """
     described = {"format": FORMAT_VERSION, "settings": settings.described(), "inputs": inputs}
     path = output / SETTINGS_NAME
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output}: is a file, expected the folder of the shards")
     if not path.exists():
         # another job of the array, or one that was killed, may have left a temporary name
         if output.exists() and any(not path.name.startswith(".") for path in output.iterdir()):

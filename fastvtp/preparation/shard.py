@@ -146,6 +146,10 @@ def write_shard(
         scratch.mkdir()
         try:
             return _write_shard(work, scratch, decided, seen)
+        except OSError as error:
+            if error.filename is None:  # writing to an open file does not tell which
+                raise OSError(error.errno or 0, error.strerror or str(error), str(work.tar)) from error
+            raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -245,7 +249,8 @@ class _ShardWriter:
         _add_bytes(tar, f"{key}.json", json.dumps(_described(item, sample, clip), ensure_ascii=False).encode())
         where = {"offset": offset, "bytes": size}
         holds = {"seconds": clip.seconds, "frames": clip.frames, "source": sample.source, "scores": sample.scores}
-        self.clips.append({"key": key, "item": place, **_told(item, sample), **where, **holds})
+        capped = {"capped": True} if clip.capped else {}
+        self.clips.append({"key": key, "item": place, **_told(item, sample), **where, **holds, **capped})
         return sample
 
 
@@ -286,7 +291,7 @@ def _described(item: Item, sample: Sample, clip: WrittenClip) -> dict[str, Any]:
         "id": sample.id,
         **({"caption": list(sample.captions)} if sample.captions else {}),
         "source": source,
-        "clip": dataclasses.asdict(clip),
+        "clip": {name: value for name, value in dataclasses.asdict(clip).items() if name != "capped"},
         "scores": sample.scores,
     }
 

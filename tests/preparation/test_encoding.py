@@ -12,7 +12,7 @@ from fastvtp.preparation.encoding import check_codec, fitted, write_clip
 from fastvtp.preparation.settings import QUALITIES, ClipEncoding
 from tests.data import clips
 from tests.data.clips import barcode_frames, decode_sequentially, frame_numbers
-from tests.preparation.sets import pictures
+from tests.preparation.sets import pictures, run
 
 # mean difference, of 255 levels, that the default quality may make on the barcode clips, whose edges are harder than
 # those of footage
@@ -169,3 +169,13 @@ def test_codecs_that_this_machine_lacks_are_refused(monkeypatch):
     monkeypatch.setattr("fastvtp.preparation.encoding._ENCODERS", {"av1": ("no_such_encoder", {})})
     with pytest.raises(UserError, match=r"codec 'av1' needs the encoder no_such_encoder, which this PyAV lacks"):
         check_codec("av1")
+
+
+def test_frames_are_not_repeated_where_the_source_is_slower(tmp_path):
+    source = clips.write_clip(tmp_path / "a.mp4", 16, fps=8)
+    told = written(source, tmp_path / "b.mp4", fps=60)
+    assert (told.frames, told.fps, told.seconds, told.capped) == (16, 8.0, 2.0, True)
+    assert not written(source, tmp_path / "c.mp4", fps=8).capped
+    report = run(clips.write_lines(tmp_path / "in.jsonl", {"video": "a.mp4"}), tmp_path / "out", fps=60)
+    assert report is not None
+    assert (report["frames"], report["slower_sources"]) == (16, 1)

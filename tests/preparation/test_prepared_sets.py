@@ -90,3 +90,9 @@ def test_the_report_says_what_was_read(tmp_path):
     assert report["data"] == {
         "list": str(source), "format": "jsonl", "videos": 2, "lines": 3, "clips": 2, "classes": 1
     }  # fmt: skip
+
+
+def test_shards_are_not_made_in_a_file(tmp_path):
+    (tmp_path / "out").write_bytes(b"")
+    with pytest.raises(UserError, match=r"out: is a file, expected the folder of the shards"):
+        run(captioned(tmp_path / "in", 1), tmp_path / "out")

@@ -96,3 +96,13 @@ def test_what_no_video_is_to_be_blamed_for_ends_the_run(tmp_path, monkeypatch, e
     with pytest.raises((UserError, OSError), match=line):
         run(captioned(tmp_path / "in", 1), tmp_path / "out")
     assert not (tmp_path / "out" / "000000.json").exists()
+
+
+def test_a_full_disk_is_named_by_the_shard(tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tarfile.TarFile.addfile", fails)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/out/000000\.tar'"):
+        run(captioned(tmp_path / "in", 1), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["settings.json"]
