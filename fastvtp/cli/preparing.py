@@ -165,6 +165,8 @@ def _open(folder: str, device: str) -> Any:
 def _print(report: dict[str, Any], output: Path) -> None:
     rejected, sizes, decoding = report["rejected"], report["bytes"], report["decoding"]
     typer.echo(f"{report['samples']} clips in {report['shards']} shards, {report['seconds'] / 3600:.2f} hours")
+    if missing := report["data"].get("missing"):
+        typer.echo(f"{missing['videos']} of {missing['of']} listed videos are missing")
     if rejected["count"]:
         rules = ", ".join(f"{rule} {count}" for rule, count in rejected["by_rule"].items())
         typer.echo(f"rejected {rejected['count']}: {rules}")

@@ -96,3 +96,13 @@ def test_shards_are_not_made_in_a_file(tmp_path):
     (tmp_path / "out").write_bytes(b"")
     with pytest.raises(UserError, match=r"out: is a file, expected the folder of the shards"):
         run(captioned(tmp_path / "in", 1), tmp_path / "out")
+
+
+def test_the_report_says_what_is_missing(tmp_path):
+    write_clip(tmp_path / "11.mp4", 8)
+    source = tmp_path / "something-something-v2-train.json"
+    source.write_text(json.dumps([{"id": name, "label": "x", "template": "[x]"} for name in ("11", "12", "13")]))
+    report = run(source, tmp_path / "out")
+    assert report is not None
+    assert report["data"]["missing"] == {"videos": 2, "of": 3, "first": ["12", "13"], "kept": False}
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["data"] == report["data"]
