@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch is built 
 # Sums of gradients are in another order with every number of processes. In float32 that shows as this much of a loss,
 # of a norm of gradients, and of the largest weight of a tensor; AdamW, which divides by the gradients' size, and steps
 # on steps make it grow.
-LOSSES, NORMS, WEIGHTS = 1e-6, 2e-5, 2e-5
+LOSSES, NORMS, WEIGHTS = 1e-6, 2e-5, 5e-5
 # Over twelve steps single entries of a bias whose gradient is hardly more than rounding come to differ by more. In
 # float64 gradients agree to 1e-13, see test_gradients_of_processes.py.
 WEIGHTS_OF_TWELVE = 1e-3

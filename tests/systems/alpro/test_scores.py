@@ -59,7 +59,8 @@ def test_similarities_are_added_where_the_command_says_so(trained, captioned_vid
         scores = match_scores(opened.model, encoded, top_k=top_k, add_similarity=added, progress=False)
         expected = matching_metrics(*scores, video_of_text=encoded.video_of_text)
         assert reports[added]["retrieval"] == expected
-    assert reports[True]["retrieval"] != reports[False]["retrieval"]
+    if top_k is None:  # of five each, ranks of eight clips may come out the same
+        assert reports[True]["retrieval"] != reports[False]["retrieval"]
 
 
 def test_a_model_without_a_matching_head_is_one_line(trained, captioned_videos, monkeypatch, capsys):
