@@ -30,6 +30,7 @@ from fastvtp.data.handing_over import (
 )
 from fastvtp.data.locations import without_secrets
 from fastvtp.data.reading import ClipReading, ClipShape
+from fastvtp.data.remote import one_opening
 from fastvtp.data.sampling import ClipAugmentation, CropWindow
 from fastvtp.data.stream import SampleStream
 from fastvtp.data.torchcodec_video import TorchCodecVideo
@@ -187,7 +188,8 @@ class ClipSource:
         attempts = self.stream.num_attempts
         for attempt in range(attempts):
             try:
-                arrays = self.attempt(number, attempt)
+                with one_opening():  # an object that is slow is given up before its worker is
+                    arrays = self.attempt(number, attempt)
                 return Sample(arrays, tuple(failures), self._beside(int(arrays[0][0])))
             except VideoDecodeError as error:
                 failures.append((error.path, error.reason))

@@ -1,5 +1,6 @@
 """What a run learns from and is scored on, and how it is read."""
 
+import logging
 from dataclasses import dataclass, field, replace
 
 from fastvtp.data.formats.catalogue import find_format
@@ -8,6 +9,8 @@ from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading, one_spacing
 from fastvtp.data.sampling import SAMPLING_KINDS, check_framing, check_spacing
 from fastvtp.data.storage_settings import storage_settings, use_storage
 from fastvtp.settings import FLAT, a_path, check_types
+
+logger = logging.getLogger(__name__)
 
 _LIST = "a .jsonl file or a folder of videos"
 
@@ -111,6 +114,14 @@ class DataConfig:
         said = {name: getattr(self, name) for name in ("cache_dir", "cache_gb") if getattr(self, name) is not None}
         if said:
             use_storage(replace(storage_settings(), **said))
+        patience = storage_settings().object_seconds
+        if self.file_seconds is not None and patience >= self.file_seconds:
+            logger.warning(
+                "FASTVTP_OBJECT_SECONDS=%g leaves an object of a store more time than data.file_seconds=%g leaves its "
+                "file: slow ones end their workers and count as bad for the whole run; set a larger file_seconds",
+                patience,
+                self.file_seconds,
+            )
 
     @property
     def train_list(self) -> VideoList:

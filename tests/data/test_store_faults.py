@@ -11,8 +11,11 @@ import pytest
 from fastvtp.data import remote, remote_files
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.decoding import Video, VideoDecodeError
+from fastvtp.data.reading import ClipReading, ClipShape
 from fastvtp.data.shards import tar_records
+from fastvtp.data.source import ClipSource, NoDecodableClipError
 from fastvtp.data.storage import UnreadableError, find_file, read_file
+from fastvtp.data.stream import Batches, SampleStream
 from fastvtp.errors import UserError
 from tests.data.loaders import make_loader
 from tests.data.object_store import patch_storage
@@ -239,3 +242,22 @@ def test_a_pass_over_a_faulty_store_ends_and_names_every_bad_object(store, ten_c
     assert sorted(bad) == sorted(records[number].video for number in lost)
     for number, reason in lost.items():
         assert reason in bad[records[number].video]
+
+
+def test_all_requests_of_one_attempt_share_their_time(monkeypatch):
+    limits = []
+
+    class Asking(ClipSource):
+        def attempt(self, number, attempt):
+            limits.append(remote._limits.until)
+            raise VideoDecodeError("s3://bucket/a.mp4", "silent")
+
+    records = [VideoRecord(str(n), f"s3://bucket/{n}.mp4", ("x",)) for n in range(2)]
+    stream = SampleStream(2, Batches(batch_size=1, train=True))
+    source = Asking(records, stream, reading=ClipReading(), shape=ClipShape(2, 32))
+    with pytest.raises(NoDecodableClipError):
+        source.load(0)
+    assert len(limits) == 2
+    assert None not in limits
+    assert limits[0] < limits[1]  # each attempt has its own
+    assert remote._limits.until is None

@@ -40,3 +40,10 @@ def test_a_run_that_says_nothing_leaves_the_environment_as_it_is(tiny_settings, 
 def test_a_bound_below_nothing_is_refused(tiny_settings):
     with pytest.raises(UserError, match="cache_gb must be at least 0"):
         config(tiny_settings, "data.cache_gb=-1")
+
+
+def test_patience_with_objects_that_outlasts_that_with_files_is_said(tiny_settings, caplog):
+    config(tiny_settings).data.use_storage()
+    assert caplog.text == ""
+    config(tiny_settings, "data.file_seconds=30").data.use_storage()
+    assert "FASTVTP_OBJECT_SECONDS=40 leaves an object of a store more time than data.file_seconds=30" in caplog.text
