@@ -53,6 +53,8 @@ def _of_list(report: Mapping[str, Any]) -> Iterable[Sequence[str]]:
             yield f"{which} classes", ", ".join(f"{name} {number:,}" for name, number in classes[which].items())
     if twice := report["same_clip"]:
         yield "the same clip", f"{len(twice):,} times in several records: {_few(map('='.join, twice))}"
+    if ids := report["same_id"]:
+        yield "the same id", f"{len(ids):,} ids, each of several records: {_few(ids)}"
     if report["same_bytes"] is not None:
         groups = report["same_bytes"]
         yield (

@@ -111,6 +111,7 @@ def survey(
         "missing": missing,
         "not_looked_at": sum(is_remote(video) and video not in found for video in own),
         "same_clip": _same_clip(listed.records),
+        "same_id": sorted(name for name, number in Counter(r.id for r in listed.records).items() if number > 1),
         "same_bytes": None if alike is None else _groups(own, alike),
         "against": [_compared(listed, other, alike) for other in against],
         "probe": _summary(found) if probe else None,

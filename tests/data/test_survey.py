@@ -224,3 +224,11 @@ def test_what_is_no_list_is_refused(tmp_path):
     (tmp_path / "broken.jsonl").write_text('{"video": "a.mp4", "caption": "x"}\n{"video"\n')
     with pytest.raises(UserError, match=r"broken.jsonl, line 2: not JSON"):
         read_any(tmp_path / "broken.jsonl")
+
+
+def test_ids_that_several_records_have_are_named(folder):
+    rows = [{"video": f"{name}.mp4", "caption": "x", "id": "clip"} for name in ("plain", "other")]
+    write_lines(folder / "ids.jsonl", *rows, {"video": "uneven.mp4", "caption": "x", "id": "alone"})
+    report = found(folder, "ids.jsonl")
+    assert report["same_id"] == ["clip"]
+    assert report["same_clip"] == []
