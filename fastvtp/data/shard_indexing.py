@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
-from tqdm import tqdm
-
 from fastvtp.data.locations import SEPARATOR, is_remote, member_of, suffix_of
 from fastvtp.data.storage import find_file
 from fastvtp.data.storage_settings import storage_settings
@@ -114,6 +112,8 @@ def index_named(locations: Iterable[str]) -> None:
     tars = list(dict.fromkeys(part[0] for part in parts if part and _is_tar(part[0])))
     if not tars:
         return
+    from tqdm import tqdm  # not every installation that trains has it
+
     with _alone_on_this_machine(), ThreadPoolExecutor(_TARS_AT_ONCE) as pool:
         try:
             # the bar shows where there is something to wait for, and on a terminal alone

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastvtp.data.file_survey import FileProbe
 from tests.cli.test_main import run
 from tests.conftest import tiny_overrides
 from tests.data.clips import write_clip, write_lines
@@ -45,7 +46,7 @@ def test_a_sound_set_is_checked_on_the_screen_and_as_json(command, folder):
     assert (status, report["records"], report["probe"]["files"]) == (0, 2, 1)
 
 
-def test_what_cannot_be_used_ends_with_the_code_1(command, folder):
+def test_what_cannot_be_used_ends_with_the_code_1(command, folder, monkeypatch):
     status, out, _ = command("check", "bad.jsonl", "--quiet")
     assert status == 1
     assert "cannot be used" in out
@@ -53,10 +54,15 @@ def test_what_cannot_be_used_ends_with_the_code_1(command, folder):
     assert "No such file" in out
     status, out, _ = command("check", "bad.jsonl", "--json", "--quiet")
     assert (status, json.loads(out)["unusable"]) == (1, 1)
-    limit = ("--file-seconds", "0.00001", "--workers", "2")
+
+    def probed(videos, *, seconds, workers, progress):
+        return {video: FileProbe(f"took longer than {seconds:g} s, {workers} at a time") for video in videos}
+
+    monkeypatch.setattr("fastvtp.data.survey.probe_files", probed)
+    limit = ("--file-seconds", "7.5", "--workers", "2")
     status, out, _ = command("check", "list.jsonl", "--probe", "all", "--json", "--quiet", *limit)
     assert status == 1
-    assert set(json.loads(out)["probe"]["undecodable"].values()) == {"took longer than 1e-05 s"}
+    assert set(json.loads(out)["probe"]["undecodable"].values()) == {"took longer than 7.5 s, 2 at a time"}
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,10 @@ def write_clip(
     how = Encoding(**encoding)
     pictures = barcode_frames(num_frames, height, width, first) if frames is None else frames
     with av.open(str(path), "w", options=dict(how.container_options)) as container:
-        stream: Any = container.add_stream(how.codec, rate=how.fps, options={"threads": "1", **how.options})
+        # of x264's code for AVX-512 the same frames come out with other bytes now and then
+        same = {"x264-params": "cpu-independent=1"} if how.codec == "libx264" else {}
+        options = {"threads": "1", **same, **how.options}
+        stream: Any = container.add_stream(how.codec, rate=how.fps, options=options)
         stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], how.pix_fmt
         stream.gop_size = how.gop
         tick = Fraction(1, how.fps if how.pts is None else how.fps * 1000)

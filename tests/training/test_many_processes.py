@@ -16,10 +16,10 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch is built 
 # Sums of gradients are in another order with every number of processes. In float32 that shows as this much of a loss,
 # of a norm of gradients, and of the largest weight of a tensor; AdamW, which divides by the gradients' size, and steps
 # on steps make it grow.
-LOSSES, NORMS, WEIGHTS = 1e-6, 2e-5, 5e-5
-# Over twelve steps single entries of a bias whose gradient is hardly more than rounding come to differ by more. In
-# float64 gradients agree to 1e-13, see test_gradients_of_processes.py.
-WEIGHTS_OF_TWELVE = 1e-3
+LOSSES, NORMS, WEIGHTS = 1e-6, 2e-5, 2e-5
+# Over twelve steps, or in the sums of four processes, single entries of a bias whose gradient is hardly more than
+# rounding come to differ by more. In float64 gradients agree to 1e-13, see test_gradients_of_processes.py.
+WEIGHTS_OF_MANY = 1e-3
 # Their gradient is 0 but for rounding, since a softmax does not see them, and AdamW makes steps of that: what all keys
 # of an attention have in common, and what all options of a question have.
 UNSEEN = {"choices": ("encoder.norm.bias", "head.1.bias")}
@@ -105,7 +105,7 @@ def test_four_processes_have_a_micro_batch_each(strategy, data, alone, tmp_path)
     more = ("steps=3", *f"parallel.strategy={strategy}".split())
     output = tmp_path / "runs"
     run_ranks(train_all, tmp_path, str(data), str(output), names, more, processes=4, seconds=900)
-    compare(alone, output, names)
+    compare(alone, output, names, most=WEIGHTS_OF_MANY)
 
 
 def test_a_run_goes_on_with_other_processes(data, tmp_path):
@@ -148,7 +148,7 @@ def test_twelve_steps_of_every_recipe(processes, strategy, data, tmp_path_factor
     more += tuple(f"parallel.strategy={strategy}".split())
     output = tmp_path / "runs"
     run_ranks(train_all, tmp_path, str(data), str(output), tuple(RUNS), more, processes=processes, seconds=3600)
-    compare(whole, output, most=WEIGHTS_OF_TWELVE)
+    compare(whole, output, most=WEIGHTS_OF_MANY)
 
 
 @pytest.mark.long
@@ -159,4 +159,4 @@ def test_twelve_steps_by_two_one_and_four_processes(data, tmp_path):
         (folder := tmp_path / str(place)).mkdir()
         shared = (str(data), str(output), tuple(RUNS), ("steps=12", f"parallel.strategy={strategy}"), stop)
         run_ranks(train_all, folder, *shared, processes=processes, seconds=3600)
-    compare(whole, output, most=WEIGHTS_OF_TWELVE)
+    compare(whole, output, most=WEIGHTS_OF_MANY)

@@ -130,9 +130,9 @@ def encode_h264(frames: np.ndarray, *, fps: int, keyframe_interval: int, crf: in
 
     buffer = io.BytesIO()
     options = {"preset": "veryfast", "crf": str(crf), "g": str(keyframe_interval), "bf": "0", "sc_threshold": "0"}
-    # With x264's macroblock tree, about one clip in a hundred came out with other bytes on every run (PyAV 18.1, one
-    # thread, widths 96 and 112); without it, or without x264's assembly code, none did.
-    options["mbtree"] = "0"
+    # With x264's macroblock tree, or its code for AVX-512, a clip comes out with other bytes now and then, and with
+    # others on other machines.
+    options |= {"mbtree": "0", "x264-params": "cpu-independent=1"}
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
