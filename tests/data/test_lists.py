@@ -178,7 +178,9 @@ def test_what_was_read_is_said_in_one_line(tmp_path, caplog):
 
 def test_a_list_of_several_splits_asks_for_one(tmp_path):
     path = MINIATURES["msrvtt"][0].write(tmp_path)
-    with pytest.raises(UserError, match=r"holds the splits 'train' and 'val': say which with split=NAME, or split=all"):
+    with pytest.raises(
+        UserError, match=r"holds the splits 'train' and 'val': say which with data.split=NAME or --split NAME"
+    ):
         load_annotations(path)
     assert len(load_annotations(VideoList(str(path), split="all"))) == 3
     for name in ("val", "validate", "Validation"):

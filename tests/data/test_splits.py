@@ -37,7 +37,7 @@ def test_our_own_list_of_several_splits_asks_for_one(tmp_path, load, name):
         if load in (load_targets, load_videos):
             pytest.skip("the form of VindLU has neither")
         path.write_text(json.dumps(rows))
-    with pytest.raises(UserError, match=r"holds the splits 'train' and 'test': say which with split=NAME"):
+    with pytest.raises(UserError, match=r"holds the splits 'train' and 'test': say which with data.split=NAME"):
         load(path)
     assert names_of(load(VideoList(str(path), split="training"))) == ["0.mp4", "2.mp4"]
     assert names_of(load(VideoList(str(path), split="test"))) == ["1.mp4"]

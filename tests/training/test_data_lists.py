@@ -94,7 +94,7 @@ def test_a_task_reads_published_lists(tmp_path, caplog):
     assert [record.id for record in task.records] == ["video0"]
     assert "MSRVTT_data.json: MSR-VTT, split 'train', 1 videos, 2 captions" in caplog.messages
     assert isinstance(config, TrainConfig)
-    with pytest.raises(UserError, match="say which with split=NAME"):
+    with pytest.raises(UserError, match=r"say which with data\.split=NAME"):
         build_task(RUNS["simvtp"].config(tmp_path, tmp_path / "run", f"data.train={path}"))
 
 

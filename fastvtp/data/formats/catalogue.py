@@ -96,4 +96,6 @@ def _seen(source: ListSource) -> str:
     mark = next((mark for mark in ";|" if mark in source.first_line), None)
     doubt = "" if mark is None else f": is {mark!r} the delimiter? Tabs and commas are"
     line = source.first_line if len(source.first_line) <= 80 else f"{source.first_line[:80]}..."
-    return f"; its first line is {line!r}{doubt}"
+    named = "a column of your own is named by data.columns.video=NAME or --column video=NAME"
+    own = f"; {named}" if mark is None and set(",\t") & set(line) else ""
+    return f"; its first line is {line!r}{doubt}{own}"

@@ -226,7 +226,8 @@ class Listing:
         self._splits.setdefault(own)
         if asked is None and self.listed.split != ALL and len(self._splits) > 1:
             held = " and ".join(map(repr, self._splits))
-            raise UserError(f"{self.path}: holds the splits {held}: say which with split=NAME, or split={ALL}")
+            how = f"data.split=NAME or --split NAME; {ALL!r} takes every one"
+            raise UserError(f"{self.path}: holds the splits {held}: say which with {how}")
         return asked is None or own == asked
 
     def _check_split(self, asked: str) -> None:
@@ -304,7 +305,7 @@ class Listing:
             return
         where = f"{absent} of {absent + found} videos are not in {self._folder}: {_few(list(self._absent))}"
         if self.policy == "refuse" or (not found and self.policy != "keep"):
-            cure = "" if self.listed.videos else "; say where they lie with videos=FOLDER"
+            cure = "" if self.listed.videos else "; say where they lie with data.videos=FOLDER or --videos FOLDER"
             raise UserError(f"{self.path}: {where}{cure}")
         kept = "they are kept and will be bad files" if self.policy == "keep" else "they are left out"
         logger.warning("%s: %.1f %% missing, %s; %s", self.path, 100 * absent / (absent + found), where, kept)
