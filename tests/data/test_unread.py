@@ -18,7 +18,8 @@ from tests.data.clips import write_lines
         (b"a|b\n1|2\n", "; its first line is 'a|b': is '|' the delimiter? Tabs and commas are"),
         (
             b"some,thing\n",
-            "; its first line is 'some,thing'; a column of your own is named by data.columns.video=NAME or --column video=NAME",
+            "; its first line is 'some,thing'; a column of your own is named by data.columns.video=NAME or "
+            "--column video=NAME",
         ),
         (b"", "; it is empty"),
         ("video,caption\n".encode("utf-16-le"), "; it holds NUL bytes: is it UTF-16 without a byte-order mark?"),
