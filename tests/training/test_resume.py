@@ -36,9 +36,10 @@ def logged_steps(run_dir: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def kill_when(process: BaseProcess, run_dir: Path, step: int) -> None:
+def kill_when(process: BaseProcess, run_dir: Path, step: int, *, checkpoints: int = 0) -> None:
+    """Kill a run once it has logged a step and has so many checkpoints, which are written beside the training."""
     deadline = time.monotonic() + 300
-    while logged_steps(run_dir) < step:
+    while logged_steps(run_dir) < step or len([*run_dir.glob("checkpoints/step_*")]) < checkpoints:
         assert process.is_alive(), errors_of(run_dir).read_text()
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -92,7 +93,7 @@ def test_killed_and_resumed_equals_uninterrupted(settings, whole, tmp_path, work
 def test_leftovers_of_a_kill_while_writing_do_no_harm(settings, whole, tmp_path):
     """A half-written checkpoint, a half-written line of metrics, and a checkpoint half deleted."""
     run_dir = tmp_path / "run"
-    kill_when(start(settings, run_dir), run_dir, step=5)
+    kill_when(start(settings, run_dir), run_dir, step=5, checkpoints=1)
     checkpoints = run_dir / "checkpoints"
     shutil.copytree(newest(run_dir), checkpoints / "partial_step_00000006")
     shutil.copytree(newest(run_dir), checkpoints / "step_00000007")
