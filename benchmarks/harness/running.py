@@ -139,7 +139,7 @@ def _check(case: Case, variant: Function) -> tuple[float | None, str]:
         return None, f"missing: {reason}"
     except Exception as failure:
         # Whatever it is, one variant's failure must not take the others down.
-        return None, _failed(failure)
+        return None, failed(failure)
     if error <= case.tolerance:
         return error, ""
     # JSON knows no infinity.
@@ -147,7 +147,8 @@ def _check(case: Case, variant: Function) -> tuple[float | None, str]:
     return finite, f"wrong: error {error:.2g}, at most {case.tolerance:.2g} allowed"
 
 
-def _failed(failure: BaseException | None) -> str:
+def failed(failure: BaseException | None) -> str:
+    """Return the note of a row whose measurement raised."""
     return f"failed: {type(failure).__name__}: {str(failure).strip().partition(chr(10))[0]}"
 
 
@@ -158,11 +159,11 @@ def _time(case: Case, rows: dict[str, Row], right: dict[str, Function], timer: T
             times = timer.time({name: _named(name, function) for name, function in right.items()}, seconds)
         except VariantError as failure:
             del right[failure.name]
-            _withdraw(rows[failure.name], _failed(failure.__cause__))
+            _withdraw(rows[failure.name], failed(failure.__cause__))
         except Exception as failure:
             # Of no call in particular: an error that the device tells late, say.
             for name in right:
-                _withdraw(rows[name], _failed(failure))
+                _withdraw(rows[name], failed(failure))
             right.clear()
         else:
             for name, function in right.items():
@@ -200,7 +201,7 @@ def _measure_memory(row: Row, function: Function, device: torch.device) -> None:
     try:
         row.peak_bytes = peak_bytes(function, device)
     except Exception as failure:
-        row.note = f"no peak memory: {_failed(failure)}"
+        row.note = f"no peak memory: {failed(failure)}"
         _refuse_a_lost_device(device)
 
 
@@ -213,7 +214,7 @@ def _refuse_a_lost_device(device: torch.device) -> None:
         torch.cuda.empty_cache()
         torch.cuda.synchronize(device)
     except Exception as failure:
-        raise DeviceLostError(_failed(failure)) from None
+        raise DeviceLostError(failed(failure)) from None
 
 
 def measured_environment(options: Options, timer: Timer) -> tuple[dict[str, Any], Ceilings]:
@@ -278,7 +279,7 @@ def _built(factory: CaseFactory, options: Options, keep: Callable[[list[Row]], N
     except Exception as failure:
         dtype = str(options.dtype).removeprefix("torch.")
         row = Row(NOT_BUILT, _described(factory), "the case", {}, dtype, "forward", 0, 0, 0.0, "")
-        row.note = _failed(failure)
+        row.note = failed(failure)
         keep([row])
     _refuse_a_lost_device(options.device)
     return None

@@ -30,7 +30,7 @@ from typing import Any
 from ..harness.case import Options
 from ..harness.command import command_line, given_options
 from ..harness.record import NOT_REACHED, Row, markdown_table, write_json
-from ..harness.running import measured_environment, options_timer
+from ..harness.running import failed, measured_environment, options_timer
 from ..peers.video_readers import READERS
 from .clip_files import FPS, encode, repeat
 from .clip_programs import OURS, PROGRAMS, Program
@@ -146,7 +146,7 @@ def _serve(connection: Connection, program: type[Program], name: str, footage: F
         except ModuleNotFoundError as error:
             connection.send(f"missing: {error}")
         except Exception as failure:
-            connection.send(f"failed: {type(failure).__name__}: {str(failure).partition(chr(10))[0]}")
+            connection.send(failed(failure))
     if made is not None:
         made.close()
 

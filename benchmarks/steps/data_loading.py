@@ -11,7 +11,6 @@ fewer seconds than it may want.
 """
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from fastvtp.data.child_processes import cores
 
 from ..harness.command import command_line, given_options
 from ..harness.record import NOT_REACHED, Row, markdown_table, write_json
@@ -34,14 +35,9 @@ SECONDS = 8.0
 Loaders = dict[str, Callable[[], Any] | str]
 
 
-def processors() -> int:
-    """Return how many processors this process may use: a container often has fewer than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def worker_counts(smoke: bool) -> list[int]:
     """Return how many worker processes to try, the number of most worth first."""
-    return [0] if smoke else sorted({1, processors()}, reverse=True)
+    return [0] if smoke else sorted({1, cores()}, reverse=True)
 
 
 def loaders(folder: Path, device: torch.device, smoke: bool) -> Loaders:
@@ -82,7 +78,7 @@ def _loader_maker(folder: Path, device: torch.device, smoke: bool) -> Callable[[
 
     size, clips, pixels = (64, 6, 32) if smoke else (256, 256, 224)
     config = SyntheticConfig(num_train=clips, num_test=2, num_frames=16, height=size, width=size)
-    generate_dataset(folder, config, workers=1 if smoke else processors(), progress=False)
+    generate_dataset(folder, config, workers=1 if smoke else cores(), progress=False)
     records = load_annotations(folder / "train.jsonl")
     tokenizer = CaptionTokenizer.train([caption for record in records for caption in record.captions], 300)
 

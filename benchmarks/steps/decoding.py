@@ -27,11 +27,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastvtp.data.child_processes import cores
+
 from ..harness.case import Options
 from ..harness.command import command_line, given_options
 from ..harness.record import Row, markdown_table, write_json
-from ..harness.running import measured_environment, options_timer
-from .data_loading import batch_size, processors, seconds_per_batch
+from ..harness.running import failed, measured_environment, options_timer
+from .data_loading import batch_size, seconds_per_batch
 from .train_step import step_case
 
 CODECS = ("h264", "hevc", "vp9", "mjpeg")
@@ -134,7 +136,7 @@ def _nvdec_share(device: torch.device) -> Iterator[list[float]]:
 
 
 def _speed(row: Row, files: Sequence[Path], decoder: str, options: Options) -> None:
-    workers = 0 if options.smoke else processors()
+    workers = 0 if options.smoke else cores()
     with _said() as said, _nvdec_share(options.device) as shares:
         loader = _loader(files, decoder, options, workers)
         times = seconds_per_batch(loader, options.device, SMOKE_BATCHES if options.smoke else BATCHES, SECONDS)
@@ -191,7 +193,7 @@ def _data_wait(row: Row, files: Sequence[Path], options: Options) -> None:
     case = step_case("simvtp_base", options)
     step = case.variants[next(name for name in case.variants if name.startswith("fastvtp"))]
     assert callable(step)
-    workers, batch = 0 if options.smoke else processors(), case.shape["batch"]
+    workers, batch = 0 if options.smoke else cores(), case.shape["batch"]
     with _loader(files, "auto", options, workers, batch) as loader:
         batches = iter(loader)
         for _ in range(2):
@@ -215,8 +217,7 @@ def _kept(row: Row, measure: Callable[[], None]) -> None:
     try:
         measure()
     except Exception as failure:
-        first = (str(failure).strip().splitlines() or [""])[0]
-        row.note = f"failed: {type(failure).__name__}: {first}"
+        row.note = failed(failure)
 
 
 def measured(folder: Path, options: Options) -> Iterator[Row]:

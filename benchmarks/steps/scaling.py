@@ -27,12 +27,13 @@ from typing import Any
 
 import torch
 
+from fastvtp.data.child_processes import cores
+
 from ..harness.case import Options
 from ..harness.command import command_line, given_options
 from ..harness.environment import ROOT
 from ..harness.record import NOT_REACHED, Row, markdown_table, write_json
 from ..harness.running import measured_environment, options_timer
-from .data_loading import processors
 from .scaling_steps import ALONE, CASES, PLAIN
 from .step import TOLERANCES
 
@@ -118,7 +119,7 @@ def measured(
     for count in counts:
         found, why = {}, f"missing: {gpus} GPU(s) here"
         if count <= gpus:
-            found, why = start(count, cases, options, clips, seconds, max(1, processors() // max(counts)))
+            found, why = start(count, cases, options, clips, seconds, max(1, cores() // max(counts)))
         for case in cases:
             if case in found:
                 enter(rows[count, case], found[case], first[case], TOLERANCES[options.dtype])

@@ -13,7 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from fastvtp.data.formats.listing import Listing
+from fastvtp.data.formats.listing import Listing, few
 from fastvtp.data.formats.registry import CAPTIONS, text_of
 from fastvtp.data.locations import located, normal, suffix_of, without_secrets
 from fastvtp.data.timespans import MOST_SECONDS, FrameSpan, Span, TimeSpan, span_of_line
@@ -21,8 +21,6 @@ from fastvtp.data.video_files import PICTURE_SUFFIXES
 from fastvtp.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-_NAMED_IN_WARNING = 5
 
 _DIRECTION = re.compile(
     r"\b(?:(?:left|right)(?:wards?|most|handed)?|lefty|(?:anti|counter)?clockwise)\b",
@@ -253,8 +251,7 @@ def _key_of(record: VideoRecord) -> Any:
 
 
 def _say_uncaptioned(listing: Listing, skipped: list[str], kept: int) -> None:
-    named = ", ".join(skipped[:_NAMED_IN_WARNING]) + (", ..." if len(skipped) > _NAMED_IN_WARNING else "")
-    without = f"without a caption (no .txt file of the same name beside them, or an empty one): {named}"
+    without = f"without a caption (no .txt file of the same name beside them, or an empty one): {few(skipped)}"
     if not kept:
         raise UserError(f"{listing.path}: all {len(skipped)} videos are {without}")
     logger.warning("%s: skipped %d of %d videos %s", listing.path, len(skipped), len(skipped) + kept, without)

@@ -90,6 +90,12 @@ def how_it_ended(process: subprocess.Popen[bytes]) -> str:
         return f"signal {-code}"
 
 
+def pass_on(record: logging.LogRecord) -> None:
+    """Write to this process's log what another one has to say, as far as its level is shown here."""
+    if (logger := logging.getLogger(record.name)).isEnabledFor(record.levelno):
+        logger.handle(record)
+
+
 # --- In the process
 
 
@@ -113,6 +119,13 @@ class ToParent(logging.Handler):
         text, place = record.getMessage(), (record.pathname, record.lineno)
         with contextlib.suppress(OSError):
             self._connection.send(logging.LogRecord(record.name, record.levelno, *place, text, None, None))
+
+
+def tell_parent(connection: Connection) -> ToParent:
+    """Send what this process logs through a connection; returns what sends everything else through it as well."""
+    to_parent = ToParent(connection)
+    logging.basicConfig(level=logging.INFO, handlers=[to_parent])
+    return to_parent
 
 
 def serve(connection: Connection) -> None:

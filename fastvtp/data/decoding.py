@@ -86,6 +86,7 @@ class Video:
         fps: frames per second of a folder; all else says so itself.
 
     Attributes:
+        stored: the file that it was opened from; None of bytes and of a folder.
         num_frames: frames that can be asked for. A file that broke off without an index that lists all frames counts
             those that are there, and says so in a warning (`VideoInfo.cut`); an mp4 whose header lists frames behind
             its end is refused unless `damaged` is "keep".
@@ -110,10 +111,14 @@ class Video:
         self._pictures = PictureMaker()
         keeps_damaged = damaged == "keep"
         self._source: FrameReader | FrameFolder
+        self.stored: StoredFile | None = None
         if not isinstance(location, bytes) and os.path.isdir(self._name):
             self._source = FrameFolder(self._name, Fraction(fps), keeps_damaged=keeps_damaged)
         else:
-            source = location if isinstance(location, bytes) else self._found()
+            if isinstance(location, bytes):
+                source: StoredFile | bytes = location
+            else:
+                source = self.stored = self._found()
             with self._errors_named(opening=source):
                 self._source = FrameReader(source, self._name, keeps_damaged=keeps_damaged, playlists=playlists)
         try:

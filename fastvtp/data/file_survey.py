@@ -18,7 +18,7 @@ from fastvtp.data.decoding import Video, VideoDecodeError
 from fastvtp.data.helper_process import Helper
 from fastvtp.data.locations import is_remote
 from fastvtp.data.sampling import FrameSampling
-from fastvtp.data.storage import UnreadableError, find_file
+from fastvtp.data.storage import UnreadableError, find_file, size_of
 from fastvtp.data.storage_settings import storage_settings
 from fastvtp.data.timespans import Span
 from fastvtp.errors import UserError
@@ -78,7 +78,7 @@ def sizes_of(videos: Sequence[str], *, progress: bool = False) -> tuple[dict[str
         if is_remote(video) or os.path.isdir(video):
             continue
         try:
-            sizes[video] = find_file(video).size
+            sizes[video] = size_of(video)
         except UnreadableError as error:
             missing[video] = error.reason
     return sizes, missing
@@ -165,7 +165,7 @@ def probe_file(location: str, spans: Iterable[Span | None] = ()) -> FileProbe:
             info, times, keyframes = video.info(), video.frame_times(), len(video.keyframes)
             duration = video.duration
             empty = tuple(span.said for span in spans if span is not None and not span.frames_of(video))
-        size = None if is_remote(location) or os.path.isdir(location) else find_file(location).size
+        size = None if is_remote(location) or os.path.isdir(location) else size_of(location)
     except (UnreadableError, VideoDecodeError) as error:
         return FileProbe(error.reason)
     return FileProbe(

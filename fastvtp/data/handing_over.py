@@ -16,7 +16,7 @@ from fastvtp.data.colours import Colours, correction, levels_lost
 from fastvtp.data.decoding import Video, VideoDecodeError, VideoInfo
 from fastvtp.data.frame_times import FrameTimes
 from fastvtp.data.sampling import CropWindow
-from fastvtp.data.storage import UnreadableError, find_file, read_file
+from fastvtp.data.storage import UnreadableError, read_file
 
 GAVE_UP = "left to PyAV, DALI cannot decode it"
 """How the reason begins of a file that counts as one for PyAV since DALI failed at it."""
@@ -67,14 +67,11 @@ class HandedOver:
     times: FrameTimes | None = None
 
 
-def hand_over(
-    video: Video, location: str, shown: range, formats: DaliFormats, *, whole: bool = False
-) -> HandedOver | str:
+def hand_over(video: Video, shown: range, formats: DaliFormats, *, whole: bool = False) -> HandedOver | str:
     """Decide on an opened video; decodes its first frame, and three more where colours have to be repaired.
 
     Args:
         video: opened.
-        location: of its file.
         shown: the frames that the record shows.
         formats: what DALI decodes.
         whole: whether whole pictures are shown, which DALI does not scale to the proportions they are meant for.
@@ -92,11 +89,9 @@ def hand_over(
         return f"files of the format {info.container}, which DALI does not read"
     if info.mirrored or (whole and info.stretch != 1):
         return "videos to be shown mirrored" if info.mirrored else "whole pictures of pixels that are not square"
-    try:
-        size = find_file(location).size
-    except UnreadableError:
+    if video.stored is None:
         return "videos that are not one file"
-    if size > _MOST_BYTES:
+    if video.stored.size > _MOST_BYTES:
         return f"files larger than {_MOST_BYTES >> 20} MiB, which DALI would have to be handed whole"
     own, taken = Colours(info.colorspace, info.full_range), formats.taken_for(info)
     if taken is None or not own.is_known:

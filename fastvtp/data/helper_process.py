@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from fastvtp.data.child_processes import ToParent, end, how_it_ended, start
+from fastvtp.data.child_processes import end, how_it_ended, pass_on, start, tell_parent
 from fastvtp.errors import UserError
 
 T = TypeVar("T")
@@ -126,8 +126,7 @@ def _answer(connection: Connection, seconds: float | None) -> Any:
         message = connection.recv()
         if not isinstance(message, logging.LogRecord):
             return message
-        if (logger := logging.getLogger(message.name)).isEnabledFor(message.levelno):
-            logger.handle(message)
+        pass_on(message)
     raise TimeoutError
 
 
@@ -136,8 +135,7 @@ def serve(connection: Connection) -> None:
     os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 writes its settings to the terminal for every clip
     import av  # noqa: F401 # here: on a busy machine its import shall not count as time spent at the first file
 
-    to_parent = ToParent(connection)
-    logging.basicConfig(level=logging.INFO, handlers=[to_parent])
+    to_parent = tell_parent(connection)
     while True:
         try:
             function, arguments = connection.recv()

@@ -18,7 +18,6 @@ import re
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
-ARCHIVE_SUFFIXES = (".tar", ".parquet")
 SEPARATOR = "::"
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # at least two letters: "C:" is a drive
@@ -32,9 +31,7 @@ def located(written: str, folder: str | os.PathLike[str]) -> str:
     Quotes around it go, "~" becomes the home folder, "file://" a path, and what is relative starts from `folder`, which
     may be a URL itself.
     """
-    text = written.strip()
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
-        text = text[1:-1]
+    text = unquoted(written.strip())
     if text.startswith("file://"):
         text = unquote(_path_of_url(text))
     if is_remote(text):
@@ -43,6 +40,11 @@ def located(written: str, folder: str | os.PathLike[str]) -> str:
     if is_remote(base):
         return text if text.startswith("/") else f"{base.rstrip('/')}/{posixpath.normpath(text)}"
     return os.path.join(base, text)
+
+
+def unquoted(text: str) -> str:
+    """Return a text without the quotes around it, where there are two of a kind."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def is_remote(location: str) -> bool:

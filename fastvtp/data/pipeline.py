@@ -13,7 +13,7 @@ import ctypes.util
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ _GPU_FORMATS = frozenset(product(("h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"
 _MOST_BYTES = 1 << 28  # of a file, or of whole frames, that come through shared memory; what is larger is copied twice
 
 
+@cache
 def has_nvdec() -> bool:
     """Tell whether the driver's video decoding library is there; compute-only installations leave it out."""
     return ctypes.util.find_library("nvcuvid") is not None

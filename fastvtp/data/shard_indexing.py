@@ -109,7 +109,7 @@ def index_named(locations: Iterable[str]) -> None:
         UserError: a URL whose filesystem is unknown, or needs a package that is not installed.
     """
     parts = (member_of(location) for location in locations if SEPARATOR in location)
-    tars = list(dict.fromkeys(part[0] for part in parts if part and _is_tar(part[0])))
+    tars = list(dict.fromkeys(part[0] for part in parts if part and suffix_of(part[0]) == ".tar"))
     if not tars:
         return
     from tqdm import tqdm  # not every installation that trains has it
@@ -122,10 +122,6 @@ def index_named(locations: Iterable[str]) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _is_tar(archive: str) -> bool:
-    return archive.partition("?")[0].endswith(".tar")
 
 
 def _find_members(archive: str) -> None:

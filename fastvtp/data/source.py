@@ -7,7 +7,6 @@ the sample alone.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -36,8 +35,6 @@ from fastvtp.data.stream import SampleStream
 from fastvtp.data.torchcodec_video import TorchCodecVideo
 from fastvtp.errors import UserError
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What schedulers send to all processes of a job before they take its machine away."""
 TOOK_TOO_LONG = "took longer than"
 ENDED_WORKERS = "ended the processes that decoded it"
 _LASTING = (TOOK_TOO_LONG, ENDED_WORKERS)  # reasons that no later attempt can find again
@@ -361,7 +358,7 @@ class ClipSource:
         try:
             with self._opened(index) as video:
                 shown = self._frames(index, video)
-                known = hand_over(video, self._paths[index], shown, self._dali_formats, whole=self._crop is None)
+                known = hand_over(video, shown, self._dali_formats, whole=self._crop is None)
                 return known if isinstance(known, str) else replace(known, times=self._times(video, shown))
         except VideoDecodeError as error:
             self._note(error.path, error.reason)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
-from fastvtp.data.locations import is_remote, member_of
+from fastvtp.data.locations import is_remote, member_of, suffix_of
 from fastvtp.data.parquet_rows import find_row
 from fastvtp.data.range_file import open_part
 from fastvtp.data.remote import look_up, one_opening
 from fastvtp.data.remote_files import find_object, find_part
 from fastvtp.data.stored_file import StoredFile, UnreadableError, regular_file
-from fastvtp.data.tar_index import member_table
+from fastvtp.data.tar_index import TarStamp, member_table
 
-__all__ = ["StoredFile", "UnreadableError", "find_file", "read_file"]
+__all__ = ["StoredFile", "UnreadableError", "find_file", "read_file", "size_of"]
 
 
 def find_file(location: str) -> StoredFile:
@@ -34,9 +32,20 @@ def find_file(location: str) -> StoredFile:
 
 
 def _find_in(location: str, archive: str, member: str) -> StoredFile:
-    if os.path.splitext(archive.partition("?")[0])[1] == ".parquet":
+    if suffix_of(archive) == ".parquet":
         return find_row(location, archive, member)
     return _find_member(location, archive, member)
+
+
+def size_of(location: str) -> int:
+    """Return the bytes of a file without reading any, but for a row of a parquet file. Raises as `find_file` does."""
+    parts = member_of(location)
+    if parts is None:
+        return look_up(location).size if is_remote(location) else regular_file(location).st_size
+    if suffix_of(parts[0]) == ".parquet":
+        return find_file(location).size
+    with one_opening():
+        return _place_in_tar(location, *parts)[1]
 
 
 def read_file(location: str) -> bytes:
@@ -55,17 +64,21 @@ def _find_local(location: str) -> StoredFile:
     return StoredFile(location, lambda: open(location, "rb"), status.st_size, key)
 
 
-def _find_member(location: str, archive: str, member: str) -> StoredFile:
+def _place_in_tar(location: str, archive: str, member: str) -> tuple[int, int, TarStamp]:
+    """Return where a member of a tar begins, how long it is, and which state of the tar that holds for."""
     try:
         table = member_table(archive)
     except UnreadableError as error:
         raise UnreadableError(location, f"its tar: {error.reason}") from None
-    place = table.find(member)
-    if place is None:
+    if (place := table.find(member)) is None:
         raise UnreadableError(location, "the tar holds no file of that name")
-    start, size = place
+    return *place, table.stamp
+
+
+def _find_member(location: str, archive: str, member: str) -> StoredFile:
+    start, size, stamp = _place_in_tar(location, archive, member)
     if is_remote(archive):
         return find_part(location, archive, look_up(archive), start, size)
     part = f"subfile,,start,{start},end,{start + size},,:{archive}"
-    key = (archive, table.stamp.size, table.stamp.changed, start, size)
+    key = (archive, stamp.size, stamp.changed, start, size)
     return StoredFile(part, lambda: open_part(archive, start, size), size, key)

@@ -113,7 +113,7 @@ def survey(
         "same_clip": _same_clip(listed.records),
         "same_id": sorted(name for name, number in Counter(r.id for r in listed.records).items() if number > 1),
         "same_bytes": None if alike is None else _groups(own, alike),
-        "against": [_compared(listed, other, alike) for other in against],
+        "against": [_compared(listed, other, (own, locations[other.path]), alike) for other in against],
         "probe": _summary(found) if probe else None,
     }
     bad = sum(probe.reason is not None or bool(probe.empty_spans) for probe in found.values())
@@ -225,13 +225,15 @@ def _groups(videos: Iterable[str], alike: Mapping[str, str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _compared(listed: ListedSet, other: ListedSet, alike: Mapping[str, str] | None) -> dict[str, Any]:
-    """Return what two data sets share."""
-    own, others = _videos(listed.records), _videos(other.records)
-    both = sorted({*own} & {*others})
+def _compared(
+    listed: ListedSet, other: ListedSet, videos: tuple[list[str], list[str]], alike: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """Return what two data sets share, whose `videos` these are."""
+    own, others = videos
+    both = {*own} & {*others}
     texts = [{caption for record in each.records for caption in record.captions} for each in (listed, other)]
     compared: dict[str, Any] = {"data": other.path, "records": len(other.records), "videos": len(others)}
-    compared |= {"same_video": both, "same_bytes": None}
+    compared |= {"same_video": sorted(both), "same_bytes": None}
     if alike is not None:
         by_print = {alike[video]: video for video in others if video in alike}
         pairs = [[video, by_print[alike[video]]] for video in own if alike.get(video) in by_print]

@@ -15,7 +15,6 @@ import numpy as np
 from fastvtp.data.decoding import Video, VideoDecodeError
 from fastvtp.data.pictures import Turn
 from fastvtp.data.sampling import CropWindow
-from fastvtp.data.storage import UnreadableError, find_file
 from fastvtp.errors import UserError
 
 _SAME_TIME = 2e-3  # seconds; containers round times to milliseconds
@@ -83,12 +82,11 @@ class TorchCodecVideo(Video):
 
         if isinstance(location, bytes):
             opened: Any = location
+        elif self.stored is None:
+            self.left_to_pyav = "videos that are not one file, which torchcodec does not read"
+            return
         else:
-            try:
-                opened = self._file = find_file(os.fspath(location)).open()
-            except UnreadableError:
-                self.left_to_pyav = "videos that are not one file, which torchcodec does not read"
-                return
+            opened = self._file = self.stored.open()
         try:
             how = {"dimension_order": "NHWC", "seek_mode": "exact", "num_ffmpeg_threads": 1, "device": device}
             self._decoder = VideoDecoder(opened, **how)

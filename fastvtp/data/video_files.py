@@ -99,11 +99,11 @@ class FolderContent:
         return 0 if name in found else max(0, len(found) - 1)
 
     @cached_property
-    def _index(self) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    def _index(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         return _index_of([*self.videos, *self.frame_folders])
 
     @cached_property
-    def _with_pictures(self) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    def _with_pictures(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         return _index_of([*self.videos, *self.frame_folders, *self.pictures, *self.bare])
 
 
@@ -184,12 +184,12 @@ def _list(folder: str, prefix: str, content: FolderContent, above: tuple[tuple[i
         _list(entry.path, f"{prefix}{entry.name}/", content, (*above, own))
 
 
-def _index_of(files: list[str]) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    paths: dict[str, tuple[str, ...]] = {}
-    names: dict[str, tuple[str, ...]] = {}
+def _index_of(files: list[str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    paths: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for file in sorted(files, key=lambda name: name.split("/")):
         bare = without_suffix(file)
         name = bare.rsplit("/", 1)[-1]
-        paths[bare] = (*paths.get(bare, ()), file)
-        names[name] = (*names.get(name, ()), file)
+        paths.setdefault(bare, []).append(file)
+        names.setdefault(name, []).append(file)
     return paths, names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import traceback
@@ -13,7 +12,7 @@ from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import Any, cast
 
-from fastvtp.data.child_processes import ToParent
+from fastvtp.data.child_processes import tell_parent
 from fastvtp.data.shared_slots import SharedBytes, SharedSlots
 from fastvtp.data.source import ClipSource, Sample
 from fastvtp.errors import UserError
@@ -29,8 +28,7 @@ def serve(connection: Connection, memory_descriptor: int, source_descriptor: int
     place, layout = connection.recv()
     source: ClipSource = cast(Any, ForkingPickler).loads(SharedBytes(source_descriptor).view)
     memory, tasks = SharedSlots(memory_descriptor, *layout), SimpleQueue[tuple[int, int]]()
-    to_parent = ToParent(connection)
-    logging.basicConfig(level=logging.INFO, handlers=[to_parent])
+    to_parent = tell_parent(connection)
     threading.Thread(target=_listen, args=(connection, source, tasks), daemon=True).start()
     memory.tell(place, IDLE)
     source.before_attempt = partial(memory.tell, place)

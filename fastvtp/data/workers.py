@@ -27,7 +27,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, cast
 
-from fastvtp.data.child_processes import end, how_it_ended, start
+from fastvtp.data.child_processes import end, how_it_ended, pass_on, start
 from fastvtp.data.locations import without_secrets
 from fastvtp.data.shared_slots import SharedBytes, SharedSlots
 from fastvtp.data.source import ENDED_WORKERS, TOOK_TOO_LONG, ClipSource, Sample
@@ -258,7 +258,7 @@ class ClipWorkers:
         """Write to this process's log what a worker has to say, once whoever says it."""
         if (text := record.getMessage()) not in self._told:
             self._told.add(text)
-            logging.getLogger(record.name).handle(record)
+            pass_on(record)
 
     def _look_after(self) -> None:
         now = time.monotonic()

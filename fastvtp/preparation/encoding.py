@@ -138,10 +138,14 @@ def _frame(pixels: np.ndarray, converter: Any) -> Any:
     return converter.reformat(frame, format="yuv420p", dst_colorspace=_ITU601, dst_color_range=_LIMITED, threads=1)
 
 
+def _mean_rate(seconds: np.ndarray, length: float) -> Fraction:
+    spread = float(seconds[-1]) or length or 1.0
+    return max(Fraction(max(len(seconds) - 1, 1) / spread).limit_denominator(1001), Fraction(1, 1000))
+
+
 def _regular_rate(seconds: np.ndarray, length: float) -> Fraction | None:
     """Return the rate of frames that follow each other regularly; None for others."""
-    spread = float(seconds[-1]) or length or 1.0
-    rate = max(Fraction(max(len(seconds) - 1, 1) / spread).limit_denominator(1001), Fraction(1, 1000))
+    rate = _mean_rate(seconds, length)
     return rate if np.abs(seconds - np.arange(len(seconds)) / float(rate)).max() < _NEAR else None
 
 
@@ -169,7 +173,6 @@ def _timing(
         return rate, each, 1 / rate
     if own is not None:
         return own, ([(k, k + 1)] for k in range(len(seconds))), 1 / own
-    spread = float(seconds[-1]) or length or 1.0
-    rate = max(Fraction(max(len(seconds) - 1, 1) / spread).limit_denominator(1001), Fraction(1, 1000))
+    rate = _mean_rate(seconds, length)
     times = np.rint(np.append(seconds, length) / float(_TICK)).astype(int).tolist()
     return rate, ([pair] for pair in pairwise(times)), _TICK

@@ -16,7 +16,7 @@ import numpy as np
 from fastvtp.data.formats.source import CLASS_NAMES, SHARDS_NAME
 from fastvtp.data.helper_process import lent_helper
 from fastvtp.data.locations import in_archive
-from fastvtp.data.storage import UnreadableError, find_file
+from fastvtp.data.storage import UnreadableError, size_of
 from fastvtp.errors import UserError
 from fastvtp.evaluation.report import REPORT_NAME, write_report
 from fastvtp.files import write_atomically
@@ -138,7 +138,7 @@ def _report(
 
 def _size(video: str) -> int:
     try:
-        return find_file(video).size
+        return size_of(video)
     except (UnreadableError, OSError):  # moved since, or a folder of frames
         return 0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from fastvtp.data.timespans import FrameSpan, Span, TimeSpan
@@ -45,5 +45,7 @@ def digest_of(items: Sequence[Item]) -> str:
     """Compute a fingerprint of items in their order, 16 hexadecimal digits of SHA-256."""
     digest = hashlib.sha256()
     for item in items:
-        digest.update(json.dumps(asdict(item), sort_keys=True).encode())
+        # as `asdict` has it, without its copies of all that lists say
+        said = {**vars(item), "frames": None if item.frames is None else vars(item.frames)}
+        digest.update(json.dumps(said, sort_keys=True).encode())
     return digest.hexdigest()[:16]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastvtp.data.child_processes import cores
 from fastvtp.errors import ConfigError
 from fastvtp.evaluation.report import REPORT_NAME
 from fastvtp.training.config import TrainConfig
@@ -144,8 +145,8 @@ def threads_of(processes: int, environment: Mapping[str, str] = os.environ) -> t
     given = environment.get("OMP_NUM_THREADS", "")
     if given.isdecimal() and int(given):
         return int(given), "as in this environment"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores // processes, 1), f"{cores} cores of this machine for {processes} processes"
+    count = cores()
+    return max(count // processes, 1), f"{count} cores of this machine for {processes} processes"
 
 
 def run_id_of(output_dir: str) -> str:

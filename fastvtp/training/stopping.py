@@ -16,10 +16,12 @@ from torch import Tensor
 
 from fastvtp import processes
 from fastvtp.data.loader import VideoTextBatch
-from fastvtp.data.source import STOP_SIGNALS
 from fastvtp.files import write_atomically
 
 logger = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send to all processes of a job before they take its machine away."""
 
 
 class StopSignals:

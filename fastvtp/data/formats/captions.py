@@ -17,6 +17,7 @@ from fastvtp.data.formats.registry import (
     document,
     first_of,
     list_format,
+    object_of,
     split_name,
     text,
     texts,
@@ -85,7 +86,7 @@ def msrvtt_ids(source: ListSource) -> Iterator[Row]:
     if beside is None:
         raise UserError(f"{source.path}: lists ids alone: expected MSRVTT_data.json, with their sentences, beside it")
     said: dict[str, list[Any]] = {}
-    for place, sentence in _entries(_other(source, beside), "sentences"):
+    for place, sentence in _entries(source.other(beside), "sentences"):
         said.setdefault(text(sentence, "video_id", place), []).append(caption(sentence, "caption", place))
     for place, row in source.rows():
         name = text(row, "video_id", place)
@@ -124,11 +125,7 @@ def _sentence(row: dict[str, str], place: str) -> dict[str, Any]:
 def _csv_beside(source: ListSource, name: str) -> Iterator[tuple[str, dict[str, str]]]:
     if (path := source.beside(name)) is None:
         raise UserError(f"{source.path}: the split {source.listed.split!r} needs {name} beside the list")
-    return _other(source, path).rows()
-
-
-def _other(source: ListSource, path: Path) -> ListSource:
-    return ListSource(type(source.listed)(str(path)))
+    return source.other(path).rows()
 
 
 def _entries(source: ListSource, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -138,9 +135,7 @@ def _entries(source: ListSource, name: str) -> Iterator[tuple[str, dict[str, Any
         raise UserError(f"{source.path}: field '{name}': expected a list")
     for count, entry in enumerate(entries, start=1):
         place = f"{source.path}, {name}, entry {count}"
-        if not isinstance(entry, dict):
-            raise UserError(f"{place}: expected an object, got {type(entry).__name__}")
-        yield place, entry
+        yield place, object_of(entry, place)
 
 
 # --- MSVD
@@ -177,7 +172,7 @@ def msvd_ids(source: ListSource) -> Iterator[Row]:
     beside = source.beside("raw-captions.pkl")
     if beside is None:
         raise UserError(f"{source.path}: lists ids alone: expected raw-captions.pkl, with their captions, beside it")
-    said = {row.fields["video"]: row.fields["caption"] for row in msvd.read(_other(source, beside))}
+    said = {row.fields["video"]: row.fields["caption"] for row in msvd.read(source.other(beside))}
     for place, line in source.lines():
         if line.strip() not in said:
             raise UserError(f"{place}: {beside} has no caption of {line.strip()!r}")

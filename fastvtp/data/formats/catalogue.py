@@ -9,7 +9,6 @@ from fastvtp.data.formats.lists import AUTO
 from fastvtp.data.formats.registry import CAPTIONS, LABEL, LABELS, QUESTIONS, ListFormat
 from fastvtp.data.formats.source import JSON_LINES, ListSource
 from fastvtp.data.locations import is_remote
-from fastvtp.data.video_files import content_of
 from fastvtp.errors import UserError, unknown_name
 
 FORMATS: dict[str, ListFormat] = {
@@ -62,7 +61,7 @@ def recognise(source: ListSource, wanted: str | None = None) -> ListFormat:
     if wanted is not None:
         fits = [entry for entry in fits if wanted in entry.tells] or fits
     if len(fits) > 1 and general.class_folders in fits:
-        content = content_of(source.path)
+        content = source.content
         deep = any("/" in name for name in content.videos or content.frame_folders)
         fits = [general.class_folders if deep else general.folder]
     if len(fits) > 1:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.registry import (
     CAPTIONS,
     LABEL,
@@ -19,7 +18,7 @@ from fastvtp.data.formats.registry import (
     whole_number,
 )
 from fastvtp.data.formats.source import ListSource
-from fastvtp.data.locations import located
+from fastvtp.data.locations import located, unquoted
 from fastvtp.data.video_files import known_suffix
 from fastvtp.errors import UserError
 from fastvtp.files import read_text
@@ -60,7 +59,7 @@ def path_label(source: ListSource) -> Iterator[Row]:
         match = _LABELLED.fullmatch(line.strip())
         if match is None or int(match[2]) >= _MAX_CLASSES:
             raise UserError(f"{place}: expected 'path label', the label a whole number, got {line!r}")
-        yield Row(place, {"video": _unquoted(match[1]), "label": int(match[2])})
+        yield Row(place, {"video": unquoted(match[1]), "label": int(match[2])})
 
 
 @list_format(
@@ -77,15 +76,10 @@ def path_frames_label(source: ListSource) -> Iterator[Row]:
         match = _COUNTED.fullmatch(line.strip())
         if match is None:
             raise UserError(f"{place}: expected 'path 0 -1' or 'folder frames label', got {line!r}")
-        path, first, last = _unquoted(match[1]), int(match[2]), int(match[3])
+        path, first, last = unquoted(match[1]), int(match[2]), int(match[3])
         if known_suffix(path) and (first, last) != (0, -1):
             raise UserError(f"{place}: expected 0 -1, all frames, behind a video file, got {first} {last}")
         yield Row(place, {"video": path} | ({} if last < 0 else {"label": last}))
-
-
-def _unquoted(path: str) -> str:
-    quoted = len(path) > 1 and path[0] == path[-1] and path[0] in "\"'"
-    return path[1:-1] if quoted else path
 
 
 @list_format(
@@ -131,7 +125,7 @@ def hmdb51(source: ListSource) -> Iterator[Row]:
     for path in lists or [source.path]:
         match = _HMDB_LIST.fullmatch(path.name)
         assert match is not None  # the files were found by it
-        for place, line in ListSource(VideoList(str(path))).lines():
+        for place, line in source.other(path).lines():
             video, _, flag = line.strip().rpartition(" ")
             if not video or flag not in ("0", "1", "2"):
                 raise UserError(f"{place}: expected 'video.avi flag', the flag 0, 1 or 2, got {line!r}")
@@ -176,14 +170,17 @@ def _ssv2_names(source: ListSource) -> tuple[str, ...] | None:
     path = source.beside("labels.json", "something-something-v2-labels.json")
     if path is None:
         return None
-    numbers = {name: whole_number({"number": place}, "number", str(path)) for name, place in _object(path).items()}
+    numbers = {
+        name: whole_number({"number": place}, "number", str(path))
+        for name, place in _object(source.other(path)).items()
+    }
     return tuple(sorted(numbers, key=numbers.__getitem__))
 
 
-def _object(path: Path) -> dict[str, Any]:
-    first = ListSource(VideoList(str(path))).first
+def _object(source: ListSource) -> dict[str, Any]:
+    first = source.first
     if not first:
-        raise UserError(f"{path}: expected an object {{class: number}}")
+        raise UserError(f"{source.path}: expected an object {{class: number}}")
     return first
 
 
@@ -231,7 +228,7 @@ def paths(source: ListSource) -> Iterator[Row]:
     for place, line in source.lines():
         if "\0" in line:
             raise UserError(f"{place}: expected a path, got {line!r}")
-        yield Row(place, {"video": _unquoted(line.strip())})
+        yield Row(place, {"video": unquoted(line.strip())})
 
 
 def _is_path(source: ListSource, line: str) -> bool:

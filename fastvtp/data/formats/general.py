@@ -23,7 +23,7 @@ from fastvtp.data.formats.registry import (
 )
 from fastvtp.data.formats.source import FOLDER_METADATA, JSON_LINES, ListSource
 from fastvtp.data.locations import in_archive
-from fastvtp.data.video_files import content_of, without_suffix
+from fastvtp.data.video_files import without_suffix
 from fastvtp.errors import UserError
 from fastvtp.files import lines_of, read_text
 
@@ -321,7 +321,7 @@ def class_folders(source: ListSource) -> Iterator[Row]:
 
 
 def _videos_of(source: ListSource) -> list[str]:
-    content = content_of(source.path)
+    content = source.content
     return content.videos or content.frame_folders
 
 

@@ -67,7 +67,7 @@ class Listing:
             self._folder = _place_of(self.listed.videos)
         self._remote = is_remote(self._folder)
         self._splits: dict[str, None] = {}
-        self._found: dict[str, str] = {}
+        self._found: set[str] = set()
         self._absent: dict[str, None] = {}
         self._several: dict[str, None] = {}
         self._bad_spans = 0
@@ -157,8 +157,8 @@ class Listing:
         if self.entry.holds_videos and self.listed.videos is not None:
             ours = "its videos are those in it"
             logger.warning("%s: %s, and not looked for in videos=%s", self.path, ours, self.listed.videos)
-        if self.source.is_folder and (hidden := content_of(self.source.path).hidden):
-            named = _few(hidden)
+        if self.source.is_folder and (hidden := self.source.content.hidden):
+            named = few(hidden)
             logger.warning("%s: %d videos or folders are hidden, and passed over: %s", self.path, len(hidden), named)
         for name, column in self.listed.columns.given().items():
             if name not in self.entry.columns:
@@ -170,7 +170,7 @@ class Listing:
         if self._bad_spans:
             logger.warning("%s: %d spans that end where they begin or before are left out", self.path, self._bad_spans)
         if self._several:
-            named = _few(list(self._several))
+            named = few(list(self._several))
             logger.warning("%s: several files bear the name of %d videos, the first by path is taken: %s",
                            self.path, len(self._several), named)  # fmt: skip
         from fastvtp import processes  # here: it imports torch, which workers do without
@@ -191,9 +191,9 @@ class Listing:
                 logger.warning("%s: no span is read from %s: expected %s", self.path, ", ".join(spans), named)
             if unread and self.entry.columns:
                 said = ", ".join(f"{name}={column}" for name, column in read.items())
-                logger.info("%s: %s; not read: %s", self.source.path.name, said, _few(unread))
+                logger.info("%s: %s; not read: %s", self.source.path.name, said, few(unread))
         if self.entry in (general.folder, general.class_folders):
-            content = content_of(self.source.path)
+            content = self.source.content
             others = {suffix: count for suffix, count in content.others.items() if suffix not in _BESIDE_VIDEOS}
             if others:
                 held = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(others.items()))
@@ -201,17 +201,17 @@ class Listing:
             top = [name for name in content.videos if "/" not in name]
             if top and self.entry is general.class_folders:
                 ours = f"{len(top)} videos in no folder of a class are passed over"
-                logger.warning("%s: %s: %s", self.path, ours, _few(top))
+                logger.warning("%s: %s: %s", self.path, ours, few(top))
 
     def say_repeated_ids(self, ids: Sequence[str]) -> None:
         """Warn where several records bear one id: reports and features call them by it."""
         if len(set(ids)) < len(ids):
             repeated = [name for name, count in Counter(ids).items() if count > 1]
-            logger.warning("%s: %d ids are of several records: %s", self.path, len(repeated), _few(repeated))
+            logger.warning("%s: %d ids are of several records: %s", self.path, len(repeated), few(repeated))
 
     def nothing(self, what: str = "videos") -> UserError:
         """Return the error for a list without any; of a folder it says what is there instead."""
-        others = content_of(self.source.path).others if self.source.is_folder else {}
+        others = self.source.content.others if self.source.is_folder else {}
         held = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(others.items(), key=lambda each: -each[1]))
         return UserError(
             f"{self.path}: lists no {what}" + (f"; it holds files of other suffixes: {held}" if held else "")
@@ -255,7 +255,7 @@ class Listing:
             if (location := self._by_name(name, split)) is not None:
                 row = row._replace(fields={**row.fields, "id": row.fields.get("id", video), "start": start, "end": end})
         if location is not None:
-            self._found.setdefault(location, video)
+            self._found.add(location)
             return row, location
         self._absent.setdefault(video)
         return row, os.path.join(self._folder, video) if self.policy == "keep" else None
@@ -290,20 +290,20 @@ class Listing:
             if found is None and self.policy == "keep":
                 self._absent.setdefault(video)
             elif found is not None:
-                self._found.setdefault(found, video)
+                self._found.add(found)
             location = found or location
         if self.policy != "keep" and not is_remote(location) and not member_of(location):
             if not os.path.exists(location):
                 self._absent.setdefault(video)
                 return None
-            self._found.setdefault(location, video)
+            self._found.add(location)
         return location
 
     def _say_missing(self) -> None:
         absent, found = len(self._absent), len(self._found)
         if not absent:
             return
-        where = f"{absent} of {absent + found} videos are not in {self._folder}: {_few(list(self._absent))}"
+        where = f"{absent} of {absent + found} videos are not in {self._folder}: {few(list(self._absent))}"
         if self.policy == "refuse" or (not found and self.policy != "keep"):
             cure = "" if self.listed.videos else "; say where they lie with data.videos=FOLDER or --videos FOLDER"
             raise UserError(f"{self.path}: {where}{cure}")
@@ -351,5 +351,6 @@ def _place_of(folder: str) -> str:
     return place
 
 
-def _few(names: list[str]) -> str:
+def few(names: list[str]) -> str:
+    """Return some names for a log line, and dots for the others."""
     return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

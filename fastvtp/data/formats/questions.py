@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.registry import QUESTIONS, Row, list_format, text, whole_number
 from fastvtp.data.formats.source import ListSource
 from fastvtp.errors import UserError
@@ -17,8 +16,8 @@ from fastvtp.files import lines_of, read_text
 _QUESTION_FILE = re.compile(r"(.*)_q(\.json)")
 
 
-def _asked(row: dict[str, Any], place: str, **more: Any) -> dict[str, Any]:
-    return {"question": text(row, "question", place), "answer": text(row, "answer", place), **more}
+def _asked(row: dict[str, Any], place: str) -> dict[str, Any]:
+    return {name: text(row, name, place) for name in ("question", "answer")}
 
 
 def _numbered_video(source: ListSource, *, category: bool) -> bool:
@@ -64,9 +63,7 @@ def activitynet_qa(source: ListSource) -> Iterator[Row]:
     answers = None if match is None else source.beside(f"{match[1]}_a{match[2]}")
     if answers is None:
         raise UserError(f"{source.path}: expected its answers beside it, <split>_a.json for <split>_q.json")
-    known = {
-        text(row, "question_id", place): (place, row) for place, row in ListSource(VideoList(str(answers))).objects()
-    }
+    known = {text(row, "question_id", place): (place, row) for place, row in source.other(answers).objects()}
     for place, row in source.objects():
         name = text(row, "question_id", place)
         if name not in known:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvtp.data.formats.lists import VideoList
+from fastvtp.data.video_files import FolderContent, content_of
 from fastvtp.errors import UserError
 from fastvtp.files import existing_file, lines_of
 
@@ -64,6 +65,15 @@ class ListSource:
                 if (folder / name).is_file():
                     return folder / name
         return None
+
+    def other(self, path: Path) -> ListSource:
+        """Return the source of another file of the same publication."""
+        return ListSource(VideoList(str(path)))
+
+    @cached_property
+    def content(self) -> FolderContent:
+        """What lies in the folder that this is, looked at once."""
+        return content_of(self.path)
 
     # --- Text
 

@@ -14,7 +14,6 @@ from fastvtp.data.formats.source import ListSource
 from fastvtp.data.locations import is_remote
 from fastvtp.data.shard_names import ENERGON, energon_fields
 from fastvtp.data.tar_samples import CAPTION_FIELDS, VIDEO_FIELDS, tar_samples
-from fastvtp.data.video_files import content_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ def are_tars(source: ListSource) -> bool:
     if is_remote(path):
         return not PurePosixPath(name).suffix
     if source.is_folder:
-        content = content_of(source.path)
+        content = source.content
         return (source.path / ENERGON).is_dir() or (bool(content.others.get(".tar")) and not content.videos)
     return pattern and not os.path.exists(path)
 

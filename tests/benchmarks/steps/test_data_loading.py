@@ -64,7 +64,7 @@ def test_a_loader_that_fails_leaves_the_others(monkeypatch, tmp_path):
 
     monkeypatch.setattr(data_loading, "_loader_maker", lambda *_: make)
     monkeypatch.setattr(data_loading, "_why_no_dali", lambda device: "missing: no GPU")
-    monkeypatch.setattr(data_loading, "processors", lambda: 3)
+    monkeypatch.setattr(data_loading, "cores", lambda: 3)
     found = [[(row.variant, row.note, row.median_s) for row in rows] for rows in measured(tmp_path, CPU, smoke=False)]
     assert found[0] == [
         ("dali", "missing: no GPU", None),

@@ -59,7 +59,7 @@ def test_a_machine_measures_as_many_as_it_has_and_a_failure_leaves_the_others(mo
         return ({}, "failed: out of memory") if count == 2 else ({"videomae_base": found(2.0)}, "")
 
     monkeypatch.setattr(scaling, "start", start)
-    monkeypatch.setattr(scaling, "processors", lambda: 16)
+    monkeypatch.setattr(scaling, "cores", lambda: 16)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     options = Options(torch.device("cuda"), torch.bfloat16)
     steps = [
