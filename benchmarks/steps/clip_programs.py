@@ -54,7 +54,7 @@ def chosen_frames(footage: Any, number: int) -> list[int]:
 
 def our_reader() -> Read:
     """Return the library's reader of whole frames."""
-    from fastvtp.data.decoding import Video
+    from fastvtp.data.video.decoding import Video
 
     def read(path: str, indices: Any) -> np.ndarray:
         with Video(path) as video:
@@ -208,7 +208,7 @@ def _in_tar(path: str) -> str:
 
 
 def _prepared(path: str) -> str:
-    from fastvtp.data.shards import tar_records
+    from fastvtp.data.storage.shards import tar_records
     from fastvtp.preparation.preparing import Running, prepare
     from fastvtp.preparation.settings import Preparation
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from fastvtp.data.child_processes import cores
+from fastvtp.data.workers.child_processes import cores
 
 from ..harness.command import command_line, given_options
 from ..harness.record import NOT_REACHED, Row, markdown_table, write_json

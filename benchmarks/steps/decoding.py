@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastvtp.data.child_processes import cores
+from fastvtp.data.workers.child_processes import cores
 
 from ..harness.case import Options
 from ..harness.command import command_line, given_options
@@ -52,8 +52,8 @@ def _write_files(folder: Path, codec: str, smoke: bool) -> list[Path]:
     """Write a moving picture once, and copies of it, as data sets have one file a clip."""
     import av
 
-    from fastvtp.data.colours import Colours
     from fastvtp.data.dali_trial import patches_clip
+    from fastvtp.data.video.colours import Colours
 
     frames, (height, width) = (SMOKE_FRAMES, (64, 96)) if smoke else (FRAMES, (256, 340))
     generator = np.random.default_rng(0)
@@ -149,9 +149,9 @@ def _speed(row: Row, files: Sequence[Path], decoder: str, options: Options) -> N
 
 def _colours(codec: str, space: int, full: bool, folder: Path, options: Options) -> Iterator[Row]:
     """Yield how far off PyAV's colours those of DALI's decoder are, and those of the loader."""
-    from fastvtp.data.colours import Colours
     from fastvtp.data.dali_trial import decode_alone, patches_clip, patches_of
-    from fastvtp.data.decoding import decode_frames
+    from fastvtp.data.video.colours import Colours
+    from fastvtp.data.video.decoding import decode_frames
 
     colours = Colours(space, full)
     path = folder / f"{codec}_colours"

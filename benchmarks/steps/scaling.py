@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from fastvtp.data.child_processes import cores
+from fastvtp.data.workers.child_processes import cores
 
 from ..harness.case import Options
 from ..harness.command import command_line, given_options

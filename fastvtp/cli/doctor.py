@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fastvtp import processes
 from fastvtp.data.pipeline import automatic_decoder, pairs_on
-from fastvtp.data.shared_slots import batch_bytes
-from fastvtp.data.torchcodec_video import require_torchcodec
+from fastvtp.data.video.torchcodec_video import require_torchcodec
+from fastvtp.data.workers.shared_slots import batch_bytes
 from fastvtp.errors import ConfigError, UserError
 from fastvtp.training.division import BYTES_A_PARAMETER, LARGEST_SHARE, ParallelConfig, strategy_of
 from fastvtp.version import __version__

@@ -43,8 +43,8 @@ def index(
     from tqdm import tqdm
 
     from fastvtp.data.locations import without_secrets
-    from fastvtp.data.shard_indexing import index_tars
-    from fastvtp.data.shard_names import tars_of
+    from fastvtp.data.storage.shard_indexing import index_tars
+    from fastvtp.data.storage.shard_names import tars_of
 
     tars = tars_of(paths, split)
     samples = videos = files = failed = 0

@@ -119,7 +119,7 @@ def prepare(
 
     The same videos and settings give the same shards, by whatever engine; finished shards are never made again.
     """
-    from fastvtp.data.child_processes import cores
+    from fastvtp.data.workers.child_processes import cores
     from fastvtp.preparation import preparing
     from fastvtp.preparation.engines import Engine
     from fastvtp.preparation.settings import ClipEncoding, ClipFilters, Preparation, SceneCuts

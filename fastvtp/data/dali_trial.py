@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastvtp.data.colours import Colours
+from fastvtp.data.video.colours import Colours
 from fastvtp.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -13,14 +13,14 @@ from queue import SimpleQueue
 
 from tqdm import tqdm
 
-from fastvtp.data.child_processes import cores
-from fastvtp.data.decoding import Video, VideoDecodeError
-from fastvtp.data.helper_process import Helper
 from fastvtp.data.locations import is_remote
 from fastvtp.data.sampling import FrameSampling
-from fastvtp.data.storage import UnreadableError, find_file, size_of
-from fastvtp.data.storage_settings import storage_settings
+from fastvtp.data.storage.finding import UnreadableError, find_file, size_of
+from fastvtp.data.storage.settings import storage_settings
 from fastvtp.data.timespans import Span
+from fastvtp.data.video.decoding import Video, VideoDecodeError
+from fastvtp.data.workers.child_processes import cores
+from fastvtp.data.workers.helper_process import Helper
 from fastvtp.errors import UserError
 
 CLIP = FrameSampling("strided", 16, 4)

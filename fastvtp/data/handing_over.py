@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastvtp.data.colours import Colours, correction, levels_lost
-from fastvtp.data.decoding import Video, VideoDecodeError, VideoInfo
-from fastvtp.data.frame_times import FrameTimes
 from fastvtp.data.sampling import CropWindow
-from fastvtp.data.storage import UnreadableError, read_file
+from fastvtp.data.storage.finding import UnreadableError, read_file
+from fastvtp.data.video.colours import Colours, correction, levels_lost
+from fastvtp.data.video.decoding import Video, VideoDecodeError, VideoInfo
+from fastvtp.data.video.frame_times import FrameTimes
 
 GAVE_UP = "left to PyAV, DALI cannot decode it"
 """How the reason begins of a file that counts as one for PyAV since DALI failed at it."""

@@ -23,12 +23,12 @@ from fastvtp.data.notes import Notes
 from fastvtp.data.pipeline import Feed, build_pipeline, dali_formats, opener
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading, ClipShape
 from fastvtp.data.sampling import ClipAugmentation, check_framing
-from fastvtp.data.shard_indexing import index_named
-from fastvtp.data.shared_slots import sample_bytes
 from fastvtp.data.source import ClipSource, NoDecodableClipError
+from fastvtp.data.storage.shard_indexing import index_named
 from fastvtp.data.stream import Batches, SampleStream
 from fastvtp.data.text import MIN_TEXT_LENGTH, PackedText, Tokenizer
-from fastvtp.data.workers import WorkersLostError
+from fastvtp.data.workers.pool import WorkersLostError
+from fastvtp.data.workers.shared_slots import sample_bytes
 from fastvtp.errors import UserError
 
 

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from fastvtp.data.dali_operations import FILL, rand_augmented
 from fastvtp.data.dali_trial import conversions
-from fastvtp.data.decoding import Video
 from fastvtp.data.handing_over import BY_DALI_REPAIRED, BY_PYAV, DaliFormats
 from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.data.source import ClipSource
-from fastvtp.data.torchcodec_video import TorchCodecVideo, require_torchcodec
-from fastvtp.data.workers import ClipWorkers
+from fastvtp.data.video.decoding import Video
+from fastvtp.data.video.torchcodec_video import TorchCodecVideo, require_torchcodec
+from fastvtp.data.workers.pool import ClipWorkers
 from fastvtp.errors import UserError
 
 if TYPE_CHECKING:

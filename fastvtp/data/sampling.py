@@ -13,8 +13,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from fastvtp.data.frame_times import FrameTimes
 from fastvtp.data.rand_augment import RandAugment
+from fastvtp.data.video.frame_times import FrameTimes
 from fastvtp.errors import UserError
 from fastvtp.settings import check_types
 

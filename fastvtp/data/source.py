@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.decoding import Video, VideoDecodeError
-from fastvtp.data.frame_times import FrameTimes
 from fastvtp.data.handing_over import (
     GAVE_UP,
     DaliFormats,
@@ -29,10 +27,12 @@ from fastvtp.data.handing_over import (
 )
 from fastvtp.data.locations import without_secrets
 from fastvtp.data.reading import ClipReading, ClipShape
-from fastvtp.data.remote import one_opening
 from fastvtp.data.sampling import ClipAugmentation, CropWindow
+from fastvtp.data.storage.remote import one_opening
 from fastvtp.data.stream import SampleStream
-from fastvtp.data.torchcodec_video import TorchCodecVideo
+from fastvtp.data.video.decoding import Video, VideoDecodeError
+from fastvtp.data.video.frame_times import FrameTimes
+from fastvtp.data.video.torchcodec_video import TorchCodecVideo
 from fastvtp.errors import UserError
 
 TOOK_TOO_LONG = "took longer than"

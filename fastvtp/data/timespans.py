@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fastvtp.errors import UserError
 
 if TYPE_CHECKING:
-    from fastvtp.data.decoding import Video
+    from fastvtp.data.video.decoding import Video
 
 MOST_SECONDS = 1e9
 MOST_FRAMES = 2**31 - 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from fastvtp.data.remote import matching
+from fastvtp.data.storage.remote import matching
 
 VIDEO_SUFFIXES = frozenset(
     {
@@ -129,7 +129,7 @@ def content_of(folder: str | os.PathLike[str]) -> FolderContent:
 def content_of_url(folder: str) -> FolderContent | None:
     """List the objects under a URL, now; None for http(s), whose servers do not list what they have.
 
-    Raises UnreadableError and UserError as `fastvtp.data.remote.matching`.
+    Raises UnreadableError and UserError as `fastvtp.data.storage.remote.matching`.
     """
     if folder.startswith(("http://", "https://")):
         return None

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from tqdm import tqdm
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.decoding import Video, VideoDecodeError
 from fastvtp.data.timespans import TimeSpan
+from fastvtp.data.video.decoding import Video, VideoDecodeError
 from fastvtp.errors import UserError
 
 _DIGITS = 6  # of seconds: exact to less than any moment is told apart

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastvtp.data.decoding import Video
+from fastvtp.data.video.decoding import Video
 from fastvtp.errors import UserError
 from fastvtp.preparation.settings import ClipEncoding
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from fastvtp.data.formats.source import CLASS_NAMES, SHARDS_NAME
-from fastvtp.data.helper_process import lent_helper
 from fastvtp.data.locations import in_archive
-from fastvtp.data.storage import UnreadableError, size_of
+from fastvtp.data.storage.finding import UnreadableError, size_of
+from fastvtp.data.workers.helper_process import lent_helper
 from fastvtp.errors import UserError
 from fastvtp.evaluation.report import REPORT_NAME, write_report
 from fastvtp.files import write_atomically

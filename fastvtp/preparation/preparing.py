@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fastvtp.data.helper_process import end_idle_helpers
+from fastvtp.data.workers.helper_process import end_idle_helpers
 from fastvtp.errors import UserError
 from fastvtp.preparation.decisions import decide, undecided, undo_decisions
 from fastvtp.preparation.encoding import check_codec

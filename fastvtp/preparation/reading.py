@@ -12,7 +12,7 @@ from fastvtp.data.annotations import VideoRecord, record_of
 from fastvtp.data.formats.listing import Listing
 from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.registry import Row
-from fastvtp.data.tar_samples import tar_samples
+from fastvtp.data.storage.tar_samples import tar_samples
 from fastvtp.data.video_files import content_of
 from fastvtp.errors import UserError
 from fastvtp.preparation.items import Item

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastvtp.data.decoding import Video
+from fastvtp.data.video.decoding import Video
 from fastvtp.errors import UserError
 from fastvtp.preparation.encoding import fitted, shown_until
 from fastvtp.preparation.settings import SceneCuts

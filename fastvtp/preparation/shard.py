@@ -20,11 +20,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fastvtp.data.decoding import VideoDecodeError
-from fastvtp.data.helper_process import Helper, LostOnFileError, lent_helper
-from fastvtp.data.shard_indexing import index_tars
-from fastvtp.data.stored_file import UnreadableError
-from fastvtp.data.tar_index import SUFFIX
+from fastvtp.data.storage.shard_indexing import index_tars
+from fastvtp.data.storage.stored_file import UnreadableError
+from fastvtp.data.storage.tar_index import SUFFIX
+from fastvtp.data.video.decoding import VideoDecodeError
+from fastvtp.data.workers.helper_process import Helper, LostOnFileError, lent_helper
 from fastvtp.errors import UserError
 from fastvtp.files import sync, write_atomically
 from fastvtp.preparation.encoding import WrittenClip

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastvtp.data.locations import is_remote, member_of
-from fastvtp.data.remote import look_up
-from fastvtp.data.stored_file import UnreadableError
+from fastvtp.data.storage.remote import look_up
+from fastvtp.data.storage.stored_file import UnreadableError
 from fastvtp.preparation.items import Item
 
 UNREADABLE = ("unreadable", "lost")

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fastvtp.data.decoding import Video, VideoDecodeError, VideoInfo
 from fastvtp.data.timespans import TimeSpan
+from fastvtp.data.video.decoding import Video, VideoDecodeError, VideoInfo
 from fastvtp.errors import UserError
 from fastvtp.preparation.encoding import WrittenClip, fitted, shown_until, write_clip
 from fastvtp.preparation.items import Item

@@ -7,7 +7,7 @@ from fastvtp.data.formats.catalogue import find_format
 from fastvtp.data.formats.lists import ListSettings, VideoList
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading, one_spacing
 from fastvtp.data.sampling import SAMPLING_KINDS, check_framing, check_spacing
-from fastvtp.data.storage_settings import storage_settings, use_storage
+from fastvtp.data.storage.settings import storage_settings, use_storage
 from fastvtp.settings import FLAT, a_path, check_types
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastvtp.data.child_processes import cores
+from fastvtp.data.workers.child_processes import cores
 from fastvtp.errors import ConfigError
 from fastvtp.evaluation.report import REPORT_NAME
 from fastvtp.training.config import TrainConfig

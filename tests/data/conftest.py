@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvtp.data import remote
+from fastvtp.data.storage import remote
 from tests.data.object_store import patch_storage, s3_environment, serve
 from tests.data.tars import numbered_clips
 

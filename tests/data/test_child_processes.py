@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvtp.data.child_processes import end, how_it_ended, start
+from fastvtp.data.workers.child_processes import end, how_it_ended, start
 from tests.data.errands import echo, hang
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ import os, sys
 with open("runs", "a") as runs:
     runs.write("x")
 sys.path.append(sys.argv[1])
-from fastvtp.data.helper_process import Helper
+from fastvtp.data.workers.helper_process import Helper
 from tests.data.errands import sleep
 with Helper(30.0) as helper:
     assert helper.call(sleep, 0.0) == 0.0

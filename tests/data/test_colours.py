@@ -4,8 +4,8 @@ import av
 import numpy as np
 import pytest
 
-from fastvtp.data.decoding import Video
 from fastvtp.data.sampling import CropWindow
+from fastvtp.data.video.decoding import Video
 
 LUMA = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 9: (0.2627, 0.0593), 2: (0.299, 0.114)}
 """Weights of red and blue by number of the matrix (ITU-T H.273, table 4); 2 is unspecified, which counts as BT.601."""

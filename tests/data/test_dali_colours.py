@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.colours import Colours, correction, levels_lost
 from fastvtp.data.dali_trial import conversions, patches_as, patches_clip, patches_of
+from fastvtp.data.video.colours import Colours, correction, levels_lost
 from fastvtp.data.wordpiece import CaptionTokenizer
 from tests.data.loaders import make_loader
 

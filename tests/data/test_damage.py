@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from fastvtp.data import frame_reader
-from fastvtp.data.decoding import Video, VideoDecodeError, probe
-from fastvtp.data.frame_table import Memory
+from fastvtp.data.video import frame_reader
+from fastvtp.data.video.decoding import Video, VideoDecodeError, probe
+from fastvtp.data.video.frame_table import Memory
 from tests.data.clips import damage_packet, decode_sequentially, frame_numbers, not_coded, remux, truncate, write_clip
 from tests.data.test_decoding import X264_B_FRAMES
 

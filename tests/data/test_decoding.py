@@ -5,7 +5,7 @@ import av
 import numpy as np
 import pytest
 
-from fastvtp.data.decoding import (
+from fastvtp.data.video.decoding import (
     Video,
     VideoDecodeError,
     decode_frames,

@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 import pytest
 
-from fastvtp.data import disk_cache
-from fastvtp.data.disk_cache import DiskCache
-from fastvtp.data.storage import read_file
+from fastvtp.data.storage import disk_cache
+from fastvtp.data.storage.disk_cache import DiskCache
+from fastvtp.data.storage.finding import read_file
 from tests.data.object_store import patch_storage
 
 

@@ -8,8 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from fastvtp.data.decoding import Video, VideoDecodeError, probe
 from fastvtp.data.sampling import CropWindow
+from fastvtp.data.video.decoding import Video, VideoDecodeError, probe
 from tests.data.clips import barcode_frames, decode_sequentially, frame_numbers
 
 ENCODERS = {

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.decoding import Video
-from fastvtp.data.frame_times import FrameTimes, frame_times
 from fastvtp.data.sampling import SAMPLING_KINDS, FrameSampling
+from fastvtp.data.video.decoding import Video
+from fastvtp.data.video.frame_times import FrameTimes, frame_times
 from fastvtp.errors import UserError
 from tests.data.clips import write_clip
 from tests.data.test_span_clips import H264, WEBM, shown

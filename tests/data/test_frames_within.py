@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from fastvtp.data.decoding import Video
+from fastvtp.data.video.decoding import Video
 from tests.data.clips import frame_numbers, write_clip
 from tests.data.test_decoding import CLIPS, IRREGULAR, VP9, X264_B_FRAMES, shifted_copy
 from tests.data.test_real_footage import NAMES, footage

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fastvtp.data.helper_process import Helper, LostOnFileError
+from fastvtp.data.workers.helper_process import Helper, LostOnFileError
 from fastvtp.errors import UserError
 from tests.data.errands import die, die_once, fill_disk, sleep, warn
 

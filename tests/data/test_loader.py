@@ -9,9 +9,9 @@ import torch
 from av.video.reformatter import Interpolation
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.decoding import decode_frames
 from fastvtp.data.handing_over import GAVE_UP
 from fastvtp.data.sampling import FrameSampling, epoch_order
+from fastvtp.data.video.decoding import decode_frames
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
 from tests.data.clips import (

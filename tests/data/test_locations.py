@@ -2,8 +2,8 @@
 
 import pytest
 
-from fastvtp.data.decoding import Video, VideoDecodeError
 from fastvtp.data.locations import located, suffix_of, without_secrets
+from fastvtp.data.video.decoding import Video, VideoDecodeError
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import av
 import numpy as np
 import pytest
 
-from fastvtp.data import frame_reader, sample_reader
-from fastvtp.data.decoding import Video, VideoDecodeError, probe
-from fastvtp.data.frame_table import Memory
-from fastvtp.data.sample_reader import SampleReader
+from fastvtp.data.video import frame_reader, sample_reader
+from fastvtp.data.video.decoding import Video, VideoDecodeError, probe
+from fastvtp.data.video.frame_table import Memory
+from fastvtp.data.video.sample_reader import SampleReader
 from tests.data.clips import decode_upright, truncate, write_audio, write_clip
 from tests.data.test_decoding import IRREGULAR, X264_B_FRAMES, X265, shifted_copy
 

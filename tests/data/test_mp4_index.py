@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from fastvtp.data.mp4_index import read_sample_table
+from fastvtp.data.video.mp4_index import read_sample_table
 from tests.data.clips import write_audio, write_clip
 from tests.data.test_decoding import IRREGULAR, X264_B_FRAMES, shifted_copy
 

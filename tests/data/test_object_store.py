@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from fastvtp.data import remote, remote_files, tar_index
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.decoding import Video
-from fastvtp.data.range_file import Scan
-from fastvtp.data.shards import tar_records
 from fastvtp.data.source import ClipSource
-from fastvtp.data.storage import UnreadableError, find_file, read_file
-from fastvtp.data.tar_index import SUFFIX, tar_listing
+from fastvtp.data.storage import remote, remote_files, tar_index
+from fastvtp.data.storage.finding import UnreadableError, find_file, read_file
+from fastvtp.data.storage.range_file import Scan
+from fastvtp.data.storage.shards import tar_records
+from fastvtp.data.storage.tar_index import SUFFIX, tar_listing
+from fastvtp.data.video.decoding import Video
 from tests.data.loaders import make_loader
 from tests.data.object_store import Store, patch_storage, s3_environment
 from tests.data.tars import write_shards, write_tar
@@ -238,7 +238,7 @@ def seen_tars(monkeypatch) -> list[int]:
 
 def test_an_index_beside_a_remote_tar_is_used(store, tmp_path):
     pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
-    from fastvtp.data.shard_indexing import index_tars
+    from fastvtp.data.storage.shard_indexing import index_tars
 
     write_tar(store.folder / "bucket" / "0.tar", [("a.mp4", b"one"), ("b.mp4", b"two")])
     (done,) = index_tars(["s3://bucket/0.tar"], again=True)

@@ -5,8 +5,8 @@ from contextlib import suppress
 
 import pytest
 
-from fastvtp.data import parquet_rows
-from fastvtp.data.storage import UnreadableError, find_file, read_file
+from fastvtp.data.storage import parquet_rows
+from fastvtp.data.storage.finding import UnreadableError, find_file, read_file
 from fastvtp.errors import UserError
 
 pyarrow = pytest.importorskip("pyarrow")

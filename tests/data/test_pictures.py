@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from fastvtp.data.decoding import Video, decode_frames, probe
 from fastvtp.data.sampling import CropWindow
+from fastvtp.data.video.decoding import Video, decode_frames, probe
 from tests.data.clips import decode_sequentially, frame_numbers, write_clip
 
 MATRICES = {  # a, b, c, d: a point x, y comes to a x + c y, b x + d y

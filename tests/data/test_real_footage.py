@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.decoding import Video, probe
 from fastvtp.data.sampling import FrameSampling, sample_rng
+from fastvtp.data.video.decoding import Video, probe
 from fastvtp.data.wordpiece import CaptionTokenizer
 from tests.data.clips import decode_sequentially
 from tests.data.loaders import make_loader

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.decoding import Video
 from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.data.stream import Batches
+from fastvtp.data.video.decoding import Video
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
 from tests.data.clips import write_clip

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.decoding import Video, VideoDecodeError
-from fastvtp.data.shard_names import energon_fields
 from fastvtp.data.source import NoDecodableClipError
-from fastvtp.data.storage import UnreadableError, find_file
-from fastvtp.data.tar_index import index_tar
+from fastvtp.data.storage.finding import UnreadableError, find_file
+from fastvtp.data.storage.shard_names import energon_fields
+from fastvtp.data.storage.tar_index import index_tar
+from fastvtp.data.video.decoding import Video, VideoDecodeError
 from fastvtp.errors import UserError
 from fastvtp.evaluation.report import bad_file_report, write_report
 from tests.data.clips import write_clip

@@ -9,10 +9,10 @@ import av
 import numpy as np
 import pytest
 
-from fastvtp.data import frame_reader, packets
-from fastvtp.data.decoding import Video, VideoDecodeError
-from fastvtp.data.frame_table import Memory, frames_by_decoding
-from fastvtp.data.packet_reader import PacketReader
+from fastvtp.data.video import frame_reader, packets
+from fastvtp.data.video.decoding import Video, VideoDecodeError
+from fastvtp.data.video.frame_table import Memory, frames_by_decoding
+from fastvtp.data.video.packet_reader import PacketReader
 from tests.data.clips import barcode_frames, decode_sequentially, frame_numbers, write_clip
 from tests.data.test_decoding import VP9, X264_B_FRAMES, shifted_copy
 
@@ -99,7 +99,7 @@ def test_memory_does_not_grow_by_the_size_of_a_file(tmp_path):
     paths = [small, *(write_clip(tmp_path / name, 50, **raw) for name in ("a.mov", "a.mkv", "a.avi"))]
     program = """
 import resource, sys
-from fastvtp.data.decoding import Video
+from fastvtp.data.video.decoding import Video
 for path in sys.argv[1:]:
     with Video(path) as video:
         video.read([video.num_frames - 2])

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from fastvtp.data.annotations import VideoRecord, annotations_digest
-from fastvtp.data.shard_indexing import index_named
-from fastvtp.data.shard_names import braces_expanded, tars_of
-from fastvtp.data.shards import sample_key, tar_records, tar_samples
-from fastvtp.data.tar_index import SUFFIX
+from fastvtp.data.storage.shard_indexing import index_named
+from fastvtp.data.storage.shard_names import braces_expanded, tars_of
+from fastvtp.data.storage.shards import sample_key, tar_records, tar_samples
+from fastvtp.data.storage.tar_index import SUFFIX
 from fastvtp.errors import UserError
 from tests.data.object_store import patch_storage
 from tests.data.tars import write_tar

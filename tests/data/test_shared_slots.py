@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from fastvtp.data.shared_slots import SharedBytes, SharedSlots
+from fastvtp.data.workers.shared_slots import SharedBytes, SharedSlots
 
 
 def test_what_a_worker_is_at_is_never_read_with_the_time_of_something_else():

@@ -6,7 +6,7 @@ import socket
 import numpy as np
 import pytest
 
-from fastvtp.data.decoding import Video, VideoDecodeError
+from fastvtp.data.video.decoding import Video, VideoDecodeError
 from tests.data.clips import decode_sequentially, write_clip
 
 
@@ -74,7 +74,7 @@ def test_a_name_that_looks_like_a_pattern_of_pictures_opens_no_others(tmp_path):
 
 
 def test_only_demuxers_that_read_their_own_file_are_allowed():
-    from fastvtp.data.packet_reader import _formats
+    from fastvtp.data.video.packet_reader import _formats
 
     allowed = set(_formats().split(","))
     assert {"mov", "mp4", "matroska", "webm", "avi", "mpegts", "flv", "gif", "ogg"} <= allowed

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvtp.data.storage_settings import StorageSettings, storage_settings, use_storage
+from fastvtp.data.storage.settings import StorageSettings, storage_settings, use_storage
 from fastvtp.errors import UserError
 from tests.data.object_store import patch_storage
 

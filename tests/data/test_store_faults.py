@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from fastvtp.data import remote, remote_files
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.decoding import Video, VideoDecodeError
 from fastvtp.data.reading import ClipReading, ClipShape
-from fastvtp.data.shards import tar_records
 from fastvtp.data.source import ClipSource, NoDecodableClipError
-from fastvtp.data.storage import UnreadableError, find_file, read_file
+from fastvtp.data.storage import remote, remote_files
+from fastvtp.data.storage.finding import UnreadableError, find_file, read_file
+from fastvtp.data.storage.shards import tar_records
 from fastvtp.data.stream import Batches, SampleStream
+from fastvtp.data.video.decoding import Video, VideoDecodeError
 from fastvtp.errors import UserError
 from tests.data.loaders import make_loader
 from tests.data.object_store import patch_storage

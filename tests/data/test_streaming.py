@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from fastvtp.data import frame_reader
-from fastvtp.data.decoding import Video, VideoDecodeError
-from fastvtp.data.frame_table import Memory
-from fastvtp.data.packet_reader import PacketReader
+from fastvtp.data.video import frame_reader
+from fastvtp.data.video.decoding import Video, VideoDecodeError
+from fastvtp.data.video.frame_table import Memory
+from fastvtp.data.video.packet_reader import PacketReader
 from tests.data.clips import damage_packet, decode_sequentially, frame_numbers, write_clip
 from tests.data.test_decoding import VP9, X264_B_FRAMES
 from tests.data.test_seeking import AWKWARD

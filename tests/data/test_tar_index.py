@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fastvtp.data.range_file import RangeFile, buffered
-from fastvtp.data.storage import UnreadableError, find_file, read_file
-from fastvtp.data.tar_index import SUFFIX, index_tar, member_table, tar_listing
-from fastvtp.data.tar_members import read_members
+from fastvtp.data.storage.finding import UnreadableError, find_file, read_file
+from fastvtp.data.storage.range_file import RangeFile, buffered
+from fastvtp.data.storage.tar_index import SUFFIX, index_tar, member_table, tar_listing
+from fastvtp.data.storage.tar_members import read_members
 from tests.data.object_store import patch_storage
 from tests.data.tars import write_tar
 
@@ -197,7 +197,7 @@ def test_an_index_is_used_and_a_damaged_one_made_anew(tmp_path, monkeypatch):
     index_tar(str(tar))
     index = tmp_path / f"0.tar{SUFFIX}"
     with monkeypatch.context() as patch:
-        patch.setattr("fastvtp.data.tar_index.read_members", None)  # nobody looks into the tar
+        patch.setattr("fastvtp.data.storage.tar_index.read_members", None)  # nobody looks into the tar
         assert tar_listing(str(tar)).texts == {"a.txt": "said"}
     whole = index.read_bytes()
     for content in (b"", whole[:100], whole[: len(whole) // 2], b"\0" * len(whole)):

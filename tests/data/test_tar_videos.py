@@ -6,8 +6,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from fastvtp.data.decoding import Video, VideoDecodeError
-from fastvtp.data.storage import find_file
+from fastvtp.data.storage.finding import find_file
+from fastvtp.data.video.decoding import Video, VideoDecodeError
 from tests.data.clips import frame_numbers, truncate, write_clip
 from tests.data.object_store import patch_storage
 from tests.data.tars import write_tar

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.decoding import Video, VideoDecodeError
 from fastvtp.data.sampling import CropWindow
-from fastvtp.data.torchcodec_video import TorchCodecVideo, require_torchcodec
+from fastvtp.data.video.decoding import Video, VideoDecodeError
+from fastvtp.data.video.torchcodec_video import TorchCodecVideo, require_torchcodec
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError
 from tests.data.clips import frame_numbers, write_clip

@@ -18,7 +18,7 @@ from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.pipeline import Feed
 from fastvtp.data.source import ENDED_WORKERS, TOOK_TOO_LONG, ClipSource, NoDecodableClipError, Sample
 from fastvtp.data.wordpiece import CaptionTokenizer
-from fastvtp.data.workers import ClipWorkers, WorkersLostError
+from fastvtp.data.workers.pool import ClipWorkers, WorkersLostError
 from tests.data.clips import write_clip
 from tests.data.loaders import make_loader
 
@@ -125,7 +125,7 @@ class Stillborn(Made):
 
 
 def test_workers_that_never_live_end_in_an_error(monkeypatch):
-    monkeypatch.setattr("fastvtp.data.workers._MOST_LOST", 4)
+    monkeypatch.setattr("fastvtp.data.workers.pool._MOST_LOST", 4)
     with pytest.raises(WorkersLostError, match="4 decoding workers ended in a row, the last ended with exit code 7"):
         taken(Stillborn())
 
@@ -240,7 +240,7 @@ def test_files_are_not_to_blame_for_a_machine_that_slept(monkeypatch):
         workers.begin(iter(range(2)))
         workers.take([0])
         awake = time.monotonic
-        monkeypatch.setattr("fastvtp.data.workers.time.monotonic", lambda: awake() + 3600)
+        monkeypatch.setattr("fastvtp.data.workers.pool.time.monotonic", lambda: awake() + 3600)
         (slow,) = workers.take([1])
     assert int(slow.arrays[0][0]) == 1
     assert source.bad == {}

@@ -166,8 +166,8 @@ def files(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _file(path: str, source: str | None, sender: Any) -> None:
-    from fastvtp.data.decoding import Video, VideoDecodeError
     from fastvtp.data.sampling import FrameSampling
+    from fastvtp.data.video.decoding import Video, VideoDecodeError
 
     rng, counts, reasons, loops = np.random.default_rng(0), {"shown": 0, "refused": 0, "differs": 0}, {}, []
     sampling = FrameSampling(CLIP["sampling"], CLIP["num_frames"], CLIP["frame_stride"])

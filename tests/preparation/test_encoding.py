@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from fastvtp.data.decoding import Video
+from fastvtp.data.video.decoding import Video
 from fastvtp.errors import UserError
 from fastvtp.preparation.encoding import check_codec, fitted, write_clip
 from fastvtp.preparation.settings import QUALITIES, ClipEncoding

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastvtp.data.decoding import Video
+from fastvtp.data.video.decoding import Video
 from fastvtp.errors import UserError
 from fastvtp.preparation.scenes import check_scenes, scenes_of
 from fastvtp.preparation.settings import SceneCuts

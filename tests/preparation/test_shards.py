@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from fastvtp.data.annotations import load_annotations
-from fastvtp.data.decoding import Video
 from fastvtp.data.formats.lists import VideoList
+from fastvtp.data.video.decoding import Video
 from fastvtp.errors import UserError
 from fastvtp.preparation.engines import Engine
 from fastvtp.preparation.reading import read_items

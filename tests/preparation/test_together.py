@@ -92,7 +92,9 @@ def test_what_no_video_is_to_be_blamed_for_ends_the_run(tmp_path, monkeypatch, e
         raise error
 
     monkeypatch.setattr("fastvtp.preparation.work.write_clip", fails)
-    monkeypatch.setattr("fastvtp.data.helper_process.Helper.call", lambda self, function, *rest: function(*rest))
+    monkeypatch.setattr(
+        "fastvtp.data.workers.helper_process.Helper.call", lambda self, function, *rest: function(*rest)
+    )
     with pytest.raises((UserError, OSError), match=line):
         run(captioned(tmp_path / "in", 1), tmp_path / "out")
     assert not (tmp_path / "out" / "000000.json").exists()

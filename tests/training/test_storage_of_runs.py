@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fastvtp.data.storage_settings import StorageSettings, storage_settings
+from fastvtp.data.storage.settings import StorageSettings, storage_settings
 from fastvtp.errors import UserError
 from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import apply_overrides

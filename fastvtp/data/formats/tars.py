@@ -12,8 +12,8 @@ from typing import Any
 from fastvtp.data.formats.registry import CAPTIONS, LABEL, QUESTIONS, Row, list_format
 from fastvtp.data.formats.source import ListSource
 from fastvtp.data.locations import is_remote
-from fastvtp.data.shard_names import ENERGON, energon_fields
-from fastvtp.data.tar_samples import CAPTION_FIELDS, VIDEO_FIELDS, tar_samples
+from fastvtp.data.storage.shard_names import ENERGON, energon_fields
+from fastvtp.data.storage.tar_samples import CAPTION_FIELDS, VIDEO_FIELDS, tar_samples
 
 logger = logging.getLogger(__name__)
 

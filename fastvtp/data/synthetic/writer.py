@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvtp.data.child_processes import cores
 from fastvtp.data.synthetic.config import (
     GENERATOR_VERSION,
     SyntheticConfig,
@@ -34,6 +33,7 @@ from fastvtp.data.synthetic.scene import (
     Scene,
     sample_scenes,
 )
+from fastvtp.data.workers.child_processes import cores
 from fastvtp.errors import UserError
 from fastvtp.files import write_atomically
 

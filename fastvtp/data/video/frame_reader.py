@@ -1,7 +1,7 @@
 """Decodes the frames of a video by their index, reading only the groups of pictures that they need.
 
-A table of the packets, without their payload (`fastvtp.data.packets`), gives the number of frames and the place of
-each, so that a frame is reached by seeking to the keyframe before it. Every packet that is read is compared with the
+A table of the packets, without their payload (`fastvtp.data.video.packets`), gives the number of frames and the place
+of each, so that a frame is reached by seeking to the keyframe before it. Every packet that is read is compared with the
 table: a seek that lands elsewhere costs time, never another frame.
 """
 
@@ -19,14 +19,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fastvtp.data.frame_table import Frames, Memory, frames_by_decoding, frames_by_time
 from fastvtp.data.locations import without_secrets
-from fastvtp.data.packet_reader import NotAsListedError
-from fastvtp.data.packets import Packets
-from fastvtp.data.pictures import Turn, turn_of
-from fastvtp.data.sample_reader import open_packets
-from fastvtp.data.storage import StoredFile
-from fastvtp.data.video_errors import VideoDecodeError
+from fastvtp.data.storage.finding import StoredFile
+from fastvtp.data.video.errors import VideoDecodeError
+from fastvtp.data.video.frame_table import Frames, Memory, frames_by_decoding, frames_by_time
+from fastvtp.data.video.packet_reader import NotAsListedError
+from fastvtp.data.video.packets import Packets
+from fastvtp.data.video.pictures import Turn, turn_of
+from fastvtp.data.video.sample_reader import open_packets
 
 _T = TypeVar("_T")
 _Decoded = tuple[dict[int, Any], set[int]]
@@ -43,7 +43,7 @@ class FrameReader:
     """The frames of a video's best stream, as PyAV hands them out.
 
     Args:
-        source: what `fastvtp.data.storage` found, or the bytes of a file.
+        source: what `fastvtp.data.storage.finding` found, or the bytes of a file.
         name: of errors.
         keeps_damaged: whether frames that are damaged are handed out, those that cannot be decoded at all as the frame
             shown before them; else they raise.

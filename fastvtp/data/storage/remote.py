@@ -19,8 +19,8 @@ from functools import cache
 from typing import Any, TypeVar
 
 from fastvtp.data.locations import without_secrets
-from fastvtp.data.storage_settings import storage_settings
-from fastvtp.data.stored_file import UnreadableError
+from fastvtp.data.storage.settings import storage_settings
+from fastvtp.data.storage.stored_file import UnreadableError
 from fastvtp.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ sys.path[:] = filter(None, sys.path)
 from multiprocessing.connection import Connection
 connection = Connection(int(sys.argv[1]))
 sys.path[:] = connection.recv()
-from fastvtp.data.child_processes import serve
+from fastvtp.data.workers.child_processes import serve
 serve(connection)
 """
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from fastvtp.data.child_processes import end, how_it_ended, pass_on, start, tell_parent
+from fastvtp.data.workers.child_processes import end, how_it_ended, pass_on, start, tell_parent
 from fastvtp.errors import UserError
 
 T = TypeVar("T")

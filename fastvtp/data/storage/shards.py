@@ -1,4 +1,4 @@
-"""The videos of webdataset tars as records; `fastvtp.data.tar_samples` reads the samples."""
+"""The videos of webdataset tars as records; `fastvtp.data.storage.tar_samples` reads the samples."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.shard_names import energon_fields
-from fastvtp.data.tar_samples import CAPTION_FIELDS, VIDEO_FIELDS, sample_key, tar_samples
+from fastvtp.data.storage.shard_names import energon_fields
+from fastvtp.data.storage.tar_samples import CAPTION_FIELDS, VIDEO_FIELDS, sample_key, tar_samples
 from fastvtp.data.timespans import span_of_line
 
 logger = logging.getLogger(__name__)

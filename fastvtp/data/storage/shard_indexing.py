@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastvtp.data.locations import SEPARATOR, is_remote, member_of, suffix_of
-from fastvtp.data.storage import find_file
-from fastvtp.data.storage_settings import storage_settings
-from fastvtp.data.stored_file import UnreadableError
-from fastvtp.data.tar_index import TarListing, VideoFacts, index_tar, member_table, tar_listing
-from fastvtp.data.tar_samples import sample_key
+from fastvtp.data.storage.finding import find_file
+from fastvtp.data.storage.settings import storage_settings
+from fastvtp.data.storage.stored_file import UnreadableError
+from fastvtp.data.storage.tar_index import TarListing, VideoFacts, index_tar, member_table, tar_listing
+from fastvtp.data.storage.tar_samples import sample_key
 from fastvtp.data.video_files import VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fastvtp.data.disk_cache import DiskCache, HeldCopy
 from fastvtp.data.locations import suffix_of
-from fastvtp.data.range_file import RangeFile, Scan, buffered
-from fastvtp.data.remote import NoRangesError, RemoteObject, look_up, one_opening, read_range
-from fastvtp.data.storage_settings import storage_settings
-from fastvtp.data.stored_file import StoredFile, UnreadableError
+from fastvtp.data.storage.disk_cache import DiskCache, HeldCopy
+from fastvtp.data.storage.range_file import RangeFile, Scan, buffered
+from fastvtp.data.storage.remote import NoRangesError, RemoteObject, look_up, one_opening, read_range
+from fastvtp.data.storage.settings import storage_settings
+from fastvtp.data.storage.stored_file import StoredFile, UnreadableError
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastvtp.data.mp4_index import SampleTable, read_sample_table
+from fastvtp.data.video.mp4_index import SampleTable, read_sample_table
 
 UNKNOWN = np.iinfo(np.int64).min
 _AVI_CHUNK_HEADER = 8  # bytes, with which AVI's index begins a packet

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fastvtp.data.pictures import Turn, turn_of
-from fastvtp.data.stored_file import UnreadableError, regular_file
-from fastvtp.data.video_errors import VideoDecodeError
+from fastvtp.data.storage.stored_file import UnreadableError, regular_file
+from fastvtp.data.video.errors import VideoDecodeError
+from fastvtp.data.video.pictures import Turn, turn_of
 
 PICTURES = {  # decoder of libav by suffix
     **dict.fromkeys((".jpg", ".jpeg"), "mjpeg"),
@@ -22,7 +22,7 @@ PICTURES = {  # decoder of libav by suffix
 
 
 class FrameFolder:
-    """The frames of a folder, with the interface of `fastvtp.data.frame_reader.FrameReader`.
+    """The frames of a folder, with the interface of `fastvtp.data.video.frame_reader.FrameReader`.
 
     Args:
         folder: files with a suffix of `PICTURES` count, hidden ones do not; numbers in their names order them by value.

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fastvtp.data.packets import UNKNOWN, Packets
-from fastvtp.data.pictures import Turn
+from fastvtp.data.video.packets import UNKNOWN, Packets
+from fastvtp.data.video.pictures import Turn
 
 _MOST_REMEMBERED = 1 << 19  # packets, of 60 bytes each: 30 MB per process
 

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from fastvtp.data.frame_folder import FrameFolder
-from fastvtp.data.frame_reader import FrameReader
-from fastvtp.data.frame_times import FrameTimes, frame_times, nearness
 from fastvtp.data.locations import without_secrets
-from fastvtp.data.packet_reader import NotAsListedError, NoVideoStreamError, why_not_opened
-from fastvtp.data.pictures import PictureMaker, Turn, displayed_size, stretch_of, whole_box
 from fastvtp.data.reading import ASPECTS, DAMAGED
 from fastvtp.data.sampling import CropWindow
-from fastvtp.data.storage import StoredFile, UnreadableError, find_file
-from fastvtp.data.video_errors import VideoDecodeError
+from fastvtp.data.storage.finding import StoredFile, UnreadableError, find_file
+from fastvtp.data.video.errors import VideoDecodeError
+from fastvtp.data.video.frame_folder import FrameFolder
+from fastvtp.data.video.frame_reader import FrameReader
+from fastvtp.data.video.frame_times import FrameTimes, frame_times, nearness
+from fastvtp.data.video.packet_reader import NotAsListedError, NoVideoStreamError, why_not_opened
+from fastvtp.data.video.pictures import PictureMaker, Turn, displayed_size, stretch_of, whole_box
 
 __all__ = ["Video", "VideoDecodeError", "VideoInfo", "decode_frames", "probe"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from fastvtp.data.stored_file import UnreadableError
+from fastvtp.data.storage.stored_file import UnreadableError
 
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _PADDING = 1 << 20  # bytes after the end mark that may be there: tar fills its last record

@@ -2,7 +2,7 @@
 
 The files of a sample have one name up to the first dot, with the folder, and differ in what follows: `000017.mp4`,
 `000017.txt`, `000017.json`, `000017.cls`. Nothing is unpacked, and no video is opened: all is read from the side
-indexes, see `fastvtp.data.tar_index`.
+indexes, see `fastvtp.data.storage.tar_index`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastvtp.data.locations import in_archive, without_secrets
-from fastvtp.data.shard_names import tars_of
-from fastvtp.data.storage import read_file
-from fastvtp.data.stored_file import UnreadableError
-from fastvtp.data.tar_index import TEXT_SUFFIXES, TarListing, VideoFacts, tar_listings
+from fastvtp.data.storage.finding import read_file
+from fastvtp.data.storage.shard_names import tars_of
+from fastvtp.data.storage.stored_file import UnreadableError
+from fastvtp.data.storage.tar_index import TEXT_SUFFIXES, TarListing, VideoFacts, tar_listings
 from fastvtp.data.video_files import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from fastvtp.errors import UserError
 

@@ -29,12 +29,12 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from fastvtp.data.locations import in_archive, is_remote, without_secrets
-from fastvtp.data.range_file import open_part
-from fastvtp.data.remote import RemoteObject, look_up, no_opening, read_range, write_object
-from fastvtp.data.remote_files import open_scan
-from fastvtp.data.storage_settings import storage_settings
-from fastvtp.data.stored_file import UnreadableError, regular_file
-from fastvtp.data.tar_members import NoTarError, read_members
+from fastvtp.data.storage.range_file import open_part
+from fastvtp.data.storage.remote import RemoteObject, look_up, no_opening, read_range, write_object
+from fastvtp.data.storage.remote_files import open_scan
+from fastvtp.data.storage.settings import storage_settings
+from fastvtp.data.storage.stored_file import UnreadableError, regular_file
+from fastvtp.data.storage.tar_members import NoTarError, read_members
 from fastvtp.files import write_atomically
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""What a decoding worker runs: it makes the samples that `fastvtp.data.workers` asks for. Neither torch nor DALI."""
+"""What a decoding worker runs: it makes the samples that the pool asks for. Neither torch nor DALI."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import Any, cast
 
-from fastvtp.data.child_processes import tell_parent
-from fastvtp.data.shared_slots import SharedBytes, SharedSlots
 from fastvtp.data.source import ClipSource, Sample
+from fastvtp.data.workers.child_processes import tell_parent
+from fastvtp.data.workers.shared_slots import SharedBytes, SharedSlots
 from fastvtp.errors import UserError
 
 IDLE, STARTING = -1, -2

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from fastvtp.data.locations import is_remote, member_of, suffix_of
-from fastvtp.data.parquet_rows import find_row
-from fastvtp.data.range_file import open_part
-from fastvtp.data.remote import look_up, one_opening
-from fastvtp.data.remote_files import find_object, find_part
-from fastvtp.data.stored_file import StoredFile, UnreadableError, regular_file
-from fastvtp.data.tar_index import TarStamp, member_table
+from fastvtp.data.storage.parquet_rows import find_row
+from fastvtp.data.storage.range_file import open_part
+from fastvtp.data.storage.remote import look_up, one_opening
+from fastvtp.data.storage.remote_files import find_object, find_part
+from fastvtp.data.storage.stored_file import StoredFile, UnreadableError, regular_file
+from fastvtp.data.storage.tar_index import TarStamp, member_table
 
 __all__ = ["StoredFile", "UnreadableError", "find_file", "read_file", "size_of"]
 

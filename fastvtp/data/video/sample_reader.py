@@ -14,11 +14,11 @@ from fractions import Fraction
 from io import BytesIO
 from typing import Any
 
-from fastvtp.data.mp4_track import Track, read_track
-from fastvtp.data.packet_reader import NoVideoStreamError, PacketReader
-from fastvtp.data.packets import Packets
-from fastvtp.data.pictures import Turn
-from fastvtp.data.storage import StoredFile
+from fastvtp.data.storage.finding import StoredFile
+from fastvtp.data.video.mp4_track import Track, read_track
+from fastvtp.data.video.packet_reader import NoVideoStreamError, PacketReader
+from fastvtp.data.video.packets import Packets
+from fastvtp.data.video.pictures import Turn
 
 _LONG_HEADER = 1 << 18  # bytes, from which on libav's index takes longer than this
 _COPIED_SAMPLES, _COPIED_BYTES = 40, 5_000_000  # what libav looks at to know the delay of a decoder, at most

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fastvtp.data.locations import is_remote, located, without_secrets
-from fastvtp.data.remote import matching
-from fastvtp.data.storage import read_file
-from fastvtp.data.stored_file import UnreadableError
+from fastvtp.data.storage.finding import read_file
+from fastvtp.data.storage.remote import matching
+from fastvtp.data.storage.stored_file import UnreadableError
 from fastvtp.errors import UserError
 
 logger = logging.getLogger(__name__)

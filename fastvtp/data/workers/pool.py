@@ -27,11 +27,11 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, cast
 
-from fastvtp.data.child_processes import end, how_it_ended, pass_on, start
 from fastvtp.data.locations import without_secrets
-from fastvtp.data.shared_slots import SharedBytes, SharedSlots
 from fastvtp.data.source import ENDED_WORKERS, TOOK_TOO_LONG, ClipSource, Sample
-from fastvtp.data.worker_process import STARTING, serve
+from fastvtp.data.workers.child_processes import end, how_it_ended, pass_on, start
+from fastvtp.data.workers.shared_slots import SharedBytes, SharedSlots
+from fastvtp.data.workers.worker_process import STARTING, serve
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from fastvtp.data.decoding import Video, VideoDecodeError
-from fastvtp.data.pictures import Turn
 from fastvtp.data.sampling import CropWindow
+from fastvtp.data.video.decoding import Video, VideoDecodeError
+from fastvtp.data.video.pictures import Turn
 from fastvtp.errors import UserError
 
 _SAME_TIME = 2e-3  # seconds; containers round times to milliseconds

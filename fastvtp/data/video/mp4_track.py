@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fastvtp.data.mp4_index import (
+from fastvtp.data.video.mp4_index import (
     SampleTable,
     boxes_in,
     display_matrix,
@@ -19,7 +19,7 @@ from fastvtp.data.mp4_index import (
     ticks_per_second,
     track_number,
 )
-from fastvtp.data.packets import Packets, packets_of_table
+from fastvtp.data.video.packets import Packets, packets_of_table
 
 _ABOUT_SAMPLES = (b"stts", b"ctts", b"stsc", b"stsz", b"stco", b"co64", b"stss", b"sdtp", b"cslg")
 _CHUNK_HEADER = 8  # bytes

@@ -13,12 +13,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastvtp.data.file_end import promised_end
-from fastvtp.data.mp4_index import read_display_matrix
-from fastvtp.data.packets import UNKNOWN, Packets, packets_by_index, packets_by_reading, shows_as_decoded
-from fastvtp.data.pictures import Turn
-from fastvtp.data.storage import StoredFile, UnreadableError
-from fastvtp.data.turn_messages import asks_for_turn
+from fastvtp.data.storage.finding import StoredFile, UnreadableError
+from fastvtp.data.video.file_end import promised_end
+from fastvtp.data.video.mp4_index import read_display_matrix
+from fastvtp.data.video.packets import UNKNOWN, Packets, packets_by_index, packets_by_reading, shows_as_decoded
+from fastvtp.data.video.pictures import Turn
+from fastvtp.data.video.turn_messages import asks_for_turn
 
 _GENERATE_PTS = 1  # of `AVFormatContext.flags`
 _LOOKED_AT = 2  # packets, to see whether an index lists what the demuxer hands out
@@ -46,7 +46,7 @@ class PacketReader:
     The libraries' own errors (`av.error.FFmpegError`, OSError) come through.
 
     Args:
-        source: what `fastvtp.data.storage` found, or the bytes of a file.
+        source: what `fastvtp.data.storage.finding` found, or the bytes of a file.
         playlists: whether files may name others to be opened.
 
     Attributes:

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fastvtp.data.locations import is_remote, without_secrets
-from fastvtp.data.remote import look_up
-from fastvtp.data.remote_files import open_blocks
-from fastvtp.data.stored_file import StoredFile, UnreadableError, regular_file
+from fastvtp.data.storage.remote import look_up
+from fastvtp.data.storage.remote_files import open_blocks
+from fastvtp.data.storage.stored_file import StoredFile, UnreadableError, regular_file
 from fastvtp.errors import UserError
 
 _PREFERRED = ("video", "mp4", "webm", "movie", "clip", "bytes", "content", "image", "jpg", "png")

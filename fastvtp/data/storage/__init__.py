@@ -1,0 +1,1 @@
+"""Where bytes lie: local files, object stores, tars and parquet files, by location."""

@@ -1,0 +1,1 @@
+"""Processes that make clips, are watched, and are replaced when they die or hang."""
