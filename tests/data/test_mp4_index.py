@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from fastvtp.data.video.mp4_index import read_sample_table
+from fastvtp.data.video.mp4_index import read_movie, sample_table
 from tests.data.clips import write_audio, write_clip
 from tests.data.test_decoding import IRREGULAR, X264_B_FRAMES, shifted_copy
 
@@ -29,7 +29,8 @@ def packets_of(path):
 
 def table_of(path, track=1) -> Any:
     with open(path, "rb") as file:
-        return read_sample_table(file, track)
+        movie = read_movie(file)
+    return None if movie is None else sample_table(movie, track)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -261,29 +261,29 @@ def test_frames_come_in_order_where_times_of_decoding_stand_for_those_of_present
 
 def test_a_wrong_table_costs_time_and_no_frame(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "a.mp4", 24, options=X264_B_FRAMES)
-    reference, true_table = decode_sequentially(path), packets.read_sample_table
+    reference, true_table = decode_sequentially(path), packets.sample_table
 
-    def wrong(file, track):
-        table: Any = true_table(file, track)
+    def wrong(movie, track):
+        table: Any = true_table(movie, track)
         table.offset[:] = 0
         return table
 
-    monkeypatch.setattr(packets, "read_sample_table", wrong)
+    monkeypatch.setattr(packets, "sample_table", wrong)
     with Video(path) as video:
         np.testing.assert_array_equal(video.read([5, 13, 22]), reference[[5, 13, 22]])
 
 
 def test_a_table_that_is_wrong_further_on_is_found_out(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "a.mp4", 24, options=X264_B_FRAMES)
-    reference, true_table = decode_sequentially(path), packets.read_sample_table
+    reference, true_table = decode_sequentially(path), packets.sample_table
 
-    def wrong(file, track):
-        table: Any = true_table(file, track)
+    def wrong(movie, track):
+        table: Any = true_table(movie, track)
         shown = table.dts + table.offset
         table.offset[[18, 19]] = shown[[19, 18]] - table.dts[[18, 19]]
         return table
 
-    monkeypatch.setattr(packets, "read_sample_table", wrong)
+    monkeypatch.setattr(packets, "sample_table", wrong)
     refused = []
     for index in range(24):
         try:

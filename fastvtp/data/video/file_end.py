@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
+from fastvtp.data.video.mp4_index import outermost_boxes
+
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
-_MOST_BOXES = 1 << 20
+_LEAST_OF_BOX = 8  # bytes
 
 
 def promised_end(file: BinaryIO) -> int | None:
@@ -40,17 +42,10 @@ def _number(data: bytes, at: int) -> tuple[int | None, int]:
 
 
 def _end_of_boxes(file: BinaryIO) -> int | None:
-    """Follow the outermost boxes (ISO/IEC 14496-12, section 4.2) to the end of the last, or past that of the file."""
-    at = 0
-    for _ in range(_MOST_BOXES):
-        file.seek(at)
-        head = file.read(16)
-        if len(head) < 8:
-            return at + 8 if head else at
-        size = int.from_bytes(head[:4], "big")
-        if size == 1:
-            size = int.from_bytes(head[8:16], "big")
-        if size < 8:  # 0: to the end of the file
-            return None
-        at += size
-    return None
+    """Follow the outermost boxes to the end of the last, or past that of the file."""
+    ends = [end for _, _, end in outermost_boxes(file)]
+    at = ends[-1] if ends else 0
+    if at is None:
+        return None
+    file.seek(at)
+    return at + _LEAST_OF_BOX if file.read(1) else at  # what follows is too short to be a box

@@ -9,6 +9,7 @@ at instead.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import BinaryIO
@@ -17,6 +18,7 @@ import numpy as np
 
 _MOST_BYTES = 1 << 29  # of a header; a day of video has about 100 MB
 _MOST_SAMPLES_OF_ONE_SIZE = 1 << 22  # one number in the file stands for all: damage there must not fill the memory
+_MOST_BOXES = 1 << 20
 _WIDEST_OFFSET = 1 << 28  # libav takes a ctts with wider ones for damage and ignores it
 
 
@@ -44,27 +46,23 @@ class SampleTable:
     length: int = 0
 
 
-def read_sample_table(file: BinaryIO, track: int) -> SampleTable | None:
-    """Read the table of the track with this number (`track_ID`); None where the header does not have all of it."""
-    try:
-        movie = read_movie(file)
-        return None if movie is None else sample_table(movie, track)
-    except (ValueError, IndexError):  # cut short, or counts that contradict each other
-        return None
-
-
-def read_display_matrix(file: BinaryIO, track: int) -> tuple[int, ...] | None:
-    """Read how the track with this number is to be shown: the nine numbers a b u c d v x y w of its matrix (section
-    8.3.2) times that of the movie, in 65536ths, u v w in 2^-30; None where the header cannot be read."""
-    try:
-        movie = read_movie(file)
-        return None if movie is None else display_matrix(movie, track)
-    except (ValueError, IndexError):
-        return None
-
-
 def display_matrix(movie: memoryview, track: int) -> tuple[int, ...] | None:
-    """As `read_display_matrix`, from what the `moov` box holds; raises ValueError or IndexError where it is cut."""
+    """Return how the track with this number (`track_ID`) is to be shown: the nine numbers a b u c d v x y w of its
+    matrix (section 8.3.2) times that of the movie, in 65536ths, u v w in 2^-30.
+
+    Args:
+        movie: what `read_movie` read.
+        track: number of the track (`track_ID`).
+
+    Returns:
+        None where the header cannot be read.
+    """
+    with suppress(ValueError, IndexError):  # it is cut short
+        return _display_matrix(movie, track)
+    return None
+
+
+def _display_matrix(movie: memoryview, track: int) -> tuple[int, ...] | None:
     outer = list(boxes_in(movie))
     tracks = [dict(boxes_in(data)).get(b"tkhd") for name, data in outer if name == b"trak"]
     mine = [header for header in tracks if header is not None and track_number(header) == track]
@@ -82,24 +80,37 @@ def display_matrix(movie: memoryview, track: int) -> tuple[int, ...] | None:
 def read_movie(file: BinaryIO, least: int = 0) -> memoryview | None:
     """Find the `moov` box among the outermost ones and read what it holds; None where there is none, where it is cut,
     or of less than `least` bytes."""
+    for name, start, end in outermost_boxes(file):
+        if name == b"moov":
+            if end is None or not least <= end - start <= _MOST_BYTES:
+                return None
+            file.seek(start)
+            data = file.read(end - start)
+            return memoryview(data) if len(data) == end - start else None
+    return None
+
+
+def outermost_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int | None]]:
+    """Walk over the outermost boxes (section 4.2) without what they hold.
+
+    Yields:
+        The name of each, where in the file its content begins, and where it ends; None for the last of a file that
+        says "to the end" or no size that can be, behind which no other can be found.
+    """
     at = 0
-    while True:
+    for _ in range(_MOST_BOXES):
         file.seek(at)
         head = file.read(16)
         if len(head) < 8:
-            return None
-        size, name, start = int.from_bytes(head[:4], "big"), head[4:8], 8
+            return
+        size, start = int.from_bytes(head[:4], "big"), 8
         if size == 1:
             size, start = int.from_bytes(head[8:16], "big"), 16
-        if name == b"moov":
-            if not max(start, least) <= size <= _MOST_BYTES:
-                return None
-            file.seek(at + start)
-            data = file.read(size - start)
-            return memoryview(data) if len(data) == size - start else None
-        if size < start:  # 0: to the end of the file
-            return None
-        at += size
+        end = at + size if size >= start else None
+        yield head[4:8], at + start, end
+        if end is None:
+            return
+        at = end
 
 
 def boxes_in(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
@@ -118,7 +129,21 @@ def boxes_in(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def sample_table(movie: memoryview, track: int) -> SampleTable | None:
-    """As `read_sample_table`, from what the `moov` box holds; raises ValueError or IndexError where it is cut."""
+    """Return the table of a track.
+
+    Args:
+        movie: what `read_movie` read.
+        track: number of the track (`track_ID`).
+
+    Returns:
+        None where the header does not have all of the table.
+    """
+    with suppress(ValueError, IndexError):  # it is cut short, or its counts contradict each other
+        return _sample_table(movie, track)
+    return None
+
+
+def _sample_table(movie: memoryview, track: int) -> SampleTable | None:
     outer = list(boxes_in(movie))
     if any(name in (b"mvex", b"cmov") for name, _ in outer):
         return None

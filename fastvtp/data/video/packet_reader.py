@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from io import SEEK_END, BytesIO
 from itertools import chain, islice
 from operator import attrgetter
@@ -15,7 +15,7 @@ import numpy as np
 
 from fastvtp.data.storage.finding import StoredFile, UnreadableError
 from fastvtp.data.video.file_end import promised_end
-from fastvtp.data.video.mp4_index import read_display_matrix
+from fastvtp.data.video.mp4_index import display_matrix, read_movie
 from fastvtp.data.video.packets import UNKNOWN, Packets, packets_by_index, packets_by_reading, shows_as_decoded
 from fastvtp.data.video.pictures import Turn
 from fastvtp.data.video.turn_messages import asks_for_turn
@@ -134,8 +134,7 @@ class PacketReader:
             return None
         if not name.startswith("mov,"):
             return Turn()
-        with self._second_file() as file:
-            matrix = None if file is None else read_display_matrix(file, self.stream.id)
+        matrix = None if self._movie is None else display_matrix(self._movie, self.stream.id)
         return None if matrix is None else Turn.of_matrix(matrix)
 
     def missing_bytes(self) -> tuple[int, int] | None:
@@ -160,6 +159,14 @@ class PacketReader:
         with self._second_file() as file:
             return b"" if file is None else file.read(_MATROSKA_HEAD).split(_MATROSKA_CLUSTER)[0]
 
+    @cached_property
+    def _movie(self) -> memoryview | None:
+        """What the header of an mp4 or mov holds; None of other files, or where it cannot be read."""
+        if not self._container.format.name.startswith("mov,"):
+            return None
+        with self._second_file() as file:
+            return None if file is None else read_movie(file)
+
     @contextmanager
     def _second_file(self) -> Iterator[BinaryIO | None]:
         """Open the same bytes once more; None where they are not a file."""
@@ -173,7 +180,7 @@ class PacketReader:
     def read_index(self) -> Packets | None:
         """Return what the container's index says, and expect it; None if it has none that lists every packet."""
         with self._second_file() as file:
-            packets = packets_by_index(self._container, self.stream, file)
+            packets = packets_by_index(self._container, self.stream, file, self._movie)
         if packets is None or packets.cut:
             return packets
         self.expect(packets)
@@ -225,7 +232,9 @@ class PacketReader:
                 yield number, packet
 
     def _look_for_turn(self, first: Any) -> None:
-        self._is_turned_inside = asks_for_turn(self.decoder.codec.canonical_name, self.decoder.extradata, bytes(first))
+        self._is_turned_inside = asks_for_turn(
+            self.decoder.codec.canonical_name, self.decoder.extradata, memoryview(first)
+        )
 
     def _packets_before(self, start: int) -> Iterator[Any]:
         """Go to packet `start`, or as near before it as the container lets; `_at` is where that is."""

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastvtp.data.video.mp4_index import SampleTable, read_sample_table
+from fastvtp.data.video.mp4_index import SampleTable, sample_table
 
 UNKNOWN = np.iinfo(np.int64).min
 _AVI_CHUNK_HEADER = 8  # bytes, with which AVI's index begins a packet
@@ -65,12 +65,13 @@ class Packets:
         return Packets(*(column[kept] for column in columns), cut=0, from_index=self.from_index)
 
 
-def packets_by_index(container: Any, stream: Any, file: BinaryIO | None) -> Packets | None:
+def packets_by_index(container: Any, stream: Any, file: BinaryIO | None, movie: memoryview | None) -> Packets | None:
     """Take the table from the container's index; None where it has none that lists every packet with its times.
 
     Args:
         container, stream: of PyAV, as opened.
         file: the same file once more; None if it cannot be opened.
+        movie: what `mp4_index.read_movie` read of an mp4 or mov.
     """
     name, codec = container.format.name, stream.codec_context.codec
     if name == "avi" and len(stream.index_entries) == stream.frames:
@@ -80,9 +81,9 @@ def packets_by_index(container: Any, stream: Any, file: BinaryIO | None) -> Pack
             packets = _by_entries(container, stream, None)
             return packets and _with_mpeg4_order(file, packets)
     # VP8 hides frames, which only the packets tell
-    if file is None or not name.startswith("mov,") or codec.canonical_name == "vp8" or not len(stream.index_entries):
+    if movie is None or codec.canonical_name == "vp8" or not len(stream.index_entries):
         return None
-    table = read_sample_table(file, stream.id)
+    table = sample_table(movie, stream.id)
     if table is None:
         return None
     return _by_header(container, stream, table) or _by_entries(container, stream, table)

@@ -10,13 +10,14 @@ _LENGTH_OF_LENGTH = {"h264": 4, "hevc": 21}  # byte of avcC and hvcC (ISO/IEC 14
 _HEADER = {"h264": 1, "hevc": 2}
 
 
-def asks_for_turn(codec: str, extradata: bytes | None, packet: bytes) -> bool:
+def asks_for_turn(codec: str, extradata: bytes | None, packet: memoryview) -> bool:
     """Tell whether the first packet of a stream carries a display orientation message, or Exif data that may."""
+    head = bytes(packet[:_HEAD])
     if codec == "mjpeg":
-        return b"Exif\0\0" in packet[:_HEAD]
+        return b"Exif\0\0" in head
     if codec not in _HEADER:
         return False
-    for unit in _units(codec, extradata or b"", packet[:_HEAD]):
+    for unit in _units(codec, extradata or b"", head):
         is_message = unit[0] & 0x1F == 6 if codec == "h264" else unit[0] >> 1 & 0x3F == 39
         if is_message and _DISPLAY_ORIENTATION in _kinds(unit[_HEADER[codec] :].replace(b"\0\0\3", b"\0\0")):
             return True
