@@ -26,6 +26,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"no {kind} {name!r}; {hint}")
 
 
+def counted(number: int, name: str) -> str:
+    """Say how many there are of what `name` calls one of: "1 video", "2 videos", "3 classes"."""
+    return f"{number} {name}" if number == 1 else f"{number} {name}{'es' if name.endswith('s') else 's'}"
+
+
 def few_of(problems: Iterable[str]) -> str:
     """Return problems of the entries of a checkpoint as an enumeration: all of them where they are few, else the first
     of each kind ("missing ...", "unexpected ...", or a shape that differs) and how many there are more of it."""

@@ -208,14 +208,14 @@ def _in_tar(path: str) -> str:
 
 
 def _prepared(path: str) -> str:
-    from fastvtp.data.storage.shards import tar_records
+    from fastvtp.data.annotations import load_annotations
     from fastvtp.preparation.preparing import Running, prepare
     from fastvtp.preparation.settings import Preparation
 
     folder, listed = Path(f"{path}.prepared"), Path(f"{path}.jsonl")
     listed.write_text(json.dumps({"video": path, "caption": "a clip"}) + "\n")
     prepare(listed, folder, Preparation(), Running(progress=False))
-    (record,) = tar_records(str(folder / "000000.tar"))
+    (record,) = load_annotations(folder / "000000.tar")
     return record.video
 
 

@@ -12,7 +12,6 @@ from fastvtp.data.annotations import VideoRecord, record_of
 from fastvtp.data.formats.listing import Listing
 from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.registry import Row
-from fastvtp.data.storage.tar_samples import tar_samples
 from fastvtp.data.video_files import content_of
 from fastvtp.errors import UserError
 from fastvtp.preparation.items import Item
@@ -62,12 +61,11 @@ def read_source(source: str | os.PathLike[str]) -> Source:
         UserError: a malformed list, with file, line number and field; no videos.
     """
     listing = _listing(source)
-    further = _fields_in_tars(listing)
     rows = []
     for row, location in listing:
         captions = _captions_of(row)
         record = record_of(row.fields, listing.source.folder, row.place, captions or ("",), location=location)
-        fields = further.get(location, {}) | {name: row.fields[name] for name in row.fields if name not in _NAMING}
+        fields = {name: value for name, value in {**row.further, **row.fields}.items() if name not in _NAMING}
         rows.append((record, fields))
     captioned = any(record.captions != ("",) for record, _ in rows)
     together: dict[Any, list[tuple[VideoRecord, dict[str, Any]]]] = {}
@@ -122,18 +120,6 @@ def _listing(source: str | os.PathLike[str]) -> Listing:
         if texts or not all("/" in name for name in content.videos or content.frame_folders):
             return Listing(replace(VideoList.of(source), format="folder"))
     return listing
-
-
-def _fields_in_tars(listing: Listing) -> dict[str, dict[str, Any]]:
-    """Return all that is said beside the videos of tars, by their locations; for other lists nothing."""
-    if listing.entry.name != "webdataset":
-        return {}
-    samples = tar_samples(listing.listed.path, split=listing.listed.split or "train")
-    return {
-        sample.video: {name: value for name, value in sample.fields().items() if name not in (*_NAMING, "id")}
-        for sample in samples
-        if sample.video is not None
-    }
 
 
 def _captions_of(row: Row) -> tuple[str, ...]:

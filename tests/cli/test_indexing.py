@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from fastvtp.cli.main import main
-from fastvtp.data.storage.shards import tar_samples
+from fastvtp.data.storage.tar_samples import tar_samples
 from tests.data.object_store import patch_storage
 from tests.data.tars import numbered_clips, write_shards
 

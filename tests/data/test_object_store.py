@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.source import ClipSource
 from fastvtp.data.storage import remote, remote_files, tar_index
 from fastvtp.data.storage.finding import UnreadableError, find_file, read_file
 from fastvtp.data.storage.range_file import Scan
-from fastvtp.data.storage.shards import tar_records
 from fastvtp.data.storage.tar_index import SUFFIX, tar_listing
+from fastvtp.data.storage.tar_samples import tar_samples
 from fastvtp.data.video.decoding import Video
 from tests.data.loaders import make_loader
 from tests.data.object_store import Store, patch_storage, s3_environment
@@ -33,25 +33,25 @@ def plain(store: Store, clips: list[Path]) -> list[VideoRecord]:
 
 def tars(store: Store, clips: list[Path]) -> list[VideoRecord]:
     write_shards(store.folder / "bucket", clips, 4)
-    return list(tar_records(str(store.folder / "bucket")))
+    return load_annotations(store.folder / "bucket")
 
 
 def tars_over_http(store: Store, clips: list[Path]) -> list[VideoRecord]:
     write_shards(store.folder / "bucket", clips, 4)
-    return list(tar_records(f"{store.url}/bucket/{{00000..00002}}.tar"))
+    return load_annotations(f"{store.url}/bucket/{{00000..00002}}.tar")
 
 
 def tars_over_s3(store: Store, clips: list[Path]) -> list[VideoRecord]:
     pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
     write_shards(store.folder / "bucket", clips, 4)
-    return list(tar_records("s3://bucket"))
+    return load_annotations("s3://bucket")
 
 
 def tars_in_memory(store: Store, clips: list[Path]) -> list[VideoRecord]:
     memory = fsspec.filesystem("memory")
     for tar in write_shards(store.folder / "bucket", clips, 4):
         memory.pipe_file(f"/deep/er/{tar.name}", tar.read_bytes())
-    return list(tar_records("memory://deep"))
+    return load_annotations("memory://deep")
 
 
 def objects_over_http(store: Store, clips: list[Path]) -> list[VideoRecord]:
@@ -144,7 +144,7 @@ def test_moto_serves_the_same(tmp_path, monkeypatch, ten_clips):
         filesystem.mkdir("films")
         for tar in write_shards(tmp_path / "shards", ten_clips, 4):
             filesystem.put_file(str(tar), f"films/train/{tar.name}")
-        records = list(tar_records("s3://films/train/*.tar"))
+        records = load_annotations("s3://films/train/*.tar")
         assert [record.video for record in records][:1] == ["s3://films/train/00000.tar::00000.mp4"]
         for record, clip in zip(records, ten_clips, strict=True):
             assert read_file(record.video) == clip.read_bytes()
@@ -192,9 +192,9 @@ def test_tars_of_a_store_are_indexed_several_at_a_time(store):
         files = [(f"{number}.mp4", bytes(3)), (f"{number}.txt", f"{number}")]
         urls.append(store.put(f"bucket/{number:02d}.tar", write_tar(store.folder / "one.tar", files).read_bytes()))
         store.stalls[f"bucket/{number:02d}.tar"] = 0.1
-    assert [record.captions for record in tar_records(urls)] == [(f"{number}",) for number in range(40)]
+    assert [sample.captions() for sample in tar_samples(urls)] == [(f"{number}",) for number in range(40)]
     assert store.most_at_once > 3
-    assert len(list(islice(tar_records(urls), 3))) == 3
+    assert len(list(islice(tar_samples(urls), 3))) == 3
 
 
 def test_tars_that_a_list_names_are_indexed_before_anything_is_read(store, ten_clips, tmp_path, seen_tars):

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fastvtp.data.annotations import VideoRecord, annotations_digest
+from fastvtp.data.annotations import VideoRecord, annotations_digest, load_annotations, load_videos
+from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.storage.shard_indexing import index_named
 from fastvtp.data.storage.shard_names import braces_expanded, tars_of
-from fastvtp.data.storage.shards import sample_key, tar_records, tar_samples
 from fastvtp.data.storage.tar_index import SUFFIX
+from fastvtp.data.storage.tar_samples import sample_key, tar_samples
 from fastvtp.errors import UserError
 from tests.data.object_store import patch_storage
 from tests.data.tars import write_tar
@@ -71,7 +72,7 @@ def test_captions_are_those_of_the_text_or_else_of_the_json(tmp_path):
             ("c.mp4", b"video"),
             ("c.json", {"captions": ["one", " ", "two", "one", 3]}),
             ("d/e.jpg", b"picture"),
-            ("d/e.json", {"caption": None, "texts": ["picture"], "start": 2}),
+            ("d/e.json", {"caption": None, "texts": ["picture"]}),
             ("f.mp4", b"video"),
             ("f.jpg", b"its thumbnail"),
             ("f.txt", "\ufefffilm"),
@@ -79,11 +80,11 @@ def test_captions_are_those_of_the_text_or_else_of_the_json(tmp_path):
         ],
     )
     at = f"{tmp_path}/0.tar::"
-    assert list(tar_records(str(tmp_path / "0.tar"))) == [
+    assert load_annotations(tmp_path / "0.tar") == [
         VideoRecord("a", f"{at}a.mp4", ("a cat on a mat",)),
         VideoRecord("b", f"{at}b.webm", ("a dog",)),
         VideoRecord("c", f"{at}c.mp4", ("one", "two")),
-        VideoRecord("d/e", f"{at}d/e.jpg", ("picture",), None, 2.0),
+        VideoRecord("d/e", f"{at}d/e.jpg", ("picture",)),
         VideoRecord("f", f"{at}f.mp4", ("film",), None, 1.0, 2.5),
     ]
 
@@ -99,12 +100,12 @@ def test_long_texts_are_read_from_the_tar(tmp_path):
 def test_what_has_no_video_or_no_caption_is_left_out_and_counted(tmp_path, caplog):
     files = [("a.txt", "lost"), ("b.json", {}), ("c.mp4", b""), ("d.mp4", b""), ("d.txt", "kept"), ("e.mp4", b"")]
     write_tar(tmp_path / "0.tar", [*files, ("e.txt", " \n")])
-    assert [record.id for record in tar_records(str(tmp_path))] == ["d"]
+    assert [record.id for record in load_annotations(tmp_path)] == ["d"]
     assert caplog.messages == [
-        f"2 of 5 samples have no video, the first {tmp_path}/0.tar::a",
-        f"2 of 5 samples have no caption, the first {tmp_path}/0.tar::c",
+        f"{tmp_path}: 2 of 5 samples have no video or picture, the first {tmp_path}/0.tar::a",
+        f"{tmp_path}: 2 empty captions are left out",
     ]
-    assert [record.id for record in tar_records(str(tmp_path), captioned=False)] == ["c", "d", "e"]
+    assert [record.id for record in load_videos(tmp_path)] == ["c", "d", "e"]
 
 
 def test_classes_and_other_files_are_there_for_other_readers(tmp_path):
@@ -128,13 +129,13 @@ def test_classes_and_other_files_are_there_for_other_readers(tmp_path):
 def test_a_damaged_json_is_one_line_that_names_it(tmp_path, content, said):
     write_tar(tmp_path / "0.tar", [("a.mp4", b""), ("a.txt", "said"), ("a.json", content)])
     with pytest.raises(UserError, match=said):
-        list(tar_records(str(tmp_path)))
+        load_annotations(tmp_path)
 
 
 def test_the_same_key_in_two_tars_is_two_records(tmp_path):
     for name in ("0.tar", "1.tar"):
         write_tar(tmp_path / name, [("a.mp4", b""), ("a.txt", name)])
-    assert [(record.id, record.captions) for record in tar_records(str(tmp_path))] == [
+    assert [(record.id, record.captions) for record in load_annotations(tmp_path)] == [
         ("a", ("0.tar",)),
         ("1/a", ("1.tar",)),
     ]
@@ -184,20 +185,20 @@ def energon(tmp_path) -> Path:
 
 
 def test_an_energon_data_set_says_its_splits_and_fields(energon):
-    records = list(tar_records(str(energon)))
+    records = load_annotations(energon)
     assert [record.captions for record in records] == [("caption 0",), ("caption 2",)]
     assert records[0].video == f"{energon}/shard_000.tar::x.alt.mp4"
-    assert [record.captions for record in tar_records(str(energon), split="val")] == [("caption 3",)]
+    assert [record.captions for record in load_annotations(VideoList(str(energon), split="val"))] == [("caption 3",)]
     with pytest.raises(UserError, match=r"split.yaml: no split 'test'; it has: train, val"):
-        list(tar_records(str(energon), split="test"))
+        load_annotations(VideoList(str(energon), split="test"))
 
 
 def test_a_program_in_an_energon_data_set_is_not_run(energon, caplog):
     (energon / ".nv-meta" / "dataset.yaml").write_text("sample_loader: sample_loader.py:sample_loader\n")
     (energon / ".nv-meta" / "sample_loader.py").write_text("raise SystemExit")
-    assert list(tar_records(str(energon))) == []
+    with pytest.raises(UserError, match="all captions are empty"):
+        load_annotations(energon)
     assert "sample_loader is a program, which is not run" in caplog.text
-    assert "2 of 2 samples have no caption" in caplog.text
 
 
 def test_the_digest_does_not_depend_on_where_the_tars_lie(tmp_path):
@@ -207,7 +208,7 @@ def test_the_digest_does_not_depend_on_where_the_tars_lie(tmp_path):
         (tmp_path / folder / "x").mkdir(parents=True)
         for name in ("0.tar", "x/1.tar"):
             write_tar(tmp_path / folder / name, files)
-        digests.add(annotations_digest(list(tar_records(str(tmp_path / folder)))))
+        digests.add(annotations_digest(load_annotations(tmp_path / folder)))
     assert len(digests) == 1
 
 

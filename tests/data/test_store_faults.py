@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.reading import ClipReading, ClipShape
 from fastvtp.data.source import ClipSource, NoDecodableClipError
 from fastvtp.data.storage import remote, remote_files
 from fastvtp.data.storage.finding import UnreadableError, find_file, read_file
-from fastvtp.data.storage.shards import tar_records
 from fastvtp.data.stream import Batches, SampleStream
 from fastvtp.data.video.decoding import Video, VideoDecodeError
 from fastvtp.errors import UserError
@@ -226,7 +225,7 @@ def test_a_pass_over_a_faulty_store_ends_and_names_every_bad_object(store, ten_c
     urls = [store.put(f"bucket/{i}.mp4", ten_clips[i % 10].read_bytes()) for i in range(total)]
     records = [VideoRecord(url, url, ("",)) for url in urls]
     write_shards(store.folder / "bucket", ten_clips[:4], 2)
-    records += tar_records(f"{store.url}/bucket/{{00000..00001}}.tar")
+    records += load_annotations(f"{store.url}/bucket/{{00000..00001}}.tar")
     store.missing |= {f"bucket/{number}.mp4" for number in range(3, total, 20)}
     store.stalls |= {f"bucket/{number}.mp4": 30 for number in range(8, total, 20)} | {"bucket/5.mp4": 0.1}
     store.missing |= {"bucket/00001.tar"}

@@ -28,11 +28,14 @@ class Row(NamedTuple):
             "label", "labels", "question", "answer", "options", "type", "start" and "end" (seconds),
             "start_frame" and "end_frame", "id", "split".
         whole: where the file named by "video" would be cut from another: its name, and the span, in seconds.
+        further: all that the .json of a sample of tars says, but for its "id", which is the sample's key; prepared
+            shards keep it beside `fields`, which go before it.
     """
 
     place: str
     fields: dict[str, Any]
     whole: tuple[str, float, float] | None = None
+    further: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)

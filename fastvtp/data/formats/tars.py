@@ -14,6 +14,7 @@ from fastvtp.data.formats.source import ListSource
 from fastvtp.data.locations import is_remote
 from fastvtp.data.storage.shard_names import ENERGON, energon_fields
 from fastvtp.data.storage.tar_samples import CAPTION_FIELDS, VIDEO_FIELDS, tar_samples
+from fastvtp.errors import counted
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +50,15 @@ def are_tars(source: ListSource) -> bool:
 def webdataset(source: ListSource) -> Iterator[Row]:
     """Tars as video2dataset, Energon and open_clip write them: a video or picture a sample, its captions in .txt or
     .json, its class in .cls. The split is of an Energon data set."""
-    path, seen, without = source.listed.path, set(), []
+    path, seen, without = source.listed.path, set[str](), list[str]()
+    count = 0
     energon = energon_fields(path)
     video = next((energon[name] for name in VIDEO_FIELDS if name in energon), None)
     mapped = next((energon[name] for name in CAPTION_FIELDS if name in energon), None)
     captions = source.listed.columns.caption or mapped
     split = source.listed.split or "train"
     has_splits = is_remote(path) or (source.path / ENERGON).is_dir()
-    for sample in tar_samples(path, split=split, video=video):
+    for count, sample in enumerate(tar_samples(path, split=split, video=video), start=1):
         if sample.video is None:
             without.append(sample.place)
             continue
@@ -69,6 +71,9 @@ def webdataset(source: ListSource) -> Iterator[Row]:
         fields |= {"video": sample.video, "id": name, "caption": list(sample.captions(captions))}
         if sample.label is not None:
             fields["label"] = int(sample.label) if sample.label.isdecimal() else sample.label
-        yield Row(f"{sample.place}.json", fields | ({"split": split} if has_splits else {}))
+        fields |= {"split": split} if has_splits else {}
+        further = {each: value for each, value in said.items() if each != "id"}
+        yield Row(f"{sample.place}.json", fields, further=further)
     if without:
-        logger.warning("%s: %d samples have no video or picture, the first %s", path, len(without), without[0])
+        lacking = f"{len(without)} of {counted(count, 'sample')}"
+        logger.warning("%s: %s have no video or picture, the first %s", path, lacking, without[0])
