@@ -20,6 +20,7 @@ from fastvtp.training.config import TrainConfig, find_task
 from fastvtp.training.loop import TrainResult, run_group, train
 from fastvtp.training.metrics import METRICS_NAME
 from fastvtp.training.paths import check_paths
+from fastvtp.training.task import Task
 from fastvtp.visualization.curves import plot_curves
 
 
@@ -58,7 +59,7 @@ def _train_report(config: TrainConfig, result: TrainResult) -> dict[str, Any]:
         "train_seconds": round(result.train_seconds, 2),
         "clips_per_second": round(clips / max(result.train_seconds, 1e-9), 2),
         "parameters": sum(parameter.numel() for parameter in result.model.parameters()),
-        "train_data": describe_list(config.data.train_list, find_task(config.task).reads),
+        "train_data": describe_list(config.data.train_list),
         "bad_files": bad_file_report(result.bad_files),
         "metrics": result.metrics,
         **({} if config.data.reading.fps is None else {"fps": config.data.reading.fps}),
@@ -79,10 +80,10 @@ def pretrain(config: TrainConfig, *, resume: bool = False, progress_bar: bool = 
 def _pretrain(config: TrainConfig, *, resume: bool, progress_bar: bool) -> dict[str, Any]:
     def check() -> None:
         check_paths(config, resume=resume)
-        find_task(config.task).check_test_data(config)
+        find_task(config.task).check_test_settings(config)
 
     processes.all_or_none(check)
-    result = train(config, resume=resume, progress_bar=progress_bar)
+    result = train(config, resume=resume, progress_bar=progress_bar, check=Task.check_test_data)
     run_dir = Path(config.output_dir)
     report = _train_report(config, result)
     if processes.is_first():

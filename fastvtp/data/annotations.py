@@ -160,7 +160,7 @@ def load_videos(path: str | os.PathLike[str]) -> list[VideoRecord]:
     """
     listing = Listing(path)
     if listing.entry.name == "class_folders":  # videos at the top belong to no class, and are videos all the same
-        listing = Listing(path, read_as="folder")
+        listing = Listing(listing.source, read_as="folder")
     records: dict[Any, VideoRecord] = {}
     for row, location in listing:
         record = record_of(row.fields, listing.source.folder, row.place, mirrorable=True, location=location)

@@ -14,6 +14,7 @@ import torch
 from fastvtp.data.annotations import VideoRecord, record_of
 from fastvtp.data.formats.listing import Listing
 from fastvtp.data.formats.registry import LABEL, LABELS, Row, text_of
+from fastvtp.data.formats.source import ListSource
 from fastvtp.errors import UserError
 from fastvtp.files import lines_of, read_text, write_atomically
 
@@ -149,10 +150,11 @@ def load_targets(
         FileNotFoundError: nothing there.
         UserError: a malformed list, with file, line number and field; no videos; an unknown class.
     """
-    if not _lists_several(path):
-        found = load_classes(path, class_names, names_file=names_file)
+    source = ListSource.of(path)
+    if not _lists_several(source):
+        found = load_classes(source, class_names, names_file=names_file)
         return TargetSet(found.records, tuple((label,) for label in found.labels), found.class_names, False)
-    listing = Listing(path, LABELS)
+    listing = Listing(source, LABELS)
     rows = [_several(row, listing.source.folder, location) for row, location in listing]
     listing.close(len(rows))
     if names_file is not None:
@@ -220,10 +222,10 @@ def _names_of(rows: Sequence[_Row]) -> tuple[str, ...]:
     return tuple(map(str, range(max(numbers) + 1)))
 
 
-def _lists_several(path: str | os.PathLike[str]) -> bool:
+def _lists_several(source: ListSource) -> bool:
     """Tell whether the first line of a list has the field "labels"."""
     try:
-        listing = Listing(path)
+        listing = Listing(source)
     except (FileNotFoundError, UserError):
         return False  # whoever reads it says what it should be
     return LABELS in listing.entry.tells and "labels" in listing.first()

@@ -14,7 +14,7 @@ from fastvtp.data.annotations import VideoRecord, load_annotations, load_videos,
 from fastvtp.data.classes import load_targets
 from fastvtp.data.file_survey import FileProbe, fingerprints, probe_files, sizes_of
 from fastvtp.data.formats.listing import Listing
-from fastvtp.data.formats.lists import VideoList
+from fastvtp.data.formats.source import ListSource
 from fastvtp.data.locations import is_remote, normal
 from fastvtp.data.questions import load_questions
 from fastvtp.data.text import Tokenizer
@@ -49,11 +49,11 @@ def read_any(path: str | os.PathLike[str]) -> ListedSet:
         FileNotFoundError: nothing there.
         UserError: it cannot be read as any kind; the message is of the likeliest.
     """
-    listed = VideoList.of(path)
+    source = ListSource.of(path)
     first: UserError | None = None
-    for kind in _kinds_of(listed):
+    for kind in _kinds_of(source):
         try:
-            return _READERS[kind](listed)
+            return _READERS[kind](source)
         except UserError as error:
             first = first or error
     raise first or UserError(f"{path}: lists no videos")
@@ -123,9 +123,9 @@ def survey(
 # --- Reading
 
 
-def _kinds_of(listed: VideoList) -> Iterable[str]:
+def _kinds_of(source: ListSource) -> Iterable[str]:
     """Return the kinds that a data set may be of, the likeliest first."""
-    listing = Listing(listed)
+    listing = Listing(source)
     if listing.source.is_folder:
         return ("captions", "classes", "videos")
     fields = set(listing.first())
@@ -135,23 +135,24 @@ def _kinds_of(listed: VideoList) -> Iterable[str]:
     return ("videos",)
 
 
-def _name_of(listed: VideoList) -> str:
+def _name_of(source: ListSource) -> str:
+    listed = source.listed
     return listed.path if listed.split is None else f"{listed.path}, split {listed.split}"
 
 
-def _of_classes(listed: VideoList) -> ListedSet:
-    targets = load_targets(listed)
+def _of_classes(source: ListSource) -> ListedSet:
+    targets = load_targets(source)
     names = targets.class_names
     shown = Counter(dict.fromkeys(names, 0))
     shown.update(names[label] for labels in targets.labels for label in labels)
-    return ListedSet(_name_of(listed), "classes", targets.records, shown)
+    return ListedSet(_name_of(source), "classes", targets.records, shown)
 
 
-_READERS: dict[str, Callable[[VideoList], ListedSet]] = {
-    "captions": lambda listed: ListedSet(_name_of(listed), "captions", load_annotations(listed), {}),
-    "questions": lambda listed: ListedSet(_name_of(listed), "questions", load_questions(listed).records, {}),
+_READERS: dict[str, Callable[[ListSource], ListedSet]] = {
+    "captions": lambda source: ListedSet(_name_of(source), "captions", load_annotations(source), {}),
+    "questions": lambda source: ListedSet(_name_of(source), "questions", load_questions(source).records, {}),
     "classes": _of_classes,
-    "videos": lambda listed: ListedSet(_name_of(listed), "videos", load_videos(listed), {}),
+    "videos": lambda source: ListedSet(_name_of(source), "videos", load_videos(source), {}),
 }
 
 

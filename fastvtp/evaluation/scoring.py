@@ -14,7 +14,6 @@ from fastvtp.architecture import PRESETS, Architecture, architecture_of, find, o
 from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.classes import ClassificationSet, load_classes
 from fastvtp.data.formats.listing import describe_scored_list
-from fastvtp.data.formats.registry import CAPTIONS, LABEL, QUESTIONS
 from fastvtp.data.loader import Decoding, VideoTextLoader
 from fastvtp.data.questions import QuestionSet, has_options, load_questions
 from fastvtp.data.reading import ClipReading, ClipShape
@@ -104,13 +103,7 @@ def evaluate(
     request = ScoreRequest(opened, data, protocol, output, train_data, progress_bar)
     with torch.autocast(opened.model.device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16"):
         by_time = {} if protocol.reading.fps is None else {"fps": protocol.reading.fps}
-        return {**score(request), "data": _described(request), **by_time}
-
-
-def _described(request: ScoreRequest) -> dict[str, Any]:
-    """Return the list that was scored on, its format and its split, for the report."""
-    scored_by = architecture_of(request.opened.model).scored_by
-    return describe_scored_list(request.data, _READ.get(str(scored_by)))
+        return {**score(request), "data": describe_scored_list(data), **by_time}
 
 
 def _way_of_scoring(opened: OpenedModel, protocol: EvaluationProtocol) -> Scorer:
@@ -350,8 +343,6 @@ def score_classes(request: ScoreRequest) -> dict[str, Any]:
         )
         return scores_report("classification", scores, joined(loader.bad_files))
 
-
-_READ = {"retrieval": CAPTIONS, "matching": CAPTIONS, "questions": QUESTIONS, "classes": LABEL}
 
 SCORERS: dict[str, Scorer] = {
     "retrieval": score_retrieval,

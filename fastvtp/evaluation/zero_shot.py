@@ -17,7 +17,7 @@ from fastvtp import processes
 from fastvtp.architecture import architecture_of
 from fastvtp.data.classes import ClassificationSet, load_classes
 from fastvtp.data.formats.listing import describe_scored_list
-from fastvtp.data.formats.registry import LABEL, QUESTIONS
+from fastvtp.data.formats.source import ListSource
 from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.questions import QuestionSet, lists_questions, load_questions
 from fastvtp.data.text import Tokenizer
@@ -231,7 +231,9 @@ def zero_shot(
     def prepare() -> tuple[Any, TextTower, VideoTextLoader]:
         if not architecture_of(model.config).has_embeddings:
             raise UserError(f"{type(model).__name__} has no embeddings of clips and texts to compare")
-        found: Any = load_questions(data) if lists_questions(data) else load_classes(data, names_file=names_file)
+        source = ListSource.of(data)
+        asks = lists_questions(source)
+        found: Any = load_questions(source) if asks else load_classes(source, names_file=names_file)
         positions = model.config.max_text_length
         texts = TextTower(model, opened.tokenizer, min(positions, protocol.max_text_length or positions), device)
         return found, texts, evaluation_loader(opened, found.records, protocol)
@@ -243,7 +245,7 @@ def zero_shot(
                 texts, loader, found, prompts, predictions=predictions, progress=progress_bar
             )
             report = scores_report("multiple_choice", choices, joined(loader.bad_files))
-            return {**report, "data": describe_scored_list(data, QUESTIONS)}
+            return {**report, "data": describe_scored_list(data)}
         scores = evaluate_zero_shot(texts, loader, found, prompts, progress=progress_bar)
         report = scores_report("classification", scores, joined(loader.bad_files))
-        return {**report, "data": describe_scored_list(data, LABEL)}
+        return {**report, "data": describe_scored_list(data)}

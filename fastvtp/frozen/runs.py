@@ -17,6 +17,7 @@ from fastvtp import processes
 from fastvtp.data.annotations import VideoRecord, load_videos
 from fastvtp.data.classes import TargetSet, load_targets
 from fastvtp.data.formats.listing import Listing
+from fastvtp.data.formats.source import ListSource
 from fastvtp.data.loader import Decoding, VideoTextLoader
 from fastvtp.data.reading import ClipReading, ClipShape
 from fastvtp.data.stream import Batches
@@ -65,12 +66,13 @@ def read_videos(
 
     Arguments and errors are those of `load_targets` and `load_videos`; a `names_file` without labels is a UserError.
     """
-    if Listing(data).tells_classes():
-        targets = load_targets(data, class_names, names_file=names_file)
+    source = ListSource.of(data)
+    if Listing(source).tells_classes():
+        targets = load_targets(source, class_names, names_file=names_file)
         return ListedVideos(targets.records, targets)
     if names_file is not None:
         raise UserError(f"{data}: its videos come without labels, which {names_file} could name")
-    return ListedVideos(load_videos(data))
+    return ListedVideos(load_videos(source))
 
 
 def extract(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastvtp.data.annotations import VideoRecord, record_of
 from fastvtp.data.formats.listing import Listing
-from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.registry import Row
 from fastvtp.data.video_files import content_of
 from fastvtp.errors import UserError
@@ -118,7 +117,7 @@ def _listing(source: str | os.PathLike[str]) -> Listing:
         content = content_of(listing.source.path)
         texts = any((listing.source.path / name).with_suffix(".txt").is_file() for name in content.videos)
         if texts or not all("/" in name for name in content.videos or content.frame_folders):
-            return Listing(replace(VideoList.of(source), format="folder"))
+            return Listing(listing.source, read_as="folder")
     return listing
 
 

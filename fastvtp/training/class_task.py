@@ -13,7 +13,6 @@ from torch.nn.functional import cross_entropy
 from fastvtp.data.augmentation import mixup, soft_targets
 from fastvtp.data.classes import load_classes, write_class_names
 from fastvtp.data.formats.lists import VideoList
-from fastvtp.data.formats.registry import LABEL
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.text import Tokenizer
 from fastvtp.errors import ConfigError
@@ -50,7 +49,6 @@ class ClassTask(Task):
     options = ClassificationOptions
     data_settings = ("class_names",)
     reads_text = False
-    reads = LABEL
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)
@@ -64,10 +62,8 @@ class ClassTask(Task):
         self.records, self.class_names = classes.records, classes.class_names
         self._labels = torch.tensor(classes.labels)
 
-    @classmethod
-    def read_test_data(cls, config: TrainConfig, source: VideoList) -> None:
-        training = load_classes(config.data.train_list, names_file=config.data.class_names)
-        load_classes(source, class_names=training.class_names)
+    def read_test_data(self, source: VideoList) -> None:
+        load_classes(source, class_names=self.class_names)
 
     @property
     def labels(self) -> Sequence[Any]:

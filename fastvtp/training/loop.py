@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,13 @@ class _Begun:
     each: int
 
 
-def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = True) -> TrainResult:
+def train(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    progress_bar: bool = True,
+    check: Callable[[Task], None] | None = None,
+) -> TrainResult:
     """Train as `config` says; everything lands in `config.output_dir`.
 
     Started by torchrun, or within a torch.distributed group that there is already, it trains on all processes together,
@@ -84,11 +90,12 @@ def train(config: TrainConfig, *, resume: bool = False, progress_bar: bool = Tru
 
     resume: continue from the newest checkpoint there (or start, if there is none yet); the result is bit-identical to
     an uninterrupted run on the same machine, and equal but for rounding on another number of processes. `steps` may be
-    another than the run began with: the schedule is then that of the new number from there on, which is logged. Raises
-    ConfigError, or FloatingPointError for a loss that is not finite.
+    another than the run began with: the schedule is then that of the new number from there on, which is logged. check:
+    raises what speaks against the run once its data are read and before anything is written, such as
+    `Task.check_test_data`. Raises ConfigError, or FloatingPointError for a loss that is not finite.
     """
     with run_group(config) as device, StopSignals() as signals:
-        begun = _begin(config, device, resume=resume)
+        begun = _begin(config, device, resume=resume, check=check)
         return _train(config, begun, device, signals, progress_bar=progress_bar and processes.is_first())
 
 
@@ -102,10 +109,18 @@ def run_group(config: TrainConfig) -> Iterator[torch.device]:
         yield device
 
 
-def _begin(config: TrainConfig, device: torch.device, *, resume: bool) -> _Begun:
+def _begin(
+    config: TrainConfig, device: torch.device, *, resume: bool, check: Callable[[Task], None] | None
+) -> _Begun:
     """Check settings, read the data, and build the model; nothing is written yet."""
 
     each = micro_batches_each(config.batch_size, config.micro_batch, processes.size())
+
+    def read() -> Task:
+        task = build_task(config, checkpoint)
+        if check is not None:
+            check(task)
+        return task
 
     def build() -> Any:
         model_config = task.complete(tokenizer)
@@ -121,7 +136,7 @@ def _begin(config: TrainConfig, device: torch.device, *, resume: bool) -> _Begun
 
     resumed = processes.first_decides(lambda: check_resumable(config, resume=resume))
     checkpoint = newest_whole(Path(config.output_dir)) if resumed else None
-    task = processes.all_or_none(lambda: build_task(config, checkpoint))
+    task = processes.all_or_none(read)
     tokenizer = processes.first_decides(lambda: prepare_tokenizer(config, task, checkpoint))  # one, if it is trained
     return _Begun(task, tokenizer, processes.all_or_none(build), checkpoint, each)
 

@@ -10,7 +10,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fastvtp.data.formats.lists import VideoList
-from fastvtp.data.formats.registry import QUESTIONS
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.questions import AnswerVocabulary, QuestionSet, has_options, load_questions, option_texts
 from fastvtp.data.text import Tokenizer
@@ -31,8 +30,6 @@ class QuestionTask(Task):
     Open-ended questions whose answer is not among the `max_answers` most frequent ones teach nothing and are left out.
     """
 
-    reads = QUESTIONS
-
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)
         self.questions = load_questions(config.data.train_list)
@@ -43,10 +40,8 @@ class QuestionTask(Task):
             self.questions = self._with_known_answers(self.vocabulary)
         self.records = self.questions.records
 
-    @classmethod
-    def read_test_data(cls, config: TrainConfig, source: VideoList) -> None:
-        choices = [has_options(load_questions(path), str(path)) for path in (config.data.train_list, source)]
-        if choices == [True, False]:
+    def read_test_data(self, source: VideoList) -> None:
+        if not has_options(load_questions(source), str(source)) and self.vocabulary is None:
             raise ConfigError(f"data.test={source}: its questions have no options, those of data.train do")
 
     @property

@@ -13,7 +13,6 @@ from torch import Tensor
 from fastvtp.architecture import architecture_of
 from fastvtp.data.annotations import VideoRecord, annotations_digest, load_annotations
 from fastvtp.data.formats.lists import VideoList
-from fastvtp.data.formats.registry import CAPTIONS
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.stream import Batches
 from fastvtp.data.text import MIN_TEXT_LENGTH, Tokenizer
@@ -43,8 +42,6 @@ class Task(ABC):
         data_settings: which of "images", "class_names", "features" and "more" of `DataConfig` it follows.
         follows: settings that nobody gives, since they follow from something else: dotted name -> from what.
         reads_text: whether the model takes a tokenizer.
-        reads: what it reads of the list at `data.train`, of `fastvtp.data.formats.registry.TELLINGS`; None: videos, or
-            what they come with.
         fresh: parts of the model that start at random even where `init` is of its own architecture.
 
     and what is said of a run in these:
@@ -65,7 +62,6 @@ class Task(ABC):
     data_settings: ClassVar[Sequence[str]] = ()
     follows: ClassVar[Mapping[str, str]] = {}
     reads_text: ClassVar[bool] = True
-    reads: ClassVar[str | None] = None
     fresh: ClassVar[tuple[str, ...]] = ()
 
     records: Sequence[VideoRecord]
@@ -90,28 +86,32 @@ class Task(ABC):
                 raise ConfigError(f"data.{name} is for {names_of_tasks(follow)}, the task is {cls.name}")
 
     @classmethod
-    def check_test_data(cls, config: TrainConfig) -> None:
-        """Raise what is wrong with `data.test`, where it is given, before the training and not after it."""
+    def check_test_settings(cls, config: TrainConfig) -> None:
+        """Raise ConfigError where `data.test` is given and its scores cannot be had, before any list is read."""
         if (source := config.data.test_list) is None:
             return
-        scored_by = architecture_of(config.model).scored_by
+        scored_by, views = architecture_of(config.model).scored_by, config.data.test_views
         if scored_by is None:
             raise ConfigError(f"data.test={source}: {cls.name} has no scores; leave it out")
+        if scored_by == "matching" and views != (1, 1):
+            raise ConfigError(f"data.test_views={views}: the matching head reads one view of a clip")
+
+    # --- What the run begins with
+
+    def check_test_data(self) -> None:
+        """Raise what is wrong with the list at `data.test`, where it is given, before the training and not after it."""
+        if (source := self.config.data.test_list) is None:
+            return
         try:
-            cls.read_test_data(config, source)
+            self.read_test_data(source)
         except FileNotFoundError:
             if Path(source).exists():
                 raise
             raise missing_test_data(str(source)) from None
-        if scored_by == "matching" and config.data.test_views != (1, 1):
-            raise ConfigError(f"data.test_views={config.data.test_views}: the matching head reads one view of a clip")
 
-    @classmethod
-    def read_test_data(cls, config: TrainConfig, source: VideoList) -> None:
+    def read_test_data(self, source: VideoList) -> None:
         """Read `source`, which is `data.test_list`, as the scores will; raise what is wrong with it."""
         load_annotations(source)
-
-    # --- What the run begins with
 
     @property
     def texts(self) -> list[str]:
@@ -193,8 +193,6 @@ class Task(ABC):
 class CaptionedTask(Task):
     """Captioned videos of one or more data sets, and pictures where `data.images` lists some, for a model that plans
     its steps."""
-
-    reads = CAPTIONS
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)

@@ -60,7 +60,7 @@ def test_a_malformed_line_is_named_by_file_line_and_field(tmp_path, line, compla
 def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path):
     path = tmp_path / "list.jsonl"
     path.write_bytes(b'{"video": "a.mp4", "caption": "\xff"}\n')
-    with pytest.raises(UserError, match="line 1: not JSON"):
+    with pytest.raises(UserError, match="line 1: expected UTF-8 text"):
         load_annotations(path)
 
 

@@ -6,7 +6,6 @@ import logging
 import re
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from fastvtp.data.formats.plain_pickle import plain_pickle
@@ -149,7 +148,7 @@ def msvd(source: ListSource) -> Iterator[Row]:
     for split in ("train", "val", "test"):
         if (path := source.beside(f"{split}_list.txt")) is not None:
             split_of |= dict.fromkeys(map(str.strip, lines_of(read_text(path))), split)
-    for name, said in _read_pickle(source.path).items():
+    for name, said in _read_pickle(source).items():
         place = f"{source.path}, {name!r}"
         if not isinstance(said, list) or not all(isinstance(each, list) for each in said):
             raise UserError(f"{place}: expected a list of captions, each a list of words")
@@ -179,16 +178,18 @@ def msvd_ids(source: ListSource) -> Iterator[Row]:
         yield Row(place, {"video": line.strip(), "caption": said[line.strip()]})
 
 
-def _read_pickle(path: Path) -> dict[Any, Any]:
+def _read_pickle(source: ListSource) -> dict[Any, Any]:
     cure = (
         "expected a pickle of plain texts, lists and dictionaries; save it as JSON lines of video and caption instead"
     )
+    with source.open() as file:
+        content = file.read()
     try:
-        value = plain_pickle(path.read_bytes())
+        value = plain_pickle(content)
     except Exception as error:  # a damaged pickle may raise any
-        raise UserError(f"{path}: {error or type(error).__name__}: {cure}") from None
+        raise UserError(f"{source.path}: {error or type(error).__name__}: {cure}") from None
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise UserError(f"{path}: {cure}")
+        raise UserError(f"{source.path}: {cure}")
     return value
 
 

@@ -52,7 +52,9 @@ def recognise(source: ListSource, wanted: str | None = None) -> ListFormat:
         raise FileNotFoundError(f"{source.path}: no such file or folder")
     if source.listed.format not in (None, AUTO):
         return find_format(source.listed.format)
-    fits = [entry for entry in FORMATS.values() if entry.fits is not None and entry.fits(source)]
+    if source.fitting is None:
+        source.fitting = [entry for entry in FORMATS.values() if entry.fits is not None and entry.fits(source)]
+    fits = source.fitting
     named = source.listed.columns.given()
     by_columns = named and not source.is_folder and source.suffix != ".parquet" and not tars.are_tars(source)
     if by_columns and not any(_has_own_columns(entry, source, named) for entry in fits):

@@ -78,9 +78,7 @@ def _is_own(first: Mapping[str, Any]) -> bool:
 
 @list_format(
     "JSON of VindLU and UMT",
-    CAPTIONS,
-    QUESTIONS,
-    LABEL,
+    *ALL_OF_THEM,
     splits=True,
     fits=lambda source: source.suffix == ".json" and _is_own(source.first),
 )

@@ -7,12 +7,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from fastvtp.data.formats import general
-from fastvtp.data.formats.catalogue import EXPECTED, recognise
+from fastvtp.data.formats.catalogue import EXPECTED, find_format, recognise
 from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.registry import LABEL, LABELS, TELLINGS, Row, split_name
 from fastvtp.data.formats.source import CLASS_NAMES, FOLDER_METADATA, ListSource
@@ -46,17 +45,16 @@ class Listing:
     """
 
     def __init__(self, path: str | os.PathLike[str], wanted: str | None = None, *, read_as: str | None = None):
-        """Recognise the list at `path`; wanted: what is to be read of it, one of `TELLINGS`, or None for videos alone;
-        read_as: a format in place of its own.
+        """Recognise the list at `path`, or a `ListSource` that another reader looked at; wanted: what is to be read of
+        it, one of `TELLINGS`, or None for videos alone; read_as: a format in place of its own.
 
         Raises:
             FileNotFoundError: nothing there.
             UserError: no format fits, several do, or the one that does says nothing of what is wanted.
         """
-        self._asked = VideoList.of(path)
-        self.listed = self._asked if read_as is None else replace(self._asked, format=read_as)
-        self.source = _source(self.listed, wanted)
-        self.entry = recognise(self.source, wanted)
+        self.source = _source(ListSource.of(path), wanted)
+        self.listed = self.source.listed
+        self.entry = recognise(self.source, wanted) if read_as is None else find_format(read_as)
         if wanted is not None and wanted not in self.entry.tells:
             said = " and ".join(TELLINGS[each] for each in self.entry.tells) or "paths alone"
             raise UserError(f"{self.path}: {self.entry.title} tells {said}; expected {EXPECTED[wanted]}")
@@ -91,7 +89,7 @@ class Listing:
 
     def first(self) -> dict[str, Any]:
         """Return the fields of the first row, empty where there is none."""
-        row = next(self.entry.read(self.source), None)
+        row = self.source.first_row(self.entry.read)
         return {} if row is None else row.fields
 
     def tells_classes(self) -> bool:
@@ -131,7 +129,7 @@ class Listing:
         """
         asked = None if self.listed.split in (None, ALL) else split_name(self.listed.split)
         looks = self.entry.splits or asked is not None
-        for row in self.entry.read(self.source):
+        for row in self.source.all_rows(self.entry.read):
             if looks and not self._of_split(row, asked):
                 continue
             start, end = row.fields.get("start"), row.fields.get("end")
@@ -151,7 +149,7 @@ class Listing:
         if self.listed.split not in (None, ALL):
             self._check_split(self.listed.split)
         self._say_missing()
-        _descriptions[self._asked] = self.description({"videos": videos, **counts})
+        _descriptions[self.listed] = self.description({"videos": videos, **counts})
         if not videos and not self.empty:
             return
         if self.entry.holds_videos and self.listed.videos is not None:
@@ -315,17 +313,17 @@ class Listing:
 _descriptions: dict[VideoList, dict[str, Any]] = {}
 
 
-def describe_list(path: str | os.PathLike[str], wanted: str | None = None) -> dict[str, Any]:
+def describe_list(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return a list for a report: path, format, split, and where this process read it the counts of what it holds, of
-    what is missing and of what was left out, as they were then. Arguments and errors, of a list that was not read, as
-    of `Listing`."""
-    known = _descriptions.get(VideoList.of(path))
-    return dict(known) if known is not None else Listing(path, wanted).description()
+    what is missing and of what was left out, as they were then. Errors, of a list that was not read, as of
+    `Listing`."""
+    known = _descriptions.get(ListSource.of(path).listed)
+    return dict(known) if known is not None else Listing(path).description()
 
 
-def describe_scored_list(path: str | os.PathLike[str], wanted: str | None = None) -> dict[str, Any]:
+def describe_scored_list(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return `describe_list` of what was scored on, and warn where scores are of a part of it alone."""
-    description = describe_list(path, wanted)
+    description = describe_list(path)
     missing = description.get("missing")
     if missing is not None:
         share = f"{100 * missing['videos'] / missing['of']:.1f} % ({missing['videos']} of {missing['of']})"
@@ -333,11 +331,14 @@ def describe_scored_list(path: str | os.PathLike[str], wanted: str | None = None
     return description
 
 
-def _source(listed: VideoList, wanted: str | None) -> ListSource:
-    """Return the source of a list. In a folder of class folders a list of captions says nothing of the classes."""
-    if wanted not in (LABEL, LABELS):
-        return ListSource(listed)
-    source = ListSource(listed, FOLDER_METADATA)
+def _source(given: ListSource, wanted: str | None) -> ListSource:
+    """Return the source of what is wanted of a list: in a folder of class folders a list of captions says nothing of
+    the classes."""
+    listed = given.listed
+    if wanted not in (LABEL, LABELS) or str(given.path) == os.path.abspath(listed):
+        return given
+    other = not given.prepared and given.path.name not in FOLDER_METADATA
+    source = ListSource(listed, FOLDER_METADATA) if other else given
     named = {wanted, listed.columns.label} & {*source.first, *source.cells}
     in_folder = str(source.path) != os.path.abspath(listed)
     return ListSource(listed, ()) if in_folder and not named else source

@@ -7,10 +7,11 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.video_files import FolderContent, content_of
@@ -28,16 +29,21 @@ JSON_LINES = (".jsonl", ".ndjson")
 _HEAD_BYTES = 1 << 20
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _SPACE = " \t\r\n"
+_Row = TypeVar("_Row")
 
 
 class ListSource:
-    """A file or folder that lists videos. Nothing is read before it is asked for.
+    """A file or folder that lists videos; it stands wherever a function takes the path of a list.
+
+    Nothing is read before it is asked for, and what was read is kept: whoever tells what a list says before reading it
+    makes one source, and gives it to both. A list of less than a mebibyte is then opened once, a longer one twice.
 
     Attributes:
         listed: what the caller said of it.
         path: where it lies, absolute; of a folder that holds a list of one of the names `inner`, that list; of a folder
             of prepared shards their list.
         prepared: whether it is the list of prepared shards, given by their folder.
+        fitting: the formats that it looks like, once `fastvtp.data.formats.catalogue.recognise` has asked all of them.
     """
 
     def __init__(self, listed: VideoList, inner: tuple[str, ...] = FOLDER_LISTS):
@@ -52,6 +58,33 @@ class ListSource:
         self.is_folder = self.path.is_dir()
         self.suffix = "" if self.is_folder else self.path.suffix.lower()
         self.folder = self.path if self.is_folder else self.path.parent
+        self.fitting: list[Any] | None = None
+        self._begun: dict[Callable[[ListSource], Iterator[Any]], tuple[Any, Iterator[Any]]] = {}
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> ListSource:
+        """Return `path` itself where it is a source, else that of the list at the path, or of a `VideoList`."""
+        return path if isinstance(path, ListSource) else cls(VideoList.of(path))
+
+    def __fspath__(self) -> str:
+        return self.listed.path
+
+    def __str__(self) -> str:
+        return self.listed.path
+
+    def first_row(self, read: Callable[[ListSource], Iterator[_Row]]) -> _Row | None:
+        """Return the first row that a format's `read` gives, which `all_rows` gives again; None: there is none."""
+        if read not in self._begun:
+            rows = read(self)
+            self._begun[read] = (next(rows, None), rows)
+        return self._begun[read][0]
+
+    def all_rows(self, read: Callable[[ListSource], Iterator[_Row]]) -> Iterator[_Row]:
+        """Return the rows that a format's `read` gives, going on behind the first where `first_row` asked for it."""
+        if (begun := self._begun.pop(read, None)) is None:
+            return read(self)
+        first, rows = begun
+        return rows if first is None else chain((first,), rows)
 
     def place(self, line: int) -> str:
         """Return "file, line number"."""
@@ -78,12 +111,23 @@ class ListSource:
     # --- Text
 
     @cached_property
+    def _start(self) -> bytes:
+        with existing_file(self.path).open("rb") as file:
+            return file.read(_HEAD_BYTES)
+
+    def open(self) -> BinaryIO:
+        """Open the file. Raises FileNotFoundError, and UserError for a folder."""
+        whole = len(self._start) < _HEAD_BYTES
+        return io.BytesIO(self._start) if whole else existing_file(self.path).open("rb")
+
+    @cached_property
     def text(self) -> str:
         """The whole content, UTF-8 or, with a byte-order mark, UTF-16.
 
         Raises FileNotFoundError, and UserError for a folder or another encoding.
         """
-        content = existing_file(self.path).read_bytes()
+        with self.open() as file:
+            content = file.read()
         encoding = "utf-16" if content.startswith(_UTF16) else "utf-8-sig"
         try:
             return content.decode(encoding)
@@ -95,10 +139,8 @@ class ListSource:
         """The first mebibyte as text; empty for what is no text."""
         if self.is_folder or not self.path.is_file():
             return ""
-        with self.path.open("rb") as file:
-            content = file.read(_HEAD_BYTES)
-        encoding = "utf-16" if content.startswith(_UTF16) else "utf-8-sig"
-        text = content.decode(encoding, errors="replace")
+        encoding = "utf-16" if self._start.startswith(_UTF16) else "utf-8-sig"
+        text = self._start.decode(encoding, errors="replace")
         return "" if "\0" in text else text
 
     @cached_property
@@ -173,19 +215,16 @@ class ListSource:
             return "none", {}, ""
         if self.suffix in JSON_LINES and (first := _object(self.first_line)) is not None:
             other_ends = "\n" not in self.head and "\r" in self.head.strip()
-            return ("values" if self._is_utf16 or other_ends else "lines"), first, ""
+            return ("values" if self._start.startswith(_UTF16) or other_ends else "lines"), first, ""
         if self.suffix not in (*JSON_LINES, ".json"):
             return "none", {}, ""
         try:
             _, first = next(values_of(self.text), ("", {}))
+        except json.JSONDecodeError as error:
+            return "none", {}, f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         except ValueError as error:
             return "none", {}, f"not JSON: {error}"
         return "values", first if isinstance(first, dict) else {}, ""
-
-    @cached_property
-    def _is_utf16(self) -> bool:
-        with self.path.open("rb") as file:
-            return file.read(2) in _UTF16
 
     @property
     def first(self) -> dict[str, Any]:
@@ -211,7 +250,8 @@ class ListSource:
             UserError: what is no JSON, or no object.
         """
         if self._layout[0] != "values":
-            yield from read_lines(self.path)
+            with self.open() as file:
+                yield from _objects_in(file, self.path)
             return
         try:
             for number, value in values_of(self.text):
@@ -219,7 +259,7 @@ class ListSource:
                     raise UserError(f"{self.path}, {number}: expected an object, got {type(value).__name__}")
                 yield f"{self.path}, {number}", value
         except json.JSONDecodeError as error:
-            raise UserError(f"{self.place(error.lineno)}: not JSON: {error}") from None
+            raise UserError(f"{self.place(error.lineno)}: not JSON: {error.msg} at column {error.colno}") from None
 
 
 def values_of(text: str) -> Iterator[tuple[str, Any]]:
@@ -254,18 +294,24 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, An
         FileNotFoundError: nothing there.
         UserError: a line that is not a JSON object.
     """
-    named = f"{path}, line "
     with existing_file(path).open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                fields = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
-                raise UserError(f"{named}{number}: not JSON: {error}") from None
-            if not isinstance(fields, dict):
-                raise UserError(f"{named}{number}: expected an object, got {type(fields).__name__}")
-            yield f"{named}{number}", fields
+        yield from _objects_in(file, path)
+
+
+def _objects_in(file: BinaryIO, path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    named = f"{path}, line "
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{named}{number}: not JSON: {error.msg} at column {error.colno}") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{named}{number}: expected UTF-8 text: {error}") from None
+        if not isinstance(fields, dict):
+            raise UserError(f"{named}{number}: expected an object, got {type(fields).__name__}")
+        yield f"{named}{number}", fields
 
 
 def _object(line: str) -> dict[str, Any] | None:

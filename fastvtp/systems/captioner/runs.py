@@ -11,6 +11,7 @@ import torch
 
 from fastvtp import processes
 from fastvtp.data.annotations import VideoRecord, load_annotations, load_videos
+from fastvtp.data.formats.source import ListSource
 from fastvtp.data.loader import VideoTextLoader
 from fastvtp.data.questions import (
     AnswerVocabulary,
@@ -143,10 +144,11 @@ def answer_questions(
 def score_captioner(request: ScoreRequest) -> dict[str, Any]:
     """Compute the scores of captions, or of answers where the data lists questions; see
     `fastvtp.evaluation.scoring`."""
-    if processes.all_or_none(lambda: lists_questions(request.data)):
+    source = ListSource.of(request.data)
+    if processes.all_or_none(lambda: lists_questions(source)):
         return answer_questions(
             request.opened,
-            request.data,
+            source,
             protocol=request.protocol,
             train_data=request.train_data,
             predictions=request.predictions,
@@ -154,7 +156,7 @@ def score_captioner(request: ScoreRequest) -> dict[str, Any]:
         )
 
     def prepare() -> tuple[VideoCaptioner, Sequence[VideoRecord], VideoTextLoader]:
-        model, records = _captioner(request.opened, request.protocol), load_annotations(request.data)
+        model, records = _captioner(request.opened, request.protocol), load_annotations(source)
         return model, records, evaluation_loader(request.opened, records, request.protocol)
 
     model, records, loader = processes.all_or_none(prepare)

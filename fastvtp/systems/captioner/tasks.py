@@ -11,6 +11,7 @@ import torch
 from fastvtp.architecture import architecture_of
 from fastvtp.data.annotations import load_annotations
 from fastvtp.data.formats.lists import VideoList
+from fastvtp.data.formats.source import ListSource
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.questions import (
     QuestionSet,
@@ -47,7 +48,7 @@ class FinetuneCaptioning(Task):
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)
-        source = config.data.train_list
+        source = ListSource.of(config.data.train_list)
         self.questions: QuestionSet | None = load_questions(source) if lists_questions(source) else None
         self.records = load_annotations(source) if self.questions is None else self.questions.records
         self.completed = with_frozen_sizes(config.model)
@@ -65,11 +66,11 @@ class FinetuneCaptioning(Task):
         except ValueError as error:
             raise ConfigError(f"model.{error}") from None
 
-    @classmethod
-    def read_test_data(cls, config: TrainConfig, source: VideoList) -> None:
-        if config.model.backbone is None:
+    def read_test_data(self, source: VideoList) -> None:
+        if self.config.model.backbone is None:
             raise ConfigError(f"data.test={source}: clips need model.backbone; leave it out where there is none")
-        (load_questions if lists_questions(source) else load_annotations)(source)
+        read = ListSource.of(source)
+        (load_questions if lists_questions(read) else load_annotations)(read)
 
     @property
     def labels(self) -> Sequence[Any]:
