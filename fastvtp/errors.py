@@ -26,9 +26,15 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"no {kind} {name!r}; {hint}")
 
 
-def counted(number: int, name: str) -> str:
-    """Say how many there are of what `name` calls one of: "1 video", "2 videos", "3 classes"."""
-    return f"{number} {name}" if number == 1 else f"{number} {name}{'es' if name.endswith('s') else 's'}"
+_OF_ONE = {"are": "is", "have": "has", "end": "ends"}
+
+
+def counted(number: int, name: str, verb: str = "") -> str:
+    """Say how many there are of what `name` calls one of, "1 video", "2 videos", "3 classes", and with a verb what they
+    do: "1 video is", "2 videos are"."""
+    one = number == 1
+    said = f"{number} {name}" if one else f"{number} {name}{'es' if name.endswith('s') else 's'}"
+    return f"{said} {_OF_ONE[verb] if one else verb}" if verb else said
 
 
 def few_of(problems: Iterable[str]) -> str:

@@ -20,15 +20,26 @@ def existing_file(path: str | os.PathLike[str], what: str = "file") -> Path:
     return path
 
 
-def read_text(path: str | os.PathLike[str], what: str = "file") -> str:
+def read_text(path: str | os.PathLike[str], what: str = "file", *, field: str | None = None) -> str:
     """Read the content of a UTF-8 file without the byte-order mark that some editors begin it with.
 
-    Raises FileNotFoundError, and UserError for a folder or another encoding.
+    Raises FileNotFoundError, and UserError for a folder or another encoding; this names the line, and the `field` that
+    the file holds where it stands beside a list.
     """
+    return decoded(existing_file(path, what).read_bytes(), path, field=field)
+
+
+def decoded(
+    content: bytes, path: str | os.PathLike[str], encoding: str = "utf-8-sig", *, field: str | None = None
+) -> str:
+    """Return the text of a file. Raises UserError with the line that is none in this encoding, and the field."""
     try:
-        return existing_file(path, what).read_bytes().decode("utf-8-sig")
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8 text: {error}") from None
+        line = content.count(b"\n", 0, error.start) + 1
+        named = "" if field is None else f"field '{field}': "
+        expected = "UTF-16" if encoding == "utf-16" else "UTF-8"
+        raise UserError(f"{path}, line {line}: {named}expected {expected} text: {error}") from None
 
 
 def lines_of(text: str) -> list[str]:

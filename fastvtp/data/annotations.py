@@ -18,7 +18,7 @@ from fastvtp.data.formats.registry import CAPTIONS, text_of
 from fastvtp.data.locations import located, normal, suffix_of, without_secrets
 from fastvtp.data.timespans import MOST_SECONDS, FrameSpan, Span, TimeSpan, span_of_line
 from fastvtp.data.video_files import PICTURE_SUFFIXES
-from fastvtp.errors import UserError
+from fastvtp.errors import UserError, counted
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +127,8 @@ def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
     records: dict[Any, VideoRecord] = {}
     captions_of: dict[Any, list[str]] = {}
     for row, location in listing:
+        if "caption" not in row.fields:
+            raise listing.lacks("caption", row)
         captions, empty = _captions(row.fields, row.place)
         if not captions and listing.entry.name == "folder":
             uncaptioned.append(row.fields["video"])
@@ -237,7 +239,7 @@ def _captions(fields: Mapping[str, Any], place: str) -> tuple[tuple[str, ...], i
     said = fields.get("caption")
     if isinstance(said, str) and said.strip():  # the usual case
         return (text_of(said, f"{place}: field 'caption'"),), 0
-    listed = [""] if said is None and "caption" in fields else said if isinstance(said, list) else [said]
+    listed = [""] if said is None else said if isinstance(said, list) else [said]
     written = [each for each in listed if not (isinstance(each, str) and not each.strip())]
     texts = tuple(text_of(each, f"{place}: field 'caption'") for each in written)
     return texts, max(1, len(listed)) - len(texts)
@@ -253,5 +255,6 @@ def _key_of(record: VideoRecord) -> Any:
 def _say_uncaptioned(listing: Listing, skipped: list[str], kept: int) -> None:
     without = f"without a caption (no .txt file of the same name beside them, or an empty one): {few(skipped)}"
     if not kept:
-        raise UserError(f"{listing.path}: all {len(skipped)} videos are {without}")
-    logger.warning("%s: skipped %d of %d videos %s", listing.path, len(skipped), len(skipped) + kept, without)
+        raise UserError(f"{listing.path}: {counted(len(skipped), 'video', 'are')} there, {without}")
+    share = f"{len(skipped)} of {counted(len(skipped) + kept, 'video')}"
+    logger.warning("%s: skipped %s %s", listing.path, share, without)

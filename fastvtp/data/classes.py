@@ -110,7 +110,7 @@ def load_classes(
     listing = Listing(path, LABEL)
     folder = listing.source.folder
     rows = [
-        (row.place, record_of(row.fields, folder, row.place, location=location), _label(row))
+        (row.place, record_of(row.fields, folder, row.place, location=location), _label(listing, row))
         for row, location in listing
     ]
     listing.close(len(rows))
@@ -203,8 +203,10 @@ def write_class_names(path: Path, names: Sequence[str]) -> None:
     write_atomically(path, (json.dumps(names, ensure_ascii=False, indent=0) + "\n").encode())
 
 
-def _label(row: Row) -> str | int:
+def _label(listing: Listing, row: Row) -> str | int:
     label = row.fields.get("label")
+    if label is None and "label" not in row.fields:
+        raise listing.lacks("label", row)
     if type(label) is not int:
         return text_of(label, f"{row.place}: field 'label'")
     if not 0 <= label < _MAX_CLASSES:

@@ -12,6 +12,7 @@ This module is about the text alone: nothing is opened.
 
 from __future__ import annotations
 
+import glob
 import os
 import posixpath
 import re
@@ -19,6 +20,8 @@ from pathlib import PurePosixPath
 from urllib.parse import unquote
 
 SEPARATOR = "::"
+
+_PACKED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".zip", ".7z", ".rar")
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # at least two letters: "C:" is a drive
 # of a URL a query may follow, as those have that are signed
@@ -50,6 +53,23 @@ def unquoted(text: str) -> str:
 def is_remote(location: str) -> bool:
     """Tell whether a location is a URL, or a member of an archive that one names."""
     return _SCHEME.match(location) is not None
+
+
+def is_pattern(location: str | os.PathLike[str]) -> bool:
+    """Tell whether a text stands for several files: "shards/{000..017}.tar", "shards/*.tar", "shards/[0-9].tar". What
+    follows the "?" of a URL does not count."""
+    text = os.fspath(location)
+    path = text.partition("?")[0] if is_remote(text) else text
+    return "{" in path or glob.has_magic(path)
+
+
+def to_be_unpacked(location: str | os.PathLike[str]) -> str:
+    """Say of a compressed file or archive by its name, "films.tar.gz", how it can be read; "" for any other name."""
+    text = os.fspath(location)
+    path = text.partition("?")[0] if is_remote(text) else text
+    if not path.lower().endswith(_PACKED):
+        return ""
+    return "what is compressed or in such an archive is not read: unpack it into a folder, or make a plain .tar of it"
 
 
 def member_of(location: str) -> tuple[str, str] | None:

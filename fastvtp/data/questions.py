@@ -22,7 +22,7 @@ from fastvtp.data.formats.listing import Listing
 from fastvtp.data.formats.registry import QUESTIONS, text_of
 from fastvtp.data.text import Tokenizer
 from fastvtp.data.wordpiece import CaptionTokenizer
-from fastvtp.errors import UserError
+from fastvtp.errors import UserError, counted
 from fastvtp.files import existing_file, lines_of, read_text, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -62,14 +62,16 @@ def load_questions(path: str | os.PathLike[str]) -> QuestionSet:
     listing, rows, named = Listing(path, QUESTIONS), [], []
     for row, location in listing:
         said = row.fields
+        if "question" not in said:
+            raise listing.lacks("question", row)
         if listing.entry.searched and said.get("options", ()).count(said["answer"]) > 1:
             listing.dropped_questions += 1
             continue
         named += [said["id"]] if isinstance(said.get("id"), str) else []  # others are called by their videos
         rows.append(_question(said, listing.source.folder, row.place, location))
     if listing.dropped_questions:
-        number = listing.dropped_questions
-        logger.warning("%s: %d questions have the right answer twice among their options: left out", path, number)
+        number = counted(listing.dropped_questions, "question", "have")
+        logger.warning("%s: %s the right answer twice among the options: left out", path, number)
     listing.close(len({row[0].video for row in rows}), questions=len(rows))
     if not rows:
         raise listing.nothing("questions")

@@ -109,9 +109,7 @@ def run_group(config: TrainConfig) -> Iterator[torch.device]:
         yield device
 
 
-def _begin(
-    config: TrainConfig, device: torch.device, *, resume: bool, check: Callable[[Task], None] | None
-) -> _Begun:
+def _begin(config: TrainConfig, device: torch.device, *, resume: bool, check: Callable[[Task], None] | None) -> _Begun:
     """Check settings, read the data, and build the model; nothing is written yet."""
 
     each = micro_batches_each(config.batch_size, config.micro_batch, processes.size())

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from fastvtp.architecture import of_all_runs
-from fastvtp.data.formats.lists import is_pattern
-from fastvtp.data.locations import is_remote
+from fastvtp.data.locations import is_pattern, is_remote
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import list_checkpoints
 from fastvtp.settings import settings_with

@@ -60,7 +60,7 @@ MINIATURES: dict[str, list[Miniature]] = {
         Miniature(
             "label", "metadata.csv", "file_name,label\nb/0.mp4,run\nc/1.mp4,sit\n", ("b/0.mp4", "c/1.mp4"),
             (("b/0.mp4", "run", None, None), ("c/1.mp4", "sit", None, None)),
-            ("c/1.mp4,sit", "c/1.mp4"), ", line 3: expected 2 columns, got 1",
+            ("c/1.mp4,sit", "c/1.mp4"), ", line 3: field 'label': is missing, expected 2 columns, got 1",
         ),
     ],
     "table": [
@@ -87,26 +87,27 @@ MINIATURES: dict[str, list[Miniature]] = {
             "label", "train.csv", "a/0.mp4 1\n\"with space/b, 1.mp4\",0\nc d.mp4 12\n",
             ("a/0.mp4", "with space/b, 1.mp4", "c d.mp4"),
             (("a/0.mp4", "1", None, None), ("with space/b, 1.mp4", "0", None, None), ("c d.mp4", "12", None, None)),
-            ("c d.mp4 12", "c d.mp4 x"), ", line 3: expected 'path label', the label a whole number, got 'c d.mp4 x'",
+            ("c d.mp4 12", "c d.mp4 x"), ", line 3: field 'label': expected a whole number below 1000000",
         )
     ],
     "path_frames_label": [
         Miniature(
             "videos", "list.csv", "a/0.mp4 0 -1\na/1.mp4,0,-1\n", ("a/0.mp4", "a/1.mp4"),
             (("a/0.mp4", None, None, None), ("a/1.mp4", None, None, None)),
-            ("a/1.mp4,0,-1", "a/1.mp4,5,30"), ", line 2: expected 0 -1, all frames, behind a video file, got 5 30",
+            ("a/1.mp4,0,-1", "a/1.mp4,5,30"), ", line 2: field 'frames': expected 0 -1, all frames, ",
         ),
         Miniature(
-            "label", "list.txt", "frames/x 120 5\n", ("frames/x/img_00001.jpg", "frames/x/img_00002.jpg"),
-            (("frames/x", "5", None, None),),
-            ("120 5", "120 5 7 z"), ": expected a .jsonl or .csv file",
+            "label", "list.txt", "frames/x 120 5\nframes/x 120 0\n",
+            ("frames/x/img_00001.jpg", "frames/x/img_00002.jpg"),
+            (("frames/x", "5", None, None), ("frames/x", "0", None, None)),
+            ("120 0", "120 z"), ", line 2: field 'label': expected 'path 0 -1' or 'folder frames label'",
         ),
     ],
     "paths": [
         Miniature(
             "videos", "files.txt", "a/0.mp4\n\n'b c/1.webm'\n", ("a/0.mp4", "b c/1.webm"),
             (("a/0.mp4", None, None, None), ("b c/1.webm", None, None, None)),
-            ("b c/1.webm", "b c\0"), ": expected a .jsonl file or a folder of videos",
+            ("b c/1.webm", "b c\0"), ", line 3: field 'video': expected text, got a NUL character in 'b c",
         )
     ],
     "msrvtt_qa": [
@@ -181,7 +182,7 @@ MINIATURES: dict[str, list[Miniature]] = {
             ("UCF-101/Archery/v_Archery_g01_c01.avi", "UCF-101/Bowling/v_Bowling_g02_c01.avi"),
             (("UCF-101/Archery/v_Archery_g01_c01.avi", "Archery", None, None),
              ("UCF-101/Bowling/v_Bowling_g02_c01.avi", "Bowling", None, None)),
-            ("Bowling/", ""), ", line 2: expected 'Class/video.avi'",
+            ("Bowling/", ""), ", line 2: field 'video': expected 'Class/video.avi'",
         )
     ],
     "hmdb51": [
@@ -189,7 +190,7 @@ MINIATURES: dict[str, list[Miniature]] = {
             "label", "brush_hair_test_split1.txt", "April_09.avi 1 \nBlonde.avi 2 \nUnused.avi 0 \n",
             ("brush_hair/April_09.avi", "brush_hair/Blonde.avi", "brush_hair/Unused.avi"),
             (("brush_hair/Blonde.avi", "brush_hair", None, None),),
-            ("Blonde.avi 2", "Blonde.avi"), ", line 2: expected 'video.avi flag', the flag 0, 1 or 2",
+            ("Blonde.avi 2", "Blonde.avi"), ", line 2: field 'flag': expected 0, 1 or 2",
             more={"split": "test"},
         ),
         Miniature(
@@ -197,7 +198,7 @@ MINIATURES: dict[str, list[Miniature]] = {
             ("brush_hair/April_09.avi", "brush_hair/Blonde.avi"),
             (("brush_hair/April_09.avi", "brush_hair", None, None),),
             ("Blonde.avi 2", "Blonde.avi"),
-            "/brush_hair_test_split1.txt, line 2: expected 'video.avi flag', the flag 0, 1 or 2",
+            "/brush_hair_test_split1.txt, line 2: field 'flag': expected 0, 1 or 2",
             more={"split": "train1"}, opens="splits",
         ),
     ],
@@ -221,15 +222,15 @@ MINIATURES: dict[str, list[Miniature]] = {
     "folder": [
         Miniature(
             "captions", "some/0.txt", f"{SAY[0]}\n\n{SAY[2]}\n".encode(), ("some/0.flv",),
-            (("some/0.flv", (SAY[0], SAY[2]), None, None),), (SAY[0].encode(), b"\xff"), "/0.txt: expected UTF-8 text",
-            opens="some",
+            (("some/0.flv", (SAY[0], SAY[2]), None, None),), (SAY[2].encode(), b"\xff"),
+            "/0.txt, line 3: field 'caption': expected UTF-8 text", opens="some",
         )
     ],
     "class_folders": [
         Miniature(
             "label", "some/run/0.mp4", "", ("some/sit/1.3gp",),
             (("some/run/0.mp4", "run", None, None), ("some/sit/1.3gp", "sit", None, None)),
-            ("", ""), "", opens="some",
+            ("some/sit/1.3gp", "some/s\udcff/1.3gp"), "/s\\xff/1.3gp: field 'video': expected text", opens="some",
         )
     ],
 }  # fmt: skip

@@ -43,7 +43,7 @@ def test_relative_list_path_gives_absolute_video_paths(tmp_path, monkeypatch):
         ("{not json", "line 2: not JSON"),
         ("[1]", "line 2: expected an object, got list"),
         ({"caption": "x"}, "line 2: field 'video': expected non-empty text, got None"),
-        ({"video": "a.mp4"}, "line 2: field 'caption': expected non-empty text, got None"),
+        ({"video": "a.mp4"}, "line 2: field 'caption': there is none among 'video'"),
         ({"video": "a.mp4", "caption": 7}, "line 2: field 'caption': expected non-empty text, got 7"),
         ({"video": "a.mp4", "caption": ["x", 7]}, "line 2: field 'caption': expected non-empty text, got 7"),
         ({"video": "a.mp4", "caption": "x", "id": 7}, "line 2: field 'id': expected non-empty text, got 7"),
@@ -118,7 +118,7 @@ def test_a_folder_whose_videos_all_lack_a_caption_is_refused(tmp_path):
     (tmp_path / "b.txt").touch()
     with pytest.raises(UserError) as caught:
         load_annotations(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path}: all 2 videos are without a caption")
+    assert str(caught.value).startswith(f"{tmp_path}: 2 videos are there, without a caption")
     assert str(caught.value).endswith(": a.mp4, b.mp4")
 
 

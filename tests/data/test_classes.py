@@ -105,13 +105,13 @@ def test_a_folder_of_folders_is_read_in_sorted_order(tmp_path):
     ("name", "line", "complaint"),
     [
         ("list.jsonl", '{"label": 1}', ", line 2: field 'video': expected non-empty text"),
-        ("list.jsonl", '{"video": "a"}', ", line 2: field 'label': expected non-empty text, got None"),
+        ("list.jsonl", '{"video": "a"}', ", line 2: field 'label': there is none among 'video'"),
         ("list.jsonl", '{"video": "a", "label": true}', ", line 2: field 'label': expected non-empty text, got True"),
         ("list.jsonl", '{"video": "a", "label": -1}', ", line 2: field 'label': expected a number from 0 to 999999"),
         ("list.jsonl", '{"video": "a", "label": "x"}', ", line 2: field 'label': expected a number as in other lines"),
-        ("list.csv", "a.mp4", ", line 2: expected 'path label'"),
-        ("list.csv", "a.mp4 -1", ", line 2: expected 'path label'"),
-        ("list.csv", "a.mp4 99999999999", ", line 2: expected 'path label'"),
+        ("list.csv", "a.mp4", ", line 2: field 'label': expected a whole number"),
+        ("list.csv", "a.mp4 -1", ", line 2: field 'label': expected a whole number"),
+        ("list.csv", "a.mp4 99999999999", ", line 2: field 'label': expected a whole number"),
         ("list.json", "[]", ": expected a .jsonl or .csv file"),
     ],
 )

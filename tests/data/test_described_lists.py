@@ -15,17 +15,17 @@ def test_what_was_read_is_described_when_the_list_is_gone(tmp_path, caplog):
     path = MINIATURES["kinetics"][0].write(tmp_path)
     (tmp_path / "v/c-d.mkv").unlink()
     listed = VideoList(str(path), videos=str(tmp_path))
-    assert describe_list(listed, "label") == {"list": str(path), "format": "kinetics"}  # not read yet
+    assert describe_list(listed) == {"list": str(path), "format": "kinetics"}  # not read yet
     load_classes(listed)
     path.unlink()
     missing = {"videos": 1, "of": 2, "first": ["c-d_000000_000010"], "kept": False}
     expected = {"list": str(path), "format": "kinetics", "split": "train", "videos": 1, "missing": missing}
-    assert describe_list(listed, "label") == expected
+    assert describe_list(listed) == expected
     caplog.clear()
     assert describe_scored_list(listed, "label") == expected
     assert caplog.messages == [f"{path}: 50.0 % (1 of 2) of its videos are missing: the scores are of the others alone"]
     with pytest.raises(FileNotFoundError):
-        describe_list(VideoList(str(path)), "label")
+        describe_list(VideoList(str(path)))
 
 
 def test_a_description_counts_what_was_left_out(tmp_path):

@@ -15,10 +15,12 @@ from fastvtp.data.formats.source import ListSource
 from fastvtp.data.questions import load_questions
 from fastvtp.errors import UserError
 from tests.data.miniatures import MINIATURES
+from tests.data.tars import write_tar
 
 ALL = [(name, miniature) for name, listed in MINIATURES.items() for miniature in listed]
 CASES = [pytest.param(name, miniature, id=f"{name}-{miniature.name}-{miniature.wanted}") for name, miniature in ALL]
-DAMAGED = [case for case, (_, miniature) in zip(CASES, ALL, strict=True) if miniature.complaint]
+# behind the file: a line, entry or row, a record by its name, a file of a folder or a sample of a tar; and the field
+NAMED = re.compile(r"(, line \d+(, entry \d+)?|, \w+, entry \d+|, row \d+|, '[^']+'|::\S+|\S*/\S+)+: field '\w[^']*': ")
 
 
 def read(wanted, path):
@@ -66,19 +68,52 @@ def test_a_miniature_is_recognised_and_read(tmp_path, name, miniature):
     assert {record.video for record in alone} >= {video for video, *_ in wanted}
 
 
-@pytest.mark.parametrize(("name", "miniature"), DAMAGED)
+@pytest.mark.parametrize(("name", "miniature"), CASES)
 def test_a_damaged_twin_is_refused_in_one_line_that_names_file_place_and_field(tmp_path, name, miniature):
     path = miniature.write(tmp_path, damaged=True, videos=tmp_path / "videos")
     (tmp_path / "videos").mkdir(exist_ok=True)
     with pytest.raises(UserError) as caught:
         read(miniature.wanted, VideoList(str(path), videos=str(tmp_path / "videos"), **miniature.more))
-    assert str(caught.value).startswith(f"{path}{miniature.complaint}")
-    assert "\n" not in str(caught.value)
+    file = tmp_path / miniature.damages if miniature.damages else path
+    assert_names(str(caught.value), file, miniature.complaint)
 
 
-def test_every_format_has_a_miniature():
-    elsewhere = {"parquet", "webdataset"}  # in test_lists.py
-    assert set(MINIATURES) | elsewhere == set(FORMATS)
+def assert_names(message, file, complaint):
+    assert message.startswith(f"{file}{complaint}")
+    assert NAMED.match(message, len(str(file)))
+    assert "\n" not in message
+    message.encode()
+
+
+def parquet_twin(folder):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"video": "0.mp4", "caption": ["a cat"]}, {"video": None, "caption": ["a dog"]}]
+    parquet.write_table(arrow.Table.from_pylist(rows), folder / "train.parquet")
+    return folder / "train.parquet", ", row 1: field 'video': expected non-empty text, got ''"
+
+
+def tar_twin(folder):
+    rows = [{"caption": "a cat"}, {"caption": "a dog", "start": "soon"}]
+    files = [(f"{n}.{suffix}", what) for n, row in enumerate(rows) for suffix, what in (("mp4", b""), ("json", row))]
+    return write_tar(folder / "0.tar", files), "::1.json: field 'start': expected seconds from 0 on"
+
+
+IN_ARCHIVES = {"parquet": parquet_twin, "webdataset": tar_twin}
+
+
+@pytest.mark.parametrize("name", IN_ARCHIVES)
+def test_a_damaged_archive_is_refused_in_one_line_that_names_file_place_and_field(tmp_path, name):
+    path, complaint = IN_ARCHIVES[name](tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_annotations(path)
+    assert_names(str(caught.value), path, complaint)
+
+
+def test_every_format_has_a_miniature_and_a_damaged_twin():
+    assert {*MINIATURES} | {*IN_ARCHIVES} == {*FORMATS}
+    assert [miniature.name for _, miniature in ALL if not miniature.complaint or miniature.damage[0] == ""] == []
 
 
 def test_the_page_of_lists_names_every_format():
@@ -106,8 +141,8 @@ def test_videos_of_published_lists_that_are_not_there_are_dropped_kept_or_refuse
             ]
             assert " % missing, 1 of " in caplog.text
         else:
-            with pytest.raises(UserError, match=r"(\d) of \1 videos are not in"):
+            with pytest.raises(UserError, match=r"(\d) of \1 videos? (is|are) not in"):
                 read(miniature.wanted, listed)
-    with pytest.raises(UserError, match=r"\d of \d videos are not in"):
+    with pytest.raises(UserError, match=r"\d of \d videos? (is|are) not in"):
         read(miniature.wanted, replace(listed, missing="refuse"))
     assert len(read(miniature.wanted, replace(listed, missing="keep"))) == len(miniature.read)

@@ -166,7 +166,7 @@ def test_what_was_read_is_said_in_one_line(tmp_path, caplog):
     path = miniature.write(tmp_path)
     with caplog.at_level(logging.INFO):
         load_annotations(VideoList(str(path), split="train"))
-    assert caplog.messages == ["MSRVTT_data.json: MSR-VTT, split 'train', 1 videos, 2 captions"]
+    assert caplog.messages == ["MSRVTT_data.json: MSR-VTT, split 'train', 1 video, 2 captions"]
     assert describe_list(VideoList(str(path), split="train")) == {
         "list": str(path),
         "format": "msrvtt",
@@ -179,7 +179,7 @@ def test_what_was_read_is_said_in_one_line(tmp_path, caplog):
 def test_a_list_of_several_splits_asks_for_one(tmp_path):
     path = MINIATURES["msrvtt"][0].write(tmp_path)
     with pytest.raises(
-        UserError, match=r"holds the splits 'train' and 'val': say which with data.split=NAME or --split NAME"
+        UserError, match=r"holds the splits 'train', 'val' and 'test': say which with data.split=NAME or --split NAME"
     ):
         load_annotations(path)
     assert len(load_annotations(VideoList(str(path), split="all"))) == 3
@@ -275,7 +275,7 @@ def test_a_name_of_several_files_takes_the_first_and_says_so(tmp_path, caplog):
     path = write_lines(tmp_path / "train.jsonl", {"clip_name": "video7", "caption": "x"})
     with caplog.at_level(logging.WARNING):
         assert load_annotations(path)[0].video == str(tmp_path / "a/video7.webm")
-    assert "several files bear the name of 1 videos, the first by path is taken: video7" in caplog.text
+    assert "several files bear the name of 1 video, the first by path is taken: video7" in caplog.text
 
 
 def test_files_that_come_later_are_found(tmp_path):
@@ -309,14 +309,14 @@ def test_a_published_question_whose_answer_stands_twice_is_left_out(tmp_path, ca
     path.write_text(path.read_text() + "40,900,640,480,who,1,3,CH,a,b,b,d,e\n")
     with caplog.at_level(logging.WARNING):
         assert load_questions(path).answers == ("d",)
-    assert "1 questions have the right answer twice among their options" in caplog.text
+    assert "1 question has the right answer twice among the options: left out" in caplog.text
 
 
 def test_a_span_that_ends_where_it_begins_is_left_out_of_a_published_list(tmp_path, caplog):
     path = MINIATURES["activitynet_moments"][0].write(tmp_path)
     with caplog.at_level(logging.WARNING):
         load_annotations(VideoList(str(path), format="activitynet_moments"))
-    assert f"{path}: 1 spans that end where they begin or before are left out" in caplog.text
+    assert f"{path}: 1 span is left out for an end that is its beginning or before" in caplog.text
 
 
 def test_classes_are_numbered_as_their_publication_numbers_them(tmp_path):

@@ -55,6 +55,6 @@ def test_a_folder_is_called_one(tmp_path, read):
 def test_another_encoding_is_one_line(tmp_path):
     (tmp_path / "list.txt").write_bytes("größer {}".encode("latin-1"))
     for read, _ in READERS.values():
-        with pytest.raises(UserError, match=r"list\.txt: expected UTF-8 text") as caught:
+        with pytest.raises(UserError, match=r"list\.txt, line 1: expected UTF-8 text") as caught:
             read(tmp_path / "list.txt")
         assert "\n" not in str(caught.value)

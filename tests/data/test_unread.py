@@ -55,10 +55,10 @@ def test_ids_of_several_records_are_said_once(tmp_path, caplog):
     for load, path in ((load_annotations, captions), (load_videos, captions), (load_classes, classes)):
         caplog.clear()
         load(path)
-        assert caplog.messages == [f"{path}: 1 ids are of several records: same"]
+        assert caplog.messages == [f"{path}: 1 id is of several records: same"]
     caplog.clear()
     load_questions(questions)
-    assert caplog.messages == [f"{questions}: 1 ids are of several records: same"]
+    assert caplog.messages == [f"{questions}: 1 id is of several records: same"]
 
 
 def test_files_of_a_folder_that_are_not_read_are_counted(tmp_path, caplog):
@@ -68,5 +68,5 @@ def test_files_of_a_folder_that_are_not_read_are_counted(tmp_path, caplog):
     load_classes(tmp_path)
     assert caplog.messages == [
         f"{tmp_path}: files of other suffixes than videos are passed over: .rm (2)",
-        f"{tmp_path}: 1 videos in no folder of a class are passed over: top.mp4",
+        f"{tmp_path}: 1 video is in no folder of a class and passed over: top.mp4",
     ]

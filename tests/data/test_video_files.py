@@ -26,7 +26,7 @@ def test_hidden_files_and_folders_are_no_videos_and_no_classes(tmp_path, caplog)
     with caplog.at_level(logging.WARNING):
         made = load_classes(tmp_path)
     hidden = "hidden, and passed over: .ipynb_checkpoints, archery/._a.mp4"
-    assert caplog.messages == [f"{tmp_path}: 2 videos or folders are {hidden}"]
+    assert caplog.messages == [f"{tmp_path}: 2 names are {hidden}"]
     assert made.class_names == ("archery", "bowling")
     assert [record.id for record in made.records] == ["archery/a", "bowling/b"]
     assert [record.id for record in load_videos(tmp_path)] == ["archery/a", "bowling/b"]

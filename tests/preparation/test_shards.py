@@ -111,7 +111,7 @@ def test_videos_without_a_caption_are_not_among_captions(tmp_path, caplog):
     assert report is not None
     assert (report["samples"], report["list"]) == (2, "captions.jsonl")
     assert [record.id for record in load_annotations(tmp_path / "out")] == ["0.mp4", "2.mp4"]
-    assert "in.jsonl: 1 empty captions are left out" in caplog.text
+    assert "in.jsonl: 1 empty caption is left out" in caplog.text
 
 
 def test_lines_that_say_something_else_are_not_in_the_list(tmp_path, caplog):

@@ -92,7 +92,7 @@ def test_a_task_reads_published_lists(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="fastvtp.data"):
         task = build_task(config)
     assert [record.id for record in task.records] == ["video0"]
-    assert "MSRVTT_data.json: MSR-VTT, split 'train', 1 videos, 2 captions" in caplog.messages
+    assert "MSRVTT_data.json: MSR-VTT, split 'train', 1 video, 2 captions" in caplog.messages
     assert isinstance(config, TrainConfig)
     with pytest.raises(UserError, match=r"say which with data\.split=NAME"):
         build_task(RUNS["simvtp"].config(tmp_path, tmp_path / "run", f"data.train={path}"))

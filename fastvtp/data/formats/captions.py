@@ -151,7 +151,7 @@ def msvd(source: ListSource) -> Iterator[Row]:
     for name, said in _read_pickle(source).items():
         place = f"{source.path}, {name!r}"
         if not isinstance(said, list) or not all(isinstance(each, list) for each in said):
-            raise UserError(f"{place}: expected a list of captions, each a list of words")
+            raise UserError(f"{place}: field 'captions': expected a list of them, each a list of words")
         words = [texts({"words": each}, "words", place) for each in said]
         fields = {"video": name, "caption": [" ".join(each) for each in words]}
         yield Row(place, fields | ({"split": split_of[name]} if name in split_of else {}))
@@ -174,7 +174,7 @@ def msvd_ids(source: ListSource) -> Iterator[Row]:
     said = {row.fields["video"]: row.fields["caption"] for row in msvd.read(source.other(beside))}
     for place, line in source.lines():
         if line.strip() not in said:
-            raise UserError(f"{place}: {beside} has no caption of {line.strip()!r}")
+            raise UserError(f"{place}: field 'video': {beside} has no caption of {line.strip()!r}")
         yield Row(place, {"video": line.strip(), "caption": said[line.strip()]})
 
 

@@ -8,7 +8,7 @@ from fastvtp.data.formats import captions, classes, general, moments, questions,
 from fastvtp.data.formats.lists import AUTO
 from fastvtp.data.formats.registry import CAPTIONS, LABEL, LABELS, QUESTIONS, ListFormat
 from fastvtp.data.formats.source import JSON_LINES, ListSource
-from fastvtp.data.locations import is_remote
+from fastvtp.data.locations import is_pattern, is_remote, to_be_unpacked
 from fastvtp.errors import UserError, unknown_name
 
 FORMATS: dict[str, ListFormat] = {
@@ -46,6 +46,9 @@ def recognise(source: ListSource, wanted: str | None = None) -> ListFormat:
         FileNotFoundError: nothing there.
         UserError: none fits, or several do.
     """
+    packed = "" if source.is_folder else to_be_unpacked(source.listed.path)
+    if packed and (source.path.exists() or is_remote(source.listed.path) or is_pattern(source.listed.path)):
+        raise UserError(f"{source.listed.path}: {packed}")
     if not source.path.exists() and not tars.are_tars(source):
         if is_remote(source.listed.path):
             raise UserError(f"{source.listed.path}: expected tars; lists are read from this machine: copy it here")

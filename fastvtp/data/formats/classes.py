@@ -15,6 +15,7 @@ from fastvtp.data.formats.registry import (
     list_format,
     number,
     text,
+    text_of,
     whole_number,
 )
 from fastvtp.data.formats.source import ListSource
@@ -58,7 +59,8 @@ def path_label(source: ListSource) -> Iterator[Row]:
     for place, line in source.lines():
         match = _LABELLED.fullmatch(line.strip())
         if match is None or int(match[2]) >= _MAX_CLASSES:
-            raise UserError(f"{place}: expected 'path label', the label a whole number, got {line!r}")
+            expected = f"a whole number below {_MAX_CLASSES} behind the path"
+            raise UserError(f"{place}: field 'label': expected {expected}, got {line.strip()!r}")
         yield Row(place, {"video": unquoted(match[1]), "label": int(match[2])})
 
 
@@ -75,10 +77,13 @@ def path_frames_label(source: ListSource) -> Iterator[Row]:
     for place, line in source.lines():
         match = _COUNTED.fullmatch(line.strip())
         if match is None:
-            raise UserError(f"{place}: expected 'path 0 -1' or 'folder frames label', got {line!r}")
+            field = "label" if _LABELLED.fullmatch(line.strip().rpartition(" ")[0]) else "frames"
+            expected = "'path 0 -1' or 'folder frames label'"
+            raise UserError(f"{place}: field '{field}': expected {expected}, got {line.strip()!r}")
         path, first, last = unquoted(match[1]), int(match[2]), int(match[3])
         if known_suffix(path) and (first, last) != (0, -1):
-            raise UserError(f"{place}: expected 0 -1, all frames, behind a video file, got {first} {last}")
+            expected = "0 -1, all frames, behind a video file"
+            raise UserError(f"{place}: field 'frames': expected {expected}, got {first} {last}")
         yield Row(place, {"video": path} | ({} if last < 0 else {"label": last}))
 
 
@@ -107,7 +112,8 @@ def ucf101(source: ListSource) -> Iterator[Row]:
     for place, line in source.lines():
         path = line.split()[0]
         if "/" not in path or len(line.split()) > 2:
-            raise UserError(f"{place}: expected 'Class/video.avi', maybe with a number behind it, got {line!r}")
+            expected = "'Class/video.avi', maybe with a number behind it"
+            raise UserError(f"{place}: field 'video': expected {expected}, got {line.strip()!r}")
         yield Row(place, {"video": path, "label": path.split("/")[0]})
 
 
@@ -128,7 +134,8 @@ def hmdb51(source: ListSource) -> Iterator[Row]:
         for place, line in source.other(path).lines():
             video, _, flag = line.strip().rpartition(" ")
             if not video or flag not in ("0", "1", "2"):
-                raise UserError(f"{place}: expected 'video.avi flag', the flag 0, 1 or 2, got {line!r}")
+                expected = "0, 1 or 2 behind the name of a video"
+                raise UserError(f"{place}: field 'flag': expected {expected}, got {line.strip()!r}")
             split = {"1": "train", "2": "test"}.get(flag)
             if split is not None:
                 split += match[2] if lists else ""
@@ -171,8 +178,7 @@ def _ssv2_names(source: ListSource) -> tuple[str, ...] | None:
     if path is None:
         return None
     numbers = {
-        name: whole_number({"number": place}, "number", str(path))
-        for name, place in _object(source.other(path)).items()
+        name: whole_number({name: place}, name, str(path)) for name, place in _object(source.other(path)).items()
     }
     return tuple(sorted(numbers, key=numbers.__getitem__))
 
@@ -226,9 +232,7 @@ def _ava_names(source: ListSource) -> dict[int, str]:
 def paths(source: ListSource) -> Iterator[Row]:
     """A path, URL or folder of frames a line."""
     for place, line in source.lines():
-        if "\0" in line:
-            raise UserError(f"{place}: expected a path, got {line!r}")
-        yield Row(place, {"video": unquoted(line.strip())})
+        yield Row(place, {"video": text_of(unquoted(line.strip()), f"{place}: field 'video'")})
 
 
 def _is_path(source: ListSource, line: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -232,7 +233,7 @@ def _rows_of(file: Any, group: int, columns: Mapping[str, str]) -> Iterator[dict
     read = [column for column in columns.values() if column != video]
     if str(kind) in ("string", "large_string", "string_view"):
         for batch in file.iter_batches(row_groups=[group], columns=[*read, video]):
-            yield from batch.to_pylist()
+            yield from ({**row, video: row[video] or ""} for row in batch.to_pylist())
         return
     has_bytes = _has_bytes(file, group, video)
     parts = [] if has_bytes is True else [f"{video}.path"]
@@ -292,10 +293,10 @@ def folder(source: ListSource) -> Iterator[Row]:
     splits = _split_folders(names, least=2)
     for name in names:
         sidecar = source.path / f"{without_suffix(name)}.txt"
-        said = read_text(sidecar) if sidecar.is_file() else ""
+        said = read_text(sidecar, field="caption") if sidecar.is_file() else ""
         captions = [line for line in map(str.strip, lines_of(said)) if line]
         fields = {"video": name, "id": without_suffix(name), "caption": captions}
-        yield Row(str(source.path / name), fields | ({"split": name.split("/")[0]} if splits else {}))
+        yield Row(_shown(source.path / name), fields | ({"split": name.split("/")[0]} if splits else {}))
 
 
 @list_format(
@@ -315,12 +316,18 @@ def class_folders(source: ListSource) -> Iterator[Row]:
     for name in names:
         parts = name.split("/")
         fields = {"video": name, "id": without_suffix(name), "label": parts[1 if splits else 0]}
-        yield Row(str(source.path / name), fields | ({"split": parts[0]} if splits else {}))
+        yield Row(_shown(source.path / name), fields | ({"split": parts[0]} if splits else {}))
 
 
 def _videos_of(source: ListSource) -> list[str]:
     content = source.content
     return content.videos or content.frame_folders
+
+
+def _shown(path: Path) -> str:
+    """Return a path as messages can show it, whose name may be no text."""
+    name = str(path)
+    return name if name.isascii() else os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _split_folders(names: list[str], least: int) -> bool:

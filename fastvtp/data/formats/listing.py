@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -13,16 +14,17 @@ from typing import Any
 from fastvtp.data.formats import general
 from fastvtp.data.formats.catalogue import EXPECTED, find_format, recognise
 from fastvtp.data.formats.lists import VideoList
-from fastvtp.data.formats.registry import LABEL, LABELS, TELLINGS, Row, split_name
+from fastvtp.data.formats.registry import LABEL, LABELS, READ_BY, TELLINGS, TOLD_BY, Row, split_name
 from fastvtp.data.formats.source import CLASS_NAMES, FOLDER_METADATA, ListSource
-from fastvtp.data.locations import is_remote, located, member_of
+from fastvtp.data.locations import is_remote, located, member_of, to_be_unpacked
+from fastvtp.data.storage.shard_names import ENERGON
 from fastvtp.data.video_files import FolderContent, content_of, content_of_url, known_suffix
-from fastvtp.errors import UserError
+from fastvtp.errors import UserError, counted
 from fastvtp.files import lines_of, read_text
 
 logger = logging.getLogger(__name__)
 
-_NAMED = 5
+_NAMED, _MOST_SPLITS = 5, 12
 _LIKE_A_SPAN = re.compile(r"(?:^|_)(?:start|end|begin|stop|timestamps?)(?:_|$)|^(?:start|end)[A-Z]", re.ASCII)
 # texts, tables, features and the like that lie beside videos
 _BESIDE_VIDEOS = frozenset(
@@ -129,9 +131,12 @@ class Listing:
         """
         asked = None if self.listed.split in (None, ALL) else split_name(self.listed.split)
         looks = self.entry.splits or asked is not None
-        for row in self.source.all_rows(self.entry.read):
+        rows = self.source.all_rows(self.entry.read)
+        for row in rows:
             if looks and not self._of_split(row, asked):
                 continue
+            if len(self._splits) > 1 and self.listed.split is None:
+                raise self._several_splits(rows)
             start, end = row.fields.get("start"), row.fields.get("end")
             if self.entry.searched and start is not None and end is not None and not 0 <= start < end:
                 self._bad_spans += 1
@@ -155,29 +160,32 @@ class Listing:
         if self.entry.holds_videos and self.listed.videos is not None:
             ours = "its videos are those in it"
             logger.warning("%s: %s, and not looked for in videos=%s", self.path, ours, self.listed.videos)
-        if self.source.is_folder and (hidden := self.source.content.hidden):
-            named = few(hidden)
-            logger.warning("%s: %d videos or folders are hidden, and passed over: %s", self.path, len(hidden), named)
+        hidden = self.source.content.hidden if self.source.is_folder else []
+        if hidden := [name for name in hidden if name != ENERGON]:
+            number = counted(len(hidden), "name", "are")
+            logger.warning("%s: %s hidden, and passed over: %s", self.path, number, few(hidden))
         for name, column in self.listed.columns.given().items():
             if name not in self.entry.columns:
                 of = f"{self.entry.title} has its own"
                 logger.warning("%s: columns.%s=%s is not looked at: %s", self.path, name, column, of)
         self._say_unread()
         if self.empty:
-            logger.warning("%s: %d empty captions are left out", self.path, self.empty)
+            logger.warning("%s: %s left out", self.path, counted(self.empty, "empty caption", "are"))
         if self._bad_spans:
-            logger.warning("%s: %d spans that end where they begin or before are left out", self.path, self._bad_spans)
+            spans = counted(self._bad_spans, "span", "are")
+            logger.warning("%s: %s left out for an end that is its beginning or before", self.path, spans)
         if self._several:
-            named = few(list(self._several))
-            logger.warning("%s: several files bear the name of %d videos, the first by path is taken: %s",
-                           self.path, len(self._several), named)  # fmt: skip
+            videos_said, named = counted(len(self._several), "video"), few(list(self._several))
+            logger.warning("%s: several files bear the name of %s, the first by path is taken: %s",
+                           self.path, videos_said, named)  # fmt: skip
         from fastvtp import processes  # here: it imports torch, which workers do without
 
         if processes.is_first():
             known = self._split()
             split = f", split {known!r}" if known else ""
             remark = f" ({self.entry.remark})" if self.entry.remark else ""
-            numbers = "".join(f", {count} {name}" for name, count in {"videos": videos, **counts}.items())
+            held = {"videos": videos, **counts}.items()
+            numbers = "".join(f", {counted(count, name.removesuffix('s'))}" for name, count in held)
             logger.info("%s: %s%s%s%s", self.source.path.name, self.entry.title, remark, split, numbers)
 
     def _say_unread(self) -> None:
@@ -198,22 +206,33 @@ class Listing:
                 logger.warning("%s: files of other suffixes than videos are passed over: %s", self.path, held)
             top = [name for name in content.videos if "/" not in name]
             if top and self.entry is general.class_folders:
-                ours = f"{len(top)} videos in no folder of a class are passed over"
-                logger.warning("%s: %s: %s", self.path, ours, few(top))
+                number = counted(len(top), "video", "are")
+                logger.warning("%s: %s in no folder of a class and passed over: %s", self.path, number, few(top))
 
     def say_repeated_ids(self, ids: Sequence[str]) -> None:
         """Warn where several records bear one id: reports and features call them by it."""
         if len(set(ids)) < len(ids):
             repeated = [name for name, count in Counter(ids).items() if count > 1]
-            logger.warning("%s: %d ids are of several records: %s", self.path, len(repeated), few(repeated))
+            number = counted(len(repeated), "id", "are")
+            logger.warning("%s: %s of several records: %s", self.path, number, few(repeated))
 
     def nothing(self, what: str = "videos") -> UserError:
         """Return the error for a list without any; of a folder it says what is there instead."""
         others = self.source.content.others if self.source.is_folder else {}
         held = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(others.items(), key=lambda each: -each[1]))
-        return UserError(
-            f"{self.path}: lists no {what}" + (f"; it holds files of other suffixes: {held}" if held else "")
-        )
+        said = f"; it holds files of other suffixes: {held}" if held else ""
+        packed = next((how for suffix in others if (how := to_be_unpacked(suffix))), "")
+        return UserError(f"{self.path}: lists no {what}{said}" + (f"; {packed}" if packed else ""))
+
+    def lacks(self, field: str, row: Row) -> UserError:
+        """Return the error for a row that says nothing in a field that is to be read: what the list says instead, and
+        how another field is named."""
+        columns = [] if self.entry.own else [*self.source.first] or self.source.cells
+        among = ", ".join(map(repr, columns or row.fields))
+        kind = next((kind for name, kind in TOLD_BY.items() if name in row.fields), None)
+        told = "" if kind is None else f"; it tells {TELLINGS[kind]}, for {READ_BY[kind]}"
+        own = f"a field of another name is given by data.columns.{field}=NAME or --column {field}=NAME"
+        return UserError(f"{row.place}: field '{field}': there is none among {among}{told}; {own}")
 
     def _of_split(self, row: Row, asked: str | None) -> bool:
         written = row.fields.get("split")
@@ -222,11 +241,19 @@ class Listing:
             return asked is None
         own = split_name(written)
         self._splits.setdefault(own)
-        if asked is None and self.listed.split != ALL and len(self._splits) > 1:
-            held = " and ".join(map(repr, self._splits))
-            how = f"data.split=NAME or --split NAME; {ALL!r} takes every one"
-            raise UserError(f"{self.path}: holds the splits {held}: say which with {how}")
         return asked is None or own == asked
+
+    def _several_splits(self, rest: Iterator[Row]) -> UserError:
+        """Return the error for a list of several splits of which none was chosen; rest: the rows that are to come."""
+        with contextlib.suppress(UserError):  # a row that cannot be read is said once a split is chosen
+            for row in rest:
+                if row.fields.get("split") not in (None, ""):
+                    self._splits.setdefault(split_name(row.fields["split"]))
+        *first, last = map(repr, self._splits)
+        if len(first) > _MOST_SPLITS:
+            first, last = first[:_MOST_SPLITS], f"{len(first) + 1 - _MOST_SPLITS} more"
+        how = f"data.split=NAME or --split NAME; {ALL!r} takes every one"
+        return UserError(f"{self.path}: holds the splits {', '.join(first)} and {last}: say which with {how}")
 
     def _check_split(self, asked: str) -> None:
         """Raise UserError where the list has no such split, or some of its rows are of none."""
@@ -301,7 +328,8 @@ class Listing:
         absent, found = len(self._absent), len(self._found)
         if not absent:
             return
-        where = f"{absent} of {absent + found} videos are not in {self._folder}: {few(list(self._absent))}"
+        share = f"{absent} of {counted(absent + found, 'video', 'are')}"
+        where = f"{share} not in {self._folder}: {few(list(self._absent))}"
         if self.policy == "refuse" or (not found and self.policy != "keep"):
             cure = "" if self.listed.videos else "; say where they lie with data.videos=FOLDER or --videos FOLDER"
             raise UserError(f"{self.path}: {where}{cure}")
@@ -348,7 +376,8 @@ def _place_of(folder: str) -> str:
     """Return a folder of videos, given by whoever reads the list, as an absolute path or the URL that it is."""
     place = located(folder, os.getcwd()).rstrip("/") or "/"
     if not is_remote(place) and not os.path.isdir(place):
-        raise UserError(f"videos={folder}: no such folder")
+        packed = to_be_unpacked(place) if os.path.exists(place) else ""
+        raise UserError(f"videos={folder}: {packed or 'no such folder'}")
     return place
 
 

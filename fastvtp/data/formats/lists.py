@@ -177,11 +177,6 @@ class ListSettings:
         return VideoList(path, self.images_format, self.images_split, self.images_videos, self.missing)
 
 
-def is_pattern(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a text stands for several files: "shards/{000..017}.tar", "shards/*.tar"."""
-    return any(mark in os.fspath(path) for mark in "*?{")
-
-
 def check_missing(missing: str | None) -> None:
     """Raise UserError for a word that does not say what becomes of videos that are not there."""
     if missing not in (None, *MISSING):

@@ -72,7 +72,8 @@ def activitynet_moments(source: ListSource) -> Iterator[Row]:
     for place, name, video in _by_video(source):
         spans, said = pairs(video, "timestamps", place), texts(video, "sentences", place)
         if len(spans) != len(said):
-            raise UserError(f"{place}: expected as many timestamps as sentences, got {len(spans)} and {len(said)}")
+            expected = f"as many as sentences, which are {len(said)}"
+            raise UserError(f"{place}: field 'timestamps': expected {expected}, got {len(spans)}")
         for (start, end), sentence in zip(spans, said, strict=True):
             yield Row(place, {"video": name, "caption": sentence, "start": start, "end": end})
 
@@ -112,7 +113,8 @@ def howto100m(source: ListSource) -> Iterator[Row]:
         spans = pairs({"start, end": _zipped(video, "start", "end", place)}, "start, end", place)
         said = texts(video, "text", place)
         if len(spans) != len(said):
-            raise UserError(f"{place}: expected as many texts as spans, got {len(said)} and {len(spans)}")
+            expected = f"as many as spans, which are {len(spans)}"
+            raise UserError(f"{place}: field 'text': expected {expected}, got {len(said)}")
         for (start, end), sentence in zip(spans, said, strict=True):
             yield Row(place, {"video": name, "caption": sentence, "start": start, "end": end})
 
@@ -129,22 +131,27 @@ def internvid(source: ListSource) -> Iterator[Row]:
     for place, row in source.objects() if source.first else source.rows():
         name, said = text(row, "YoutubeID", place), caption(row, "Caption", place)
         first, last = (text(row, key, place) for key in ("Start_timestamp", "End_timestamp"))
-        start, end = (_seconds(value, place) for value in (first, last))
+        start, end = _seconds(first, "Start_timestamp", place), _seconds(last, "End_timestamp", place)
         yield Row(place, {"video": f"{name}_{first}_{last}", "caption": said}, (name, start, end))
 
 
-def _seconds(clock: str, place: str) -> float:
+def _seconds(clock: str, field: str, place: str) -> float:
     match = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", clock)
     if match is None:
-        raise UserError(f"{place}: expected a time such as 00:01:02.500, got {clock!r}")
+        raise UserError(f"{place}: field '{field}': expected a time such as 00:01:02.500, got {clock!r}")
     return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
 
 
 def _zipped(video: dict[str, Any], first: str, second: str, place: str) -> list[list[Any]]:
-    lists = [video.get(first), video.get(second)]
-    if not all(isinstance(each, list) for each in lists) or len(lists[0] or ()) != len(lists[1] or ()):
-        raise UserError(f"{place}: expected fields '{first}' and '{second}', lists of numbers of one length")
-    return [list(pair) for pair in zip(lists[0] or (), lists[1] or (), strict=True)]
+    lists: list[list[Any]] = []
+    for name in (first, second):
+        if not isinstance(said := video.get(name), list):
+            raise UserError(f"{place}: field '{name}': expected a list of numbers, got {said!r}")
+        lists.append(said)
+    if len(lists[0]) != len(lists[1]):
+        expected = f"as many numbers as in '{first}', which are {len(lists[0])}"
+        raise UserError(f"{place}: field '{second}': expected {expected}, got {len(lists[1])}")
+    return [list(pair) for pair in zip(*lists, strict=True)]
 
 
 def _by_video(source: ListSource) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -42,7 +42,8 @@ def msvd_qa(source: ListSource) -> Iterator[Row]:
     for number, line in enumerate(lines_of(read_text(mapping)) if mapping else (), start=1):
         words = line.split()
         if words and len(words) != 2:
-            raise UserError(f"{mapping}, line {number}: expected a name and its vid number, got {line!r}")
+            expected = "a name and its vid number"
+            raise UserError(f"{mapping}, line {number}: field 'vid': expected {expected}, got {line!r}")
         names |= {words[1]: words[0]} if words else {}
     for place, row in source.objects():
         vid = f"vid{whole_number(row, 'video_id', place)}"

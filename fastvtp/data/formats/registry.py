@@ -13,6 +13,16 @@ from fastvtp.errors import UserError
 CAPTIONS, QUESTIONS, LABEL, LABELS = "captions", "questions", "label", "labels"
 TELLINGS = {CAPTIONS: "captions", QUESTIONS: "questions", LABEL: "a class each", LABELS: "any number of classes each"}
 
+TOLD_BY = {"question": QUESTIONS, "caption": CAPTIONS, "label": LABEL, "labels": LABELS}
+"""The field that tells each."""
+READ_BY = {
+    CAPTIONS: "pretraining, retrieval and captioning",
+    QUESTIONS: "`fastvtp finetune` with a recipe of question answering, and the scores of its models",
+    LABEL: "`fastvtp finetune` with a recipe of classification, `fastvtp probe` and `fastvtp zeroshot`",
+    LABELS: "`fastvtp probe`",
+}
+"""What is done with each."""
+
 _MOST = 1e300  # of a pair; not NaN, not infinite, no whole number beyond the floats
 
 # what an official split is called elsewhere
@@ -96,10 +106,12 @@ def split_name(written: object) -> str:
 
 
 def text_of(value: Any, place: str) -> str:
-    """Return `value` without surrounding space; raises UserError at `place` where it is not text, blank, or holds half
-    of a surrogate pair, which no encoding has."""
+    """Return `value` without surrounding space; raises UserError at `place` where it is not text, blank, or holds a NUL
+    character, which no path has, or half of a surrogate pair, which no encoding has."""
     if not isinstance(value, str) or not (text := value.strip()):
         raise UserError(f"{place}: expected non-empty text, got {value!r}")
+    if "\0" in text:
+        raise UserError(f"{place}: expected text, got a NUL character in {value[:80]!a}")
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
         raise UserError(f"{place}: expected text, got half of a surrogate pair in {value[:80]!a}")
     return text

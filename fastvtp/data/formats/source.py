@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.video_files import FolderContent, content_of
 from fastvtp.errors import UserError
-from fastvtp.files import existing_file, lines_of
+from fastvtp.files import decoded, existing_file, lines_of
 
 FOLDER_METADATA = ("metadata.jsonl", "metadata.csv")
 FOLDER_LISTS = ("captions.jsonl", "train.jsonl", *FOLDER_METADATA)
@@ -128,20 +128,16 @@ class ListSource:
         """
         with self.open() as file:
             content = file.read()
-        encoding = "utf-16" if content.startswith(_UTF16) else "utf-8-sig"
-        try:
-            return content.decode(encoding)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{self.path}: expected UTF-8 text: {error}") from None
+        return decoded(content, self.path, "utf-16" if content.startswith(_UTF16) else "utf-8-sig")
 
     @cached_property
     def head(self) -> str:
-        """The first mebibyte as text; empty for what is no text."""
+        """The first mebibyte as text; empty for what is no text, whose first line holds NUL bytes."""
         if self.is_folder or not self.path.is_file():
             return ""
         encoding = "utf-16" if self._start.startswith(_UTF16) else "utf-8-sig"
         text = self._start.decode(encoding, errors="replace")
-        return "" if "\0" in text else text
+        return "" if "\0" in text[: text.find("\n")] else text
 
     @cached_property
     def first_line(self) -> str:
@@ -201,7 +197,10 @@ class ListSource:
             if not header:
                 header = [cell.strip() for cell in cells]
             elif len(cells) != len(header):
-                raise UserError(f"{self.place(start)}: expected {len(header)} columns, got {len(cells)}")
+                field = header[min(len(cells), len(header) - 1)]
+                what = "missing" if len(cells) < len(header) else "not the last"
+                counts = f"expected {len(header)} columns, got {len(cells)}"
+                raise UserError(f"{self.place(start)}: field '{field}': is {what}, {counts}")
             else:
                 yield self.place(start), dict(zip(header, cells, strict=True))
 

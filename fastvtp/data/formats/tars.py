@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 from fastvtp.data.formats.registry import CAPTIONS, LABEL, QUESTIONS, Row, list_format
 from fastvtp.data.formats.source import ListSource
-from fastvtp.data.locations import is_remote
+from fastvtp.data.locations import is_pattern, is_remote
 from fastvtp.data.storage.shard_names import ENERGON, energon_fields
 from fastvtp.data.storage.tar_samples import CAPTION_FIELDS, VIDEO_FIELDS, tar_samples
 from fastvtp.errors import counted
@@ -25,7 +24,7 @@ def are_tars(source: ListSource) -> bool:
     """Tell whether a list is a tar, a pattern or URL of several, or a folder of them, with no videos beside them."""
     path = source.listed.path
     name = path.partition("?")[0] if is_remote(path) else path
-    pattern = glob.has_magic(path) or "{" in path
+    pattern = is_pattern(path)
     if name.endswith(".tar"):
         return is_remote(path) or pattern or os.path.isfile(path)
     if is_remote(path):
@@ -50,15 +49,15 @@ def are_tars(source: ListSource) -> bool:
 def webdataset(source: ListSource) -> Iterator[Row]:
     """Tars as video2dataset, Energon and open_clip write them: a video or picture a sample, its captions in .txt or
     .json, its class in .cls. The split is of an Energon data set."""
-    path, seen, without = source.listed.path, set[str](), list[str]()
-    count = 0
+    path, count, seen, without = source.listed.path, 0, set[str](), list[str]()
     energon = energon_fields(path)
     video = next((energon[name] for name in VIDEO_FIELDS if name in energon), None)
     mapped = next((energon[name] for name in CAPTION_FIELDS if name in energon), None)
     captions = source.listed.columns.caption or mapped
     split = source.listed.split or "train"
     has_splits = is_remote(path) or (source.path / ENERGON).is_dir()
-    for count, sample in enumerate(tar_samples(path, split=split, video=video), start=1):
+    for sample in tar_samples(path, split=split, video=video):
+        count += 1
         if sample.video is None:
             without.append(sample.place)
             continue

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastvtp.data.locations import is_remote, located, without_secrets
+from fastvtp.data.locations import is_pattern, is_remote, located, to_be_unpacked, without_secrets
 from fastvtp.data.storage.finding import read_file
 from fastvtp.data.storage.remote import matching
 from fastvtp.data.storage.stored_file import UnreadableError
@@ -93,25 +93,29 @@ def _choices(inner: str) -> list[str] | None:
 
 
 def _tars_at(place: str, split: str) -> list[str]:
-    name = place.partition("?")[0] if is_remote(place) else place
+    remote = is_remote(place)
+    name = place.partition("?")[0] if remote else place
+    if glob.has_magic(name) and _is_no_name(place):
+        return _expect_some([found for found in _matching(place) if found.partition("?")[0].endswith(".tar")], place)
     if name.endswith(".tar"):
-        if not is_remote(place) and not glob.has_magic(place):
-            return [os.path.normpath(place)]
-        return [place] if not glob.has_magic(name) else _expect_some(_matching(place), place)
-    if is_remote(place):
-        if glob.has_magic(name):
-            return _expect_some([found for found in _matching(place) if found.endswith(".tar")], place)
+        return [place if remote else os.path.normpath(place)]
+    if remote:
         return _remote_folder(place.rstrip("/"), split)
-    if glob.has_magic(place):
-        return _expect_some([found for found in _matching(place) if found.endswith(".tar")], place)
     folder = Path(place)
     if not folder.exists():
         raise FileNotFoundError(f"{place}: no such file or folder")
     if not folder.is_dir():
-        raise UserError(f"{place}: expected a .tar file, a folder of them or a pattern such as {{00000..00010}}.tar")
+        expected = "expected a .tar file, a folder of them or a pattern such as {00000..00010}.tar"
+        packed = f"; {how}" if (how := to_be_unpacked(place)) else ""
+        raise UserError(f"{place}: {expected}{packed}")
     if (folder / ENERGON).is_dir():
         return _energon(str(folder), split)
     return _expect_some(sorted(str(path) for path in folder.rglob("*.tar")), place)
+
+
+def _is_no_name(place: str) -> bool:
+    """Tell whether a text that may be a pattern is not itself what something on this machine is called."""
+    return is_remote(place) or not os.path.exists(place)
 
 
 def _matching(pattern: str) -> list[str]:
@@ -149,7 +153,7 @@ def _energon(folder: str, split: str) -> list[str]:
 def energon_fields(folder: str) -> dict[str, str]:
     """Return which file holds what by an Energon data set's `dataset.yaml`: {"video": "mp4", "caption": "txt"}, say;
     empty where it has none, or a program in its place."""
-    if folder.endswith(".tar") or glob.has_magic(folder) or "{" in folder:
+    if folder.endswith(".tar") or (is_pattern(folder) and _is_no_name(folder)):
         return {}
     try:
         said = _yaml(f"{located(folder, os.getcwd()).rstrip('/')}/{ENERGON}/dataset.yaml")
