@@ -22,7 +22,7 @@ def test_what_was_read_is_described_when_the_list_is_gone(tmp_path, caplog):
     expected = {"list": str(path), "format": "kinetics", "split": "train", "videos": 1, "missing": missing}
     assert describe_list(listed) == expected
     caplog.clear()
-    assert describe_scored_list(listed, "label") == expected
+    assert describe_scored_list(listed) == expected
     assert caplog.messages == [f"{path}: 50.0 % (1 of 2) of its videos are missing: the scores are of the others alone"]
     with pytest.raises(FileNotFoundError):
         describe_list(VideoList(str(path)))

@@ -34,8 +34,6 @@ def test_our_own_list_of_several_splits_asks_for_one(tmp_path, load, name):
     rows = [{"video": f"{n}.mp4", "split": split, **SAID[load]} for n, split in enumerate(SPLITS)]
     path = write_lines(tmp_path / name, *rows)
     if name == "own.json":
-        if load in (load_targets, load_videos):
-            pytest.skip("the form of VindLU has neither")
         path.write_text(json.dumps(rows))
     with pytest.raises(UserError, match=r"holds the splits 'train' and 'test': say which with data.split=NAME"):
         load(path)

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +12,11 @@ from fastvtp.data.formats.lists import ListColumns, VideoList
 from fastvtp.errors import ConfigError, UserError
 from fastvtp.settings import from_json, to_json
 from fastvtp.systems.recipes import get_recipe
+from fastvtp.training import loop
 from fastvtp.training.config import TrainConfig, apply_overrides
 from fastvtp.training.task import build_task
 from tests.data.miniatures import MINIATURES
+from tests.training.labelled import choices, classes, settings
 from tests.training.tiny_runs import RUNS
 
 
@@ -125,3 +129,42 @@ def test_a_run_whose_list_is_gone_at_its_end_has_its_report(tmp_path, captioned_
     config = RUNS["simvtp"].config(tmp_path, tmp_path / "run", f"data.train={path}", "steps=1")
     report = runs.pretrain(config, progress_bar=False)
     assert report["train_data"] == {"list": str(path), "format": "jsonl", "videos": 20, "captions": 20}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "listed"),
+    [("classification_finetune_tiny", classes), ("qa_finetune_tiny", choices), ("retrieval_finetune_tiny", None)],
+)
+def test_each_list_is_opened_once_before_the_first_step(tmp_path, captioned_videos, monkeypatch, recipe, listed):
+    class BegunError(Exception):
+        pass
+
+    opened, opens = Counter(), Path.open
+
+    def noted(path, mode="r", *args, **kwargs):
+        opened[str(path)] += "r" in mode
+        return opens(path, mode, *args, **kwargs)
+
+    def begin(*args, **kwargs):
+        raise BegunError
+
+    train, test = (
+        captioned_videos / f"{split}.jsonl" if listed is None else listed(captioned_videos, split)
+        for split in ("train", "test")
+    )
+    given = settings(train, tmp_path / "run", f"data.test={test}")
+    monkeypatch.setattr(loop, "_train", begin)
+    monkeypatch.setattr(Path, "open", noted)
+    with pytest.raises(BegunError):
+        runs.pretrain(apply_overrides(get_recipe(recipe), given), progress_bar=False)
+    assert (opened[str(train)], opened[str(test)]) == (1, 1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_test_list_without_the_classes_of_training_ends_a_run_before_it_writes(tmp_path, captioned_videos):
+    train, test = (classes(captioned_videos, split) for split in ("train", "test"))
+    test.write_text(test.read_text().replace('"warm"', '"hot"'))
+    given = settings(train, tmp_path / "run", f"data.test={test}")
+    with pytest.raises(UserError, match="no class 'hot' among the 2 classes of the training set"):
+        runs.pretrain(apply_overrides(get_recipe("classification_finetune_tiny"), given), progress_bar=False)
+    assert not (tmp_path / "run").exists()
