@@ -1,11 +1,11 @@
 """An object store for tests of what lies in one."""
 
-from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 
 from fastvtp.data.storage import remote
+from fastvtp.data.storage.last_used import LastUsed
 from tests.data.object_store import patch_storage, s3_environment, serve
 from tests.data.tars import numbered_clips
 
@@ -22,7 +22,7 @@ def store(tmp_path, monkeypatch):
     pytest.importorskip("aiohttp")
     patch_storage(monkeypatch, cache_dir=tmp_path / "cache", request_seconds=10, object_seconds=20)
     monkeypatch.setattr(remote, "_FIRST_WAIT", 0.02)
-    monkeypatch.setattr(remote, "_known", OrderedDict())
+    monkeypatch.setattr(remote, "_known", LastUsed(remote._MOST_KNOWN))
     monkeypatch.setattr(remote, "_refused", {})
     monkeypatch.setattr(remote, "_paces", {})
     monkeypatch.setattr(remote, "_without_ranges", set())

@@ -7,6 +7,7 @@ import pytest
 
 from fastvtp.data.storage import parquet_rows
 from fastvtp.data.storage.finding import UnreadableError, find_file, read_file
+from fastvtp.data.storage.last_used import LastUsed
 from fastvtp.errors import UserError
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -98,11 +99,12 @@ def test_a_changed_file_is_read_anew(tmp_path):
 
 
 def test_groups_in_memory_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet_rows, "_MOST_BYTES", 3000)
+    groups = LastUsed(3000, lambda group: group.nbytes)
+    monkeypatch.setattr(parquet_rows, "_groups", groups)
     path = write(tmp_path / "x.parquet", 1, video=[bytes([i]) * 1000 for i in range(10)])
     for number in (*range(10), *range(10)):
         assert read_file(f"{path}::{number}") == bytes([number]) * 1000
-        assert sum(group.nbytes for group in parquet_rows._groups.values()) <= 3000
+        assert 0 < groups.held <= 3000
 
 
 def test_without_pyarrow_the_run_ends_with_a_line(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ def energon(tmp_path, monkeypatch):
     return folder
 
 
-def test_an_energon_set_keeps_all_that_is_said_beside_the_video_that_its_field_map_names(energon):
+def test_an_energon_set_keeps_all_that_is_said_beside_the_video_that_its_field_map_names(energon, caplog):
     (item,) = read_items(energon)
     assert item.video == f"{energon}/0.tar::x.alt.mp4"
     assert (item.start, item.end) == (0, 1.5)
@@ -35,6 +35,7 @@ def test_an_energon_set_keeps_all_that_is_said_beside_the_video_that_its_field_m
         "source": "camera 3",
         "split": "train",
     }
+    assert caplog.messages == [f"{energon}: 1 of 2 samples have no video or picture, the first {energon}/0.tar::y"]
 
 
 def test_tars_are_read_once(energon, monkeypatch):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fastvtp.data.locations import is_remote, without_secrets
+from fastvtp.data.storage.last_used import LastUsed
 from fastvtp.data.storage.remote import look_up
 from fastvtp.data.storage.remote_files import open_blocks
 from fastvtp.data.storage.stored_file import StoredFile, UnreadableError, regular_file
@@ -38,8 +38,8 @@ class _Table:
 
 
 _lock = threading.RLock()
-_tables: OrderedDict[str, _Table] = OrderedDict()
-_groups: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+_tables = LastUsed[str, _Table](_MOST_FILES)
+_groups = LastUsed[tuple[Any, ...], Any](_MOST_BYTES, lambda group: group.nbytes)
 
 
 def find_row(location: str, archive: str, member: str) -> StoredFile:
@@ -116,18 +116,14 @@ def _opened(archive: str) -> _Table:
         needs = "needs a package that is not installed: pip install 'fastvtp[shards]'"
         raise UserError(f"{without_secrets(archive)}: {needs}") from None
     stamp, whole = _stamp(archive)
-    if archive in _tables and _tables[archive].stamp == stamp:
-        _tables.move_to_end(archive)
-        return _tables[archive]
+    if (known := _tables.get(archive)) is not None and known.stamp == stamp:
+        return known
     with _damage_named(archive, "not a parquet file"):
         source: str | BinaryIO = archive if whole is None else open_blocks(archive, whole)
         file = parquet.ParquetFile(source)
         rows = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
         columns = tuple(field.name for field in file.schema_arrow if _holds_bytes(field.type))
-    table = _tables[archive] = _Table(stamp, file, np.cumsum((0, *rows)), columns)
-    while len(_tables) > _MOST_FILES:
-        _tables.popitem(last=False)
-    return table
+    return _tables.keep(archive, _Table(stamp, file, np.cumsum((0, *rows)), columns))
 
 
 def _stamp(archive: str) -> tuple[tuple[Any, ...], Any]:
@@ -148,9 +144,6 @@ def _holds_bytes(kind: Any) -> bool:
 
 def _group(table: _Table, number: int, column: str) -> Any:
     key = (*table.stamp, number, column)
-    if key not in _groups:
-        _groups[key] = table.file.read_row_group(number, columns=[column]).column(0)
-        while len(_groups) > 1 and sum(group.nbytes for group in _groups.values()) > _MOST_BYTES:
-            _groups.popitem(last=False)
-    _groups.move_to_end(key)
-    return _groups[key]
+    if (known := _groups.get(key)) is not None:
+        return known
+    return _groups.keep(key, table.file.read_row_group(number, columns=[column]).column(0))

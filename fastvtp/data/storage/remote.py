@@ -11,7 +11,6 @@ import random
 import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from fastvtp.data.locations import without_secrets
+from fastvtp.data.storage.last_used import LastUsed
 from fastvtp.data.storage.settings import storage_settings
 from fastvtp.data.storage.stored_file import UnreadableError
 from fastvtp.errors import UserError
@@ -41,7 +41,7 @@ _EXTRAS = {"s3": "fastvtp[s3]", "s3a": "fastvtp[s3]", "http": "fastvtp[shards]",
 
 # not of the module: what is drawn here must not change what a run draws
 _jitter = random.Random()
-_known: OrderedDict[str, RemoteObject] = OrderedDict()
+_known: LastUsed[str, RemoteObject] = LastUsed(_MOST_KNOWN)
 _refused: dict[str, tuple[float, str]] = {}
 _paces: dict[str, int] = {}  # bytes of the next request, by server
 _without_ranges: set[str] = set()
@@ -94,9 +94,8 @@ def look_up(location: str) -> RemoteObject:
         UserError: the filesystem is unknown, or its package is not installed.
     """
     with _lock:
-        if location in _known:
-            _known.move_to_end(location)
-            return _known[location]
+        if (known := _known.get(location)) is not None:
+            return known
         if location in _refused and time.monotonic() < _refused[location][0]:
             raise UnreadableError(location, _refused[location][1])
     try:
@@ -111,12 +110,7 @@ def look_up(location: str) -> RemoteObject:
         raise UnreadableError(location, "not a file but a folder")
     if said.get("size") is None:
         raise UnreadableError(location, "the server does not say how long it is")
-    found = RemoteObject(int(said["size"]), _version(said))
-    with _lock:
-        _known[location] = found
-        while len(_known) > _MOST_KNOWN:
-            _known.popitem(last=False)
-    return found
+    return _known.keep(location, RemoteObject(int(said["size"]), _version(said)))
 
 
 def _version(said: dict[str, Any]) -> str | None:
@@ -126,7 +120,7 @@ def _version(said: dict[str, Any]) -> str | None:
 def forget(location: str) -> None:
     """Ask the store again the next time that an object is looked up."""
     with _lock:
-        _known.pop(location, None)
+        _known.forget(location)
         _refused.pop(location, None)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any, BinaryIO
 
 from fastvtp.data.locations import suffix_of
 from fastvtp.data.storage.disk_cache import DiskCache, HeldCopy
+from fastvtp.data.storage.last_used import LastUsed
 from fastvtp.data.storage.range_file import RangeFile, Scan, buffered
 from fastvtp.data.storage.remote import NoRangesError, RemoteObject, look_up, one_opening, read_range
 from fastvtp.data.storage.settings import storage_settings
@@ -109,7 +108,9 @@ def _parts(location: str, whole: RemoteObject, start: int, size: int) -> Iterato
     if made is not None:
         yield _slice(made, at, end)
     else:
-        yield _wholes.get((location, whole), lambda: b"".join(read_all()))[at:end]
+        if (read := _wholes.get((location, whole))) is None:
+            read = _wholes.keep((location, whole), b"".join(read_all()))
+        yield read[at:end]
 
 
 def _whole_copy(location: str, whole: RemoteObject) -> HeldCopy | None:
@@ -174,28 +175,8 @@ def _warn_of_disk(folder: str, reason: str) -> None:
     logger.warning("%s: no copies of objects can be kept (%s); they are read anew each time", folder, reason)
 
 
-class _Blocks:
-    """The blocks that were read last."""
-
-    def __init__(self, most: int):
-        self._most, self._lock = most, threading.Lock()
-        self._blocks: OrderedDict[tuple[Any, ...], bytes] = OrderedDict()
-
-    def get(self, key: tuple[Any, ...], read: Callable[[], bytes]) -> bytes:
-        with self._lock:
-            if key in self._blocks:
-                self._blocks.move_to_end(key)
-                return self._blocks[key]
-        block = read()
-        with self._lock:
-            self._blocks[key] = block
-            while len(self._blocks) > self._most:
-                self._blocks.popitem(last=False)
-        return block
-
-
-_blocks = _Blocks(_MOST_BLOCKS)
-_wholes = _Blocks(1)  # of servers that send no parts, where the disk keeps no copies
+_blocks = LastUsed[tuple[Any, ...], bytes](_MOST_BLOCKS)
+_wholes = LastUsed[tuple[Any, ...], bytes](1)  # of servers that send no parts, where the disk keeps no copies
 
 
 def _read_blocks(location: str, whole: RemoteObject, start: int, end: int) -> bytes:
@@ -204,6 +185,7 @@ def _read_blocks(location: str, whole: RemoteObject, start: int, end: int) -> by
         first = number * _BLOCK
         last = min(first + _BLOCK, whole.size)
         key = (location, whole.size, whole.version, number)
-        block = _blocks.get(key, lambda first=first, last=last: b"".join(_parts(location, whole, first, last - first)))
+        if (block := _blocks.get(key)) is None:
+            block = _blocks.keep(key, b"".join(_parts(location, whole, first, last - first)))
         parts.append(block[max(start - first, 0) : end - first])
     return b"".join(parts)

@@ -16,9 +16,8 @@ import json
 import logging
 import os
 import posixpath
-import threading
 import zlib
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from fastvtp.data.locations import in_archive, is_remote, without_secrets
+from fastvtp.data.storage.last_used import LastUsed
 from fastvtp.data.storage.range_file import open_part
 from fastvtp.data.storage.remote import RemoteObject, look_up, no_opening, read_range, write_object
 from fastvtp.data.storage.remote_files import open_scan
@@ -333,26 +333,4 @@ def _say_unwritten(folder: str, reason: str) -> None:
     logger.warning("%s: no index of a tar can be written (%s); each process makes its own", folder, reason)
 
 
-class _Tables:
-    """The tables of the tars used last."""
-
-    def __init__(self, most: int):
-        self._most, self._held, self._lock = most, 0, threading.Lock()
-        self._tables: OrderedDict[str, MemberTable] = OrderedDict()
-
-    def get(self, archive: str) -> MemberTable | None:
-        with self._lock:
-            if archive in self._tables:
-                self._tables.move_to_end(archive)
-            return self._tables.get(archive)
-
-    def keep(self, archive: str, table: MemberTable) -> None:
-        with self._lock:
-            before = self._tables.pop(archive, None)
-            self._tables[archive] = table
-            self._held += len(table.hashes) - (0 if before is None else len(before.hashes))
-            while self._held > self._most and len(self._tables) > 1:
-                self._held -= len(self._tables.popitem(last=False)[1].hashes)
-
-
-_tables = _Tables(_MOST_MEMBERS)
+_tables = LastUsed[str, MemberTable](_MOST_MEMBERS, lambda table: len(table.hashes))

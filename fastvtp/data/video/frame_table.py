@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from array import array
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from fastvtp.data.storage.last_used import LastUsed
 from fastvtp.data.video.packets import UNKNOWN, Packets
 from fastvtp.data.video.pictures import Turn
 
@@ -143,25 +142,14 @@ class Memory:
     """
 
     def __init__(self, most_packets: int = _MOST_REMEMBERED):
-        self._most, self._held = most_packets, 0
-        self._frames: OrderedDict[tuple[Any, ...], Frames] = OrderedDict()
-        self._lock = threading.Lock()
+        self._most = most_packets
+        self._frames = LastUsed[tuple[Any, ...], Frames](most_packets, lambda frames: len(frames.packets))
 
     def recall(self, key: tuple[Any, ...] | None) -> Frames | None:
         """Return the frames of a file that was used lately."""
-        with self._lock:
-            if key is None or key not in self._frames:
-                return None
-            self._frames.move_to_end(key)
-            return self._frames[key]
+        return None if key is None else self._frames.get(key)
 
     def keep(self, key: tuple[Any, ...] | None, frames: Frames) -> None:
         """Remember the frames of a file, and forget those used longest ago."""
-        if key is None or len(frames.packets) > self._most:
-            return
-        with self._lock:
-            before = self._frames.pop(key, None)
-            self._frames[key] = frames
-            self._held += len(frames.packets) - (0 if before is None else len(before.packets))
-            while self._held > self._most:
-                self._held -= len(self._frames.popitem(last=False)[1].packets)
+        if key is not None and len(frames.packets) <= self._most:
+            self._frames.keep(key, frames)
