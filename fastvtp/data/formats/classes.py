@@ -77,7 +77,8 @@ def path_frames_label(source: ListSource) -> Iterator[Row]:
     for place, line in source.lines():
         match = _COUNTED.fullmatch(line.strip())
         if match is None:
-            field = "label" if _LABELLED.fullmatch(line.strip().rpartition(" ")[0]) else "frames"
+            words = re.split(r"[\s,]+", line.strip())
+            field = "label" if len(words) > 2 and words[-2].isdecimal() else "frames"
             expected = "'path 0 -1' or 'folder frames label'"
             raise UserError(f"{place}: field '{field}': expected {expected}, got {line.strip()!r}")
         path, first, last = unquoted(match[1]), int(match[2]), int(match[3])
