@@ -18,7 +18,7 @@ from fastvtp.data.formats.registry import CAPTIONS, text_of
 from fastvtp.data.locations import located, normal, suffix_of, without_secrets
 from fastvtp.data.timespans import MOST_SECONDS, FrameSpan, Span, TimeSpan, span_of_line
 from fastvtp.data.video_files import PICTURE_SUFFIXES
-from fastvtp.errors import UserError, counted
+from fastvtp.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -255,6 +255,5 @@ def _key_of(record: VideoRecord) -> Any:
 def _say_uncaptioned(listing: Listing, skipped: list[str], kept: int) -> None:
     without = f"without a caption (no .txt file of the same name beside them, or an empty one): {few(skipped)}"
     if not kept:
-        raise UserError(f"{listing.path}: {counted(len(skipped), 'video', 'are')} there, {without}")
-    share = f"{len(skipped)} of {counted(len(skipped) + kept, 'video')}"
-    logger.warning("%s: skipped %s %s", listing.path, share, without)
+        raise UserError(f"{listing.path}: all {len(skipped)} videos are {without}")
+    logger.warning("%s: skipped %d of %d videos %s", listing.path, len(skipped), len(skipped) + kept, without)

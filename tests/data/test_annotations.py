@@ -118,7 +118,7 @@ def test_a_folder_whose_videos_all_lack_a_caption_is_refused(tmp_path):
     (tmp_path / "b.txt").touch()
     with pytest.raises(UserError) as caught:
         load_annotations(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path}: 2 videos are there, without a caption")
+    assert str(caught.value).startswith(f"{tmp_path}: all 2 videos are without a caption")
     assert str(caught.value).endswith(": a.mp4, b.mp4")
 
 

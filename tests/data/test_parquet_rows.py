@@ -2,6 +2,7 @@
 
 import random
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -99,7 +100,7 @@ def test_a_changed_file_is_read_anew(tmp_path):
 
 
 def test_groups_in_memory_are_bounded(tmp_path, monkeypatch):
-    groups = LastUsed(3000, lambda group: group.nbytes)
+    groups = LastUsed[tuple, Any](3000, lambda group: group.nbytes)
     monkeypatch.setattr(parquet_rows, "_groups", groups)
     path = write(tmp_path / "x.parquet", 1, video=[bytes([i]) * 1000 for i in range(10)])
     for number in (*range(10), *range(10)):

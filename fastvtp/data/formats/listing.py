@@ -13,8 +13,9 @@ from typing import Any
 
 from fastvtp.data.formats import general
 from fastvtp.data.formats.catalogue import EXPECTED, find_format, recognise
+from fastvtp.data.formats.complaints import no_field, nothing_listed, several_splits
 from fastvtp.data.formats.lists import VideoList
-from fastvtp.data.formats.registry import LABEL, LABELS, READ_BY, TELLINGS, TOLD_BY, Row, split_name
+from fastvtp.data.formats.registry import LABEL, LABELS, TELLINGS, Row, split_name
 from fastvtp.data.formats.source import CLASS_NAMES, FOLDER_METADATA, ListSource
 from fastvtp.data.locations import is_remote, located, member_of, to_be_unpacked
 from fastvtp.data.storage.shard_names import ENERGON
@@ -24,7 +25,7 @@ from fastvtp.files import lines_of, read_text
 
 logger = logging.getLogger(__name__)
 
-_NAMED, _MOST_SPLITS = 5, 12
+_NAMED = 5
 _LIKE_A_SPAN = re.compile(r"(?:^|_)(?:start|end|begin|stop|timestamps?)(?:_|$)|^(?:start|end)[A-Z]", re.ASCII)
 # texts, tables, features and the like that lie beside videos
 _BESIDE_VIDEOS = frozenset(
@@ -218,21 +219,11 @@ class Listing:
 
     def nothing(self, what: str = "videos") -> UserError:
         """Return the error for a list without any; of a folder it says what is there instead."""
-        others = self.source.content.others if self.source.is_folder else {}
-        held = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(others.items(), key=lambda each: -each[1]))
-        said = f"; it holds files of other suffixes: {held}" if held else ""
-        packed = next((how for suffix in others if (how := to_be_unpacked(suffix))), "")
-        return UserError(f"{self.path}: lists no {what}{said}" + (f"; {packed}" if packed else ""))
+        return nothing_listed(self.path, what, self.source.content.others if self.source.is_folder else {})
 
     def lacks(self, field: str, row: Row) -> UserError:
-        """Return the error for a row that says nothing in a field that is to be read: what the list says instead, and
-        how another field is named."""
-        columns = [] if self.entry.own else [*self.source.first] or self.source.cells
-        among = ", ".join(map(repr, columns or row.fields))
-        kind = next((kind for name, kind in TOLD_BY.items() if name in row.fields), None)
-        told = "" if kind is None else f"; it tells {TELLINGS[kind]}, for {READ_BY[kind]}"
-        own = f"a field of another name is given by data.columns.{field}=NAME or --column {field}=NAME"
-        return UserError(f"{row.place}: field '{field}': there is none among {among}{told}; {own}")
+        """Return the error for a row that says nothing in a field that is to be read."""
+        return no_field(field, row, self.source, self.entry)
 
     def _of_split(self, row: Row, asked: str | None) -> bool:
         written = row.fields.get("split")
@@ -249,11 +240,7 @@ class Listing:
             for row in rest:
                 if row.fields.get("split") not in (None, ""):
                     self._splits.setdefault(split_name(row.fields["split"]))
-        *first, last = map(repr, self._splits)
-        if len(first) > _MOST_SPLITS:
-            first, last = first[:_MOST_SPLITS], f"{len(first) + 1 - _MOST_SPLITS} more"
-        how = f"data.split=NAME or --split NAME; {ALL!r} takes every one"
-        return UserError(f"{self.path}: holds the splits {', '.join(first)} and {last}: say which with {how}")
+        return several_splits(self.path, self._splits, ALL)
 
     def _check_split(self, asked: str) -> None:
         """Raise UserError where the list has no such split, or some of its rows are of none."""

@@ -13,16 +13,6 @@ from fastvtp.errors import UserError
 CAPTIONS, QUESTIONS, LABEL, LABELS = "captions", "questions", "label", "labels"
 TELLINGS = {CAPTIONS: "captions", QUESTIONS: "questions", LABEL: "a class each", LABELS: "any number of classes each"}
 
-TOLD_BY = {"question": QUESTIONS, "caption": CAPTIONS, "label": LABEL, "labels": LABELS}
-"""The field that tells each."""
-READ_BY = {
-    CAPTIONS: "pretraining, retrieval and captioning",
-    QUESTIONS: "`fastvtp finetune` with a recipe of question answering, and the scores of its models",
-    LABEL: "`fastvtp finetune` with a recipe of classification, `fastvtp probe` and `fastvtp zeroshot`",
-    LABELS: "`fastvtp probe`",
-}
-"""What is done with each."""
-
 _MOST = 1e300  # of a pair; not NaN, not infinite, no whole number beyond the floats
 
 # what an official split is called elsewhere

@@ -1,0 +1,48 @@
+"""What is said of lists that tell something else, or more, than is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from fastvtp.data.formats.registry import CAPTIONS, LABEL, LABELS, QUESTIONS, TELLINGS, ListFormat, Row
+from fastvtp.data.formats.source import ListSource
+from fastvtp.data.locations import to_be_unpacked
+from fastvtp.errors import UserError
+
+_MOST_SPLITS = 12
+_TOLD_BY = {"question": QUESTIONS, "caption": CAPTIONS, "label": LABEL, "labels": LABELS}  # by the field
+_READ_BY = {
+    CAPTIONS: "pretraining, retrieval and captioning",
+    QUESTIONS: "`fastvtp finetune` with a recipe of question answering, and the scores of its models",
+    LABEL: "`fastvtp finetune` with a recipe of classification, `fastvtp probe` and `fastvtp zeroshot`",
+    LABELS: "`fastvtp probe`",
+}
+
+
+def no_field(field: str, row: Row, source: ListSource, entry: ListFormat) -> UserError:
+    """Return the error for a row that says nothing in a field that is to be read: what the list tells instead, and how
+    a field of another name is given."""
+    columns = [] if entry.own else [*source.first] or source.cells
+    among = ", ".join(map(repr, columns or row.fields))
+    kind = next((kind for name, kind in _TOLD_BY.items() if name in row.fields), None)
+    told = "" if kind is None else f"; it tells {TELLINGS[kind]}, for {_READ_BY[kind]}"
+    own = f"a field of another name is given by data.columns.{field}=NAME or --column {field}=NAME"
+    return UserError(f"{row.place}: field '{field}': there is none among {among}{told}; {own}")
+
+
+def nothing_listed(path: str, what: str, others: Mapping[str, int]) -> UserError:
+    """Return the error for a list without any of what was looked for; others: how many files of other suffixes a folder
+    has."""
+    held = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(others.items(), key=lambda each: -each[1]))
+    packed = next((how for suffix in others if (how := to_be_unpacked(suffix))), "")
+    said = [f"{path}: lists no {what}", *([f"it holds files of other suffixes: {held}"] if held else [])]
+    return UserError("; ".join([*said, *([packed] if packed else [])]))
+
+
+def several_splits(path: str, splits: Iterable[str], every: str) -> UserError:
+    """Return the error for a list of several splits of which none was chosen; every: the word that takes them all."""
+    *first, last = map(repr, splits)
+    if len(first) > _MOST_SPLITS:
+        first, last = first[:_MOST_SPLITS], f"{len(first) + 1 - _MOST_SPLITS} more"
+    how = f"data.split=NAME or --split NAME; {every!r} takes every one"
+    return UserError(f"{path}: holds the splits {', '.join(first)} and {last}: say which with {how}")
