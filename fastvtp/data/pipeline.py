@@ -126,7 +126,6 @@ class Feed:
     ):
         self.failures: dict[int, tuple[tuple[str, str], ...]] = {}
         self.beside: dict[int, str] = {}
-        self._news: dict[str, str] = {}
         self._source, self._numbers = source, source.numbers()
         self._batch_size = source.stream.batches.batch_size
         self.workers: ClipWorkers | None = None
@@ -151,8 +150,7 @@ class Feed:
         if iteration == 0:
             self._numbers = self._source.numbers()
             if self.workers:
-                self.workers.begin(self._source.numbers(), self._news)
-                self._news = {}
+                self.workers.begin(self._source.numbers())
         numbers = list(islice(self._numbers, self._batch_size))
         if not numbers:
             raise StopIteration
@@ -164,9 +162,12 @@ class Feed:
         return tuple(map(list, zip(*(sample.arrays for sample in samples), strict=True)))
 
     def set_aside(self, bad: Mapping[str, str]) -> None:
-        """Let the source count files as bad in every process, from the next beginning of the stream on."""
-        self._source.bad.update(bad)
-        self._news |= bad
+        """Let the source count files as bad in every process, at the latest from the next beginning of the stream
+        on."""
+        if self.workers:
+            self.workers.set_aside(bad)
+        else:
+            self._source.bad.update(bad)
 
     def close(self) -> None:
         """End the processes."""

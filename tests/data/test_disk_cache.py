@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import pytest
 
-from fastvtp.data.storage import disk_cache
+from fastvtp.data.storage import disk_cache, remote_files
 from fastvtp.data.storage.disk_cache import DiskCache
 from fastvtp.data.storage.finding import read_file
 from tests.data.object_store import patch_storage
@@ -119,6 +119,71 @@ def test_a_copy_that_cannot_be_opened_is_done_without(tmp_path, monkeypatch, cap
     monkeypatch.setattr(DiskCache, "hold", refused)
     assert read_file("memory://held.mp4") == b"content"
     assert "no copies of objects can be kept (Too many open files)" in caplog.text
+
+
+class Disk:
+    """A disk of so many bytes, as far as files are given their size at once."""
+
+    def __init__(self, folder: Path, size: int):
+        self.folder, self.size = folder, size
+
+    def allocate(self, descriptor: int, start: int, size: int) -> None:
+        if used(self.folder) + size > self.size:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        os.truncate(descriptor, start + size)
+
+
+def test_where_the_disk_is_full_the_oldest_copies_make_room(tmp_path, monkeypatch):
+    cache = DiskCache(tmp_path, 10_000)
+    monkeypatch.setattr(os, "posix_fallocate", Disk(tmp_path, 1050).allocate)
+    for i in range(10):
+        held = add(cache, f"{i}")
+        assert held is not None
+        held.close()
+        os.utime(tmp_path / f"{i}", (i, i))
+    made = add(cache, "b")
+    assert made is not None
+    assert names(tmp_path) == [*"23456789", "b"]
+    assert int((tmp_path / ".bytes").read_text()) == 900
+
+
+def test_an_object_comes_once_where_the_disk_keeps_no_copy(tmp_path, monkeypatch, caplog):
+    fsspec = pytest.importorskip("fsspec")
+    patch_storage(monkeypatch, cache_dir=tmp_path / "cache")
+    fsspec.filesystem("memory").pipe_file("/full.mp4", b"content")
+    monkeypatch.setattr(os, "posix_fallocate", Disk(tmp_path / "cache" / "objects", 6).allocate)
+    fetched = []
+    read = remote_files.read_range
+    monkeypatch.setattr(remote_files, "read_range", lambda *given: fetched.append(given) or read(*given))
+    assert read_file("memory://full.mp4") == b"content"
+    assert len(fetched) == 1
+    assert names(tmp_path / "cache" / "objects") == []
+    assert "no copies of objects can be kept (No space left on device)" in caplog.text
+
+
+def test_where_room_cannot_be_kept_a_copy_is_written_all_the_same(tmp_path, monkeypatch):
+    def refuse(descriptor: int, start: int, size: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    made = add(DiskCache(tmp_path, 1000), "a")
+    assert made is not None
+    assert made.path.read_bytes() == b"a" * 100
+
+
+def test_after_the_clock_was_set_back_what_is_used_stays(tmp_path):
+    cache = DiskCache(tmp_path, 1000)
+    before = time.time() + 7200  # by the clock that went two hours fast
+    for i in range(9):
+        held = add(cache, f"{i}")
+        assert held is not None
+        held.close()
+        os.utime(tmp_path / f"{i}", (before + i, before + i))
+    held = cache.hold("7")  # used now
+    assert held is not None
+    held.close()
+    assert add(cache, "b", 300) is not None
+    assert names(tmp_path) == [*"345678", "b"]
 
 
 def test_a_copy_made_twice_counts_once(tmp_path):

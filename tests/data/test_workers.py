@@ -119,6 +119,23 @@ def test_a_file_that_takes_too_long_counts_as_undecodable(caplog):
     assert "took longer than 1 s while reading /films/5.mp4" in caplog.text
 
 
+def test_what_is_set_aside_is_so_for_whatever_begins_next_and_for_workers_to_come():
+    source = Made()
+    with ClipWorkers(source, num_workers=2, ahead=4, slot_bytes=5000) as workers:
+        workers.begin(count())
+        workers.take([0, 1])
+        workers.set_aside({"/films/4.mp4": "odd"})
+        workers.begin(count(3))
+        assert [[int(sample.arrays[0][0]) for sample in workers.take([n, n + 1])] for n in (3, 5)] == [[3, -1], [5, 6]]
+        for pid in workers.pids:
+            os.kill(pid, signal.SIGKILL)
+        workers.set_aside({"/films/8.mp4": "odd too"})
+        workers.begin(count(3))
+        found = [[int(sample.arrays[0][0]) for sample in workers.take([n, n + 1])] for n in (3, 5, 7)]
+    assert found == [[3, -1], [5, 6], [7, -1]]
+    assert source.bad == {"/films/4.mp4": "odd", "/films/8.mp4": "odd too"}
+
+
 class Stillborn(Made):
     def __setstate__(self, state):
         os._exit(7)

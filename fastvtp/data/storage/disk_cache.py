@@ -1,11 +1,13 @@
 """A folder of copies that stays within a bound, shared by any number of processes.
 
 Nothing but file locks and renames coordinates them, so that one that is killed leaves nothing in the others' way. A
-copy that a process holds is locked (flock) and is never removed; of the others those used longest ago go first.
+copy that a process holds is locked (flock) and is never removed; of the others those used longest ago go first, where
+the bound is reached and where the disk is full before that.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -19,6 +21,9 @@ _KEPT = 0.9  # share of the bound that is left once something had to go, so that
 _LEDGER = ".bytes"
 _PARTIAL = ".partial-"
 _SWEEP_SECONDS = 300.0  # between two looks for what killed processes left
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_CANNOT_ALLOCATE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_CLOCKS_DIFFER = 60.0  # seconds by which a file server's clock may be ahead
 
 
 class HeldCopy:
@@ -80,7 +85,8 @@ class DiskCache:
     def add(self, name: str, size: int, write: Callable[[BinaryIO], None]) -> HeldCopy | None:
         """Let `write` fill a new copy of `size` bytes; returns None, and writes nothing, where there is no room.
 
-        What `write` raises comes through, and nothing is left of the copy then.
+        What `write` raises comes through, and nothing is left of the copy then. Raises OSError where the disk has no
+        room, as a rule before `write` is called.
         """
         partial = self._reserve(size)
         if partial is None:
@@ -92,7 +98,8 @@ class DiskCache:
             return self._publish(path, file, name, size)
         except BaseException:
             path.unlink(missing_ok=True)
-            file.close()
+            with suppress(OSError):  # the disk is full
+                file.close()
             with self._ledger() as ledger:
                 self._write(ledger, self._read(ledger) - size)
             raise
@@ -111,17 +118,29 @@ class DiskCache:
                 if total + size > self._most:
                     self._write(ledger, total)
                     return None
-            path = self._folder / f"{_PARTIAL}{secrets.token_hex(8)}"
-            file = open(path, "x+b")  # noqa: SIM115
             try:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                file.truncate(size)  # at once of the size that it counts with
-                self._write(ledger, total + size)
-            except BaseException:
-                file.close()
-                path.unlink(missing_ok=True)
-                raise
-            return path, file
+                made = self._partial(size)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                total = self._shrink(int(total * _KEPT) - size)
+                self._write(ledger, total)
+                made = self._partial(size)
+            self._write(ledger, total + size)
+            return made
+
+    def _partial(self, size: int) -> tuple[Path, BinaryIO]:
+        """Make a locked file that has at once the size that it counts with. Raises OSError where the disk is full."""
+        path = self._folder / f"{_PARTIAL}{secrets.token_hex(8)}"
+        file = open(path, "x+b")  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            _allocate(file, size)
+        except BaseException:
+            file.close()
+            path.unlink(missing_ok=True)
+            raise
+        return path, file
 
     def _publish(self, partial: Path, file: BinaryIO, name: str, size: int) -> HeldCopy:
         with self._ledger() as ledger:  # nothing is removed meanwhile: a lock cannot be weakened without letting go
@@ -176,13 +195,28 @@ class DiskCache:
 
     def _shrink(self, target: int) -> int:
         """Remove copies until `target` bytes are left, if so many can go; returns the bytes that are left."""
-        copies = sorted(self._copies())
+        # what seems to be used later than now stems from before the clock was set back: nobody knows how long ago
+        latest = time.time() + _CLOCKS_DIFFER
+        copies = sorted(self._copies(), key=lambda copy: (copy[0] <= latest, copy))
         total = sum(size for _, size, _ in copies)
         for _, size, path in sorted(copies, key=lambda copy: not os.path.basename(copy[2]).startswith(_PARTIAL)):
             is_partial = os.path.basename(path).startswith(_PARTIAL)
             if (total > target or is_partial) and _removed_unless_held(path):
                 total -= size
         return total
+
+
+def _allocate(file: BinaryIO, size: int) -> None:
+    """Give an empty file its size, on the disk too, where its filesystem can do that."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in _CANNOT_ALLOCATE:
+                raise
+        else:
+            return
+    file.truncate(size)
 
 
 def _removed_unless_held(path: str) -> bool:

@@ -57,12 +57,14 @@ class _Task:
 
 @dataclass
 class _Worker:
-    """A process at place `place`; `tasks` are those that it was sent, in their order."""
+    """A process at place `place`; `tasks` are those that it was sent, in their order, and `told` is how many of the bad
+    files it has heard of."""
 
     place: int
     process: subprocess.Popen[bytes]
     connection: Connection
     tasks: deque[_Task] = field(default_factory=deque)
+    told: int = 0
 
 
 class ClipWorkers:
@@ -91,7 +93,7 @@ class ClipWorkers:
         self._in_a_row, self._last = in_a_row, cast("_Worker | None", None)
         self._memory = SharedSlots.made(num_workers, ahead, slot_bytes)
         self._pickled = SharedBytes.made(ForkingPickler.dumps(source))
-        self._bad: dict[str, str] = {}  # since then
+        self._bad: list[tuple[str, str]] = []  # since then
         self._told: set[str] = set()
         self._numbers: Iterator[int] = iter(())
         self._free = list(range(ahead))
@@ -101,7 +103,6 @@ class ClipWorkers:
         self._failure: BaseException | None = None
         self._closed, self._lost, self._begun = False, 0, 0
         self._looked = self._resumed = time.monotonic()
-        self._news: list[tuple[str, str]] = []
         self._changed = threading.Condition()
         self._wake, self._woken = Pipe()
         self._workers: list[_Worker | None] = [None] * num_workers
@@ -119,15 +120,18 @@ class ClipWorkers:
         """The process numbers of the workers that are running now."""
         return tuple(worker.process.pid for worker in self._workers if worker is not None)
 
-    def begin(self, numbers: Iterator[int], bad: Mapping[str, str] = {}) -> None:
-        """Make the samples of these numbers from now on, and forget those made before that nobody took.
+    def set_aside(self, bad: Mapping[str, str]) -> None:
+        """Add to `ClipSource.bad`, reason by path, here and in every worker, those still to start included: before any
+        of them makes a sample of what `begin` begins next."""
+        with self._changed:
+            self._source.bad.update(bad)
+            self._bad += bad.items()
 
-        bad: reason by path, for files that the workers are to count as `ClipSource.bad` before they make the first.
-        """
+    def begin(self, numbers: Iterator[int]) -> None:
+        """Make the samples of these numbers from now on, and forget those made before that nobody took."""
         with self._changed:
             self._numbers = numbers
             self._begun += 1
-            self._news += bad.items()
             self._free += [slot for slot, _ in self._done.values()]
             self._done.clear()
             self._wake.send_bytes(b"")
@@ -196,13 +200,10 @@ class ClipWorkers:
         # Little is sent, so that it waits in the pipe: whoever is stopped before it reads must not stop this thread.
         with contextlib.suppress(OSError):  # one that has ended already is noticed by its end
             ours.send((place, self._memory.layout))
-            for news in self._bad.items():
-                ours.send(news)
         return worker
 
     def _hand_out(self) -> None:
         with self._changed:
-            news, self._news = self._news, []
             self._free += [task.slot for task in self._waiting if task.begun != self._begun]
             self._waiting = deque(task for task in self._waiting if task.begun == self._begun)
             while self._free:
@@ -210,8 +211,7 @@ class ClipWorkers:
                 if number is None:
                     break
                 self._waiting.append(_Task(number, self._free.pop(), self._begun))
-        for path, reason in news:
-            self._set_aside(path, reason)
+        self._tell()  # what is bad first
         while self._waiting:
             # of a row that shows the same frames: where they have been decoded
             worker = self._last if self._waiting[0].number % self._in_a_row else None
@@ -297,18 +297,18 @@ class ClipWorkers:
                 bad_as = ENDED_WORKERS
             if bad_as:
                 task.ends = 0
-                self._set_aside(path, f"{bad_as} {self._seconds:g} s" if bad_as == TOOK_TOO_LONG else bad_as)
+                self.set_aside({path: f"{bad_as} {self._seconds:g} s" if bad_as == TOOK_TOO_LONG else bad_as})
         self._lost += 1
         if self._lost > _MOST_LOST:
             raise WorkersLostError(f"{_MOST_LOST} decoding workers ended in a row, the last {how}{place}")
 
-    def _set_aside(self, path: str, reason: str) -> None:
-        """Let every worker, and those still to start, count a file as undecodable."""
-        self._source.bad[path] = self._bad[path] = reason
+    def _tell(self) -> None:
+        """Tell each worker of the bad files that it has not heard of."""
         for worker in self._workers:
-            if worker is not None:
+            while worker is not None and worker.told < len(self._bad):
                 with contextlib.suppress(OSError):
-                    worker.connection.send((path, reason))
+                    worker.connection.send(self._bad[worker.told])
+                worker.told += 1
 
 
 def _end(worker: _Worker) -> None:
