@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.clip_table import ClipTable
 from fastvtp.data.handing_over import (
     GAVE_UP,
     DaliFormats,
@@ -138,12 +139,8 @@ class ClipSource:
         self.bad: dict[str, str] = lasting if dali_formats is None else dict(known_bad)
         self.before_attempt: Callable[[int], None] = _nothing
         self._good: dict[int, HandedOver | str] = {}
-        self._beyond: dict[int, int] = {}  # of spans already seen
-        self._paths = [record.video for record in records]
-        self._spans = [record.span for record in records]
-        self._sources = [record.source for record in records]
-        self._num_captions = [len(record.captions) for record in records]
-        self._mirrorable = [record.may_be_mirrored for record in records]
+        self._beyond: dict[int, int] = {}  # of spans that end after their video
+        self._clips = ClipTable(records)
         self._reading, self._size = reading, shape.size
         self._sampling = reading.frames(shape.num_frames)
         self._crop = None if shape.size is None else reading.window(*shape.size)
@@ -161,7 +158,7 @@ class ClipSource:
 
     def path_of(self, index: int) -> str:
         """Return the location of the video of a record."""
-        return self._paths[index]
+        return self._clips.video(index)
 
     @property
     def decodes(self) -> bool:
@@ -209,7 +206,7 @@ class ClipSource:
             frames = self._sampling.choose(known.shown, known.times, rng, segment, self.stream.batches.views[0])
             rng = rng and again[repeat]
             window = self._window(index, (known.info.height, known.info.width), rng, crop)
-            video = for_dali(encoded_bytes(self._paths[index]), frames, known, window)
+            video = for_dali(encoded_bytes(self._clips.video(index)), frames, known, window)
         else:
             if rng is None:
                 pictures = self._view(index, segment, crop)
@@ -243,13 +240,13 @@ class ClipSource:
         return Choice(index, caption, frames, seconds, window, self._drawn(index, rng))
 
     def _caption(self, index: int, rng: np.random.Generator | None) -> int:
-        return 0 if rng is None else int(rng.integers(self._num_captions[index]))
+        return 0 if rng is None else int(rng.integers(self._clips.num_captions(index)))
 
     def _drawn(self, index: int, rng: np.random.Generator | None) -> tuple[np.ndarray, ...]:
         """Draw the augmentation of a clip, after all else, which is then the same with and without it."""
         if self.augmentation is None or self._crop is None or rng is None:
             return ()
-        return self.augmentation.draw(self._crop.aspect, rng, may_mirror=self._mirrorable[index])
+        return self.augmentation.draw(self._crop.aspect, rng, may_mirror=self._clips.may_be_mirrored(index))
 
     def handed_to_dali(self, number: int) -> tuple[str, np.ndarray, np.ndarray] | None:
         """Return what DALI was given to decode for a sample: the location of the video, the bytes of the file and the
@@ -259,7 +256,7 @@ class ClipSource:
             NoDecodableClipError: there was no file to hand out.
         """
         meta, _, encoded, frames, *_ = self.load(number).arrays
-        return (self._paths[int(meta[0])], encoded, frames) if len(encoded) else None
+        return (self._clips.video(int(meta[0])), encoded, frames) if len(encoded) else None
 
     def _window(
         self, index: int, size: tuple[int, int], rng: np.random.Generator | None, crop: int = 0
@@ -268,7 +265,7 @@ class ClipSource:
         if self._crop is None:
             return None
         window = self._crop.window(*size, rng, crop, self.stream.batches.views[1])
-        return replace(window, flip=window.flip and self._mirrorable[index])
+        return replace(window, flip=window.flip and self._clips.may_be_mirrored(index))
 
     def _decoded(
         self, index: int, group: tuple[int, int], again: Sequence[np.random.Generator], repeat: int
@@ -315,15 +312,16 @@ class ClipSource:
         Raises:
             VideoDecodeError: its span holds none; names the span and not the file, of which others may be good.
         """
-        span = self._spans[index]
+        span = self._clips.span(index)
         if span is None:
             return range(video.num_frames)
         if not (shown := span.frames_of(video)):
             length = span.begins_after(video)
             why = "holds no frame: none is first shown within it" if length is None else f"is outside its {length}"
-            self.bad[self._sources[index]] = reason = f"span {span.said} {why}"
-            raise VideoDecodeError(self._sources[index], reason)
-        self._beyond[index] = round(1000 * span.seconds_beyond(video))
+            self.bad[self._clips.source(index)] = reason = f"span {span.said} {why}"
+            raise VideoDecodeError(self._clips.source(index), reason)
+        if beyond := round(1000 * span.seconds_beyond(video)):
+            self._beyond[index] = beyond
         return shown
 
     def _times(self, video: Video, shown: range) -> FrameTimes | None:
@@ -335,7 +333,7 @@ class ClipSource:
         try:
             clips = video.read_windows(frames, windows, self._size)
         except VideoDecodeError as error:
-            raise VideoDecodeError(self._sources[index], error.reason) from None
+            raise VideoDecodeError(self._clips.source(index), error.reason) from None
         if isinstance(video, TorchCodecVideo) and video.left_to_pyav:
             self._good[index] = video.left_to_pyav
         return clips
@@ -346,7 +344,7 @@ class ClipSource:
         Its first frame is decoded before DALI meets it the first time: a bad file would cost it the whole batch.
         """
         self._refuse_bad(index)
-        if self.decodes or self._paths[index] in self.bad:  # those that are left: DALI gave up on them
+        if self.decodes or self._clips.video(index) in self.bad:  # those that are left: DALI gave up on them
             return None
         if index not in self._good:
             self._good[index] = self._proven(index)
@@ -366,11 +364,11 @@ class ClipSource:
 
     def _beside(self, index: int) -> str:
         known = self._good.get(index)
-        return known if isinstance(known, str) and self._paths[index] not in self.bad else ""
+        return known if isinstance(known, str) and self._clips.video(index) not in self.bad else ""
 
     def _opened(self, index: int) -> Video:
         self._refuse_bad(index)
-        path = self._paths[index]
+        path = self._clips.video(index)
         try:
             return self._opens(path, aspect=self._reading.aspect, damaged=self._reading.damaged)
         except VideoDecodeError as error:
@@ -387,6 +385,6 @@ class ClipSource:
             self.bad[name] = reason
 
     def _refuse_bad(self, index: int) -> None:
-        for name in (self._paths[index], self._sources[index]):
+        for name in (self._clips.video(index), self._clips.source(index)):
             if name in self.bad and not self.bad[name].startswith(GAVE_UP):
                 raise VideoDecodeError(name, self.bad[name])

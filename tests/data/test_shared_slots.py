@@ -1,10 +1,12 @@
+import os
 import sys
 import threading
 import time
 
 import numpy as np
+import pytest
 
-from fastvtp.data.workers.shared_slots import SharedBytes, SharedSlots
+from fastvtp.data.workers.shared_slots import SharedObject, SharedSlots
 
 
 def test_what_a_worker_is_at_is_never_read_with_the_time_of_something_else():
@@ -60,9 +62,19 @@ def test_a_slot_that_was_emptied_holds_zeros():
     assert slots.found(1, placed[1])[0].all()
 
 
-def test_bytes_are_seen_by_whoever_has_the_descriptor():
-    shared = SharedBytes.made(b"a source of clips")
-    other = SharedBytes(shared.descriptor)
-    assert bytes(other.view) == b"a source of clips"
-    shared.view[0:1] = b"A"
-    assert bytes(other.view[:1]) == b"A"
+def test_an_object_is_seen_by_whoever_has_the_descriptor_and_its_arrays_are_there_once():
+    numbers, empty = np.arange(100_001, dtype=np.int32), np.empty((0, 2))
+    shared = SharedObject.made(
+        {"numbers": numbers, "empty": empty, "turned": numbers[::-2], "text": "a source of clips"}
+    )
+    descriptor = os.dup(shared.descriptor)
+    one, other = SharedObject(descriptor).seen(), SharedObject(descriptor).seen()
+    shared.close()
+    os.close(descriptor)
+    for found in (one, other):
+        np.testing.assert_array_equal(found["numbers"], numbers)
+        np.testing.assert_array_equal(found["turned"], numbers[::-2])
+        assert (found["empty"].shape, found["text"]) == ((0, 2), "a source of clips")
+        assert not found["numbers"].flags.owndata
+    with pytest.raises(ValueError, match="read-only"):
+        one["numbers"][0] = 1

@@ -23,14 +23,13 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe, wait
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, cast
 
 from fastvtp.data.locations import without_secrets
 from fastvtp.data.source import ENDED_WORKERS, TOOK_TOO_LONG, ClipSource, Sample
 from fastvtp.data.workers.child_processes import end, how_it_ended, pass_on, start
-from fastvtp.data.workers.shared_slots import SharedBytes, SharedSlots
+from fastvtp.data.workers.shared_slots import SharedObject, SharedSlots
 from fastvtp.data.workers.worker_process import STARTING, serve
 
 logger = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ class ClipWorkers:
         self._source, self._seconds = source, seconds
         self._in_a_row, self._last = in_a_row, cast("_Worker | None", None)
         self._memory = SharedSlots.made(num_workers, ahead, slot_bytes)
-        self._pickled = SharedBytes.made(ForkingPickler.dumps(source))
+        self._shared_source = SharedObject.made(source)
         self._bad: list[tuple[str, str]] = []  # since then
         self._told: set[str] = set()
         self._numbers: Iterator[int] = iter(())
@@ -170,7 +169,7 @@ class ClipWorkers:
         if threading.current_thread() is self._thread:  # the garbage of a loader is collected wherever it happens to be
             return
         self._thread.join()
-        for shared in (self._wake, self._woken, self._memory, self._pickled):
+        for shared in (self._wake, self._woken, self._memory, self._shared_source):
             shared.close()
 
     # --- The thread
@@ -195,7 +194,7 @@ class ClipWorkers:
 
     def _started(self, place: int) -> _Worker:
         self._memory.tell(place, STARTING)
-        process, ours = start(serve, self._memory.descriptor, self._pickled.descriptor)
+        process, ours = start(serve, self._memory.descriptor, self._shared_source.descriptor)
         worker = _Worker(place, process, ours)
         # Little is sent, so that it waits in the pipe: whoever is stopped before it reads must not stop this thread.
         with contextlib.suppress(OSError):  # one that has ended already is noticed by its end

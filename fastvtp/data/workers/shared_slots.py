@@ -1,4 +1,5 @@
-"""Memory that worker processes share with the main one: a slot for the arrays of each sample, and what each is at.
+"""Memory that worker processes share with the main one: a slot for the arrays of each sample, what each is at, and the
+object that they work with.
 
 It has no name in any folder: the last process that lets go of it gives it back, however it ends.
 """
@@ -7,14 +8,16 @@ from __future__ import annotations
 
 import mmap
 import os
+import pickle
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+_ENTRY, _ALIGNED = np.dtype(np.int64), 64
 _AT = np.dtype([("record", np.int64), ("since", np.float64)])
 _INLINE_BYTES = 1 << 14  # smaller arrays travel with the message
 _DRAWS_BYTES = 1 << 12
@@ -99,7 +102,7 @@ class SharedSlots:
                 continue
             end = start + array.nbytes
             np.frombuffer(room[start:end], array.dtype).reshape(array.shape)[...] = array
-            end = -(-end // 64) * 64
+            end = -(-end // _ALIGNED) * _ALIGNED
             left.append(_Placed(start, array.shape, array.dtype))
         return tuple(left)
 
@@ -112,27 +115,51 @@ class SharedSlots:
         return self._slots[slot, array.start : array.start + size].view(array.dtype).reshape(array.shape)
 
 
-class SharedBytes:
-    """Bytes in memory without a name, which processes that get its `descriptor` read without a copy, by `view`."""
+class SharedObject:
+    """An object in memory without a name, whose arrays are there once: each process that gets its `descriptor` sees the
+    same, by `seen`.
+    """
 
     def __init__(self, descriptor: int):
         self.descriptor = descriptor
-        self._memory = mmap.mmap(descriptor, 0)
-        self.view = memoryview(self._memory)
 
     @classmethod
-    def made(cls, content: bytes | memoryview) -> SharedBytes:
-        """Make memory that holds these, at least one."""
-        descriptor = _unnamed(len(content))
-        shared = cls(descriptor)
-        shared.view[:] = content
+    def made(cls, thing: Any) -> SharedObject:
+        """Make memory that holds a copy of an object that can be pickled."""
+        arrays: list[pickle.PickleBuffer] = []
+        parts = [memoryview(pickle.dumps(thing, protocol=5, buffer_callback=arrays.append))]
+        parts += [each.raw() for each in arrays]
+        places = _places([part.nbytes for part in parts])
+        shared = cls(_unnamed(places[-1].stop))
+        with mmap.mmap(shared.descriptor, 0) as memory:
+            memory[: _ENTRY.itemsize] = np.array(len(parts), _ENTRY).tobytes()
+            sizes = np.array([part.nbytes for part in parts], _ENTRY).tobytes()
+            memory[_ENTRY.itemsize : _ENTRY.itemsize + len(sizes)] = sizes
+            for place, part in zip(places, parts, strict=True):
+                memory[place] = part
         return shared
 
+    def seen(self) -> Any:
+        """Return the object; its arrays cannot be written, and hold the memory as long as one of them is alive."""
+        memory = memoryview(mmap.mmap(self.descriptor, 0, prot=mmap.PROT_READ))
+        count = int(np.frombuffer(memory, _ENTRY, 1)[0])
+        sizes = np.frombuffer(memory, _ENTRY, count, _ENTRY.itemsize).tolist()
+        content, *arrays = (memory[place] for place in _places(sizes))
+        return pickle.loads(content, buffers=arrays)
+
     def close(self) -> None:
-        """Give the memory back."""
-        self.view.release()
-        self._memory.close()
+        """Let go of the file."""
         os.close(self.descriptor)
+
+
+def _places(sizes: Sequence[int]) -> list[slice]:
+    """Tell where parts of these sizes lie, behind their number and their sizes."""
+    places, end = [], (1 + len(sizes)) * _ENTRY.itemsize
+    for size in sizes:
+        start = -(-end // _ALIGNED) * _ALIGNED
+        end = start + size
+        places.append(slice(start, end))
+    return places
 
 
 def _unnamed(size: int) -> int:

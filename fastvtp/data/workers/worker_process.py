@@ -8,13 +8,11 @@ import traceback
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
-from typing import Any, cast
 
 from fastvtp.data.source import ClipSource, Sample
 from fastvtp.data.workers.child_processes import tell_parent
-from fastvtp.data.workers.shared_slots import SharedBytes, SharedSlots
+from fastvtp.data.workers.shared_slots import SharedObject, SharedSlots
 from fastvtp.errors import UserError
 
 IDLE, STARTING = -1, -2
@@ -26,7 +24,7 @@ def serve(connection: Connection, memory_descriptor: int, source_descriptor: int
     import av  # noqa: F401 # here: on a busy machine its import shall not count as time spent at the first file
 
     place, layout = connection.recv()
-    source: ClipSource = cast(Any, ForkingPickler).loads(SharedBytes(source_descriptor).view)
+    source: ClipSource = SharedObject(source_descriptor).seen()
     memory, tasks = SharedSlots(memory_descriptor, *layout), SimpleQueue[tuple[int, int]]()
     to_parent = tell_parent(connection)
     threading.Thread(target=_listen, args=(connection, source, tasks), daemon=True).start()
