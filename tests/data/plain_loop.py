@@ -14,7 +14,8 @@ import numpy as np
 from tests.data.clips import frame_numbers
 
 Shown = tuple[list[int], str, int]
-"""Shape, digest of the pixels and barcode of one frame: what is kept of it, as JSON has it."""
+"""Shape, digest of the pixels and barcode of one frame: what is kept of it, as JSON has it. Without a digest the number
+alone is compared."""
 
 
 @dataclass(frozen=True)
@@ -25,41 +26,59 @@ class Loop:
     sound: bool
 
 
-def shown(picture: np.ndarray, by_number: bool = False) -> Shown:
-    """What is kept of a frame, uint8 [H, W, 3]; by_number: without a digest, so that the number alone is compared."""
-    digest = "" if by_number else hashlib.sha1(np.ascontiguousarray(picture).tobytes()).hexdigest()
+def shown(picture: np.ndarray) -> Shown:
+    """What is kept of a frame, uint8 [H, W, 3]."""
+    digest = hashlib.sha1(np.ascontiguousarray(picture).tobytes()).hexdigest()
     return list(picture.shape), digest, frame_numbers(picture[None])[0] if min(picture.shape[:2]) > 31 else -1
 
 
 def plain_loop(path: str) -> Loop:
     """Decode every packet in turn, go on after one that is refused, and end where the container does.
 
-    From a damaged picture to the next keyframe, and after a gap in a transport stream, a frame counts by its number
-    alone: its pixels follow from what the decoder has met before, which is less for a reader that passes over packets
-    it does not need.
+    From a damaged picture to the next keyframe, in the order of decoding or of showing, and after a gap in a transport
+    stream, a frame counts by its number alone: its pixels follow from what the decoder has met before, which is less
+    for a reader that passes over packets it does not need.
     """
-    frames: list[list[Shown]] = []
+    frames: list[tuple[int, bool, list[Shown]]] = []
+    places: dict[int | None, int] = {}  # in the order of decoding, by the time of a packet
+    keyframes, damaged = [], []
     sound, doubtful, torn = True, False, False
     try:
         with av.open(path, metadata_errors="ignore") as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
-            for packet in container.demux(stream):
+            for place, packet in enumerate(container.demux(stream)):
                 torn = torn or packet.is_corrupt
+                places[packet.pts] = place
+                if packet.is_keyframe:
+                    keyframes.append(place)
                 try:
                     decoded = packet.decode()
                 except av.FFmpegError:
                     sound, doubtful = False, True
+                    damaged.append(place)
                     continue
                 for frame in decoded:
+                    decoded_at = places.get(frame.pts, place)
+                    if frame.is_corrupt:
+                        damaged.append(decoded_at)
                     doubtful = torn or frame.is_corrupt or (doubtful and not frame.key_frame)
                     sound = sound and not doubtful
                     picture = frame.to_ndarray(format="rgb24")
                     turned = [np.rot90(image, turns) for image in (picture, picture[:, ::-1]) for turns in range(4)]
-                    frames.append([shown(image, by_number=doubtful) for image in turned])
+                    frames.append((decoded_at, doubtful, list(map(shown, turned))))
     except (av.FFmpegError, IndexError):
         sound = False
-    return Loop(frames, sound)
+    ends = [min((place for place in keyframes if place > first), default=float("inf")) for first in damaged]
+    spans = list(zip(damaged, ends, strict=True))
+    return Loop([_sure(*frame, spans) for frame in frames], sound)
+
+
+def _sure(place: int, doubtful: bool, turned: list[Shown], damaged: Sequence[tuple[int, float]]) -> list[Shown]:
+    """What is sure of a frame that was decoded at `place`: where it is doubtful, or within a span of damage, nothing
+    but shape and number."""
+    doubtful = doubtful or any(first <= place < end for first, end in damaged)
+    return [(shape, "" if doubtful else digest, number) for shape, digest, number in turned]
 
 
 def is_of_loop(
