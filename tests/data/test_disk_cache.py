@@ -254,8 +254,9 @@ def _hang(folder: Path, started) -> None:
     DiskCache(folder, 1000).add("h", 800, write)
 
 
-def test_the_bound_holds_for_several_processes(tmp_path):
-    """Two of them fill the folder many times over while a third looks."""
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.long)])
+def test_the_bound_holds_for_several_processes(tmp_path, processes):
+    """They fill the folder many times over while another looks."""
     seen, done = [0], threading.Event()
 
     def look() -> None:
@@ -265,13 +266,14 @@ def test_the_bound_holds_for_several_processes(tmp_path):
     watcher = threading.Thread(target=look)
     watcher.start()
     try:
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-            wrong = list(pool.map(_fill, [tmp_path] * 2, range(2)))
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            wrong = list(pool.map(_fill, [tmp_path] * processes, range(processes)))
     finally:
         done.set()
         watcher.join()
-    assert wrong == [0, 0]
+    assert wrong == [0] * processes
     assert 10_000 < seen[0] <= 20_000
+    assert int((tmp_path / ".bytes").read_text()) == used(tmp_path)
     assert not [name for name in names(tmp_path) if name.startswith(".")]
 
 

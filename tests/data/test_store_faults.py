@@ -1,12 +1,16 @@
 """What goes wrong in object stores: what passes is outlasted, what stays is named, and nothing waits for ever."""
 
+import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.reading import ClipReading, ClipShape
@@ -241,6 +245,38 @@ def test_a_pass_over_a_faulty_store_ends_and_names_every_bad_object(store, ten_c
     assert sorted(bad) == sorted(records[number].video for number in lost)
     for number, reason in lost.items():
         assert reason in bad[records[number].video]
+
+
+def test_a_worker_that_is_killed_while_a_store_stalls_changes_nothing(store, ten_clips, caplog):
+    given = {"num_frames": 2, "image_size": 24, "batch_size": 5, "train": True, "num_steps": 2, "decoder": "pyav"}
+    with make_loader(
+        [VideoRecord(f"{i}", str(clip), ("",)) for i, clip in enumerate(ten_clips)], None, **given
+    ) as plain:
+        expected = [batch.video for batch in plain]
+    urls = [store.put(f"bucket/{i}.mp4", clip.read_bytes()) for i, clip in enumerate(ten_clips)]
+    store.stalls["bucket/4.mp4"] = 8  # in good time, but for who is killed meanwhile
+    pids = []
+
+    def kill() -> None:
+        while not store.requests("bucket/4.mp4"):
+            time.sleep(0.02)
+        pids.extend(loader.worker_pids)
+        store.stalls.clear()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    records = [VideoRecord(f"{i}", url, ("",)) for i, url in enumerate(urls)]
+    with make_loader(records, None, num_workers=2, **given) as loader:
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        found = [batch.video for batch in loader]
+        killer.join(10)
+        assert loader.bad_files == {}
+    assert len(found) == len(expected)
+    assert all(map(torch.equal, found, expected))
+    assert len(pids) == 2
+    for pid in pids:
+        assert f"decoding worker {pid} was ended by SIGKILL" in caplog.text
 
 
 def test_all_requests_of_one_attempt_share_their_time(monkeypatch):
