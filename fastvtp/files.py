@@ -1,11 +1,14 @@
 """Reading lists that people write, and writing files and folders that a kill must not leave half-written."""
 
+import hashlib
+import json
 import os
 import secrets
 import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastvtp.errors import UserError
 
@@ -47,6 +50,12 @@ def lines_of(text: str) -> list[str]:
     cuts as well, may stand within a line."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]
+
+
+def json_digest(value: Any) -> str:
+    """Compute a fingerprint of what JSON can write, in whatever order its names stand: 16 hexadecimal digits of
+    SHA-256."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,13 +1,13 @@
 """The command that indexes tars of samples. Imports no torch, so that `fastvtp --help` is quick."""
 
-from pathlib import Path
+import sys
 from typing import Annotated
 
 import typer
 
 from fastvtp.cli.options import Quiet, add_commands
 from fastvtp.cli.together import by_first, say
-from fastvtp.errors import UserError
+from fastvtp.errors import UserError, counted
 
 
 @by_first
@@ -53,21 +53,25 @@ def index(
     with tqdm(total=len(tars), desc="indexing", unit="tar", disable=quiet) as bar:
         for done in index_tars(tars, workers=workers, again=again, look=look):
             bar.update()
-            if done.listing is None:
+            if done.reason:
                 failed += 1
-                bar.write(f"{without_secrets(done.archive)}: {done.reason}")
+                bar.write(f"{without_secrets(done.archive)}: {done.reason}", file=sys.stderr)
                 continue
-            found, shown = done.num_samples
-            samples, videos, files = samples + found, videos + shown, files + len(done.listing.names)
-            codecs.update(facts.codec for facts in done.listing.facts.values())
-            places[str(Path(done.listing.place).parent) if done.listing.place else "nowhere"] += 1
-    said = f"{len(tars) - failed} of {len(tars)} tars: {samples} samples of {files} files, {videos} with a video"
+            samples, videos, files = samples + done.samples, videos + done.videos, files + done.files
+            codecs.update(done.codecs)
+            if done.place is not None:
+                places[without_secrets(done.place).rpartition("/")[0]] += 1
+    of = counted(len(tars), "tar")
+    said = (
+        f"{len(tars) - failed} of {of}: {counted(samples, 'sample')} of {counted(files, 'file')}, {videos} with a video"
+    )
     if codecs:
         said += f" ({', '.join(f'{codec} {count}' for codec, count in codecs.most_common())})"
     say(said)
-    say(f"indexes in {', '.join(place for place, _ in places.most_common(3))}{', ...' if len(places) > 3 else ''}")
+    if places:
+        say(f"indexes in {', '.join(place for place, _ in places.most_common(3))}{', ...' if len(places) > 3 else ''}")
     if failed:
-        raise UserError(f"{failed} of {len(tars)} tars could not be indexed, see above")
+        raise UserError(f"{failed} of {of} could not be indexed, see above")
 
 
 def register(app: typer.Typer) -> None:

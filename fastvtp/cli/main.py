@@ -24,6 +24,7 @@ try:
         scoring,
         training,
     )
+    from fastvtp.cli.logs import log_to_stderr
     from fastvtp.cli.options import add_commands
     from fastvtp.cli.together import by_first
 except ImportError:
@@ -75,7 +76,7 @@ def main() -> None:
     rank = os.environ.get("RANK", "0")
     level = logging.INFO if rank == "0" else logging.WARNING
     who = "" if rank == "0" else f" (process {rank})"
-    logging.basicConfig(level=level, format=f"%(levelname)s %(name)s{who}: %(message)s")
+    log_to_stderr(level, f"%(levelname)s %(name)s{who}: %(message)s")
     for name in ("aiobotocore", "botocore"):  # they tell of every credential that they find
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
     try:

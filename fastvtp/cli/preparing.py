@@ -8,7 +8,7 @@ import typer
 
 from fastvtp.cli.options import Device, ListOptions, Quiet, add_commands
 from fastvtp.cli.together import by_first
-from fastvtp.errors import UserError
+from fastvtp.errors import UserError, counted
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ def prepare(
         ),
     ],
     output: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The folder of the shards. What was interrupted goes on there.")
+        str,
+        typer.Argument(metavar="OUT", help="The folder of the shards, on disk. What was interrupted goes on there."),
     ],
     *,
     lists: ListOptions,
@@ -143,7 +144,7 @@ def prepare(
         )
         report = preparing.prepare(listed, output, settings, how)
     if report is not None:
-        _print(report, output)
+        _print(report, Path(output))
 
 
 def _part(text: str | None) -> tuple[int, int] | None:
@@ -164,20 +165,21 @@ def _open(folder: str, device: str) -> Any:
 
 def _print(report: dict[str, Any], output: Path) -> None:
     rejected, sizes, decoding = report["rejected"], report["bytes"], report["decoding"]
-    typer.echo(f"{report['samples']} clips in {report['shards']} shards, {report['seconds'] / 3600:.2f} hours")
+    clips, shards = counted(report["samples"], "clip"), counted(report["shards"], "shard")
+    typer.echo(f"{clips} in {shards}, {report['seconds'] / 3600:.2f} hours")
     if missing := report["data"].get("missing"):
-        typer.echo(f"{missing['videos']} of {missing['of']} listed videos are missing")
+        typer.echo(f"missing: {missing['videos']} of {counted(missing['of'], 'listed video')}")
     if rejected["count"]:
         rules = ", ".join(f"{rule} {count}" for rule, count in rejected["by_rule"].items())
         typer.echo(f"rejected {rejected['count']}: {rules}")
     if slower := report["slower_sources"]:
-        typer.echo(f"{slower} clips have every frame of sources with fewer than --fps a second: none is repeated")
+        typer.echo(f"sources with fewer than --fps frames a second: {counted(slower, 'clip')}, where none is repeated")
     typer.echo(f"sources {sizes['sources'] / 1e6:.1f} MB, clips {sizes['clips'] / 1e6:.1f} MB")
     if decoding["clips"]:
         before, after = decoding["cpu_ms_before"], decoding["cpu_ms_after"]
         typer.echo(f"16 frames take {before:.1f} CPU-ms to decode before, {after:.1f} after")
     if classes := report["data"].get("classes"):
-        typer.echo(f"{classes} classes, numbered as in {output / 'class_names.txt'}, which is found by itself")
+        typer.echo(f"classes: {classes}, numbered as in {output / 'class_names.txt'}, which is found by itself")
     typer.echo(f"see {output / 'report.html'}")
     typer.echo(f"next: fastvtp plan RECIPE data.train={output}")
 

@@ -18,7 +18,8 @@ from fastvtp.data.classes import TargetSet
 from fastvtp.data.sampling import epoch_order, sample_rng
 from fastvtp.data.timespans import span_of_line
 from fastvtp.errors import UserError
-from fastvtp.frozen.features import TENSOR_NAME, description_digest, framing_of, read_description, shard_path
+from fastvtp.files import json_digest
+from fastvtp.frozen.features import TENSOR_NAME, framing_of, read_description, shard_path
 
 _SAME = ("model_digest", "width", "grid", "layers", "pool", "framing")
 
@@ -56,7 +57,7 @@ class FeatureSet(Dataset):
         self.left_out: dict[str, str] = {}
         self._places: list[tuple[int, int]] = []
         shards = -(-self.description["num_videos"] // self.description["shard_size"])
-        self.digest = description_digest(self.description)
+        self.digest = json_digest(self.description)
         names = self.class_names
         for number in range(shards):
             path = shard_path(self.folder, number, "json")

@@ -26,7 +26,7 @@ from fastvtp.data.reading import DEFAULT_FRAMING
 from fastvtp.data.source import NoDecodableClipError
 from fastvtp.errors import UserError
 from fastvtp.evaluation.inference import inference
-from fastvtp.files import write_atomically
+from fastvtp.files import json_digest, write_atomically
 from fastvtp.frozen.towers import VideoTower, check_pool
 from fastvtp.modules.positions import OnGrid
 from fastvtp.settings import check_types
@@ -198,12 +198,6 @@ def framing_of(description: Mapping[str, Any]) -> str:
     return description.get("framing") or description.get("fit") or DEFAULT_FRAMING
 
 
-def description_digest(description: Mapping[str, Any]) -> str:
-    """Return the fingerprint of a description, by which shards know that they are of it: 16 hexadecimal digits of
-    SHA-256."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _claim(folder: Path, description: dict[str, Any]) -> None:
     """Make `folder` that of these features, or see that it already is."""
     if (folder / DESCRIPTION_NAME).exists():
@@ -240,7 +234,7 @@ class _Shards:
         self._folder, self._records, self._targets = folder, videos.records, videos.targets
         description = read_description(folder)
         self._size, self._views = description["shard_size"], description["views"][0] * description["views"][1]
-        self._digest = description_digest(description)
+        self._digest = json_digest(description)
         self._pending = list(pending)
         self._rows: dict[int, list[Tensor]] = {}
         self.left = [index for number in self._pending for index in self._span(number)]

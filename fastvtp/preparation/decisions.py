@@ -15,7 +15,8 @@ import numpy as np
 from fastvtp.files import write_atomically
 from fastvtp.preparation.looks import LookAlikes
 from fastvtp.preparation.settings import ClipFilters
-from fastvtp.preparation.shard import SURVEY_FOLDER, ShardWork, place_of, surveyed
+from fastvtp.preparation.shard_work import SURVEY_FOLDER, ShardWork, samples_left
+from fastvtp.preparation.work import Sample
 
 DECISIONS_NAME = "decisions.json"
 
@@ -49,15 +50,10 @@ def undo_decisions(output: Path) -> None:
     (output / SURVEY_FOLDER / DECISIONS_NAME).unlink(missing_ok=True)
 
 
-def _samples(work: ShardWork, decided: dict[str, dict[str, Any]]) -> list[tuple[str, Any]]:
-    """Return the samples of a shard that nothing has rejected so far, by their places."""
-    return [
-        (place, sample)
-        for number, samples in enumerate(surveyed(work) or ())
-        for part, sample in enumerate(samples)
-        if sample.rejected is None
-        and not decided[work.name].get(place := place_of(work, number, part), {}).get("rejected")
-    ]
+def _samples(work: ShardWork, decided: dict[str, dict[str, Any]]) -> list[tuple[str, Sample]]:
+    """Return the samples of a shard that nothing has rejected so far, with their places."""
+    told = decided[work.name]
+    return [(place, sample) for place, _, sample in samples_left(work) if not told.get(place, {}).get("rejected")]
 
 
 def _by_similarity(works: Sequence[ShardWork], filters: ClipFilters, decided: dict[str, dict[str, Any]]) -> None:

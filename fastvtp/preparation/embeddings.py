@@ -20,7 +20,7 @@ from fastvtp.evaluation.scoring import evaluation_loader
 from fastvtp.files import write_atomically
 from fastvtp.frozen.towers import video_tower
 from fastvtp.model_folder import OpenedModel
-from fastvtp.preparation.shard import ShardWork, place_of, surveyed
+from fastvtp.preparation.shard_work import ShardWork, samples_left
 from fastvtp.preparation.work import Sample
 
 Opener = Callable[[str], OpenedModel]
@@ -67,15 +67,7 @@ def read_similarities(work: ShardWork) -> dict[str, float]:
 
 
 def _samples(work: ShardWork) -> tuple[list[str], list[VideoRecord], list[Sample]]:
-    known = surveyed(work)
-    if known is None:
-        raise UserError(f"{work.survey}: is not there: survey first")
-    kept = [
-        (place_of(work, number, part), item, sample)
-        for number, (item, samples) in enumerate(zip(work.items, known, strict=True))
-        for part, sample in enumerate(samples)
-        if sample.rejected is None
-    ]
+    kept = samples_left(work)
     records = [
         VideoRecord(sample.id, item.video, sample.captions or ("",), None, sample.start, sample.end)
         for _, item, sample in kept

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastvtp.errors import UserError
-from fastvtp.preparation.shard import ShardWork
+from fastvtp.preparation.shard_work import ShardWork
 
 ENGINES = ("pool", "ray")
 

@@ -17,12 +17,13 @@ from fastvtp.data.formats.source import CLASS_NAMES, SHARDS_NAME
 from fastvtp.data.locations import in_archive
 from fastvtp.data.storage.finding import UnreadableError, size_of
 from fastvtp.data.workers.helper_process import lent_helper
-from fastvtp.errors import UserError
+from fastvtp.errors import UserError, counted
 from fastvtp.evaluation.report import REPORT_NAME, write_report
 from fastvtp.files import write_atomically
 from fastvtp.preparation.reading import Source
 from fastvtp.preparation.settings import SETTINGS_NAME
-from fastvtp.preparation.shard import ShardWork, finished, lines_left
+from fastvtp.preparation.shard import lines_left
+from fastvtp.preparation.shard_work import Manifests, ShardWork
 from fastvtp.preparation.work import decode_ms, texts_left
 
 logger = logging.getLogger(__name__)
@@ -42,14 +43,16 @@ _NAMED_REJECTED = 1000
 _BINS = 20
 
 
-def finish(works: Sequence[ShardWork], output: Path, given: Source) -> dict[str, Any]:
+def finish(works: Sequence[ShardWork], output: Path, given: Source, known: Manifests) -> dict[str, Any]:
     """Write `dataset.json`, a list of the clips, the names of their classes where they have some, `report.json` and
     `report.html`; returns the report.
 
     `dataset.json` lists the shards as WIDS does, and says how they were made. The list of the clips, which may be named
     captions, questions, classes or videos `.jsonl`, has the lines of the source with clips in place of videos.
+
+    known: the manifests of the shards, as far as they were read.
     """
-    manifests = [(work, _manifest(work)) for work in works]
+    manifests = [(work, _manifest(work, known)) for work in works]
     begun = json.loads((output / SETTINGS_NAME).read_bytes())
     listed = _write_list(manifests, output)
     if given.class_names:
@@ -75,8 +78,8 @@ def finish(works: Sequence[ShardWork], output: Path, given: Source) -> dict[str,
     return report
 
 
-def _manifest(work: ShardWork) -> dict[str, Any]:
-    told = finished(work)
+def _manifest(work: ShardWork, known: Manifests) -> dict[str, Any]:
+    told = known.of(work)
     if told is None:
         raise UserError(f"{work.manifest}: is gone, or no longer what was written")
     return told
@@ -101,7 +104,7 @@ def _write_list(manifests: Sequence[tuple[ShardWork, dict[str, Any]]], output: P
         return "videos.jsonl"
     name = max(rows, key=lambda kind: len(rows[kind]))
     if left := sum(map(len, rows.values())) - len(rows[name]):
-        logger.warning("%s: %d lines are left out, which say something else of their clips", output / name, left)
+        logger.warning("%s: leaves out %s of another kind than most", output / name, counted(left, "line"))
     write_atomically(output / name, "".join(f"{row}\n" for row in rows[name]).encode())
     return name
 
@@ -198,7 +201,9 @@ def _write_page(path: Path, report: Mapping[str, Any], title: str) -> None:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = files("fastvtp.preparation").joinpath("report.html").read_text("utf-8")
     bars = {name: list(_bars(table)) for name, table in report["histograms"].items()}
-    page = environment.from_string(template).render(title=title, bars=bars, report=report, size=_shown_size)
+    page = environment.from_string(template).render(
+        title=title, bars=bars, report=report, size=_shown_size, counted=counted
+    )
     write_atomically(path, page.encode())
 
 

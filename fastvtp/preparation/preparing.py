@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fastvtp.data.locations import is_remote, located, without_secrets
 from fastvtp.data.workers.helper_process import end_idle_helpers
-from fastvtp.errors import UserError
+from fastvtp.errors import UserError, counted
 from fastvtp.preparation.decisions import decide, undecided, undo_decisions
 from fastvtp.preparation.encoding import check_codec
 from fastvtp.preparation.engines import Engine, share_of
@@ -22,22 +24,14 @@ from fastvtp.preparation.locks import SharedFolder
 from fastvtp.preparation.reading import Source, read_source
 from fastvtp.preparation.scenes import check_scenes
 from fastvtp.preparation.settings import Preparation, claim
-from fastvtp.preparation.shard import (
-    SURVEY_FOLDER,
-    ShardWork,
-    delete,
-    finished,
-    forget,
-    is_surveyed,
-    survey_shard,
-    surveyed,
-    write_shard,
-)
+from fastvtp.preparation.shard import delete, forget, survey_shard, write_shard
+from fastvtp.preparation.shard_work import SURVEY_FOLDER, Manifests, ShardWork, is_surveyed, surveyed
 from fastvtp.preparation.staleness import staleness_of
 
 logger = logging.getLogger(__name__)
 
 _NAMED = 5
+_URL_AS_PATH = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")  # a path keeps one slash of the two of a URL
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ def prepare(
         UserError: a malformed list; another preparation in `output`; an encoder, model or library that is not there.
     """
     try:
-        return _prepare(source, Path(output).absolute(), settings, running)
+        return _prepare(source, local_folder(output), settings, running)
     finally:
         end_idle_helpers()
 
@@ -111,22 +105,22 @@ def _prepare_shards(
     folder: SharedFolder,
 ) -> dict[str, Any] | None:
     folder.if_alone(lambda: clear(output))
-    own = share_of(works, running.part)
-    _look_at_stale(own, settings, running)
-    if done := sum(finished(work) is not None for work in own):
-        logger.info("%s: %d of %d shards are finished already", output, done, len(own))
+    own, manifests = share_of(works, running.part), Manifests()
+    _look_at_stale(own, manifests, settings, running)
+    if done := sum(manifests.of(work) is not None for work in own):
+        logger.info("%s: %d of %s finished already", output, done, counted(len(own), "shard"))
     decided: dict[str, dict[str, Any]] = {}
     if settings.filters.need_survey:
         _survey(own, works, running)
         if missing := _unsurveyed(works):
             return _wait(output, f"{missing} are surveyed by other jobs: when they are, start the array once more")
         decided = decide(works)
-    todo = _unfinished(own, decided)
+    todo = _unfinished(own, decided, manifests)
     with _bar(todo, "preparing", running) as bar:
         running.engine.run([(work, decided.get(work.name)) for work in todo], write_shard, bar.update)
-    if missing := [work.name for work in _unfinished(works, decided)]:
+    if missing := [work.name for work in _unfinished(works, decided, manifests)]:
         return _wait(output, f"shards {_some(missing)} are up to other jobs; the last one writes dataset.json")
-    return _finish(given, works, output, folder)
+    return _finish(given, works, output, folder, manifests)
 
 
 def conclude(source: str | os.PathLike[str], output: str | os.PathLike[str], settings: Preparation) -> dict[str, Any]:
@@ -134,18 +128,34 @@ def conclude(source: str | os.PathLike[str], output: str | os.PathLike[str], set
 
     Raises UserError where shards are not finished; names them.
     """
-    output = Path(output).absolute()
+    output = local_folder(output)
     given = read_source(source)
-    works = _works(given, output, settings)
-    if missing := [work.name for work in works if finished(work) is None]:
+    works, manifests = _works(given, output, settings), Manifests()
+    if missing := [work.name for work in works if manifests.of(work) is None]:
         raise UserError(f"{output}: shards {_some(missing)} of {len(works)} are not finished")
     with SharedFolder(output) as folder:
-        return _finish(given, works, output, folder)
+        return _finish(given, works, output, folder, manifests)
 
 
-def _finish(given: Source, works: Sequence[ShardWork], output: Path, folder: SharedFolder) -> dict[str, Any]:
+def local_folder(output: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of the folder of the shards. Raises UserError for a URL."""
+    text = os.fspath(output)
+    if isinstance(output, os.PathLike):
+        text = _URL_AS_PATH.sub(r"\1://", text)
+    place = located(text, os.getcwd())
+    if is_remote(place):
+        raise UserError(
+            f"{without_secrets(place)}: shards are written to a folder of this machine: prepare to one, then copy it "
+            "there; training reads them from there (data.train=URL of the copy)"
+        )
+    return Path(place)
+
+
+def _finish(
+    given: Source, works: Sequence[ShardWork], output: Path, folder: SharedFolder, manifests: Manifests
+) -> dict[str, Any]:
     folder.if_alone(lambda: clear(output))
-    report = finish(works, output, given)
+    report = finish(works, output, given, manifests)
     if not report["samples"]:
         first = report["rejected"]["clips"][0]
         rules = ", ".join(f"{rule} {count}" for rule, count in report["rejected"]["by_rule"].items())
@@ -171,13 +181,15 @@ def clear(output: Path) -> None:
         delete(path)
 
 
-def _unfinished(works: Sequence[ShardWork], decided: Mapping[str, Mapping[str, Any]]) -> list[ShardWork]:
-    return [work for work in works if finished(work, decided.get(work.name)) is None]
+def _unfinished(
+    works: Sequence[ShardWork], decided: Mapping[str, Mapping[str, Any]], manifests: Manifests
+) -> list[ShardWork]:
+    return [work for work in works if manifests.of(work, decided.get(work.name)) is None]
 
 
-def _look_at_stale(own: Sequence[ShardWork], settings: Preparation, running: Running) -> None:
+def _look_at_stale(own: Sequence[ShardWork], manifests: Manifests, settings: Preparation, running: Running) -> None:
     """Say which videos of finished shards could not be read or changed since; or make these shards unfinished."""
-    done = [(work, manifest) for work in own if (manifest := finished(work)) is not None]
+    done = [(work, manifest) for work in own if (manifest := manifests.of(work)) is not None]
     found = [(work, staleness_of(work.items, manifest, remote=running.retry)) for work, manifest in done]
     stale = [(work, why) for work, why in found if why]
     if not stale:
@@ -187,14 +199,15 @@ def _look_at_stale(own: Sequence[ShardWork], settings: Preparation, running: Run
     if not running.retry:
         if unreadable:
             logger.warning(
-                "%s: %d rejected as unreadable stay rejected: --retry makes their shards anew", output, unreadable
-            )
+                "%s: still rejected as unreadable: %s; --retry makes the shards anew",
+                output, counted(unreadable, "clip"),
+            )  # fmt: skip
         if changed:
-            logger.warning("%s: %d videos changed since their shards were made: %s; --retry makes these shards anew",
-                           output, len(changed), _some(changed))  # fmt: skip
+            logger.warning("%s: %s changed since the shards were made: %s; --retry makes them anew",
+                           output, counted(len(changed), "video"), _some(changed))  # fmt: skip
         return
-    logger.info("%s: %d shards are made anew: %d clips of theirs could not be read, %d videos changed",
-                output, len(stale), unreadable, len(changed))  # fmt: skip
+    logger.info("%s: %s made anew: %s could not be read, %s changed", output, counted(len(stale), "shard"),
+                counted(unreadable, "clip"), counted(len(changed), "video"))  # fmt: skip
     if settings.filters.need_survey:
         if running.part is not None:
             raise UserError("retry of what is decided over all clips is one job's: leave shard out")

@@ -15,8 +15,6 @@ import secrets
 import shutil
 import tarfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,87 +24,19 @@ from fastvtp.data.storage.tar_index import SUFFIX
 from fastvtp.data.video.decoding import VideoDecodeError
 from fastvtp.data.workers.helper_process import Helper, LostOnFileError, lent_helper
 from fastvtp.errors import UserError
-from fastvtp.files import sync, write_atomically
+from fastvtp.files import json_digest, sync, write_atomically
 from fastvtp.preparation.encoding import WrittenClip
-from fastvtp.preparation.items import Item, digest_of
+from fastvtp.preparation.items import Item
 from fastvtp.preparation.locks import shard_lock
-from fastvtp.preparation.settings import FORMAT_VERSION, Preparation
+from fastvtp.preparation.settings import FORMAT_VERSION
+from fastvtp.preparation.shard_work import Manifests, ShardWork, surveyed, walk
 from fastvtp.preparation.staleness import stamp_of
 from fastvtp.preparation.work import Rejection, Sample, survey, write_sample
-
-SURVEY_FOLDER = "survey"
 
 OF_THE_SOURCE = (VideoDecodeError, UnreadableError, LostOnFileError)
 """Errors by which a sample is rejected; any other one ends the run."""
 
 _BLOCK = 1 << 20
-
-
-@dataclass(frozen=True)
-class ShardWork:
-    """What a shard is made of. output: the folder of all shards. file_seconds: that a file may take."""
-
-    number: int
-    items: tuple[Item, ...]
-    settings: Preparation
-    output: Path
-    file_seconds: float = 600.0
-
-    @property
-    def name(self) -> str:
-        """The shard's number in six digits."""
-        return f"{self.number:06d}"
-
-    @property
-    def tar(self) -> Path:
-        """Where its clips are."""
-        return self.output / f"{self.name}.tar"
-
-    @property
-    def manifest(self) -> Path:
-        """Where stands what it holds."""
-        return self.output / f"{self.name}.json"
-
-    @property
-    def survey(self) -> Path:
-        """Where stands which samples its items have, if all must be known before the first is written."""
-        return self.output / SURVEY_FOLDER / f"{self.name}.json"
-
-    def model_file(self, what: str) -> Path:
-        """Return where stands what a model said of its samples: "embeddings" or "similarity"."""
-        return self.survey.with_suffix(f".{what}.safetensors")
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """What tells this work from another, of other videos or settings: 16 hexadecimal digits."""
-        told = json.dumps([FORMAT_VERSION, self.settings.described(), digest_of(self.items)], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-
-def finished(work: ShardWork, decided: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-    """Return the manifest of a shard that is finished, or None.
-
-    decided: as of `write_shard`: where something else was decided when the shard was made, it is not finished.
-    """
-    manifest = _read(work.manifest, work)
-    if manifest is None or (decided is not None and manifest["decided"] != _digest(decided)):
-        return None
-    if manifest["tar"] is None:
-        return manifest
-    return manifest if work.tar.is_file() and work.tar.stat().st_size == manifest["bytes"] else None
-
-
-def surveyed(work: ShardWork) -> list[list[Sample]] | None:
-    """Return the samples of each item of a shard that was surveyed, or None."""
-    told = _read(work.survey, work)
-    return None if told is None else [[_sample(fields) for fields in of_item] for of_item in told["items"]]
-
-
-def is_surveyed(work: ShardWork) -> bool:
-    """Tell whether all is known of a shard's samples that is decided by: what they are, and what models say of them."""
-    filters = work.settings.filters
-    asked = [what for what, folder in (("embeddings", filters.model), ("similarity", filters.similarity)) if folder]
-    return surveyed(work) is not None and all(work.model_file(what).is_file() for what in asked)
 
 
 def survey_shard(work: ShardWork, seen: Callable[[int], Any] = lambda items: None) -> None:
@@ -133,11 +63,11 @@ def write_shard(
     """Write the tar of a shard, its index and its manifest, and return the manifest; nothing is written where that is
     done.
 
-    decided: by `place_of` a sample, the "scores" that it was given and, if it goes, by which rule and why ("rejected"),
-    of what was decided over all samples. seen: is told of each item that is done.
+    decided: by the place of a sample, see `walk`, the "scores" that it was given and, if it goes, by which rule and why
+    ("rejected"), of what was decided over all samples. seen: is told of each item that is done.
     """
     with shard_lock(work.output, work.name) as locked:
-        if (manifest := finished(work, decided)) is not None:
+        if (manifest := Manifests().of(work, decided)) is not None:
             seen(len(work.items))
             return manifest
         clean(work, scratch=locked)
@@ -158,18 +88,18 @@ def _write_shard(
     work: ShardWork, scratch: Path, decided: Mapping[str, Any] | None, seen: Callable[[int], Any]
 ) -> dict[str, Any]:
     partial = scratch / work.tar.name
-    writer, rejected, stamps = _ShardWriter(work, scratch / "clip.mp4"), [], []
-    known = surveyed(work)
+    writer, rejected = _ShardWriter(work, scratch / "clip.mp4"), []
+    stamps = [stamp_of(item) for item in work.items]  # before any is read: what changes meanwhile is another one
     with lent_helper(work.file_seconds) as helper, partial.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-            for place, item in enumerate(work.items):
-                stamps.append(stamp_of(item))
-                samples = _surveyed(item, work, helper) if known is None else known[place]
-                for part, sample in enumerate(samples):
-                    if told := (decided or {}).get(place_of(work, place, part)):
+            samples_of_items = surveyed(work) or (_surveyed(item, work, helper) for item in work.items)
+            for number, samples in walk(work, samples_of_items):
+                item = work.items[number]
+                for place, sample in samples:
+                    if told := (decided or {}).get(place):
                         sample = _decided(sample, told)
                     if sample.rejected is None:
-                        sample = writer.add(tar, item, sample, helper, place)
+                        sample = writer.add(tar, item, sample, helper, number)
                     if sample.rejected is not None:
                         rejected.append(_told(item, sample))
                 seen(1)
@@ -184,7 +114,7 @@ def _write_shard(
         "samples": len(writer.clips),
         "clips": writer.clips,
         "sources": stamps,
-        "decided": None if decided is None else _digest(decided),
+        "decided": None if decided is None else json_digest(decided),
         "rejected": rejected,
     }
     if writer.clips:
@@ -217,11 +147,6 @@ def delete(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def place_of(work: ShardWork, item: int, part: int) -> str:
-    """Return the key of a sample among all samples: its shard, its item there, its part of that."""
-    return f"{work.name}.{item}.{part}"
 
 
 class _ShardWriter:
@@ -311,21 +236,6 @@ def lines_left(item: Item, captions: Collection[str]) -> list[dict[str, Any]]:
     return lines
 
 
-def _sample(fields: dict[str, Any]) -> Sample:
-    rejected = fields["rejected"]
-    values = {**fields, "captions": tuple(fields["captions"])}
-    return Sample(**{**values, "rejected": None if rejected is None else Rejection(**rejected)})
-
-
-def _read(path: Path, work: ShardWork) -> dict[str, Any] | None:
-    """Return the content of a file of JSON that this work wrote, or None."""
-    try:
-        told = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return told if isinstance(told, dict) and told.get("fingerprint") == work.fingerprint else None
-
-
 def _add_bytes(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     _add(tar, name, io.BytesIO(content), len(content))
 
@@ -340,10 +250,6 @@ def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             yield block
-
-
-def _digest(decided: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 from fastvtp.cli.main import app
 from fastvtp.errors import UserError
 from fastvtp.evaluation.report import REPORT_NAME
-from tests.preparation.sets import captioned, digests
+from tests.preparation.sets import captioned, digests, run
 
 
 def call(*arguments, fails=None):
@@ -27,7 +28,7 @@ def test_from_a_list_to_the_next_command(tmp_path):
     (tmp_path / "in" / "2.mp4").write_bytes(b"no video")
     output = tmp_path / "out"
     said = call(source, output, "--short-side", 32, "--samples-per-shard", 2, "--workers", 1)
-    assert "2 clips in 1 shards" in said
+    assert "2 clips in 1 shard, " in said
     assert "rejected 1: unreadable 1" in said
     assert f"next: fastvtp plan RECIPE data.train={output}\n" in said
     report = json.loads((output / REPORT_NAME).read_bytes())
@@ -60,3 +61,15 @@ def test_jobs_of_an_array(tmp_path):
 )
 def test_wrong_options_are_named(tmp_path, options, message):
     call(captioned(tmp_path / "in", 1), tmp_path / "out", *options, fails=message)
+
+
+def test_shards_are_not_written_to_a_store(tmp_path, monkeypatch):
+    """A path has one slash of the two of a URL, and would be a folder of that name here."""
+    monkeypatch.chdir(tmp_path)
+    source = captioned(tmp_path / "in", 1)
+    said = r"^s3://bucket/out: shards are written to a folder of this machine: prepare to one, then copy it"
+    call(source, "s3://user:secret@bucket/out", fails=said)
+    call(source, "s3://bucket/out", "--finish", fails=said)
+    with pytest.raises(UserError, match=said):
+        run(source, Path("s3://bucket/out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]

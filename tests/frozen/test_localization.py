@@ -6,8 +6,8 @@ import torch
 
 from fastvtp.data.annotations import VideoRecord
 from fastvtp.errors import UserError
+from fastvtp.files import json_digest
 from fastvtp.frozen.feature_sets import FeatureSet
-from fastvtp.frozen.features import description_digest
 from fastvtp.frozen.localization import (
     detect_segments,
     report_detections,
@@ -33,7 +33,7 @@ def write_features(folder, clips, grid, pool="none"):
     (folder / "features.json").write_text(json.dumps(description))
     save_file({"features": torch.stack(list(clips.values()))[:, None, None]}, folder / "shard_00000.safetensors")
     listed = [{"id": name, "video": f"/{name}.mp4", "labels": []} for name in clips]
-    shard = {"description": description_digest(json.loads(json.dumps(description))), "clips": listed, "left_out": {}}
+    shard = {"description": json_digest(json.loads(json.dumps(description))), "clips": listed, "left_out": {}}
     (folder / "shard_00000.json").write_text(json.dumps(shard))
     return FeatureSet(folder)
 

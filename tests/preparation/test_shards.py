@@ -121,7 +121,7 @@ def test_lines_that_say_something_else_are_not_in_the_list(tmp_path, caplog):
     report = run(write_lines(tmp_path / "in.jsonl", *rows), tmp_path / "out")
     assert report is not None
     assert (report["samples"], report["list"]) == (3, "captions.jsonl")
-    assert "captions.jsonl: 1 lines are left out" in caplog.text
+    assert "captions.jsonl: leaves out 1 line of another kind than most" in caplog.text
 
 
 def test_captions_are_read_from_the_folder(tmp_path):

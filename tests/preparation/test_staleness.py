@@ -30,7 +30,7 @@ def test_what_was_repaired_stays_rejected_until_it_is_tried_again(prepared, tmp_
     shutil.copy(tmp_path / "sound.mp4", tmp_path / "in" / "2.mp4")
     kept = {path: path.stat().st_mtime_ns for path in output.glob("00000[02].*")}
     run(source, output, per_shard=2)
-    assert "1 rejected as unreadable stay rejected: --retry makes their shards anew" in caplog.text
+    assert "still rejected as unreadable: 1 clip; --retry makes the shards anew" in caplog.text
     report = run(source, output, per_shard=2, running=quietly(retry=True))
     assert report is not None
     assert (report["samples"], report["rejected"]["count"]) == (6, 0)
@@ -44,12 +44,12 @@ def test_a_video_that_was_replaced_is_said(prepared, tmp_path, caplog):
     shutil.copy(tmp_path / "in" / "1.mp4", tmp_path / "in" / "5.mp4")
     before = digests(output)
     run(source, output, per_shard=2)
-    assert f"1 videos changed since their shards were made: {tmp_path}/in/5.mp4; --retry makes" in caplog.text
+    assert f"1 video changed since the shards were made: {tmp_path}/in/5.mp4; --retry makes" in caplog.text
     assert digests(output) == before
     (tmp_path / "in" / "4.mp4").unlink()
     caplog.clear()
     run(source, output, per_shard=2)
-    assert f"2 videos changed since their shards were made: {tmp_path}/in/4.mp4, {tmp_path}/in/5.mp4" in caplog.text
+    assert f"2 videos changed since the shards were made: {tmp_path}/in/4.mp4, {tmp_path}/in/5.mp4" in caplog.text
     report = run(source, output, per_shard=2, running=quietly(retry=True))
     assert report is not None
     assert report["samples"] == 4

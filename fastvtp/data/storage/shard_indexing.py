@@ -5,19 +5,23 @@ from __future__ import annotations
 import fcntl
 import logging
 import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from logging.handlers import QueueHandler, QueueListener
+from typing import Any
 
 from fastvtp.data.locations import SEPARATOR, is_remote, member_of, suffix_of
 from fastvtp.data.storage.finding import find_file
 from fastvtp.data.storage.settings import storage_settings
 from fastvtp.data.storage.stored_file import UnreadableError
-from fastvtp.data.storage.tar_index import TarListing, VideoFacts, index_tar, member_table, tar_listing
+from fastvtp.data.storage.tar_index import TarListing, VideoFacts, ensure_index, index_tar, tar_listing
 from fastvtp.data.storage.tar_samples import sample_key
 from fastvtp.data.video_files import VIDEO_SUFFIXES
+from fastvtp.data.workers.child_processes import pass_on
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +31,23 @@ _HEADER_TELLS = frozenset({".mp4", ".mov", ".m4v"})
 
 @dataclass(frozen=True)
 class IndexedTar:
-    """What came of a tar: its listing, or the reason why it has none."""
+    """What came of a tar.
+
+    Attributes:
+        archive: the tar.
+        reason: why it has no index; "" where it has one.
+        place: where that lies; None where none could be written.
+        files, samples, videos: number of its files, of its samples, and of those with a video.
+        codecs: number of videos by codec, of those that were looked at.
+    """
 
     archive: str
-    listing: TarListing | None
     reason: str = ""
-
-    @property
-    def num_samples(self) -> tuple[int, int]:
-        """Number of samples, and of those with a video."""
-        names = () if self.listing is None else self.listing.names
-        keys = [(sample_key(name), name) for name in names]
-        every = {parts[0] for parts, _ in keys if parts is not None}
-        return len(every), len({parts[0] for parts, name in keys if parts and suffix_of(name) in VIDEO_SUFFIXES})
+    place: str | None = None
+    files: int = 0
+    samples: int = 0
+    videos: int = 0
+    codecs: Mapping[str, int] = field(default_factory=dict)
 
 
 def index_tars(
@@ -59,8 +67,24 @@ def index_tars(
         yield from map(work, archives)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(archives)), mp_context=context) as pool:
-        yield from pool.map(work, archives)
+    said = context.Queue()
+    listener = QueueListener(said, _PassedOn())
+    listener.start()
+    try:  # the pool ends, and with it what its processes have to say, before the listener does
+        size = min(workers, len(archives))
+        with ProcessPoolExecutor(size, mp_context=context, initializer=_say_through, initargs=(said,)) as pool:
+            yield from pool.map(work, archives)
+    finally:
+        listener.stop()
+
+
+class _PassedOn(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        pass_on(record)
+
+
+def _say_through(said: Any) -> None:
+    logging.basicConfig(level=logging.INFO, handlers=[QueueHandler(said)])
 
 
 def _indexed(archive: str, *, again: bool, look: bool) -> IndexedTar:
@@ -68,11 +92,23 @@ def _indexed(archive: str, *, again: bool, look: bool) -> IndexedTar:
         if not again:
             listing = tar_listing(archive)
             if listing.facts or not look or is_remote(archive) or not any(map(_header_tells, listing.names)):
-                return IndexedTar(archive, listing)
+                return _counted(archive, listing)
         facts = look_at_header if look and not is_remote(archive) else None
-        return IndexedTar(archive, index_tar(archive, beside=True, look=facts)[0])
+        return _counted(archive, index_tar(archive, beside=True, look=facts)[0])
     except UnreadableError as error:
-        return IndexedTar(archive, None, error.reason)
+        return IndexedTar(archive, error.reason)
+
+
+def _counted(archive: str, listing: TarListing) -> IndexedTar:
+    keys = [(sample_key(name), name) for name in listing.names]
+    return IndexedTar(
+        archive,
+        place=listing.place,
+        files=len(keys),
+        samples=len({parts[0] for parts, _ in keys if parts}),
+        videos=len({parts[0] for parts, name in keys if parts and suffix_of(name) in VIDEO_SUFFIXES}),
+        codecs=Counter(facts.codec for facts in listing.facts.values()),
+    )
 
 
 def _header_tells(location: str) -> bool:
@@ -117,16 +153,16 @@ def index_named(locations: Iterable[str]) -> None:
     with _alone_on_this_machine(), ThreadPoolExecutor(_TARS_AT_ONCE) as pool:
         try:
             # the bar shows where there is something to wait for, and on a terminal alone
-            for _ in tqdm(pool.map(_find_members, tars), "indexes of tars", len(tars), delay=2, disable=None):
+            for _ in tqdm(pool.map(_index_missing, tars), "indexes of tars", len(tars), delay=2, disable=None):
                 pass
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _find_members(archive: str) -> None:
+def _index_missing(archive: str) -> None:
     with suppress(UnreadableError):
-        member_table(archive)
+        ensure_index(archive)
 
 
 @contextmanager

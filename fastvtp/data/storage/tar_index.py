@@ -135,6 +135,17 @@ def member_table(archive: str) -> MemberTable:
     return table
 
 
+def ensure_index(archive: str) -> None:
+    """Make the index of a tar where there is none that fits it; one that is there is not read.
+
+    Raises:
+        UnreadableError: the tar cannot be read, or is none.
+    """
+    stamp = stamp_of(archive)
+    if _stored(archive, stamp) is None:
+        index_tar(archive)
+
+
 def tar_listing(archive: str) -> TarListing:
     """Return what is in a tar, from its index, or by making that.
 
