@@ -7,7 +7,7 @@ import pytest
 from fastvtp.cli.main import main
 from fastvtp.data.storage.tar_samples import tar_samples
 from tests.data.object_store import patch_storage
-from tests.data.tars import numbered_clips, write_shards
+from tests.data.tars import numbered_clips, write_shards, write_tar
 
 
 @pytest.fixture(autouse=True)
@@ -39,4 +39,31 @@ def test_the_command_names_tars_that_are_none(tmp_path, capsys, monkeypatch):
     assert ended.value.code == 2
     errors = capsys.readouterr()
     assert "0.tar: not a tar" in errors.out + errors.err
-    assert errors.err.splitlines()[-1] == "fastvtp: 1 of 1 tars could not be indexed, see above"
+    assert errors.err.splitlines()[-1] == "fastvtp: 1 of 1 tar could not be indexed, see above"
+
+
+def test_what_there_is_to_say_of_tars_is_said_once_by_whoever_indexes_them(tmp_path, capsys, caplog, monkeypatch):
+    """Two processes, two tars with notes and one that is none; nothing is indexed where no index is."""
+    for name in ("0.tar", "1.tar"):
+        write_tar(tmp_path / name, [])
+    (tmp_path / "2.tar").write_bytes(b"no tar")
+    monkeypatch.setattr(sys, "argv", ["fastvtp", "index", f"{tmp_path}/{{0..2}}.tar", "--workers", "2", "--quiet"])
+    with pytest.raises(SystemExit):
+        main()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert sorted(said) == [f"{tmp_path}/{n}.tar: holds no files" for n in range(2)]
+    written = capsys.readouterr()
+    assert written.out.splitlines() == [
+        "2 of 3 tars: 0 samples of 0 files, 0 with a video", f"indexes in {tmp_path}",
+    ]  # fmt: skip
+    assert "WARNING" not in written.err
+
+
+def test_where_no_tar_is_indexed_no_folder_is_named(tmp_path, capsys, monkeypatch):
+    (tmp_path / "0.tar").write_bytes(b"no tar")
+    monkeypatch.setattr(sys, "argv", ["fastvtp", "index", str(tmp_path), "--quiet"])
+    with pytest.raises(SystemExit):
+        main()
+    written = capsys.readouterr()
+    assert written.out.splitlines() == ["0 of 1 tar: 0 samples of 0 files, 0 with a video"]
+    assert written.err.splitlines()[-1] == "fastvtp: 1 of 1 tar could not be indexed, see above"

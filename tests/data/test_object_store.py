@@ -242,8 +242,7 @@ def test_an_index_beside_a_remote_tar_is_used(store, tmp_path):
 
     write_tar(store.folder / "bucket" / "0.tar", [("a.mp4", b"one"), ("b.mp4", b"two")])
     (done,) = index_tars(["s3://bucket/0.tar"], again=True)
-    assert done.listing is not None
-    assert done.listing.place == f"s3://bucket/0.tar{SUFFIX}"
+    assert done.place == f"s3://bucket/0.tar{SUFFIX}"
     assert (store.folder / "bucket" / f"0.tar{SUFFIX}").exists()
     shutil.rmtree(tmp_path / "cache")
     store.sent.clear()

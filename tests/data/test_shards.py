@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import pickle
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from fastvtp.data.annotations import VideoRecord, annotations_digest, load_annotations, load_videos
 from fastvtp.data.formats.lists import VideoList
-from fastvtp.data.storage.shard_indexing import index_named
+from fastvtp.data.storage import tar_index
+from fastvtp.data.storage.shard_indexing import index_named, index_tars
 from fastvtp.data.storage.shard_names import braces_expanded, tars_of
 from fastvtp.data.storage.tar_index import SUFFIX
 from fastvtp.data.storage.tar_samples import sample_key, tar_samples
@@ -245,3 +247,26 @@ def test_processes_make_the_indexes_of_named_tars_one_after_the_other(tmp_path, 
         waiting.result(20)
     assert Path(f"{tar}{SUFFIX}").exists()
     assert "waits until another process has made the indexes" in caplog.text
+
+
+def test_of_indexes_that_are_there_no_table_is_loaded(tmp_path, monkeypatch):
+    tar = write_tar(tmp_path / "0.tar", [("a.mp4", b"one")])
+    index_named([f"{tar}::a.mp4"])
+    made = Path(f"{tar}{SUFFIX}").stat().st_mtime_ns
+    tar_index._tables.forget()
+    index_named([f"{tar}::a.mp4"])
+    assert tar_index._tables.get(str(tar)) is None
+    assert Path(f"{tar}{SUFFIX}").stat().st_mtime_ns == made
+    Path(tar).write_bytes(Path(write_tar(tmp_path / "1.tar", [("b.mp4", b"other")])).read_bytes())
+    index_named([f"{tar}::b.mp4"])
+    assert Path(f"{tar}{SUFFIX}").stat().st_mtime_ns > made
+
+
+def test_what_comes_of_a_tar_is_counted_where_it_is_indexed(tmp_path):
+    """What is sent between processes does not grow with the tar."""
+    members = [(f"{number:04d}.{suffix}", b"x") for number in range(300) for suffix in ("mp4", "txt")]
+    tar = write_tar(tmp_path / "0.tar", [*members, ("notes.md", b"y")])
+    (done,) = index_tars([str(tar)], look=False)
+    assert (done.files, done.samples, done.videos, done.reason) == (601, 301, 300, "")
+    assert done.place == f"{tar}{SUFFIX}"
+    assert len(pickle.dumps(done)) < 1000

@@ -84,7 +84,7 @@ class _PassedOn(logging.Handler):
 
 
 def _say_through(said: Any) -> None:
-    logging.basicConfig(level=logging.INFO, handlers=[QueueHandler(said)])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[QueueHandler(said)])
 
 
 def _indexed(archive: str, *, again: bool, look: bool) -> IndexedTar:
