@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,14 +12,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from fastvtp.data.formats.listing import Listing, few
+from fastvtp.data.formats.listing import Listing
 from fastvtp.data.formats.registry import CAPTIONS, text_of
 from fastvtp.data.locations import located, normal, suffix_of, without_secrets
 from fastvtp.data.timespans import MOST_SECONDS, FrameSpan, Span, TimeSpan, span_of_line
 from fastvtp.data.video_files import PICTURE_SUFFIXES
 from fastvtp.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 _DIRECTION = re.compile(
     r"\b(?:(?:left|right)(?:wards?|most|handed)?|lefty|(?:anti|counter)?clockwise)\b",
@@ -144,7 +141,7 @@ def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
     for clip, captions in captions_of.items():
         records[clip] = replace(records[clip], captions=tuple(dict.fromkeys(captions)))
     if uncaptioned:
-        _say_uncaptioned(listing, uncaptioned, len(records))
+        listing.say_uncaptioned(uncaptioned, len(records))
     listing.close(len(records), captions=sum(len(record.captions) for record in records.values()))
     if not records:
         raise UserError(f"{listing.path}: all captions are empty") if listing.empty else listing.nothing()
@@ -250,10 +247,3 @@ def _key_of(record: VideoRecord) -> Any:
     video, span = record.clip
     video = record.video if video == record.video else video
     return video if span is None else (video, span)
-
-
-def _say_uncaptioned(listing: Listing, skipped: list[str], kept: int) -> None:
-    without = f"without a caption (no .txt file of the same name beside them, or an empty one): {few(skipped)}"
-    if not kept:
-        raise UserError(f"{listing.path}: all {len(skipped)} videos are {without}")
-    logger.warning("%s: skipped %d of %d videos %s", listing.path, len(skipped), len(skipped) + kept, without)

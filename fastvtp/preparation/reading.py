@@ -68,13 +68,19 @@ def read_source(source: str | os.PathLike[str]) -> Source:
         rows.append((record, fields))
     captioned = any(record.captions != ("",) for record, _ in rows)
     together: dict[Any, list[tuple[VideoRecord, dict[str, Any]]]] = {}
+    uncaptioned: list[str] = []
     for record, fields in rows:
         if record.captions == ("",) and "caption" in fields:
             del fields["caption"]
             if captioned and not any(fields.get(name) is not None for name in _OTHER_TELLINGS):
-                listing.empty += 1
+                if listing.entry.name == "folder":
+                    uncaptioned.append(record.video.removeprefix(f"{listing.source.path}/"))
+                else:
+                    listing.empty += 1
                 continue
         together.setdefault(record.clip, []).append((record, fields))
+    if uncaptioned:
+        listing.say_uncaptioned(uncaptioned, len(together))
     listing.close(len(together))
     if not together:
         raise UserError(f"{source}: lists no videos")

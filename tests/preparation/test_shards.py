@@ -114,6 +114,20 @@ def test_videos_without_a_caption_are_not_among_captions(tmp_path, caplog):
     assert "in.jsonl: 1 empty caption is left out" in caplog.text
 
 
+def test_videos_of_a_folder_without_a_caption_file_are_named(tmp_path, caplog):
+    for name in ("a", "sub/b", "c", "d"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_clip(tmp_path / "in" / f"{name}.mp4", 8)
+    (tmp_path / "in" / "c.txt").write_text("a cat")
+    (tmp_path / "in" / "d.txt").touch()
+    assert [item.id for item in read_items(tmp_path / "in")] == ["c"]
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning == (
+        f"{tmp_path}/in: no caption file beside 2 of 4 videos: a.mp4 (expected a.txt), sub/b.mp4; "
+        "1 caption file without a text: d.txt; left out"
+    )
+
+
 def test_lines_that_say_something_else_are_not_in_the_list(tmp_path, caplog):
     rows = [{"video": f"{n}.mp4", **said} for n, said in enumerate(({"label": 1}, {"caption": "b"}, {"caption": "c"}))]
     for n in range(3):

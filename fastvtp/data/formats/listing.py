@@ -19,7 +19,7 @@ from fastvtp.data.formats.registry import LABEL, LABELS, TELLINGS, Row, split_na
 from fastvtp.data.formats.source import CLASS_NAMES, FOLDER_METADATA, ListSource
 from fastvtp.data.locations import is_remote, located, member_of, to_be_unpacked
 from fastvtp.data.storage.shard_names import ENERGON
-from fastvtp.data.video_files import FolderContent, content_of, content_of_url, known_suffix
+from fastvtp.data.video_files import FolderContent, content_of, content_of_url, known_suffix, without_suffix
 from fastvtp.errors import UserError, counted
 from fastvtp.files import lines_of, read_text
 
@@ -216,6 +216,24 @@ class Listing:
             repeated = [name for name, count in Counter(ids).items() if count > 1]
             number = counted(len(repeated), "id", "are")
             logger.warning("%s: %s of several records: %s", self.path, number, few(repeated))
+
+    def say_uncaptioned(self, videos: Sequence[str], kept: int) -> None:
+        """Warn that videos of a folder have no caption file beside them, or an empty one.
+
+        videos: their paths within the folder. kept: how many others there are. Raises UserError where there is none.
+        """
+        beside = {video: f"{without_suffix(video)}.txt" for video in videos}
+        empty = {video: text for video, text in beside.items() if (self.source.path / text).is_file()}
+        lacking, told = [video for video in videos if video not in empty], []
+        if lacking:
+            named = few([f"{lacking[0]} (expected {beside[lacking[0]]})", *lacking[1:]])
+            told.append(f"no caption file beside {len(lacking)} of {counted(len(videos) + kept, 'video')}: {named}")
+        if empty:
+            told.append(f"{counted(len(empty), 'caption file')} without a text: {few([*empty.values()])}")
+        said = "; ".join(told)
+        if not kept:
+            raise UserError(f"{self.path}: {said}; no video has a caption")
+        logger.warning("%s: %s; left out", self.path, said)
 
     def nothing(self, what: str = "videos") -> UserError:
         """Return the error for a list without any; of a folder it says what is there instead."""
