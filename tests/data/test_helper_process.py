@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fastvtp.data.workers.helper_process import Helper, LostOnFileError
+from fastvtp.data.workers.helper_process import Helper, LostOnFileError, end_idle_helpers, lent_helper
 from fastvtp.errors import UserError
 from tests.data.errands import die, die_once, fill_disk, sleep, warn
 
@@ -36,6 +36,18 @@ def test_what_a_helper_has_to_say_is_in_the_log_of_its_parent(caplog, capfd):
     with caplog.at_level(logging.ERROR), Helper(30.0) as helper:
         helper.call(warn, "more")
     assert len(caplog.records) == 1
+
+
+def test_what_several_helpers_say_is_said_once(caplog):
+    """As of a file that one surveys and another writes; of the next run it is said anew."""
+    with lent_helper(30.0) as first, lent_helper(30.0) as second:
+        for helper in (first, second, first):
+            helper.call(warn, "it is cut")
+    end_idle_helpers()
+    with lent_helper(30.0) as helper:
+        helper.call(warn, "it is cut")
+    end_idle_helpers()
+    assert [record.getMessage() for record in caplog.records] == ["says it is cut"] * 2
 
 
 def test_a_helper_is_stopped_by_another_thread(tmp_path):

@@ -198,9 +198,10 @@ def test_an_energon_data_set_says_its_splits_and_fields(energon):
 def test_a_program_in_an_energon_data_set_is_not_run(energon, caplog):
     (energon / ".nv-meta" / "dataset.yaml").write_text("sample_loader: sample_loader.py:sample_loader\n")
     (energon / ".nv-meta" / "sample_loader.py").write_text("raise SystemExit")
-    with pytest.raises(UserError, match="all captions are empty"):
-        load_annotations(energon)
-    assert "sample_loader is a program, which is not run" in caplog.text
+    for _ in range(2):
+        with pytest.raises(UserError, match="all captions are empty"):
+            load_annotations(energon)
+    assert caplog.text.count("sample_loader is a program, which is not run") == 1
 
 
 def test_the_digest_does_not_depend_on_where_the_tars_lie(tmp_path):

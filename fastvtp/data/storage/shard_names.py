@@ -8,6 +8,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def _energon(folder: str, split: str) -> list[str]:
     excluded = {name for text in _yaml(place).get("exclude") or () for name in braces_expanded(str(text))}
     names = [name for text in parts[split] or () for name in braces_expanded(str(text))]
     if inside := [name for name in excluded if "/" in name and name.split("/")[0].endswith(".tar")]:
-        logger.warning("%s: samples excluded one by one are read, such as %s", without_secrets(place), inside[0])
+        _warn_once(f"{without_secrets(place)}: samples excluded one by one are read, such as {inside[0]}")
     kept = [name for name in names if name not in excluded]
     return _expect_some([posixpath.join(folder, name) for name in kept], place)
 
@@ -163,9 +164,15 @@ def energon_fields(folder: str) -> dict[str, str]:
     if not isinstance(fields, dict):
         if "sample_loader" in said:
             note = "its sample_loader is a program, which is not run: files are taken by suffix"
-            logger.warning("%s: %s", without_secrets(folder), note)
+            _warn_once(f"{without_secrets(folder)}: {note}")
         return {}
     return {str(name): str(value) for name, value in fields.items()}
+
+
+@cache
+def _warn_once(line: str) -> None:
+    """Say it by the first who reads a data set: its format is recognised, its tars are listed, its fields looked up."""
+    logger.warning("%s", line)
 
 
 def _yaml(place: str) -> dict[str, Any]:

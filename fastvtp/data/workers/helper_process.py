@@ -25,6 +25,7 @@ class LostOnFileError(UserError):
 
 
 _idle: list[Helper] = []
+_told: set[str] = set()  # what helpers that were lent have said, by the text, until the idle ones are ended
 _idle_lock = threading.Lock()
 
 
@@ -32,7 +33,7 @@ _idle_lock = threading.Lock()
 def lent_helper(seconds: float) -> Iterator[Helper]:
     """Lend a helper that is idle, or a new one; starting a process takes longer than many a file."""
     with _idle_lock:
-        helper = _idle.pop() if _idle else Helper(seconds)
+        helper = _idle.pop() if _idle else Helper(seconds, _told)
     helper.seconds = seconds
     try:
         yield helper
@@ -44,7 +45,8 @@ def lent_helper(seconds: float) -> Iterator[Helper]:
 
 
 def end_idle_helpers() -> None:
-    """End the processes of helpers that nobody has borrowed."""
+    """End the processes of helpers that nobody has borrowed, and forget what was said by those that were lent."""
+    _told.clear()
     with _idle_lock:
         while _idle:
             _idle.pop().close()
@@ -58,10 +60,13 @@ class Helper:
 
     Args:
         seconds: that a call may take, from when the process has imported the module of the function.
+        told: texts that are not written to the log again, though a process says them; helpers may share them, for each
+            that opens the same file would say the same of it.
     """
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float, told: set[str] | None = None):
         self.seconds = seconds
+        self._told: set[str] = set() if told is None else told
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._stopped = False
@@ -103,8 +108,8 @@ class Helper:
                     break
             try:
                 self._connection.send((function, arguments))
-                _answer(self._connection, None)  # the function is there: what its import takes does not count
-                result, error = _answer(self._connection, self.seconds)
+                self._answer(None)  # the function is there: what its import takes does not count
+                result, error = self._answer(self.seconds)
             except TimeoutError:
                 lost = f"took longer than {self.seconds:g} s"
                 self.close()
@@ -118,16 +123,19 @@ class Helper:
             return result
         raise LostOnFileError(lost)
 
-
-def _answer(connection: Connection, seconds: float | None) -> Any:
-    """Wait for what a helper sends, and write to the log what it has to say meanwhile. Raises TimeoutError."""
-    until = None if seconds is None else time.monotonic() + seconds
-    while connection.poll(None if until is None else max(0.0, until - time.monotonic())):
-        message = connection.recv()
-        if not isinstance(message, logging.LogRecord):
-            return message
-        pass_on(message)
-    raise TimeoutError
+    def _answer(self, seconds: float | None) -> Any:
+        """Wait for what the process sends, and write to the log what it has to say meanwhile, once. Raises
+        TimeoutError."""
+        assert self._connection is not None
+        until = None if seconds is None else time.monotonic() + seconds
+        while self._connection.poll(None if until is None else max(0.0, until - time.monotonic())):
+            message = self._connection.recv()
+            if not isinstance(message, logging.LogRecord):
+                return message
+            if (text := message.getMessage()) not in self._told:
+                self._told.add(text)
+                pass_on(message)
+        raise TimeoutError
 
 
 def serve(connection: Connection) -> None:
