@@ -22,11 +22,11 @@ class EncodingOptions:
         float | None,
         typer.Option(help="Frames a second, at most. If it is not given, every frame is kept, with its time."),
     ] = None
-    gop: Annotated[int, typer.Option(help="Frames from one keyframe to the next.")] = 8
+    gop: Annotated[int, typer.Option(help="Frames from one keyframe to the next.")] = 3
     codec: Annotated[str, typer.Option(help='Codec of the mp4 files: "h264", "hevc", "vp9" or "av1".')] = "h264"
     crf: Annotated[
         int | None,
-        typer.Option(help="Constant quality of the encoder, smaller is better. By default 23, 26, 32 or 32."),
+        typer.Option(help="Constant quality of the encoder, smaller is better. By default 22, 26, 32 or 32."),
     ] = None
     scenes: Annotated[bool, typer.Option("--scenes", help="Make each scene a sample, found by PySceneDetect.")] = False
     scene_threshold: Annotated[float, typer.Option(help="Change of picture that counts as a cut.")] = 27.0

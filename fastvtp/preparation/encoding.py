@@ -23,11 +23,16 @@ _NEAR = 1e-3  # seconds, to which containers round
 
 # By codec: the encoder, and how it is told to use one thread, closed groups of pictures and nothing beside a fixed
 # number of them; "%d" is that number.
-_ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
-    # libx264's code for AVX-512 gives other bytes each time on some machines, and other ones than its code for others
+ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
+    # Made to be decoded quickly: no arithmetic coding, no filter in the loop, each frame from the one before. What this
+    # costs in bytes, and that it does not in fidelity, at QUALITIES, is in docs/preparation.md. libx264's code for
+    # AVX-512 gives other bytes each time on some machines, and other ones than its code for others.
     "h264": (
         "libx264",
-        {"preset": "medium", "keyint_min": "%d", "sc_threshold": "0", "x264-params": "cpu-independent=1"},
+        {
+            **{"preset": "medium", "tune": "fastdecode", "bf": "0", "refs": "1"},
+            **{"keyint_min": "%d", "sc_threshold": "0", "x264-params": "cpu-independent=1"},
+        },
     ),
     "hevc": (
         "libx265",
@@ -59,11 +64,11 @@ def check_codec(codec: str) -> None:
     """Raise UserError where the libav of this machine cannot encode `codec`."""
     import av
 
-    name, _ = _ENCODERS[codec]
+    name, _ = ENCODERS[codec]
     try:
         av.Codec(name, "w")
     except ValueError:
-        known = ", ".join(other for other, (encoder, _) in _ENCODERS.items() if encoder in av.codecs_available)
+        known = ", ".join(other for other, (encoder, _) in ENCODERS.items() if encoder in av.codecs_available)
         raise UserError(f"codec {codec!r} needs the encoder {name}, which this PyAV lacks; it has: {known}") from None
 
 
@@ -105,7 +110,7 @@ def write_clip(
     own = _regular_rate(seconds, length)
     capped = encoding.fps is not None and encoding.fps > _fastest(seconds, own) * _SAME_RATE
     rate, ticks, tick = _timing(seconds, length, own, None if capped else encoding.fps)
-    name, options = _ENCODERS[encoding.codec]
+    name, options = ENCODERS[encoding.codec]
     # the container is opened once more, to put the index in front, which needs a file of its own
     with av.open(str(path), "w", "mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
         options = {key: value.replace("%d", str(encoding.gop)) for key, value in options.items()}

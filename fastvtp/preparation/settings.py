@@ -13,13 +13,13 @@ from typing import Any
 from fastvtp.errors import UserError, unknown_name
 from fastvtp.files import write_atomically
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Counts up when equal settings begin to give other shards."""
 SETTINGS_NAME = "settings.json"
 
 DUPLICATES = ("", "hash", "embeddings")
 # the constant quality at which the codecs look alike to us at 224 pixels
-QUALITIES = {"h264": 23, "hevc": 26, "vp9": 32, "av1": 32}
+QUALITIES = {"h264": 22, "hevc": 26, "vp9": 32, "av1": 32}
 MOST_SAMPLES = 10_000  # of a shard: four digits of a key
 
 
@@ -37,7 +37,7 @@ class ClipEncoding:
 
     short_side: int = 224
     fps: float | None = None
-    gop: int = 8
+    gop: int = 3
     codec: str = "h264"
     crf: int | None = None
 
