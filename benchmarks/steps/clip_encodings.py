@@ -106,7 +106,7 @@ def table(video: Path, folder: Path, clips: int = CLIPS) -> str:
     """Measure all choices on a video; a table in Markdown."""
     paths = {name: prepared(video, folder, choice) for name, choice in CHOICES.items()}
     paths = {"unprepared": video, **paths}
-    spent = {name: {sampling: [] for sampling in SAMPLINGS} for name in paths}
+    spent: dict[str, dict[str, list[float]]] = {name: {each: [] for each in SAMPLINGS} for name in paths}
     for number in range(WARM_UP + clips):
         for sampling in SAMPLINGS:
             for name, path in paths.items():
@@ -118,8 +118,7 @@ def table(video: Path, folder: Path, clips: int = CLIPS) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, path in paths.items():
-        psnr, ssim = fidelity(path, video) if name in CHOICES else (float("nan"), float("nan"))
-        near = f"{psnr:.2f} | {ssim:.4f}" if name in CHOICES else " | "
+        near = "{:.2f} | {:.4f}".format(*fidelity(path, video)) if name in CHOICES else " | "
         uniform, strided = (statistics.median(spent[name][sampling]) for sampling in SAMPLINGS)
         lines.append(f"| {name} | {uniform:.1f} | {strided:.1f} | {path.stat().st_size / 1000:.0f} | {near} |")
     return "\n".join(lines)
