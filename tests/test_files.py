@@ -1,8 +1,9 @@
+import hashlib
 import shutil
 
 import pytest
 
-from fastvtp.files import publish_folder, remove_folder, replace_folder
+from fastvtp.files import json_digest, publish_folder, remove_folder, replace_folder
 
 
 def write(folder, content):
@@ -40,3 +41,8 @@ def test_what_is_deleted_has_lost_its_name_before(tmp_path, monkeypatch):
             remove_folder(final)
         assert not final.exists()
     remove_folder(final)
+
+
+def test_the_digest_of_a_value_does_not_depend_on_the_order_of_its_names():
+    expected = hashlib.sha256(b'{"a": [1, null], "b": "x"}').hexdigest()[:16]
+    assert json_digest({"b": "x", "a": [1, None]}) == json_digest({"a": (1, None), "b": "x"}) == expected
