@@ -68,11 +68,11 @@ class Video:
     """An opened video; a context manager.
 
     What the header of an mp4 or mov says is enough to reach any frame: a clip of a video of two hours takes a few
-    milliseconds more than one of a video of seconds, a fifth of its time at 340x256. The index of an AVI is enough as well, if no picture of its codec is shown in
-    another order than it is decoded in, or its packets tell (MPEG-4). All other containers do not say how many frames
-    there are: their packets are read once, which takes as long as reading the file does, and where they do not say
-    either when each frame is shown (H.264 in AVI) all frames are decoded once. This is remembered for the files a
-    process used last.
+    milliseconds more than one of a video of seconds, a fifth of its time at 340x256. The index of an AVI is enough as
+    well, if no picture of its codec is shown in another order than it is decoded in, or its packets tell (MPEG-4). All
+    other containers do not say how many frames there are: their packets are read once, which takes as long as reading
+    the file does, and where they do not say either when each frame is shown (H.264 in AVI) all frames are decoded once.
+    This is remembered for the files a process used last.
 
     Args:
         location: a location (`fastvtp.data.locations`) or path, or the bytes of a file. Of a folder the pictures in it
