@@ -31,8 +31,8 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on from the newest checkpoint in output_dir, where there is one. A run may be given more steps so: "
-        "steps=NUMBER.",
+        help="Go on from the newest checkpoint in output_dir; where there is none the run starts anew, which is said. The "
+        "other settings are given as before; a run may be given more steps: steps=NUMBER.",
     ),
 ]
 
@@ -109,11 +109,14 @@ def finetune(
 
 
 def _train(command: str, recipe: str, overrides: list[str] | None, *, resume: bool, preset: str, quiet: bool) -> None:
-    from fastvtp import runs
+    from fastvtp import processes, runs
     from fastvtp.evaluation.report import score_lines
     from fastvtp.systems.recipes import recipe_config
+    from fastvtp.training.resuming import say_where_none
 
     config = recipe_config(recipe, preset, overrides or [], command=command, resume=resume)
+    if resume and processes.launched()[0] == 0:
+        say_where_none(Path(config.output_dir))
     report = runs.pretrain(config, resume=resume, progress_bar=not quiet)
     _end_if_stopped(report, config, with_option=" with --resume")
     bad_files = report["bad_files"]["count"]

@@ -274,9 +274,10 @@ def save_config(config: TrainConfig, path: Path) -> None:
     write_atomically(path, (json.dumps(to_json(config), indent=2) + "\n").encode())
 
 
-def differing_settings(config: TrainConfig, path: Path) -> list[str]:
-    """Return dotted names whose values differ between `config` and the one saved at `path`. What the saved one lacks,
-    having been written before there was such a setting, was at its default."""
+def differing_settings(config: TrainConfig, path: Path) -> dict[str, tuple[Any, Any]]:
+    """Return the settings whose values differ between `config` and the one saved at `path`: dotted name -> the saved
+    value and that of `config`, as JSON holds them. What the saved one lacks, having been written before there was such
+    a setting, was at its default; a setting without a default was None."""
     try:
         saved = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -303,7 +304,8 @@ def differing_settings(config: TrainConfig, path: Path) -> list[str]:
         found = [value for known_as in names if (value := leaf(saved, known_as)) is not absent]
         return found[0] if found else defaults.get(name, absent)
 
-    return [name for name, value in current.items() if value != before(name)]
+    changed = {name: (before(name), value) for name, value in current.items() if value != before(name)}
+    return {name: (None if was is absent else was, value) for name, (was, value) in changed.items()}
 
 
 def saved_steps(path: Path) -> int:

@@ -1,13 +1,17 @@
 """Going on with a run: which checkpoint, and whether settings and data are still those that it began with."""
 
+import difflib
 import logging
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import RUN_CONFIG_NAME, step_folders
 from fastvtp.training.config import TrainConfig, differing_settings, saved_steps
 from fastvtp.training.metrics import records_in
+from fastvtp.training.published import shown
 from fastvtp.training.state import TrainingState, read_progress, restore
 
 logger = logging.getLogger(__name__)
@@ -38,6 +42,7 @@ _FREE_ON_RESUME = {
     "data.test_videos",
     "data.videos",  # a folder that moved; the records are compared for themselves
 }
+_MOST_NAMED = 8  # settings in a refusal
 
 
 def check_resumable(config: TrainConfig, *, resume: bool) -> bool:
@@ -56,12 +61,40 @@ def check_resumable(config: TrainConfig, *, resume: bool) -> bool:
             logger.warning("%s has no checkpoint: starts anew, without the %d steps on record", run_dir, recorded)
         return False
     free = {entry.name for entry in fields(config.options) if entry.metadata.get("free_on_resume")}
-    if changed := set(differing_settings(config, config_path)) - _FREE_ON_RESUME - {"steps"} - free:
+    kept = _FREE_ON_RESUME | {"steps"} | free
+    changed = {name: values for name, values in differing_settings(config, config_path).items() if name not in kept}
+    if changed:
         raise ConfigError(
-            f"cannot resume {run_dir}: {', '.join(sorted(changed))} differ from {config_path}; set them back, or start "
-            f"a new run from its weights: init={run_dir} and another output_dir"
+            f"cannot resume {run_dir}, whose settings are in {config_path}: {_in_words(changed)}; set them back, or "
+            f"start a new run from its weights: init={run_dir} and another output_dir"
         )
     return True
+
+
+def say_where_none(run_dir: Path) -> None:
+    """Log where there is no run to go on with, and name the folder beside it that may have been meant.
+
+    It is no error: what is restarted on machines that come and go asks to resume the first time, too.
+    """
+    if (run_dir / RUN_CONFIG_NAME).exists() or step_folders(run_dir):
+        return
+    try:
+        beside = [folder.name for folder in run_dir.absolute().parent.iterdir() if folder.name != run_dir.name]
+    except OSError:
+        beside = []
+    near = difflib.get_close_matches(run_dir.name, beside, n=3)
+    runs = [run_dir.with_name(name) for name in near if step_folders(run_dir.with_name(name))]
+    if runs:
+        logger.warning("no run in %s: starting anew; %s holds one, is output_dir=%s meant?", run_dir, runs[0], runs[0])
+    else:
+        logger.info("no run in %s: starting anew", run_dir)
+
+
+def _in_words(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Return what settings were and are, those of the first names alone where they are many."""
+    said = [f"{name}: was {shown(before)}, is {shown(now)}" for name, (before, now) in sorted(changed.items())]
+    more = f"; and {len(said) - _MOST_NAMED} more" if len(said) > _MOST_NAMED else ""
+    return "; ".join(said[:_MOST_NAMED]) + more
 
 
 def restore_progress(checkpoint: Path | None, state: TrainingState, run_dir: Path, steps: int) -> None:

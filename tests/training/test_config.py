@@ -126,14 +126,15 @@ def test_unknown_recipe_names_the_nearest():
 
 def test_saved_config_shows_what_differs(config, tmp_path):
     save_config(config, tmp_path / "c.json")
-    assert differing_settings(config, tmp_path / "c.json") == []
+    assert differing_settings(config, tmp_path / "c.json") == {}
     names = setting_names(config)
     written = json.loads((tmp_path / "c.json").read_text())
     assert list(written["data"])[:3] == ["train", "more", "shares"]
     assert {"sampling", "crop_scale", "flip", "augmentation"} < set(written["data"])
     assert {"data.sampling", "data.crop_scale", "data.flip", "data.augmentation.erasing"} < set(names)
     changed = apply_overrides(config, ["optimizer.betas=0.9,0.99", "model.depth=2"])
-    assert differing_settings(changed, tmp_path / "c.json") == ["model.depth", "optimizer.betas"]
+    differing = differing_settings(changed, tmp_path / "c.json")
+    assert differing == {"model.depth": (config.model.depth, 2), "optimizer.betas": ([0.9, 0.95], [0.9, 0.99])}
 
 
 def test_a_run_of_an_earlier_version_differs_in_nothing(config, tmp_path):
@@ -141,9 +142,9 @@ def test_a_run_of_an_earlier_version_differs_in_nothing(config, tmp_path):
     save_config(config, tmp_path / "c.json")
     text = (tmp_path / "c.json").read_text()
     (tmp_path / "c.json").write_text(text.replace('"framing"', '"fit"'))
-    assert differing_settings(config, tmp_path / "c.json") == []
+    assert differing_settings(config, tmp_path / "c.json") == {}
     squashed = apply_overrides(config, ["data.framing=squash"])
-    assert differing_settings(squashed, tmp_path / "c.json") == ["data.framing"]
+    assert differing_settings(squashed, tmp_path / "c.json") == {"data.framing": ("crop", "squash")}
 
 
 def test_every_setting_is_reachable(config):
