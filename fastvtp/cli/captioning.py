@@ -8,6 +8,7 @@ import typer
 
 from fastvtp.cli.options import ListOptions, Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
 from fastvtp.cli.together import alike, say, show, together
+from fastvtp.errors import counted
 
 Framed = Annotated[ReadingOptions, Only("framing")]
 Run = Annotated[RunOptions, Only("num_workers", "batch_size", "device", "quiet")]
@@ -108,8 +109,8 @@ def caption(
             prompt=writing.prompt,
             progress_bar=not run.quiet,
         )
-        bad_files = done["bad_files"]["count"]
-        say(f"{done['num_clips']} captions are in {output}; {bad_files} undecodable files")
+        bad_files = counted(done["bad_files"]["count"], "undecodable file")
+        say(f"{counted(done['num_clips'], 'caption')} in {output}; {bad_files}")
 
 
 def answer(

@@ -10,16 +10,12 @@ import typer
 
 from fastvtp.cli.options import ListOptions, Quiet, add_commands
 from fastvtp.cli.together import by_first
-from fastvtp.errors import UserError
+from fastvtp.errors import UserError, counted
 
 DataSet = Annotated[
     str,
     typer.Argument(help="The data set: a list or a folder of videos, as data.train=... of a recipe takes it."),
 ]
-
-
-EVERY_VIDEO = ListOptions(missing="keep")
-"""Missing files are to be named, in published lists too."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +73,12 @@ def check(
     quiet: Quiet = False,
     *,
     probing: ProbeOptions,
-    lists: ListOptions = EVERY_VIDEO,
+    lists: ListOptions,
 ) -> None:
     """Count what is in a data set and name what is missing, damaged or there twice, before a run meets it.
 
-    Ends with the exit code 1 where a file or a span of it cannot be used.
+    The list is read as a run reads it: what becomes of missing videos, by --missing as by data.missing, is said. Ends
+    with the exit code 1 where a file or a span of it cannot be used.
     """
     from fastvtp.data.survey import read_any, survey
     from fastvtp.data.tokenizers import load_tokenizer
@@ -174,7 +171,7 @@ def show(
         lines = ",\n".join(f"  {json.dumps(draw.said, ensure_ascii=False)}" for draw in draws)
         sheet.json_path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     also = "" if sheet.json_path is None else f", the draws in {sheet.json_path}"
-    typer.echo(f"{len(draws)} clips of {len(shown['records'])} records are in {sheet.output}{also}")
+    typer.echo(f"{counted(len(draws), 'clip')} of {counted(len(shown['records']), 'record')} in {sheet.output}{also}")
 
 
 def _shown(source: str, overrides: list[str], preset: str, lists: ListOptions) -> dict[str, Any]:

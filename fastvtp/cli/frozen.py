@@ -23,7 +23,7 @@ from fastvtp.cli.options import (
     protocol_settings,
 )
 from fastvtp.cli.together import alike, say, show, together
-from fastvtp.errors import UserError
+from fastvtp.errors import UserError, counted
 
 Overrides = Annotated[
     list[str] | None,
@@ -125,7 +125,7 @@ def extract(
             progress_bar=not run.quiet,
         )
         shape = " x ".join(map(str, (done.num_views, *done[0].shape[1:])))
-        say(f"{len(done)} clips of {shape} are in {output}; {len(done.left_out)} undecodable files")
+        say(f"{counted(len(done), 'clip')} of {shape} in {output}; {counted(len(done.left_out), 'undecodable file')}")
 
 
 def probe(

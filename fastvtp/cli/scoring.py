@@ -1,5 +1,8 @@
 """The commands that show what a trained model does: scores and pictures."""
 
+import logging
+import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +11,9 @@ import typer
 
 from fastvtp.cli.options import ListOptions, Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
 from fastvtp.cli.together import by_first, show, together
+from fastvtp.errors import counted
+
+logger = logging.getLogger(__name__)
 
 EVALUATION_RUN = RunOptions(batch_size=32)
 
@@ -104,7 +110,13 @@ def visualize(
             ".txt file of captions beside each video."
         ),
     ],
-    output: Annotated[Path, typer.Option(help="Folder to write the pictures to.")] = Path("runs/pictures"),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write the pictures to, in place of those of an earlier call. If it is not given, "
+            "runs/pictures/MODEL, by the name of the run or model, and of the checkpoint if it is one."
+        ),
+    ] = None,
     clips: Annotated[int, typer.Option(min=1, help="How many clips to show, from the first on.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the masks and crops; another one hides other parts.")] = 0,
     *,
@@ -122,8 +134,22 @@ def visualize(
     from fastvtp.systems.catalogue import open_model
 
     opened = open_model(model, choose_device(run.device))
-    for path in runs.visualize(opened, lists.of(data), output, num_clips=clips, seed=seed, framing=reading.framing):
+    folder = Path("runs/pictures", _name_of(model)) if output is None else output
+    before = set(folder.glob("*"))
+    drawn = runs.visualize(opened, lists.of(data), folder, num_clips=clips, seed=seed, framing=reading.framing)
+    if replaced := before & set(drawn):
+        logger.info("%s: %s replaced: --output FOLDER keeps others apart", folder, counted(len(replaced), "picture"))
+    for path in drawn:
         typer.echo(path)
+
+
+def _name_of(model: str) -> str:
+    """Return what a model is called: the name of its run or folder, and of the checkpoint that it is."""
+    parts = [part for part in Path(os.path.abspath(model)).parts[1:] if part != "checkpoints"]
+    if len(parts) > 1 and parts[-1] == "model":
+        parts.pop()
+    is_checkpoint = len(parts) > 1 and re.fullmatch(r"step_\d+", parts[-1]) is not None
+    return "_".join(parts[-2:] if is_checkpoint else parts[-1:]) or "model"
 
 
 def register(app: typer.Typer) -> None:

@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fastvtp.data.formats.listing import WHAT_BECOMES
+from fastvtp.errors import counted
+
 _SHOWN, _COUNTED = 5, 6
 
 
@@ -11,7 +14,7 @@ def tables(report: Mapping[str, Any]) -> list[Any]:
     made = [_table(f"{report['data']}: {report['kind']}", _of_list(report))]
     if report["probe"] is not None:
         probe = report["probe"]
-        made.append(_table(f"{probe['files']} files opened", _of_files(probe)))
+        made.append(_table(f"{counted(probe['files'], 'file')} opened", _of_files(probe)))
     if report["against"]:
         made.append(_table("shared with other data sets", _of_others(report["against"])))
     if wrong := [*_unusable(report)]:
@@ -32,7 +35,7 @@ def _table(title: str, rows: Iterable[Sequence[str]]) -> Any:
 def _of_list(report: Mapping[str, Any]) -> Iterable[Sequence[str]]:
     spans = f", {report['spans']:,} spans" if report["spans"] else ""
     yield "records", f"{report['records']:,} of {report['videos']:,} videos{spans}"
-    yield "files", f"{report['bytes'] / 1e6:,.1f} MB, {len(report['missing']):,} missing"
+    yield "files", f"{report['bytes'] / 1e6:,.1f} MB, {len(report['missing']):,} missing{_becomes(report)}"
     if report["not_looked_at"]:
         yield "not looked at", f"{report['not_looked_at']:,} behind URLs: --probe opens them"
     if (captions := report["captions"]) is not None:
@@ -61,6 +64,14 @@ def _of_list(report: Mapping[str, Any]) -> Iterable[Sequence[str]]:
             "the same bytes",
             f"in {len(groups):,} groups of files" + (f": {_few(map('='.join, groups))}" if groups else ""),
         )
+
+
+def _becomes(report: Mapping[str, Any]) -> str:
+    """Return what a run does with the missing files of a list."""
+    left_out = report["left_out"]
+    counts = {"drop": left_out, "keep": len(report["missing"]) - left_out}
+    said = [f"{count:,}: {WHAT_BECOMES[policy]}" for policy, count in counts.items() if count]
+    return f" (in a run {'; '.join(said)})" if said else ""
 
 
 def _of_files(probe: Mapping[str, Any]) -> Iterable[Sequence[str]]:

@@ -9,7 +9,7 @@ import typer
 
 from fastvtp.cli.options import ListOptions, Quiet, add_commands
 from fastvtp.cli.together import alike, by_first, say, together
-from fastvtp.errors import UserError
+from fastvtp.errors import UserError, counted
 
 if TYPE_CHECKING:
     from fastvtp.training.config import TrainConfig
@@ -119,8 +119,8 @@ def _train(command: str, recipe: str, overrides: list[str] | None, *, resume: bo
         say_where_none(Path(config.output_dir))
     report = runs.pretrain(config, resume=resume, progress_bar=not quiet)
     _end_if_stopped(report, config, with_option=" with --resume")
-    bad_files = report["bad_files"]["count"]
-    done = f"{report['steps']} steps, {bad_files} undecodable files; see {config.output_dir}/report.json"
+    bad_files = counted(report["bad_files"]["count"], "undecodable file")
+    done = f"{counted(report['steps'], 'step')}, {bad_files}; see {config.output_dir}/report.json"
     say(*score_lines(report), done)
 
 
@@ -208,7 +208,7 @@ def entities(
     found = build_entities(texts, size, words=None if words is None else read_entities(words))
     write_entities(output, found)
     first = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")
-    typer.echo(f"{len(found)} entities of {len(texts)} captions are in {output}: {first}")
+    typer.echo(f"{'1 entity' if len(found) == 1 else f'{len(found)} entities'} of {counted(len(texts), 'caption')} in {output}: {first}")
 
 
 def register(app: typer.Typer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from fastvtp.data.annotations import VideoRecord, load_annotations, load_videos, mentions_direction
 from fastvtp.data.classes import load_targets
 from fastvtp.data.file_survey import FileProbe, fingerprints, probe_files, sizes_of
-from fastvtp.data.formats.listing import Listing
+from fastvtp.data.formats.listing import Listing, left_out_of
 from fastvtp.data.formats.source import ListSource
 from fastvtp.data.locations import is_remote, normal
 from fastvtp.data.questions import load_questions
@@ -34,12 +34,14 @@ class ListedSet:
         kind: "captions", "questions", "classes" or "videos", which comes without any.
         records: with the texts that belong to that kind as captions.
         classes: the number of records of each class by its name; empty for other kinds.
+        left_out: videos, as the list names them, that are not there and that a run leaves out: no record has them.
     """
 
     path: str
     kind: str
     records: Sequence[VideoRecord]
     classes: Mapping[str, int]
+    left_out: Sequence[str] = ()
 
 
 def read_any(path: str | os.PathLike[str]) -> ListedSet:
@@ -53,7 +55,7 @@ def read_any(path: str | os.PathLike[str]) -> ListedSet:
     first: UserError | None = None
     for kind in _kinds_of(source):
         try:
-            return _READERS[kind](source)
+            return replace(_READERS[kind](source), left_out=left_out_of(source))
         except UserError as error:
             first = first or error
     raise first or UserError(f"{path}: lists no videos")
@@ -82,18 +84,20 @@ def survey(
 
     Returns:
         A report that JSON holds. "unusable" is the number of files that are missing or cannot be decoded and of spans
-        that hold no frame; each is named with its reason in "missing" or in "probe". Files behind a URL are looked at
-        only where they are probed; "not_looked_at" counts them.
+        that hold no frame; each is named with its reason in "missing" or in "probe". Of the missing, "left_out" counts
+        those that a run of the same list leaves out, as `VideoList.missing` says; it keeps the others, and meets bad
+        files. Files behind a URL are looked at only where they are probed; "not_looked_at" counts them.
     """
     sets = (listed, *against)
     locations = {each.path: _videos(each.records) for each in sets}
     own = locations[listed.path]
-    sizes, missing = sizes_of(own, progress=progress)
+    sizes, kept = sizes_of(own, progress=progress)
+    missing = dict.fromkeys(listed.left_out, "not there, and left out") | kept
     known = dict(sizes)
     for each in against:
         known |= sizes_of(locations[each.path], progress=progress)[0]
     alike = fingerprints(known, progress=progress) if probe else None
-    wanted = _spread([video for video in own if video not in missing], probe)
+    wanted = _spread([video for video in own if video not in kept], probe)
     spans = defaultdict(list)
     for record in listed.records:
         spans[normal(record.video)].append(record.span)
@@ -109,6 +113,7 @@ def survey(
         "captions": _captions(listed, tokenizer) if listed.kind in ("captions", "questions") else None,
         "classes": _classes(listed.classes) if listed.classes else None,
         "missing": missing,
+        "left_out": len(listed.left_out),
         "not_looked_at": sum(is_remote(video) and video not in found for video in own),
         "same_clip": _same_clip(listed.records),
         "same_id": sorted(name for name, number in Counter(r.id for r in listed.records).items() if number > 1),

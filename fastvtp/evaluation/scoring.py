@@ -93,17 +93,26 @@ def evaluate(
     one, which takes one view of a clip and scores each caption with it.
 
     The arguments are those of `ScoreRequest`. Returns the scores, num_test, bad_files, data, the list with its format
-    and split, and fps where frames are read by time. The processes of a group deal the clips out, each to its own copy
-    of the model; all of them must call this, all get the report of one process, and the first writes what is written.
-    Raises UserError for data of another kind, and for a model that has no scores.
+    and split, and which frames were shown: views, sampling, framing, and fps or frame_stride where these count. The
+    processes of a group deal the clips out, each to its own copy of the model; all of them must call this, all get the
+    report of one process, and the first writes what is written. Raises UserError for data of another kind, and for a model that has no scores.
     """
     score = processes.all_or_none(lambda: _way_of_scoring(opened, protocol))
     if output is not None:
         processes.first_decides(lambda: output.mkdir(parents=True, exist_ok=True))
     request = ScoreRequest(opened, data, protocol, output, train_data, progress_bar)
     with torch.autocast(opened.model.device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16"):
-        by_time = {} if protocol.reading.fps is None else {"fps": protocol.reading.fps}
-        return {**score(request), "data": describe_scored_list(data), **by_time}
+        return {**score(request), "data": describe_scored_list(data), **_shown_frames(opened, protocol)}
+
+
+def _shown_frames(opened: OpenedModel, protocol: EvaluationProtocol) -> dict[str, Any]:
+    """Return for the report which frames were shown: the views of a clip, and how the frames of each are chosen and
+    become squares."""
+    reading = protocol.reading.framed(opened.framing)
+    said: dict[str, Any] = {"views": list(protocol.views), "sampling": reading.sampling, "framing": reading.framing}
+    if reading.fps is not None:
+        return {**said, "fps": reading.fps}
+    return {**said, "frame_stride": reading.frame_stride} if reading.sampling == "strided" else said
 
 
 def _way_of_scoring(opened: OpenedModel, protocol: EvaluationProtocol) -> Scorer:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastvtp.data.annotations import load_annotations
 from fastvtp.data.file_survey import FileProbe
+from fastvtp.data.formats.lists import VideoList
 from tests.cli.test_main import run
 from tests.conftest import tiny_overrides
 from tests.data.clips import write_clip, write_lines
@@ -65,6 +67,30 @@ def test_what_cannot_be_used_ends_with_the_code_1(command, folder, monkeypatch):
     assert set(json.loads(out)["probe"]["undecodable"].values()) == {"took longer than 7.5 s, 2 at a time"}
 
 
+def test_missing_videos_are_what_a_run_makes_of_them(command, folder):
+    """Of a published list, which names three videos of which two are there, and of paths."""
+    write_lines(folder / "names.jsonl", *({"clip_name": name, "caption": name} for name in ("a", "gone", "b")))
+
+    def checked(name, *options):
+        status, out, _ = command("check", name, "--json", "--quiet", *options)
+        return (status, *(json.loads(out)[field] for field in ("records", "left_out", "missing", "unusable")))
+
+    left_out, absent = "not there, and left out", "No such file or directory"
+    assert checked("names.jsonl") == (1, 2, 1, {"gone": left_out}, 1)
+    assert checked("names.jsonl", "--missing", "keep") == (1, 3, 0, {f"{folder}/gone": absent}, 1)
+    assert checked("bad.jsonl")[:3] == (1, 3, 0)
+    assert checked("bad.jsonl", "--missing", "drop") == (1, 2, 1, {"gone.mp4": left_out}, 1)
+    for name in ("names.jsonl", "bad.jsonl"):
+        status, _, err = command("check", name, "--missing", "refuse")
+        assert (status, err.count("\n")) == (2, 1)
+        assert "1 of 3 videos are not in" in err
+        for policy, becomes in (("drop", "1: they are left out"), ("keep", "1: they are kept, and are bad files")):
+            assert f"1 missing (in a run {becomes}" in command("check", name, "--missing", policy, "--quiet")[1]
+        for policy in ("drop", "keep"):
+            told = checked(name, "--missing", policy)[1]
+            assert told == len(load_annotations(VideoList(str(folder / name), missing=policy)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -88,7 +114,7 @@ def test_a_data_set_is_shown_by_the_settings_given(command, folder):
     status, out, _ = command(
         "show", "list.jsonl", *settings, "--clips", "3", "--output", "s/sheet.png", "--json", "d.json"
     )
-    assert (status, out) == (0, "3 clips of 2 records are in s/sheet.png, the draws in d.json\n")
+    assert (status, out) == (0, "3 clips of 2 records in s/sheet.png, the draws in d.json\n")
     draws = json.loads((folder / "d.json").read_text())
     assert [draw["size"] for draw in draws] == [[24, 40]] * 3
     for draw in draws:
@@ -108,7 +134,7 @@ def test_a_recipe_is_shown_at_its_size_by_its_reading(command, folder, captioned
     given = [*tiny_overrides(captioned_videos, tmp_path / "run"), "seed=5", "data.sampling=strided", "data.fps=4"]
     outputs = ("--output", str(tmp_path / "sheet.png"), "--json", str(tmp_path / "draws.json"), "--clips", "4")
     status, out, err = command("show", "simvtp_tiny", *given, *outputs)
-    assert (status, out.split(" are in")[0]) == (0, "4 clips of 20 records"), err
+    assert (status, out.split(" in ")[0]) == (0, "4 clips of 20 records"), err
     draws = json.loads((tmp_path / "draws.json").read_text())
     assert [(len(draw["frames"]), draw["size"]) for draw in draws] == [(4, [32, 32])] * 4
     assert not (tmp_path / "run").exists()

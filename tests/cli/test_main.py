@@ -73,6 +73,8 @@ def test_pretrain_evaluate_visualize(capsys, monkeypatch, tiny_settings, caption
     report = json.loads((tmp_path / "eval/report.json").read_text())
     assert report["retrieval"] == json.loads((run_dir / "report.json").read_text())["retrieval"]
     assert json.loads(out) == report
+    assert (report["views"], report["sampling"], report["framing"]) == ([1, 1], "uniform", "crop")
+    assert "frame_stride" not in report
 
     newest = sorted((run_dir / "checkpoints").iterdir())[-1]
     status, out, err = run(
@@ -103,6 +105,7 @@ def test_finetune_and_evaluate(capsys, monkeypatch, captioned_videos, tmp_path):
     assert status == 0, err
     report = json.loads(out)
     assert report["num_test"] == 24
+    assert (report["views"], report["sampling"], report["frame_stride"]) == ([2, 1], "strided", 4)
     assert report["question_answering"]["accuracy"] >= 0
     assert report["question_answering"]["majority_by_kind"] > 0
     assert len((tmp_path / "eval/predictions.jsonl").read_text().splitlines()) == 24
@@ -134,7 +137,7 @@ def test_entities_by_a_word_list(capsys, monkeypatch, captioned_videos, tmp_path
     arguments = ("entities", str(captioned_videos / "train.jsonl"), "--output", str(tmp_path / "entities.txt"))
     status, out, err = run(capsys, monkeypatch, *arguments, "--words", str(tmp_path / "words.txt"))
     assert status == 0, err
-    assert "1 entities of 20 captions" in out
+    assert "1 entity of 20 captions" in out
     assert (tmp_path / "entities.txt").read_text() == "background\n"
     monkeypatch.setitem(sys.modules, "nltk.tag.perceptron", None)
     status, _, err = run(capsys, monkeypatch, *arguments)

@@ -264,7 +264,7 @@ def test_names_without_a_suffix_are_found_and_paths_that_exist_are_kept(tmp_path
     expected = ["v/a.MP4", "v/exact", "b.mp4", "w/b.mkv", "gone"]
     assert [os.path.relpath(record.video, tmp_path) for record in records] == expected
     assert "25.0 % missing, 1 of 4 videos are not in" in caplog.text
-    assert "they are kept and will be bad files" in caplog.text
+    assert "they are kept, and are bad files when they are met" in caplog.text
     with caplog.at_level(logging.WARNING):
         records = load_annotations(VideoList(str(path), missing="drop"))
     assert [os.path.relpath(record.video, tmp_path) for record in records] == ["v/a.MP4", "v/exact", "w/b.mkv"]

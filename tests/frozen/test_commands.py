@@ -55,7 +55,7 @@ def features(command, place):
 
 def test_extract_says_what_it_wrote(command, place):
     out = command("extract", "model", "test", "--output", "pooled", "--pool", "frames", "--layers", "0,1")
-    assert out.strip() == "4 clips of 1 x 3 x 2 x 32 are in pooled; 0 undecodable files"
+    assert out.strip() == "4 clips of 1 x 3 x 2 x 32 in pooled; 0 undecodable files"
     again = command("extract", "model", "test", "--output", "pooled", "--pool", "frames", "--layers", "0,1")
     assert again == out
     assert "holds other features (layers [0, 1], expected [])" in command(

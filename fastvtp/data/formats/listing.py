@@ -35,6 +35,8 @@ _BESIDE_VIDEOS = frozenset(
     }
 )
 ALL = "all"
+WHAT_BECOMES = {"drop": "they are left out", "keep": "they are kept, and are bad files when they are met"}
+"""What becomes of videos that are not there, by `VideoList.missing`; "refuse" raises."""
 
 
 class Listing:
@@ -156,6 +158,7 @@ class Listing:
             self._check_split(self.listed.split)
         self._say_missing()
         _descriptions[self.listed] = self.description({"videos": videos, **counts})
+        _left_out[self.listed] = tuple(self._absent) if self.policy == "drop" else ()
         if not videos and not self.empty:
             return
         if self.entry.holds_videos and self.listed.videos is not None:
@@ -338,12 +341,19 @@ class Listing:
         if self.policy == "refuse" or (not found and self.policy != "keep"):
             cure = "" if self.listed.videos else "; say where they lie with data.videos=FOLDER or --videos FOLDER"
             raise UserError(f"{self.path}: {where}{cure}")
-        kept = "they are kept and will be bad files" if self.policy == "keep" else "they are left out"
-        logger.warning("%s: %.1f %% missing, %s; %s", self.path, 100 * absent / (absent + found), where, kept)
+        becomes = WHAT_BECOMES[self.policy]
+        logger.warning("%s: %.1f %% missing, %s; %s", self.path, 100 * absent / (absent + found), where, becomes)
 
 
 # of the lists that were read: a list may be gone before the report of a run is written
 _descriptions: dict[VideoList, dict[str, Any]] = {}
+_left_out: dict[VideoList, tuple[str, ...]] = {}
+
+
+def left_out_of(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Return the videos, as it names them, that were left out of a list when this process last read it, since they are
+    not there."""
+    return _left_out.get(ListSource.of(path).listed, ())
 
 
 def describe_list(path: str | os.PathLike[str]) -> dict[str, Any]:

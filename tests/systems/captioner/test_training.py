@@ -198,7 +198,7 @@ def test_a_run_is_scored_resumed_and_used(captioned_videos, backbone, language, 
         capsys, monkeypatch, "caption", tmp_path / "run", captioned_videos / "videos/test", "--output", written,
         "--num-workers", 0, "--quiet",
     )  # fmt: skip
-    assert "8 captions are in" in out
+    assert "8 captions in" in out
     expected = {row["video"]: row["caption"] for row in rows_of(tmp_path / "out/predictions.jsonl")}
     assert {row["video"]: row["caption"] for row in rows_of(written)} == expected
 
