@@ -46,16 +46,27 @@ class DataOptions:
     clips_per_second_per_gpu: Annotated[
         float | None, typer.Option(help="In its place, clips a second that a GPU trains on, which you have measured.")
     ] = None
-    clips: Annotated[int | None, typer.Option(min=1, help="Clips of the data set.")] = None
-    clip_mb: Annotated[float, typer.Option(help="What is read of the storage for a clip, in MB.")] = 1.0
+    clips: Annotated[
+        int | None, typer.Option(min=1, help="Clips of the data set. If it is not given, those of data.train.")
+    ] = None
+    clip_mb: Annotated[
+        float | None,
+        typer.Option(
+            help="What is read of the storage for a clip, in MB. If it is not given, what the videos that are opened "
+            "have for a clip, or 1."
+        ),
+    ] = None
     decoded_frames: Annotated[
         float | None,
         typer.Option(
             help="Frames that are decoded for a clip. If it is not given, those from the first to the last that a "
-            "strided clip takes; of other clips nothing is computed."
+            "strided clip takes; of other clips those of the videos that are opened."
         ),
     ] = None
-    words: Annotated[float, typer.Option(help="Tokens of a text, on average.")] = 24.0
+    words: Annotated[
+        float | None,
+        typer.Option(help="Tokens of a text, on average. If it is not given, those of texts of data.train, or 24."),
+    ] = None
 
 
 def plan(
@@ -65,6 +76,9 @@ def plan(
     output: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="A .json file to write the plan to, too.")
     ] = None,
+    probe: Annotated[
+        int, typer.Option(min=0, help="How many videos of data.train to open, evenly spread over the list.")
+    ] = 20,
     *,
     machines: MachineOptions,
     data: DataOptions,
@@ -72,20 +86,41 @@ def plan(
     """Compute what a recipe takes on many GPUs: memory, traffic, reading, checkpoints, failures.
 
     Parameters and state are counted exactly; all else is a model of stated assumptions, each of which an option
-    changes. Nothing is measured, and nothing is run.
+    changes. Where data.train is there, its clips, its vocabulary, some of its texts and some of its videos are looked
+    at in place of what is assumed of them. Nothing is run.
     """
+    from fastvtp.errors import ConfigError
     from fastvtp.files import write_atomically
     from fastvtp.systems.recipes import get_recipe
     from fastvtp.training.config import apply_overrides
+    from fastvtp.training.paths import missing_paths
     from fastvtp.training.plan import Assumptions, describe
+    from fastvtp.training.planned_data import look_at_data
 
     config = apply_overrides(get_recipe(recipe, preset), overrides or [])
     micro_batches = config.batch_size // config.clips_at_a_time
     gpus = machines.gpus or max(number for number in range(1, 9) if micro_batches % number == 0)
-    found = describe(config, Assumptions(**{**vars(machines), "gpus": gpus}, **vars(data)))
+    options = {**vars(machines), "gpus": gpus, **vars(data)}
+    given = {name: value for name, value in options.items() if value is not None}
+    Assumptions(**given)  # raises before data are read
+    missing = missing_paths(config)
+    if own := [said for name, said in missing.items() if name in _names(overrides)]:
+        raise ConfigError(". ".join(own))
+    seen = None
+    if not missing.keys() & {"data.train", "data.more", "data.images", "data.class_names", "data.features"}:
+        config.data.use_storage()
+        seen = look_at_data(config, files=probe)
+    measured = {} if seen is None else {name: seen.measured[name] for name in seen.measured if name not in given}
+    sources = {} if seen is None else {name: seen.sources[name] for name in measured}
+    found = describe(config, Assumptions(**{**measured, **given}), seen, sources)
+    found["missing"] = missing
     if output is not None:
         write_atomically(output, (json.dumps({"recipe": recipe, "preset": preset, **found}, indent=2) + "\n").encode())
     _print(found)
+
+
+def _names(overrides: list[str] | None) -> set[str]:
+    return {override.partition("=")[0] for override in overrides or ()}
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -93,9 +128,16 @@ def _print(found: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
-    console.print("All figures are models, of the configuration and of the assumptions below. Nothing is measured.")
+    from fastvtp.training.planned_data import data_lines
+
+    console, data = Console(), found["data"]
+    end = "Nothing is measured." if data is None else "Measured is what these say, nothing else."
+    console.print(f"All figures are models, of the configuration and of the assumptions below. {end}")
+    for setting, said in found["missing"].items():
+        kept = ": its clips, files and texts are assumed" if setting.startswith("data.") else ""
+        console.print(f"not here{kept}: {said}", markup=False, highlight=False)
     for columns, rows in (
+        *(() if data is None else ((("data", "found"), data_lines(data)),)),
         (("run", ""), _run(found["run"])),
         (("memory of a process", *found["strategies"]), _memory(found)),
         (("sent in a step", *found["strategies"]), _traffic(found)),
@@ -197,7 +239,8 @@ def _assumed(assumptions: dict[str, Any]) -> Iterable[Sequence[str]]:
     for assumption in assumptions.values():
         value = assumption["value"]
         shown = "not given" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:g}"
-        yield assumption["what"], shown, assumption["option"]
+        measured = f"measured: {assumption['measured']}; " if "measured" in assumption else ""
+        yield assumption["what"], shown, f"{measured}{assumption['option']}"
 
 
 def _gib(size: float) -> str:

@@ -31,8 +31,8 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on from the newest checkpoint in output_dir; where there is none the run starts anew, which is said. The "
-        "other settings are given as before; a run may be given more steps: steps=NUMBER.",
+        help="Go on from the newest checkpoint in output_dir; where there is none the run starts anew, which is said. "
+        "Other settings are given as before; a run may be given more steps so: steps=NUMBER.",
     ),
 ]
 
@@ -208,7 +208,8 @@ def entities(
     found = build_entities(texts, size, words=None if words is None else read_entities(words))
     write_entities(output, found)
     first = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")
-    typer.echo(f"{'1 entity' if len(found) == 1 else f'{len(found)} entities'} of {counted(len(texts), 'caption')} in {output}: {first}")
+    number = "1 entity" if len(found) == 1 else f"{len(found)} entities"
+    typer.echo(f"{number} of {counted(len(texts), 'caption')} in {output}: {first}")
 
 
 def register(app: typer.Typer) -> None:

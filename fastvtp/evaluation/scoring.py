@@ -95,7 +95,8 @@ def evaluate(
     The arguments are those of `ScoreRequest`. Returns the scores, num_test, bad_files, data, the list with its format
     and split, and which frames were shown: views, sampling, framing, and fps or frame_stride where these count. The
     processes of a group deal the clips out, each to its own copy of the model; all of them must call this, all get the
-    report of one process, and the first writes what is written. Raises UserError for data of another kind, and for a model that has no scores.
+    report of one process, and the first writes what is written. Raises UserError for data of another kind, and for a
+    model that has no scores.
     """
     score = processes.all_or_none(lambda: _way_of_scoring(opened, protocol))
     if output is not None:

@@ -18,15 +18,24 @@ def check_paths(config: TrainConfig, *, resume: bool = False) -> None:
     resume: what a run starts from, its tokenizer included, may be gone where it has a checkpoint to go on from.
     """
     resuming = resume and bool(list_checkpoints(Path(config.output_dir)))
-    missing = []
-    for setting, (value, what) in settings_with(config, "path").items():
+    missing = {}
+    for setting, said in missing_paths(config).items():
         only_at_first = not setting.startswith(("data.", "model.")) or setting == "data.tokenizer"
-        if value is None or setting == _SCORED_ON or (resuming and only_at_first):
-            continue
-        named = value if isinstance(value, tuple) else (value,)
-        missing += [_missing(setting, path, what) for path in named if not _is_there(path)]
+        if setting != _SCORED_ON and not (resuming and only_at_first):
+            missing[setting] = said
     if missing:
-        raise ConfigError(". ".join(missing))
+        raise ConfigError(". ".join(missing.values()))
+
+
+def missing_paths(config: TrainConfig) -> dict[str, str]:
+    """Return what is wrong with each setting that names something which is not there, and how to mend it, by the
+    setting."""
+    missing = {}
+    for setting, (value, what) in settings_with(config, "path").items():
+        named = value if isinstance(value, tuple) else () if value is None else (value,)
+        if absent := [_missing(setting, path, what) for path in named if not _is_there(path)]:
+            missing[setting] = ". ".join(absent)
+    return missing
 
 
 def _is_there(path: str) -> bool:

@@ -1,7 +1,7 @@
 """What a run of many processes would take, computed from its configuration: memory, traffic, reading, failures.
 
-Every figure is a model, made of the configuration and of `Assumptions`; nothing in it is measured. Bytes are bytes, GB
-are 10^9 of them, GiB 2^30.
+Every figure is a model, made of the configuration and of `Assumptions`, some of which may have been measured on the
+data of the run: see `fastvtp.training.planned_data`. Bytes are bytes, GB are 10^9 of them, GiB 2^30.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from fastvtp.settings import setting_values
 from fastvtp.training.config import TrainConfig, find_task
 from fastvtp.training.division import micro_batches_each, strategy_of
 from fastvtp.training.footprint import Layout, Memory, memory_of, others, traffic_of
+from fastvtp.training.planned_data import PlannedData
 from fastvtp.training.sizes import ACTIVATIONS_KEPT, FLOAT32, count, model_without_memory, state_bytes
 
 GB, MB, GIB = 1e9, 1e6, 2**30
@@ -83,8 +84,13 @@ def option_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def describe(config: TrainConfig, assumed: Assumptions) -> dict[str, Any]:
+def describe(
+    config: TrainConfig, assumed: Assumptions, data: PlannedData | None = None, sources: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Return the plan of a run as JSON holds it, with its assumptions and models.
+
+    data: what was found in the data of the run, whose settings are then `data.config`. sources: of the assumptions that
+    were measured, what on, in words.
 
     Raises ConfigError for processes that cannot share the run.
     """
@@ -97,7 +103,15 @@ def describe(config: TrainConfig, assumed: Assumptions) -> dict[str, Any]:
         }
         for entry in fields(assumed)
     }
-    return {**plan(config, assumed), "assumptions": stated, "models": MODELS}
+    for name, source in (sources or {}).items():
+        stated[name]["measured"] = source
+    if data is None:
+        return {**plan(config, assumed), "data": None, "assumptions": stated, "models": MODELS}
+    found = plan(data.config, assumed)
+    if data.stored_bytes is not None and {"clips", "clip_mb"} <= set(sources or ()):
+        found["reading"]["stored_bytes"] = data.stored_bytes
+    models = MODELS | {"parameters, state": "counted, of the vocabulary and the classes of the data; float32"}
+    return {**found, "data": dict(data.said), "assumptions": stated, "models": models}
 
 
 def plan(config: TrainConfig, assumed: Assumptions) -> dict[str, Any]:

@@ -3,16 +3,29 @@
 import json
 from dataclasses import fields
 
+import pytest
+import torch
 from typer.testing import CliRunner
 
+from fastvtp.architecture import build_model
 from fastvtp.cli import main as cli
 from fastvtp.cli.planning import DataOptions, MachineOptions
-from fastvtp.training.plan import Assumptions
+from fastvtp.systems.recipes import get_recipe
+from fastvtp.training.config import apply_overrides
+from fastvtp.training.initialization import prepare_tokenizer
+from fastvtp.training.plan import Assumptions, plan
+from fastvtp.training.task import build_task
+from tests.cli.test_main import run
+from tests.data.clips import write_clip, write_lines
+from tests.data.test_span_clips import H264
+
+MEASURED = ("gpus", "clip_mb", "words")
+"""Options that are found out where they are not given."""
 
 
 def test_the_options_are_the_assumptions():
     options = {entry.name: entry.default for bundle in (MachineOptions, DataOptions) for entry in fields(bundle)}
-    assert options == {**{entry.name: entry.default for entry in fields(Assumptions)}, "gpus": None}
+    assert options == {**{entry.name: entry.default for entry in fields(Assumptions)}, **dict.fromkeys(MEASURED)}
 
 
 def test_the_tables_have_what_the_file_has(tmp_path, monkeypatch):
@@ -37,6 +50,9 @@ def test_the_tables_have_what_the_file_has(tmp_path, monkeypatch):
     for assumption in found["assumptions"].values():
         assert f"{assumption['what']} │" in text
         assert f"│ {assumption['option']} │" in text
+    assert found["data"] is None
+    assert "data.train" in found["missing"]
+    assert "Nothing is measured. not here: its clips, files and texts are assumed: data.train=" in text
 
 
 def test_what_needs_a_time_asks_for_one():
@@ -59,3 +75,76 @@ def test_the_default_is_a_number_of_gpus_that_can_share_a_step():
         result = CliRunner().invoke(cli.app, ["plan", "simvtp_tiny", *settings])
         assert result.exit_code == 0, result.output
         assert f"{gpus}, on 1 machine" in result.output
+
+
+def planned(capsys, monkeypatch, tmp_path, *arguments):
+    monkeypatch.setenv("COLUMNS", "200")
+    status, out, err = run(capsys, monkeypatch, "plan", *arguments, "--json", str(tmp_path / "plan.json"))
+    assert status == 0, err
+    return json.loads((tmp_path / "plan.json").read_text()), " ".join(out.replace("│", " ").split())
+
+
+def test_the_data_of_the_run_are_looked_at(capsys, monkeypatch, tmp_path, captioned_videos, tiny_settings):
+    found, text = planned(capsys, monkeypatch, tmp_path, "simvtp_demo", *tiny_settings, "--probe", "3")
+    train = captioned_videos / "train.jsonl"
+    rows = [json.loads(line) for line in train.read_text().splitlines()]
+    videos = [captioned_videos / row["video"] for row in rows]
+    mean = sum(videos[place].stat().st_size for place in (0, 6, 13)) / 3  # three of twenty clips, evenly
+    reading, assumed = found["reading"], found["assumptions"]
+    assert (found["data"]["clips"], found["data"]["videos"], found["data"]["files"]["opened"]) == (20, 20, 3)
+    assert reading["epochs"] == 4 * 6 / 20
+    assert assumed["clip_mb"]["value"] == pytest.approx(mean / 1e6)
+    assert reading["stored_bytes"] == pytest.approx(20 * mean)
+    assert assumed["clip_mb"]["measured"] == "3 clips of 20"
+    assert "measured" not in assumed["network"]
+    # the run itself, with its tokenizer
+    config = apply_overrides(get_recipe("simvtp_demo"), tiny_settings)
+    task = build_task(config)
+    tokenizer = prepare_tokenizer(config, task, None)
+    lengths = [len(ids) for ids in tokenizer.encode(task.texts, task.max_text_length)]
+    assert assumed["words"]["value"] == pytest.approx(sum(lengths) / len(lengths))
+    parameters = sum(each.numel() for each in build_model(task.complete(tokenizer), torch.device("cpu")).parameters())
+    assert found["run"]["parameters"] == parameters != plan(config, Assumptions(gpus=1))["run"]["parameters"]
+    for said in (f"data.train {train} (jsonl", "clips 20 of 20 videos", "3 files opened, on", "measured: 3 clips"):
+        assert said in text
+
+
+def test_what_is_given_goes_before_what_is_found(capsys, monkeypatch, tmp_path, tiny_settings):
+    options = ("--clips", "1000", "--clip-mb", "2", "--words", "7", "--probe", "0")
+    found, text = planned(capsys, monkeypatch, tmp_path, "simvtp_demo", *tiny_settings, *options)
+    values = {name: (said["value"], said.get("measured")) for name, said in found["assumptions"].items()}
+    assert (values["clips"], values["clip_mb"], values["words"]) == ((1000, None), (2.0, None), (7.0, None))
+    assert found["reading"]["stored_bytes"] == 1000 * 2e6
+    assert "none opened: --probe N opens some" in text
+
+
+def test_spans_are_read_for_their_part_of_a_file(capsys, monkeypatch, tmp_path):
+    """One video of 60 frames; a clip of half of it, and one of it all, which is not strided."""
+    write_clip(tmp_path / "a.mp4", 60, height=48, width=128, fps=24, **H264)
+    size = (tmp_path / "a.mp4").stat().st_size
+    rows = [{"video": "a.mp4", "caption": "x", "end": 1.25}, {"video": "a.mp4", "caption": "y"}]
+    write_lines(tmp_path / "list.jsonl", *rows, {"video": "gone.mp4", "caption": "z"})
+    settings = [f"data.train={tmp_path / 'list.jsonl'}", "data.sampling=uniform", "batch_size=2"]
+    found, text = planned(capsys, monkeypatch, tmp_path, "simvtp_tiny", *settings)
+    assert found["assumptions"]["clip_mb"]["value"] == pytest.approx(0.75 * size / 1e6)
+    assert found["assumptions"]["decoded_frames"]["value"] == pytest.approx(45)
+    assert found["reading"]["frames_a_step"] == pytest.approx(2 * 45)
+    assert (found["data"]["spans"], found["data"]["videos"]) == (1, 2)
+    assert f"cannot be decoded 1 of 2: {tmp_path}/gone.mp4: No such file or directory" in text
+
+
+def test_a_path_that_was_given_and_is_not_there_is_one_line(capsys, monkeypatch, tmp_path):
+    for setting in ("data.train", "data.test", "init"):
+        status, _, err = run(capsys, monkeypatch, "plan", "simvtp_tiny", f"{setting}={tmp_path}/absent.jsonl")
+        assert (status, err.count("\n")) == (2, 1)
+        assert f"{setting}={tmp_path}/absent.jsonl does not exist; give " in err
+
+
+def test_classes_of_the_data_are_counted(capsys, monkeypatch, tmp_path):
+    write_lines(tmp_path / "list.jsonl", *({"video": f"{label}.mp4", "label": label} for label in "abcde"))
+    settings = [f"data.train={tmp_path / 'list.jsonl'}", "--probe", "0"]
+    found, _ = planned(capsys, monkeypatch, tmp_path, "classification_finetune_tiny", *settings)
+    config = get_recipe("classification_finetune_tiny")
+    before = plan(config, Assumptions(gpus=1))["run"]["parameters"]
+    more = 5 - config.model.num_classes
+    assert found["run"]["parameters"] == before + more * (config.model.width + 1)

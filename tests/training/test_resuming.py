@@ -68,8 +68,8 @@ def test_a_refusal_says_what_each_setting_was_and_is(tmp_path):
     with pytest.raises(ConfigError) as refused:
         check_resumable(changed, resume=True)
     message = str(refused.value)
-    before = configured(tmp_path / "mine")
-    assert f": batch_size: was {before.batch_size}, is 6; data.flip: was true, is false; data.fps: was none, is 8;" in message
+    size = configured(tmp_path / "mine").batch_size
+    assert f": batch_size: was {size}, is 6; data.flip: was true, is false; data.fps: was none, is 8;" in message
     assert "steps" not in message.partition("set them back")[0].split(": ", 1)[1]
     assert f"init={tmp_path}/mine and another output_dir" in message
     assert "\n" not in message
