@@ -17,6 +17,11 @@ from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import apply_overrides
 from tests.toy_system.system import SYSTEM as TOY
 
+try:
+    import tomllib
+except ImportError:  # of Python 3.10, where pytest brings it along
+    import tomli as tomllib
+
 README = Path(__file__).parents[1] / "README.md"
 PAGES = [README, *sorted((README.parent / "docs").rglob("*.md"))]
 
@@ -40,6 +45,19 @@ def test_python_blocks_run():
 def test_named_files_exist():
     for name in re.findall(r"`((?:fastvtp|kernels|tests)/[\w/.]*)`", README.read_text()):
         assert (README.parent / name).exists(), name
+
+
+def test_the_section_on_installing_has_every_extra_and_the_versions_of_the_package():
+    text = README.read_text().partition("\n## Install\n")[2].partition("\n## ")[0]
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert sorted(name for row in rows for name in re.findall(r"`([\w-]+)`", row)) == sorted(extras)
+    for group in re.findall(r'"\.\[([\w,-]+)\]"', text):
+        assert set(group.split(",")) <= set(extras)
+    torch = next(each for each in project["dependencies"] if each.startswith("torch>="))
+    for said, required in (("Python", project["requires-python"]), ("PyTorch", torch), ("Triton", extras["gpu"][0])):
+        assert f"{said} {re.findall(r'>=([0-9.]+)', required)[0]} or newer" in text
 
 
 def commands_of(page: Path) -> Iterator[str]:

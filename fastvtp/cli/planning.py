@@ -131,7 +131,7 @@ def _print(found: dict[str, Any]) -> None:
     from fastvtp.training.planned_data import data_lines
 
     console, data = Console(), found["data"]
-    end = "Nothing is measured." if data is None else "Measured is what these say, nothing else."
+    end = "Nothing is measured." if data is None else "Measured are the data, and the assumptions that say so."
     console.print(f"All figures are models, of the configuration and of the assumptions below. {end}")
     for setting, said in found["missing"].items():
         kept = ": its clips, files and texts are assumed" if setting.startswith("data.") else ""
@@ -158,7 +158,7 @@ def _run(run: dict[str, Any]) -> Iterable[Sequence[str]]:
         "a step",
         (
             f"{run['clips_a_step']} clips, {run['clips_at_a_time']} at a time: {run['micro_batches_a_process']} "
-            "micro-batches a process"
+            f"micro-batch{'es' * (run['micro_batches_a_process'] > 1)} a process"
         ),
     )
     yield "parameters", f"{run['parameters']:,}, of which {run['trained']:,} are trained"
