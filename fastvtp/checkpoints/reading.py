@@ -99,6 +99,8 @@ def _read_folder(folder: Path) -> dict[str, Any]:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
+    if not path.stat().st_size:
+        raise CheckpointError(f"{path} is empty: 0 bytes, expected weights")
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file  # here, so that benchmarks run without it
 

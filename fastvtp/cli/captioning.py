@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fastvtp.cli.options import ListOptions, Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
+from fastvtp.cli.outputs import check_output_file
 from fastvtp.cli.together import alike, say, show, together
 from fastvtp.errors import counted
 
@@ -97,6 +98,7 @@ def caption(
     """
     from fastvtp.systems import captioning
 
+    alike(lambda: check_output_file(output))
     listed = alike(lambda: lists.of(videos))
     with together(run.device) as device:
         protocol, opened = _prepared(model, device, reading, run, parts)
@@ -138,6 +140,7 @@ def answer(
     """
     from fastvtp.systems import captioning
 
+    alike(lambda: check_output_file(output))
     listed = alike(lambda: lists.of(questions))
     training = None if candidates.train_data is None else replace(lists, split=None).of(candidates.train_data)
     answering = captioning.Answering(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fastvtp.cli.options import ListOptions, Quiet, add_commands
+from fastvtp.cli.outputs import check_output_file
 from fastvtp.cli.together import by_first
 from fastvtp.errors import UserError, counted
 
@@ -155,6 +156,8 @@ def show(
     from fastvtp.data.draws import draws_of
     from fastvtp.visualization.contact_sheet import can_be_written, contact_sheet
 
+    check_output_file(sheet.output)
+    check_output_file(sheet.json_path, "--json")
     if not can_be_written(sheet.output):
         raise UserError(f"--output {sheet.output}: expected the name of a picture, such as sheet.png")
     shown = _shown(source, overrides or [], preset, lists)
@@ -181,6 +184,8 @@ def _shown(source: str, overrides: list[str], preset: str, lists: ListOptions) -
     if source not in recipes():
         if re.fullmatch(r"\w+", source) and not Path(source).exists():
             get_recipe(source)  # raises, with the nearest recipe
+        if preset != "fastvtp":
+            raise UserError(f"--preset {preset} is for recipes, {source} is a data set")
         return _of_data_set(lists.of(source), overrides)
 
     from fastvtp.data.reading import ClipShape

@@ -22,6 +22,7 @@ from fastvtp.cli.options import (
     add_commands,
     protocol_settings,
 )
+from fastvtp.cli.outputs import check_output_folder
 from fastvtp.cli.together import alike, say, show, together
 from fastvtp.errors import UserError, counted
 
@@ -106,6 +107,7 @@ def extract(
     cut = features.windows()
 
     def prepare() -> tuple[Any, FeatureSettings, Any, Any]:
+        check_output_folder(output)
         opened = _open(model, device)
         settings = FeatureSettings(
             _layers(features.layers, opened), features.pool, features.dtype, shard_size=features.shard_size
@@ -177,6 +179,7 @@ def probe(
     from fastvtp.settings import split_settings
 
     def prepare() -> Callable[[], dict[str, Any]]:
+        check_output_folder(output)
         cached = (Path(source) / DESCRIPTION_NAME).is_file()
         classes: list[type] = [HeadTraining, ProbeConfig] if cached else [HeadTraining, ProbeConfig, ClipReading]
         # sizes that follow from elsewhere, and what clips are read by that has no option here or one of its own
@@ -287,6 +290,7 @@ def zeroshot(
 
     def prepare() -> tuple[Any, Any, Prompts]:
         protocol = _protocol(reading, run)
+        check_output_folder(output)
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
         opened = _open(model, device)
@@ -342,6 +346,7 @@ def localize(
     from fastvtp.settings import split_settings
 
     def prepare() -> tuple[HeadTraining, dict[str, Any]]:
+        check_output_folder(output)
         config = SegmentHeadConfig if load_spans(annotations).kind == "segments" else BoxHeadConfig
         without = ("width", "num_classes", "grid")
         training, sizes = split_settings(overrides or [], HeadTraining, config, without=without)

@@ -160,6 +160,8 @@ class ListOptions:
 
         if self.list_format not in (None, AUTO):
             find_format(self.list_format)
+        if unnamed := [text for text in self.column or () if "=" not in text]:
+            raise UserError(f"--column {unnamed[0]}: expected FIELD=NAME, such as video=path")
         (columns,) = split_settings(self.column or [], ListColumns, what="column")
         names = ListColumns(**columns)
         return VideoList(path, self.list_format, self.split, self.video_folder, self.missing, names)

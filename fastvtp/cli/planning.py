@@ -10,6 +10,7 @@ import typer
 
 from fastvtp.cli.launching import AnyRecipe
 from fastvtp.cli.options import add_commands
+from fastvtp.cli.outputs import check_output_file
 from fastvtp.cli.training import Overrides, Preset
 
 
@@ -97,6 +98,7 @@ def plan(
     from fastvtp.training.plan import Assumptions, describe
     from fastvtp.training.planned_data import look_at_data
 
+    check_output_file(output, "--json")
     config = apply_overrides(get_recipe(recipe, preset), overrides or [])
     micro_batches = config.batch_size // config.clips_at_a_time
     gpus = machines.gpus or max(number for number in range(1, 9) if micro_batches % number == 0)
@@ -115,6 +117,7 @@ def plan(
     found = describe(config, Assumptions(**{**measured, **given}), seen, sources)
     found["missing"] = missing
     if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, (json.dumps({"recipe": recipe, "preset": preset, **found}, indent=2) + "\n").encode())
     _print(found)
 

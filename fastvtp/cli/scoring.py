@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from fastvtp.cli.options import ListOptions, Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
+from fastvtp.cli.outputs import check_output_folder
 from fastvtp.cli.together import by_first, show, together
-from fastvtp.errors import counted
+from fastvtp.errors import UserError, counted
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +84,24 @@ def evaluate(
 ) -> None:
     """Score a model and print the report: text-video retrieval both ways, question answering, or classification."""
     from fastvtp import processes
+    from fastvtp.architecture import architecture_of
     from fastvtp.evaluation.protocol import EvaluationProtocol
     from fastvtp.evaluation.scoring import evaluate as score
     from fastvtp.systems.catalogue import open_model
 
     def prepare() -> tuple[EvaluationProtocol, Any, Any, Any]:
+        check_output_folder(output)
         protocol = EvaluationProtocol(**protocol_settings(reading, run), **vars(texts))
         training = None if train_data is None else replace(lists, split=None).of(train_data)
-        return protocol, open_model(model, device), lists.of(data), training
+        opened = open_model(model, device)
+        way = architecture_of(opened.model).scored_by
+        for option, value, of, who in (
+            ("--top-k", texts.top_k, "matching", "have a matching head"),
+            ("--train-data", train_data, "questions", "answer questions"),
+        ):
+            if value is not None and way != of:
+                raise UserError(f"{option} {value}: is for models that {who}, {model} is none")
+        return protocol, opened, lists.of(data), training
 
     with together(run.device) as device:
         protocol, opened, listed, training = processes.all_or_none(prepare)
@@ -118,7 +129,7 @@ def visualize(
         ),
     ] = None,
     clips: Annotated[int, typer.Option(min=1, help="How many clips to show, from the first on.")] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of the masks and crops; another one hides other parts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the masks and crops; another one hides other parts.")] = 0,
     *,
     lists: ListOptions,
     reading: Annotated[ReadingOptions, Only("framing")],
@@ -133,6 +144,7 @@ def visualize(
     from fastvtp.settings import choose_device
     from fastvtp.systems.catalogue import open_model
 
+    check_output_folder(output)
     opened = open_model(model, choose_device(run.device))
     folder = Path("runs/pictures", _name_of(model)) if output is None else output
     before = set(folder.glob("*"))

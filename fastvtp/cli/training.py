@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastvtp.cli.options import ListOptions, Quiet, add_commands
+from fastvtp.cli.outputs import check_output_file, check_output_folder
 from fastvtp.cli.together import alike, by_first, say, together
 from fastvtp.errors import UserError, counted
 
@@ -169,6 +170,7 @@ def ablate(
     folder = output or Path(f"runs/ablation_{system}" + "_quick" * quick)
 
     def prepare() -> "tuple[Any, TrainConfig]":
+        check_output_folder(folder)
         known = find_study(system, overrides or [])
         return known, known.base_config(preset, [*(overrides or []), f"output_dir={folder}"], quick=quick)
 
@@ -204,6 +206,7 @@ def entities(
     from fastvtp.data.annotations import load_annotations
     from fastvtp.data.entities import build_entities, read_entities, write_entities
 
+    check_output_file(output)
     texts = [caption for record in load_annotations(lists.of(captions)) for caption in record.captions]
     found = build_entities(texts, size, words=None if words is None else read_entities(words))
     write_entities(output, found)

@@ -285,6 +285,12 @@ def check_spacing(fps: float | None, stride: int = 1, *, name: str = "fps", stri
         raise UserError(f"{name} {fps:g} and {stride_name} {stride} both say how far frames are apart: give one")
 
 
+def check_views(views: tuple[int, int], *, name: str = "views") -> None:
+    """Check segments and crops; raises UserError, by the name of the setting, for less than one of them."""
+    if min(views) < 1:
+        raise UserError(f"{name}: expected positive (segments, crops), got {views}")
+
+
 def check_framing(framing: str, crops: int = 1) -> None:
     """Check a framing; raises UserError for one that `CropSampling` does not know, or that has no several `crops`."""
     if framing not in FRAMINGS:

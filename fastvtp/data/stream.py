@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastvtp.data.sampling import epoch_order, sample_number, sample_rng
+from fastvtp.data.sampling import check_views, epoch_order, sample_number, sample_rng
 from fastvtp.errors import UserError
 
 MAX_ATTEMPTS = 100
@@ -51,8 +51,7 @@ class Batches:
             raise UserError(f"rank {self.rank} is outside [0, world_size {self.world_size})")
         if self.seed < 0 or self.start_step < 0:
             raise UserError(f"seed {self.seed} and start_step {self.start_step} must not be negative")
-        if min(self.views) < 1:
-            raise UserError(f"views: expected positive (segments, crops), got {self.views}")
+        check_views(self.views)
         if self.train and self.views != (1, 1):
             raise UserError(f"views {self.views} are for evaluation: set train=False")
         if self.repeats < 1 or self.batch_size % self.repeats:

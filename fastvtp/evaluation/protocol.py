@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from fastvtp.data.reading import ClipReading
-from fastvtp.data.sampling import check_framing
+from fastvtp.data.sampling import check_framing, check_views
 from fastvtp.errors import UserError
 from fastvtp.settings import check_types
 
@@ -36,5 +36,6 @@ class EvaluationProtocol:
         check_types(self)
         if self.precision not in ("float32", "bfloat16"):
             raise UserError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        check_views(self.views)
         if self.reading.framing is not None:
             check_framing(self.reading.framing, self.views[1])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from fastvtp.data.formats.catalogue import find_format
 from fastvtp.data.formats.lists import ListSettings, VideoList
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading, one_spacing
-from fastvtp.data.sampling import SAMPLING_KINDS, check_framing, check_spacing
+from fastvtp.data.sampling import SAMPLING_KINDS, check_framing, check_spacing, check_views
 from fastvtp.data.storage.settings import storage_settings, use_storage
 from fastvtp.settings import FLAT, a_path, check_types
 
@@ -100,6 +100,7 @@ class DataConfig:
             raise ValueError(f"shares must be {1 + len(self.more)} positive numbers (train, more), got {self.shares}")
         if self.reading.framing is None:
             raise ValueError("framing must be 'crop' or 'squash', got none: a run says how it frames its clips")
+        check_views(self.test_views, name="test_views")
         check_framing(self.framing, self.test_views[1])
         check_spacing(self.test_fps, name="test_fps")
         if self.test_sampling not in SAMPLING_KINDS:

@@ -23,6 +23,9 @@ def check_paths(config: TrainConfig, *, resume: bool = False) -> None:
         only_at_first = not setting.startswith(("data.", "model.")) or setting == "data.tokenizer"
         if setting != _SCORED_ON and not (resuming and only_at_first):
             missing[setting] = said
+    folder = Path(config.output_dir)
+    if folder.exists() and not folder.is_dir():
+        missing["output_dir"] = f"output_dir={folder} is a file; give a folder"
     if missing:
         raise ConfigError(". ".join(missing.values()))
 
