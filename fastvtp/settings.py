@@ -196,6 +196,8 @@ def parse_value(text: str, annotation: Any, name: str) -> Any:
     expected = annotation.__name__ if isinstance(annotation, type) and get_origin(annotation) is None else annotation
     if tuples and (count := len(get_args(tuples[0]))) in _COUNTS and Ellipsis not in get_args(tuples[0]):
         expected = f"{_COUNTS[count]} numbers such as {','.join(('3', '15', '15')[:count])}"
+    elif tuples:
+        expected = f"{_in_words(tuples[0])}, separated by commas"
     raise ConfigError(f"{name} expects {expected}, got {text!r}")
 
 

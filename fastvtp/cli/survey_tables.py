@@ -67,11 +67,8 @@ def _of_list(report: Mapping[str, Any]) -> Iterable[Sequence[str]]:
 
 
 def _becomes(report: Mapping[str, Any]) -> str:
-    """Return what a run does with the missing files of a list."""
-    left_out = report["left_out"]
-    counts = {"drop": left_out, "keep": len(report["missing"]) - left_out}
-    said = [f"{count:,}: {WHAT_BECOMES[policy]}" for policy, count in counts.items() if count]
-    return f" (in a run {'; '.join(said)})" if said else ""
+    """Return what a run does with the missing files of a list, of which all are left out or none."""
+    return f": {WHAT_BECOMES['drop' if report['left_out'] else 'keep']}" if report["missing"] else ""
 
 
 def _of_files(probe: Mapping[str, Any]) -> Iterable[Sequence[str]]:

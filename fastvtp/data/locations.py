@@ -41,8 +41,16 @@ def located(written: str, folder: str | os.PathLike[str]) -> str:
         return text
     text, base = os.path.expanduser(text), os.fspath(folder)
     if is_remote(base):
-        return text if text.startswith("/") else f"{base.rstrip('/')}/{posixpath.normpath(text)}"
+        return text if text.startswith("/") else _under_url(base.rstrip("/"), posixpath.normpath(text))
     return os.path.join(base, text)
+
+
+def _under_url(folder: str, path: str) -> str:
+    """Return what a relative path names under a URL; stores know nothing of "..", which ends at the host or bucket."""
+    while path.startswith("../"):
+        path = path[3:]
+        folder = folder.rpartition("/")[0] if "/" in folder.partition("://")[2] else folder
+    return f"{folder}/{path}"
 
 
 def unquoted(text: str) -> str:

@@ -84,8 +84,8 @@ def test_missing_videos_are_what_a_run_makes_of_them(command, folder):
         status, _, err = command("check", name, "--missing", "refuse")
         assert (status, err.count("\n")) == (2, 1)
         assert "1 of 3 videos are not in" in err
-        for policy, becomes in (("drop", "1: they are left out"), ("keep", "1: they are kept, and are bad files")):
-            assert f"1 missing (in a run {becomes}" in command("check", name, "--missing", policy, "--quiet")[1]
+        for policy, becomes in (("drop", "they are left out"), ("keep", "they are kept, and are bad files")):
+            assert f"1 missing: {becomes}" in command("check", name, "--missing", policy, "--quiet")[1]
         for policy in ("drop", "keep"):
             told = checked(name, "--missing", policy)[1]
             assert told == len(load_annotations(VideoList(str(folder / name), missing=policy)))

@@ -358,5 +358,7 @@ def test_tars_are_lists_of_their_samples(tmp_path):
         load_annotations(VideoList(str(one), split="val"))
     with pytest.raises(FileNotFoundError):
         load_annotations(tmp_path / "gone.tar")
-    with pytest.raises(UserError, match=r"s3://bucket/list\.jsonl: expected tars; lists are read from this machine"):
-        load_annotations("s3://bucket/list.jsonl")
+    with pytest.raises(
+        UserError, match=r"s3://bucket/list\.parquet: expected tars, or a list \(\.jsonl, .*others are read from"
+    ):
+        load_annotations("s3://bucket/list.parquet")

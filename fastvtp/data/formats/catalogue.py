@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fastvtp.data.formats import captions, classes, general, moments, questions, tars
+from fastvtp.data.formats.fetched import LIST_SUFFIXES
 from fastvtp.data.formats.lists import AUTO
 from fastvtp.data.formats.registry import CAPTIONS, LABEL, LABELS, QUESTIONS, ListFormat
 from fastvtp.data.formats.source import JSON_LINES, ListSource
-from fastvtp.data.locations import is_pattern, is_remote, to_be_unpacked
+from fastvtp.data.locations import is_pattern, is_remote, to_be_unpacked, without_secrets
 from fastvtp.errors import UserError, unknown_name
 
 FORMATS: dict[str, ListFormat] = {
@@ -51,7 +52,10 @@ def recognise(source: ListSource, wanted: str | None = None) -> ListFormat:
         raise UserError(f"{source.listed.path}: {packed}")
     if not source.path.exists() and not tars.are_tars(source):
         if is_remote(source.listed.path):
-            raise UserError(f"{source.listed.path}: expected tars; lists are read from this machine: copy it here")
+            lists, named = ", ".join(LIST_SUFFIXES), without_secrets(source.listed.path)
+            raise UserError(
+                f"{named}: expected tars, or a list ({lists}); others are read from this machine: copy it here"
+            )
         raise FileNotFoundError(f"{source.path}: no such file or folder")
     if source.listed.format not in (None, AUTO):
         return find_format(source.listed.format)

@@ -239,5 +239,5 @@ def paths(source: ListSource) -> Iterator[Row]:
 def _is_path(source: ListSource, line: str) -> bool:
     if not line:
         return False
-    location = located(line, source.listed.videos or source.folder)
+    location = located(line, source.listed.videos or source.home)
     return bool(known_suffix(location)) or Path(location).is_dir()

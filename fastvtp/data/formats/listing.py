@@ -17,7 +17,7 @@ from fastvtp.data.formats.complaints import no_field, nothing_listed, several_sp
 from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.registry import LABEL, LABELS, TELLINGS, Row, split_name
 from fastvtp.data.formats.source import CLASS_NAMES, FOLDER_METADATA, ListSource
-from fastvtp.data.locations import is_remote, located, member_of, to_be_unpacked
+from fastvtp.data.locations import is_remote, located, member_of, to_be_unpacked, without_secrets
 from fastvtp.data.storage.shard_names import ENERGON
 from fastvtp.data.video_files import FolderContent, content_of, content_of_url, known_suffix, without_suffix
 from fastvtp.errors import UserError, counted
@@ -65,7 +65,7 @@ class Listing:
             raise UserError(f"{self.path}: {self.entry.title} tells {said}; expected {EXPECTED[wanted]}")
         self.empty = self.dropped_questions = 0
         self.policy = self.listed.missing or ("drop" if self.entry.searched else "keep")
-        self._folder = str(self.source.folder)  # which holds its videos itself, where it is no list
+        self._folder = self.source.home  # which holds its videos itself, where it is no list
         if self.listed.videos is not None and not self.entry.holds_videos:
             self._folder = _place_of(self.listed.videos)
         self._remote = is_remote(self._folder)
@@ -111,7 +111,7 @@ class Listing:
         absent, found = len(self._absent), len(self._found)
         missing = {"videos": absent, "of": absent + found, "first": list(self._absent)[:_NAMED]}
         said = {
-            "list": self.listed.path,
+            "list": without_secrets(self.listed.path),
             "format": self.entry.name,
             "split": self._split(),
             **(counts or {}),

@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from fastvtp.data.formats.fetched import folder_of, local_copy
 from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.video_files import FolderContent, content_of
 from fastvtp.errors import UserError
@@ -40,15 +41,17 @@ class ListSource:
 
     Attributes:
         listed: what the caller said of it.
-        path: where it lies, absolute; of a folder that holds a list of one of the names `inner`, that list; of a folder
-            of prepared shards their list.
+        path: where it lies, absolute, or the copy of one behind a URL; of a folder that holds a list of one of the
+            names `inner`, that list; of a folder of prepared shards their list.
         prepared: whether it is the list of prepared shards, given by their folder.
+        home: what its relative paths start from: its folder, or the URL that a list was fetched from.
         fitting: the formats that it looks like, once `fastvtp.data.formats.catalogue.recognise` has asked all of them.
     """
 
     def __init__(self, listed: VideoList, inner: tuple[str, ...] = FOLDER_LISTS):
         self.listed = listed
-        self.path = Path(listed.path).absolute()
+        copy = local_copy(listed.path)
+        self.path = Path(listed.path).absolute() if copy is None else copy
         self.prepared = False
         if inner and (listed_there := _prepared_list(self.path)) is not None:
             self.path, self.prepared = listed_there, True
@@ -58,6 +61,7 @@ class ListSource:
         self.is_folder = self.path.is_dir()
         self.suffix = "" if self.is_folder else self.path.suffix.lower()
         self.folder = self.path if self.is_folder else self.path.parent
+        self.home = str(self.folder) if copy is None else folder_of(listed.path)
         self.fitting: list[Any] | None = None
         self._begun: dict[Callable[[ListSource], Iterator[Any]], tuple[Any, Iterator[Any]]] = {}
 

@@ -1,0 +1,50 @@
+"""Lists behind URLs: each is copied to this machine for the time of the process, and read there."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from pathlib import Path
+
+from fastvtp.data.locations import is_remote, member_of, suffix_of, without_secrets
+from fastvtp.data.storage.finding import read_file
+
+logger = logging.getLogger(__name__)
+
+LIST_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
+"""Of what is fetched as a list."""
+
+_lock = threading.Lock()
+_copies: dict[str, Path] = {}
+_folders: list[tempfile.TemporaryDirectory[str]] = []  # which go with the process
+
+
+def local_copy(location: str) -> Path | None:
+    """Return the copy of a list behind a URL, made when this process first asks for it; None for what is no URL or has
+    no suffix of a list.
+
+    Raises:
+        UnreadableError: it is not there, or cannot be had.
+        UserError: a URL whose filesystem is unknown, or needs a package that is not installed.
+    """
+    if not is_remote(location) or member_of(location) is not None or suffix_of(location) not in LIST_SUFFIXES:
+        return None
+    with _lock:
+        if location not in _copies:
+            content = read_file(location)
+            if not _folders:
+                _folders.append(tempfile.TemporaryDirectory(prefix="fastvtp-lists-"))
+            shown = without_secrets(location)
+            parts = [part for part in shown.partition("://")[2].split("/") if part not in ("", ".", "..")]
+            copy = Path(_folders[0].name, str(len(_copies)), *parts)
+            copy.parent.mkdir(parents=True)
+            copy.write_bytes(content)
+            logger.info("%s: read as %s; files beside it are not looked for", shown, copy)
+            _copies[location] = copy
+        return _copies[location]
+
+
+def folder_of(location: str) -> str:
+    """Return the URL of the folder that an object lies in."""
+    return without_secrets(location).rpartition("/")[0]
