@@ -31,4 +31,4 @@ def test_a_command_reads_a_published_list(tmp_path):
         given = ["--split", split, "--videos", str(tmp_path), "--words", str(words), "--output", f"{tmp_path}/out.txt"]
         result = CliRunner().invoke(app, ["entities", str(path), *given])
         assert result.exit_code == 0, result.output
-        assert f"entities of {said} are in" in result.output
+        assert f" of {said} in " in result.output
