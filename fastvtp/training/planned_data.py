@@ -88,7 +88,7 @@ def look_at_data(config: TrainConfig, *, files: int, progress: bool = False) -> 
         measured["words"], sources["words"] = _mean(lengths), counted(len(lengths), "text")
     known = [size for size in sizes.values() if size is not None]
     said = {
-        **describe_list(config.data.train_list, task.reads),
+        **describe_list(config.data.train_list),
         "clips": len(records),
         "videos": videos,
         "spans": sum(record.span is not None for record in records),
