@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fastvtp.data.formats.listing import WHAT_BECOMES
+from fastvtp.data.formats.lists import WHAT_BECOMES
 from fastvtp.errors import counted
 
 _SHOWN, _COUNTED = 5, 6

@@ -14,7 +14,7 @@ from typing import Any
 from fastvtp.data.formats import general
 from fastvtp.data.formats.catalogue import EXPECTED, find_format, recognise
 from fastvtp.data.formats.complaints import no_field, nothing_listed, several_splits
-from fastvtp.data.formats.lists import VideoList
+from fastvtp.data.formats.lists import WHAT_BECOMES, VideoList
 from fastvtp.data.formats.registry import LABEL, LABELS, TELLINGS, Row, split_name
 from fastvtp.data.formats.source import CLASS_NAMES, FOLDER_METADATA, ListSource
 from fastvtp.data.locations import is_remote, located, member_of, to_be_unpacked, without_secrets
@@ -35,8 +35,6 @@ _BESIDE_VIDEOS = frozenset(
     }
 )
 ALL = "all"
-WHAT_BECOMES = {"drop": "they are left out", "keep": "they are kept, and are bad files when they are met"}
-"""What becomes of videos that are not there, by `VideoList.missing`; "refuse" raises."""
 
 
 class Listing:

@@ -9,6 +9,8 @@ from fastvtp.errors import UserError
 from fastvtp.settings import check_types
 
 MISSING = ("drop", "keep", "refuse")
+WHAT_BECOMES = {"drop": "they are left out", "keep": "they are kept, and are bad files when they are met"}
+"""What becomes of videos that are not there, by `VideoList.missing`; "refuse" raises."""
 AUTO = "auto"
 """Stands for a format that is to be told by the content."""
 
