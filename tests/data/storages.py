@@ -16,6 +16,7 @@ from fastvtp import processes
 from fastvtp.data.annotations import VideoRecord, load_annotations
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.mixing import BatchSource, MixedLoader
+from fastvtp.data.storage import remote_files
 from fastvtp.data.stream import Batches
 from tests.data.clips import truncate, write_clip, write_lines
 from tests.data.loaders import make_loader
@@ -185,6 +186,7 @@ def served(folder: Path) -> Iterator[Store]:
     (folder / "store" / BUCKET).mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch, serve(folder / "store") as store:
         patch_storage(patch, cache_dir=folder / "cache", request_seconds=10, object_seconds=20)
+        patch.setattr(remote_files, "_BLOCK", 1 << 11)  # so that videos are of several, in this process at least
         for name, value in s3_environment(store).items():
             patch.setenv(name, value)
         yield store
