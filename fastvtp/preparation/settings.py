@@ -177,10 +177,16 @@ def claim(output: Path, settings: Preparation, inputs: dict[str, Any]) -> dict[s
         return described
     try:
         begun = json.loads(path.read_bytes())
-        earlier = {"format": begun["format"], **begun["settings"], **begun["inputs"]}
+        made_by, earlier = begun["format"], {**begun["settings"], **begun["inputs"]}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: is not what a preparation writes: choose another folder") from None
-    for name, value in {"format": FORMAT_VERSION, **described["settings"], **described["inputs"]}.items():
+    if made_by != FORMAT_VERSION:
+        raise UserError(
+            f"{output} was begun by a version of fastvtp that makes other shards of the same videos and settings "
+            f"(format {json.dumps(made_by)}, now it is {FORMAT_VERSION}): finish it with that version, choose another "
+            "folder, or delete that one"
+        )
+    for name, value in {**described["settings"], **described["inputs"]}.items():
         if name == "list" and earlier.get(name) != value:
             raise UserError(
                 f"{output} was begun with another list of {earlier['videos']} videos: choose another folder"

@@ -279,6 +279,18 @@ def test_the_same_again_changes_nothing_and_other_settings_are_refused(tmp_path)
         run(source, tmp_path / "in")
 
 
+def test_a_folder_of_another_version_is_refused_in_words_and_stays_as_it_is(tmp_path):
+    source = captioned(tmp_path / "in", 2)
+    run(source, tmp_path / "out")
+    settings = tmp_path / "out" / "settings.json"
+    told = json.loads(settings.read_bytes())
+    settings.write_text(json.dumps(told | {"format": told["format"] - 1, "settings": told["settings"] | {"gop": 8}}))
+    before = digests(tmp_path / "out")
+    with pytest.raises(UserError, match=r"out was begun by a version of fastvtp .*: finish it with that version"):
+        run(source, tmp_path / "out")
+    assert digests(tmp_path / "out") == before
+
+
 def test_shards_are_the_same_again_and_only_unfinished_ones_are_made(tmp_path):
     """One shard without its manifest, one without its tar, one whose tar broke off, and what a kill left."""
     source = captioned(tmp_path / "in", 8)
