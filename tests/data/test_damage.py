@@ -1,6 +1,7 @@
 """Damaged, joined and patchy videos: refused by name, or shown as a plain decoding loop shows them."""
 
 import logging
+import struct
 from itertools import count
 
 import av
@@ -260,3 +261,14 @@ def test_an_mp4_that_broke_off_is_shown_as_far_as_it_goes_where_damage_is_kept(t
         cut = video.info().cut
         assert cut is not None
         assert cut.startswith(f"ends after {video.num_frames} of about 24 frames")
+
+
+@pytest.mark.parametrize("size", [1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1], ids=hex)
+def test_a_last_box_that_claims_more_than_any_file_holds_refuses_no_frames(tmp_path, size):
+    movflags = {"movflags": "frag_keyframe+empty_moov"}
+    path = write_clip(tmp_path / "a.mp4", 12, container_options=movflags)
+    path.write_bytes(path.read_bytes() + struct.pack(">I4sQ", 1, b"free", size))
+    for source in (path, path.read_bytes()):
+        with Video(source) as video:
+            assert video.num_frames == 12
+            assert frame_numbers(video.read([0, 11])) == [0, 11]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import SEEK_END
 from typing import BinaryIO
 
 from fastvtp.data.video.mp4_index import outermost_boxes
@@ -47,5 +48,4 @@ def _end_of_boxes(file: BinaryIO) -> int | None:
     at = ends[-1] if ends else 0
     if at is None:
         return None
-    file.seek(at)
-    return at + _LEAST_OF_BOX if file.read(1) else at  # what follows is too short to be a box
+    return at + _LEAST_OF_BOX if at < file.seek(0, SEEK_END) else at  # what follows is too short to be a box

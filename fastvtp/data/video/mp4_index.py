@@ -19,6 +19,7 @@ import numpy as np
 _MOST_BYTES = 1 << 29  # of a header; a day of video has about 100 MB
 _MOST_SAMPLES_OF_ONE_SIZE = 1 << 22  # one number in the file stands for all: damage there must not fill the memory
 _MOST_BOXES = 1 << 20
+_FURTHEST = 1 << 63  # before which every file ends
 _WIDEST_OFFSET = 1 << 28  # libav takes a ctts with wider ones for damage and ignores it
 
 
@@ -99,14 +100,17 @@ def outermost_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int | None]]:
     """
     at = 0
     for _ in range(_MOST_BOXES):
-        file.seek(at)
+        try:
+            file.seek(at)
+        except OSError:  # behind the end of the longest file that a filesystem can hold
+            return
         head = file.read(16)
         if len(head) < 8:
             return
         size, start = int.from_bytes(head[:4], "big"), 8
         if size == 1:
             size, start = int.from_bytes(head[8:16], "big"), 16
-        end = at + size if size >= start else None
+        end = at + size if size >= start and at + size < _FURTHEST else None
         yield head[4:8], at + start, end
         if end is None:
             return
