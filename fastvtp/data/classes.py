@@ -163,7 +163,7 @@ def load_targets(
         class_names = listing.class_names()
     names = tuple(class_names) if class_names is not None else tuple(sorted({name for row in rows for name in row[2]}))
     if not rows or not names:
-        raise UserError(f"{path}: {'no video shows a class' if rows else 'lists no videos'}")
+        raise UserError(f"{source}: {'no video shows a class' if rows else 'lists no videos'}")
     places = {name: number for number, name in enumerate(names)}
     for place, _, shown in rows:
         if unknown := [name for name in shown if name not in places]:

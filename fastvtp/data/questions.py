@@ -71,7 +71,7 @@ def load_questions(path: str | os.PathLike[str]) -> QuestionSet:
         rows.append(_question(said, listing.source.folder, row.place, location))
     if listing.dropped_questions:
         number = counted(listing.dropped_questions, "question", "have")
-        logger.warning("%s: %s the right answer twice among the options: left out", path, number)
+        logger.warning("%s: %s the right answer twice among the options: left out", listing.path, number)
     listing.close(len({row[0].video for row in rows}), questions=len(rows))
     if not rows:
         raise listing.nothing("questions")

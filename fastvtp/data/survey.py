@@ -58,7 +58,7 @@ def read_any(path: str | os.PathLike[str]) -> ListedSet:
             return replace(_READERS[kind](source), left_out=left_out_of(source))
         except UserError as error:
             first = first or error
-    raise first or UserError(f"{path}: lists no videos")
+    raise first or UserError(f"{source}: lists no videos")
 
 
 def survey(
@@ -141,8 +141,8 @@ def _kinds_of(source: ListSource) -> Iterable[str]:
 
 
 def _name_of(source: ListSource) -> str:
-    listed = source.listed
-    return listed.path if listed.split is None else f"{listed.path}, split {listed.split}"
+    split = source.listed.split
+    return str(source) if split is None else f"{source}, split {split}"
 
 
 def _of_classes(source: ListSource) -> ListedSet:

@@ -71,7 +71,7 @@ def read_videos(
         targets = load_targets(source, class_names, names_file=names_file)
         return ListedVideos(targets.records, targets)
     if names_file is not None:
-        raise UserError(f"{data}: its videos come without labels, which {names_file} could name")
+        raise UserError(f"{source}: its videos come without labels, which {names_file} could name")
     return ListedVideos(load_videos(source))
 
 

@@ -83,7 +83,7 @@ def read_source(source: str | os.PathLike[str]) -> Source:
         listing.say_uncaptioned(uncaptioned, len(together))
     listing.close(len(together))
     if not together:
-        raise UserError(f"{source}: lists no videos")
+        raise UserError(f"{listing.path}: lists no videos")
     counts = {"videos": len({record.video for record, _ in rows}), "lines": len(rows), "clips": len(together)}
     if names := _class_names(listing, [fields for _, fields in rows]):
         counts["classes"] = len(names)

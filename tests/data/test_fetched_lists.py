@@ -90,3 +90,21 @@ def test_a_list_that_cannot_be_had_is_one_line(store):
     bad = store.put("bad.jsonl", b'{"video": 3}\n')
     with pytest.raises(UserError, match=r"/bad\.jsonl, line 1: field 'caption'"):
         load_annotations(bad)
+
+
+def test_a_password_holds_for_the_videos_beside_a_list_and_a_signature_does_not(store):
+    (store.folder / "sets").mkdir()
+    url = store.put("sets/train.jsonl", lines(*ROWS)).replace("http://", "http://me:pass-word@")
+    videos = [record.video for record in load_annotations(f"{url}?signature=secret")]
+    base = url.removesuffix("/sets/train.jsonl")
+    assert videos == [f"{base}/sets/clips/a.mp4", f"{base}/b.mp4"]
+
+
+def test_a_list_of_which_no_copy_can_be_written_is_one_line():
+    import fsspec
+
+    name = f"{'a' * 300}.jsonl"  # longer than a name of this machine may be
+    fsspec.filesystem("memory").pipe_file(f"/sets/{name}", lines(*ROWS))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"a\.jsonl: no copy of it can be written: File name too long"):
+            load_annotations(f"memory://sets/{name}")

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.annotations import VideoRecord, load_annotations
+from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.source import NoDecodableClipError
 from fastvtp.data.storage.finding import UnreadableError, find_file
 from fastvtp.data.storage.shard_names import energon_fields
 from fastvtp.data.storage.tar_index import index_tar
+from fastvtp.data.survey import read_any, survey
 from fastvtp.data.video.decoding import Video, VideoDecodeError
 from fastvtp.errors import UserError
 from fastvtp.evaluation.report import bad_file_report, write_report
@@ -103,6 +105,34 @@ def test_lists_and_tars_tell_no_secret(store, caplog):
     with pytest.raises(UserError) as caught:
         VideoRecord("a", secret(store, "a.mp4"), ("a",), start=9.0, end=3.0)
     assert not tells(str(caught.value))
+
+
+def test_lists_that_cannot_be_read_tell_no_secret(store):
+    store.put("bucket/list.jsonl", b'{"video": "a.mp4"}\n')
+    for name, said in {
+        "films.tar.gz": "unpack it into a folder",
+        "films.parquet": "expected tars, or a list",
+        "gone.jsonl": "no such object",
+        "list.jsonl": "field 'caption': there is none",
+    }.items():
+        with pytest.raises(UserError, match=said) as caught:
+            load_annotations(secret(store, name))
+        assert not tells(str(caught.value))
+
+
+def test_a_list_behind_a_url_tells_no_secret(store, caplog):
+    caplog.set_level(logging.INFO)
+    named = store.put("bucket/names.jsonl", b'{"clip_name": "a", "caption": "x"}\n')
+    for videos in (None, secret(store, "films").partition("?")[0]):
+        found = load_annotations(VideoList(secret(store, "names.jsonl"), videos=videos))
+        assert [record.video.rpartition("@")[2].partition("/")[2] for record in found] == [
+            "bucket/a.mp4" if videos is None else "bucket/films/a.mp4"
+        ]
+    assert "is not listed: names become" in caplog.text
+    assert not tells(caplog.text)
+    shown = read_any(secret(store, "names.jsonl"))
+    assert shown.path == named
+    assert not tells(json.dumps(survey(shown)["data"]))
 
 
 def test_local_names_stay_as_they_are(tmp_path: Path):

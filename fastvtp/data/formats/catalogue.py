@@ -9,7 +9,7 @@ from fastvtp.data.formats.fetched import LIST_SUFFIXES
 from fastvtp.data.formats.lists import AUTO
 from fastvtp.data.formats.registry import CAPTIONS, LABEL, LABELS, QUESTIONS, ListFormat
 from fastvtp.data.formats.source import JSON_LINES, ListSource
-from fastvtp.data.locations import is_pattern, is_remote, to_be_unpacked, without_secrets
+from fastvtp.data.locations import is_pattern, is_remote, to_be_unpacked
 from fastvtp.errors import UserError, unknown_name
 
 FORMATS: dict[str, ListFormat] = {
@@ -49,12 +49,12 @@ def recognise(source: ListSource, wanted: str | None = None) -> ListFormat:
     """
     packed = "" if source.is_folder else to_be_unpacked(source.listed.path)
     if packed and (source.path.exists() or is_remote(source.listed.path) or is_pattern(source.listed.path)):
-        raise UserError(f"{source.listed.path}: {packed}")
+        raise UserError(f"{source}: {packed}")
     if not source.path.exists() and not tars.are_tars(source):
         if is_remote(source.listed.path):
-            lists, named = ", ".join(LIST_SUFFIXES), without_secrets(source.listed.path)
+            lists = ", ".join(LIST_SUFFIXES)
             raise UserError(
-                f"{named}: expected tars, or a list ({lists}); others are read from this machine: copy it here"
+                f"{source}: expected tars, or a list ({lists}); others are read from this machine: copy it here"
             )
         raise FileNotFoundError(f"{source.path}: no such file or folder")
     if source.listed.format not in (None, AUTO):

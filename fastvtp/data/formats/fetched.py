@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import threading
 from pathlib import Path
 
 from fastvtp.data.locations import is_remote, member_of, suffix_of, without_secrets
-from fastvtp.data.storage.finding import read_file
+from fastvtp.data.storage.finding import UnreadableError, read_file
 
 logger = logging.getLogger(__name__)
 
@@ -32,19 +33,26 @@ def local_copy(location: str) -> Path | None:
         return None
     with _lock:
         if location not in _copies:
-            content = read_file(location)
-            if not _folders:
-                _folders.append(tempfile.TemporaryDirectory(prefix="fastvtp-lists-"))
-            shown = without_secrets(location)
-            parts = [part for part in shown.partition("://")[2].split("/") if part not in ("", ".", "..")]
-            copy = Path(_folders[0].name, str(len(_copies)), *parts)
-            copy.parent.mkdir(parents=True)
-            copy.write_bytes(content)
-            logger.info("%s: read as %s; files beside it are not looked for", shown, copy)
-            _copies[location] = copy
+            content, shown = read_file(location), without_secrets(location)
+            try:
+                _copies[location] = _written(shown, content)
+            except OSError as error:
+                raise UnreadableError(location, f"no copy of it can be written: {error.strerror or error}") from None
+            logger.info("%s: read as %s; files beside it are not looked for", shown, _copies[location])
         return _copies[location]
 
 
+def _written(shown: str, content: bytes) -> Path:
+    if not _folders:
+        _folders.append(tempfile.TemporaryDirectory(prefix="fastvtp-lists-"))
+    parts = [part for part in shown.partition("://")[2].split("/") if part not in ("", ".", "..")]
+    copy = Path(_folders[0].name, str(len(_copies)), *parts)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_bytes(content)
+    return copy
+
+
 def folder_of(location: str) -> str:
-    """Return the URL of the folder that an object lies in."""
-    return without_secrets(location).rpartition("/")[0]
+    """Return the URL of the folder that an object lies in: with user and password, which hold for all that is there,
+    and without the signature, which holds for the object alone."""
+    return re.split(r"[?#]", location, maxsplit=1)[0].rpartition("/")[0]

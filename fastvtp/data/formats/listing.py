@@ -77,7 +77,7 @@ class Listing:
     @property
     def path(self) -> str:
         """The list as messages name it."""
-        return str(self.source.path) if self.source.path.exists() else self.listed.path
+        return str(self.source.path) if self.source.path.exists() else str(self.listed)
 
     def class_names(self) -> tuple[str, ...] | None:
         """Return the names of all classes where a file beside the list has them."""
@@ -109,7 +109,7 @@ class Listing:
         absent, found = len(self._absent), len(self._found)
         missing = {"videos": absent, "of": absent + found, "first": list(self._absent)[:_NAMED]}
         said = {
-            "list": without_secrets(self.listed.path),
+            "list": str(self.listed),
             "format": self.entry.name,
             "split": self._split(),
             **(counts or {}),
@@ -160,8 +160,8 @@ class Listing:
         if not videos and not self.empty:
             return
         if self.entry.holds_videos and self.listed.videos is not None:
-            ours = "its videos are those in it"
-            logger.warning("%s: %s, and not looked for in videos=%s", self.path, ours, self.listed.videos)
+            elsewhere = without_secrets(self.listed.videos)
+            logger.warning("%s: its videos are those in it, and not looked for in videos=%s", self.path, elsewhere)
         hidden = self.source.content.hidden if self.source.is_folder else []
         if hidden := [name for name in hidden if name != ENERGON]:
             number = counted(len(hidden), "name", "are")
@@ -297,7 +297,8 @@ class Listing:
         if not self._remote:
             return content_of(self._folder)
         if (content := content_of_url(self._folder)) is None:
-            logger.warning("%s: %s is not listed: names become %s/NAME.mp4", self.path, self._folder, self._folder)
+            folder = without_secrets(self._folder)
+            logger.warning("%s: %s is not listed: names become %s/NAME.mp4", self.path, folder, folder)
         return content
 
     def _by_name(self, video: str, split: object = None) -> str | None:
@@ -335,7 +336,7 @@ class Listing:
         if not absent:
             return
         share = f"{absent} of {counted(absent + found, 'video', 'are')}"
-        where = f"{share} not in {self._folder}: {few(list(self._absent))}"
+        where = f"{share} not in {without_secrets(self._folder)}: {few(list(self._absent))}"
         if self.policy == "refuse" or (not found and self.policy != "keep"):
             cure = "" if self.listed.videos else "; say where they lie with data.videos=FOLDER or --videos FOLDER"
             raise UserError(f"{self.path}: {where}{cure}")
@@ -364,12 +365,12 @@ def describe_list(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def describe_scored_list(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return `describe_list` of what was scored on, and warn where scores are of a part of it alone."""
-    description = describe_list(path)
-    missing = description.get("missing")
+    told = describe_list(path)
+    missing = told.get("missing")
     if missing is not None:
         share = f"{100 * missing['videos'] / missing['of']:.1f} % ({missing['videos']} of {missing['of']})"
-        logger.warning("%s: %s of its videos are missing: the scores are of the others alone", path, share)
-    return description
+        logger.warning("%s: %s of its videos are missing: the scores are of the others alone", told["list"], share)
+    return told
 
 
 def _source(given: ListSource, wanted: str | None) -> ListSource:

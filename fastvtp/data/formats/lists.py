@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, fields
 
+from fastvtp.data.locations import without_secrets
 from fastvtp.errors import UserError
 from fastvtp.settings import check_types
 
@@ -97,7 +98,8 @@ class VideoList:
         return self.path
 
     def __str__(self) -> str:
-        return self.path
+        """Return the path as messages may show it."""
+        return without_secrets(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)

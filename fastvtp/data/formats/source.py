@@ -74,7 +74,8 @@ class ListSource:
         return self.listed.path
 
     def __str__(self) -> str:
-        return self.listed.path
+        """Return the path as messages may show it."""
+        return str(self.listed)
 
     def first_row(self, read: Callable[[ListSource], Iterator[_Row]]) -> _Row | None:
         """Return the first row that a format's `read` gives, which `all_rows` gives again; None: there is none."""

@@ -75,4 +75,4 @@ def webdataset(source: ListSource) -> Iterator[Row]:
         yield Row(f"{sample.place}.json", fields, further=further)
     if without:
         lacking = f"{len(without)} of {counted(count, 'sample')}"
-        logger.warning("%s: %s have no video or picture, the first %s", path, lacking, without[0])
+        logger.warning("%s: %s have no video or picture, the first %s", source, lacking, without[0])
