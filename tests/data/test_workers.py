@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 from itertools import count
@@ -18,6 +19,8 @@ from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.pipeline import Feed
 from fastvtp.data.source import ENDED_WORKERS, TOOK_TOO_LONG, ClipSource, NoDecodableClipError, Sample
 from fastvtp.data.wordpiece import CaptionTokenizer
+from fastvtp.data.workers import pool
+from fastvtp.data.workers.child_processes import start
 from fastvtp.data.workers.pool import ClipWorkers, WorkersLostError
 from tests.data.clips import write_clip
 from tests.data.loaders import make_loader
@@ -249,6 +252,30 @@ def test_a_worker_that_is_stopped_before_it_has_begun_holds_nobody_up():
         workers.begin(iter(range(4)))
         assert [int(sample.arrays[0][0]) for sample in workers.take(range(4))] == [0, 1, 2, 3]
         assert first not in workers.pids
+
+
+def test_much_that_is_bad_makes_nobody_wait_for_a_worker_that_is_stopped_before_it_has_begun(tmp_path, monkeypatch):
+    """The pipe to a worker holds a few hundred of such messages."""
+    started = []
+
+    def start_and_stop_the_second(*arguments):
+        process, ours = start(*arguments)
+        started.append(process.pid)
+        if len(started) == 2:
+            os.kill(process.pid, signal.SIGSTOP)
+            overdue.start()
+        return process, ours
+
+    overdue = threading.Timer(90.0, lambda: os.kill(started[1], signal.SIGKILL))
+    monkeypatch.setattr(pool, "start", start_and_stop_the_second)
+    with ClipWorkers(Made({2: die}, str(tmp_path / "done")), num_workers=1, ahead=2, slot_bytes=5000) as workers:
+        workers.set_aside({f"/films/{number}.mp4": "odd" for number in range(6, 3000)})
+        workers.begin(count())
+        found = [int(sample.arrays[0][0]) for n in range(0, 8, 2) for sample in workers.take([n, n + 1])]
+        waited = overdue.finished.is_set()
+        overdue.cancel()
+    assert found == [*range(6), -1, -1]
+    assert (len(started), waited) == (3, False)
 
 
 def test_files_are_not_to_blame_for_a_machine_that_slept(monkeypatch):

@@ -214,8 +214,8 @@ class ClipWorkers:
         while self._waiting:
             # of a row that shows the same frames: where they have been decoded
             worker = self._last if self._waiting[0].number % self._in_a_row else None
-            if worker is None or worker not in self._workers:
-                ready = [worker for worker in self._workers if worker and len(worker.tasks) < _QUEUED]
+            if worker is None or worker not in self._workers or worker.told < len(self._bad):
+                ready = [worker for worker in self._workers if worker and self._is_ready(worker)]
                 if not ready:
                     return
                 worker = min(ready, key=lambda worker: len(worker.tasks))
@@ -301,10 +301,15 @@ class ClipWorkers:
         if self._lost > _MOST_LOST:
             raise WorkersLostError(f"{_MOST_LOST} decoding workers ended in a row, the last {how}{place}")
 
+    def _is_ready(self, worker: _Worker) -> bool:
+        return len(worker.tasks) < _QUEUED and worker.told == len(self._bad)
+
     def _tell(self) -> None:
-        """Tell each worker of the bad files that it has not heard of."""
+        """Tell each worker that listens of the bad files that it has not heard of: more than waits in a pipe may be."""
         for worker in self._workers:
-            while worker is not None and worker.told < len(self._bad):
+            if worker is None or self._memory.told(worker.place)[0] == STARTING:
+                continue
+            while worker.told < len(self._bad):
                 with contextlib.suppress(OSError):
                     worker.connection.send(self._bad[worker.told])
                 worker.told += 1
