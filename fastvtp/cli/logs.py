@@ -17,16 +17,27 @@ class LinesBesideBars(logging.StreamHandler):
         self._after: list[Any] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record."""
+        """Write a record. What fails in that ends nothing: it is said as `logging.Handler.handleError` says it."""
         tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)  # who draws no bar need not import it
-        bars = [] if tqdm is None else [bar for bar in list(getattr(tqdm, "_instances", ())) if not bar.disable]
-        if tqdm is None or not bars:
+        try:
+            if tqdm is None:
+                super().emit(record)
+            else:
+                with tqdm.get_lock():  # other threads make, draw and close bars
+                    self._emit_beside(record, tqdm)
+        except Exception:
+            self.handleError(record)
+
+    def _emit_beside(self, record: logging.LogRecord, tqdm: Any) -> None:
+        # one that another thread is making has no attributes yet, and is not drawn
+        bars = [bar for bar in list(getattr(tqdm, "_instances", ())) if not getattr(bar, "disable", True)]
+        if not bars:
             super().emit(record)
         elif self.stream.isatty():
             with tqdm.external_write_mode(file=self.stream):
                 super().emit(record)
         else:
-            drawn = [(id(bar), bar.last_print_t, bar.postfix) for bar in bars]
+            drawn = [(id(bar), getattr(bar, "last_print_t", None), getattr(bar, "postfix", None)) for bar in bars]
             if drawn != self._after:  # since the last line: what is drawn in place ends no line
                 self.stream.write("\n")
             self._after = drawn

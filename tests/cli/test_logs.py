@@ -96,3 +96,54 @@ def test_commands_name_files_on_lines_of_their_own(tmp_path, command):
     warnings = [line for line in _shown(said) if "WARNING" in line]
     assert warnings
     assert all(line.startswith("WARNING ") for line in warnings)
+
+
+CROWD = """
+import logging, sys, threading
+from fastvtp.cli.logs import log_to_stderr
+sys.setswitchinterval(1e-5)
+log_to_stderr(logging.INFO, "%(message)s")
+from tqdm import tqdm
+failed = []
+def bars():
+    for _ in range(300):
+        made = [tqdm(total=3, leave=False) for _ in range(5)]
+        for bar in made:
+            bar.close()
+def lines():
+    while any(thread.is_alive() for thread in drawing):
+        try:
+            logging.info("a line")
+        except Exception as error:
+            failed.append(repr(error))
+drawing = [threading.Thread(target=bars) for _ in range(2)]
+logs = threading.Thread(target=lines)
+for thread in (*drawing, logs):
+    thread.start()
+for thread in (*drawing, logs):
+    thread.join()
+print(*set(failed))
+"""
+
+
+def test_a_line_may_come_while_another_thread_makes_a_bar():
+    done = subprocess.run([sys.executable, "-c", CROWD], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+    assert "Logging error" not in done.stderr
+
+
+def test_a_log_that_nobody_reads_ends_nothing():
+    program = (
+        PROGRAM.partition("with outer")[0]
+        + """
+import os
+read, write = os.pipe()
+os.close(read)
+os.dup2(write, 2)
+logging.info("nowhere")
+print("alive", flush=True)
+os._exit(0)
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "alive\n")
