@@ -59,7 +59,13 @@ def json_digest(value: Any) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is complete under its final name; an interrupted run leaves only a temporary name behind."""
+    """Write a file that is complete under its final name; an interrupted run leaves only a temporary name behind.
+
+    A device or a pipe, such as /dev/stdout, is written to and stays what it is.
+    """
+    if path.parent == Path("/dev") or (path.exists() and not path.is_file()):
+        path.write_bytes(content)
+        return
     # processes of two machines that share the folder may have the same number
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:

@@ -1,9 +1,11 @@
 import hashlib
+import os
 import shutil
+import threading
 
 import pytest
 
-from fastvtp.files import json_digest, publish_folder, remove_folder, replace_folder
+from fastvtp.files import json_digest, publish_folder, remove_folder, replace_folder, write_atomically
 
 
 def write(folder, content):
@@ -46,3 +48,15 @@ def test_what_is_deleted_has_lost_its_name_before(tmp_path, monkeypatch):
 def test_the_digest_of_a_value_does_not_depend_on_the_order_of_its_names():
     expected = hashlib.sha256(b'{"a": [1, null], "b": "x"}').hexdigest()[:16]
     assert json_digest({"b": "x", "a": [1, None]}) == json_digest({"a": (1, None), "b": "x"}) == expected
+
+
+def test_a_pipe_or_device_is_written_to_and_stays(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    write_atomically(pipe, b"content")
+    assert pipe.is_fifo()
+    reader.join(10)
+    assert read == [b"content"]
