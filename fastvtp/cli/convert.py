@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fastvtp.cli.options import add_commands
+from fastvtp.cli.outputs import check_output_folder
 from fastvtp.cli.together import by_first
 
 
@@ -91,6 +92,7 @@ def convert(
     """
     from fastvtp.systems.conversion import convert as run_conversion
 
+    check_output_folder(Path(output), "OUT")
     done = run_conversion(
         source,
         output,

@@ -106,7 +106,7 @@ def _stop(message: object, status: int) -> NoReturn:
     if rank != "0":
         time.sleep(_FIRST_FIRST)  # of a mistake that all processes find the first one tells
     if isinstance(message, OSError) and message.filename is not None and message.strerror:
-        message = f"{os.fspath(message.filename)}: {message.strerror}"
+        message = f"{message.filename}: {message.strerror}"
     print(f"fastvtp{'' if rank == '0' else f', process {rank}'}: {message}", file=sys.stderr)
     sys.stderr.flush()
     sys.exit(status)

@@ -3,30 +3,42 @@
 import os
 from pathlib import Path
 
+from fastvtp.data.locations import spelled, without_secrets
 from fastvtp.errors import UserError
 
 
 def check_output_file(path: Path | None, option: str = "--output") -> None:
-    """Raise UserError, which names the option, where a file cannot be written for what lies there already."""
+    """Raise UserError, which names the option, where a file cannot be written for what lies there already.
+
+    A device or a pipe may be written to, whatever holds it.
+    """
     if path is None:
         return
+    _check_here(path, option, "file")
     if path.is_dir():
         raise UserError(f"{option} {path}: is a folder, expected the name of a file")
-    _check_around(path, option)
+    if path.is_file() or not path.exists():
+        _check_around(path, path.absolute().parent, option)
 
 
 def check_output_folder(path: Path | None, option: str = "--output") -> None:
     """Raise UserError, which names the option, where a folder cannot be written to for what lies there already."""
     if path is None:
         return
+    _check_here(path, option, "folder")
     if path.exists() and not path.is_dir():
         raise UserError(f"{option} {path}: is a file, expected a folder")
-    _check_around(path / "report.json", option)
+    _check_around(path, path.absolute(), option)
 
 
-def _check_around(path: Path, option: str) -> None:
-    """Raise UserError where the folder that is to hold a path cannot be, or cannot be written to."""
-    around = path.absolute().parent
+def _check_here(path: Path, option: str, kind: str) -> None:
+    """Raise UserError for a URL: a path of that name would be a folder "s3:" of the one that the command runs in."""
+    if "://" in (text := spelled(path)):
+        raise UserError(f"{option} {without_secrets(text)}: is a URL, expected a {kind} of this machine")
+
+
+def _check_around(path: Path, around: Path, option: str) -> None:
+    """Raise UserError where the folder that a path is written to, `around`, cannot be, or cannot be written to."""
     while not os.path.lexists(around):
         around = around.parent
     if not around.is_dir():

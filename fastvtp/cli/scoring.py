@@ -95,11 +95,11 @@ def evaluate(
         training = None if train_data is None else replace(lists, split=None).of(train_data)
         opened = open_model(model, device)
         way = architecture_of(opened.model).scored_by
-        for option, value, of, who in (
-            ("--top-k", texts.top_k, "matching", "have a matching head"),
-            ("--train-data", train_data, "questions", "answer questions"),
+        for option, value, ways, who in (
+            ("--top-k", texts.top_k, ("matching",), "have a matching head"),
+            ("--train-data", train_data, ("questions", "captions"), "answer questions"),  # captioners answer, too
         ):
-            if value is not None and way != of:
+            if value is not None and way not in ways:
                 raise UserError(f"{option} {value}: is for models that {who}, {model} is none")
         return protocol, opened, lists.of(data), training
 

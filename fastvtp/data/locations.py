@@ -24,6 +24,7 @@ SEPARATOR = "::"
 _PACKED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".zip", ".7z", ".rar")
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # at least two letters: "C:" is a drive
+_URL_AS_PATH = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 # of a URL a query may follow, as those have that are signed
 _MEMBER = re.compile(r"(.*?\.(?:tar|parquet)(?:\?(?:(?!::).)*)?)::(.+)", re.DOTALL)
 
@@ -61,6 +62,12 @@ def unquoted(text: str) -> str:
 def is_remote(location: str) -> bool:
     """Tell whether a location is a URL, or a member of an archive that one names."""
     return _SCHEME.match(location) is not None
+
+
+def spelled(location: str | os.PathLike[str]) -> str:
+    """Return a location as it was written: a path keeps one slash of the two of a URL that it was made of."""
+    text = os.fspath(location)
+    return _URL_AS_PATH.sub(r"\1://", text) if isinstance(location, os.PathLike) else text
 
 
 def is_pattern(location: str | os.PathLike[str]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fastvtp.data.locations import is_remote, located, without_secrets
+from fastvtp.data.locations import is_remote, located, spelled, without_secrets
 from fastvtp.data.workers.helper_process import end_idle_helpers
 from fastvtp.errors import UserError, counted
 from fastvtp.preparation.decisions import decide, undecided, undo_decisions
@@ -31,7 +30,6 @@ from fastvtp.preparation.staleness import staleness_of
 logger = logging.getLogger(__name__)
 
 _NAMED = 5
-_URL_AS_PATH = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")  # a path keeps one slash of the two of a URL
 
 
 @dataclass(frozen=True)
@@ -139,10 +137,7 @@ def conclude(source: str | os.PathLike[str], output: str | os.PathLike[str], set
 
 def local_folder(output: str | os.PathLike[str]) -> Path:
     """Return the absolute path of the folder of the shards. Raises UserError for a URL."""
-    text = os.fspath(output)
-    if isinstance(output, os.PathLike):
-        text = _URL_AS_PATH.sub(r"\1://", text)
-    place = located(text, os.getcwd())
+    place = located(spelled(output), os.getcwd())
     if is_remote(place):
         raise UserError(
             f"{without_secrets(place)}: shards are written to a folder of this machine: prepare to one, then copy it "

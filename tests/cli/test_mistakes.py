@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from fastvtp.architecture import architectures
+from fastvtp.cli.outputs import check_output_file, check_output_folder
+from fastvtp.errors import UserError
 from tests.cli.test_main import run
 from tests.data.clips import write_lines
 
@@ -33,6 +36,11 @@ OUTPUTS = [
     ("data show absent.jsonl --json folder", "--json folder: is a folder, expected the name of a file"),
     ("plan absent --json folder", "--json folder: is a folder, expected the name of a file"),
     ("ablate simvtp --output file", "--output file: is a file, expected a folder"),
+    ("extract absent list.jsonl --output s3://bucket/f", "--output s3://bucket/f: is a URL, expected a folder of this"),
+    ("caption absent list.jsonl --output s3://bucket/c.jsonl", "--output s3://bucket/c.jsonl: is a URL, expected a fi"),
+    ("plan absent --json gs://b/plan.json", "--json gs://b/plan.json: is a URL, expected a file of this machine"),
+    ("convert absent.pth s3://bucket/model", "OUT s3://bucket/model: is a URL, expected a folder of this machine"),
+    ("ablate simvtp --output s3://b/a", "--output s3://b/a: is a URL, expected a folder of this"),
 ]
 
 
@@ -49,6 +57,10 @@ OUTPUTS = [
         (
             "pretrain simvtp_tiny data.train=list.jsonl data.test=none output_dir=file",
             "output_dir=file is a file; give",
+        ),
+        (
+            "pretrain simvtp_tiny data.train=list.jsonl data.test=none output_dir=s3://bucket/run",
+            "output_dir=s3://bucket/run is a URL; give a folder of this machine",
         ),
     ],
 )
@@ -72,14 +84,51 @@ def test_a_negative_seed_of_pictures_is_refused(capsys, monkeypatch, here):
     assert "'--seed'" in err
 
 
+def _opens(monkeypatch, scored_by):
+    monkeypatch.setattr("fastvtp.systems.catalogue.open_model", lambda *_: type("Opened", (), {"model": None}))
+    monkeypatch.setattr("fastvtp.architecture.architecture_of", lambda _: type("Known", (), {"scored_by": scored_by}))
+
+
 @pytest.mark.parametrize("option", ["--top-k", "--train-data"])
 def test_an_option_of_other_models_is_refused(capsys, monkeypatch, here, option):
-    class Opened:
-        model = None
-
-    monkeypatch.setattr("fastvtp.systems.catalogue.open_model", lambda *_: Opened)
-    monkeypatch.setattr("fastvtp.architecture.architecture_of", lambda _: type("Known", (), {"scored_by": "retrieval"}))
+    _opens(monkeypatch, "retrieval")
     status, _, err = run(capsys, monkeypatch, "evaluate", "mine", "list.jsonl", option, "3")
     assert (status, err.count("\n")) == (2, 1)
     assert f"{option} 3: is for models that " in err
     assert err.endswith("mine is none\n")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("video_captioner", ("--train-data", "train.jsonl")),  # which answers questions where the list has some
+        ("alpro_qa", ("--train-data", "train.jsonl")),
+        ("alpro_retrieval", ("--top-k", "3")),
+    ],
+)
+def test_an_option_of_a_model_reaches_its_scores(capsys, monkeypatch, here, architecture, options):
+    _opens(monkeypatch, architectures()[architecture].scored_by)
+    asked = []
+    monkeypatch.setattr("fastvtp.evaluation.scoring.evaluate", lambda *_, **given: asked.append(given) or {})
+    status, _, err = run(capsys, monkeypatch, "evaluate", "mine", "list.jsonl", "--device", "cpu", *options)
+    assert (status, err) == (0, "")
+    assert str(asked[0]["train_data"] or asked[0]["protocol"].top_k) == options[1]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_as_it_was_given(monkeypatch, here):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UserError) as raised:
+        check_output_folder(Path("folder"))
+    assert str(raised.value) == f"--output folder: no permission to write in {here}/folder"
+    with pytest.raises(UserError) as raised:
+        check_output_folder(Path("absent/deep"))
+    assert str(raised.value) == f"--output absent/deep: no permission to write in {here}"
+    check_output_file(Path("/dev/null"))  # whose folder nobody need write to
+
+
+def test_an_error_of_the_system_may_be_of_a_number(capsys, monkeypatch, here):
+    def fail(*_):
+        raise OSError(9, "Bad file descriptor", 7)
+
+    monkeypatch.setattr("fastvtp.systems.recipes.recipe_summaries", fail)
+    assert run(capsys, monkeypatch, "recipes")[2] == "fastvtp: 7: Bad file descriptor\n"
