@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fastvtp.cli.launching import AnyRecipe
-from fastvtp.cli.options import add_commands
+from fastvtp.cli.options import Quiet, add_commands
 from fastvtp.cli.outputs import check_output_file
 from fastvtp.cli.training import Overrides, Preset
 
@@ -80,6 +80,7 @@ def plan(
     probe: Annotated[
         int, typer.Option(min=0, help="How many videos of data.train to open, evenly spread over the list.")
     ] = 20,
+    quiet: Quiet = False,
     *,
     machines: MachineOptions,
     data: DataOptions,
@@ -90,7 +91,7 @@ def plan(
     changes. Where data.train is there, its clips, its vocabulary, some of its texts and some of its videos are looked
     at in place of what is assumed of them. Nothing is run.
     """
-    from fastvtp.errors import ConfigError
+    from fastvtp.errors import ConfigError, UserError
     from fastvtp.files import write_atomically
     from fastvtp.systems.recipes import get_recipe
     from fastvtp.training.config import apply_overrides
@@ -111,7 +112,12 @@ def plan(
     seen = None
     if not missing.keys() & {"data.train", "data.more", "data.images", "data.class_names", "data.features"}:
         config.data.use_storage()
-        seen = look_at_data(config, files=probe)
+        try:
+            seen = look_at_data(config, files=probe, progress=not quiet)
+        except (UserError, OSError) as error:
+            if missing.keys() <= _NOT_NEEDED:
+                raise
+            missing["data.train"] = f"data.train={config.data.train} was not looked at: {error}"
     measured = {} if seen is None else {name: seen.measured[name] for name in seen.measured if name not in given}
     sources = {} if seen is None else {name: seen.sources[name] for name in measured}
     found = describe(config, Assumptions(**{**measured, **given}), seen, sources)
@@ -120,6 +126,10 @@ def plan(
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, (json.dumps({"recipe": recipe, "preset": preset, **found}, indent=2) + "\n").encode())
     _print(found)
+
+
+_NOT_NEEDED = {"data.test", "init", "text_init"}
+"""Settings without whose files data.train can be looked at as the run will read it."""
 
 
 def _names(overrides: list[str] | None) -> set[str]:
@@ -137,7 +147,8 @@ def _print(found: dict[str, Any]) -> None:
     end = "Nothing is measured." if data is None else "Measured are the data, and the assumptions that say so."
     console.print(f"All figures are models, of the configuration and of the assumptions below. {end}")
     for setting, said in found["missing"].items():
-        kept = ": its clips, files and texts are assumed" if setting.startswith("data.") else ""
+        is_assumed = data is None and setting.startswith("data.") and setting not in _NOT_NEEDED
+        kept = ": its clips, files and texts are assumed" if is_assumed else ""
         console.print(f"not here{kept}: {said}", markup=False, highlight=False)
     for columns, rows in (
         *(() if data is None else ((("data", "found"), data_lines(data)),)),

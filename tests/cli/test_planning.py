@@ -148,3 +148,38 @@ def test_classes_of_the_data_are_counted(capsys, monkeypatch, tmp_path):
     before = plan(config, Assumptions(gpus=1))["run"]["parameters"]
     more = 5 - config.model.num_classes
     assert found["run"]["parameters"] == before + more * (config.model.width + 1)
+
+
+def test_data_whose_run_needs_what_is_not_there_yet_are_assumed(capsys, monkeypatch, tmp_path, captioned_videos):
+    """The recipe names entities and a prompter that other commands make first."""
+    monkeypatch.chdir(tmp_path)
+    train = captioned_videos / "train.jsonl"
+    found, text = planned(capsys, monkeypatch, tmp_path, "alpro_pretrain_tiny", f"data.train={train}")
+    said = f"data.train={train} was not looked at: runs/demo/data/entities.txt: no such file"
+    assert found["data"] is None
+    assert found["missing"]["data.train"] == said
+    assert f"not here: its clips, files and texts are assumed: {said}" in text
+
+
+def test_a_list_that_cannot_be_read_is_refused_whatever_else_is_missing(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.jsonl").write_text("{\n")
+    status, _, err = run(capsys, monkeypatch, "plan", "retrieval_finetune_tiny", "data.train=list.jsonl")
+    assert status == 2
+    assert "list.jsonl" in err
+
+
+def test_missing_test_data_leave_the_rest_measured(capsys, monkeypatch, tmp_path, captioned_videos):
+    monkeypatch.chdir(tmp_path)
+    given = f"data.train={captioned_videos / 'train.jsonl'}"
+    found, text = planned(capsys, monkeypatch, tmp_path, "alpro_prompter_tiny", given, "--probe", "1")
+    assert found["data"]["clips"] == 20
+    assert "not here: data.test=runs/demo/data/test.jsonl does not exist" in text
+    assert "are assumed: data" not in text
+
+
+def test_the_opening_of_videos_is_shown_unless_it_is_to_be_quiet(capsys, monkeypatch, tmp_path, tiny_settings):
+    for quiet in ((), ("--quiet",)):
+        status, _, err = run(capsys, monkeypatch, "plan", "simvtp_demo", *tiny_settings, "--probe", "1", *quiet)
+        assert status == 0, err
+        assert ("probing" in err) is not bool(quiet)
