@@ -17,7 +17,6 @@ from fastvtp.tensor_files import has_shards, read_model
 
 _WRAPPERS = ("model", "module", "state_dict", "model_state_dict")
 _INDEX_NAME, _PICKLE_NAME = "model.safetensors.index.json", "pytorch_model.bin"
-_PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 # what training loops save beside the weights: their command line, and rates that numpy computed
 _LEFT_OUT = (
     "argparse.Namespace",
@@ -99,6 +98,8 @@ def _read_folder(folder: Path) -> dict[str, Any]:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
+    if path.suffix not in WEIGHTS_SUFFIXES:
+        raise CheckpointError(f"{path} must end in {', '.join(WEIGHTS_SUFFIXES)}, or be a folder")
     if not path.stat().st_size:
         raise CheckpointError(f"{path} is empty: 0 bytes, expected weights")
     if path.suffix == ".safetensors":
@@ -110,8 +111,6 @@ def _read_file(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
     if path.suffix == ".npz":
         return _read_npz(path)
-    if path.suffix not in _PICKLE_SUFFIXES:
-        raise CheckpointError(f"{path} must end in {', '.join(WEIGHTS_SUFFIXES)}, or be a folder")
     with torch.serialization.safe_globals([(_LeftOut, name) for name in _LEFT_OUT]):
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)

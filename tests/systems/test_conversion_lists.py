@@ -151,7 +151,7 @@ def test_answers_may_be_a_table_of_classes(place):
         ("alpro_qa", "answers", "a\nb\nc\na\n", "list.txt: lists 'a' more than once"),
         ("alpro_qa", "answers", "", "list.txt: lists no answers"),
         ("alpro_qa", "answers", None, "list.txt: no such file"),
-        ("alpro_qa", "answers", b"\xff", "list.txt: expected UTF-8 text"),
+        ("alpro_qa", "answers", b"\xff", "list.txt, line 1: expected UTF-8 text"),
         ("alpro_qa", "entities", "a\nb\nc\nd\n", "this alpro_qa has no outputs for entities: leave out list.txt"),
         ("alpro_qa", "classes", "a\nb\nc\nd\n", "this alpro_qa has no outputs for classes: leave out list.txt"),
         ("alpro", "answers", "a\nb\nc\nd\n", "this alpro has no outputs for answers: leave out list.txt"),

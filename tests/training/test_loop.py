@@ -88,7 +88,7 @@ def test_a_run_is_never_overwritten(tiny_settings):
     before = (Path(config.output_dir) / "metrics.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="already holds a run: add --resume"):
         train(config, progress_bar=False)
-    with pytest.raises(ConfigError, match=r"batch_size, optimizer.learning_rate differ"):
+    with pytest.raises(ConfigError, match=r"batch_size: was 4, is 5; optimizer.learning_rate: was .*, is 1; set"):
         train(configure(tiny_settings, "batch_size=5", "optimizer.learning_rate=1"), resume=True, progress_bar=False)
     assert (Path(config.output_dir) / "metrics.jsonl").read_bytes() == before
 
