@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fastvtp.errors import ConfigError
+from fastvtp.errors import ConfigError, counted
 from fastvtp.model_folder import RUN_CONFIG_NAME, step_folders
 from fastvtp.training.config import TrainConfig, differing_settings, saved_steps
 from fastvtp.training.metrics import records_in
@@ -48,7 +48,8 @@ _MOST_NAMED = 8  # settings in a refusal
 def check_resumable(config: TrainConfig, *, resume: bool) -> bool:
     """Tell whether the output folder has checkpoints to go on from; False for a fresh start.
 
-    Raises ConfigError rather than overwrite a run, or resume one under settings that would change its numbers.
+    A run without any checkpoint starts anew, which is said. Raises ConfigError rather than overwrite a run, or resume
+    one, with checkpoints or without, under settings that would change its numbers.
     """
     run_dir = Path(config.output_dir)
     config_path, checkpoints = run_dir / RUN_CONFIG_NAME, step_folders(run_dir)
@@ -56,18 +57,20 @@ def check_resumable(config: TrainConfig, *, resume: bool) -> bool:
         return False
     if not resume:
         raise ConfigError(f"{run_dir} already holds a run: add --resume to continue it, or choose another output_dir")
-    if not checkpoints:
-        if recorded := records_in(run_dir):
-            logger.warning("%s has no checkpoint: starts anew, without the %d steps on record", run_dir, recorded)
-        return False
     free = {entry.name for entry in fields(config.options) if entry.metadata.get("free_on_resume")}
     kept = _FREE_ON_RESUME | {"steps"} | free
     changed = {name: values for name, values in differing_settings(config, config_path).items() if name not in kept}
     if changed:
+        anew = f"start a new run from its weights: init={run_dir} and another output_dir"
         raise ConfigError(
             f"cannot resume {run_dir}, whose settings are in {config_path}: {_in_words(changed)}; set them back, or "
-            f"start a new run from its weights: init={run_dir} and another output_dir"
+            f"{anew if checkpoints else 'choose another output_dir: it has no checkpoint to start from'}"
         )
+    if not checkpoints:  # under the same settings: what is on record will be written again
+        recorded = records_in(run_dir)
+        without = f", without the {counted(recorded, 'step')} on record" if recorded else ""
+        logger.warning("%s has no checkpoint: starts anew%s", run_dir, without)
+        return False
     return True
 
 

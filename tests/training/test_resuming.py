@@ -82,3 +82,19 @@ def test_a_refusal_of_many_settings_is_bounded(tmp_path):
     with pytest.raises(ConfigError, match="; precision: was float32, is bfloat16; and 1 more; set") as refused:
         check_resumable(configured(tmp_path / "mine", *(f"model.{name}" for name in names), *more), resume=True)
     assert str(refused.value).count(": was ") == 8
+
+
+def test_a_run_without_a_checkpoint_is_said_to_begin_anew(tmp_path, caplog):
+    save_config(configured(tmp_path), tmp_path / RUN_CONFIG_NAME)
+    assert not check_resumable(configured(tmp_path, "steps=9"), resume=True)
+    assert caplog.messages == [f"{tmp_path} has no checkpoint: starts anew"]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    caplog.clear()
+    assert not check_resumable(configured(tmp_path), resume=True)
+    assert caplog.messages == [f"{tmp_path} has no checkpoint: starts anew, without the 1 step on record"]
+
+
+def test_a_run_without_a_checkpoint_is_not_mixed_with_one_of_other_settings(tmp_path):
+    save_config(configured(tmp_path), tmp_path / RUN_CONFIG_NAME)
+    with pytest.raises(ConfigError, match=": seed: was 0, is 3; set them back, or choose another output_dir: it"):
+        check_resumable(configured(tmp_path, "seed=3"), resume=True)
