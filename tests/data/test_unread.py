@@ -1,5 +1,6 @@
 """What of a list is not read, and what is said of one that cannot be."""
 
+import json
 import logging
 
 import pytest
@@ -43,6 +44,29 @@ def test_columns_that_are_not_read_are_said(tmp_path, caplog):
     assert f"{tmp_path}/list.csv: no span is read from start_sec, end_sec: {expected}" in caplog.messages
     assert "list.csv: video=path, caption=text; not read: start_sec, end_sec" in caplog.messages
     assert f"{own}: no span is read from clip_start: {expected}" in caplog.messages
+
+
+@pytest.mark.parametrize("video", ["video", "path"])
+def test_fields_of_any_line_that_look_like_spans_are_said(tmp_path, caplog, video):
+    rows = [{video: f"{n}.mp4", "caption": "x"} for n in range(4)]
+    rows[1] |= {"begin": 1, "stop": 2}
+    rows[3] |= {"beginTime": 1}
+    path = write_lines(tmp_path / "list.jsonl", *rows)
+    load_annotations(path)
+    expected = "expected start, end, start_frame or end_frame"
+    assert caplog.messages == [f"{path}: no span is read from begin, stop, beginTime: {expected}"]
+
+
+def test_fields_that_no_reader_knows_are_said_of_our_own_lists(tmp_path, caplog):
+    rows = [{"video": "a.mp4", "captoin": "x"}, {"video": "b.mp4", "captoin": "y", "who": 1}]
+    asked = {"video": "a.mp4", "question": "who?", "answer": "x", "question_id": 3}
+    (tmp_path / "own.json").write_text(json.dumps([{**asked, "whom": 1}]))
+    with caplog.at_level(logging.INFO):
+        load_videos(write_lines(tmp_path / "own.jsonl", *rows))
+        load_questions(tmp_path / "own.json")
+        load_questions(write_lines(tmp_path / "known.jsonl", {"video": "a.mp4", "question": "who?", "answer": "x"}))
+    said = [message for message in caplog.messages if "not read" in message]
+    assert said == ["own.jsonl: not read: captoin, who", "own.json: not read: whom"]
 
 
 def test_ids_of_several_records_are_said_once(tmp_path, caplog):

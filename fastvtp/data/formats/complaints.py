@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterable, Mapping
 
+from fastvtp.data.formats import general
 from fastvtp.data.formats.registry import CAPTIONS, LABEL, LABELS, QUESTIONS, TELLINGS, ListFormat, Row
 from fastvtp.data.formats.source import ListSource
 from fastvtp.data.locations import to_be_unpacked
-from fastvtp.errors import UserError
+from fastvtp.errors import UserError, counted
 
+logger = logging.getLogger(__name__)
+
+_NAMED = 5
+_LIKE_A_SPAN = re.compile(
+    r"(?:^|_)(?:start|end|begin|stop|timestamps?)(?:_|$)|^(?:start|end|begin|stop)[A-Z]", re.ASCII
+)
+# texts, tables, features and the like that lie beside videos
+_BESIDE_VIDEOS = frozenset(
+    {
+        *(".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".vtt", ".srt", ".wav", ".mp3", ".npy", ".npz", ".pt"),
+        *(".pkl", ".xml", ".yaml", ".yml", ".log", ".html", ".py", ".sh", ".pdf"),
+    }
+)
 _MOST_SPLITS = 12
 _TOLD_BY = {"question": QUESTIONS, "caption": CAPTIONS, "label": LABEL, "labels": LABELS}  # by the field
 _READ_BY = {
@@ -46,3 +62,33 @@ def several_splits(path: str, splits: Iterable[str], every: str) -> UserError:
         first, last = first[:_MOST_SPLITS], f"{len(first) + 1 - _MOST_SPLITS} more"
     how = f"data.split=NAME or --split NAME; {every!r} takes every one"
     return UserError(f"{path}: holds the splits {', '.join(first)} and {last}: say which with {how}")
+
+
+def say_unread(path: str, source: ListSource, entry: ListFormat) -> None:
+    """Say which columns and fields of a list that was read are not read, and which files of a folder are not.
+
+    path: the list as messages name it.
+    """
+    if entry in (general.jsonl, general.vindlu, general.table, general.huggingface):
+        read, unread = general.columns_of(source, entry)
+        if spans := [name for name in unread if _LIKE_A_SPAN.search(name)]:
+            named = "start, end, start_frame or end_frame"
+            logger.warning("%s: no span is read from %s: expected %s", path, ", ".join(spans), named)
+        if unread and not source.prepared:
+            said = ", ".join(f"{name}={column}" for name, column in read.items())
+            logger.info("%s: %snot read: %s", source.path.name, f"{said}; " if entry.columns else "", few(unread))
+    if entry in (general.folder, general.class_folders):
+        content = source.content
+        others = {suffix: count for suffix, count in content.others.items() if suffix not in _BESIDE_VIDEOS}
+        if others:
+            held = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(others.items()))
+            logger.warning("%s: files of other suffixes than videos are passed over: %s", path, held)
+        top = [name for name in content.videos if "/" not in name]
+        if top and entry is general.class_folders:
+            number = counted(len(top), "video", "are")
+            logger.warning("%s: %s in no folder of a class and passed over: %s", path, number, few(top))
+
+
+def few(names: list[str]) -> str:
+    """Return some names for a log line, and dots for the others."""
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

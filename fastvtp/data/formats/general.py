@@ -182,10 +182,13 @@ def _columns(source: ListSource, names: list[str], *, strict: bool = True) -> di
 
 
 def columns_of(source: ListSource, entry: ListFormat) -> tuple[dict[str, str], list[str]]:
-    """Return which column, or field of the first object, holds what, and those that are not read."""
-    names = [*source.first] or source.cells
-    by_name = {name: name for name in USUAL if name in names} | ({"image": "image"} if "image" in names else {})
-    read = _columns(source, names, strict=False) if entry.columns else by_name
+    """Return which column, or field, of a list that was read holds what, and those of any line that are not read."""
+    names = [*source.names] or [*source.first] or source.cells
+    if entry.columns:
+        read = _columns(source, [*source.first] or source.cells, strict=False)
+    else:
+        read = {name: name for name in (*USUAL, "image") if name in names}
+        read |= {"question_id": "question_id"} if entry is vindlu and "question_id" in names else {}
     return read, [name for name in names if name not in read.values()]
 
 

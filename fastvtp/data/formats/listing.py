@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from fastvtp.data.formats import general
 from fastvtp.data.formats.catalogue import EXPECTED, find_format, recognise
-from fastvtp.data.formats.complaints import no_field, nothing_listed, several_splits
+from fastvtp.data.formats.complaints import few, no_field, nothing_listed, say_unread, several_splits
 from fastvtp.data.formats.lists import WHAT_BECOMES, VideoList
 from fastvtp.data.formats.registry import LABEL, LABELS, TELLINGS, Row, split_name
 from fastvtp.data.formats.source import CLASS_NAMES, FOLDER_METADATA, ListSource
@@ -26,14 +24,6 @@ from fastvtp.files import lines_of, read_text
 logger = logging.getLogger(__name__)
 
 _NAMED = 5
-_LIKE_A_SPAN = re.compile(r"(?:^|_)(?:start|end|begin|stop|timestamps?)(?:_|$)|^(?:start|end)[A-Z]", re.ASCII)
-# texts, tables, features and the like that lie beside videos
-_BESIDE_VIDEOS = frozenset(
-    {
-        *(".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".vtt", ".srt", ".wav", ".mp3", ".npy", ".npz", ".pt"),
-        *(".pkl", ".xml", ".yaml", ".yml", ".log", ".html", ".py", ".sh", ".pdf"),
-    }
-)
 ALL = "all"
 
 
@@ -170,7 +160,7 @@ class Listing:
             if name not in self.entry.columns:
                 of = f"{self.entry.title} has its own"
                 logger.warning("%s: columns.%s=%s is not looked at: %s", self.path, name, column, of)
-        self._say_unread()
+        say_unread(self.path, self.source, self.entry)
         if self.empty:
             logger.warning("%s: %s left out", self.path, counted(self.empty, "empty caption", "are"))
         if self._bad_spans:
@@ -189,27 +179,6 @@ class Listing:
             held = {"videos": videos, **counts}.items()
             numbers = "".join(f", {counted(count, name.removesuffix('s'))}" for name, count in held)
             logger.info("%s: %s%s%s%s", self.source.path.name, self.entry.title, remark, split, numbers)
-
-    def _say_unread(self) -> None:
-        """Say which columns are not read, and which files of a folder are not."""
-        if self.entry in (general.jsonl, general.vindlu, general.table, general.huggingface):
-            read, unread = general.columns_of(self.source, self.entry)
-            if spans := [name for name in unread if _LIKE_A_SPAN.search(name)]:
-                named = "start, end, start_frame or end_frame"
-                logger.warning("%s: no span is read from %s: expected %s", self.path, ", ".join(spans), named)
-            if unread and self.entry.columns:
-                said = ", ".join(f"{name}={column}" for name, column in read.items())
-                logger.info("%s: %s; not read: %s", self.source.path.name, said, few(unread))
-        if self.entry in (general.folder, general.class_folders):
-            content = self.source.content
-            others = {suffix: count for suffix, count in content.others.items() if suffix not in _BESIDE_VIDEOS}
-            if others:
-                held = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(others.items()))
-                logger.warning("%s: files of other suffixes than videos are passed over: %s", self.path, held)
-            top = [name for name in content.videos if "/" not in name]
-            if top and self.entry is general.class_folders:
-                number = counted(len(top), "video", "are")
-                logger.warning("%s: %s in no folder of a class and passed over: %s", self.path, number, few(top))
 
     def say_repeated_ids(self, ids: Sequence[str]) -> None:
         """Warn where several records bear one id: reports and features call them by it."""
@@ -393,8 +362,3 @@ def _place_of(folder: str) -> str:
         packed = to_be_unpacked(place) if os.path.exists(place) else ""
         raise UserError(f"videos={folder}: {packed or 'no such folder'}")
     return place
-
-
-def few(names: list[str]) -> str:
-    """Return some names for a log line, and dots for the others."""
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

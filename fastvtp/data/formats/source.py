@@ -45,6 +45,7 @@ class ListSource:
             names `inner`, that list; of a folder of prepared shards their list.
         prepared: whether it is the list of prepared shards, given by their folder.
         home: what its relative paths start from: its folder, or the URL that a list was fetched from.
+        names: the fields of all objects that were read of it, in the order of their first lines.
         fitting: the formats that it looks like, once `fastvtp.data.formats.catalogue.recognise` has asked all of them.
     """
 
@@ -62,6 +63,7 @@ class ListSource:
         self.suffix = "" if self.is_folder else self.path.suffix.lower()
         self.folder = self.path if self.is_folder else self.path.parent
         self.home = str(self.folder) if copy is None else folder_of(listed.path)
+        self.names: dict[str, None] = {}
         self.fitting: list[Any] | None = None
         self._begun: dict[Callable[[ListSource], Iterator[Any]], tuple[Any, Iterator[Any]]] = {}
 
@@ -253,6 +255,12 @@ class ListSource:
             FileNotFoundError: nothing there.
             UserError: what is no JSON, or no object.
         """
+        for place, fields in self._objects():
+            if not fields.keys() <= self.names.keys():
+                self.names |= dict.fromkeys(fields)
+            yield place, fields
+
+    def _objects(self) -> Iterator[tuple[str, dict[str, Any]]]:
         if self._layout[0] != "values":
             with self.open() as file:
                 yield from _objects_in(file, self.path)
