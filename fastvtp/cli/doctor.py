@@ -11,7 +11,7 @@ import torch.cuda.nccl
 import torch.distributed as dist
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from fastvtp import processes
@@ -92,7 +92,7 @@ def print_findings() -> None:
         (("videos", "decoded by", "why"), decoding_findings()),
         (("op", "backend", "why, and what is missing"), backend_findings()),
     ):
-        table = Table(*columns)
+        table = Table(*(Column(name, overflow="fold") for name in columns))
         for row in rows:
             table.add_row(row.subject, row.value, escape(row.reason))
         console.print(table)

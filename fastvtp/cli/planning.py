@@ -139,7 +139,7 @@ def _names(overrides: list[str] | None) -> set[str]:
 def _print(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from fastvtp.training.planned_data import data_lines
 
@@ -159,7 +159,7 @@ def _print(found: dict[str, Any]) -> None:
         (("assumed", "value", "set by"), _assumed(found["assumptions"])),
         (("model", "what it says"), list(found["models"].items())),
     ):
-        table = Table(*columns)
+        table = Table(*(Column(name, overflow="fold") for name in columns))
         for row in rows:
             table.add_row(*map(escape, row))
         console.print(table)

@@ -23,10 +23,12 @@ def tables(report: Mapping[str, Any]) -> list[Any]:
 
 
 def _table(title: str, rows: Iterable[Sequence[str]]) -> Any:
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", show_header=False)
+    # folded: a path that is cut names no file
+    columns = [Column(overflow="fold") for _ in range(2)]
+    table = Table(*columns, title=Text(title), title_justify="left", show_header=False)
     for name, value in rows:
         table.add_row(Text(name), Text(value))  # as it is: paths in brackets are no markup
     return table

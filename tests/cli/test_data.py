@@ -67,6 +67,18 @@ def test_what_cannot_be_used_ends_with_the_code_1(command, folder, monkeypatch):
     assert set(json.loads(out)["probe"]["undecodable"].values()) == {"took longer than 7.5 s, 2 at a time"}
 
 
+def test_names_are_folded_and_never_cut(command, folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    name = f"{'a_long_name' * 15}.mp4"
+    write_lines(folder / "long.jsonl", {"video": name, "caption": "gone"})
+    status, out, _ = command("check", "long.jsonl", "--quiet")
+    assert status == 1
+    assert "…" not in out
+    cells = [line.split("│")[1:3] for line in out.partition("cannot be used")[2].splitlines() if "│" in line]
+    assert "".join(cell[0].strip() for cell in cells) == f"{folder}/{name}"
+    assert "No such file" in " ".join(cell[1].strip() for cell in cells)
+
+
 def test_missing_videos_are_what_a_run_makes_of_them(command, folder):
     """Of a published list, which names three videos of which two are there, and of paths."""
     write_lines(folder / "names.jsonl", *({"clip_name": name, "caption": name} for name in ("a", "gone", "b")))
