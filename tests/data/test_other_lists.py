@@ -111,6 +111,8 @@ def test_broken_json_is_named_by_line_and_column(tmp_path):
     path = tmp_path / "list.jsonl"
     path.write_text(json.dumps(CAPTION) + '\n{"video": "1.mp4", "caption" "x"}\n')
     assert message_of(load_annotations, path) == f"{path}, line 2: not JSON: Expecting ':' delimiter at column 30"
+    path.write_text('{"video": "1.mp4", "caption": "a\tb"}')
+    assert message_of(load_annotations, path) == f"{path}, line 1: not JSON: Invalid control character at column 33"
     path = tmp_path / "list.json"
     path.write_text(f'[{json.dumps(CAPTION)},\n {{"video": "1.mp4",}}]')
     said = message_of(load_annotations, path)

@@ -227,7 +227,7 @@ class ListSource:
         try:
             _, first = next(values_of(self.text), ("", {}))
         except json.JSONDecodeError as error:
-            return "none", {}, f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+            return "none", {}, f"not JSON: {_fault_of(error)} at line {error.lineno}, column {error.colno}"
         except ValueError as error:
             return "none", {}, f"not JSON: {error}"
         return "values", first if isinstance(first, dict) else {}, ""
@@ -271,7 +271,9 @@ class ListSource:
                     raise UserError(f"{self.path}, {number}: expected an object, got {type(value).__name__}")
                 yield f"{self.path}, {number}", value
         except json.JSONDecodeError as error:
-            raise UserError(f"{self.place(error.lineno)}: not JSON: {error.msg} at column {error.colno}") from None
+            raise UserError(
+                f"{self.place(error.lineno)}: not JSON: {_fault_of(error)} at column {error.colno}"
+            ) from None
 
 
 def values_of(text: str) -> Iterator[tuple[str, Any]]:
@@ -318,12 +320,17 @@ def _objects_in(file: BinaryIO, path: str | os.PathLike[str]) -> Iterator[tuple[
         try:
             fields = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except json.JSONDecodeError as error:
-            raise UserError(f"{named}{number}: not JSON: {error.msg} at column {error.colno}") from None
+            raise UserError(f"{named}{number}: not JSON: {_fault_of(error)} at column {error.colno}") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{named}{number}: expected UTF-8 text: {error}") from None
         if not isinstance(fields, dict):
             raise UserError(f"{named}{number}: expected an object, got {type(fields).__name__}")
         yield f"{named}{number}", fields
+
+
+def _fault_of(error: json.JSONDecodeError) -> str:
+    """Return what is wrong, to stand before " at" and the place: some messages end with that word themselves."""
+    return error.msg.removesuffix(" at")
 
 
 def _object(line: str) -> dict[str, Any] | None:
