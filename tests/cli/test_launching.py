@@ -8,7 +8,10 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from fastvtp.cli import main as cli
+from fastvtp.model_folder import RUN_CONFIG_NAME
+from fastvtp.systems.recipes import get_recipe
 from fastvtp.training import launching
+from fastvtp.training.config import save_config
 
 
 @pytest.fixture
@@ -82,12 +85,15 @@ def test_mistakes_are_told_in_a_line_and_no_line_is_printed(launch, monkeypatch,
 
 def test_a_run_that_is_there_is_not_overwritten(launch, tmp_path):
     (tmp_path / "runs/simvtp_tiny").mkdir(parents=True)
-    (tmp_path / "runs/simvtp_tiny/train_config.json").write_text("{}")
+    save_config(get_recipe("simvtp_tiny"), tmp_path / "runs/simvtp_tiny" / RUN_CONFIG_NAME)
     for more in ([], ["--max-restarts", "2"]):
         status, read, said = launch("simvtp_tiny", "--gpus", "1", *more)
         assert (status, read) == (2, None)
         assert "already holds a run: add --resume" in said
     assert launch("simvtp_tiny", "--gpus", "1", "--resume")[0] == 0
+    status, _, said = launch("simvtp_tiny", "seed=3", "--gpus", "1", "--resume")
+    assert status == 2
+    assert "seed: was 0, is 3" in said
 
 
 def test_as_many_as_there_are_gpus(launch, monkeypatch):
