@@ -7,8 +7,8 @@ What each case found is then tried in all the others that use the same entry of 
 is printed and written with --table, and its entries for `fastvtp_kernels.tuning.TABLE` printed for review: a table that
 people read decides what runs, not a search in the middle of a training step.
 
-With --offline ARCH no GPU is needed: the neighbours are compiled and those without spills listed, with what bounds how
-many of them fit on a multiprocessor.
+With --offline ARCH no GPU is needed: the neighbours are compiled and those in which the compile report finds no fault
+listed, with how many of them fit on a multiprocessor and what decides that.
 """
 
 import importlib
@@ -36,7 +36,6 @@ from .tune_table import Searched, Workbench, candidates, choose, retime, snippet
 
 WARPS, STAGES = (2, 4, 8, 16), (1, 2, 3, 4, 5)
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
-REGISTERS, MOST_WARPS, MOST_BLOCKS = 65536, 64, 32
 # Seconds for all cases together; the searches may take this part of them, trying their winners elsewhere has the rest.
 BUDGET, SMOKE_BUDGET, SEARCH_SHARE = 120.0, 10.0, 0.6
 
@@ -105,18 +104,10 @@ class Search:
         return pair.better
 
 
-def occupancy(registers: int, shared_bytes: int, num_warps: int, shared_limit: int) -> int:
-    """Return how many blocks fit on an NVIDIA multiprocessor; registers are given to a warp in units of 256."""
-    by_registers = REGISTERS // (num_warps * -(-registers * 32 // 256) * 256)
-    by_shared = shared_limit // shared_bytes if shared_bytes else MOST_BLOCKS
-    return min(by_registers, by_shared, MOST_WARPS // num_warps, MOST_BLOCKS)
-
-
 def offline(kernel: str, architecture: str) -> Iterator[str]:
-    """Yield a line for every neighbour of a kernel's tile that compiles without spills, in the cases that launch it."""
+    """Yield a line for every neighbour of a kernel's tile that compiles without a fault, in the cases that launch it."""
     from fastvtp_kernels import compile_cases, compile_report
 
-    limit = compile_report.SHARED_LIMIT[architecture]
     for number, case in enumerate(compile_cases.cases()):
         for row in compile_report.compile_case(number, architecture):
             name, _, column = row.entry.rpartition(" ")
@@ -131,10 +122,9 @@ def offline(kernel: str, architecture: str) -> Iterator[str]:
                 if any(other.faults() for other in here):
                     continue
                 for other in here:
-                    fit = occupancy(other.registers, other.shared_bytes, tile.num_warps, limit)
                     yield (
                         f"{case.name} | {other.kernel} | {tile} | {other.registers} registers | "
-                        f"{other.shared_bytes // 1024} KiB | {fit} blocks a multiprocessor"
+                        f"{other.shared_bytes // 1024} KiB | {other.resident} blocks a multiprocessor"
                     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .attention import kernels as attention
 from .attention.call import Call, Options
+from .attention.problem import of_packed
 from .contrastive import kernels as contrastive
 from .contrastive.targets import LogSums, Shifts, Targets
 from .masking import kernels as masking
@@ -111,6 +112,7 @@ class Attend(NamedTuple):
     dtype: torch.dtype = BF16
     length_k: int | None = None
     axial: bool = False
+    heads: int = HEADS
 
     def __str__(self) -> str:
         shape = f"{self.length} x {self.width}"
@@ -118,13 +120,16 @@ class Attend(NamedTuple):
             shape = f"{self.length} on {self.length_k} x {self.width}"
         elif self.axial:
             shape = f"axis of {shape}"
+        elif self.heads != HEADS:
+            shape = f"{self.length} x {self.heads} x {self.width}"
         words = (name for name in ("softcap", "causal", "dropout_p") if getattr(self.options, name))
         return " ".join((shape, *words, str(self.dtype).removeprefix("torch."))).replace("dropout_p", "dropout")
 
 
-# Every line of the table: each regime plain and with what costs most registers.
+# Every line of the table: each regime plain and with what costs most registers; and the decoder of SimVTP-B.
 ATTENTION = [
-    Attend(64, 16, axial=True), Attend(64, 16), Attend(64, 16, EVERY), Attend(64, 168), Attend(64, 168, CAPPED),
+    Attend(64, 1600, heads=6), Attend(64, 16, axial=True),
+    Attend(64, 16), Attend(64, 16, EVERY), Attend(64, 168), Attend(64, 168, CAPPED),
     Attend(64, 256), Attend(64, 256, CAPPED), Attend(64, 1568), Attend(64, 1568, CAPPED), Attend(64, 1568, EVERY),
     Attend(128, 16), Attend(128, 16, EVERY), Attend(128, 128), Attend(128, 128, CAPPED), Attend(128, 1568),
     Attend(128, 1568, CAPPED), Attend(128, 1568, EVERY), Attend(88, 128),
@@ -142,29 +147,34 @@ ATTENTION_VARIED = [
 ]  # fmt: skip
 
 
-def _attend(case: Attend) -> None:
+def _attend(case: Attend, backward: bool) -> None:
     if case.axial:
-        tensors = [_empty(BATCH, case.length, 256, HEADS, case.width, dtype=case.dtype) for _ in range(5)]
+        tensors = [_empty(BATCH, case.length, 256, case.heads, case.width, dtype=case.dtype) for _ in range(5)]
         problem = attention.axial_problem(tensors[0], case.options)
     else:
         rows, offsets = BATCH * case.length, _empty(BATCH + 1, dtype=torch.int32)
         longest_k = case.length if case.length_k is None else case.length_k
         # As a linear layer makes them: views of one packed tensor.
-        query = _empty(rows, 1 if case.length_k else 3, HEADS, case.width, dtype=case.dtype)[:, 0]
-        _, key, value = _empty(BATCH * longest_k, 3, HEADS, case.width, dtype=case.dtype).unbind(1)
+        query = _empty(rows, 1 if case.length_k else 3, case.heads, case.width, dtype=case.dtype)[:, 0]
+        _, key, value = _empty(BATCH * longest_k, 3, case.heads, case.width, dtype=case.dtype).unbind(1)
         tensors = [query, key, value, *(torch.empty_like(query.contiguous()) for _ in range(2))]
-        call = Call(offsets, case.length, offsets, longest_k, case.options)
-        problem = attention.packed_problem(query, key, call)
+        order = _empty(BATCH, dtype=torch.int32)
+        problem = of_packed(query, key, Call(offsets, case.length, offsets, longest_k, case.options, order=order))
     query, key, value, output, grad = tensors
-    lse = attention.forward(query, key, value, problem)[1]
+    if not backward:
+        attention.forward(query, key, value, problem)
+        return
+    lse = _empty(problem.heads, problem.rows)
     gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
     attention.backward(grad, query, key, value, output, lse, problem, gradients)
 
 
 def _attention_cases() -> Iterator[Case]:
+    yield Case("attention order", lambda: attention.attention_order(_empty(BATCH + 1, dtype=torch.int32)))
     for entries, everywhere in ((ATTENTION, True), (ATTENTION_VARIED, False)):
         for entry in entries:
-            yield Case(f"attention {entry}", lambda entry=entry: _attend(entry), everywhere)
+            yield Case(f"attention {entry}", lambda entry=entry: _attend(entry, False), everywhere)
+            yield Case(f"attention {entry} backward", lambda entry=entry: _attend(entry, True), everywhere)
 
 
 def _contrastive_cases(label: str, dtype: torch.dtype) -> Iterator[Case]:

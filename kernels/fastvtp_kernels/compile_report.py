@@ -1,11 +1,14 @@
-"""What the compiler makes of every shipped kernel: registers, spills, shared memory, tensor cores, width of the loads.
+"""What the compiler makes of every shipped kernel, what is wrong with it, and how long a model says that it takes.
 
-    python -m fastvtp_kernels.compile_report [--arch sm_80 sm_90 gfx942] [--json FILE] [--page FILE] [--jobs N]
+    python -m fastvtp_kernels.compile_report [--arch sm_80 sm_90 gfx942] [--only PATTERN] [--jobs N]
+                                             [--json FILE] [--page FILE ...] [--compare OLD NEW]
 
 Needs Triton, but neither a GPU nor a driver: the real launchers run on the meta device for each architecture in turn,
-and what they would launch is compiled and disassembled. Ends with status 1 if a kernel spills registers, needs more
-shared memory than the device has, or multiplies matrices without tensor cores, which only float32 in full precision may
-and must: no tensor core can do that.
+and what they would launch is compiled and disassembled. Ends with status 1 if a kernel spills registers in a loop, or
+more than a few bytes outside; if its products on sm_90 are serialised; if it needs more shared memory than the device
+has; or if it multiplies matrices without tensor cores, which only float32 in full precision may and must: no tensor
+core can do that. `compile_model` says what the times are made of. --compare reads two files that --json wrote, of two
+commits.
 """
 
 import argparse
@@ -14,78 +17,24 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from . import compile_tables as tables
+from .compile_device import SHARED_LIMIT
+from .compile_row import Row, inspect
 from .tuning import ANY, TABLE, targeting
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 # 99 KiB of shared memory: every line of the table is compiled for them too, but not every option, dtype and width.
 SMALLER_ARCHITECTURES = ("sm_89", "sm_120")
-# Bytes that one block may have (CUDA C++ Programming Guide, table of compute capabilities; CDNA3 ISA).
-SHARED_LIMIT = {
-    "sm_80": 166912,
-    "sm_86": 101376,
-    "sm_87": 166912,
-    "sm_89": 101376,
-    "sm_90": 232448,
-    "sm_100": 232448,
-    "sm_103": 232448,
-    "sm_110": 232448,
-    "sm_120": 101376,
-    "sm_121": 101376,
-    "gfx942": 65536,
-}
 PAGE_MARKERS = ("<!-- compile report -->", "<!-- end of compile report -->")
-_TENSOR_CORE = re.compile(r"\b(U?TC\w*MMA|HGMMA|HMMA|IGMMA|IMMA|v_mfma\w*|v_wmma\w*)")
-# A load's width in bits by the suffix of its opcode; no suffix means 32.
-_LOAD = re.compile(r"\b(?:LDG|LDGSTS)\.E((?:\.\w+)*)|\bglobal_load_(\w+)|\bbuffer_load_(\w+)")
-_WIDTHS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128}
-_AMD_WIDTHS = {"ubyte": 8, "sbyte": 8, "ushort": 16, "short": 16, "dword": 32, "dwordx2": 64, "dwordx4": 128}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One kernel as one launch compiles it for one architecture."""
-
-    case: str
-    kernel: str
-    arch: str
-    tile: str
-    registers: int
-    spilled_bytes: int
-    shared_bytes: int
-    tensor_core: dict[str, int]
-    """Opcode to number of instructions."""
-    load_bits: dict[int, int]
-    """Width of a global load to number of instructions."""
-    exact_fp32_dot: bool
-    has_dot: bool
-    entry: str = ""
-    """Line and column of the table of tiles that this kernel ran with."""
-
-    def faults(self) -> list[str]:
-        """Say what about this kernel must not be shipped, one line each."""
-        found = []
-        name = f"{self.arch} {self.case}: {self.kernel} ({self.tile})"
-        if self.spilled_bytes:
-            found.append(f"{name} spills {self.spilled_bytes} bytes")
-        if self.shared_bytes > SHARED_LIMIT[self.arch]:
-            found.append(f"{name} needs {self.shared_bytes} bytes of shared memory, {SHARED_LIMIT[self.arch]} exist")
-        if self.has_dot and not self.exact_fp32_dot and not self.tensor_core:
-            found.append(f"{name} has a dot, but no tensor-core instruction")
-        # AMD's matrix cores have an exact float32 mode. NVIDIA's have none, yet Triton 3.7 uses them on sm_100 whenever
-        # the tile fits: TF32 in silence.
-        if self.exact_fp32_dot and any(not re.search(r"^v_mfma\w*x\d+_?f32$", opcode) for opcode in self.tensor_core):
-            found.append(f"{name} multiplies float32 on tensor cores, which cannot hold its precision")
-        return found
+SHORT_MARKERS = ("<!-- short compile report -->", "<!-- end of short compile report -->")
 
 
 class _OfflineDriver:
@@ -125,87 +74,30 @@ def compile_case(number: int, arch: str) -> list[Row]:
     driver.set_active(offline)
     with targeting(arch), compile_only() as compiled:
         case.run()
-    return [_inspect(case.name, arch, *entry) for entry in compiled]
-
-
-def _inspect(case: str, arch: str, kernel: str, tile: Any, binary: Any) -> Row:
-    resources, assembly = _disassemble_amd(binary) if arch.startswith("gfx") else _disassemble_nvidia(binary)
-    tensor_core: dict[str, int] = {}
-    for opcode in _TENSOR_CORE.findall(assembly):
-        tensor_core[opcode] = tensor_core.get(opcode, 0) + 1
-    load_bits: dict[int, int] = {}
-    for bits in _load_widths(assembly):
-        load_bits[bits] = load_bits.get(bits, 0) + 1
-    dots = [line for line in binary.asm["ttir"].splitlines() if "tt.dot " in line]
-    exact = [line for line in dots if "tf32" not in line and re.search(r"xf32> \* tensor<\w+xf32>", line)]
-    return Row(
-        case,
-        kernel.lstrip("_"),
-        arch,
-        str(tile),
-        *resources,
-        binary.metadata.shared,
-        tensor_core,
-        dict(sorted(load_bits.items())),
-        exact_fp32_dot=bool(exact),
-        has_dot=bool(dots),
-        entry=tile.entry,
-    )
-
-
-def _load_widths(assembly: str) -> Iterator[int]:
-    for suffixes, flat, buffer in _LOAD.findall(assembly):
-        if flat or buffer:
-            yield _AMD_WIDTHS.get((flat or buffer).split("_")[0], 32)
-        else:
-            yield next((_WIDTHS[part] for part in suffixes.split(".") if part in _WIDTHS), 32)
-
-
-def _disassemble_nvidia(binary: Any) -> tuple[tuple[int, int], str]:
-    """Return (registers, bytes of stack) and the SASS; the stack holds nothing but spills.
-
-    By the tools in Triton's package.
-    """
-    import triton
-
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.asm["cubin"])
-        file.flush()
-        usage = subprocess.run(
-            [tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
-        )
-        sass = subprocess.run([tools / "nvdisasm", file.name], capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout + usage.stderr)
-    if found is None:
-        raise RuntimeError(f"cuobjdump -res-usage printed no registers: {usage.stdout[:200]!r}")
-    return (int(found[1]), int(found[2])), sass.stdout
-
-
-def _disassemble_amd(binary: Any) -> tuple[tuple[int, int], str]:
-    assembly = binary.asm["amdgcn"]
-
-    def count(key: str) -> int:
-        return int(re.findall(rf"\.{key}:\s+(\d+)", assembly)[0])
-
-    spilled = 4 * (count("vgpr_spill_count") + count("sgpr_spill_count"))
-    return (count("vgpr_count"), spilled), assembly
+    return [inspect(case.name, arch, each) for each in compiled]
 
 
 def report(
-    architectures: tuple[str, ...] = (*ARCHITECTURES, *SMALLER_ARCHITECTURES), jobs: int | None = None
+    architectures: Sequence[str] = (*ARCHITECTURES, *SMALLER_ARCHITECTURES),
+    jobs: int | None = None,
+    only: str = "",
 ) -> list[Row]:
-    """Compile every case for every architecture, in `jobs` processes (default: one per processor)."""
+    """Compile every case, or those whose name matches `only`, for every architecture.
+
+    In `jobs` processes (default: one per processor).
+    """
     from .compile_cases import cases
 
     work = [
         (number, arch)
         for arch in architectures
         for number, case in enumerate(cases())
-        if case.everywhere or arch not in SMALLER_ARCHITECTURES
+        if (case.everywhere or arch not in SMALLER_ARCHITECTURES) and re.search(only, case.name)
     ]
+    rows: list[Row] = []
+    if not work:
+        return rows
     with ProcessPoolExecutor(jobs or os.cpu_count()) as pool:
-        rows: list[Row] = []
         for done, found in enumerate(pool.map(compile_case, *zip(*work, strict=True)), start=1):
             rows += found
             print(f"\r{done}/{len(work)} launches compiled", end="", file=sys.stderr, flush=True)
@@ -213,52 +105,13 @@ def report(
     return rows
 
 
-def table(rows: list[Row]) -> str:
-    """Write Markdown: a line per kernel and launch, the architectures side by side."""
-    architectures = list(dict.fromkeys(row.arch for row in rows))
-    together: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        together.setdefault((row.case, row.kernel), []).append(row)
-    lines = [
-        f"Side by side: {', '.join(architectures)} (-: not launched or not compiled there). "
-        "Loads: widest global load in bits.",
-        "",
-        "| launch | kernel | tile | registers | spilled bytes | shared KiB | tensor-core instructions | loads |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for (case, kernel), group in together.items():
-        tiles = list(dict.fromkeys(row.tile for row in group))
-        tensor_cores = [
-            " ".join(f"{count} {opcode}" for opcode, count in row.tensor_core.items())
-            or ("none: exact fp32" if row.exact_fp32_dot else "-")
-            for row in group
-        ]
-        by_architecture = [[row for row in group if row.arch == arch] for arch in architectures]
-
-        def side_by_side(number: Callable[[Row], float], groups: list[list[Row]] = by_architecture) -> str:
-            return " / ".join(", ".join(f"{number(row):.0f}" for row in rows) or "-" for rows in groups)
-
-        columns = [
-            case,
-            f"`{kernel}`",
-            "; ".join(tiles),
-            side_by_side(lambda row: row.registers),
-            side_by_side(lambda row: row.spilled_bytes),
-            side_by_side(lambda row: row.shared_bytes / 1024),
-            " / ".join(dict.fromkeys(tensor_cores)),
-            side_by_side(lambda row: max(row.load_bits, default=0)),
-        ]
-        lines.append(f"| {' | '.join(columns)} |")
-    return "\n".join(lines)
-
-
 def sources() -> str:
-    """Return a digest of everything that the machine code depends on: comments, docstrings and layout aside."""
+    """Return a digest of everything that the page depends on: comments, docstrings and layout aside."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
     for path in sorted(folder.rglob("*.py")):
         text = path.read_text()
-        if "import triton" in text or path.name in ("tuning.py", "compile_cases.py", "problem.py"):
+        if "import triton" in text or path.name in ("tuning.py", "problem.py") or path.name.startswith("compile_"):
             digest.update(path.relative_to(folder).as_posix().encode())
             before, docstring = tokenize.NEWLINE, False
             for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -273,7 +126,7 @@ def sources() -> str:
     return digest.hexdigest()[:16]
 
 
-def not_compiled(rows: list[Row]) -> list[str]:
+def not_compiled(rows: Sequence[Row]) -> list[str]:
     """Name the entries of the table of tiles that no case launched on an architecture of the report, one line each."""
     compiled = {(row.entry, row.arch, row.tile) for row in rows}
     return [
@@ -286,19 +139,32 @@ def not_compiled(rows: list[Row]) -> list[str]:
     ]
 
 
-def with_table(page: str, rows: list[Row]) -> str:
-    """Return the page with the table between its markers, and the digest of the sources that it is of.
+def with_tables(page: str, rows: Sequence[Row], faults: Sequence[str]) -> str:
+    """Return the page with the tables between its markers, and the digest of the sources that they are of.
 
     Raises:
-        ValueError: a marker is missing.
+        ValueError: it has neither pair of markers.
     """
     import triton
 
-    start, end = PAGE_MARKERS
-    if start not in page or end not in page:
-        raise ValueError(f"the page has no lines {start} and {end} to put the table between")
-    before, after = page.split(start)[0], page.split(end)[1]
-    return f"{before}{start}\nTriton {triton.__version__}, sources {sources()}. {table(rows)}\n{end}{after}"
+    found = False
+    for (start, end), write in (
+        (PAGE_MARKERS, lambda: tables.page(rows, faults)),
+        (SHORT_MARKERS, lambda: tables.short_table(rows)),
+    ):
+        if start in page and end in page:
+            found = True
+            before, after = page.split(start)[0], page.split(end)[1]
+            of = f"Triton {triton.__version__}, sources {sources()}."
+            page = f"{before}{start}\n{of}\n\n{write()}\n{end}{after}"
+    if not found:
+        raise ValueError(f"the page has no lines {' and '.join(PAGE_MARKERS)} to put the tables between")
+    return page
+
+
+def read_json(file: Path) -> list[Row]:
+    """Return the rows that --json wrote."""
+    return [Row.from_json(entry) for entry in json.loads(file.read_text())]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -307,20 +173,28 @@ def main(arguments: list[str] | None = None) -> int:
     )
     everything = (*ARCHITECTURES, *SMALLER_ARCHITECTURES)
     parser.add_argument("--arch", nargs="+", default=list(everything), choices=sorted(SHARED_LIMIT), metavar="ARCH")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="compile launches whose name this regex finds")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per processor)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every row, with counts of all load widths")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="replace the table between this page's markers")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every row, with all counts")
+    parser.add_argument("--page", type=Path, nargs="+", metavar="FILE", help="replace the tables between their markers")
+    parser.add_argument(
+        "--compare", type=Path, nargs=2, metavar=("OLD", "NEW"), help="compile nothing: say how two JSON files differ"
+    )
     options = parser.parse_args(arguments)
-    rows = report(tuple(options.arch), options.jobs)
+    if options.compare:
+        print(tables.compare(*map(read_json, options.compare)))
+        return 0
+    if options.page and options.only:
+        parser.error("--page holds all launches, --only compiles some")
+    rows = report(options.arch, options.jobs, options.only)
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    if options.page is not None:
-        options.page.write_text(with_table(options.page.read_text(), rows))
-    print(table(rows))
-    faults = [fault for row in rows for fault in row.faults()] + not_compiled(rows)
-    print(
-        "\n".join(faults) if faults else f"\n{len(rows)} kernels: no spills, shared memory fits, dots on tensor cores"
-    )
+    faults = [fault for row in rows for fault in row.faults()]
+    if not options.only:
+        faults += not_compiled(rows)
+    for page in options.page or ():
+        page.write_text(with_tables(page.read_text(), rows, faults))
+    print(tables.page(rows, faults))
     return bool(faults)
 
 

@@ -1,6 +1,7 @@
 """The one place where kernels are launched."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,6 +18,10 @@ class Compiled(NamedTuple):
     kernel: str
     tile: Tile
     binary: Any
+    programs: int
+    """Of the launch's grid."""
+    arguments: dict[str, Any]
+    """Every argument by its name, the constants too."""
 
 
 _compiled: list[Compiled] | None = None
@@ -43,7 +48,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, tile: Tile, **constan
         return
     options = {**tile.blocks, **constants, "num_warps": tile.num_warps, "num_stages": tile.num_stages}
     if _compiled is not None:
-        _compiled.append(Compiled(kernel.__name__, tile, kernel.warmup(*args, grid=grid, **options)))
+        arguments = {**dict(zip(kernel.arg_names, args, strict=False)), **options}
+        binary = kernel.warmup(*args, grid=grid, **options)
+        _compiled.append(Compiled(kernel.__name__, tile, binary, math.prod(grid), arguments))
         return
     if args[0].device.type == "cpu":
         fix_interpreter_bf16()

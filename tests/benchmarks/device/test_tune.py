@@ -6,7 +6,7 @@ import time
 import pytest
 
 from benchmarks.device import tune
-from benchmarks.device.tune import Search, neighbours, occupancy, shares
+from benchmarks.device.tune import Search, neighbours, shares
 from benchmarks.harness import timing
 from benchmarks.harness.case import Missing
 from benchmarks.harness.timing import Timing
@@ -73,14 +73,6 @@ def test_neighbours_change_one_thing(monkeypatch):
         (near.blocks["BLOCK_M"], near.blocks["BLOCK_N"], near.num_warps, near.num_stages) for near in neighbours(tile)
     ]
     assert found == [(32, 16, 4, 3), (128, 16, 4, 3), (64, 32, 4, 3), (64, 16, 2, 3), (64, 16, 8, 3), (64, 16, 4, 2)]
-
-
-@pytest.mark.parametrize(
-    ("resources", "blocks"),
-    [((255, 0, 8), 1), ((128, 0, 4), 4), ((32, 0, 4), 16), ((64, 100_000, 4), 2), ((16, 0, 1), 32)],
-)
-def test_occupancy(resources, blocks):
-    assert occupancy(*resources, shared_limit=232_448) == blocks
 
 
 def test_unused_time_goes_to_those_that_are_left(monkeypatch):
