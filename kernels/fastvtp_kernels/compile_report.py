@@ -27,7 +27,7 @@ from typing import Any
 
 from . import compile_tables as tables
 from .compile_device import SHARED_LIMIT
-from .compile_row import Row, inspect
+from .compile_row import Row, faults, inspect
 from .tuning import ANY, TABLE, targeting
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
@@ -139,7 +139,7 @@ def not_compiled(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def with_tables(page: str, rows: Sequence[Row], faults: Sequence[str]) -> str:
+def with_tables(page: str, rows: Sequence[Row], wrong: Sequence[str]) -> str:
     """Return the page with the tables between its markers, and the digest of the sources that they are of.
 
     Raises:
@@ -149,7 +149,7 @@ def with_tables(page: str, rows: Sequence[Row], faults: Sequence[str]) -> str:
 
     found = False
     for (start, end), write in (
-        (PAGE_MARKERS, lambda: tables.page(rows, faults)),
+        (PAGE_MARKERS, lambda: tables.page(rows, wrong)),
         (SHORT_MARKERS, lambda: tables.short_table(rows)),
     ):
         if start in page and end in page:
@@ -189,13 +189,13 @@ def main(arguments: list[str] | None = None) -> int:
     rows = report(options.arch, options.jobs, options.only)
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    faults = [fault for row in rows for fault in row.faults()]
+    wrong = faults(rows)
     if not options.only:
-        faults += not_compiled(rows)
+        wrong += not_compiled(rows)
     for page in options.page or ():
-        page.write_text(with_tables(page.read_text(), rows, faults))
-    print(tables.page(rows, faults))
-    return bool(faults)
+        page.write_text(with_tables(page.read_text(), rows, wrong))
+    print(tables.page(rows, wrong))
+    return bool(wrong)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,10 @@ class Row:
     """Line and column of the table of tiles that this kernel ran with."""
     tf32_dot: bool = False
     serialised: tuple[str, ...] = ()
-    """What ptxas says of products of a warpgroup that wait for each other: C7515, C7519 or the like."""
+    """Codes by which ptxas says that products of a warpgroup wait for each other: C7515 or the like."""
+    injected: tuple[str, ...] = ()
+    """Codes by which it says that it put a fence (C7519) or a wait (C7517) between products. A fault where the waits
+    are as many as the products; a fence alone costs an instruction."""
     code: Code | None = None
     """None: of AMD's machine code nothing is counted."""
     work: Work | None = None
@@ -60,6 +63,7 @@ class Row:
                 **entry,
                 "load_bits": {int(bits): count for bits, count in entry["load_bits"].items()},
                 "serialised": tuple(entry["serialised"]),
+                "injected": tuple(entry["injected"]),
                 "code": code,
                 "work": None if work is None else Work(**work),
             }
@@ -80,29 +84,37 @@ class Row:
         return resident_blocks(self.arch, self.registers, self.shared_bytes, self.num_warps)
 
     def faults(self) -> list[str]:
-        """Say what about this kernel must not be shipped, one line each."""
+        """Say what about this kernel must not be shipped, one clause each."""
         found = []
-        name = f"{self.arch} {self.case}: {self.kernel} ({self.tile})"
         if self.code is None and self.spilled_bytes:
-            found.append(f"{name} spills {self.spilled_bytes} bytes")
+            found.append(f"spills {self.spilled_bytes} bytes")
         elif self.code is not None and self.code.spills_in_loops:
-            found.append(f"{name} spills in a loop, {self.code.spills_in_loops} loads and stores")
+            found.append(f"spills in a loop, {self.code.spills_in_loops} loads and stores")
         elif self.spilled_bytes > FEW_SPILLED_BYTES:
-            found.append(f"{name} spills {self.spilled_bytes} bytes, more than {FEW_SPILLED_BYTES}")
+            found.append(f"spills {self.spilled_bytes} bytes, more than {FEW_SPILLED_BYTES}")
         if self.is_serialised and self.arch == "sm_90" and not self.tf32_dot:
             said = ", ".join(self.serialised) or "a wait after every product"
-            found.append(f"{name} has serialised products ({said})")
+            found.append(f"has serialised products ({said})")
         if self.shared_bytes > SHARED_LIMIT[self.arch]:
-            found.append(f"{name} needs {self.shared_bytes} bytes of shared memory, {SHARED_LIMIT[self.arch]} exist")
+            found.append(f"needs {self.shared_bytes} bytes of shared memory, {SHARED_LIMIT[self.arch]} exist")
         if self.has_dot and not self.exact_fp32_dot and not self.tensor_core:
-            found.append(f"{name} has a dot, but no tensor-core instruction")
+            found.append("has a dot, but no tensor-core instruction")
         # AMD's matrix cores have an exact float32 mode. NVIDIA's have none, yet Triton 3.7 uses them on sm_100 whenever
         # the tile fits: TF32 in silence.
         if self.exact_fp32_dot and any(not re.search(r"^v_mfma\w*x\d+_?f32$", opcode) for opcode in self.tensor_core):
-            found.append(f"{name} multiplies float32 on tensor cores, which cannot hold its precision")
+            found.append("multiplies float32 on tensor cores, which cannot hold its precision")
         if self.work is None:
-            found.append(f"{name} has no line in compile_work.WORK, which says what its element is")
+            found.append("has no line in compile_work.WORK, which says what its element is")
         return found
+
+
+def faults(rows: Sequence[Row]) -> list[str]:
+    """Say what must not be shipped, one line for each fault of a kernel and tile, with the launches that have it."""
+    cases: dict[str, list[str]] = {}
+    for row in rows:
+        for fault in row.faults():
+            cases.setdefault(f"{row.arch} {row.kernel} ({row.tile}) {fault}", []).append(row.case)
+    return [f"{fault}: {', '.join(dict.fromkeys(found))}" for fault, found in cases.items()]
 
 
 def inspect(case: str, arch: str, compiled: Compiled) -> Row:
@@ -123,6 +135,7 @@ def inspect(case: str, arch: str, compiled: Compiled) -> Row:
     dots = [line for line in binary.asm["ttir"].splitlines() if "tt.dot " in line]
     tf32 = [line for line in dots if "tf32" in line]
     exact = [line for line in dots if "tf32" not in line and re.search(r"xf32> \* tensor<\w+xf32>", line)]
+    serialised, injected = said_of_products(ptxas_log(binary.asm["ptx"])) if "HGMMA" in tensor_core else ((), ())
     return Row(
         case,
         compiled.kernel.lstrip("_"),
@@ -137,7 +150,8 @@ def inspect(case: str, arch: str, compiled: Compiled) -> Row:
         has_dot=bool(dots),
         entry=compiled.tile.entry,
         tf32_dot=bool(tf32),
-        serialised=_serialised(binary.asm["ptx"]) if "HGMMA" in tensor_core else (),
+        serialised=serialised,
+        injected=injected,
         code=code,
         work=work_of(compiled),
     )
@@ -158,21 +172,25 @@ def _tools() -> Path:
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-def _serialised(ptx: str) -> tuple[str, ...]:
-    """Return the codes of ptxas' warnings that it serialises the products of a warpgroup; Triton throws them away."""
+def ptxas_log(ptx: str) -> str:
+    """Return what ptxas says while it compiles; Triton throws that away."""
     target = re.search(r"^\.target\s+(\w+)", ptx, re.MULTILINE)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)
         options = ["-v", "-lineinfo", f"--gpu-name={target[1] if target else 'sm_90a'}", "-o", Path(folder, "cubin")]
         said = subprocess.run([_tools() / "ptxas", *options, source], capture_output=True, text=True, check=True)
-    return warnings_of_serialisation(said.stdout + said.stderr)
+    return said.stdout + said.stderr
 
 
-def warnings_of_serialisation(log: str) -> tuple[str, ...]:
-    """Return the codes of the lines of a ptxas log that say that wgmma is serialised, each once."""
-    lines = [line for line in log.splitlines() if "serializ" in line and "wgmma" in line]
-    return tuple(dict.fromkeys(code for line in lines for code in re.findall(r"\((C\d+)\)", line) or ["wgmma"]))
+def said_of_products(log: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the codes of a ptxas log's lines on products of a warpgroup: serialised, and fenced or waited for."""
+    lines = [line for line in log.splitlines() if re.search("wgmma|GMMA", line)]
+    serialised, injected = (
+        tuple(sorted({code for line in lines if word in line for code in re.findall(r"\((C\d+)\)", line) or ["wgmma"]}))
+        for word in ("serialized", "injected")
+    )
+    return serialised, injected
 
 
 def _disassemble_nvidia(binary: Any) -> tuple[tuple[int, int], str]:

@@ -40,6 +40,8 @@ def _products(row: Row) -> str:
     found = " ".join(f"{count} {opcode}" for opcode, count in row.tensor_core.items())
     if row.is_serialised:
         found += ", serialised"
+    elif row.injected:
+        found += f", {' '.join(row.injected)}"
     return found or ("exact fp32" if row.exact_fp32_dot else "-")
 
 
@@ -172,10 +174,10 @@ def short_table(rows: Sequence[Row]) -> str:
     )
 
 
-def page(rows: Sequence[Row], faults: Sequence[str]) -> str:
+def page(rows: Sequence[Row], wrong: Sequence[str]) -> str:
     """Write everything."""
     parts = ["## Workloads of a training step", "", short_table(rows), "", "## Faults", ""]
-    parts += [f"- {fault}" for fault in faults] or ["None."]
+    parts += [f"- {fault}" for fault in wrong] or ["None."]
     parts += [
         "",
         f"## Far from their floor on {ARCHITECTURE}",
