@@ -105,7 +105,7 @@ class Search:
 
 
 def offline(kernel: str, architecture: str) -> Iterator[str]:
-    """Yield a line for every neighbour of a kernel's tile that compiles without a fault, in the cases that launch it."""
+    """Yield a line for every neighbour of a kernel's tile that has no fault, in the cases that launch it."""
     from fastvtp_kernels import compile_cases, compile_report
 
     for number, case in enumerate(compile_cases.cases()):

@@ -21,6 +21,8 @@ _SHARED_STORES, _SHARED_LOADS = ("STS", "STSM"), ("LDS", "LDSM")
 # Bytes of one thread by the suffix of the opcode; none means 4. A matrix of LDSM and STSM is 128 bytes of a warp.
 _BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 _MATRICES = {"M88": 1, "2": 2, "4": 4}
+LONGEST_WAIT = 8
+"""Instructions of a loop that only waits."""
 
 
 class Instruction(NamedTuple):
@@ -217,6 +219,13 @@ def count(instructions: Iterable[Instruction]) -> Counts:
     return Counts(**totals)
 
 
+def _only_waits(body: Sequence[Instruction]) -> bool:
+    """Tell whether a loop does nothing but ask whether a barrier or tensor memory is free yet."""
+    if len(body) > LONGEST_WAIT or any(TENSOR_CORE.match(part.name) for part in body):
+        return False
+    return any(part.name in ("SYNCS", "NANOSLEEP") for part in body)
+
+
 # What PTX has one of where machine code has one, unless ptxas unrolled a loop.
 _PTX_PRODUCT = re.compile(r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\b")
 _PTX_MEMORY = re.compile(r"\b(?:ld\.global|st\.global|cp\.async\.c[ag])\b")
@@ -251,8 +260,9 @@ def read(text: str, ptx: str = "") -> Code:
     def of(blocks: Iterable[int]) -> Counts:
         return count(instructions[place] for block in blocks for place in flow.blocks[block])
 
-    loops = flow.loops()
-    innermost = [of(loop) for loop in loops if not any(other < loop for other in loops)]
+    loops = [loop for loop in flow.loops() if not _only_waits([instructions[p] for b in loop for p in flow.blocks[b]])]
+    innermost_blocks = [loop for loop in loops if not any(other < loop for other in loops)]
+    innermost = [of(loop) for loop in innermost_blocks]
     with_products = [loop for loop in innermost if loop.tensor]
     main = Counts()
     if with_products:
@@ -260,7 +270,7 @@ def read(text: str, ptx: str = "") -> Code:
     elif innermost:
         main = max(innermost, key=lambda loop: loop.instructions)
     spills = of(set().union(*loops)).local
-    together = of(set().union(*(loop for loop in loops if not any(other < loop for other in loops))))
+    together = of(set().union(*innermost_blocks))
     return Code(of(flow.blocks), main, together, spills, _unrolled(main, ptx))
 
 

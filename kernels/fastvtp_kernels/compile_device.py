@@ -23,6 +23,8 @@ SHARED_LIMIT = {
 # A multiprocessor has what one block may have, and 1 KiB more for each block that it holds.
 SHARED_OF_A_BLOCK = 1024
 REGISTERS, QUARTERS, REGISTER_UNIT = 65536, 4, 256
+TENSOR_COLUMNS = 512
+"""Of tensor memory, which sm_100 has."""
 # Warps and blocks that a multiprocessor holds; (64, 32) where not named.
 RESIDENT = {
     "sm_86": (48, 16),
@@ -63,8 +65,8 @@ WARP_PRODUCTS_ON_HOPPER = 0.63
 arXiv:2402.13499)."""
 
 
-def resident_blocks(arch: str, registers: int, shared_bytes: int, num_warps: int) -> int:
-    """Return how many blocks an NVIDIA multiprocessor holds at once.
+def resident_blocks(arch: str, registers: int, shared_bytes: int, num_warps: int, tensor_columns: int = 0) -> int:
+    """Return how many blocks an NVIDIA multiprocessor holds at once; `tensor_columns` of tensor memory are a block's.
 
     A warp gets its registers in units of 256, from the quarter of them that its scheduler has.
     """
@@ -72,4 +74,5 @@ def resident_blocks(arch: str, registers: int, shared_bytes: int, num_warps: int
     unit = REGISTER_UNIT * -(-registers * 32 // REGISTER_UNIT)
     by_registers = QUARTERS * (REGISTERS // QUARTERS // max(unit, 1)) // num_warps
     by_shared = (SHARED_LIMIT[arch] + SHARED_OF_A_BLOCK) // (shared_bytes + SHARED_OF_A_BLOCK)
-    return min(by_registers, by_shared, warps // num_warps, blocks)
+    by_tensor_memory = TENSOR_COLUMNS // tensor_columns if tensor_columns else blocks
+    return min(by_registers, by_shared, by_tensor_memory, warps // num_warps, blocks)

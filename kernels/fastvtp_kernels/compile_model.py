@@ -94,14 +94,16 @@ def predict(row: "Row") -> Prediction | None:
 
 
 def per_element(row: "Row") -> float | None:
-    """Return the instructions of a thread per element in the main loop, or in the whole program where it has none."""
+    """Return the instructions of a thread per element of a tile in the main loop.
+
+    In the whole program where that has no loop, or several over the same elements, which a compiler may unroll or not.
+    """
     if row.work is None or row.code is None:
         return None
     code, work = row.code, row.work
-    if not code.main.instructions:
-        return code.program.instructions * row.num_warps * 32 / (work.per_pass * work.passes)
-    loop = code.loops if work.sweeps else code.main
-    return loop.instructions * row.num_warps * 32 / (work.per_pass * code.unrolled)
+    if work.sweeps or not code.main.instructions:
+        return _executed(code, work)["instructions"] * row.num_warps * 32 / (work.per_pass * work.passes)
+    return code.main.instructions * row.num_warps * 32 / (work.per_pass * code.unrolled)
 
 
 def per_useful_element(row: "Row") -> float | None:

@@ -42,6 +42,8 @@ class Row:
     entry: str = ""
     """Line and column of the table of tiles that this kernel ran with."""
     tf32_dot: bool = False
+    tensor_columns: int = 0
+    """Of tensor memory (sm_100)."""
     serialised: tuple[str, ...] = ()
     """Codes by which ptxas says that products of a warpgroup wait for each other: C7515 or the like."""
     injected: tuple[str, ...] = ()
@@ -81,7 +83,7 @@ class Row:
         """How many programs a multiprocessor holds; 0 where that is not known (AMD)."""
         if self.code is None:
             return 0
-        return resident_blocks(self.arch, self.registers, self.shared_bytes, self.num_warps)
+        return resident_blocks(self.arch, self.registers, self.shared_bytes, self.num_warps, self.tensor_columns)
 
     def faults(self) -> list[str]:
         """Say what about this kernel must not be shipped, one clause each."""
@@ -135,7 +137,7 @@ def inspect(case: str, arch: str, compiled: Compiled) -> Row:
     dots = [line for line in binary.asm["ttir"].splitlines() if "tt.dot " in line]
     tf32 = [line for line in dots if "tf32" in line]
     exact = [line for line in dots if "tf32" not in line and re.search(r"xf32> \* tensor<\w+xf32>", line)]
-    serialised, injected = said_of_products(ptxas_log(binary.asm["ptx"])) if "HGMMA" in tensor_core else ((), ())
+    serialised, injected = said_of_products(assemble(binary.asm["ptx"])[0]) if "HGMMA" in tensor_core else ((), ())
     return Row(
         case,
         compiled.kernel.lstrip("_"),
@@ -150,6 +152,7 @@ def inspect(case: str, arch: str, compiled: Compiled) -> Row:
         has_dot=bool(dots),
         entry=compiled.tile.entry,
         tf32_dot=bool(tf32),
+        tensor_columns=getattr(binary.metadata, "tmem_size", None) or 0,
         serialised=serialised,
         injected=injected,
         code=code,
@@ -172,15 +175,20 @@ def _tools() -> Path:
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-def ptxas_log(ptx: str) -> str:
-    """Return what ptxas says while it compiles; Triton throws that away."""
+def assemble(ptx: str) -> tuple[str, bytes]:
+    """Return what ptxas says while it compiles PTX for the target that this names, and the machine code.
+
+    Triton runs it too, and throws away what it says.
+    """
     target = re.search(r"^\.target\s+(\w+)", ptx, re.MULTILINE)
+    if target is None:
+        raise ValueError("PTX without a line .target")
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "kernel.ptx")
+        source, made = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
-        options = ["-v", "-lineinfo", f"--gpu-name={target[1] if target else 'sm_90a'}", "-o", Path(folder, "cubin")]
-        said = subprocess.run([_tools() / "ptxas", *options, source], capture_output=True, text=True, check=True)
-    return said.stdout + said.stderr
+        command = [_tools() / "ptxas", "-v", "-lineinfo", f"--gpu-name={target[1]}", source, "-o", made]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)
+        return said.stdout + said.stderr, made.read_bytes()
 
 
 def said_of_products(log: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -126,6 +126,26 @@ def test_a_loop_left_in_the_middle_ends_at_its_own_branch():
     assert code.main.instructions == 4
 
 
+def test_a_loop_that_only_waits_is_none():
+    code = read(
+        sass("""
+    .L_x_0:
+    UTCHMMA gdesc[UR4], gdesc[UR6], tmem[UR8], tmem[UR10], idesc[UR11], UP0
+    .L_x_1:
+    SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R2
+    @!P0 BRA `(.L_x_1)
+    FADD R2, R2, R3
+    @P1 BRA `(.L_x_0)
+    .L_x_2:
+    NANOSLEEP 0x64
+    @P2 BRA `(.L_x_2)
+    EXIT
+    """)
+    )
+    assert (code.main.instructions, code.main.tensor, code.main.barriers) == (5, 1, 1)
+    assert code.loops == code.main
+
+
 PRODUCT = "HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24"
 PEELED = f"""
     .L_x_0:

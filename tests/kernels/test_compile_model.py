@@ -32,6 +32,11 @@ def test_blocks_of_a_multiprocessor(arch, registers, shared, warps, blocks):
     assert resident_blocks(arch, registers, shared, warps) == blocks
 
 
+def test_tensor_memory_bounds_the_blocks_too():
+    assert resident_blocks("sm_100", 32, 0, 4, tensor_columns=128) == 4
+    assert resident_blocks("sm_100", 32, 0, 4, tensor_columns=512) == 1
+
+
 # 10 programs on each of 132 multiprocessors: 500 + 24 * 400 instructions of 8 warps, at 4 a clock of 1.6 GHz.
 ISSUE = 10 * 8 * (500 + 24 * 400) / 4 / 1600
 PRODUCTS = 1320 * 25 * 2097152 / 790e12 * 1e6
@@ -97,7 +102,7 @@ def test_instructions_of_an_element():
     assert per_element(unrolled) == per_element(GOOD) / 2
     sweeps = with_counts(GOOD, "loops", instructions=1200)
     sweeps = dataclasses.replace(sweeps, work=dataclasses.replace(sweeps.work, sweeps=True))
-    assert per_element(sweeps) == 3 * per_element(GOOD)
+    assert per_element(sweeps) == pytest.approx((500 + 24 * 1200) * 8 * 32 / (25 * 8192))
     whole = with_counts(GOOD, "main", instructions=0)
     whole = dataclasses.replace(whole, work=dataclasses.replace(GOOD.work, passes=1))
     assert per_element(whole) == pytest.approx(500 * 8 * 32 / 8192)

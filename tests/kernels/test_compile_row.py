@@ -1,11 +1,16 @@
-"""What is wrong with a compiled kernel is found and named, in rows made by hand; and what ptxas says of real PTX."""
+"""What is wrong with a compiled kernel is found and named, in rows made by hand and in machine code made of PTX."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("triton")
-from fastvtp_kernels.compile_row import faults, ptxas_log, said_of_products
+import torch
+
+from fastvtp_kernels.compile_row import assemble, faults, inspect, said_of_products
+from fastvtp_kernels.launching import Compiled
+from fastvtp_kernels.tuning import Tile
 from tests.kernels.compile_rows import GOOD, with_counts
 
 
@@ -58,11 +63,13 @@ def test_a_spill_in_a_loop_is_a_fault_however_small():
     assert "spills in a loop, 3 loads and stores" in fault
 
 
-# Two products of a warpgroup into the same sums, and something between them that may read those.
-PTX = """
+HEAD = """
 .version 8.0
 .target sm_90a
 .address_size 64
+"""
+# Two products of a warpgroup into the same sums.
+PRODUCTS = """
 .visible .entry kernel(.param .u64 out, .param .u64 tile)
 {
     .reg .b64 %rd<3>;
@@ -83,16 +90,76 @@ PTX = """
     "PRODUCT",
     "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f1, %f2, %f3, %f4}, %rd2, %rd2, 1, 1, 1, 0, 0;",
 )
+ZEROS = " ".join(f"mov.f32 %f{number}, 0f00000000;" for number in range(1, 5))
 
 
-def test_what_ptxas_says_of_real_code_is_read():
-    zeros = " ".join(f"mov.f32 %f{number}, 0f00000000;" for number in range(1, 5))
-    log = ptxas_log(PTX.replace("FIRST", zeros).replace("BETWEEN", ""))
-    assert "Used" in log
-    assert said_of_products(log) == ((), ())
-    log = ptxas_log(PTX.replace("FIRST", zeros).replace("BETWEEN", "add.f32 %f1, %f1, %f2;"))
-    assert said_of_products(log) == ((), ("C7517", "C7519"))
-    # Sums that nobody wrote before.
-    log = ptxas_log(PTX.replace("FIRST", "").replace("BETWEEN", ""))
-    assert "are serialized due to" in log
-    assert said_of_products(log) == (("C7515",), ())
+def products(first: str, between: str) -> str:
+    return HEAD + PRODUCTS.replace("FIRST", first).replace("BETWEEN", between)
+
+
+@pytest.mark.parametrize(
+    ("ptx", "said"),
+    [
+        (products(ZEROS, ""), ((), ())),
+        (products(ZEROS, "add.f32 %f1, %f1, %f2;"), ((), ("C7517", "C7519"))),
+        # Into sums that nobody wrote before.
+        (products("", ""), (("C7515",), ())),
+    ],
+)
+def test_what_ptxas_says_of_products_is_read(ptx, said):
+    assert said_of_products(assemble(ptx)[0]) == said
+
+
+def compiled(ptx: str) -> Compiled:
+    """Return real machine code as if a launch had compiled it."""
+    assembly = {"ptx": ptx, "ttir": "", "cubin": assemble(ptx)[1]}
+    binary = SimpleNamespace(asm=assembly, metadata=SimpleNamespace(shared=0))
+    arguments = {"values_ptr": torch.empty(1, device="meta"), "count": 1, "BLOCK": 1}
+    return Compiled("_scale", Tile({"BLOCK": 1}), binary, 1, arguments)
+
+
+def test_serialised_machine_code_is_a_fault():
+    good, bad = (inspect("case", "sm_90", compiled(products(first, ""))) for first in (ZEROS, ""))
+    assert set(good.tensor_core) == set(bad.tensor_core) == {"HGMMA"}
+    assert good.faults() == []
+    assert bad.faults() == ["has serialised products (C7515)"]
+
+
+def crowded(registers: int) -> str:
+    """Return a loop over 64 sums that must all be in registers, of which there are so many."""
+    names = [f"%f{number}" for number in range(64)]
+    loads = "\n".join(f"ld.global.f32 {name}, [%rd1+{4 * number}];" for number, name in enumerate(names))
+    steps = "\n".join(f"fma.rn.f32 {name}, {name}, {names[number - 1]}, {name};" for number, name in enumerate(names))
+    stores = "\n".join(f"st.global.f32 [%rd1+{4 * number}], {name};" for number, name in enumerate(names))
+    return f"""{HEAD}
+.visible .entry kernel(.param .u64 out, .param .u32 count)
+.maxnreg {registers}
+{{
+    .reg .b64 %rd<3>;
+    .reg .f32 %f<64>;
+    .reg .b32 %r<3>;
+    .reg .pred %p<2>;
+    ld.param.u64 %rd1, [out];
+    ld.param.u32 %r1, [count];
+    mov.u32 %r2, %tid.x;
+    mul.wide.u32 %rd2, %r2, 256;
+    add.s64 %rd1, %rd1, %rd2;
+    {loads}
+$again:
+    {steps}
+    sub.s32 %r1, %r1, 1;
+    setp.gt.s32 %p1, %r1, 0;
+    @%p1 bra $again;
+    {stores}
+    ret;
+}}
+"""
+
+
+def test_machine_code_that_spills_in_its_loop_is_a_fault():
+    good, bad = (inspect("case", "sm_90", compiled(crowded(registers))) for registers in (128, 32))
+    assert good.spilled_bytes == 0
+    assert good.faults() == []
+    assert good.code.main.instructions == 64 + 3
+    assert bad.spilled_bytes > 0
+    assert "spills in a loop" in bad.faults()[0]
