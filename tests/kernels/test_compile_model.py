@@ -17,6 +17,8 @@ from tests.kernels.compile_rows import GOOD, with_counts
         ("sm_90", 168, 0, 4, 3),
         ("sm_90", 128, 0, 4, 4),
         ("sm_90", 129, 0, 4, 3),
+        # Of 144 three as well, so 12 warps, where the registers of all four schedulers together would do for 14.
+        ("sm_90", 144, 0, 2, 6),
         ("sm_90", 32, 0, 4, 16),
         ("sm_90", 16, 0, 1, 32),
         ("sm_89", 16, 0, 1, 24),
