@@ -84,8 +84,8 @@ def predict(row: "Row") -> Prediction | None:
     shared = executed["shared_bytes"] / device.SHARED_BYTES * clocks
     best, rate = _product_rate(row)
     spread = programs * here.multiprocessors / work.programs
-    # By the machine code where it tells: a product that two warps compute alike counts twice.
-    flops = executed["tensor_flops"] * row.num_warps * work.programs or work.flops
+    # By the machine code where it tells more: a product that two warps compute alike counts twice.
+    flops = max(executed["tensor_flops"] * row.num_warps * work.programs, work.flops)
     products = flops * spread / rate * 1e6 * (SERIALISED if row.is_serialised else 1)
     memory = work.bytes / (here.terabytes * 1e12) * 1e6
     parts = sorted((max(issue, slow, shared), products, memory))

@@ -131,26 +131,35 @@ def workload_table(rows: Sequence[Row]) -> list[str]:
 
 
 def far_from_floor(rows: Sequence[Row]) -> list[str]:
-    """Write the launches of 16-bit numbers that the model has far above their floor, the most lost time first."""
-    found = [(row, model) for row in rows if row.arch == ARCHITECTURE and (model := predict(row)) is not None]
-    found = [
-        (row, model) for row, model in found if not row.exact_fp32_dot and model.total > max(LONG, FAR * model.floor)
-    ]
-    found.sort(key=lambda launch: launch[1].floor - launch[1].total)
+    """Write the kernels and tiles that the model has far above their floor, the most lost time first.
+
+    Of each the launch that loses most, and how many there are; without products of float32, exact or not.
+    """
+    found: dict[tuple[str, str], list[tuple[Row, Prediction]]] = {}
+    for row in rows:
+        model = predict(row) if row.arch == ARCHITECTURE and not (row.exact_fp32_dot or row.tf32_dot) else None
+        if model is not None and model.total > max(LONG, FAR * model.floor):
+            found.setdefault((row.kernel, row.tile), []).append((row, model))
+    worst = [(max(launches, key=_lost), len({row.case for row, _ in launches})) for launches in found.values()]
     lines = [
         (
-            row.case,
             f"`{row.kernel}`",
+            short_tile(row.tile),
+            row.case + (f" and {count - 1} more" if count > 1 else ""),
             _number(model.floor),
             _number(model.total),
             *map(_number, (model.issue, max(model.slow, model.shared), model.products, model.memory)),
             _per_sm(row),
             _bound(row, model),
         )
-        for row, model in found
+        for (row, model), count in sorted(worst, key=lambda each: _lost(each[0]), reverse=True)
     ]
     parts = ("instructions", "special or shared", "products", "memory")
-    return _lines(("launch", "kernel", "floor µs", "model µs", *parts, "per SM", "bound by"), lines)
+    return _lines(("kernel", "tile", "launch", "floor µs", "model µs", *parts, "per SM", "bound by"), lines)
+
+
+def _lost(launch: tuple[Row, Prediction]) -> float:
+    return launch[1].total - launch[1].floor
 
 
 LEGEND = """\
@@ -182,8 +191,9 @@ def page(rows: Sequence[Row], wrong: Sequence[str]) -> str:
         "",
         f"## Far from their floor on {ARCHITECTURE}",
         "",
-        f"Launches of 16-bit numbers that the model has above {FAR:g} times their floor and {LONG:g} µs, the most lost "
-        "time first; the four columns in the middle are what each part of the device would need alone.",
+        f"Kernels and tiles that the model has above {FAR:g} times their floor and {LONG:g} µs in some launch, without "
+        "products of float32; of each the launch that loses most time. The four columns in the middle: what each part of "
+        "the device would need alone.",
         "",
         *far_from_floor(rows),
         "",
