@@ -192,8 +192,8 @@ def page(rows: Sequence[Row], wrong: Sequence[str]) -> str:
         f"## Far from their floor on {ARCHITECTURE}",
         "",
         f"Kernels and tiles that the model has above {FAR:g} times their floor and {LONG:g} µs in some launch, without "
-        "products of float32; of each the launch that loses most time. The four columns in the middle: what each part of "
-        "the device would need alone.",
+        "products of float32; of each the launch that loses most time. The four columns in the middle are what each "
+        "part of the device would need alone.",
         "",
         *far_from_floor(rows),
         "",
