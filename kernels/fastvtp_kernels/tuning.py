@@ -199,7 +199,6 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
     },
     "contrastive_join": {"single": {ANY: Tile({"BLOCK_PARTS": 16, "BLOCK": 128}, num_warps=4)}},
     "contrastive_sample": {"single": {ANY: Tile({"BLOCK_D": 32}, num_warps=8)}},
-    "row_dots": {"single": {ANY: Tile({"BLOCK_M": 64}, num_warps=4)}},
     "sum_segments": {"single": {ANY: Tile({"BLOCK_ROWS": 8, "BLOCK_D": 256}, num_warps=4)}},
 }
 for _kernel, _columns in TABLE.items():

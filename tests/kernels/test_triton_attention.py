@@ -112,7 +112,7 @@ def test_many_queries_of_few_keys(regime, causal):
 
 
 RESIDENT = [resident.resident_forward, resident.resident_backward]
-STREAMING_BACKWARD = [streaming.row_dots, streaming.stream_backward_keys, streaming.stream_backward_queries]
+STREAMING_BACKWARD = [streaming.stream_backward_queries, streaming.stream_backward_keys]
 STREAMING = [streaming.stream_forward, *STREAMING_BACKWARD]
 DROPOUT = {"dropout_p": 0.5}
 # longest query, longest key, head width, dtype, options -> kernels of forward and backward

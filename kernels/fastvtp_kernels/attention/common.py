@@ -13,6 +13,8 @@ from .. import philox
 
 LOG2E = tl.constexpr(1.4426950408889634)
 STREAM = tl.constexpr(philox.ATTENTION_DROPOUT)
+# The largest logit before the first: finite, so that no difference of two is inf - inf.
+LOWEST = tl.constexpr(-3.0e38)
 
 
 @triton.jit
@@ -46,6 +48,16 @@ def load_rows(first_ptr, row, stride_row, length, d, D):
     """Load [rows, BLOCK_D] of one sequence and head, zero beyond its `length` rows and the head's width D."""
     mask = (row < length)[:, None] & (d < D)[None, :]
     return tl.load(first_ptr + row[:, None] * stride_row + d[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def load_whole(first_ptr, row, stride_row, d, D: tl.constexpr):
+    """Run `load_rows` for rows that all exist: without a mask unless the head is narrower than BLOCK_D."""
+    pointers = first_ptr + row[:, None] * stride_row + d[None, :]
+    if d.shape[0] == D:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, mask=(d < D)[None, :], other=0.0)
 
 
 @triton.jit
@@ -139,13 +151,14 @@ def philox_key(seed_ptr, DROPOUT: tl.constexpr):
 
 @triton.jit
 def kept(dropout, row, position, head):
-    """bool [M, N], True where dropout keeps the weight of a query row and a key position, as the reference draws it.
+    """Tell where dropout keeps the weight of a query row and a key position, as the reference draws it: a bool in the
+    shape that row [M, 1] and position [1, N], or row [1, M] and position [N, 1], broadcast to.
 
     `dropout` is (Philox key, threshold of the kept words, factor of the kept weights).
     """
-    zero = row[:, None] * 0 + position[None, :] * 0
+    zero = row * 0 + position * 0
     group = (head // 4).to(tl.int32)
-    words = tl.philox(dropout[0], zero + row[:, None], zero + position[None, :], zero + group, zero)
+    words = tl.philox(dropout[0], zero + row, zero + position, zero + group, zero)
     word = tl.where(head % 4 == 0, words[0], tl.where(head % 4 == 1, words[1], words[2]))
     return tl.where(head % 4 == 3, words[3], word).to(tl.int64) < dropout[1]
 
@@ -200,19 +213,25 @@ def forward_tile(
 ):
     """Take one tile of keys into the running softmax and return its new state.
 
-    The state is (largest logit [M], sum of weights [M], weighted values [M, D]).
+    The state is (largest logit [M], sum of weights [M], weighted values [M, D]). The mask is bool [M, N], or None where
+    all queries see all keys, which needs a scale that is not negative: the largest product then has the largest logit.
     """
     largest, total, output = state
-    logits = capped(tl.dot(query, tl.trans(key), input_precision=PRECISION), scale, softcap, SOFTCAP)[0]
-    logits = tl.where(mask, logits, float("-inf"))
-    new_largest = tl.maximum(largest, tl.max(logits, axis=1))
-    # Rows that have seen no key yet stay at -inf; the stand-in avoids -inf - (-inf).
-    finite = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-    weights = tl.exp2(logits - finite[:, None])
-    decay = tl.exp2(largest - finite)
+    logits = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+    unit = scale * LOG2E
+    if SOFTCAP:
+        logits = tanh(logits * (scale / softcap))
+        unit = softcap * LOG2E
+    if mask is not None:
+        logits = tl.where(mask, logits * unit, float("-inf"))
+        unit = 1.0
+    new_largest = tl.maximum(largest, tl.max(logits, axis=1) * unit)
+    # One fused multiply-add for each logit.
+    weights = tl.exp2(logits * unit - new_largest[:, None])
+    decay = tl.exp2(largest - new_largest)
     total = total * decay + tl.sum(weights, axis=1)
     if DROPOUT:
-        weights = tl.where(kept(dropout, row, position, head), weights, 0.0)
+        weights = tl.where(kept(dropout, row[:, None], position[None, :], head), weights, 0.0)
     output = tl.dot(weights.to(query.dtype), value, output * decay[:, None], input_precision=PRECISION)
     return new_largest, total, output
 
@@ -220,7 +239,7 @@ def forward_tile(
 @triton.jit
 def empty_state(BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
     """Return the state of `forward_tile` before the first key."""
-    largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    largest = tl.full([BLOCK_M], LOWEST, tl.float32)
     return largest, tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
 
@@ -261,16 +280,64 @@ def backward_tile(
 
     The mask comes last: whatever stands outside it, NaN included, becomes zero.
     """
-    logits, ratio = capped(tl.dot(query, tl.trans(key), input_precision=PRECISION), scale, softcap, SOFTCAP)
-    weights = tl.exp2(logits - lse[:, None])
-    weight_grad = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
+    return logit_gradient(
+        query,
+        key,
+        grad,
+        value,
+        lse[:, None],
+        delta[:, None],
+        mask,
+        row[:, None],
+        position[None, :],
+        head,
+        scale,
+        softcap,
+        dropout,
+        SOFTCAP,
+        DROPOUT,
+        PRECISION,
+    )
+
+
+@triton.jit
+def logit_gradient(
+    first,
+    second,
+    first_value,
+    second_value,
+    lse,
+    delta,
+    mask,
+    row,
+    position,
+    head,
+    scale,
+    softcap,
+    dropout,
+    SOFTCAP: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Run `backward_tile` for a tile of logits either way up.
+
+    Of (query, key, grad, value) and of vectors [M, 1] of the queries and [1, N] of the keys it returns [M, N]; of (key,
+    query, value, grad), [1, M] and [N, 1] it returns the transpose [N, M], which the gradients of keys and values take
+    from registers as their left operand. No mask (None) is a mask of ones.
+    """
+    logits, ratio = capped(tl.dot(first, tl.trans(second), input_precision=PRECISION), scale, softcap, SOFTCAP)
+    weights = tl.exp2(logits - lse)
+    weight_grad = tl.dot(first_value, tl.trans(second_value), input_precision=PRECISION)
     used = weights
     if DROPOUT:
         # Products, so that a dropped NaN stays one as in the reference.
         factor = tl.where(kept(dropout, row, position, head), dropout[2], 0.0)
         used = weights * factor
         weight_grad = weight_grad * factor
-    logit_grad = weights * (weight_grad - delta[:, None])
+    logit_grad = weights * (weight_grad - delta)
     if SOFTCAP:
         logit_grad = logit_grad * (1.0 - ratio * ratio)
-    return tl.where(mask, used, 0.0).to(grad.dtype), tl.where(mask, logit_grad, 0.0).to(key.dtype)
+    if mask is not None:
+        used = tl.where(mask, used, 0.0)
+        logit_grad = tl.where(mask, logit_grad, 0.0)
+    return used.to(first.dtype), logit_grad.to(first.dtype)

@@ -114,6 +114,10 @@ def _without_dropout(flags: dict[str, Any]) -> dict[str, Any]:
 def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
     """Return the output, contiguous in the shape of query, and the log-sum-exp float32 [H, N] in units of log 2."""
     query, key, value = (_unit_width_stride(tensor) for tensor in (query, key, value))
+    options = problem.options
+    if options.scale < 0:
+        # The kernels take the largest product for the largest logit.
+        query, problem = -query, problem._replace(options=options._replace(scale=-options.scale))
     output = query.new_empty(query.shape)
     lse = query.new_empty(problem.heads, problem.rows, dtype=torch.float32)
     if problem.axial and problem.rows == 0:
@@ -227,41 +231,27 @@ def backward(
             **_without_dropout(flags),
         )
     else:
-        delta = _row_dots(output, grad, problem)
+        # The first pass computes the row dots of output and gradient, which the second reads.
+        delta = query.new_empty(problem.heads, problem.rows, dtype=torch.float32)
         shared = {"WIDE": wide, **flags}
         rest = [*problem.sizes, *numbers]
-        tensors = [query, key, value, grad, lse, delta]
         offsets = [problem.offsets, problem.offsets_k, problem.order]
-
-        tile = _tile("stream_backward_keys", problem, query)
-        tiles = blocks(problem.longest_k, tile.blocks["BLOCK_N"])
-        counts = problem.sequences, problem.heads, tiles, problem.rows, problem.rows_k
-        grid = (problem.sequences * problem.heads * tiles,)
-        arguments = [*tensors, dk, dv, *offsets, *strides, d_strides[1], *counts, *rest]
-        launch(streaming.stream_backward_keys, grid, *arguments, tile=tile, **shared)
 
         tile = _tile("stream_backward_queries", problem, query)
         tiles = blocks(problem.longest, tile.blocks["BLOCK_M"])
         counts = problem.sequences, problem.heads, tiles, problem.rows
         grid = (problem.sequences * problem.heads * tiles,)
-        arguments = [*tensors, dq, *offsets, *strides, d_strides[0], *counts, *rest]
+        tensors = [query, key, value, output, grad, lse, delta, dq]
+        arguments = [*tensors, *offsets, *strides, d_strides[0], *counts, *rest]
         launch(streaming.stream_backward_queries, grid, *arguments, tile=tile, **shared)
 
-
-def _row_dots(output: Tensor, grad: Tensor, problem: Problem) -> Tensor:
-    """float32 [H, N]: the product of each row of the output, and head, with its gradient."""
-    delta = output.new_empty(problem.heads, problem.rows, dtype=torch.float32)
-    tile = tuning.tile("row_dots", torch.float32, output.device)
-    launch(
-        streaming.row_dots,
-        (blocks(problem.rows, tile.blocks["BLOCK_M"]), problem.heads),
-        *(output, grad, delta, problem.strides(output), problem.rows),
-        *problem.sizes,
-        AXIAL=problem.axial,
-        BLOCK_D=problem.block_d,
-        tile=tile,
-    )
-    return delta
+        tile = _tile("stream_backward_keys", problem, query)
+        tiles = blocks(problem.longest_k, tile.blocks["BLOCK_N"])
+        counts = problem.sequences, problem.heads, tiles, problem.rows, problem.rows_k
+        grid = (problem.sequences * problem.heads * tiles,)
+        tensors = [query, key, value, grad, lse, delta, dk, dv]
+        arguments = [*tensors, *offsets, *strides, d_strides[1], *counts, *rest]
+        launch(streaming.stream_backward_keys, grid, *arguments, tile=tile, **shared)
 
 
 # What the registered ops launch, with their flat arguments.

@@ -1,11 +1,14 @@
-"""The long regime: keys pass by a tile of queries, queries by a tile of keys. Backward is two ordered passes."""
+"""The long regime: keys pass by a tile of queries, queries by a tile of keys. Backward is two ordered passes.
+
+Tiles of logits that all exist are computed without a mask; those that the end of a sequence or the diagonal cuts come
+after them, or before, in a loop of their own: `for CUT in tl.static_range(...)` writes both loops at once.
+"""
 
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 import triton
 import triton.language as tl
 
 from .common import (
-    backward_tile,
     empty_state,
     extent,
     finish,
@@ -13,10 +16,12 @@ from .common import (
     forward_tile,
     keyless,
     load_rows,
+    load_whole,
+    logit_gradient,
     numbered,
     philox_key,
+    seen,
     store_rows,
-    visible,
     zero_forward_tail,
     zero_tail,
 )
@@ -30,10 +35,29 @@ def _work(order_ptr, heads, tiles):
     return slot, sequence, (tl.program_id(0) // tiles % heads).to(tl.int64), tl.program_id(0) % tiles
 
 
+@triton.jit
+def _keys_of(tile, len_q, len_k, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Return how many keys in whole tiles all queries of a tile see, and how many any of them sees."""
+    if CAUSAL:
+        seen_by_first = tile * BLOCK_M + 1 + len_k - len_q
+        end = tl.minimum(len_k, seen_by_first + BLOCK_M - 1)
+        return tl.maximum(tl.minimum(len_k, seen_by_first), 0) // BLOCK_N * BLOCK_N, end
+    else:
+        return len_k // BLOCK_N * BLOCK_N, len_k
+
+
+@triton.jit
+def _load(first_ptr, row, stride_row, length, d, D: tl.constexpr, CUT: tl.constexpr, WIDE: tl.constexpr):
+    if CUT:
+        return load_rows(first_ptr, numbered(row, WIDE), stride_row, length, d, D)
+    else:
+        return load_whole(first_ptr, numbered(row, WIDE), stride_row, d, D)
+
+
 @triton.jit(do_not_specialize=["sequences", "tiles", "rows", "threshold", "factor"])
 def stream_forward(
     query_ptr, key_ptr, value_ptr, output_ptr, lse_ptr, offsets_ptr, offsets_k_ptr, order_ptr,
-    q_strides, k_strides, v_strides, o_strides, sequences, heads, tiles, rows, D, length, inner,
+    q_strides, k_strides, v_strides, o_strides, sequences, heads, tiles, rows, D: tl.constexpr, length, inner,
     scale, softcap, seed_ptr, threshold, factor,
     AXIAL: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
     WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -56,61 +80,95 @@ def stream_forward(
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     query = load_rows(query_ptr, numbered(row, WIDE), q_strides[1], len_q, d, D)
     state = empty_state(BLOCK_M, BLOCK_D)
-    end = tl.minimum(len_k, (tile + 1) * BLOCK_M + len_k - len_q) if CAUSAL else len_k
-    for first in tl.range(0, end, BLOCK_N):
-        position = first + tl.arange(0, BLOCK_N)
-        key = load_rows(key_ptr, numbered(position, WIDE), k_strides[1], len_k, d, D)
-        value = load_rows(value_ptr, numbered(position, WIDE), v_strides[1], len_k, d, D)
-        state = forward_tile(
-            state,
-            query,
-            key,
-            value,
-            visible(row, position, len_q, len_k, CAUSAL),
-            start + row,
-            position,
-            head,
-            scale,
-            softcap,
-            dropout,
-            SOFTCAP,
-            DROPOUT,
-            PRECISION,
-        )
+    whole, end = _keys_of(tile, len_q, len_k, CAUSAL, BLOCK_M, BLOCK_N)
+    for CUT in tl.static_range(2):
+        for first in tl.range(whole if CUT else 0, end if CUT else whole, BLOCK_N):
+            position = first + tl.arange(0, BLOCK_N)
+            key = _load(key_ptr, position, k_strides[1], len_k, d, D, CUT, WIDE)
+            value = _load(value_ptr, position, v_strides[1], len_k, d, D, CUT, WIDE)
+            state = forward_tile(
+                state,
+                query,
+                key,
+                value,
+                seen(row, position, len_q, len_k, CAUSAL) if CUT else None,
+                start + row,
+                position,
+                head,
+                scale,
+                softcap,
+                dropout,
+                SOFTCAP,
+                DROPOUT,
+                PRECISION,
+            )
     output, lse = finish(state, keyless(row, len_q, len_k, CAUSAL), dropout, DROPOUT)
     output_ptr = first_of(output_ptr, start, sequence, inner, head, o_strides, AXIAL)
     store_rows(output_ptr, numbered(row, WIDE), o_strides[1], len_q, d, D, output)
     tl.store(lse_ptr + head * rows + start + row, lse, mask=row < len_q)
 
 
-@triton.jit(do_not_specialize=["rows"])
-def row_dots(
-    output_ptr,
-    grad_ptr,
-    delta_ptr,
-    o_strides,
-    rows,
-    D,
-    length,
-    inner,
-    AXIAL: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """delta[head, row] = output . grad, which both passes of backward subtract."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    head = tl.program_id(1).to(tl.int64)
+@triton.jit(do_not_specialize=["sequences", "tiles", "rows", "threshold", "factor"])
+def stream_backward_queries(
+    query_ptr, key_ptr, value_ptr, output_ptr, grad_ptr, lse_ptr, delta_ptr, dq_ptr,
+    offsets_ptr, offsets_k_ptr, order_ptr,
+    q_strides, k_strides, v_strides, o_strides, dq_strides,
+    sequences, heads, tiles, rows, D: tl.constexpr, length, inner,
+    scale, softcap, seed_ptr, threshold, factor,
+    AXIAL: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Writes delta[head, row] = output . grad too, which `stream_backward_keys` subtracts after it."""
+    slot, sequence, head, tile = _work(order_ptr, heads, tiles)
+    dropout = philox_key(seed_ptr, DROPOUT), threshold, factor
     d = tl.arange(0, BLOCK_D)
-    if AXIAL:
-        sequence = row // length
-        address = (sequence // inner) * o_strides[0] + (sequence % inner) * o_strides[2] + row % length * o_strides[1]
-    else:
-        address = row * o_strides[1]
-    address = address[:, None] + head * o_strides[3] + d[None, :]
-    mask = (row < rows)[:, None] & (d < D)[None, :]
-    output = tl.load(output_ptr + address, mask=mask, other=0.0).to(tl.float32)
-    grad = tl.load(grad_ptr + address, mask=mask, other=0.0).to(tl.float32)
-    tl.store(delta_ptr + head * rows + row, tl.sum(output * grad, axis=1), mask=row < rows)
+    if not AXIAL:
+        part, parts = slot * tiles + tile, sequences * tiles
+        zero_tail(dq_ptr, offsets_ptr, head, part, parts, sequences, rows, dq_strides, d, D, BLOCK_M)
+    start, len_q = extent(offsets_ptr, sequence, length, AXIAL)
+    if tile * BLOCK_M >= len_q:
+        return
+    start_k, len_k = extent(offsets_k_ptr, sequence, length, AXIAL)
+    key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL)
+    value_ptr = first_of(value_ptr, start_k, sequence, inner, head, v_strides, AXIAL)
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL)
+    grad_ptr = first_of(grad_ptr, start, sequence, inner, head, o_strides, AXIAL)
+    query = load_rows(query_ptr, numbered(row, WIDE), q_strides[1], len_q, d, D)
+    grad = load_rows(grad_ptr, numbered(row, WIDE), o_strides[1], len_q, d, D)
+    lse = tl.load(lse_ptr + head * rows + start + row, mask=row < len_q, other=float("inf"))
+    output_ptr = first_of(output_ptr, start, sequence, inner, head, o_strides, AXIAL)
+    output = load_rows(output_ptr, numbered(row, WIDE), o_strides[1], len_q, d, D)
+    delta = tl.sum(output.to(tl.float32) * grad.to(tl.float32), axis=1)
+    tl.store(delta_ptr + head * rows + start + row, delta, mask=row < len_q)
+    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    whole, end = _keys_of(tile, len_q, len_k, CAUSAL, BLOCK_M, BLOCK_N)
+    for CUT in tl.static_range(2):
+        for first in tl.range(whole if CUT else 0, end if CUT else whole, BLOCK_N):
+            position = first + tl.arange(0, BLOCK_N)
+            key = _load(key_ptr, position, k_strides[1], len_k, d, D, CUT, WIDE)
+            value = _load(value_ptr, position, v_strides[1], len_k, d, D, CUT, WIDE)
+            logit_grad = logit_gradient(
+                query,
+                key,
+                grad,
+                value,
+                lse[:, None],
+                delta[:, None],
+                seen(row, position, len_q, len_k, CAUSAL) if CUT else None,
+                start + row[:, None],
+                position[None, :],
+                head,
+                scale,
+                softcap,
+                dropout,
+                SOFTCAP,
+                DROPOUT,
+                PRECISION,
+            )[1]
+            dq = tl.dot(logit_grad, key, dq, input_precision=PRECISION)
+    dq_ptr = first_of(dq_ptr, start, sequence, inner, head, dq_strides, AXIAL)
+    store_rows(dq_ptr, numbered(row, WIDE), dq_strides[1], len_q, d, D, dq * scale)
 
 
 @triton.jit(do_not_specialize=["sequences", "tiles", "rows", "rows_k", "threshold", "factor"])
@@ -118,11 +176,15 @@ def stream_backward_keys(
     query_ptr, key_ptr, value_ptr, grad_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
     offsets_ptr, offsets_k_ptr, order_ptr,
     q_strides, k_strides, v_strides, o_strides, dk_strides,
-    sequences, heads, tiles, rows, rows_k, D, length, inner,
+    sequences, heads, tiles, rows, rows_k, D: tl.constexpr, length, inner,
     scale, softcap, seed_ptr, threshold, factor,
     AXIAL: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
     WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """Logits are transposed, [keys, queries]: weights and gradients of logits are left operands as they stand.
+
+    Keys that do not exist need no mask: what they gather is not stored.
+    """
     slot, sequence, head, tile = _work(order_ptr, heads, tiles)
     dropout = philox_key(seed_ptr, DROPOUT), threshold, factor
     d = tl.arange(0, BLOCK_D)
@@ -143,92 +205,39 @@ def stream_backward_keys(
     value = load_rows(value_ptr, numbered(position, WIDE), v_strides[1], len_k, d, D)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    begin = tl.maximum(tile * BLOCK_N - (len_k - len_q), 0) // BLOCK_M * BLOCK_M if CAUSAL else 0
-    for first in tl.range(begin, len_q, BLOCK_M):
-        row = first + tl.arange(0, BLOCK_M)
-        query = load_rows(query_ptr, numbered(row, WIDE), q_strides[1], len_q, d, D)
-        grad = load_rows(grad_ptr, numbered(row, WIDE), o_strides[1], len_q, d, D)
-        lse = tl.load(lse_ptr + head * rows + start + row, mask=row < len_q, other=float("inf"))
-        delta = tl.load(delta_ptr + head * rows + start + row, mask=row < len_q, other=0.0)
-        used, logit_grad = backward_tile(
-            query,
-            key,
-            value,
-            grad,
-            lse,
-            delta,
-            visible(row, position, len_q, len_k, CAUSAL),
-            start + row,
-            position,
-            head,
-            scale,
-            softcap,
-            dropout,
-            SOFTCAP,
-            DROPOUT,
-            PRECISION,
-        )
-        dv = tl.dot(tl.trans(used), grad, dv, input_precision=PRECISION)
-        dk = tl.dot(tl.trans(logit_grad), query, dk, input_precision=PRECISION)
+    # Queries see the keys up to their own row plus this; all from `whole` on see the last key of the tile.
+    ahead = len_k - len_q
+    begin = tl.maximum(tile * BLOCK_N - ahead, 0) // BLOCK_M * BLOCK_M if CAUSAL else 0
+    whole = tl.cdiv(tl.maximum((tile + 1) * BLOCK_N - 1 - ahead, 0), BLOCK_M) * BLOCK_M if CAUSAL else 0
+    for WHOLE in tl.static_range(0 if CAUSAL else 1, 2):
+        for first in tl.range(whole if WHOLE else begin, len_q if WHOLE else tl.minimum(whole, len_q), BLOCK_M):
+            row = first + tl.arange(0, BLOCK_M)
+            query = load_rows(query_ptr, numbered(row, WIDE), q_strides[1], len_q, d, D)
+            grad = load_rows(grad_ptr, numbered(row, WIDE), o_strides[1], len_q, d, D)
+            # Rows that do not exist are silent: exp2(-inf) = 0.
+            lse = tl.load(lse_ptr + head * rows + start + row, mask=row < len_q, other=float("inf"))
+            delta = tl.load(delta_ptr + head * rows + start + row, mask=row < len_q, other=0.0)
+            used, logit_grad = logit_gradient(
+                key,
+                query,
+                value,
+                grad,
+                lse[None, :],
+                delta[None, :],
+                None if WHOLE else position[:, None] <= row[None, :] + ahead,
+                start + row[None, :],
+                position[:, None],
+                head,
+                scale,
+                softcap,
+                dropout,
+                SOFTCAP,
+                DROPOUT,
+                PRECISION,
+            )
+            dv = tl.dot(used, grad, dv, input_precision=PRECISION)
+            dk = tl.dot(logit_grad, query, dk, input_precision=PRECISION)
     dk_ptr = first_of(dk_ptr, start_k, sequence, inner, head, dk_strides, AXIAL)
     dv_ptr = first_of(dv_ptr, start_k, sequence, inner, head, dk_strides, AXIAL)
     store_rows(dk_ptr, numbered(position, WIDE), dk_strides[1], len_k, d, D, dk * scale)
     store_rows(dv_ptr, numbered(position, WIDE), dk_strides[1], len_k, d, D, dv)
-
-
-@triton.jit(do_not_specialize=["sequences", "tiles", "rows", "threshold", "factor"])
-def stream_backward_queries(
-    query_ptr, key_ptr, value_ptr, grad_ptr, lse_ptr, delta_ptr, dq_ptr,
-    offsets_ptr, offsets_k_ptr, order_ptr,
-    q_strides, k_strides, v_strides, o_strides, dq_strides,
-    sequences, heads, tiles, rows, D, length, inner,
-    scale, softcap, seed_ptr, threshold, factor,
-    AXIAL: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    slot, sequence, head, tile = _work(order_ptr, heads, tiles)
-    dropout = philox_key(seed_ptr, DROPOUT), threshold, factor
-    d = tl.arange(0, BLOCK_D)
-    if not AXIAL:
-        part, parts = slot * tiles + tile, sequences * tiles
-        zero_tail(dq_ptr, offsets_ptr, head, part, parts, sequences, rows, dq_strides, d, D, BLOCK_M)
-    start, len_q = extent(offsets_ptr, sequence, length, AXIAL)
-    if tile * BLOCK_M >= len_q:
-        return
-    start_k, len_k = extent(offsets_k_ptr, sequence, length, AXIAL)
-    key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL)
-    value_ptr = first_of(value_ptr, start_k, sequence, inner, head, v_strides, AXIAL)
-    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL)
-    grad_ptr = first_of(grad_ptr, start, sequence, inner, head, o_strides, AXIAL)
-    query = load_rows(query_ptr, numbered(row, WIDE), q_strides[1], len_q, d, D)
-    grad = load_rows(grad_ptr, numbered(row, WIDE), o_strides[1], len_q, d, D)
-    lse = tl.load(lse_ptr + head * rows + start + row, mask=row < len_q, other=float("inf"))
-    delta = tl.load(delta_ptr + head * rows + start + row, mask=row < len_q, other=0.0)
-    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    end = tl.minimum(len_k, (tile + 1) * BLOCK_M + len_k - len_q) if CAUSAL else len_k
-    for first in tl.range(0, end, BLOCK_N):
-        position = first + tl.arange(0, BLOCK_N)
-        key = load_rows(key_ptr, numbered(position, WIDE), k_strides[1], len_k, d, D)
-        value = load_rows(value_ptr, numbered(position, WIDE), v_strides[1], len_k, d, D)
-        logit_grad = backward_tile(
-            query,
-            key,
-            value,
-            grad,
-            lse,
-            delta,
-            visible(row, position, len_q, len_k, CAUSAL),
-            start + row,
-            position,
-            head,
-            scale,
-            softcap,
-            dropout,
-            SOFTCAP,
-            DROPOUT,
-            PRECISION,
-        )[1]
-        dq = tl.dot(logit_grad, key, dq, input_precision=PRECISION)
-    dq_ptr = first_of(dq_ptr, start, sequence, inner, head, dq_strides, AXIAL)
-    store_rows(dq_ptr, numbered(row, WIDE), dq_strides[1], len_q, d, D, dq * scale)
