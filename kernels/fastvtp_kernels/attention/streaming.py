@@ -205,18 +205,28 @@ def stream_backward_keys(
     value = load_rows(value_ptr, numbered(position, WIDE), v_strides[1], len_k, d, D)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    # Queries see the keys up to their own row plus this; all from `whole` on see the last key of the tile.
+    # Queries see the keys up to their own row plus this.
     ahead = len_k - len_q
-    begin = tl.maximum(tile * BLOCK_N - ahead, 0) // BLOCK_M * BLOCK_M if CAUSAL else 0
-    whole = tl.cdiv(tl.maximum((tile + 1) * BLOCK_N - 1 - ahead, 0), BLOCK_M) * BLOCK_M if CAUSAL else 0
-    for WHOLE in tl.static_range(0 if CAUSAL else 1, 2):
-        for first in tl.range(whole if WHOLE else begin, len_q if WHOLE else tl.minimum(whole, len_q), BLOCK_M):
+    begin, cut = 0, 0
+    if CAUSAL:
+        begin = tl.maximum(tile * BLOCK_N - ahead, 0) // BLOCK_M * BLOCK_M
+        cut = tl.cdiv(tl.minimum(tl.maximum((tile + 1) * BLOCK_N - 1 - ahead, 0), len_q) - begin, BLOCK_M)
+    whole = begin + cut * BLOCK_M
+    last = tl.maximum(whole, len_q // BLOCK_M * BLOCK_M)
+    tiles_cut = cut + tl.where(last < len_q, 1, 0)
+    for CUT in tl.static_range(2):
+        for number in tl.range(0, tiles_cut if CUT else (last - whole) // BLOCK_M):
+            if CUT:
+                first = tl.where(number < cut, begin + number * BLOCK_M, last)
+            else:
+                first = whole + number * BLOCK_M
             row = first + tl.arange(0, BLOCK_M)
-            query = load_rows(query_ptr, numbered(row, WIDE), q_strides[1], len_q, d, D)
-            grad = load_rows(grad_ptr, numbered(row, WIDE), o_strides[1], len_q, d, D)
-            # Rows that do not exist are silent: exp2(-inf) = 0.
-            lse = tl.load(lse_ptr + head * rows + start + row, mask=row < len_q, other=float("inf"))
-            delta = tl.load(delta_ptr + head * rows + start + row, mask=row < len_q, other=0.0)
+            query = _load(query_ptr, row, q_strides[1], len_q, d, D, CUT, WIDE)
+            grad = _load(grad_ptr, row, o_strides[1], len_q, d, D, CUT, WIDE)
+            # Rows that do not exist add zero: their query and gradient are.
+            exists = row < len_q if CUT else None
+            lse = tl.load(lse_ptr + head * rows + start + row, mask=exists)
+            delta = tl.load(delta_ptr + head * rows + start + row, mask=exists)
             used, logit_grad = logit_gradient(
                 key,
                 query,
@@ -224,7 +234,7 @@ def stream_backward_keys(
                 grad,
                 lse[None, :],
                 delta[None, :],
-                None if WHOLE else position[:, None] <= row[None, :] + ahead,
+                position[:, None] <= row[None, :] + ahead if CUT and CAUSAL else None,
                 start + row[None, :],
                 position[:, None],
                 head,
