@@ -47,6 +47,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, tile: Tile, **constan
     if 0 in grid:
         return
     options = {**tile.blocks, **constants, "num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    if tile.max_registers is not None:
+        options["maxnreg"] = tile.max_registers
     if _compiled is not None:
         arguments = {**dict(zip(kernel.arg_names, args, strict=False)), **options}
         binary = kernel.warmup(*args, grid=grid, **options)

@@ -23,16 +23,19 @@ class Tile:
     blocks: dict[str, int]
     num_warps: int = 4
     num_stages: int = 2
+    max_registers: int | None = None
+    """Of a thread: where a few more would leave a multiprocessor room for one block less."""
     entry: str = field(default="", compare=False)
     """Line and column of the table that it stands in: "embed half"."""
 
     def __str__(self) -> str:
         sizes = " ".join(f"{name}={size}" for name, size in self.blocks.items())
-        return f"{sizes} warps={self.num_warps} stages={self.num_stages}"
+        limit = f" registers<={self.max_registers}" if self.max_registers else ""
+        return f"{sizes} warps={self.num_warps} stages={self.num_stages}{limit}"
 
 
-def _rows_by_keys(rows: int, keys: int, num_warps: int, num_stages: int = 2) -> Tile:
-    return Tile({"BLOCK_M": rows, "BLOCK_N": keys}, num_warps, num_stages)
+def _rows_by_keys(rows: int, keys: int, num_warps: int, num_stages: int = 2, max_registers: int | None = None) -> Tile:
+    return Tile({"BLOCK_M": rows, "BLOCK_N": keys}, num_warps, num_stages, max_registers)
 
 
 def _smaller(tile: Tile) -> dict[str, Tile]:
@@ -105,7 +108,7 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
     "resident_backward_128": {"half": dict.fromkeys(("sm_90", "sm_100"), Tile({"BLOCK_N": 64}, 8, 2))},
     "resident_backward_128_capped": {"half": dict.fromkeys(("sm_90", "sm_100"), Tile({"BLOCK_N": 32}, 8, 2))},
     "stream_forward_64": {
-        "half": {ANY: _rows_by_keys(128, 64, 8, 3)},
+        "half": {ANY: _rows_by_keys(128, 64, 8, 3), "sm_90": _rows_by_keys(128, 64, 8, 3, max_registers=128)},
         "single": {ANY: _rows_by_keys(32, 32, 4), "sm_80": _rows_by_keys(32, 16, 4, 1)},
     },
     "stream_forward_128": {
@@ -125,17 +128,21 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
         "single": {ANY: _rows_by_keys(16, 16, 8, 1)},
     },
     "stream_backward_keys_64": {
+        "half": {ANY: _rows_by_keys(64, 64, 8), "sm_90": _rows_by_keys(64, 64, 4), **_warps(_rows_by_keys(64, 64, 4))},
+        "single": {ANY: _rows_by_keys(32, 32, 8, 1)},
+    },
+    "stream_backward_keys_64_capped": {
         "half": {
             ANY: _rows_by_keys(64, 64, 8),
+            "sm_90": _rows_by_keys(64, 64, 4),
             **_warps(_rows_by_keys(128, 32, 8)),
             **_smaller(_rows_by_keys(128, 32, 8, 1)),
         },
-        "single": {ANY: _rows_by_keys(32, 32, 8, 1)},
     },
     "stream_backward_keys_64_dropout": {
         "half": {
             ANY: _rows_by_keys(64, 64, 8),
-            "sm_90": _rows_by_keys(32, 128, 8),
+            "sm_90": _rows_by_keys(32, 64, 4),
             **_warps(_rows_by_keys(64, 32, 8)),
         },
         "single": {
@@ -144,23 +151,27 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
         },
     },
     "stream_backward_keys_128": {
-        "half": {ANY: _rows_by_keys(64, 64, 8)},
+        "half": {ANY: _rows_by_keys(64, 64, 8), "sm_90": _rows_by_keys(64, 128, 8)},
         "single": {ANY: _rows_by_keys(32, 32, 8, 1), "sm_80": _rows_by_keys(16, 32, 8, 1)},
     },
     "stream_backward_keys_128_masked": {
         "half": {
             ANY: _rows_by_keys(64, 64, 8),
-            "sm_90": _rows_by_keys(32, 64, 8),
+            "sm_90": _rows_by_keys(32, 128, 8),
             **_smaller(_rows_by_keys(64, 32, 8)),
         },
     },
     "stream_backward_keys_128_capped": {
-        "half": {ANY: _rows_by_keys(64, 64, 8), **dict.fromkeys(("sm_90", "sm_100"), _rows_by_keys(64, 64, 8, 1))},
+        "half": {
+            ANY: _rows_by_keys(64, 64, 8),
+            "sm_90": _rows_by_keys(32, 128, 8),
+            "sm_100": _rows_by_keys(64, 64, 8, 1),
+        },
     },
     "stream_backward_keys_128_dropout": {
         "half": {
             ANY: _rows_by_keys(64, 64, 8),
-            "sm_90": _rows_by_keys(32, 64, 8, 1),
+            "sm_90": _rows_by_keys(32, 128, 8),
             **_warps(_rows_by_keys(64, 32, 8)),
         },
         "single": {ANY: _rows_by_keys(32, 32, 8, 1)},
@@ -170,19 +181,28 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
         "single": {ANY: _rows_by_keys(16, 16, 8, 1)},
     },
     "stream_backward_queries_64": {
-        "half": {ANY: _rows_by_keys(128, 64, 8), "sm_100": _rows_by_keys(128, 64, 8, 1)},
+        "half": {
+            ANY: _rows_by_keys(128, 64, 8),
+            "sm_90": _rows_by_keys(128, 64, 8, max_registers=128),
+            "sm_100": _rows_by_keys(128, 64, 8, 1),
+        },
         "single": {ANY: _rows_by_keys(32, 32, 4)},
     },
     "stream_backward_queries_64_dropout": {
         "half": {
             ANY: _rows_by_keys(128, 64, 8),
+            "sm_90": _rows_by_keys(64, 64, 4),
             "sm_80": _rows_by_keys(64, 64, 8, 1),
             **_smaller(_rows_by_keys(64, 64, 8, 1)),
         },
         "single": {ANY: _rows_by_keys(32, 32, 4)},
     },
     "stream_backward_queries_128": {
-        "half": {ANY: _rows_by_keys(64, 64, 8), "sm_100": _rows_by_keys(64, 64, 8, 1)},
+        "half": {
+            ANY: _rows_by_keys(64, 64, 8),
+            "sm_90": _rows_by_keys(128, 64, 8),
+            "sm_100": _rows_by_keys(64, 64, 8, 1),
+        },
         "single": {ANY: _rows_by_keys(32, 32, 8, 1), **dict.fromkeys(("sm_80", "sm_89"), _rows_by_keys(16, 32, 8, 1))},
     },
     "stream_backward_queries_256": {

@@ -107,9 +107,6 @@ def test_products_of_16_bit_numbers_use_this_generations_tensor_cores(rows):
 NO_WARPGROUP_PRODUCTS = {
     "resident_backward_64_capped",
     "resident_backward_128_capped",
-    "stream_backward_keys_64_dropout",
-    "stream_backward_keys_128_masked",
-    "stream_backward_keys_128_dropout",
     "tiny_forward_256",
     "tiny_backward_256",
     "stream_backward_keys_256",
