@@ -54,6 +54,14 @@ def _load(first_ptr, row, stride_row, length, d, D: tl.constexpr, CUT: tl.conste
         return load_whole(first_ptr, numbered(row, WIDE), stride_row, d, D)
 
 
+@triton.jit
+def _load_numbers(first_ptr, row, length, CUT: tl.constexpr):
+    if CUT:
+        return tl.load(first_ptr + row, mask=row < length, other=0.0)
+    else:
+        return tl.load(first_ptr + row)
+
+
 @triton.jit(do_not_specialize=["sequences", "tiles", "rows", "threshold", "factor"])
 def stream_forward(
     query_ptr, key_ptr, value_ptr, output_ptr, lse_ptr, offsets_ptr, offsets_k_ptr, order_ptr,
@@ -118,7 +126,7 @@ def stream_backward_queries(
     AXIAL: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
     WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Writes delta[head, row] = output . grad too, which `stream_backward_keys` subtracts after it."""
+    """Write delta[head, row] = output . grad too, which `stream_backward_keys` subtracts after it."""
     slot, sequence, head, tile = _work(order_ptr, heads, tiles)
     dropout = philox_key(seed_ptr, DROPOUT), threshold, factor
     d = tl.arange(0, BLOCK_D)
@@ -181,7 +189,7 @@ def stream_backward_keys(
     AXIAL: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
     WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Logits are transposed, [keys, queries]: weights and gradients of logits are left operands as they stand.
+    """Compute logits transposed, [keys, queries]: weights and gradients of logits are left operands as they stand.
 
     Keys that do not exist need no mask: what they gather is not stored.
     """
@@ -205,7 +213,8 @@ def stream_backward_keys(
     value = load_rows(value_ptr, numbered(position, WIDE), v_strides[1], len_k, d, D)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    # Queries see the keys up to their own row plus this.
+    # Queries see the keys up to their own row plus `ahead`. From `begin` on come `cut` tiles of them through which the
+    # diagonal runs, then those that see the whole tile of keys, of which the `last` may be cut by the end.
     ahead = len_k - len_q
     begin, cut = 0, 0
     if CAUSAL:
@@ -223,10 +232,9 @@ def stream_backward_keys(
             row = first + tl.arange(0, BLOCK_M)
             query = _load(query_ptr, row, q_strides[1], len_q, d, D, CUT, WIDE)
             grad = _load(grad_ptr, row, o_strides[1], len_q, d, D, CUT, WIDE)
-            # Rows that do not exist add zero: their query and gradient are.
-            exists = row < len_q if CUT else None
-            lse = tl.load(lse_ptr + head * rows + start + row, mask=exists)
-            delta = tl.load(delta_ptr + head * rows + start + row, mask=exists)
+            # Rows that do not exist add zero: their query and gradient are zero, their weights 1.
+            lse = _load_numbers(lse_ptr + head * rows + start, row, len_q, CUT)
+            delta = _load_numbers(delta_ptr + head * rows + start, row, len_q, CUT)
             used, logit_grad = logit_gradient(
                 key,
                 query,
