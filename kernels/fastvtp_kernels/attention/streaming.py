@@ -1,7 +1,9 @@
 """The long regime: keys pass by a tile of queries, queries by a tile of keys. Backward is two ordered passes.
 
 Tiles of logits that all exist are computed without a mask; those that the end of a sequence or the diagonal cuts come
-after them, or before, in a loop of their own: `for CUT in tl.static_range(...)` writes both loops at once.
+after them in a loop of their own: `for CUT in tl.static_range(...)` writes both loops at once. Products of float32,
+which no tensor core can do, take so many instructions and registers that a mask is cheap and a second loop is not:
+ALL_CUT.
 """
 
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
@@ -36,14 +38,16 @@ def _work(order_ptr, heads, tiles):
 
 
 @triton.jit
-def _keys_of(tile, len_q, len_k, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def _keys_of(
+    tile, len_q, len_k, CAUSAL: tl.constexpr, ALL_CUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
     """Return how many keys in whole tiles all queries of a tile see, and how many any of them sees."""
+    by_first, by_last = len_k, len_k
     if CAUSAL:
-        seen_by_first = tile * BLOCK_M + 1 + len_k - len_q
-        end = tl.minimum(len_k, seen_by_first + BLOCK_M - 1)
-        return tl.maximum(tl.minimum(len_k, seen_by_first), 0) // BLOCK_N * BLOCK_N, end
-    else:
-        return len_k // BLOCK_N * BLOCK_N, len_k
+        ahead = len_k - len_q
+        by_first = tl.minimum(len_k, tl.maximum(tile * BLOCK_M + 1 + ahead, 0))
+        by_last = tl.minimum(len_k, (tile + 1) * BLOCK_M + ahead)
+    return 0 if ALL_CUT else by_first // BLOCK_N * BLOCK_N, by_last
 
 
 @triton.jit
@@ -71,6 +75,7 @@ def stream_forward(
     WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     slot, sequence, head, tile = _work(order_ptr, heads, tiles)
+    ALL_CUT: tl.constexpr = query_ptr.dtype.element_ty == tl.float32
     dropout = philox_key(seed_ptr, DROPOUT), threshold, factor
     d = tl.arange(0, BLOCK_D)
     if not AXIAL:
@@ -88,8 +93,8 @@ def stream_forward(
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     query = load_rows(query_ptr, numbered(row, WIDE), q_strides[1], len_q, d, D)
     state = empty_state(BLOCK_M, BLOCK_D)
-    whole, end = _keys_of(tile, len_q, len_k, CAUSAL, BLOCK_M, BLOCK_N)
-    for CUT in tl.static_range(2):
+    whole, end = _keys_of(tile, len_q, len_k, CAUSAL, ALL_CUT, BLOCK_M, BLOCK_N)
+    for CUT in tl.static_range(1 if ALL_CUT else 0, 2):
         for first in tl.range(whole if CUT else 0, end if CUT else whole, BLOCK_N):
             position = first + tl.arange(0, BLOCK_N)
             key = _load(key_ptr, position, k_strides[1], len_k, d, D, CUT, WIDE)
@@ -128,6 +133,7 @@ def stream_backward_queries(
 ):  # fmt: skip
     """Write delta[head, row] = output . grad too, which `stream_backward_keys` subtracts after it."""
     slot, sequence, head, tile = _work(order_ptr, heads, tiles)
+    ALL_CUT: tl.constexpr = query_ptr.dtype.element_ty == tl.float32
     dropout = philox_key(seed_ptr, DROPOUT), threshold, factor
     d = tl.arange(0, BLOCK_D)
     if not AXIAL:
@@ -150,8 +156,8 @@ def stream_backward_queries(
     delta = tl.sum(output.to(tl.float32) * grad.to(tl.float32), axis=1)
     tl.store(delta_ptr + head * rows + start + row, delta, mask=row < len_q)
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    whole, end = _keys_of(tile, len_q, len_k, CAUSAL, BLOCK_M, BLOCK_N)
-    for CUT in tl.static_range(2):
+    whole, end = _keys_of(tile, len_q, len_k, CAUSAL, ALL_CUT, BLOCK_M, BLOCK_N)
+    for CUT in tl.static_range(1 if ALL_CUT else 0, 2):
         for first in tl.range(whole if CUT else 0, end if CUT else whole, BLOCK_N):
             position = first + tl.arange(0, BLOCK_N)
             key = _load(key_ptr, position, k_strides[1], len_k, d, D, CUT, WIDE)
@@ -194,6 +200,7 @@ def stream_backward_keys(
     Keys that do not exist need no mask: what they gather is not stored.
     """
     slot, sequence, head, tile = _work(order_ptr, heads, tiles)
+    ALL_CUT: tl.constexpr = query_ptr.dtype.element_ty == tl.float32
     dropout = philox_key(seed_ptr, DROPOUT), threshold, factor
     d = tl.arange(0, BLOCK_D)
     if not AXIAL:
@@ -220,10 +227,12 @@ def stream_backward_keys(
     if CAUSAL:
         begin = tl.maximum(tile * BLOCK_N - ahead, 0) // BLOCK_M * BLOCK_M
         cut = tl.cdiv(tl.minimum(tl.maximum((tile + 1) * BLOCK_N - 1 - ahead, 0), len_q) - begin, BLOCK_M)
+    if ALL_CUT:
+        cut = tl.cdiv(len_q - begin, BLOCK_M)
     whole = begin + cut * BLOCK_M
     last = tl.maximum(whole, len_q // BLOCK_M * BLOCK_M)
     tiles_cut = cut + tl.where(last < len_q, 1, 0)
-    for CUT in tl.static_range(2):
+    for CUT in tl.static_range(1 if ALL_CUT else 0, 2):
         for number in tl.range(0, tiles_cut if CUT else (last - whole) // BLOCK_M):
             if CUT:
                 first = tl.where(number < cut, begin + number * BLOCK_M, last)
