@@ -148,13 +148,18 @@ def stream_backward_queries(
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL)
     grad_ptr = first_of(grad_ptr, start, sequence, inner, head, o_strides, AXIAL)
-    query = load_rows(query_ptr, numbered(row, WIDE), q_strides[1], len_q, d, D)
     grad = load_rows(grad_ptr, numbered(row, WIDE), o_strides[1], len_q, d, D)
-    lse = tl.load(lse_ptr + head * rows + start + row, mask=row < len_q, other=float("inf"))
     output_ptr = first_of(output_ptr, start, sequence, inner, head, o_strides, AXIAL)
     output = load_rows(output_ptr, numbered(row, WIDE), o_strides[1], len_q, d, D)
     delta = tl.sum(output.to(tl.float32) * grad.to(tl.float32), axis=1)
     tl.store(delta_ptr + head * rows + start + row, delta, mask=row < len_q)
+    if ALL_CUT:
+        # Loaded anew behind a barrier: the compiler would sum, and keep the rows, in the registers of the products.
+        tl.debug_barrier()
+        delta = tl.load(delta_ptr + head * rows + start + row, mask=row < len_q, other=0.0)
+        grad = load_rows(grad_ptr, numbered(row, WIDE), o_strides[1], len_q, d, D)
+    query = load_rows(query_ptr, numbered(row, WIDE), q_strides[1], len_q, d, D)
+    lse = tl.load(lse_ptr + head * rows + start + row, mask=row < len_q, other=float("inf"))
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     whole, end = _keys_of(tile, len_q, len_k, CAUSAL, ALL_CUT, BLOCK_M, BLOCK_N)
     for CUT in tl.static_range(1 if ALL_CUT else 0, 2):
