@@ -234,7 +234,8 @@ def snippet(better: dict[str, Tile], architecture: str) -> str:
     lines = []
     for entry, tile in better.items():
         kernel, _, column = entry.rpartition(" ")
-        made = f"Tile({tile.blocks}, num_warps={tile.num_warps}, num_stages={tile.num_stages})"
+        limit = f", max_registers={tile.max_registers}" if tile.max_registers else ""
+        made = f"Tile({tile.blocks}, num_warps={tile.num_warps}, num_stages={tile.num_stages}{limit})"
         lines.append(f'"{kernel}": {{"{column}": {{"{architecture}": {made}}}}}')
     return "\n".join(lines)
 
