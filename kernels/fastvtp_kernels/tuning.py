@@ -38,6 +38,10 @@ def _rows_by_keys(rows: int, keys: int, num_warps: int, num_stages: int = 2, max
     return Tile({"BLOCK_M": rows, "BLOCK_N": keys}, num_warps, num_stages, max_registers)
 
 
+def _staying(rows: int, staying: int, num_warps: int, num_stages: int = 1) -> Tile:
+    return Tile({"BLOCK": rows, "BLOCK_STAYING": staying}, num_warps, num_stages)
+
+
 def _smaller(tile: Tile) -> dict[str, Tile]:
     """Return the same tile for both architectures with 99 KiB of shared memory."""
     return dict.fromkeys(("sm_89", "sm_120"), tile)
@@ -87,26 +91,8 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
             **_smaller(_rows_by_keys(32, 64, 4)),
         },
     },
-    "resident_forward_128": {
-        "half": {
-            ANY: _rows_by_keys(64, 64, 4),
-            "sm_90": _rows_by_keys(64, 64, 8),
-            **_smaller(_rows_by_keys(64, 64, 8)),
-        },
-    },
-    "resident_backward_64": {
-        "half": {
-            ANY: Tile({"BLOCK_N": 32}, 8, 1),
-            "sm_90": Tile({"BLOCK_N": 64}, 8, 2),
-            **_warps(Tile({"BLOCK_N": 16}, 8, 1)),
-        },
-    },
-    "resident_backward_64_capped": {
-        "half": {ANY: Tile({"BLOCK_N": 32}, 8, 1), **_warps(Tile({"BLOCK_N": 16}, 8, 1))},
-    },
-    # sm_80 spills here at every tile that was tried.
-    "resident_backward_128": {"half": dict.fromkeys(("sm_90", "sm_100"), Tile({"BLOCK_N": 64}, 8, 2))},
-    "resident_backward_128_capped": {"half": dict.fromkeys(("sm_90", "sm_100"), Tile({"BLOCK_N": 32}, 8, 2))},
+    # Elsewhere sums that stay in registers leave too few of them, or unrolled products too little tensor memory.
+    "resident_backward_64": {"half": {"sm_90": _staying(64, 64, 4)}},
     "stream_forward_64": {
         "half": {ANY: _rows_by_keys(128, 64, 8, 3), "sm_90": _rows_by_keys(128, 64, 8, 3, max_registers=128)},
         "single": {ANY: _rows_by_keys(32, 32, 4), "sm_80": _rows_by_keys(32, 16, 4, 1)},
@@ -283,16 +269,14 @@ def tiles(kernel: str, column: Precision) -> list[Tile]:
 
 
 def resident_rows(width: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
-    """Tell how many keys in attention's forward pass, and how many queries in its backward pass, can stay on chip.
+    """Tell up to how many queries and keys attention's forward pass keeps keys and values on chip, and its backward
+    pass what one side needs.
 
-    width: of a head. Between 64 and 128 the masks of the backward pass leave too few registers.
+    width: of a head.
     """
-    if precision(dtype) != "half" or width > 128:
+    if precision(dtype) != "half" or width > 64:
         return 0, 0
-    if width > 64:
-        fits = width == 128 and architecture(device) in TABLE["resident_backward_128"]["half"]
-        return 128, 128 if fits else 0
-    return 256, 256
+    return 256, 256 if architecture(device) in TABLE["resident_backward_64"]["half"] else 0
 
 
 @contextlib.contextmanager

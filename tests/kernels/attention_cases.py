@@ -95,7 +95,9 @@ def small_tile(kernel: str) -> Tile:
     """A tile that cuts LENGTHS into several; sequences of the tiny regime must fit into theirs."""
     if kernel.startswith("tiny"):
         return Tile({"BLOCK_M": 32, "BLOCK_N": 32})
-    return Tile({"BLOCK_N": 16} if kernel.startswith("resident_backward") else {"BLOCK_M": 16, "BLOCK_N": 16})
+    if kernel.startswith("resident_backward"):
+        return Tile({"BLOCK": 16, "BLOCK_STAYING": 16})
+    return Tile({"BLOCK_M": 16, "BLOCK_N": 16})
 
 
 ATTENTION_KERNELS = tuple(name for name in tuning.TABLE if name.startswith(("tiny_", "resident_", "stream_")))

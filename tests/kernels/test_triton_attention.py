@@ -74,14 +74,14 @@ def test_half_precision_meets_the_law(case, name, dtype):
         assert_meets_the_law(varlen_attention, packed(*LENGTHS[case], dtype=dtype, heads=1, **options_of(name, case)))
 
 
-# Wider heads than 128 do not fit the resident regime.
-WIDTHS = [(regime, width) for regime in REGIMES for width in (24, 80, 88, 96, 128, 256)]
-WIDTHS.remove(("resident", 256))
+# Wider heads than 64 do not fit the resident regime.
+WIDTHS = [(regime, width) for regime in ("tiny", "streaming") for width in (24, 80, 88, 96, 128, 256)]
+WIDTHS += [("resident", 24), ("resident", 64)]
 
 
 @pytest.mark.parametrize(("regime", "width"), WIDTHS)
 def test_head_widths(regime, width):
-    dtype = torch.bfloat16 if width in (88, 256) else torch.float32
+    dtype = torch.bfloat16 if width in (64, 88, 256) else torch.float32
     lengths = {"tiny": [5, 16, 2], "resident": [33, 17], "streaming": [17]}[regime]
     with forced(regime):
         assert_meets_the_law(varlen_attention, packed(lengths, heads=1, width=width, dtype=dtype))
@@ -123,12 +123,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "33 keys": (1, 33, 64, torch.float16, {}, RESIDENT),
     "33 queries": (33, 1, 64, torch.float16, {}, RESIDENT),
     "256 rows": (256, 256, 64, torch.bfloat16, {}, RESIDENT),
-    "257 keys": (1, 257, 64, torch.bfloat16, {}, [streaming.stream_forward, resident.resident_backward]),
-    "128 wide rows": (128, 128, 128, torch.bfloat16, {}, RESIDENT),
-    "128 rows, 80 wide": (128, 128, 80, torch.bfloat16, {}, [resident.resident_forward, *STREAMING_BACKWARD]),
+    "257 keys": (1, 257, 64, torch.bfloat16, {}, STREAMING),
+    "257 queries": (257, 1, 64, torch.bfloat16, {}, [resident.resident_forward, *STREAMING_BACKWARD]),
     "257 rows": (257, 257, 64, torch.bfloat16, {}, STREAMING),
-    "129 wide rows": (129, 129, 80, torch.bfloat16, {}, STREAMING),
-    "33 widest rows": (33, 33, 136, torch.bfloat16, {}, STREAMING),
+    "33 wide rows": (33, 33, 65, torch.bfloat16, {}, STREAMING),
     "33 exact rows": (33, 33, 64, torch.float32, {}, STREAMING),
     "33 rows with dropout": (33, 33, 64, torch.bfloat16, DROPOUT, STREAMING),
 }
@@ -161,7 +159,7 @@ def test_every_tile_of_the_table(kernel, dtype, tile, monkeypatch):
     # Heads that do not fill the block; where those have tiles of their own, heads that do.
     unfilled = 0 if f"{kernel}_masked" in tuning.TABLE else 56
     width = next((size - unfilled for size in (64, 128, 256) if str(size) in kernel), 8)
-    rows, keys = (tile.blocks.get(name, 16) for name in ("BLOCK_M", "BLOCK_N"))
+    rows, keys = (tile.blocks.get(name, tile.blocks.get("BLOCK", 16)) for name in ("BLOCK_M", "BLOCK_N"))
     lengths = ([7, 32, 9, 1], None) if regime == "tiny" else ([rows + 3], [keys + 3])
     taken, tile_of = [], tuning.tile
 

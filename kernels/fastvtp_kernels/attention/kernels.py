@@ -214,19 +214,24 @@ def backward(
             **shared,
             **flags,
         )
-    elif problem.longest <= _resident_rows(problem, query, wide)[1]:
+    elif max(problem.longest, problem.longest_k) <= _resident_rows(problem, query, wide)[1]:
         tile = _tile("resident_backward", problem, query)
+        staying = tile.blocks["BLOCK_STAYING"]
+        tiles, tiles_k = blocks(problem.longest, staying), blocks(problem.longest_k, staying)
+        pairs = problem.sequences * problem.heads
+        scratch = query.new_empty(pairs * 2 * tiles * staying, dtype=torch.float32)
         launch(
             resident.resident_backward,
-            (problem.sequences * problem.heads,),
-            *tensors,
-            problem.order,
+            (2 * pairs,),
+            *(query, key, value, output, grad, lse, scratch, dq, dk, dv),
+            *(problem.offsets, problem.offsets_k, problem.order),
             *strides,
             *d_strides,
             *(problem.sequences, problem.heads, problem.rows, problem.rows_k),
             *problem.sizes,
             *numbers[:2],
-            BLOCK_M=max(16, 1 << (problem.longest - 1).bit_length()),
+            TILES=tiles,
+            TILES_K=tiles_k,
             tile=tile,
             **_without_dropout(flags),
         )
