@@ -272,15 +272,11 @@ def _regime(backend: str, query: Tensor, options: Options, device: torch.device)
         refused = libraries.refusal(backend, width, query.dtype, options)
         return f"refuses: {refused}" if refused else "padded to the longest" if backend == "sdpa" else "packed rows"
     # Not above: it needs Triton.
-    from fastvtp_kernels.attention.kernels import is_tiny
+    from fastvtp_kernels.attention.kernels import is_resident, is_tiny
     from fastvtp_kernels.attention.problem import of_packed
 
     offsets = torch.empty(2, dtype=torch.int32, device="meta")
     problem = of_packed(query, query, Call(offsets, length, offsets, length, options))
     if is_tiny(problem, query):
         return "tiny: several sequences share a tile"
-    forward, backward = (
-        "resident" if length <= rows else "streaming"
-        for rows in tuning.resident_rows(problem.width, query.dtype, query.device)
-    )
-    return f"forward {forward}, backward {backward}"
+    return "resident: one side of a sequence on chip" if is_resident(problem, query) else "streaming"

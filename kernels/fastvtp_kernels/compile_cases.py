@@ -113,6 +113,8 @@ class Attend(NamedTuple):
     length_k: int | None = None
     axial: bool = False
     heads: int = HEADS
+    key_lengths: bool = False
+    """Some rows of each sequence ask and do not answer."""
 
     def __str__(self) -> str:
         shape = f"{self.length} x {self.width}"
@@ -122,7 +124,8 @@ class Attend(NamedTuple):
             shape = f"axis of {shape}"
         elif self.heads != HEADS:
             shape = f"{self.length} x {self.heads} x {self.width}"
-        words = (name for name in ("softcap", "causal", "dropout_p") if getattr(self.options, name))
+        words = [name for name in ("softcap", "causal", "dropout_p") if getattr(self.options, name)]
+        words += ["key lengths"] * self.key_lengths
         return " ".join((shape, *words, str(self.dtype).removeprefix("torch."))).replace("dropout_p", "dropout")
 
 
@@ -138,12 +141,13 @@ ATTENTION = [
     Attend(64, 1568, dtype=FP32), Attend(128, 1568, dtype=FP32),
 ]  # fmt: skip
 # The same tiles under other options, dtypes, widths and forms: VideoPrism's softcap alone and its causal text, a pooler
-# with one query, the widths of InternVideo and of small models, all sizes of the block of queries that stays on chip.
+# with one query, the widths of InternVideo and of small models, all numbers of tiles that stay on chip, padding.
 ATTENTION_VARIED = [
     Attend(64, 168, CAUSAL), Attend(64, 168, SOFTCAP), Attend(64, 1568, CAUSAL), Attend(64, 1568, SOFTCAP),
     Attend(64, 168, axial=True), Attend(64, 512, axial=True), Attend(64, 168, dtype=FP16), Attend(64, 1568, dtype=FP16),
     Attend(64, 1, length_k=168), Attend(64, 64), Attend(64, 100), Attend(16, 168), Attend(32, 168), Attend(80, 168),
-    Attend(96, 168),
+    Attend(96, 168), Attend(64, 16, key_lengths=True), Attend(64, 192, key_lengths=True),
+    Attend(64, 1568, key_lengths=True),
 ]  # fmt: skip
 
 
@@ -158,8 +162,11 @@ def _attend(case: Attend, backward: bool) -> None:
         query = _empty(rows, 1 if case.length_k else 3, case.heads, case.width, dtype=case.dtype)[:, 0]
         _, key, value = _empty(BATCH * longest_k, 3, case.heads, case.width, dtype=case.dtype).unbind(1)
         tensors = [query, key, value, *(torch.empty_like(query.contiguous()) for _ in range(2))]
-        order = _empty(BATCH, dtype=torch.int32)
-        problem = of_packed(query, key, Call(offsets, case.length, offsets, longest_k, case.options, order=order))
+        order, key_lengths = _empty(BATCH, dtype=torch.int32), None
+        if case.key_lengths:
+            key_lengths = _empty(BATCH, dtype=torch.int32)
+        call = Call(offsets, case.length, offsets, longest_k, case.options, order=order, key_lengths=key_lengths)
+        problem = of_packed(query, key, call)
     query, key, value, output, grad = tensors
     if not backward:
         attention.forward(query, key, value, problem)

@@ -83,15 +83,8 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
         "half": {ANY: _rows_by_keys(32, 32, 8, 1)},
         "single": {ANY: _rows_by_keys(16, 16, 8, 1), **_smaller(_rows_by_keys(16, 16, 16, 1))},
     },
-    "resident_forward_64": {"half": {ANY: _rows_by_keys(64, 64, 4), "sm_100": _rows_by_keys(64, 64, 8)}},
-    "resident_forward_64_capped": {
-        "half": {
-            ANY: _rows_by_keys(64, 64, 4),
-            "sm_100": _rows_by_keys(64, 64, 8),
-            **_smaller(_rows_by_keys(32, 64, 4)),
-        },
-    },
-    # Elsewhere sums that stay in registers leave too few of them, or unrolled products too little tensor memory.
+    # Elsewhere the registers hold too little of what stays, or the tensor memory too few of its products.
+    "resident_forward_64": {"half": {"sm_90": _rows_by_keys(64, 64, 4, 1)}},
     "resident_backward_64": {"half": {"sm_90": _staying(64, 64, 4)}},
     "stream_forward_64": {
         "half": {ANY: _rows_by_keys(128, 64, 8, 3), "sm_90": _rows_by_keys(128, 64, 8, 3, max_registers=128)},
@@ -268,15 +261,10 @@ def tiles(kernel: str, column: Precision) -> list[Tile]:
     return found
 
 
-def resident_rows(width: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
-    """Tell up to how many queries and keys attention's forward pass keeps keys and values on chip, and its backward
-    pass what one side needs.
-
-    width: of a head.
-    """
-    if precision(dtype) != "half" or width > 64:
-        return 0, 0
-    return 256, 256 if architecture(device) in TABLE["resident_backward_64"]["half"] else 0
+def resident_rows(width: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Tell how many queries and keys of heads of a width attention can keep on chip."""
+    half = precision(dtype) == "half" and width <= 64
+    return 256 if half and architecture(device) in TABLE["resident_forward_64"]["half"] else 0
 
 
 @contextlib.contextmanager

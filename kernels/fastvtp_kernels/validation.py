@@ -112,3 +112,19 @@ def check_cu_seqlens(op: str, name: str, cu_seqlens: Tensor, rows: int, max_seql
     longest = max(lengths, default=0)
     if max_seqlen is not None and longest > max_seqlen:
         raise ValueError(f"{op}: max_seqlen is {max_seqlen}, but the longest sequence of {name} has {longest} rows")
+
+
+def check_lengths(op: str, name: str, lengths: Tensor, cu_seqlens: Tensor) -> None:
+    """Raise unless there is one int32 length for each of the sequences of cu_seqlens [S+1], from 0 to its rows.
+
+    Values are looked at where `values_readable`.
+    """
+    check_shape(op, name, lengths, max(cu_seqlens.shape[0] - 1, 0))
+    if lengths.dtype != torch.int32:
+        raise TypeError(f"{op}: {name} is {lengths.dtype}, expected int32")
+    if not values_readable(lengths) or not values_readable(cu_seqlens):
+        return
+    rows = cu_seqlens.diff().tolist()
+    for sequence, (length, most) in enumerate(zip(lengths.tolist(), rows, strict=True)):
+        if not 0 <= length <= most:
+            raise ValueError(f"{op}: {name}[{sequence}] is {length}, but sequence {sequence} has {most} rows")

@@ -48,8 +48,8 @@ def test_the_reference_pads_in_buckets_on_the_cpu(monkeypatch):
 def test_the_kernels_have_three_regimes_by_length_width_and_dtype(monkeypatch):
     on_an_accelerator(monkeypatch, "sm_90")
     rows = attention_rows("cuda", monkeypatch)
-    tiny, streaming = "tiny: several sequences share a tile", "forward streaming, backward streaming"
-    resident = f"bfloat16: forward resident, backward resident; float32: {streaming}"
+    tiny, streaming = "tiny: several sequences share a tile", "streaming"
+    resident = f"bfloat16: resident: one side of a sequence on chip; float32: {streaming}"
     reasons = (tiny, tiny, resident, streaming, resident, streaming, streaming, streaming)
     assert {shape: reason for shape, (_, reason) in rows.items()} == dict(zip(SHAPES, reasons, strict=True))
     assert {backend for backend, _ in rows.values()} == {"triton"}
@@ -61,7 +61,7 @@ def test_tiny_is_what_fits_into_the_tiles(monkeypatch):
     wide = doctor.AttentionShape("wide", 20, 256)
     monkeypatch.setattr(doctor, "ATTENTION_SHAPES", (wide,))
     reason = attention_rows("cuda", monkeypatch)["20 x 256"][1]
-    assert reason == ("bfloat16: tiny: several sequences share a tile; float32: forward streaming, backward streaming")
+    assert reason == ("bfloat16: tiny: several sequences share a tile; float32: streaming")
 
 
 def test_a_measured_library_is_shown(monkeypatch):
@@ -70,7 +70,7 @@ def test_a_measured_library_is_shown(monkeypatch):
     monkeypatch.setattr(choice, "MEASURED", {situation: ("sdpa",)})
     monkeypatch.setattr(choice, "_architecture", lambda device: "sm_90")
     rows = attention_rows("cuda", monkeypatch)
-    expected = "bfloat16: padded to the longest; float32: forward streaming, backward streaming"
+    expected = "bfloat16: padded to the longest; float32: streaming"
     assert rows["1568 x 64"] == ("sdpa, triton", expected)
     assert rows["400 x 64"][0] == "triton"
 

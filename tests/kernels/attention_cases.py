@@ -109,7 +109,7 @@ def only(regime: str) -> Iterator[None]:
     limit = 10**6 if regime == "resident" else 0
     with (
         patch.object(kernels, "TINY_ROWS", 32 if regime == "tiny" else 0),
-        patch.object(tuning, "resident_rows", lambda *_: (limit, limit)),
+        patch.object(tuning, "resident_rows", lambda *_: limit),
         patch.object(ordering, "ONE_WAVE", 0),
     ):
         yield

@@ -112,8 +112,7 @@ def test_many_queries_of_few_keys(regime, causal):
 
 
 RESIDENT = [resident.resident_forward, resident.resident_backward]
-STREAMING_BACKWARD = [streaming.stream_backward_queries, streaming.stream_backward_keys]
-STREAMING = [streaming.stream_forward, *STREAMING_BACKWARD]
+STREAMING = [streaming.stream_forward, streaming.stream_backward_queries, streaming.stream_backward_keys]
 DROPOUT = {"dropout_p": 0.5}
 # longest query, longest key, head width, dtype, options -> kernels of forward and backward
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -124,7 +123,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "33 queries": (33, 1, 64, torch.float16, {}, RESIDENT),
     "256 rows": (256, 256, 64, torch.bfloat16, {}, RESIDENT),
     "257 keys": (1, 257, 64, torch.bfloat16, {}, STREAMING),
-    "257 queries": (257, 1, 64, torch.bfloat16, {}, [resident.resident_forward, *STREAMING_BACKWARD]),
+    "257 queries": (257, 1, 64, torch.bfloat16, {}, STREAMING),
     "257 rows": (257, 257, 64, torch.bfloat16, {}, STREAMING),
     "33 wide rows": (33, 33, 65, torch.bfloat16, {}, STREAMING),
     "33 exact rows": (33, 33, 64, torch.float32, {}, STREAMING),

@@ -58,24 +58,25 @@ def _area(bucket: Bucket) -> int:
     return bucket.count * bucket.length * bucket.length_k
 
 
-def _slots(cu_seqlens: Tensor, rows: int, order: Tensor, sizes: Tensor) -> Tensor:
+def _slots(cu_seqlens: Tensor, lengths: Tensor, rows: int, order: Tensor, sizes: Tensor) -> Tensor:
     """Return the slot of each row, int64 [rows], when sequences order[i] lie one after another, sizes[i] slots each.
 
-    Rows of no such sequence get the slot after the last.
+    Rows of no such sequence, and those beyond the first lengths[s] of a sequence s, get the slot after the last.
     """
     table = cu_seqlens.new_zeros(2, cu_seqlens.shape[0], dtype=torch.int64)
-    table[:, order] = torch.stack([sizes.cumsum(0) - sizes, sizes])
+    table[:, order] = torch.stack([sizes.cumsum(0) - sizes, torch.minimum(sizes, lengths[order])])
     sequence, position = locate_rows(cu_seqlens, rows)
-    first, size = table[:, sequence]
-    return torch.where(position < size, first + position, sizes.sum())
+    first, taken = table[:, sequence]
+    return torch.where(position < taken, first + position, sizes.sum())
 
 
 def _attend_bucket(bucket: Bucket, tensors: Sequence[Tensor], options: Options, attend: Attend) -> Tensor:
     """Compute the attention of one bucket of n sequences, as rows [n * Lq, H, Dh].
 
-    `tensors` are the padded rows of query, key and value, and each sequence's first row, length and key length [n].
+    `tensors` are the padded rows of query, key and value, and each sequence's first row, number of keys and
+    `Call.ahead` [n].
     """
-    *rows, first_row, lengths, lengths_k = tensors
+    *rows, first_row, lengths_k, ahead = tensors
     q, k, v = (x.unflatten(0, (bucket.count, -1)).transpose(1, 2) for x in rows)
     keep = mask = has_key = None
     if options.dropout_p:
@@ -83,7 +84,7 @@ def _attend_bucket(bucket: Bucket, tensors: Sequence[Tensor], options: Options, 
     if options.causal or not bucket.exact:
         # Sequences of equal lengths share one mask.
         shared = slice(1) if bucket.exact else slice(None)
-        mask = visible_keys(lengths[shared], lengths_k[shared], bucket.length, bucket.length_k, options.causal)
+        mask = visible_keys(lengths_k[shared], ahead[shared], bucket.length, bucket.length_k, options.causal)
         if options.causal or not bucket.has_keys:
             has_key = mask.any(dim=-1, keepdim=True)
             # A softmax over nothing is undefined: let such queries look at the padding and drop their rows afterwards.
@@ -103,7 +104,8 @@ def varlen_attention(
     read without waiting. `attend` computes the attention of what has been padded.
     """
     sequences = call.cu_seqlens.shape[0] - 1
-    numbers = call.cu_seqlens[:-1], call.cu_seqlens.diff(), call.cu_seqlens_k.diff()
+    lengths, lengths_k = call.cu_seqlens.diff(), call.answering()
+    numbers = call.cu_seqlens[:-1], lengths_k, call.ahead()
     if call.dense:
         whole = Bucket(sequences, call.max_seqlen, call.max_seqlen_k, True, True)
         return _attend_bucket(whole, (query, key, value, *numbers), call.options, attend)
@@ -112,17 +114,17 @@ def varlen_attention(
     # Not torch.full, whose sums Inductor cannot rewrite where the value is a length that it does not know.
     sizes, sizes_k = ones * call.max_seqlen, ones * call.max_seqlen_k
     buckets = [Bucket(sequences, call.max_seqlen, call.max_seqlen_k, False, False)]
-    if bucketed and values_readable(call.cu_seqlens) and values_readable(call.cu_seqlens_k):
-        found, filled = fill_buckets(numbers[1].tolist(), numbers[2].tolist(), query.shape[1:].numel())
+    if bucketed and values_readable(lengths) and values_readable(lengths_k):
+        found, filled = fill_buckets(lengths.tolist(), lengths_k.tolist(), query.shape[1:].numel())
         if filled:
             each = [bucket for bucket in filled for _ in range(bucket.count)]
             columns = found, [bucket.length for bucket in each], [bucket.length_k for bucket in each]
             order, sizes, sizes_k = (torch.tensor(column, device=query.device) for column in columns)
             buckets = filled
     counts = [bucket.count for bucket in buckets]
-    slot = _slots(call.cu_seqlens, query.shape[0], order, sizes)
-    same = call.cu_seqlens_k is call.cu_seqlens and call.max_seqlen_k == call.max_seqlen
-    slot_k = slot if same else _slots(call.cu_seqlens_k, key.shape[0], order, sizes_k)
+    slot = _slots(call.cu_seqlens, lengths, query.shape[0], order, sizes)
+    same = call.cu_seqlens_k is call.cu_seqlens and call.max_seqlen_k == call.max_seqlen and call.key_lengths is None
+    slot_k = slot if same else _slots(call.cu_seqlens_k, lengths_k, key.shape[0], order, sizes_k)
     q = _pad(query, slot, [bucket.count * bucket.length for bucket in buckets])
     k, v = (_pad(x, slot_k, [bucket.count * bucket.length_k for bucket in buckets]) for x in (key, value))
     per_bucket = zip(q, k, v, *(x[order].split(counts) for x in numbers), strict=True)

@@ -39,6 +39,9 @@ class Call(NamedTuple):
     """Every sequence is known to have max_seqlen queries and max_seqlen_k keys, and every row is in a sequence."""
     order: Tensor | None = None
     """int32 [S], the order in which kernels take the sequences; None: as they stand."""
+    key_lengths: Tensor | None = None
+    """int32 [S], in self-attention: the first so many keys of each sequence answer, the others are as if they were not
+    there; None: all do."""
 
     def flat(self) -> tuple[Any, ...]:
         """Return the arguments of FLAT; `dense` is not among them, the kernels have no use for it."""
@@ -46,14 +49,22 @@ class Call(NamedTuple):
 
     def flat_self_attention(self) -> tuple[Any, ...]:
         """Return the arguments of FLAT_SELF_ATTENTION, for a call whose keys have the offsets of its queries."""
-        return *self[:2], *self.options, self.order
+        return *self[:2], self.key_lengths, *self.options, self.order
+
+    def answering(self) -> Tensor:
+        """Return how many keys of each sequence answer: int32 [S]."""
+        return self.cu_seqlens_k.diff() if self.key_lengths is None else self.key_lengths
+
+    def ahead(self) -> Tensor:
+        """Return how many keys more than its own number a sequence's first query sees where `causal`: int32 [S]."""
+        return self.cu_seqlens_k.diff() - self.cu_seqlens.diff()
 
 
 _AXIAL = "float scale, float softcap, bool causal"
 _OPTIONS = f"{_AXIAL}, float dropout_p, Tensor? seed, Tensor? order"
 _OFFSETS = "Tensor cu_seqlens, SymInt max_seqlen"
 FLAT = f"{_OFFSETS}, Tensor cu_seqlens_k, SymInt max_seqlen_k, {_OPTIONS}"
-FLAT_SELF_ATTENTION = f"{_OFFSETS}, {_OPTIONS}"
+FLAT_SELF_ATTENTION = f"{_OFFSETS}, Tensor? key_lengths, {_OPTIONS}"
 FLAT_AXIAL = _AXIAL
 """Along an axis there are no offsets, no order and no dropout: three numbers of the options are left."""
 
@@ -64,9 +75,9 @@ def of_flat(*values: Any) -> Call:
     return Call(cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, Options(*options), order=order)
 
 
-def of_flat_self_attention(cu_seqlens: Tensor, max_seqlen: int, *rest: Any) -> Call:
+def of_flat_self_attention(cu_seqlens: Tensor, max_seqlen: int, key_lengths: Tensor | None, *rest: Any) -> Call:
     """Build the call whose `flat_self_attention` these are."""
-    return of_flat(cu_seqlens, max_seqlen, cu_seqlens, max_seqlen, *rest)
+    return of_flat(cu_seqlens, max_seqlen, cu_seqlens, max_seqlen, *rest)._replace(key_lengths=key_lengths)
 
 
 def axial_call(query: Tensor, options: Options) -> Call:

@@ -5,7 +5,7 @@ inner, head); packed sequences use row and head, the sequences of a grid [outer,
 kept in units of log 2.
 """
 
-# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportArgumentType=false
 import triton
 import triton.language as tl
 
@@ -25,6 +25,17 @@ def extent(offsets_ptr, sequence, length, AXIAL: tl.constexpr):
     else:
         start = tl.load(offsets_ptr + sequence)
         return start, tl.load(offsets_ptr + sequence + 1) - start
+
+
+@triton.jit
+def answering(key_lengths_ptr, sequence, length, length_k):
+    """Return how many of a sequence's `length_k` keys answer, and which query a causal mask puts beside the last of
+    them, as its number + 1: the last, or where lengths are given the one of the same row."""
+    if key_lengths_ptr is None:
+        return length_k, length
+    else:
+        answers = tl.minimum(tl.load(key_lengths_ptr + sequence), length_k)
+        return answers, answers
 
 
 @triton.jit
@@ -164,34 +175,24 @@ def kept(dropout, row, position, head):
 
 
 @triton.jit
-def visible(row, position, length, length_k, CAUSAL: tl.constexpr):
-    """bool [M, N], True where a query may look; with CAUSAL the last query is aligned with the last key."""
-    mask = (position < length_k)[None, :] & (row < length)[:, None]
-    if CAUSAL:
-        mask = mask & (position[None, :] <= row[:, None] + (length_k - length))
-    return mask
+def seen(row, position, aligned, length_k, CAUSAL: tl.constexpr):
+    """bool [M, N], True where a query may look at a key; CAUSAL puts query `aligned` - 1 beside the last key.
 
-
-@triton.jit
-def seen(row, position, length, length_k, CAUSAL: tl.constexpr):
-    """Return `visible`, but without asking whether the query exists: those that do not are zero, with a log-sum-exp of
-    +inf.
-
-    It saves the registers by which plain and softcapped backward passes fit.
+    Whether the query exists is not asked: those that do not are zero, with a log-sum-exp of +inf.
     """
     mask = (position < length_k)[None, :]
     if CAUSAL:
-        mask = mask & (position[None, :] <= row[:, None] + (length_k - length))
+        mask = mask & (position[None, :] <= row[:, None] + (length_k - aligned))
     return mask
 
 
 @triton.jit
-def keyless(row, length, length_k, CAUSAL: tl.constexpr):
-    """bool [M], True where a query sees no key or does not exist."""
+def keyless(row, aligned, length_k, CAUSAL: tl.constexpr):
+    """bool [M], True where a query sees no key; CAUSAL as in `seen`."""
     keys = row * 0 + length_k
     if CAUSAL:
-        keys = row + 1 + (length_k - length)
-    return (keys <= 0) | (row >= length)
+        keys = tl.minimum(keys, row + 1 + (length_k - aligned))
+    return keys <= 0
 
 
 @triton.jit

@@ -60,7 +60,7 @@ class _Padded:
         self.slot_k = padded_slots(cu_k, key.shape[0], self.length_k)
         self.dtype = compute_dtype(query.dtype)
         self.exists = torch.arange(self.length, device=cu.device) < cu.diff()[:, None]
-        self.exists_k = torch.arange(self.length_k, device=cu.device) < cu_k.diff()[:, None]
+        self.exists_k = torch.arange(self.length_k, device=cu.device) < call.answering()[:, None]
         self.mask = attention_mask(call) & self.exists[:, None, :, None]
         self.keep: Tensor | float = 1.0
         if call.options.dropout_p:
@@ -70,7 +70,9 @@ class _Padded:
         return pad_rows(rows.to(self.dtype), self.slot, self.sequences, self.length).transpose(1, 2)
 
     def keys(self, rows: Tensor) -> Tensor:
-        return pad_rows(rows.to(self.dtype), self.slot_k, self.sequences, self.length_k).transpose(1, 2)
+        padded = pad_rows(rows.to(self.dtype), self.slot_k, self.sequences, self.length_k)
+        # Rows that do not answer: zero times whatever they hold must be zero.
+        return padded.masked_fill(~self.exists_k[..., None, None], 0).transpose(1, 2)
 
     def rows(self, padded: Tensor) -> Tensor:
         return unpad_rows(padded.transpose(1, 2), self.slot, self.exists)

@@ -21,7 +21,17 @@ from .call import Call, Options, of_flat, of_flat_self_attention
 from .problem import LARGEST_HEAD, Problem, of_packed
 from .problem import of_axis as axial_problem
 
-__all__ = ["LARGEST_HEAD", "TINY_ROWS", "Problem", "axial_problem", "backward", "forward", "is_tiny", "packed_problem"]
+__all__ = [
+    "LARGEST_HEAD",
+    "TINY_ROWS",
+    "Problem",
+    "axial_problem",
+    "backward",
+    "forward",
+    "is_resident",
+    "is_tiny",
+    "packed_problem",
+]
 
 TINY_ROWS = 32
 """Sequences up to this length share tiles."""
@@ -97,14 +107,16 @@ def is_tiny(problem: Problem, tensor: Tensor) -> bool:
 
 def _is_wide(problem: Problem, strides: Sequence[tuple[int, ...]]) -> bool:
     """Tell whether 32 bits are too few for the way through one sequence."""
-    return max(problem.longest, problem.longest_k) * max(row for _, row, *_ in strides) >= 2**31
+    return max(problem.longest, problem.longest_k) * max((row for _, row, *_ in strides), default=0) >= 2**31
 
 
-def _resident_rows(problem: Problem, tensor: Tensor, wide: bool) -> tuple[int, int]:
-    """Return `tuning.resident_rows`, but (0, 0) where dropout's numbers or 64-bit addresses need the registers."""
-    if problem.options.dropout_p or wide:
-        return 0, 0
-    return tuning.resident_rows(problem.width, tensor.dtype, tensor.device)
+def is_resident(problem: Problem, tensor: Tensor, strides: Sequence[tuple[int, ...]] = ()) -> bool:
+    """Tell whether one side of a sequence can stay on chip; dropout's numbers and 64-bit addresses need the
+    registers."""
+    if problem.options.dropout_p or _is_wide(problem, strides):
+        return False
+    rows = tuning.resident_rows(problem.width, tensor.dtype, tensor.device)
+    return max(problem.longest, problem.longest_k) <= rows
 
 
 def _without_dropout(flags: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +135,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tupl
     if problem.axial and problem.rows == 0:
         return output, lse
     strides = [problem.strides(tensor) for tensor in (query, key, value, output)]
-    tensors = [query, key, value, output, lse, problem.offsets, problem.offsets_k]
+    tensors = [query, key, value, output, lse, problem.offsets, problem.offsets_k, problem.key_lengths]
     flags, numbers = problem.flags(query.dtype), problem.numbers(query.device)
     wide = _is_wide(problem, strides)
     if is_tiny(problem, query):
@@ -142,7 +154,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tupl
             **shared,
             **flags,
         )
-    elif problem.longest_k <= _resident_rows(problem, query, wide)[0]:
+    elif is_resident(problem, query, strides):
         tile = _tile("resident_forward", problem, query)
         launch(
             resident.resident_forward,
@@ -196,7 +208,8 @@ def backward(
     d_strides = [problem.strides(tensor) for tensor in (dq, dk)]
     flags, numbers = problem.flags(query.dtype), problem.numbers(query.device)
     wide = _is_wide(problem, [*strides, *d_strides])
-    tensors = [query, key, value, output, grad, lse, dq, dk, dv, problem.offsets, problem.offsets_k]
+    tensors = [query, key, value, output, grad, lse]
+    places = [problem.offsets, problem.offsets_k, problem.key_lengths]
     if is_tiny(problem, query):
         tile = _tile("tiny_backward", problem, query)
         shared = _group(problem, tile)
@@ -204,7 +217,7 @@ def backward(
         launch(
             tiny.tiny_backward,
             (blocks(problem.sequences, group) * problem.heads,),
-            *tensors,
+            *(*tensors, *gradients, *places),
             *strides,
             *d_strides,
             *(problem.sequences, problem.heads, group, problem.rows, problem.rows_k),
@@ -214,7 +227,7 @@ def backward(
             **shared,
             **flags,
         )
-    elif max(problem.longest, problem.longest_k) <= _resident_rows(problem, query, wide)[1]:
+    elif is_resident(problem, query, [*strides, *d_strides]):
         tile = _tile("resident_backward", problem, query)
         staying = tile.blocks["BLOCK_STAYING"]
         tiles, tiles_k = blocks(problem.longest, staying), blocks(problem.longest_k, staying)
@@ -223,8 +236,7 @@ def backward(
         launch(
             resident.resident_backward,
             (2 * pairs,),
-            *(query, key, value, output, grad, lse, scratch, dq, dk, dv),
-            *(problem.offsets, problem.offsets_k, problem.order),
+            *(*tensors, scratch, *gradients, *places, problem.order),
             *strides,
             *d_strides,
             *(problem.sequences, problem.heads, problem.rows, problem.rows_k),
@@ -240,14 +252,12 @@ def backward(
         delta = query.new_empty(problem.heads, problem.rows, dtype=torch.float32)
         shared = {"WIDE": wide, **flags}
         rest = [*problem.sizes, *numbers]
-        offsets = [problem.offsets, problem.offsets_k, problem.order]
 
         tile = _tile("stream_backward_queries", problem, query)
         tiles = blocks(problem.longest, tile.blocks["BLOCK_M"])
         counts = problem.sequences, problem.heads, tiles, problem.rows
         grid = (problem.sequences * problem.heads * tiles,)
-        tensors = [query, key, value, output, grad, lse, delta, dq]
-        arguments = [*tensors, *offsets, *strides, d_strides[0], *counts, *rest]
+        arguments = [*tensors, delta, dq, *places, problem.order, *strides, d_strides[0], *counts, *rest]
         launch(streaming.stream_backward_queries, grid, *arguments, tile=tile, **shared)
 
         tile = _tile("stream_backward_keys", problem, query)
@@ -255,7 +265,7 @@ def backward(
         counts = problem.sequences, problem.heads, tiles, problem.rows, problem.rows_k
         grid = (problem.sequences * problem.heads * tiles,)
         tensors = [query, key, value, grad, lse, delta, dk, dv]
-        arguments = [*tensors, *offsets, *strides, d_strides[1], *counts, *rest]
+        arguments = [*tensors, *places, problem.order, *strides, d_strides[1], *counts, *rest]
         launch(streaming.stream_backward_keys, grid, *arguments, tile=tile, **shared)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..derivatives import transforming
 from ..dispatch import BackendUnavailableError, Library
+from ..packing import locate_rows
 from . import bucketed
 from .call import Call, Options, axial_call
 
@@ -117,6 +118,20 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     return bucketed.varlen_attention(query, key, value, call, attend=_sdpa, bucketed=False)
 
 
+def _answering_rows(backend: str, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor, Call]:
+    """Return keys and values of which those that answer come first, and the call without `key_lengths`: libraries know
+    where sequences begin and end, and not that some of their keys are silent."""
+    if call.key_lengths is None:
+        return key, value, call
+    if call.options.causal:
+        raise _refuse(backend, "causal with key_lengths: it aligns a sequence's last query with its last key")
+    sequence, position = locate_rows(call.cu_seqlens_k, key.shape[0])
+    answers = position < F.pad(call.key_lengths, (0, 1))[sequence]
+    first = answers.int().argsort(descending=True, stable=True)
+    offsets = F.pad(call.key_lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    return key[first], value[first], call._replace(cu_seqlens_k=offsets, key_lengths=None)
+
+
 # --- flash_attn
 
 
@@ -144,6 +159,7 @@ def flash_attn(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     It leaves the rows after the last sequence unwritten, in the output and in the gradients.
     """
     _check("flash_attn", query, call.options)
+    key, value, call = _answering_rows("flash_attn", key, value, call)
     package = importlib.import_module("flash_attn")
     tail, tail_k = _tail(query, call.cu_seqlens), _tail(key, call.cu_seqlens_k)
     output = package.flash_attn_varlen_func(
@@ -177,6 +193,7 @@ def _flash_attn_missing(device: torch.device, dtype: torch.dtype | None) -> str 
 def torch_varlen(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """Call torch.nn.attention.varlen, torch's own flash kernels, which leave the same rows unwritten."""
     _check("torch_varlen", query, call.options)
+    key, value, call = _answering_rows("torch_varlen", key, value, call)
     varlen_attn = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     tail, tail_k = _tail(query, call.cu_seqlens), _tail(key, call.cu_seqlens_k)
     rows = (_WithoutTail.apply(x, its) for x, its in ((query, tail), (key, tail_k), (value, tail_k)))
@@ -234,6 +251,7 @@ def xformers(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         BackendUnavailableError: causal, and a sequence has more queries than keys.
     """
     _check("xformers", query, call.options)
+    key, value, call = _answering_rows("xformers", key, value, call)
     lengths, lengths_k = _host_lengths(call.cu_seqlens), _host_lengths(call.cu_seqlens_k)
     if call.options.causal and any(queries > keys > 0 for queries, keys in zip(lengths, lengths_k, strict=True)):
         raise _refuse("xformers", "causal with more queries than keys in a sequence")

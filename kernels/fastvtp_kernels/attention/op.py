@@ -10,7 +10,15 @@ from ..derivatives import beyond_reverse, refusing
 from ..dispatch import implementation, register
 from ..precision import follow_autocast, without_autocast
 from ..symbolic import bound, longer
-from ..validation import check_cu_seqlens, check_devices, check_floating, check_seed, check_shape, values_readable
+from ..validation import (
+    check_cu_seqlens,
+    check_devices,
+    check_floating,
+    check_lengths,
+    check_seed,
+    check_shape,
+    values_readable,
+)
 from . import bucketed, choice, padded, reference, registered
 from .call import Call, Options, seed_tensor
 from .libraries import along_axis, libraries, packed
@@ -32,7 +40,7 @@ def _for_kernels(query: Tensor, call: Call) -> Call:
     seed = seed_tensor(options.seed, query.device) if options.dropout_p else None
     longest = longer(call.max_seqlen, call.max_seqlen_k)
     order = None if call.dense else longest_first(call.cu_seqlens, query.shape[-2], longest)
-    return Call(*call[:4], Options(*options[:4], seed), call.dense, order)
+    return call._replace(options=options._replace(seed=seed), order=order)
 
 
 def _triton_axial(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
@@ -172,6 +180,7 @@ def varlen_attention_packed(
     cu_seqlens: Tensor,
     max_seqlen: int,
     *,
+    key_lengths: Tensor | None = None,
     softmax_scale: float | None = None,
     softcap: float = 0.0,
     causal: bool = False,
@@ -187,6 +196,11 @@ def varlen_attention_packed(
         qkv: [N, 3, H, Dh], last axis contiguous.
         cu_seqlens: int32 [S + 1], as for `varlen_attention`; so are all others.
         max_seqlen: at least the longest sequence.
+        key_lengths: int32 [S], for padding that asks but does not answer: only the first key_lengths[s] rows of a
+            sequence s are looked at; keys and values of its other rows count for nothing and have a gradient of zero.
+            Its queries are all its rows, a query that sees no key gets zero. None: all rows are looked at. flash_attn,
+            torch_varlen and xformers work on a copy of keys and values in which those that answer come first, and
+            refuse `causal` with it.
         softmax_scale: default Dh ** -0.5.
         softcap: c > 0 replaces logits by c * tanh(logits / c), before masking.
         causal: position i looks at positions j <= i.
@@ -198,19 +212,25 @@ def varlen_attention_packed(
         [N, H, Dh], zero for rows from cu_seqlens[-1] on.
 
     Raises:
-        ValueError, TypeError: as `varlen_attention`.
+        ValueError, TypeError: as `varlen_attention`; or key_lengths has another shape or dtype, or a length that is
+            negative or longer than its sequence.
     """
     op = "varlen_attention_packed"
     check_shape(op, "qkv", qkv, "N", 3, "H", "Dh")
     check_floating(op, qkv=qkv)
+    if key_lengths is not None:
+        check_lengths(op, "key_lengths", key_lengths, cu_seqlens)
+        key_lengths = key_lengths.contiguous() if key_lengths.shape[0] else key_lengths.new_zeros(1)
     cu_seqlens = _offsets(op, "cu_seqlens", cu_seqlens, qkv.shape[0], max_seqlen)
-    check_devices(op, qkv=qkv, cu_seqlens=cu_seqlens)
+    check_devices(op, qkv=qkv, cu_seqlens=cu_seqlens, key_lengths=key_lengths)
     options = _options(op, qkv, softmax_scale, softcap, causal, dropout_p, seed)
     (qkv,) = follow_autocast(qkv)
-    ranked = choice.ranked(qkv, qkv, qkv, max_seqlen, options, True)
+    # Nothing was measured with key lengths, for which libraries copy keys and values.
+    ranked = choice.ranked(qkv, qkv, qkv, max_seqlen, options, True) if key_lengths is None else ()
     run = implementation(op, backend, qkv.device, qkv.dtype, ranked)
     length = bound(max_seqlen)
-    call = Call(cu_seqlens, length, cu_seqlens, length, options, _is_dense(cu_seqlens, qkv.shape[0], max_seqlen))
+    dense = key_lengths is None and _is_dense(cu_seqlens, qkv.shape[0], max_seqlen)
+    call = Call(cu_seqlens, length, cu_seqlens, length, options, dense, key_lengths=key_lengths)
     with without_autocast(qkv.device):
         return run(qkv, call)
 

@@ -44,22 +44,20 @@ def attend(
     return (weights @ value.to(dtype)).to(query.dtype)
 
 
-def visible_keys(lengths: Tensor, lengths_k: Tensor, longest: int, longest_k: int, causal: bool) -> Tensor:
-    """bool [S, 1, Lq or 1, Lk], True where a query may look, for int [S] queries and keys in each sequence.
+def visible_keys(lengths_k: Tensor, ahead: Tensor, longest: int, longest_k: int, causal: bool) -> Tensor:
+    """bool [S, 1, Lq or 1, Lk], True where a query may look, for int [S] keys in each sequence.
 
-    With `causal` the last query is aligned with the last key.
+    With `causal` query i looks at keys j <= i + ahead, int [S].
     """
-    query = torch.arange(longest, device=lengths.device)[:, None]
-    key = torch.arange(longest_k, device=lengths.device)
-    length, length_k = lengths[:, None, None, None], lengths_k[:, None, None, None]
-    mask = key < length_k
-    return mask & (key <= query + length_k - length) if causal else mask
+    query = torch.arange(longest, device=lengths_k.device)[:, None]
+    key = torch.arange(longest_k, device=lengths_k.device)
+    mask = key < lengths_k[:, None, None, None]
+    return mask & (key <= query + ahead[:, None, None, None]) if causal else mask
 
 
 def attention_mask(call: Call) -> Tensor:
     """Return `visible_keys` of all sequences of a call, padded to its longest."""
-    lengths = call.cu_seqlens.diff(), call.cu_seqlens_k.diff()
-    return visible_keys(*lengths, call.max_seqlen, call.max_seqlen_k, call.options.causal)
+    return visible_keys(call.answering(), call.ahead(), call.max_seqlen, call.max_seqlen_k, call.options.causal)
 
 
 def kept_weights(first_row: Tensor, heads: int, longest: int, longest_k: int, options: Options) -> Tensor:

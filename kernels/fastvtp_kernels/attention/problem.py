@@ -32,6 +32,8 @@ class Problem(NamedTuple):
     offsets_k: Tensor | None
     order: Tensor | None
     """int32 [S], in which programs take the sequences; None: one after another."""
+    key_lengths: Tensor | None
+    """int32 [S], how many of each sequence's keys answer; None: all."""
     axial: bool
     options: Options
 
@@ -92,6 +94,7 @@ def of_packed(query: Tensor, key: Tensor, call: Call) -> Problem:
         offsets=call.cu_seqlens,
         offsets_k=call.cu_seqlens_k,
         order=call.order,
+        key_lengths=call.key_lengths,
         axial=False,
         options=call.options,
     )
@@ -119,6 +122,7 @@ def of_axis(query: Tensor, options: Options) -> Problem:
         offsets=None,
         offsets_k=None,
         order=None,
+        key_lengths=None,
         axial=True,
         options=options,
     )

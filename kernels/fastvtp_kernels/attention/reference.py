@@ -29,11 +29,12 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, call: Call) -> T
     dtype = compute_dtype(query.dtype)
     queries, keys, values = (tensor.to(dtype) for tensor in (query, key, value))
     rows = list(torch.zeros_like(queries).split(1))
-    bounds = zip(call.cu_seqlens.tolist(), call.cu_seqlens_k.tolist(), strict=True)
-    for (start, start_k), (end, end_k) in pairwise(bounds):
+    bounds = pairwise(zip(call.cu_seqlens.tolist(), call.cu_seqlens_k.tolist(), strict=True))
+    for ((start, start_k), (end, end_k)), answering in zip(bounds, call.answering().tolist(), strict=True):
         for row in range(start, end):
             # The last query sees the last key, with `causal` each query before it one key less.
             last = end_k - (end - 1 - row) if call.options.causal else end_k
+            last = min(last, start_k + answering)
             if last > start_k:
                 seen = slice(start_k, last)
                 rows[row] = _attend(queries[row], keys[seen], values[seen], call.options, row)[None]

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .common import (
+    answering,
     empty_state,
     extent,
     finish,
@@ -20,7 +21,6 @@ from .common import (
     logit_gradient,
     seen,
     store_rows,
-    visible,
     zero_forward_tail,
     zero_tail,
 )
@@ -28,7 +28,7 @@ from .common import (
 
 @triton.jit(do_not_specialize=["sequences", "rows"])
 def resident_forward(
-    query_ptr, key_ptr, value_ptr, output_ptr, lse_ptr, offsets_ptr, offsets_k_ptr, order_ptr,
+    query_ptr, key_ptr, value_ptr, output_ptr, lse_ptr, offsets_ptr, offsets_k_ptr, key_lengths_ptr, order_ptr,
     q_strides, k_strides, v_strides, o_strides, sequences, heads, rows, D, length, inner,
     scale, softcap,
     AXIAL: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
@@ -44,39 +44,43 @@ def resident_forward(
         )
     start, len_q = extent(offsets_ptr, sequence, length, AXIAL)
     start_k, len_k = extent(offsets_k_ptr, sequence, length, AXIAL)
+    len_k, aligned = answering(key_lengths_ptr, sequence, len_q, len_k)
     key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL)
     value_ptr = first_of(value_ptr, start_k, sequence, inner, head, v_strides, AXIAL)
     query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL)
     output_ptr = first_of(output_ptr, start, sequence, inner, head, o_strides, AXIAL)
+    # The end of the sequence cuts the last tile alone; those before it are whole, or not there.
+    last = tl.minimum(len_k // BLOCK_N, TILES - 1) * BLOCK_N
     lane = tl.arange(0, BLOCK_N)
     keys, values = (), ()
     for tile in tl.static_range(TILES):
-        keys = keys + (load_rows(key_ptr, tile * BLOCK_N + lane, k_strides[1], len_k, d, D),)
-        values = values + (load_rows(value_ptr, tile * BLOCK_N + lane, v_strides[1], len_k, d, D),)
+        position = (last if tile == TILES - 1 else tile * BLOCK_N) + lane
+        keys = keys + (load_rows(key_ptr, position, k_strides[1], len_k, d, D),)
+        values = values + (load_rows(value_ptr, position, v_strides[1], len_k, d, D),)
     for first in tl.range(0, len_q, BLOCK_M):
         row = first + tl.arange(0, BLOCK_M)
         query = load_rows(query_ptr, row, q_strides[1], len_q, d, D)
         state = empty_state(BLOCK_M, BLOCK_D)
         for tile in tl.static_range(TILES):
-            position = tile * BLOCK_N + lane
-            mask = visible(row, position, len_q, len_k, CAUSAL)
-            state = forward_tile(
-                state,
-                query,
-                keys[tile],
-                values[tile],
-                mask,
-                start + row,
-                position,
-                head,
-                scale,
-                softcap,
-                0,
-                SOFTCAP,
-                False,
-                PRECISION,
-            )
-        output, lse = finish(state, keyless(row, len_q, len_k, CAUSAL), 0, False)
+            position = (last if tile == TILES - 1 else tile * BLOCK_N) + lane
+            if tile * BLOCK_N < (last if tile < TILES - 1 else TILES * BLOCK_N):
+                state = forward_tile(
+                    state,
+                    query,
+                    keys[tile],
+                    values[tile],
+                    seen(row, position, aligned, len_k, CAUSAL) if CAUSAL or tile == TILES - 1 else None,
+                    row,
+                    position,
+                    0,
+                    scale,
+                    softcap,
+                    0,
+                    SOFTCAP,
+                    False,
+                    PRECISION,
+                )
+        output, lse = finish(state, keyless(row, aligned, len_k, CAUSAL), 0, False)
         store_rows(output_ptr, row, o_strides[1], len_q, d, D, output)
         tl.store(lse_ptr + head * rows + start + row, lse, mask=row < len_q)
 
@@ -84,8 +88,8 @@ def resident_forward(
 @triton.jit
 def _backward_of_keys(
     query_ptr, key_ptr, value_ptr, output_ptr, grad_ptr, lse_ptr, scratch_ptr, dk_ptr, dv_ptr,
-    q_row, k_row, v_row, o_row, dk_row, len_q, len_k, D, scale, softcap,
-    CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    q_row, k_row, v_row, o_row, dk_row, len_q, len_k, rows_of_keys, aligned, D, scale, softcap,
+    KEY_LENGTHS: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     TILES: tl.constexpr, BLOCK: tl.constexpr, BLOCK_STAYING: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of a sequence's keys and values for one head, BLOCK rows at a time; its queries stay, as
@@ -110,7 +114,7 @@ def _backward_of_keys(
     tl.debug_barrier()
     # Without queries keys and values are taken for zeros: zero times what they hold need not be zero.
     asked = tl.where(len_q > 0, len_k, 0)
-    for first in tl.range(0, len_k, BLOCK):
+    for first in tl.range(0, rows_of_keys, BLOCK):
         position = first + tl.arange(0, BLOCK)
         key = load_rows(key_ptr, position, k_row, asked, d, D)
         value = load_rows(value_ptr, position, v_row, asked, d, D)
@@ -127,7 +131,7 @@ def _backward_of_keys(
                 grads[tile],
                 lse[None, :],
                 delta[None, :],
-                position[:, None] <= row[None, :] + (len_k - len_q) if CAUSAL else None,
+                position[:, None] <= row[None, :] + (len_k - aligned) if CAUSAL else None,
                 row[None, :],
                 position[:, None],
                 0,
@@ -140,14 +144,17 @@ def _backward_of_keys(
             )
             dv = tl.dot(weights, grads[tile], dv, input_precision=PRECISION)
             dk = tl.dot(logit_grad, queries[tile], dk, input_precision=PRECISION)
-        store_rows(dk_ptr, position, dk_row, len_k, d, D, dk * scale)
-        store_rows(dv_ptr, position, dk_row, len_k, d, D, dv)
+        if KEY_LENGTHS:
+            dk = tl.where((position < len_k)[:, None], dk, 0.0)
+            dv = tl.where((position < len_k)[:, None], dv, 0.0)
+        store_rows(dk_ptr, position, dk_row, rows_of_keys, d, D, dk * scale)
+        store_rows(dv_ptr, position, dk_row, rows_of_keys, d, D, dv)
 
 
 @triton.jit
 def _backward_of_queries(
     query_ptr, key_ptr, value_ptr, output_ptr, grad_ptr, lse_ptr, dq_ptr,
-    q_row, k_row, v_row, o_row, dq_row, len_q, len_k, D, scale, softcap,
+    q_row, k_row, v_row, o_row, dq_row, len_q, len_k, aligned, D, scale, softcap,
     CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     TILES: tl.constexpr, BLOCK: tl.constexpr, BLOCK_STAYING: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -177,7 +184,7 @@ def _backward_of_queries(
                 lse[:, None],
                 delta[:, None],
                 # Keys that do not exist are zeros and add nothing, as long as their weights are finite.
-                seen(row, position, len_q, len_k, CAUSAL) if CAUSAL else None,
+                seen(row, position, aligned, len_k, CAUSAL) if CAUSAL else None,
                 row[:, None],
                 position[None, :],
                 0,
@@ -196,7 +203,7 @@ def _backward_of_queries(
 @triton.jit(do_not_specialize=["sequences", "rows", "rows_k"])
 def resident_backward(
     query_ptr, key_ptr, value_ptr, output_ptr, grad_ptr, lse_ptr, scratch_ptr, dq_ptr, dk_ptr, dv_ptr,
-    offsets_ptr, offsets_k_ptr, order_ptr,
+    offsets_ptr, offsets_k_ptr, key_lengths_ptr, order_ptr,
     q_strides, k_strides, v_strides, o_strides, dq_strides, dk_strides,
     sequences, heads, rows, rows_k, D, length, inner,
     scale, softcap,
@@ -213,7 +220,8 @@ def resident_backward(
     d = tl.arange(0, BLOCK_D)
     sequence = slot if order_ptr is None else tl.load(order_ptr + slot)
     start, len_q = extent(offsets_ptr, sequence, length, AXIAL)
-    start_k, len_k = extent(offsets_k_ptr, sequence, length, AXIAL)
+    start_k, rows_of_keys = extent(offsets_k_ptr, sequence, length, AXIAL)
+    len_k, aligned = answering(key_lengths_ptr, sequence, len_q, rows_of_keys)
     key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL)
     value_ptr = first_of(value_ptr, start_k, sequence, inner, head, v_strides, AXIAL)
     query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL)
@@ -229,8 +237,9 @@ def resident_backward(
         dv_ptr = first_of(dv_ptr, start_k, sequence, inner, head, dk_strides, AXIAL)
         _backward_of_keys(
             query_ptr, key_ptr, value_ptr, output_ptr, grad_ptr, lse_ptr, scratch_ptr, dk_ptr, dv_ptr,
-            q_strides[1], k_strides[1], v_strides[1], o_strides[1], dk_strides[1], len_q, len_k, D, scale, softcap,
-            CAUSAL, SOFTCAP, PRECISION, TILES, BLOCK, BLOCK_STAYING, BLOCK_D,
+            q_strides[1], k_strides[1], v_strides[1], o_strides[1], dk_strides[1], len_q, len_k, rows_of_keys, aligned,
+            D, scale, softcap, key_lengths_ptr is not None, CAUSAL, SOFTCAP, PRECISION,
+            TILES, BLOCK, BLOCK_STAYING, BLOCK_D,
         )  # fmt: skip
     else:
         if not AXIAL:
@@ -238,6 +247,6 @@ def resident_backward(
         dq_ptr = first_of(dq_ptr, start, sequence, inner, head, dq_strides, AXIAL)
         _backward_of_queries(
             query_ptr, key_ptr, value_ptr, output_ptr, grad_ptr, lse_ptr, dq_ptr,
-            q_strides[1], k_strides[1], v_strides[1], o_strides[1], dq_strides[1], len_q, len_k, D, scale, softcap,
-            CAUSAL, SOFTCAP, PRECISION, TILES_K, BLOCK, BLOCK_STAYING, BLOCK_D,
+            q_strides[1], k_strides[1], v_strides[1], o_strides[1], dq_strides[1], len_q, len_k, aligned, D, scale,
+            softcap, CAUSAL, SOFTCAP, PRECISION, TILES_K, BLOCK, BLOCK_STAYING, BLOCK_D,
         )  # fmt: skip

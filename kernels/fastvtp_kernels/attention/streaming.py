@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .common import (
+    answering,
     empty_state,
     extent,
     finish,
@@ -39,12 +40,12 @@ def _work(order_ptr, heads, tiles):
 
 @triton.jit
 def _keys_of(
-    tile, len_q, len_k, CAUSAL: tl.constexpr, ALL_CUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+    tile, aligned, len_k, CAUSAL: tl.constexpr, ALL_CUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):
     """Return how many keys in whole tiles all queries of a tile see, and how many any of them sees."""
     by_first, by_last = len_k, len_k
     if CAUSAL:
-        ahead = len_k - len_q
+        ahead = len_k - aligned
         by_first = tl.minimum(len_k, tl.maximum(tile * BLOCK_M + 1 + ahead, 0))
         by_last = tl.minimum(len_k, (tile + 1) * BLOCK_M + ahead)
     return 0 if ALL_CUT else by_first // BLOCK_N * BLOCK_N, by_last
@@ -68,7 +69,7 @@ def _load_numbers(first_ptr, row, length, CUT: tl.constexpr):
 
 @triton.jit(do_not_specialize=["sequences", "tiles", "rows", "threshold", "factor"])
 def stream_forward(
-    query_ptr, key_ptr, value_ptr, output_ptr, lse_ptr, offsets_ptr, offsets_k_ptr, order_ptr,
+    query_ptr, key_ptr, value_ptr, output_ptr, lse_ptr, offsets_ptr, offsets_k_ptr, key_lengths_ptr, order_ptr,
     q_strides, k_strides, v_strides, o_strides, sequences, heads, tiles, rows, D: tl.constexpr, length, inner,
     scale, softcap, seed_ptr, threshold, factor,
     AXIAL: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
@@ -87,13 +88,14 @@ def stream_forward(
     if tile * BLOCK_M >= len_q:
         return
     start_k, len_k = extent(offsets_k_ptr, sequence, length, AXIAL)
+    len_k, aligned = answering(key_lengths_ptr, sequence, len_q, len_k)
     key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL)
     value_ptr = first_of(value_ptr, start_k, sequence, inner, head, v_strides, AXIAL)
     query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL)
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     query = load_rows(query_ptr, numbered(row, WIDE), q_strides[1], len_q, d, D)
     state = empty_state(BLOCK_M, BLOCK_D)
-    whole, end = _keys_of(tile, len_q, len_k, CAUSAL, ALL_CUT, BLOCK_M, BLOCK_N)
+    whole, end = _keys_of(tile, aligned, len_k, CAUSAL, ALL_CUT, BLOCK_M, BLOCK_N)
     for CUT in tl.static_range(1 if ALL_CUT else 0, 2):
         for first in tl.range(whole if CUT else 0, end if CUT else whole, BLOCK_N):
             position = first + tl.arange(0, BLOCK_N)
@@ -104,7 +106,7 @@ def stream_forward(
                 query,
                 key,
                 value,
-                seen(row, position, len_q, len_k, CAUSAL) if CUT else None,
+                seen(row, position, aligned, len_k, CAUSAL) if CUT else None,
                 start + row,
                 position,
                 head,
@@ -115,7 +117,7 @@ def stream_forward(
                 DROPOUT,
                 PRECISION,
             )
-    output, lse = finish(state, keyless(row, len_q, len_k, CAUSAL), dropout, DROPOUT)
+    output, lse = finish(state, keyless(row, aligned, len_k, CAUSAL), dropout, DROPOUT)
     output_ptr = first_of(output_ptr, start, sequence, inner, head, o_strides, AXIAL)
     store_rows(output_ptr, numbered(row, WIDE), o_strides[1], len_q, d, D, output)
     tl.store(lse_ptr + head * rows + start + row, lse, mask=row < len_q)
@@ -124,7 +126,7 @@ def stream_forward(
 @triton.jit(do_not_specialize=["sequences", "tiles", "rows", "threshold", "factor"])
 def stream_backward_queries(
     query_ptr, key_ptr, value_ptr, output_ptr, grad_ptr, lse_ptr, delta_ptr, dq_ptr,
-    offsets_ptr, offsets_k_ptr, order_ptr,
+    offsets_ptr, offsets_k_ptr, key_lengths_ptr, order_ptr,
     q_strides, k_strides, v_strides, o_strides, dq_strides,
     sequences, heads, tiles, rows, D: tl.constexpr, length, inner,
     scale, softcap, seed_ptr, threshold, factor,
@@ -143,6 +145,7 @@ def stream_backward_queries(
     if tile * BLOCK_M >= len_q:
         return
     start_k, len_k = extent(offsets_k_ptr, sequence, length, AXIAL)
+    len_k, aligned = answering(key_lengths_ptr, sequence, len_q, len_k)
     key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL)
     value_ptr = first_of(value_ptr, start_k, sequence, inner, head, v_strides, AXIAL)
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -161,7 +164,7 @@ def stream_backward_queries(
     query = load_rows(query_ptr, numbered(row, WIDE), q_strides[1], len_q, d, D)
     lse = tl.load(lse_ptr + head * rows + start + row, mask=row < len_q, other=float("inf"))
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    whole, end = _keys_of(tile, len_q, len_k, CAUSAL, ALL_CUT, BLOCK_M, BLOCK_N)
+    whole, end = _keys_of(tile, aligned, len_k, CAUSAL, ALL_CUT, BLOCK_M, BLOCK_N)
     for CUT in tl.static_range(1 if ALL_CUT else 0, 2):
         for first in tl.range(whole if CUT else 0, end if CUT else whole, BLOCK_N):
             position = first + tl.arange(0, BLOCK_N)
@@ -174,7 +177,7 @@ def stream_backward_queries(
                 value,
                 lse[:, None],
                 delta[:, None],
-                seen(row, position, len_q, len_k, CAUSAL) if CUT else None,
+                seen(row, position, aligned, len_k, CAUSAL) if CUT else None,
                 start + row[:, None],
                 position[None, :],
                 head,
@@ -193,7 +196,7 @@ def stream_backward_queries(
 @triton.jit(do_not_specialize=["sequences", "tiles", "rows", "rows_k", "threshold", "factor"])
 def stream_backward_keys(
     query_ptr, key_ptr, value_ptr, grad_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
-    offsets_ptr, offsets_k_ptr, order_ptr,
+    offsets_ptr, offsets_k_ptr, key_lengths_ptr, order_ptr,
     q_strides, k_strides, v_strides, o_strides, dk_strides,
     sequences, heads, tiles, rows, rows_k, D: tl.constexpr, length, inner,
     scale, softcap, seed_ptr, threshold, factor,
@@ -202,7 +205,7 @@ def stream_backward_keys(
 ):  # fmt: skip
     """Compute logits transposed, [keys, queries]: weights and gradients of logits are left operands as they stand.
 
-    Keys that do not exist need no mask: what they gather is not stored.
+    Keys that do not exist need no mask: what they gather is not stored, and of those that do not answer it is cleared.
     """
     slot, sequence, head, tile = _work(order_ptr, heads, tiles)
     ALL_CUT: tl.constexpr = query_ptr.dtype.element_ty == tl.float32
@@ -212,10 +215,11 @@ def stream_backward_keys(
         part, parts = slot * tiles + tile, sequences * tiles
         zero_tail(dk_ptr, offsets_k_ptr, head, part, parts, sequences, rows_k, dk_strides, d, D, BLOCK_N)
         zero_tail(dv_ptr, offsets_k_ptr, head, part, parts, sequences, rows_k, dk_strides, d, D, BLOCK_N)
-    start_k, len_k = extent(offsets_k_ptr, sequence, length, AXIAL)
-    if tile * BLOCK_N >= len_k:
+    start_k, rows_of_keys = extent(offsets_k_ptr, sequence, length, AXIAL)
+    if tile * BLOCK_N >= rows_of_keys:
         return
     start, len_q = extent(offsets_ptr, sequence, length, AXIAL)
+    len_k, aligned = answering(key_lengths_ptr, sequence, len_q, rows_of_keys)
     query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL)
     grad_ptr = first_of(grad_ptr, start, sequence, inner, head, o_strides, AXIAL)
     position = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -227,7 +231,7 @@ def stream_backward_keys(
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     # Queries see the keys up to their own row plus `ahead`. From `begin` on come `cut` tiles of them through which the
     # diagonal runs, then those that see the whole tile of keys, of which the `last` may be cut by the end.
-    ahead = len_k - len_q
+    ahead = len_k - aligned
     begin, cut = 0, 0
     if CAUSAL:
         begin = tl.maximum(tile * BLOCK_N - ahead, 0) // BLOCK_M * BLOCK_M
@@ -269,7 +273,10 @@ def stream_backward_keys(
             )
             dv = tl.dot(used, grad, dv, input_precision=PRECISION)
             dk = tl.dot(logit_grad, query, dk, input_precision=PRECISION)
+    if key_lengths_ptr is not None:
+        dk = tl.where((position < len_k)[:, None], dk, 0.0)
+        dv = tl.where((position < len_k)[:, None], dv, 0.0)
     dk_ptr = first_of(dk_ptr, start_k, sequence, inner, head, dk_strides, AXIAL)
     dv_ptr = first_of(dv_ptr, start_k, sequence, inner, head, dk_strides, AXIAL)
-    store_rows(dk_ptr, numbered(position, WIDE), dk_strides[1], len_k, d, D, dk * scale)
-    store_rows(dv_ptr, numbered(position, WIDE), dk_strides[1], len_k, d, D, dv)
+    store_rows(dk_ptr, numbered(position, WIDE), dk_strides[1], rows_of_keys, d, D, dk * scale)
+    store_rows(dv_ptr, numbered(position, WIDE), dk_strides[1], rows_of_keys, d, D, dv)

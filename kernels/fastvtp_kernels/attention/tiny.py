@@ -102,9 +102,18 @@ def _only(rows, mask):
     return row, sequence, position, left, exists & mask
 
 
+@triton.jit
+def _answering(keys, key_lengths_ptr):
+    """Return rows as `_rows` describes them, of which only keys that answer still exist."""
+    if key_lengths_ptr is None:
+        return keys
+    else:
+        return _only(keys, keys[2] < tl.load(key_lengths_ptr + keys[1], mask=keys[4], other=0))
+
+
 @triton.jit(do_not_specialize=["sequences", "group", "rows", "threshold", "factor"])
 def tiny_forward(
-    query_ptr, key_ptr, value_ptr, output_ptr, lse_ptr, offsets_ptr, offsets_k_ptr,
+    query_ptr, key_ptr, value_ptr, output_ptr, lse_ptr, offsets_ptr, offsets_k_ptr, key_lengths_ptr,
     q_strides, k_strides, v_strides, o_strides, sequences, heads, group, rows, D, length, inner,
     scale, softcap, seed_ptr, threshold, factor,
     AXIAL: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
@@ -122,6 +131,7 @@ def tiny_forward(
         )
     queries = _rows(offsets_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_M)
     keys = _rows(offsets_k_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_N)
+    keys = _answering(keys, key_lengths_ptr)
     whole_query = _whole(_load(query_ptr, queries, q_strides, inner, head, d, D, AXIAL))
     whole = _whole(_load(key_ptr, keys, k_strides, inner, head, d, D, AXIAL))
     whole = whole & _whole(_load(value_ptr, keys, v_strides, inner, head, d, D, AXIAL))
@@ -158,7 +168,8 @@ def tiny_forward(
 
 @triton.jit(do_not_specialize=["sequences", "group", "rows", "rows_k", "threshold", "factor"])
 def tiny_backward(
-    query_ptr, key_ptr, value_ptr, output_ptr, grad_ptr, lse_ptr, dq_ptr, dk_ptr, dv_ptr, offsets_ptr, offsets_k_ptr,
+    query_ptr, key_ptr, value_ptr, output_ptr, grad_ptr, lse_ptr, dq_ptr, dk_ptr, dv_ptr,
+    offsets_ptr, offsets_k_ptr, key_lengths_ptr,
     q_strides, k_strides, v_strides, o_strides, dq_strides, dk_strides,
     sequences, heads, group, rows, rows_k, D, length, inner,
     scale, softcap, seed_ptr, threshold, factor,
@@ -191,7 +202,8 @@ def tiny_backward(
             BLOCK_N,
         )
     queries = _rows(offsets_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_M)
-    keys = _rows(offsets_k_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_N)
+    every_key = _rows(offsets_k_ptr, first, group, sequences, length, AXIAL, GROUP_BLOCK, BLOCK_N)
+    keys = _answering(every_key, key_lengths_ptr)
     lse = tl.load(lse_ptr + head * rows + queries[0], mask=queries[4], other=float("inf"))
     output = _load(output_ptr, queries, o_strides, inner, head, d, D, AXIAL)
     grad = _load(grad_ptr, queries, o_strides, inner, head, d, D, AXIAL)
@@ -222,8 +234,8 @@ def tiny_backward(
         PRECISION,
     )
     dv = tl.dot(tl.trans(weights), grad, input_precision=PRECISION)
-    _store(dv_ptr, keys, dk_strides, inner, head, d, D, dv, AXIAL)
+    _store(dv_ptr, every_key, dk_strides, inner, head, d, D, dv, AXIAL)
     dk = tl.dot(tl.trans(logit_grad), query, input_precision=PRECISION) * scale
-    _store(dk_ptr, keys, dk_strides, inner, head, d, D, dk, AXIAL)
+    _store(dk_ptr, every_key, dk_strides, inner, head, d, D, dk, AXIAL)
     dq = tl.dot(logit_grad, key, input_precision=PRECISION) * scale
     _store(dq_ptr, queries, dq_strides, inner, head, d, D, dq, AXIAL)
