@@ -91,8 +91,9 @@ class Batch:
 def step_flops(config: VideoMAEConfig, batch: Batch) -> int:
     """Count our FLOP of a step on packed tokens: forward once, backward twice (once for the embedding of frames).
 
-    Padding counts where the preset carries it: such a row asks, and no row looks at it. In the decoder's last block
-    predicted tokens alone ask. In the first blocks, rows that begin alike are projected once.
+    Padding counts where the preset carries it: such a row asks, and no row looks at it, but all are projected in one
+    product. In the decoder's last block predicted tokens alone ask. In the first blocks, rows that begin alike are
+    projected once.
     """
     plan, ratio = batch.plan, config.mlp_ratio
     clips, seen = plan.visible.shape
@@ -102,13 +103,13 @@ def step_flops(config: VideoMAEConfig, batch: Batch) -> int:
         assert isinstance(config, SimVTPConfig)
         packing = plan.packing
         lengths = keys = packing.cu_seqlens.cpu().long().diff()
-        if packing.cu_seqlens_k is not None:
-            keys = packing.cu_seqlens_k.cpu().long().diff()
+        if packing.key_lengths is not None:
+            keys = packing.key_lengths.cpu().long()
         words = len(plan.text_ids)
         heads = 2 * config.width * (len(plan.word_labels) * config.vocab_size + 2 * len(plan.match_labels))
-    rows, looked_at = int(lengths.sum()), int(keys.sum())
-    encoder = config.depth * block_flops(rows, looked_at, int((lengths * keys).sum()), config.width, ratio)
-    encoder -= sharing_flops(clips * seen + words, rows, rows, looked_at, config.width)
+    rows = int(lengths.sum())
+    encoder = config.depth * block_flops(rows, rows, int((lengths * keys).sum()), config.width, ratio)
+    encoder -= sharing_flops(clips * seen + words, rows, rows, rows, config.width)
     predicted, width, values = plan.predicted.numel(), config.decoder_width, batch.clip[0].numel() // config.num_tokens
     tokens = seen + plan.predicted.shape[1]
     decoder = transformer_flops(clips * tokens, clips * tokens**2, width, config.decoder_depth - 1, ratio)

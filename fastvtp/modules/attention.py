@@ -49,9 +49,11 @@ class Attention(nn.Module):
         if self.training and self.dropout:
             # drawn on the device: a seed of the host's would be frozen in a CUDA graph
             options = {"dropout_p": self.dropout, "seed": torch.randint(2**62, (1,), device=x_MD.device)}
-        if rows.queries is None and packing.key_rows is None:
+        if rows.queries is None and (packing.key_rows is None or packing.key_lengths is not None):
+            # Keys and values of padding are projected too: one product and one gradient cost less than two.
             qkv_N3HK = take_rows(self.project_qkv(x_MD), rows.sources).unflatten(1, (3, self.num_heads, -1))
-            out = varlen_attention_packed(qkv_N3HK, packing.cu_seqlens, packing.max_seqlen, **options)
+            offsets, longest = packing.cu_seqlens, packing.max_seqlen
+            out = varlen_attention_packed(qkv_N3HK, offsets, longest, key_lengths=packing.key_lengths, **options)
             return self.proj(out.flatten(1))
         query_weight, key_value_weight = self.qkv.weight.split([x_MD.shape[1], 2 * x_MD.shape[1]])
         bias = None if self.v_bias is None else torch.cat([torch.zeros_like(self.v_bias), self.v_bias])

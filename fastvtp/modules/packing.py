@@ -26,18 +26,22 @@ class Packing:
         the same, row 2 being a [PAD] that attends and is attended to by none
         key_rows        0   1       3   4   5         Nk = 5
         cu_seqlens_k    0       2     3        5
+        key_lengths     2           1   2
 
     cu_seqlens: int32 [S+1], sequence s holds the rows from cu_seqlens[s] up to, and without, cu_seqlens[s+1].
     max_seqlen: a bound on the longest sequence, a Python int so that no device value is ever read back.
     key_rows: int64 [Nk], the rows that others may attend to; None: all. The rest are padding, where a released model
         counts it in its means: such rows attend to others and are attended to by none.
     cu_seqlens_k: int32 [S+1], how `key_rows` divide into the sequences; given where they are.
+    key_lengths: int32 [S], the same said shorter: the first so many rows of each sequence are its `key_rows`. None: all
+        are, or those in `key_rows` are not the first.
     """
 
     cu_seqlens: Tensor
     max_seqlen: int
     key_rows: Tensor | None = None
     cu_seqlens_k: Tensor | None = None
+    key_lengths: Tensor | None = None
 
     @staticmethod
     def uniform(num_sequences: int, length: int, device: torch.device | str | None = None) -> "Packing":
@@ -111,8 +115,13 @@ class SequenceBuilder:
         if are_keys.all():
             return packing
         key_rows = np.repeat(are_keys, np.concatenate(self._lengths)).nonzero()[0]
+        key_lengths = np.concatenate(self._key_lengths)
         return replace(
-            packing, key_rows=torch.from_numpy(key_rows), cu_seqlens_k=offsets(np.concatenate(self._key_lengths))
+            packing,
+            key_rows=torch.from_numpy(key_rows),
+            cu_seqlens_k=offsets(key_lengths),
+            # Padding is the last part of its sequence.
+            key_lengths=torch.from_numpy(key_lengths.astype(np.int32)),
         )
 
 
@@ -152,7 +161,8 @@ def pad_sequences(
     padded = torch.full((batch_size * max_seqlen,), pad_token_id, device=device).index_copy(0, rows, input_ids)
     positions = torch.arange(max_seqlen, device=device).repeat(batch_size)
     uniform = Packing.uniform(batch_size, max_seqlen, device)
-    return padded, positions, replace(uniform, key_rows=rows, cu_seqlens_k=cu_seqlens)
+    keys = {"key_rows": rows, "cu_seqlens_k": cu_seqlens, "key_lengths": cu_seqlens.diff()}
+    return padded, positions, replace(uniform, **keys)
 
 
 def join_packings(first: Packing, second: Packing, first_rows: int) -> Packing:
@@ -173,6 +183,7 @@ def join_packings(first: Packing, second: Packing, first_rows: int) -> Packing:
         joined,
         key_rows=torch.cat([every, first_rows + second.key_rows]),
         cu_seqlens_k=chain(first.cu_seqlens, second.cu_seqlens_k),
+        key_lengths=None if second.key_lengths is None else torch.cat([first.cu_seqlens.diff(), second.key_lengths]),
     )
 
 

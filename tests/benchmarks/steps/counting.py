@@ -57,9 +57,17 @@ def sequences(rows: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
     return rows[: sum(sizes)].split(sizes)
 
 
-def varlen_attention_packed(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, **options: Any) -> Tensor:
+def varlen_attention_packed(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, key_lengths: Tensor | None = None, **options: Any
+) -> Tensor:
     options.pop("causal", None)
-    return varlen_attention(*qkv.unbind(1), cu_seqlens, max_seqlen, **options)
+    query, key, value = qkv.unbind(1)
+    if key_lengths is not None:
+        sizes = zip(cu_seqlens.diff().tolist(), key_lengths.tolist(), strict=True)
+        answers = torch.cat([torch.arange(rows) < keys for rows, keys in sizes])
+        key, value = key[answers], value[answers]
+        options["cu_seqlens_k"] = torch.nn.functional.pad(key_lengths.cumsum(0), (1, 0))
+    return varlen_attention(query, key, value, cu_seqlens, max_seqlen, **options)
 
 
 def axial_attention_packed(qkv: Tensor, *, softcap: float = 0.0, causal: bool = False) -> Tensor:
