@@ -40,10 +40,11 @@ def op_cases(device: torch.device) -> dict[str, list[tuple[Any, ...]]]:
     axis = [x.detach().to(device).requires_grad_() for x in grid(1, 3, 2, 2, 16).values()]
     sides = torch.stack([x.detach() for x in axis], dim=3).requires_grad_()
     seed, order = torch.tensor([-5], device=device), torch.tensor([1, 0], dtype=torch.int32, device=device)
+    key_lengths = torch.tensor([20, 0], dtype=torch.int32, device=device)
     everything = *CAPPED, 0.3, seed, order
     forward = {
         "attention": [(*crossed, *PLAIN, 0.0, None, None), (*views, cu, 33, cu, 33, *everything)],
-        "attention_packed": [(qkv, cu, 33, *everything)],
+        "attention_packed": [(qkv, cu, 33, None, *everything), (qkv, cu, 33, key_lengths, *PLAIN, 0.0, None, None)],
         "axial_attention": [(*axis, *PLAIN), (*axis, *CAPPED)],
         "axial_attention_packed": [(sides, *CAPPED)],
     }
@@ -64,6 +65,10 @@ PUBLIC: dict[str, tuple[Any, dict[str, Any]]] = {
     "varlen_attention": (varlen_attention, packed([3, 0, 2], [4, 1, 0], **OPTIONS["everything"])),
     "varlen_attention, longer": (varlen_attention, packed([33, 1], heads=1)),
     "varlen_attention_packed": (varlen_attention_packed, side_by_side([3, 0, 2]) | OPTIONS["softcap"]),
+    "varlen_attention_packed, key lengths": (
+        varlen_attention_packed,
+        side_by_side([3, 0, 2]) | {"key_lengths": torch.tensor([1, 0, 2], dtype=torch.int32, device=DEVICE)},
+    ),
     "axial_attention": (axial_attention, grid(1, 3, 2, 2, 16, causal=True)),
     "axial_attention_packed": (axial_attention_packed, grid_side_by_side(1, 3, 2, 3, 2, 16) | {"softcap": 1.5}),
 }

@@ -91,12 +91,6 @@ def test_under_torch_compile(backend, name):
         torch.testing.assert_close(found[name], value)
 
 
-def test_the_registered_op_passes_opcheck():
-    inputs = inputs_of("tiny")
-    flat = inputs["cu_seqlens"], 9, inputs["key_lengths"], 0.25, 0.0, False, 0.0, None, None
-    torch.library.opcheck(torch.ops.fastvtp.attention_packed.default, (inputs["qkv"], *flat))
-
-
 @pytest.mark.parametrize("library", ["flash_attn", "torch_varlen", "xformers"])
 def test_libraries_get_the_rows_that_answer_first(library):
     inputs = inputs_of("resident")
