@@ -261,10 +261,13 @@ def tiles(kernel: str, column: Precision) -> list[Tile]:
     return found
 
 
-def resident_rows(width: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Tell how many queries and keys of heads of a width attention can keep on chip."""
+def resident_rows(width: int, dtype: torch.dtype, device: torch.device, causal: bool) -> int:
+    """Tell how many queries and keys of heads of a width attention can keep on chip; a causal mask costs the registers
+    of a tile."""
     half = precision(dtype) == "half" and width <= 64
-    return 256 if half and architecture(device) in TABLE["resident_forward_64"]["half"] else 0
+    if not half or architecture(device) not in TABLE["resident_forward_64"]["half"]:
+        return 0
+    return 192 if causal else 256
 
 
 @contextlib.contextmanager

@@ -122,6 +122,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "33 keys": (1, 33, 64, torch.float16, {}, RESIDENT),
     "33 queries": (33, 1, 64, torch.float16, {}, RESIDENT),
     "256 rows": (256, 256, 64, torch.bfloat16, {}, RESIDENT),
+    "192 causal rows": (192, 192, 64, torch.bfloat16, {"causal": True}, RESIDENT),
+    "193 causal rows": (193, 193, 64, torch.bfloat16, {"causal": True}, STREAMING),
     "257 keys": (1, 257, 64, torch.bfloat16, {}, STREAMING),
     "257 queries": (257, 1, 64, torch.bfloat16, {}, STREAMING),
     "257 rows": (257, 257, 64, torch.bfloat16, {}, STREAMING),

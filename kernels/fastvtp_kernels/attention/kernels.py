@@ -115,7 +115,7 @@ def is_resident(problem: Problem, tensor: Tensor, strides: Sequence[tuple[int, .
     registers."""
     if problem.options.dropout_p or _is_wide(problem, strides):
         return False
-    rows = tuning.resident_rows(problem.width, tensor.dtype, tensor.device)
+    rows = tuning.resident_rows(problem.width, tensor.dtype, tensor.device, problem.options.causal)
     return max(problem.longest, problem.longest_k) <= rows
 
 

@@ -29,7 +29,7 @@ from .common import (
 @triton.jit(do_not_specialize=["sequences", "rows"])
 def resident_forward(
     query_ptr, key_ptr, value_ptr, output_ptr, lse_ptr, offsets_ptr, offsets_k_ptr, key_lengths_ptr, order_ptr,
-    q_strides, k_strides, v_strides, o_strides, sequences, heads, rows, D, length, inner,
+    q_strides, k_strides, v_strides, o_strides, sequences, heads, rows, D: tl.constexpr, length, inner,
     scale, softcap,
     AXIAL: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     TILES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -88,7 +88,7 @@ def resident_forward(
 @triton.jit
 def _backward_of_keys(
     query_ptr, key_ptr, value_ptr, output_ptr, grad_ptr, lse_ptr, scratch_ptr, dk_ptr, dv_ptr,
-    q_row, k_row, v_row, o_row, dk_row, len_q, len_k, rows_of_keys, aligned, D, scale, softcap,
+    q_row, k_row, v_row, o_row, dk_row, len_q, len_k, rows_of_keys, aligned, D: tl.constexpr, scale, softcap,
     KEY_LENGTHS: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     TILES: tl.constexpr, BLOCK: tl.constexpr, BLOCK_STAYING: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -154,7 +154,7 @@ def _backward_of_keys(
 @triton.jit
 def _backward_of_queries(
     query_ptr, key_ptr, value_ptr, output_ptr, grad_ptr, lse_ptr, dq_ptr,
-    q_row, k_row, v_row, o_row, dq_row, len_q, len_k, aligned, D, scale, softcap,
+    q_row, k_row, v_row, o_row, dq_row, len_q, len_k, aligned, D: tl.constexpr, scale, softcap,
     CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     TILES: tl.constexpr, BLOCK: tl.constexpr, BLOCK_STAYING: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -205,7 +205,7 @@ def resident_backward(
     query_ptr, key_ptr, value_ptr, output_ptr, grad_ptr, lse_ptr, scratch_ptr, dq_ptr, dk_ptr, dv_ptr,
     offsets_ptr, offsets_k_ptr, key_lengths_ptr, order_ptr,
     q_strides, k_strides, v_strides, o_strides, dq_strides, dk_strides,
-    sequences, heads, rows, rows_k, D, length, inner,
+    sequences, heads, rows, rows_k, D: tl.constexpr, length, inner,
     scale, softcap,
     AXIAL: tl.constexpr, CAUSAL: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     TILES: tl.constexpr, TILES_K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_STAYING: tl.constexpr, BLOCK_D: tl.constexpr,
