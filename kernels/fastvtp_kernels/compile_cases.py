@@ -41,9 +41,9 @@ def _index(count: int) -> Tensor:
     return _empty(BATCH, count, dtype=torch.int32)
 
 
-def _video() -> Tensor:
+def _video(dtype: torch.dtype = torch.uint8) -> Tensor:
     frames, height, width = (cells * side for cells, side in zip(GRID, TUBELET, strict=True))
-    return _empty(BATCH, frames, height, width, 3, dtype=torch.uint8)
+    return _empty(BATCH, frames, height, width, 3, dtype=dtype)
 
 
 def _tubelet_cases(label: str, dtype: torch.dtype) -> Iterator[Case]:
@@ -65,11 +65,12 @@ def _memory_bound_cases(label: str, dtype: torch.dtype) -> Iterator[Case]:
         f"gather_tubelets {label}",
         lambda: tubelets.gather_tubelets(_video(), _index(VISIBLE), TUBELET, *IMAGENET, dtype),
     )
-    for normalize in ("patch_channel", None):
+    for video, normalize in ((_video(), "patch_channel"), (_video(), None), (_video(torch.float32), "patch_channel")):
+        of = " of floats" if video.is_floating_point() else ""
         yield Case(
-            f"masked_pixel_loss {normalize or 'plain'} {label}",
-            lambda normalize=normalize: pixel_loss.masked_pixel_loss(
-                _empty(BATCH, MASKED, VALUES, dtype=dtype), _video(), _index(MASKED), TUBELET, normalize, 1e-6, True
+            f"masked_pixel_loss {normalize or 'plain'}{of} {label}",
+            lambda video=video, normalize=normalize: pixel_loss.masked_pixel_loss(
+                _empty(BATCH, MASKED, VALUES, dtype=dtype), video, _index(MASKED), TUBELET, normalize, 1e-6, True
             ),
         )
     yield Case(

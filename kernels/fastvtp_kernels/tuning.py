@@ -69,6 +69,8 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
     "fold": {"single": {ANY: Tile({"BLOCK_VALUES": 512}, num_warps=4)}},
     "gather": {"single": {ANY: Tile({"BLOCK_M": 8, "BLOCK_P": 512}, num_warps=4)}},
     "pixel_loss": {"single": {ANY: Tile({"BLOCK_M": 4, "BLOCK_P": 512}, num_warps=4)}},
+    # Of bytes, with the warps that a token of the usual 1536 values needs.
+    "pixel_loss_bytes": {"single": {ANY: Tile({"BLOCK_COLUMNS": 16}, num_warps=1)}},
     "scale": {"single": {ANY: Tile({"BLOCK": 4096}, num_warps=8)}},
     "tube_mask": {"single": {ANY: Tile({"BLOCK_OTHERS": 16}, num_warps=8)}},
     "assemble": {"single": {ANY: Tile({"BLOCK_ROWS": 8, "BLOCK_D": 512}, num_warps=4)}},

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastvtp_kernels import gather_tubelets, masked_pixel_loss, tuning
+from fastvtp_kernels.pixel_loss import kernels
 from fastvtp_kernels.pixel_loss.reference import normalize_target
 from tests.kernels.triton_cases import (
     DEVICE,
@@ -35,6 +36,8 @@ SHAPES = {
     "2x14x14x4": ((2, 14, 14), 4, torch.int64),
     "2x4x6x3": ((2, 4, 6), 3, torch.int32),
 }
+# More bytes than a token may have to stay on chip whole.
+LARGE = ((4, 64, 32), 3, torch.int32)
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 every_normalize = pytest.mark.parametrize("normalize", ["patch_channel", "patch", None])
@@ -96,14 +99,60 @@ def test_any_strides_will_do(dtype):
     assert_meets_the_law(partial(scaled, 3.0), views)
 
 
-TILES = tiles_of("pixel_loss", "scale")
+TILES = tiles_of("pixel_loss", "pixel_loss_bytes", "scale")
 
 
 @pytest.mark.parametrize(("kernel", "dtype", "tile"), TILES.values(), ids=TILES)
 @every_normalize
 def test_every_tile(normalize, kernel, dtype, tile):
+    video_dtype = torch.float32 if kernel == "pixel_loss" else torch.uint8
     with tuning.override(kernel, tile):
-        assert_meets_the_law(partial(scaled, 0.6, normalize=normalize), example(dtype))
+        assert_meets_the_law(partial(scaled, 0.6, normalize=normalize), example(dtype, video_dtype=video_dtype))
+
+
+def launched(monkeypatch, **inputs):
+    """Names of the kernels that a loss launches, and the warps of the first."""
+    seen = []
+    monkeypatch.setattr(kernels, "launch", lambda kernel, *_, tile, **__: seen.append((kernel.__name__, tile)))
+    masked_pixel_loss(**inputs, backend="triton")
+    return [name for name, _ in seen], seen[0][1].num_warps
+
+
+@pytest.mark.parametrize(
+    ("shape", "warps"),
+    [(SHAPES["2x4x6x3"], 1), (SHAPES["2x16x16x3"], 1), (((4, 16, 16), 3, torch.int32), 2), (LARGE, None)],
+    ids=str,
+)
+def test_bytes_of_a_token_stay_on_chip_where_they_fit(shape, warps, monkeypatch):
+    names, found = launched(monkeypatch, **example(shape=shape))
+    assert names == ["_byte_loss" if warps else "_pixel_loss"]
+    assert found == (warps or 4)
+    assert launched(monkeypatch, **example(shape=shape, video_dtype=torch.float16))[0] == ["_pixel_loss"]
+
+
+@every_normalize
+def test_large_tokens(normalize):
+    """One of them flat."""
+    tubelet, channels, index_dtype = LARGE
+    video = random_video(1, 4, 64, 64, channels)
+    video[:, :, :, 32:] = 113
+    inputs = {
+        "prediction": random_values(1, 2, 4 * 64 * 32 * channels, dtype=torch.bfloat16),
+        "video": video,
+        "masked": torch.tensor([[1, 0]], dtype=index_dtype, device=DEVICE),
+        "tubelet": tubelet,
+    }
+    assert_meets_the_law(partial(masked_pixel_loss, normalize=normalize), inputs)
+
+
+@pytest.mark.parametrize("level", [0, 254])
+@pytest.mark.parametrize("normalize", ["patch_channel", "patch"])
+def test_nearly_flat_patches(normalize, level):
+    """One value in 24 differs from the others by one."""
+    inputs = example()
+    inputs["video"] = torch.full_like(inputs["video"], level)
+    inputs["video"][:, :, ::4, ::6] += 1
+    assert_meets_the_law(partial(masked_pixel_loss, normalize=normalize), inputs)
 
 
 @pytest.mark.parametrize("shape", [SHAPES["1x18x18x3"], SHAPES["2x14x14x4"], SHAPES["2x4x6x3"]], ids=str)

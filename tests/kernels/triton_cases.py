@@ -27,6 +27,7 @@ SMALL_TILES = {
     "fold": Tile({"BLOCK_VALUES": 16}),
     "gather": Tile({"BLOCK_M": 2, "BLOCK_P": 32}),
     "pixel_loss": Tile({"BLOCK_M": 2, "BLOCK_P": 32}),
+    "pixel_loss_bytes": Tile({"BLOCK_COLUMNS": 4}),
     "scale": Tile({"BLOCK": 64}),
     "tube_mask": Tile({"BLOCK_OTHERS": 4}),
     "assemble": Tile({"BLOCK_ROWS": 2, "BLOCK_D": 4}),

@@ -29,9 +29,14 @@ def token_origin(index_ptr, m, M, frames, PT: tl.constexpr, PH: tl.constexpr, SE
 @triton.jit
 def value_offset(p, frames, PH: tl.constexpr, SEGMENT: tl.constexpr):
     """Return the address of value p of a token, relative to the token's first."""
+    return line_offset(p // SEGMENT, frames, PH) + p % SEGMENT
+
+
+@triton.jit
+def line_offset(line, frames, PH: tl.constexpr):
+    """Return the address of the first value of a token's segment `line`, relative to the token's first."""
     _, _, frame_stride, line_stride, _, _ = frames
-    line = p // SEGMENT
-    return (line // PH) * frame_stride + (line % PH) * line_stride + p % SEGMENT
+    return (line // PH) * frame_stride + (line % PH) * line_stride
 
 
 @triton.jit
@@ -45,13 +50,20 @@ def load_values(video_ptr, origin, offset, mask, ALIGNED: tl.constexpr):
 
 
 @triton.jit
+def byte_less(pixels, ZERO: tl.constexpr):
+    """Return x - ZERO of integers in [0, 255] as float32, exactly.
+
+    2^23 + x by setting mantissa bits; the integer-to-float unit is four times slower than an addition.
+    """
+    return (pixels | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + ZERO)
+
+
+@triton.jit
 def centered(pixels):
     """Return pixels as float32 in [-1, 1]: (x - 128) / 128 of bytes, which bfloat16 holds exactly, 2 x - 1 of
     numbers."""
     if pixels.dtype == tl.uint8:
-        # 2^23 + x by setting mantissa bits; the integer-to-float unit is four times slower than an addition.
-        biased = (pixels.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True)
-        return (biased - 8388736.0) * 0.0078125
+        return byte_less(pixels.to(tl.int32), 128) * 0.0078125
     else:
         return pixels.to(tl.float32) * 2.0 - 1.0
 
