@@ -167,7 +167,7 @@ def make_captions(
     labels = ids.where(shown == config.mask_token_id, -100)
     # The last B sequences are the mismatched pairs: their first rows say whose clip stands there.
     starts = plan.packing.cu_seqlens[3 * clips : 4 * clips].long()
-    other = plan.sources[starts] // plan.visible.shape[1]
+    other = plan.sources.rows[starts] // plan.visible.shape[1]
     shown, labels = padded(shown, lengths, config.pad_token_id), padded(labels, lengths, -100)
     return plan, (shown.to(device), labels.to(device), other)
 

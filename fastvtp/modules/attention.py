@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from fastvtp.modules.packing import Packing
-from fastvtp.modules.rows import Rows, take_rows
+from fastvtp.modules.rows import Pick, Rows, take_rows
 from fastvtp_kernels import varlen_attention, varlen_attention_packed
 from fastvtp_kernels.symbolic import holds
 
@@ -74,9 +74,9 @@ class Attention(nn.Module):
         return self.proj(out.flatten(1))
 
 
-def _project_rows(x_MD: Tensor, rows: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _project_rows(x_MD: Tensor, rows: Pick | None, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute `x_MD[rows]` times a weight, [M, D] -> [P, O]; where more rows are picked than there are, each is
-    multiplied once and picked afterwards. rows: int64 [P]; None: all."""
+    multiplied once and picked afterwards. rows: P of them; None: all."""
     if rows is None or holds(len(rows) <= len(x_MD)):
         return linear(take_rows(x_MD, rows), weight, bias)
     return take_rows(linear(x_MD, weight, bias), rows)

@@ -20,7 +20,7 @@ from fastvtp.modules.layers import (
     run_blocks,
 )
 from fastvtp.modules.packing import Packing, pad_sequences
-from fastvtp.modules.rows import Rows
+from fastvtp.modules.rows import Pick, Rows, Takers, take_rows
 from fastvtp_kernels.packing import locate_rows
 from fastvtp_kernels.symbolic import holds
 
@@ -43,6 +43,20 @@ class TextConfig:
         check_positive(self, "vocab_size", "max_text_length")
         check_share(self, "text_dropout")
         check_ids(self, "pad_token_id")
+
+
+@dataclass(frozen=True)
+class TextTakers:
+    """Which tokens take each row of the tables of words and of positions, listed beforehand by a plan."""
+
+    words: Takers
+    positions: Takers
+
+    @staticmethod
+    def of(config: TextConfig, input_ids: Tensor, positions: Tensor) -> "TextTakers":
+        """List the takers of tokens with these ids and positions, int64 [N] each, on their device."""
+        words = Takers.of(input_ids, config.vocab_size, ignored=config.pad_token_id)
+        return TextTakers(words, Takers.of(positions, config.max_text_length))
 
 
 class TextEmbeddings(nn.Module):
@@ -68,9 +82,16 @@ class TextEmbeddings(nn.Module):
         nn.init.ones_(self.norm.weight)
         nn.init.zeros_(self.norm.bias)
 
-    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """Embed tokens by their ids and their positions within their texts: int64 [N] each -> [N, D]."""
-        x_ND = self.word_embeddings(input_ids) + self.position_embeddings(positions)
+    def forward(self, input_ids: Tensor, positions: Tensor, takers: TextTakers | None = None) -> Tensor:
+        """Embed tokens by their ids and their positions within their texts: int64 [N] each -> [N, D].
+
+        takers: of the same tokens, where a plan lists them; None: the backward pass finds them.
+        """
+        if takers is None:
+            x_ND = self.word_embeddings(input_ids) + self.position_embeddings(positions)
+        else:
+            words = take_rows(self.word_embeddings.weight, Pick(input_ids, takers.words))
+            x_ND = words + take_rows(self.position_embeddings.weight, Pick(positions, takers.positions))
         x_ND = x_ND + self.token_type_embeddings.weight[0]
         return self.dropout(self.norm(x_ND))
 

@@ -51,7 +51,7 @@ class Residual(nn.Module):
         if self.training and self.drop_path:
             kept = torch.rand(len(packing.cu_seqlens) - 1, 1, device=branch_ND.device) >= self.drop_path
             sequence, _ = locate_rows(packing.cu_seqlens, len(branch_ND))
-            branch_ND = branch_ND * take_rows(kept.to(branch_ND.dtype) / (1 - self.drop_path), sequence)
+            branch_ND = branch_ND * (kept.to(branch_ND.dtype) / (1 - self.drop_path)).index_select(0, sequence)
         return branch_ND
 
 

@@ -165,6 +165,14 @@ _chunked.register_autograd(first_alone("masked_word_loss", _gradients, _INSTEAD)
 _differentiable = for_every_caller("masked_word_loss", _chunked, _save, _gradients, _INSTEAD)
 
 
+CONTRAST_PRECISIONS: dict[str, Literal["float32", "bf16x3"] | None] = {
+    "auto": None,
+    "float32": "float32",
+    "bf16x3": "bf16x3",
+}
+"""How a contrast may multiply features, as settings name it, and as the kernels do."""
+
+
 def video_text_contrast(
     text: Tensor,
     video: Tensor,
@@ -172,6 +180,7 @@ def video_text_contrast(
     *,
     sample_ids: Tensor | None = None,
     directions: str = "mean",
+    precision: str = "auto",
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Compute InfoNCE of the cosine similarities of a batch: a loss [], float32 (float64 of float64).
@@ -182,9 +191,13 @@ def video_text_contrast(
     group: the ranks whose rows are negatives too; None: this batch alone. `fastvtp_kernels.contrastive_loss` says what
         each rank's gradient is.
     directions: "mean" of the losses from text to video and from video to text, or their "sum" (the released SimVTP).
+    precision: how kernels multiply the features: "float32" or "bf16x3", see `fastvtp_kernels.contrastive_loss`; "auto":
+        the latter for a batch of more than 2048 pairs.
 
-    Raises ValueError for other directions.
+    Raises ValueError for other directions or precisions.
     """
+    if precision not in CONTRAST_PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(CONTRAST_PRECISIONS)}, got {precision!r}")
     if directions not in ("mean", "sum"):
         raise ValueError(f"directions must be 'mean' or 'sum', got {directions!r}")
     with torch.autocast(text.device.type, enabled=False):
@@ -193,6 +206,7 @@ def video_text_contrast(
             normalize(wide(video), dim=-1),
             wide(logit_scale),
             positives=sample_ids,
+            precision=CONTRAST_PRECISIONS[precision],
             group=group,
         )
     return loss if directions == "mean" else 2 * loss

@@ -32,12 +32,13 @@ _ROUNDING = 0.05  # of the largest feature: bfloat16 stays far below, and anothe
 @dataclass(frozen=True)
 class Compared:
     """What a contrast compares: text, video [B, D], of which rows i belong together; the inverse temperature
-    logit_scale []; and `directions` as in `video_text_contrast`."""
+    logit_scale []; `directions` and `precision` as in `video_text_contrast`."""
 
     text: Tensor
     video: Tensor
     logit_scale: Tensor
     directions: str = "mean"
+    precision: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def _contrast(compared: Compared, sample_ids: Tensor | None, group: dist.Process
         compared.logit_scale,
         sample_ids=sample_ids,
         directions=compared.directions,
+        precision=compared.precision,
         group=group,
     )
 

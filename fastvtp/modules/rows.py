@@ -11,8 +11,69 @@ import torch
 from torch import Tensor, nn
 
 from fastvtp.modules.packing import Packing
-from fastvtp.modules.precision import wide
 from fastvtp_kernels.derivatives import beyond_reverse, transforming
+from fastvtp_kernels.segments.op import sum_rows, sum_sequences
+from fastvtp_kernels.validation import values_readable
+
+
+@dataclass(frozen=True)
+class Takers:
+    """Who takes each row of a table: the way back of gradients, where rows are taken several times.
+
+        rows        2   0   2   1        taker 0 takes row 2, taker 1 takes row 0, ...
+        places      1 │ 3 │ 0   2        the takers of row 0, of row 1, and of row 2
+        starts      0   1   2       4
+
+    A plan lists them on the host, so that no backward pass has to sort.
+
+    places: int64 [N or more]; -1 is nobody. starts: int32 [M+1], where the takers of each of M rows begin, and where
+    those of the last end. ignored: a row that gets no gradient, as a table's row of [PAD] does; -1: there is none.
+    """
+
+    places: Tensor
+    starts: Tensor
+    ignored: int = -1
+
+    @staticmethod
+    def of(rows: Tensor, num_rows: int, ignored: int = -1) -> "Takers":
+        """List the takers of each of `num_rows` rows by sorting, on the device of `rows`: int64 [N], the row that each
+        takes."""
+        ordered, places = rows.sort(stable=True)
+        every = torch.arange(num_rows + 1, device=rows.device)
+        return Takers(places, torch.searchsorted(ordered, every, out_int32=True), ignored)
+
+    def among(self, picked: Tensor, count: int) -> "Takers":
+        """Return who of the takers `picked`, int64 [P], all different, of `count` takes which row, by their numbers in
+        `picked`."""
+        numbers = torch.arange(len(picked), device=picked.device)
+        # the place behind the last, which -1 names too, is nobody's
+        found = picked.new_full((count + 1,), -1).index_copy_(0, picked, numbers)
+        return Takers(found[self.places], self.starts, self.ignored)
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Rows that are taken of a table, and the way back of their gradients.
+
+    rows: int64 [N]. takers: of the table's rows; None: no row is taken twice.
+    """
+
+    rows: Tensor
+    takers: Takers | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @staticmethod
+    def sorted(rows: Tensor, num_rows: int) -> "Pick":
+        """Return a pick of rows, int64 [N], of which any may be taken several times, from `num_rows`: with lists of the
+        takers if gradients are recorded, for rows that only the device knows."""
+        return Pick(rows, Takers.of(rows, num_rows) if torch.is_grad_enabled() else None)
+
+    def among(self, picked: Tensor) -> "Pick":
+        """Return what of this pick has the numbers `picked`, int64 [P], all different."""
+        takers = None if self.takers is None else self.takers.among(picked, len(self))
+        return Pick(self.rows[picked], takers)
 
 
 @dataclass(frozen=True)
@@ -52,15 +113,16 @@ class Rows:
 
     packing: how the N packed rows divide into sequences.
     queries: the rows that the layer returns, [R, D]; None: all, [N, D].
-    sources: int64 [N]. The layer's input is [M, D], and packed row n is its row sources[n], so that what stands in
-        several sequences is normalised and projected once. None: the input is the packed rows themselves, [N, D].
+    sources: of N rows. The layer's input is [M, D], and packed row n is the n-th of this pick of it, so that what
+        stands in several sequences is normalised and projected once. None: the input is the packed rows themselves,
+        [N, D].
 
     Where a layer picks nothing, a bare `Packing` says as much and is accepted in place of a `Rows`.
     """
 
     packing: Packing
     queries: QueryRows | None = None
-    sources: Tensor | None = None
+    sources: Pick | None = None
 
     @staticmethod
     def of(rows: "Rows | Packing") -> "Rows":
@@ -77,59 +139,39 @@ class Rows:
         update to."""
         return take_rows(x_MD, self.source_of(None if self.queries is None else self.queries.rows))
 
-    def source_of(self, picked: Tensor | None) -> Tensor | None:
-        """Return rows of the layer's input that these packed rows begin as: int64 [P] -> int64 [P]. None stands for all
-        rows in their order, on either side."""
-        if self.sources is None or picked is None:
-            return picked if self.sources is None else self.sources
-        return self.sources[picked]
+    def source_of(self, picked: Tensor | None) -> Pick | None:
+        """Return the rows of the layer's input that these packed rows begin as: int64 [P], all different. None stands
+        for all rows in their order, on either side."""
+        if picked is None:
+            return self.sources
+        return Pick(picked) if self.sources is None else self.sources.among(picked)
 
 
-def take_rows(x_ND: Tensor, rows: Tensor | None) -> Tensor:
-    """Return `x_ND[rows]` with a backward that repeats bit for bit: [N, D], int64 [M] -> [M, D]; None takes all rows.
+def take_rows(x_ND: Tensor, rows: Pick | Tensor | None) -> Tensor:
+    """Return `x_ND[rows]` with a backward that repeats bit for bit: [N, D] -> [M, D]; None takes all rows.
 
-    A row may be taken several times. Indexing adds such a row's gradients up in whatever order threads reach it; an
-    embedding look-up sorts them first.
+    rows: int64 [M] that names no row twice, whose gradients are copied back; or a `Pick`, where rows may be taken
+    several times, and their gradients are added up in the order of its lists. Indexing would add them in whatever order
+    threads reach them.
+
+    Raises ValueError for a row that is named twice without a list of takers, where it costs nothing to see that.
     """
     if rows is None:
         return x_ND
-    compiling = torch.compiler.is_compiling()
-    if compiling or (x_ND.dtype in _HALF and not transforming() and not beyond_reverse((x_ND,))):
-        return _TakeRows.apply(x_ND, rows)  # pyright: ignore[reportReturnType]
-    return nn.functional.embedding(rows, x_ND)
+    pick = rows if isinstance(rows, Pick) else Pick(rows)
+    takers = pick.takers
+    if not torch.compiler.is_compiling() and (transforming() or beyond_reverse((x_ND,))):
+        ignored = None if takers is None or takers.ignored < 0 else takers.ignored
+        return nn.functional.embedding(pick.rows, x_ND, ignored)
+    if takers is not None:
+        lists = takers.places, takers.starts, takers.ignored
+        return _TakeListed.apply(x_ND, pick.rows, *lists)  # pyright: ignore[reportReturnType]
+    if x_ND.requires_grad and values_readable(pick.rows) and len(pick) and pick.rows.bincount().max() > 1:
+        raise ValueError("rows name a row twice: their gradients need a Pick with its Takers")
+    return _TakeDifferent.apply(x_ND, pick.rows)  # pyright: ignore[reportReturnType]
 
 
-_HALF = (torch.float16, torch.bfloat16)
-_FEW_ROWS = 3072
-"""Picked rows up to which torch, on CUDA, sums their gradients by a kernel that adds in the gradients' dtype."""
-
-
-@torch.library.custom_op("fastvtp::sum_rows", mutates_args=())
-def _sum_rows(gradient: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    """Return the gradient of `take_rows`: [M, D], int64 [M] -> [num_rows, D]. It is one op, since Inductor would take
-    the look-up's own gradient apart into atomic additions.
-
-    In half precision the CPU, and CUDA for few rows, would lose small terms of a long sum, and so sum in float32.
-    """
-    wide = gradient.float() if gradient.is_cpu or len(rows) <= _FEW_ROWS else gradient
-    return torch.ops.aten.embedding_dense_backward(wide, rows, num_rows, -1, False).to(gradient.dtype)
-
-
-@_sum_rows.register_fake
-def _(gradient: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    return gradient.new_empty(num_rows, gradient.shape[1])
-
-
-def _keep_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1])
-
-
-_sum_rows.register_autograd(
-    lambda ctx, gradient: (take_rows(gradient, ctx.saved_tensors[0]), None, None), setup_context=_keep_rows
-)
-
-
-class _TakeRows(torch.autograd.Function):
+class _TakeDifferent(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
@@ -138,13 +180,23 @@ class _TakeRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _sum_rows(gradients[0].contiguous(), ctx.saved_tensors[0], ctx.num_rows), None
+        zeros = gradients[0].new_zeros(ctx.num_rows, *gradients[0].shape[1:])
+        return zeros.index_copy_(0, ctx.saved_tensors[0], gradients[0]), None
+
+
+class _TakeListed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, rows: Tensor, places: Tensor, starts: Tensor, ignored: int) -> Tensor:
+        ctx.save_for_backward(rows, places, starts)
+        ctx.ignored = ignored
+        return x_ND.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return sum_rows(gradients[0].contiguous(), *ctx.saved_tensors, ctx.ignored), None, None, None, None
 
 
 def segment_mean(x_ND: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Return the mean of each sequence's rows: [N, D] divided by cu_seqlens int32 [S+1] -> float32 [S, D] (float64 of
     float64), zero for an empty sequence."""
-    lengths = cu_seqlens.diff().long()
-    # unsafe: skips the check of the lengths, which would read them back from the device
-    total = torch.segment_reduce(wide(x_ND), "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0)
-    return total / lengths.clamp(min=1)[:, None]
+    return sum_sequences(x_ND, cu_seqlens) / cu_seqlens.diff().clamp(min=1)[:, None]

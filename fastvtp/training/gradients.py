@@ -219,7 +219,8 @@ class WholeBatch:
             raise ConfigError(_NO_FEATURES)
         leaves = [x.detach().requires_grad_() for x in (compared.text, compared.video, compared.logit_scale)]
         text, video, scale = leaves
-        loss = video_text_contrast(text, video, scale, sample_ids=self._ids, directions=compared.directions)
+        options = {"directions": compared.directions, "precision": compared.precision}
+        loss = video_text_contrast(text, video, scale, sample_ids=self._ids, **options)
         of_text, of_video, of_scale = torch.autograd.grad(loss, leaves)
         texts, videos = (self._own_parts(self.micro_batches * gradient) for gradient in (of_text, of_video))
         return [ContrastOfAll(loss.detach(), *pair, of_scale) for pair in zip(texts, videos, strict=True)]

@@ -13,9 +13,11 @@ from .attention import kernels as attention
 from .attention.call import Call, Options
 from .attention.problem import of_packed
 from .contrastive import kernels as contrastive
+from .contrastive import split
 from .contrastive.targets import LogSums, Shifts, Targets
 from .masking import kernels as masking
 from .pixel_loss import kernels as pixel_loss
+from .segments import kernels as segments
 from .token_assembly import kernels as token_assembly
 from .tubelets import kernels as tubelets
 
@@ -93,6 +95,16 @@ def _memory_bound_cases(label: str, dtype: torch.dtype) -> Iterator[Case]:
                 grad, token, position, visible, masked, permutation, False
             ),
         )
+
+
+def _sum_cases(label: str, dtype: torch.dtype) -> Iterator[Case]:
+    pool, rows, sequences = BATCH * (VISIBLE + 64), 4 * BATCH * (VISIBLE + 32), 4 * BATCH
+    x, places = _empty(rows, WIDTH, dtype=dtype), _empty(rows, dtype=torch.int64)
+    starts, offsets = _empty(pool + 1, dtype=torch.int32), _empty(sequences + 1, dtype=torch.int32)
+    yield Case(f"sum_rows {label}", lambda: segments.sum_rows(x, places, places, starts, -1))
+    yield Case(f"sum_sequences {label}", lambda: segments.sum_sequences(x, offsets))
+    values = _empty(sequences, WIDTH)
+    yield Case(f"sum_sequences backward {label}", lambda: segments.spread_sequences(values, offsets, rows, dtype))
 
 
 PAIRS, FEATURES = 32768, 512
@@ -201,13 +213,20 @@ def _contrastive_cases(label: str, dtype: torch.dtype) -> Iterator[Case]:
         )
         yield Case(
             f"hard_negatives{kind} {label}",
-            lambda targets=targets: contrastive.hard_negatives(a, b, scale, 0, 0, targets.row_ids, ""),
+            lambda targets=targets: contrastive.hard_negatives(a, b, scale, 0, 0, targets.row_ids, False, ""),
         )
     for kind, with_gradient in ((" loss alone", False), ("", True)):
         yield Case(
             f"sigmoid_loss{kind} {label}",
             lambda with_gradient=with_gradient: contrastive.sigmoid(a, b, scale, scale, 0, with_gradient),
         )
+    if dtype == torch.float32:
+        yield Case(
+            "contrastive_loss gradient bf16x3",
+            lambda: split.logit_gradient(a, b, scale, log_sums, Targets(), shifts),
+            everywhere=False,
+        )
+        yield Case("sigmoid_loss bf16x3", lambda: split.sigmoid(a, b, scale, scale, 0, True), everywhere=False)
 
 
 def cases() -> Iterator[Case]:
@@ -218,6 +237,7 @@ def cases() -> Iterator[Case]:
     for label, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         yield from _tubelet_cases(label, dtype)
         yield from _memory_bound_cases(label, dtype)
+        yield from _sum_cases(label, dtype)
         yield from _contrastive_cases(label, dtype)
     for case in _tubelet_cases("tf32", torch.float32):
         yield Case(case.name, lambda case=case: _with_tf32(case.run))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .interpreter import fix_interpreter_bf16
+from .precision import allows_tf32
 from .tuning import Tile
 
 
@@ -33,10 +34,8 @@ def blocks(count: int, size: int) -> int:
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """Tell how dots of `dtype` multiply: exactly, unless the user allowed TF32 by either of torch's interfaces."""
-    if dtype != torch.float32:
-        return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    """Tell how dots of `dtype` multiply: exactly, unless the user allowed TF32."""
+    return "tf32" if dtype == torch.float32 and allows_tf32() else "ieee"
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, tile: Tile, **constants: Any) -> None:

@@ -15,6 +15,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def allows_tf32() -> bool:
+    """Tell whether the user lets torch multiply float32 matrices in TF32, by either of its interfaces."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def autocast_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype that torch.autocast gives to an operand of a matmul; the tensor's own outside an autocast
     region."""

@@ -30,20 +30,20 @@ def op_cases(device: torch.device) -> dict[str, list[tuple[Any, ...]]]:
     scale, bias = (torch.full((), x, device=device, requires_grad=True) for x in (3.0, -2.0))
     low, other = (x.detach().bfloat16() for x in (a, b))
     positives = torch.tensor([4, 1, 4, 0, -1, 1], device=device)
-    everything, nothing = (True, True, True, ""), (False, False, False, "")
+    everything, nothing = (False, True, True, True, ""), (False, False, False, False, "")
     contrastive = [
         (a, b, scale, positives, 0.1, *everything),
-        (a, b.detach(), scale.detach(), None, 0.0, True, False, False, ""),
+        (a, b.detach(), scale.detach(), None, 0.0, True, True, False, False, ""),
         (low, other, scale.detach(), positives.int(), 0.0, *nothing),
     ]
     sigmoid = [
         (a, b, scale, bias, *everything),
-        (a.detach(), b, scale.detach(), bias.detach(), False, True, False, ""),
+        (a.detach(), b, scale.detach(), bias.detach(), False, False, True, False, ""),
         (low, other, scale.detach(), bias.detach(), *nothing),
     ]
     negatives = [
-        (a.detach(), b.detach(), scale.detach(), -(2**63), 2**32 - 1, positives, ""),
-        (low, other, scale.detach(), 7, 0, None, ""),
+        (a.detach(), b.detach(), scale.detach(), -(2**63), 2**32 - 1, positives, False, ""),
+        (low, other, scale.detach(), 7, 0, None, False, ""),
     ]
     return {
         "contrastive_loss": contrastive,

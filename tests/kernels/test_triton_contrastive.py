@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 import torch
 
 from fastvtp_kernels import contrastive_loss, hard_negatives, sigmoid_loss, tuning
-from fastvtp_kernels.contrastive import kernels
+from fastvtp_kernels.contrastive import kernels, op
 from tests.kernels import contrastive_cases
 from tests.kernels.contrastive_cases import (
     CONTRASTIVE,
@@ -29,6 +29,7 @@ from tests.kernels.triton_cases import (
     DTYPES,
     assert_meets_the_law,
     assert_repeats,
+    no_kernels,
     random_values,
     results,
     strided,
@@ -262,3 +263,57 @@ def test_ids_may_lie_anywhere_in_memory(dtype):
     drawn = [hard_negatives(a, b, 5.0, seed=1, groups=found, backend="triton") for found in (strided_ids, ids)]
     for one, other in zip(*drawn, strict=True):
         assert torch.equal(one, other)
+
+
+@every_loss
+@pytest.mark.parametrize("shape", [(5, 80), (37, 33)], ids=str)
+def test_three_products_of_bfloat16(loss, shape):
+    """Each is left with 2^-16 of the products of sizes, where bfloat16 features alone lose 2^-8."""
+    inputs = batches(loss, *shape, count=1)
+    exact = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
+    found = results(partial(of_batches, LOSSES[loss], precision="bf16x3", backend="triton"), inputs)
+    with no_kernels():
+        expected = results(partial(of_batches, LOSSES[loss], backend="reference"), exact)
+        low = results(
+            partial(of_batches, LOSSES[loss], backend="reference"),
+            inputs | {name: inputs[name].detach().bfloat16().float().requires_grad_() for name in ("a", "b")},
+        )
+    for name, value in found.items():
+        error, others = ((x.double() - expected[name]).abs().max() for x in (value, low[name]))
+        assert error <= others / 16, name
+        assert error <= 2**-12 * expected[name].abs().max(), name
+
+
+def test_hard_negatives_by_three_products_of_bfloat16():
+    """Of features that bfloat16 holds nothing is left out, and the same is drawn."""
+    a, b = (x.detach().bfloat16().float() for x in pair(18, 17))
+    options = {"seed": 3, "groups": ids("repeated", 18), "backend": "triton"}
+    split = hard_negatives(a, b, 9.0, precision="bf16x3", **options)
+    assert torch.equal(torch.stack(split), torch.stack(hard_negatives(a, b, 9.0, **options)))
+
+
+def test_strips_are_whole_tiles():
+    assert [kernels.strip_rows(columns) for columns in (20_000, 32_768, 1 << 20)] == [6656, 4096, 1024]
+
+
+def test_large_batches_on_a_gpu_take_three_products(monkeypatch):
+    class Features:
+        """float32 features on a GPU, of which only that counts."""
+
+        is_cuda, dtype = True, torch.float32
+
+        def __init__(self, rows):
+            self.rows = rows
+
+        def __len__(self):
+            return self.rows
+
+    assert not op._splits("x", None, Features(2048), None)
+    assert op._splits("x", None, Features(2049), None)
+    assert not op._splits("x", "float32", Features(4096), None)
+    assert not op._splits("x", None, torch.zeros(4096, 2), None)
+    assert not op._splits("x", "bf16x3", torch.zeros(2, 2, dtype=torch.float16), None)
+    monkeypatch.setattr(op, "allows_tf32", lambda: True)
+    assert not op._splits("x", None, Features(4096), None)
+    with pytest.raises(ValueError, match="precision is 'half', expected 'float32', 'bf16x3' or None"):
+        contrastive_loss(*pair(3, 4), 1.0, precision="half")

@@ -32,7 +32,10 @@ SMALL_TILES = {
     "tube_mask": Tile({"BLOCK_OTHERS": 4}),
     "assemble": Tile({"BLOCK_ROWS": 2, "BLOCK_D": 4}),
     "assemble_backward": Tile({"BLOCK_ROWS": 2, "BLOCK_D": 4, "STEPS": 2}),
-    "sum_segments": Tile({"BLOCK_ROWS": 2, "BLOCK_D": 4}),
+    **{
+        kernel: Tile({"BLOCK_ROWS": 2, "BLOCK_D": 4})
+        for kernel in ("sum_segments", "sum_rows", "sum_sequences", "spread_sequences")
+    },
     "contrastive_statistics": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),
     "contrastive_gradient": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),
     "contrastive_sigmoid": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),

@@ -8,7 +8,7 @@ from fastvtp.modules.attention import Attention
 from fastvtp.modules.bert import BertEncoder
 from fastvtp.modules.layers import Transformer
 from fastvtp.modules.packing import Packing
-from fastvtp.modules.rows import QueryRows, Rows, take_rows
+from fastvtp.modules.rows import Pick, QueryRows, Rows, Takers, take_rows
 from fastvtp.systems.videomae.decoder import DecoderSizes, VideoDecoder
 
 LENGTHS, QUERIES, COUNTS = (5, 1, 6), (0, 3, 6, 7, 11), (2, 0, 3)
@@ -126,7 +126,7 @@ def test_rows_that_begin_alike(monkeypatch, rows, make, keys, queries):
     monkeypatch.setattr(
         "fastvtp.modules.attention.linear", lambda x, *rest: projected.append(len(x)) or linear(x, *rest)
     )
-    part = model(pool, Rows(layout, queries, SOURCE))
+    part = model(pool, Rows(layout, queries, Pick(SOURCE, Takers.of(SOURCE, 5))))
     assert projected[:1] in ([], [5]), "the first projection is of the pool"
     whole = model(pool[SOURCE], Rows(layout, queries))
     torch.testing.assert_close(part, whole, rtol=0, atol=1e-12)
@@ -142,7 +142,8 @@ def test_long_sums_of_half_precision(dtype, copies):
     x = torch.randn(3, 8, dtype=dtype, requires_grad=True)
     picked = torch.arange(3).repeat(copies)
     incoming = (torch.rand(3 * copies, 8) + 0.5).to(dtype)
-    (gradient,) = torch.autograd.grad(take_rows(x, picked), x, incoming, create_graph=True)
+    pick = Pick(picked, Takers.of(picked, 3))
+    (gradient,) = torch.autograd.grad(take_rows(x, pick), x, incoming, create_graph=True)
     expected = incoming.double().view(copies, 3, 8).sum(0)
     assert gradient.dtype == dtype
     assert ((gradient - expected).abs() <= torch.finfo(dtype).eps * expected).all()
@@ -151,7 +152,8 @@ def test_long_sums_of_half_precision(dtype, copies):
 def test_second_derivatives_of_picked_rows_in_half_precision():
     x = torch.randn(3, 8).bfloat16().requires_grad_()
     picked = torch.tensor([0, 2, 2])
-    (slope,) = torch.autograd.grad(take_rows(x, picked).square().sum(), x, create_graph=True)
+    pick = Pick(picked, Takers.of(picked, 3))
+    (slope,) = torch.autograd.grad(take_rows(x, pick).square().sum(), x, create_graph=True)
     (found,) = torch.autograd.grad(slope.sum(), x)
     assert torch.equal(found, torch.tensor([2.0, 0.0, 4.0])[:, None].expand(3, 8).bfloat16())
 
@@ -163,7 +165,7 @@ def test_a_pool_larger_than_what_is_packed_of_it_is_not_projected(monkeypatch, r
     )
     model = Transformer(32, 1, 4).double()
     picked = torch.tensor([7, 2, 2])
-    out = model(rows, Rows(packing(2, 1), sources=picked))
+    out = model(rows, Rows(packing(2, 1), sources=Pick(picked, Takers.of(picked, len(rows)))))
     torch.testing.assert_close(out, model(rows[picked], packing(2, 1)))
     assert projected == [3, 3]
 

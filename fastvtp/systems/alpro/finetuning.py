@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastvtp.modules.bert import TextTakers
 from fastvtp.modules.checks import check_positive
 from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.packing import (
@@ -90,12 +91,14 @@ class AlproRetrieval(AlproFusion):
 class AlproQuestions:
     """The integers of a batch of questions.
 
-    text_ids, text_positions: int64 [N], the questions' tokens and their places in their questions. packing: how they
-    divide into Q questions. clip: int64 [Q], the clip that each is about. num_videos: clips that the batch must have.
+    text_ids, text_positions: int64 [N], the questions' tokens and their places in their questions. text_takers: which
+    of them take each row of the text's tables. packing: how they divide into Q questions. clip: int64 [Q], the clip
+    that each is about. num_videos: clips that the batch must have.
     """
 
     text_ids: Tensor
     text_positions: Tensor
+    text_takers: TextTakers
     packing: Packing
     clip: Tensor
     num_videos: int
@@ -128,6 +131,7 @@ class AlproQA(AlproFusion):
         questions = AlproQuestions(
             text_ids=input_ids,
             text_positions=positions,
+            text_takers=TextTakers.of(self.config, input_ids, positions),
             packing=pack_lengths(lengths),
             clip=torch.tensor(video_of_text),
             num_videos=max(video_of_text, default=-1) + 1,
@@ -139,7 +143,7 @@ class AlproQA(AlproFusion):
         num_answers]. Raises ValueError where a question is about a clip that the batch lacks."""
         if plan.num_videos > len(video):
             raise ValueError(f"video_of_text names clip {plan.num_videos - 1} of a batch of {len(video)}")
-        text_ND = self.text_tokens(plan.text_ids, plan.text_positions, plan.packing)
+        text_ND = self.text_tokens(plan.text_ids, plan.text_positions, plan.packing, plan.text_takers)
         fused, ends = self.fuse(
             text_ND,
             plan.packing,

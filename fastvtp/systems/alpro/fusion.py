@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastvtp.modules.bert import BertEncoder
+from fastvtp.modules.bert import BertEncoder, TextTakers
 from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.losses import matching_accuracy, matching_loss
 from fastvtp.modules.packing import (
@@ -24,7 +24,7 @@ from fastvtp.modules.packing import (
 )
 from fastvtp.modules.precision import in_float32
 from fastvtp.modules.rest_of_step import ALONE, Collected, Compared, RestOfStep, Wanted
-from fastvtp.modules.rows import QueryRows, Rows, take_rows
+from fastvtp.modules.rows import Pick, QueryRows, Rows, take_rows
 from fastvtp.modules.stacks import Stack
 from fastvtp.systems.alpro.entities import EntityTargets
 from fastvtp.systems.alpro.towers import AlproConfig, AlproTowers
@@ -80,7 +80,8 @@ class AlproPlan:
 
     sample_ids: int64 [B], equal where the same clip stands in the batch twice.
     text_ids, text_positions: int64 [N], the tokens of the plain captions, then of those with words masked where the
-        config masks words, and their places in their captions. packing: how they divide into captions.
+        config masks words, and their places in their captions. packing: how they divide into captions. text_takers:
+        which of them take each row of the text's tables.
     word_labels: int64 [M], the words that stood at the masked places.
     pair_rows: the rows of fused pairs that the losses read: the [CLS] of each matched pair, each text with a wrong clip
         and each clip with a wrong text; behind that of a matched pair the patches inside its crop; and the masked words
@@ -93,6 +94,7 @@ class AlproPlan:
     sample_ids: Tensor
     text_ids: Tensor
     text_positions: Tensor
+    text_takers: TextTakers
     packing: Packing
     word_labels: Tensor
     pair_rows: PairRows
@@ -191,10 +193,11 @@ class AlproFusion(AlproTowers):
         )
         pool = torch.cat([text_ND, video_BVD.flatten(0, 1).to(text_ND.dtype)])
         packing = Packing(cu_seqlens, text_packing.max_seqlen + clip_rows)
+        picked = Pick.sorted(sources, len(pool))
         if pair_rows is None:
-            return self.fusion_encoder(pool, Rows(packing, sources=sources)), cu_seqlens
+            return self.fusion_encoder(pool, Rows(packing, sources=picked)), cu_seqlens
         queries = QueryRows(cu_seqlens[pair_rows.pair].long() + pair_rows.position, pair_rows.packing)
-        return self.fusion_encoder(pool, Rows(packing, queries, sources)), pair_rows.packing.cu_seqlens
+        return self.fusion_encoder(pool, Rows(packing, queries, picked)), pair_rows.packing.cu_seqlens
 
     def match_logits(self, fused: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Judge fused pairs by their [CLS], the first row of each: [R, D], divided into pairs by cu_seqlens int32
@@ -252,7 +255,7 @@ class AlproFusion(AlproTowers):
         """Read clips, uint8 [B, T, H, W, 3], and the texts of their plan: tokens [B, V, D] and [N, D], and features of
         unit length of texts and clips, float32 [B, projection_dim] each."""
         video_BVD = self.video_tokens(video)
-        text_ND = self.text_tokens(plan.text_ids, plan.text_positions, plan.packing)
+        text_ND = self.text_tokens(plan.text_ids, plan.text_positions, plan.packing, plan.text_takers)
         text_rows = plan.packing.cu_seqlens[: len(video)].long()
         return video_BVD, text_ND, self.text_features(text_ND, text_rows), self.video_features(video_BVD)
 
@@ -313,10 +316,12 @@ class AlproFusion(AlproTowers):
         if masked_ids is not None and hidden is not None and self.config.word_weight:
             texts, words = [input_ids, masked_ids], hidden
             caption = np.repeat(np.arange(len(lengths)), lengths)[hidden.numpy()]
+        text_ids, text_positions = torch.cat(texts), position.repeat(len(texts))
         return AlproPlan(
             sample_ids=sample_ids,
-            text_ids=torch.cat(texts),
-            text_positions=position.repeat(len(texts)),
+            text_ids=text_ids,
+            text_positions=text_positions,
+            text_takers=TextTakers.of(self.config, text_ids, text_positions),
             packing=pack_lengths(np.tile(lengths, len(texts))),
             word_labels=input_ids[words],
             pair_rows=PairRows.of_losses(lengths, crop, caption, position[words].numpy()),

@@ -179,11 +179,12 @@ class TimeSformer(nn.Module):
             index.expand(len(video), -1),
             self.weight,
             self.bias,
-            positions,
             tubelet=(1, config.patch_size, config.patch_size),
             mean=CLIP_MEAN,
             std=CLIP_STD,
         )
+        # Not by the op, which would look for the gradient of each position: here it is a sum over clips.
+        x_BND = x_BND + positions.to(x_BND.dtype)
         if shown is not None:
             hidden = (self._embedded_blank() + positions).to(x_BND.dtype)
             x_BND = torch.where(shown.repeat(1, frames)[..., None], x_BND, hidden)

@@ -13,6 +13,7 @@ from fastvtp.modules.bert import (
     BertEncoder,
     TextConfig,
     TextEmbeddings,
+    TextTakers,
 )
 from fastvtp.modules.bounds import within_bounds
 from fastvtp.modules.checks import (
@@ -151,9 +152,12 @@ class AlproTowers(nn.Module):
         """Read clips: uint8 [B, T, H, W, 3] -> [B, V, D]. shown: bool [B, S], the patches to show; None: all."""
         return self.video_encoder(video, shown)
 
-    def text_tokens(self, input_ids: Tensor, positions: Tensor, packing: Packing) -> Tensor:
-        """Read packed texts, by their token ids and the tokens' positions in their texts: int64 [N] each -> [N, D]."""
-        return self.text_encoder(self.text_embeddings(input_ids, positions), packing)
+    def text_tokens(
+        self, input_ids: Tensor, positions: Tensor, packing: Packing, takers: TextTakers | None = None
+    ) -> Tensor:
+        """Read packed texts, by their token ids and the tokens' positions in their texts: int64 [N] each -> [N, D].
+        takers: as for `TextEmbeddings`."""
+        return self.text_encoder(self.text_embeddings(input_ids, positions, takers), packing)
 
     def video_features(self, tokens_BVD: Tensor) -> Tensor:
         """Return clips' features of unit length, from their class tokens: [B, V, D] -> float32 [B, projection_dim]."""

@@ -232,7 +232,7 @@ def _pixels_alone(model: Any, video: Tensor, plan: SimVTPPlan) -> Tensor:
 def _words_alone(model: SimVTP, batch: VideoTextBatch, plan: SimVTPPlan) -> dict[str, Tensor]:
     """[] word loss and accuracy where the encoder sees the masked caption and no clip."""
     # the plan's pool begins with the visible tubelets, its texts with the masked captions
-    hidden = plan.sources[plan.word_rows] - plan.visible.numel()
+    hidden = plan.sources.rows[plan.word_rows] - plan.visible.numel()
     offsets, count = batch.cu_seqlens.to(model.device), len(batch.input_ids)
     _, positions = locate_rows(offsets, count)
     x_ND = model.text_embeddings(plan.text_ids[:count], positions)

@@ -34,7 +34,7 @@ from fastvtp.modules.packing import check_texts, offsets
 from fastvtp.modules.pixels import IMAGENET_MEAN, IMAGENET_STD
 from fastvtp.modules.precision import in_float32
 from fastvtp.modules.rest_of_step import ALONE, Collected, Compared, RestOfStep, Wanted
-from fastvtp.modules.rows import Rows, segment_mean, take_rows
+from fastvtp.modules.rows import Pick, Rows, segment_mean, take_rows
 from fastvtp.modules.stacks import Stack
 from fastvtp.systems.simvtp.config import SimVTPConfig
 from fastvtp.systems.simvtp.plan import CaptionTokens, SimVTPPlan, StepMasks, lay_out
@@ -180,7 +180,8 @@ class SimVTP(nn.Module):
     def _encode(self, video: Tensor, plan: SimVTPPlan) -> tuple[Tensor, Tensor]:
         """Return the pool, visible tubelets [B*Kv, D] with the text tokens behind them, and the encoder's [N, D]."""
         tubelets = self.video_embeddings(video, plan.visible).flatten(0, 1)
-        pool = torch.cat([tubelets, self.text_embeddings(plan.text_ids, plan.text_positions)])
+        texts = self.text_embeddings(plan.text_ids, plan.text_positions, plan.text_takers)
+        pool = torch.cat([tubelets, texts])
         return pool, self.encoder(pool, Rows(plan.packing, sources=plan.sources))
 
     def _means(self, x_ND: Tensor, plan: SimVTPPlan) -> Sequence[Tensor]:
@@ -282,7 +283,7 @@ class SimVTP(nn.Module):
             pool = torch.cat([wrong.to(pool.dtype), pool[batch_size * num_visible :]])
             clips, found = torch.arange(batch_size, device=pool.device), rest.wrong.has_clip
         sources = plan.mismatched.sources(clips.clamp(min=0), num_visible)
-        x_ND = self.encoder(pool, Rows(plan.mismatched.packing, sources=sources))
+        x_ND = self.encoder(pool, Rows(plan.mismatched.packing, sources=Pick.sorted(sources, len(pool))))
         # a caption whose clip is the whole batch has no negative
         return segment_mean(x_ND, plan.mismatched.packing.cu_seqlens), matching_labels(found)
 

@@ -36,7 +36,7 @@ def reconstruct(
 
     masked_ids = plan.text_ids[: len(input_ids)].cpu()
     # the pool that `gather` reads holds the visible tubelets of all clips, then the masked captions
-    hidden_words = (plan.sources[plan.word_rows] - plan.visible.numel()).cpu()
+    hidden_words = (plan.sources.rows[plan.word_rows] - plan.visible.numel()).cpu()
     predicted_ids = masked_ids.index_copy(0, hidden_words, words.cpu())
     captions = [ids.split(list(batch.text_lengths)) for ids in (input_ids, masked_ids, predicted_ids)]
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastvtp.modules.bert import TextTakers
 from fastvtp.modules.losses import matching_labels
 from fastvtp.modules.packing import (
     Packing,
@@ -19,6 +20,7 @@ from fastvtp.modules.packing import (
     on_device,
     span_rows,
 )
+from fastvtp.modules.rows import Pick, Takers
 from fastvtp.systems.simvtp.config import SimVTPConfig
 
 
@@ -50,7 +52,8 @@ class SimVTPPlan:
     visible, predicted: int32 [B, Kv] and [B, Kp], the tubelets that the encoder sees and that the decoder predicts.
     text_ids, text_positions: int64, the text tokens of the pool and their places in their captions: the captions with
         words masked, then the clean ones where the contrast uses them, then padding where the config keeps it.
-    sources: int64 [N], the pool row that each packed row is taken from.
+    text_takers: which of them take each row of the text's tables.
+    sources: the N pool rows that the packed rows are taken from.
     packing: how the packed rows divide into the joint, the video-only and the text-only sequences, B of each, and the
         mismatched ones unless they are hard negatives.
     joint_video_rows: int64 [B*Kv], the packed rows of the tubelets in the joint sequences.
@@ -65,7 +68,8 @@ class SimVTPPlan:
     predicted: Tensor
     text_ids: Tensor
     text_positions: Tensor
-    sources: Tensor
+    text_takers: TextTakers
+    sources: Pick
     packing: Packing
     joint_video_rows: Tensor
     match_labels: Tensor
@@ -157,13 +161,15 @@ def lay_out(
         labels = matching_labels(sample_ids[torch.from_numpy(mismatch)] != sample_ids)
 
     joint_text_rows = torch.from_numpy(span_rows(joint_rows + num_visible, lengths))
+    text_ids, text_positions, sources = torch.cat(ids), torch.cat(positions), sequences.sources()
     return SimVTPPlan(
         sample_ids=sample_ids,
         visible=masks.visible,
         predicted=masks.predicted,
-        text_ids=torch.cat(ids),
-        text_positions=torch.cat(positions),
-        sources=sequences.sources(),
+        text_ids=text_ids,
+        text_positions=text_positions,
+        text_takers=TextTakers.of(config, text_ids, text_positions),
+        sources=Pick(sources, Takers.of(sources, masks.visible.numel() + len(text_ids))),
         packing=sequences.packing(),
         joint_video_rows=torch.from_numpy(span_rows(joint_rows, video[1])),
         match_labels=labels,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastvtp.modules.bert import TextConfig, TextEmbeddings
+from fastvtp.modules.bert import TextConfig, TextEmbeddings, TextTakers
 from fastvtp.modules.checks import (
     check_choice,
     check_ids,
@@ -28,7 +28,7 @@ from fastvtp.modules.packing import (
     span_rows,
 )
 from fastvtp.modules.precision import in_float32
-from fastvtp.modules.rows import QueryRows, Rows, segment_mean, take_rows
+from fastvtp.modules.rows import Pick, QueryRows, Rows, Takers, segment_mean, take_rows
 from fastvtp.modules.stacks import Stack
 from fastvtp.systems.videomae.model import VideoEncoderConfig
 
@@ -64,16 +64,17 @@ class VideoQAConfig(VideoEncoderConfig, TextConfig):
 class VideoQAPlan:
     """The integers of a batch of questions.
 
-    text_ids, text_positions: int64, the tokens of all texts and their places in their texts. text_offsets: int32 [Q+1],
-    where each text begins and ends among them. sources: int64 [N], the pool row of each packed row, the pool being all
-    tubelets of the clips and then the text tokens. packing: how the packed rows divide into Q sequences. num_videos:
-    clips that the batch must have.
+    text_ids, text_positions: int64, the tokens of all texts and their places in their texts; text_takers: which of them
+    take each row of the text's tables. text_offsets: int32 [Q+1], where each text begins and ends among them. sources:
+    the N pool rows of the packed rows, the pool being all tubelets of the clips and then the text tokens. packing: how
+    the packed rows divide into Q sequences. num_videos: clips that the batch must have.
     """
 
     text_ids: Tensor
     text_positions: Tensor
+    text_takers: TextTakers
     text_offsets: Tensor
-    sources: Tensor
+    sources: Pick
     packing: Packing
     num_videos: int
 
@@ -176,11 +177,13 @@ class VideoQA(nn.Module):
             (clips * tokens, np.full(len(clips), tokens)), (num_videos * tokens + exclusive_cumsum(lengths), lengths)
         )
         positions = torch.from_numpy(span_rows(np.zeros_like(lengths), lengths))
+        sources, pool_rows = sequences.sources(), num_videos * tokens + len(input_ids)
         plan = VideoQAPlan(
             text_ids=input_ids,
             text_positions=positions,
+            text_takers=TextTakers.of(self.config, input_ids, positions),
             text_offsets=offsets(lengths),
-            sources=sequences.sources(),
+            sources=Pick(sources, Takers.of(sources, pool_rows)),
             packing=sequences.packing(),
             num_videos=num_videos,
         )
@@ -193,7 +196,7 @@ class VideoQA(nn.Module):
         """
         if len(video) != plan.num_videos:
             raise ValueError(f"the plan is for {plan.num_videos} clips, video has {len(video)}")
-        text_ND = self.text_embeddings(plan.text_ids, plan.text_positions)
+        text_ND = self.text_embeddings(plan.text_ids, plan.text_positions, plan.text_takers)
         pool = torch.cat([self.video_embeddings(video).flatten(0, 1), text_ND])
         masked = self.config.readout == "mask"
         queries = QueryRows.last(plan.packing) if masked else None

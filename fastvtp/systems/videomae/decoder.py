@@ -16,7 +16,7 @@ from fastvtp.modules.layers import (
 )
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.positions import Grid, OnGrid
-from fastvtp.modules.rows import QueryRows, Rows
+from fastvtp.modules.rows import Pick, QueryRows, Rows, Takers
 from fastvtp_kernels import assemble_tokens
 
 DECODERS = ("joint", "cross")
@@ -107,7 +107,8 @@ class VideoDecoder(OnGrid):
             pool = torch.cat([placed.flatten(0, 1), self.mask_token + self.positions])
             own = torch.arange(batch * visible, device=x.device).view(batch, visible)
             sources = torch.cat([own, batch * visible + predicted_index.long()], dim=1).flatten()
-            x_ND = self.transformer(pool, Rows(packing, queries, sources))
+            takers = _takers(rows, visible, predicted_index, len(self.positions))
+            x_ND = self.transformer(pool, Rows(packing, queries, Pick(sources, takers)))
         else:
             x = assemble_tokens(x, self.mask_token, self.positions, visible_index, predicted_index)
             x_ND = self.transformer(x.flatten(0, 1), Rows(packing, queries))
@@ -123,3 +124,17 @@ class VideoDecoder(OnGrid):
             Packing.uniform(*x.shape[:2], device=x.device),
         )
         return x_ND.view_as(queries)
+
+
+def _takers(rows: Tensor, visible: int, predicted_index: Tensor, places: int) -> Takers:
+    """List who takes each row of a pool of visible tubelets and, behind them, a mask token at each of `places`.
+
+    rows: int64 [B, Kv + Kp], the numbers of the packed rows, of which the first Kv take visible tubelets one after
+    the other. predicted_index: int32 [B, Kp], the places of the others, which differ within a clip: of a place there is
+    at most one taker in each.
+    """
+    batch = len(rows)
+    of_place = rows.new_full((batch, places), -1).scatter_(1, predicted_index.long(), rows[:, visible:])
+    own = torch.arange(batch * visible, device=rows.device)
+    starts = torch.cat([own, batch * visible + batch * torch.arange(places + 1, device=rows.device)])
+    return Takers(torch.cat([rows[:, :visible].flatten(), of_place.T.flatten()]), starts.int())

@@ -33,7 +33,7 @@ from fastvtp.modules.packing import (
 from fastvtp.modules.pooler import AttentionPooler
 from fastvtp.modules.positions import resize_positions
 from fastvtp.modules.precision import in_float32
-from fastvtp.modules.rows import take_rows
+from fastvtp.modules.rows import Pick, take_rows
 from fastvtp.modules.stacks import Stack
 from fastvtp.settings import check_types
 from fastvtp.systems.videoprism.layers import (
@@ -195,8 +195,7 @@ class VideoPrismEncoder(nn.Module):
         grid = self.config.grid_of(video)
         self._name_resized(grid)
         batch, frames = video.shape[:2]
-        whole = visible is None
-        if whole:
+        if visible is None:
             packing = Packing.uniform(batch * frames, grid[1] * grid[2], video.device)
             index = torch.arange(frames * grid[1] * grid[2], dtype=torch.int32, device=video.device)
             visible = VisibleTokens(index.expand(batch, -1), packing, TimeAxis(batch, frames))
@@ -215,8 +214,8 @@ class VideoPrismEncoder(nn.Module):
                     kept.append(in_order.view(batch, -1, x.shape[-1]))
             return stack.norm(x)
 
-        x_ND = run(self.spatial, self._embed(video, visible.index, grid), spatial, padding, 0)
-        x_ND = x_ND + self._times(visible.index, grid, x_ND.dtype, whole)
+        x_ND = run(self.spatial, self._embed(video, visible, grid), spatial, padding, 0)
+        x_ND = x_ND + self._times(visible, grid, x_ND.dtype)
         if visible.by_place is not None:
             x_ND = take_rows(x_ND, visible.by_place)
         x_ND = run(self.temporal, x_ND, temporal, in_time, len(self.spatial.blocks))
@@ -239,41 +238,46 @@ class VideoPrismEncoder(nn.Module):
             said += ["spatial_positions: {} x {} rows to {} x {}, antialiased bilinear".format(*own, *places)]
         logger.warning("clips of %d x %d x %d tokens: %s", *grid, "; ".join(said))
 
-    def _embed(self, video: Tensor, index: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Embed the listed patches, int32 [B, K], and add the positions of their places: -> [B*K, D]."""
-        config = self.config
+    def _embed(self, video: Tensor, visible: VisibleTokens, grid: tuple[int, int, int]) -> Tensor:
+        """Embed the listed patches and add the positions of their places: -> [B*K, D]."""
+        config, index = self.config, visible.index
         places = resize_positions(self.spatial_positions, config.frame_grid, grid[1:])
         patch, positions = config.patch_size, places.repeat(grid[0], 1)
+        if visible.of_token is None:
+            placed = positions.repeat(len(index), 1)
+        else:
+            placed = take_rows(positions, Pick(index.flatten().long(), visible.of_token))
         if video.requires_grad:  # the op knows no gradient of frames, which maps of salience ask for
             patches = video.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).transpose(3, 4)  # [B, T, h, w, p, p, 3]
             patches = patches.flatten(4).flatten(1, 3)
             listed = torch.take_along_dim(patches, index[..., None].long(), dim=1).flatten(0, 1)
             weight = self.weight[:, :, 0].permute(0, 2, 3, 1).flatten(1)
-            return linear(listed.to(weight.dtype), weight, self.bias) + take_rows(positions, index.flatten().long())
+            return linear(listed.to(weight.dtype), weight, self.bias) + placed
         x_BKD = tubelet_embed(
             video,
             index.contiguous(),
             self.weight,
             self.bias,
-            positions,
             tubelet=(1, patch, patch),
             mean=_MEAN,
             std=_STD,
         )
-        return x_BKD.flatten(0, 1)
+        # Not by the op, which would look for the gradient of each position.
+        x_ND = x_BKD.flatten(0, 1)
+        return x_ND + placed.to(x_ND.dtype)
 
-    def _times(self, index: Tensor, grid: tuple[int, int, int], dtype: torch.dtype, whole: bool) -> Tensor:
-        """Return the position in time of each listed token, int32 [B, K] -> [B*K, D]. whole: all tokens of the grid are
-        listed."""
+    def _times(self, visible: VisibleTokens, grid: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+        """Return the position in time of each listed token, [B*K, D]."""
         frames, own = grid[0], self.config.num_frames
         if self.config.few_frames == "crop" and frames <= own:
             table = self.temporal_positions[:frames]
         else:
             table = resize_positions(self.temporal_positions, (1, own), (1, frames))
         table = table.to(dtype)
-        if whole:
-            return table.repeat_interleave(grid[1] * grid[2], dim=0).repeat(len(index), 1)
-        return take_rows(table, (index.long() // (grid[1] * grid[2])).flatten())
+        if visible.of_frame is None:
+            return table.repeat_interleave(grid[1] * grid[2], dim=0).repeat(len(visible.index), 1)
+        frame = visible.index.flatten().long() // (grid[1] * grid[2])
+        return take_rows(table, Pick(frame, visible.of_frame))
 
 
 def _pad_frames(

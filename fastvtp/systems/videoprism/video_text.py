@@ -115,11 +115,11 @@ class PrismText(nn.Module):
         texts = len(cu_seqlens) - 1
         _, position = locate_rows(cu_seqlens, len(input_ids))
         cls = self.cls_token * self.cls_token.numel() ** 0.5
-        pool = torch.cat([self.embed(input_ids, position), cls[None]])
+        pool = torch.cat([self.embed(input_ids, position), cls.expand(texts, -1)])
         with_cls = cu_seqlens + torch.arange(texts + 1, dtype=torch.int32, device=cu_seqlens.device)
         sequence, position = locate_rows(with_cls, len(input_ids) + texts)
         is_cls = position == cu_seqlens.diff().long()[sequence]
-        rows = torch.where(is_cls, len(input_ids), cu_seqlens[:-1].long()[sequence] + position)
+        rows = torch.where(is_cls, len(input_ids) + sequence, cu_seqlens[:-1].long()[sequence] + position)
         x_ND = self.transformer(take_rows(pool, rows), Packing(with_cls, max_seqlen + 1), causal=True)
         return take_rows(x_ND, with_cls[1:].long() - 1)
 

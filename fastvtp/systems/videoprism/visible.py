@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastvtp.modules.packing import Packing, offsets
+from fastvtp.modules.rows import Takers
 from fastvtp.systems.videoprism.layers import TimeAxis
 
 
@@ -23,6 +24,8 @@ class VisibleTokens:
         TimeAxis where each frame lists the same places, which needs no other order.
     by_place: int64 [N], the packed rows in the order of places; None with a TimeAxis.
     by_frame: int64 [N], which rows of that order the packed rows are, to bring them back; None with a TimeAxis.
+    of_token, of_frame: which packed rows are each token of the grid, and which are in each frame; None where all tokens
+        are listed in their order.
     """
 
     index: Tensor
@@ -30,6 +33,8 @@ class VisibleTokens:
     temporal: Packing | TimeAxis
     by_place: Tensor | None = None
     by_frame: Tensor | None = None
+    of_token: Takers | None = None
+    of_frame: Takers | None = None
 
 
 def lay_out_visible(index: Tensor, grid: tuple[int, int, int]) -> VisibleTokens:
@@ -45,13 +50,17 @@ def lay_out_visible(index: Tensor, grid: tuple[int, int, int]) -> VisibleTokens:
     batch, count = listed.shape
     clip = np.repeat(np.arange(batch), count)
     frame, place = np.divmod(listed.ravel(), places)
+    takers = {
+        "of_token": Takers.of(torch.from_numpy(listed.ravel()), frames * places),
+        "of_frame": Takers.of(torch.from_numpy(frame), frames),
+    }
     in_frame = np.bincount(clip * frames + frame, minlength=batch * frames)
     spatial = Packing(offsets(in_frame), int(in_frame.max()))
     if count % frames == 0 and (place.reshape(batch, frames, -1) == place.reshape(batch, frames, -1)[:, :1]).all():
-        return VisibleTokens(index, spatial, TimeAxis(batch, frames))
+        return VisibleTokens(index, spatial, TimeAxis(batch, frames), **takers)
     by_place = np.lexsort((frame, place, clip))
     at_place = np.bincount(clip * places + place, minlength=batch * places)
     by_frame = np.empty_like(by_place)
     by_frame[by_place] = np.arange(len(by_place))
     temporal = Packing(offsets(at_place), int(at_place.max()))
-    return VisibleTokens(index, spatial, temporal, torch.from_numpy(by_place), torch.from_numpy(by_frame))
+    return VisibleTokens(index, spatial, temporal, torch.from_numpy(by_place), torch.from_numpy(by_frame), **takers)

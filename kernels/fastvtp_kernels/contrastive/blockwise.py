@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..precision import accumulate_product, compute_dtype
+from ..precision import compute_dtype
 from .ranks import Ring
 from .targets import LogSums, Shifts, Targets, occurrences, strips
 
@@ -44,8 +44,8 @@ class LossAndGradients(NamedTuple):
 class _Gradients:
     """Adds up the features' gradients over blocks and strips, before their common factor."""
 
-    def __init__(self, a: Tensor, wanted: WantedGradients):
-        self._wanted, self._a = wanted, a
+    def __init__(self, tiles: ModuleType, a: Tensor, wanted: WantedGradients):
+        self._tiles, self._wanted, self._a = tiles, wanted, a
         self.a = a.new_zeros(a.shape if wanted.a else 0, dtype=compute_dtype(a.dtype))
 
     def block(self, b: Tensor) -> Tensor | None:
@@ -55,9 +55,9 @@ class _Gradients:
     def add(self, strip: slice, logit_gradient: Tensor, b: Tensor, total_b: Tensor | None) -> None:
         """Add what the logits of these rows with this b contribute to both."""
         if self._wanted.a:
-            accumulate_product(self.a[strip], logit_gradient, b)
+            self._tiles.accumulate(self.a[strip], logit_gradient, b)
         if total_b is not None:
-            accumulate_product(total_b, logit_gradient.T, self._a[strip])
+            self._tiles.accumulate(total_b, logit_gradient.mT, self._a[strip])
 
     def finish(self, total_b: Tensor | None, factor: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of this rank's a and b; without elements where nobody asks for them."""
@@ -86,7 +86,8 @@ def contrastive_loss(
 ) -> LossAndGradients:
     """Return the symmetric InfoNCE of a [B, D] with every rank's b [B, D], and the gradients that are wanted.
 
-    `tiles` computes blocks of logits: the module `kernels` or `chunked`. scale [] is in the dtype of the computation.
+    `tiles` computes blocks of logits: the module `kernels`, `split` or `chunked`. scale [] is in the dtype of the
+    computation.
     """
     others = {
         "label smoothing": label_smoothing,
@@ -132,7 +133,7 @@ def contrastive_loss(
             del logit_gradient
         return total_b
 
-    gradients = _Gradients(a, wanted)
+    gradients = _Gradients(tiles, a, wanted)
     total_b = visit(differentiate) if wanted else None
     share = 0.5 / len(a)
     features = gradients.finish(total_b, scale * (share / tiles.gain(a.dtype)))
@@ -161,7 +162,7 @@ def sigmoid_loss(
             del logit_gradient
         return total_b
 
-    gradients = _Gradients(a, wanted)
+    gradients = _Gradients(tiles, a, wanted)
     total_b = ring.visits(b)(contribute)
     share = 1.0 / len(a)
     features = gradients.finish(total_b, scale * (share / tiles.gain(a.dtype)))
@@ -185,9 +186,9 @@ def _over_ranks(
 def contrastive_loss_of_flat(
     tiles: ModuleType, a: Tensor, b: Tensor, scale: Tensor, positives: Tensor | None, smoothing: float, *rest: Any
 ) -> LossAndGradients:
-    """Compute `contrastive_loss` with the registered op's arguments: the wanted gradients as three bools, the group's
-    name."""
-    *wanted, group = rest
+    """Compute `contrastive_loss` with the registered op's arguments: whether features are split, which `tiles` say,
+    the wanted gradients as three bools, the group's name."""
+    _, *wanted, group = rest
     return contrastive_loss(tiles, a, b, scale, positives, smoothing, WantedGradients(*wanted), Ring(group))
 
 
@@ -195,5 +196,5 @@ def sigmoid_loss_of_flat(
     tiles: ModuleType, a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, *rest: Any
 ) -> LossAndGradients:
     """Compute `sigmoid_loss` in the same way."""
-    *wanted, group = rest
+    _, *wanted, group = rest
     return sigmoid_loss(tiles, a, b, scale, bias, WantedGradients(*wanted), Ring(group))

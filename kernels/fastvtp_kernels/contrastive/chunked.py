@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import philox
-from ..precision import compute_dtype
+from ..precision import accumulate_product, compute_dtype
 from .ranks import gather_batch
 from .reference import sample_rows
 from .targets import LogSums, Shifts, Statistics, Targets, strips
@@ -12,7 +12,7 @@ from .targets import LogSums, Shifts, Statistics, Targets, strips
 _STRIP_LOGITS = 1 << 22
 
 
-join = torch.logaddexp
+join, accumulate = torch.logaddexp, accumulate_product
 UNIT = 1.0
 
 
@@ -116,9 +116,9 @@ def sigmoid(
 
 
 def hard_negatives(
-    a: Tensor, b: Tensor, scale: Tensor, seed: int, step: int, groups: Tensor | None, group: str
+    a: Tensor, b: Tensor, scale: Tensor, seed: int, step: int, groups: Tensor | None, split: bool, group: str
 ) -> tuple[Tensor, Tensor]:
-    """Return b_for_a and a_for_b, int64 [B] each; the arguments are the registered op's."""
+    """Return b_for_a and a_for_b, int64 [B] each; the arguments are the registered op's. Nothing is split here."""
     batch = gather_batch(a, b, seed, step, groups, group)
     a, b = prepare(batch.a), prepare(batch.b)
     row = torch.arange(batch.own.start, batch.own.stop, device=a.device)

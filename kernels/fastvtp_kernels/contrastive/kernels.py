@@ -3,8 +3,10 @@
 Shape legend: M rows and N columns of a block of logits, D feature width. Logits are kept in units of log 2.
 """
 
+import importlib
 import math
 import sys
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from .. import philox, tuning
 from ..launching import blocks, dot_precision, launch
+from ..precision import accumulate_product
 from . import blockwise, logits, sampling
 from .blockwise import LossAndGradients
 from .ranks import gather_batch
@@ -88,11 +91,14 @@ def prepare(x: Tensor) -> Tensor:
 
 
 def strip_rows(columns: int) -> int:
-    """Tell how many rows of logits have their gradient in memory at a time: up to 2^27 numbers."""
-    return max(1024, (1 << 27) // columns)
+    """Tell how many rows of logits have their gradient in memory at a time: up to 2^27 numbers.
+
+    A multiple of 128, so that every strip begins where vectors of 16 bytes do, and takes whole tiles.
+    """
+    return max(1024, (1 << 27) // columns // 128 * 128)
 
 
-join = torch.logaddexp2
+join, accumulate = torch.logaddexp2, accumulate_product
 UNIT = math.log(2)
 
 
@@ -101,16 +107,22 @@ def gain(dtype: torch.dtype) -> float:
     return 4096.0 if dtype == torch.float16 else 1.0
 
 
+def _gradient(a: Tensor, b: Tensor, parts: int) -> Tensor:
+    shape = len(a), len(b)
+    return a.new_empty(shape if parts == 1 else (parts, *shape))
+
+
 def logit_gradient(
-    a: Tensor, b: Tensor, scale: Tensor, sums: LogSums, targets: Targets, shifts: Shifts
+    a: Tensor, b: Tensor, scale: Tensor, sums: LogSums, targets: Targets, shifts: Shifts, parts: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Return gain * (softmax of rows + softmax of columns - 2 target) [M, N] in a's dtype; its sum with the products.
 
-    The sum is without the gain; the other arguments are those of `statistics`.
+    The sum is without the gain; the other arguments are those of `statistics`. With two parts the gradient is [2, M,
+    N]: rounded, and what that left of it.
     """
     tile = tuning.tile("contrastive_gradient", a.dtype, a.device)
     grid = blocks(len(a), tile.blocks["BLOCK_M"]) * blocks(len(b), tile.blocks["BLOCK_N"])
-    gradient, product_sums = a.new_empty(len(a), len(b)), scale.new_empty(grid)
+    gradient, product_sums = _gradient(a, b, parts), scale.new_empty(grid)
     launch(
         logits.logit_gradient,
         (grid,),
@@ -132,6 +144,7 @@ def logit_gradient(
         a.shape[1],
         IDS=targets.row_ids is not None,
         GAIN=gain(a.dtype),
+        PARTS=parts,
         PRECISION=dot_precision(a.dtype),
         tile=tile,
     )
@@ -139,15 +152,16 @@ def logit_gradient(
 
 
 def sigmoid(
-    a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, offset: int, with_gradient: bool
+    a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, offset: int, with_gradient: bool, parts: int = 1
 ) -> tuple[Tensor | None, Tensor]:
     """gain * gradient of each logit [M, N] in a's dtype, and float64 [3]: sums of loss, gradient * product, gradient.
 
     Row i and column i + offset belong together. Without gradient the first is None and only the sum of the loss counts.
+    parts: as in `logit_gradient`.
     """
     tile = tuning.tile("contrastive_sigmoid", a.dtype, a.device)
     grid = blocks(len(a), tile.blocks["BLOCK_M"]) * blocks(len(b), tile.blocks["BLOCK_N"])
-    gradient = a.new_empty(len(a), len(b)) if with_gradient else None
+    gradient = _gradient(a, b, parts) if with_gradient else None
     sums = scale.new_zeros(3, grid)
     launch(
         logits.sigmoid,
@@ -165,6 +179,7 @@ def sigmoid(
         grid,
         WITH_GRADIENT=with_gradient,
         GAIN=gain(a.dtype),
+        PARTS=parts,
         PRECISION=dot_precision(a.dtype),
         tile=tile,
     )
@@ -172,19 +187,24 @@ def sigmoid(
 
 
 def hard_negatives(
-    a: Tensor, b: Tensor, scale: Tensor, seed: int, step: int, groups: Tensor | None, group: str
+    a: Tensor, b: Tensor, scale: Tensor, seed: int, step: int, groups: Tensor | None, split: bool, group: str
 ) -> tuple[Tensor, Tensor]:
-    """Return b_for_a and a_for_b, int64 [B] each; `seed` is in two's complement, scale float32 []."""
+    """Return b_for_a and a_for_b, int64 [B] each; `seed` is in two's complement, scale float32 [].
+
+    With `split` tiles are drawn by products as `split.py` makes them, and columns of a tile by float32 products.
+    """
     batch = gather_batch(a, b, seed, step, groups, group)
     own, own_ids = batch.own, None if batch.groups is None else batch.groups[batch.own]
     every_a, every_b = prepare(batch.a), prepare(batch.b)
     a, b = every_a[own], every_b[own]
-    rows, columns, _ = _sweep(a, every_b, scale, Targets(own.start, row_ids=own_ids, column_ids=batch.groups), None)
+    products = _splitting().wide if split else lambda x, y: (x, y)
+    targets = Targets(own.start, row_ids=own_ids, column_ids=batch.groups)
+    rows, columns, _ = _sweep(*products(a, every_b), scale, targets, None)
     if len(a) < len(every_a):
         # Not of b's rows with all columns of a: these tiles are those of one process, and so are their sums' bits.
         targets = Targets(-own.start, row_ids=batch.groups, column_ids=own_ids)
-        _, columns, _ = _sweep(every_a, b, scale, targets, None)
-    tile = tuning.tile("contrastive_statistics", a.dtype, a.device)
+        _, columns, _ = _sweep(*products(every_a, b), scale, targets, None)
+    tile = tuning.tile("contrastive_statistics", torch.bfloat16 if split else a.dtype, a.device)
     key = philox.signed((seed ^ philox.HARD_NEGATIVES) & 0xFFFFFFFFFFFFFFFF)
     chosen = []
     for word, (x, y, parts, width) in enumerate(
@@ -218,11 +238,20 @@ def hard_negatives(
     return chosen[0], chosen[1]
 
 
+def _splitting() -> ModuleType:
+    # Imported late: it is made of this module.
+    return importlib.import_module(".split", __package__)
+
+
+def _tiles(split: bool) -> ModuleType:
+    return _splitting() if split else sys.modules[__name__]
+
+
 def contrastive_loss(*inputs: Any) -> LossAndGradients:
-    """Compute `blockwise.contrastive_loss` with these tiles, for the registered op's arguments."""
-    return blockwise.contrastive_loss_of_flat(sys.modules[__name__], *inputs)
+    """Compute `blockwise.contrastive_loss` with these tiles, or those of `split`, for the registered op's arguments."""
+    return blockwise.contrastive_loss_of_flat(_tiles(inputs[5]), *inputs)
 
 
 def sigmoid_loss(*inputs: Any) -> LossAndGradients:
-    """Compute `blockwise.sigmoid_loss` with these tiles, for the registered op's arguments."""
-    return blockwise.sigmoid_loss_of_flat(sys.modules[__name__], *inputs)
+    """Compute `blockwise.sigmoid_loss` in the same way."""
+    return blockwise.sigmoid_loss_of_flat(_tiles(inputs[4]), *inputs)

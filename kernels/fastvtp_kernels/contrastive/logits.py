@@ -173,14 +173,25 @@ def join(parts_ptr, joined_ptr, parts, count, BLOCK_PARTS: tl.constexpr, BLOCK: 
     tl.store(joined_ptr + entry, largest + tl.log2(tl.where(total == 0.0, 1.0, total)), mask=entry < count)
 
 
+@triton.jit
+def _store_parts(output_ptr, values, m, n, M, N, exists, PARTS: tl.constexpr):
+    """Write values to output [PARTS, M, N]: rounded, and in a second part what that left of them."""
+    row = m.to(tl.int64)[:, None]
+    rounded = values.to(output_ptr.dtype.element_ty)
+    tl.store(output_ptr + row * N + n[None, :], rounded, mask=exists)
+    if PARTS == 2:
+        rest = (values - rounded.to(tl.float32)).to(output_ptr.dtype.element_ty)
+        tl.store(output_ptr + (row + M) * N + n[None, :], rest, mask=exists)
+
+
 @triton.jit(do_not_specialize=["offset"])
 def logit_gradient(
     a_ptr, b_ptr, scale_ptr, row_ids_ptr, column_ids_ptr, weights_ptr, row_shifts_ptr, column_shifts_ptr,
     rows_ptr, columns_ptr, own_gradient_ptr, gradient_ptr, sum_ptr, offset, positive_weight, even, M, N, D,
-    IDS: tl.constexpr, GAIN: tl.constexpr, PRECISION: tl.constexpr,
+    IDS: tl.constexpr, GAIN: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """gradient [M, N] = GAIN * g with g = softmax of rows + softmax of columns - 2 target.
+    """gradient [PARTS, M, N] = GAIN * g with g = softmax of rows + softmax of columns - 2 target.
 
     sum[program] = sum over the tile of g * product.
     """
@@ -196,8 +207,7 @@ def logit_gradient(
     own_gradient = tl.load(own_gradient_ptr + m, mask=m < M, other=0.0)
     gradient = tl.where((m + offset)[:, None] == n[None, :], own_gradient[:, None], gradient)
     tl.store(sum_ptr + program, tl.sum(tl.where(exists, gradient * products, 0.0)))
-    place = gradient_ptr + m.to(tl.int64)[:, None] * N + n[None, :]
-    tl.store(place, (gradient * GAIN).to(gradient_ptr.dtype.element_ty), mask=exists)
+    _store_parts(gradient_ptr, gradient * GAIN, m, n, M, N, exists, PARTS)
 
 
 @triton.jit
@@ -226,13 +236,14 @@ def sigmoid(
     programs,
     WITH_GRADIENT: tl.constexpr,
     GAIN: tl.constexpr,
+    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """gradient [M, N] = GAIN * g, the gradient of each logit.
+    """gradient [PARTS, M, N] = GAIN * g, the gradient of each logit.
 
     sums [3, programs] are over each tile: of the loss, of g * product and of g.
     """
@@ -248,5 +259,4 @@ def sigmoid(
         gradient = tl.where(exists, sign * tl.where(z > 0, 1.0, small) / (1.0 + small), 0.0)
         tl.store(sums_ptr + programs + program, tl.sum(gradient * products))
         tl.store(sums_ptr + 2 * programs + program, tl.sum(gradient))
-        place = gradient_ptr + m.to(tl.int64)[:, None] * N + n[None, :]
-        tl.store(place, (gradient * GAIN).to(gradient_ptr.dtype.element_ty), mask=exists)
+        _store_parts(gradient_ptr, gradient * GAIN, m, n, M, N, exists, PARTS)

@@ -1,6 +1,6 @@
 """Losses that pull matching pairs together, and the sampling of negatives that are hard to tell from them."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import philox
 from ..derivatives import wants_gradient
 from ..dispatch import BackendUnavailableError, implementation, register
-from ..precision import compute_dtype, follow_autocast, without_autocast
+from ..precision import allows_tf32, compute_dtype, follow_autocast, without_autocast
 from ..validation import INDEX_DTYPES, check_devices, check_floating, check_seed, check_shape
 from . import chunked, reference, registered
 from .ranks import name_of
@@ -32,7 +32,7 @@ def _sigmoid_truth(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, *rest: Any
 
 
 def _negatives_truth(*inputs: Any) -> tuple[Tensor, Tensor]:
-    *alone, group_name = inputs
+    *alone, _, group_name = inputs
     _alone("hard_negatives", group_name)
     return reference.hard_negatives(*alone)
 
@@ -63,6 +63,13 @@ register(
 )
 
 
+Precision = Literal["float32", "bf16x3"]
+"""How float32 features are multiplied, see `contrastive_loss`."""
+
+# Rows of a global batch from which on float32 products cost more than everything else of a step.
+_MANY_ROWS = 2048
+
+
 class HardNegatives(NamedTuple):
     """Row of b chosen for each a, row of a chosen for each b; int64 [B], -1 where there is no candidate.
 
@@ -81,6 +88,7 @@ def contrastive_loss(
     group: Any = None,
     label_smoothing: float = 0.0,
     positives: Tensor | None = None,
+    precision: Precision | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Compute the symmetric InfoNCE (CLIP, Radford et al. 2021): mean of the two directions' cross-entropies.
@@ -102,6 +110,12 @@ def contrastive_loss(
         label_smoothing: this share of the target is spread evenly over all B columns.
         positives: int [B]; rows with equal ids are positives of one another, each with equal share of the target.
             Default: only i with i.
+        precision: how the kernels multiply float32 features. "float32": exactly, without tensor cores, or in TF32 where
+            torch is allowed to. "bf16x3": by tensor cores, each product as three of bfloat16 with sums in float32. Of
+            unit features at a scale of 100 a logit is then wrong by up to 2e-4 (measured at widths 256 to 768, emulated
+            on a CPU), where float32 sums are by 4e-5, TF32 by 0.07 and features in bfloat16 by 0.08. None: "bf16x3" for
+            a global batch of more than 2048 rows where TF32 is not allowed, else "float32". It makes no difference to
+            features of other dtypes, nor in plain PyTorch.
         backend: see `fastvtp_kernels.dispatch`.
 
     Returns:
@@ -120,11 +134,12 @@ def contrastive_loss(
         raise ValueError(f"{op}: label_smoothing is {label_smoothing}, expected 0 <= label_smoothing <= 1")
     positives = _checked_ids(op, "positives", positives, a)
     a, b = follow_autocast(a, b)
+    group_name, split = name_of(op, group), _splits(op, precision, a, group)
     run = implementation(op, backend, a.device, a.dtype)
     with without_autocast(a.device):
         scale = _scalar(logit_scale, a)
         wanted = _wanted(a, b, scale)
-        return run(a, b, scale, positives, float(label_smoothing), *wanted, name_of(op, group))[0]
+        return run(a, b, scale, positives, float(label_smoothing), split, *wanted, group_name)[0]
 
 
 def sigmoid_loss(
@@ -134,6 +149,7 @@ def sigmoid_loss(
     logit_bias: Tensor | float,
     *,
     group: Any = None,
+    precision: Precision | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Compute the pairwise sigmoid loss (SigLIP, Zhai et al. 2023): -sum over all pairs of log sigmoid(±logit) / B.
@@ -148,6 +164,7 @@ def sigmoid_loss(
         logit_bias: number or scalar tensor.
         group: a torch.distributed group whose ranks hold B rows each of one global batch; `contrastive_loss` states
             the convention.
+        precision: as in `contrastive_loss`.
         backend: see `fastvtp_kernels.dispatch`.
 
     Returns:
@@ -160,10 +177,11 @@ def sigmoid_loss(
     op = "sigmoid_loss"
     _check_pair(op, a, b, group, logit_scale=logit_scale, logit_bias=logit_bias)
     a, b = follow_autocast(a, b)
+    group_name, split = name_of(op, group), _splits(op, precision, a, group)
     run = implementation(op, backend, a.device, a.dtype)
     with without_autocast(a.device):
         scale, bias = _scalar(logit_scale, a), _scalar(logit_bias, a)
-        return run(a, b, scale, bias, *_wanted(a, b, scale, bias), name_of(op, group))[0]
+        return run(a, b, scale, bias, split, *_wanted(a, b, scale, bias), group_name)[0]
 
 
 @torch.no_grad()
@@ -176,6 +194,7 @@ def hard_negatives(
     step: int = 0,
     groups: Tensor | None = None,
     group: Any = None,
+    precision: Precision | None = None,
     backend: str | None = None,
 ) -> HardNegatives:
     """Return one negative per row and direction, drawn in proportion to the softmax of its similarity (ALBEF, Li et al.
@@ -200,6 +219,7 @@ def hard_negatives(
             the clips and texts that the rows stand for are not, and a row of another rank's is the caller's to fetch.
             A rank computes the logits of its own rows in both directions, 4 * B * (ranks * B) * D FLOP (on the CPU up
             to 2^20 more at each end of its rows), and never has all of them in memory.
+        precision: as in `contrastive_loss`; what is drawn from is then the softmax of those logits.
         backend: see `fastvtp_kernels.dispatch`.
 
     Returns:
@@ -219,11 +239,12 @@ def hard_negatives(
     _check_pair(op, a, b, group, logit_scale=logit_scale)
     check_seed(op, seed, step)
     groups = _checked_ids(op, "groups", groups, a)
+    group_name, split = name_of(op, group), _splits(op, precision, a, group)
     run = implementation(op, backend, a.device, a.dtype)
     with without_autocast(a.device):
         # The dispatcher's integers are signed.
         scale = _scalar(logit_scale, a)
-        return HardNegatives(*run(a, b, scale, philox.signed(seed), step, groups, name_of(op, group)))
+        return HardNegatives(*run(a, b, scale, philox.signed(seed), step, groups, split, group_name))
 
 
 def _check_pair(op: str, a: Tensor, b: Tensor, group: Any, **scalars: Tensor | float) -> None:
@@ -239,6 +260,16 @@ def _check_pair(op: str, a: Tensor, b: Tensor, group: Any, **scalars: Tensor | f
     for name, scalar in scalars.items():
         if isinstance(scalar, Tensor) and scalar.numel() != 1:
             raise ValueError(f"{op}: {name} has shape {list(scalar.shape)}, expected a scalar")
+
+
+def _splits(op: str, precision: str | None, features: Tensor, group: Any) -> bool:
+    """Tell whether the kernels multiply these features as three products of bfloat16."""
+    if precision not in (None, "float32", "bf16x3"):
+        raise ValueError(f"{op}: precision is {precision!r}, expected 'float32', 'bf16x3' or None")
+    if precision is not None or features.dtype != torch.float32:
+        return precision == "bf16x3" and features.dtype == torch.float32
+    rows = len(features) * (1 if group is None else group.size())
+    return features.is_cuda and rows > _MANY_ROWS and not allows_tf32()
 
 
 def _scalar(value: Tensor | float, features: Tensor) -> Tensor:

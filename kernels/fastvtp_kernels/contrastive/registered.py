@@ -15,7 +15,7 @@ from ..registration import define_gradient, define_op, launcher
 from . import blockwise, chunked
 from .blockwise import LossAndGradients, WantedGradients
 
-_WANTED = "bool want_a, bool want_b, bool want_scalars, str group"
+_WANTED = "bool split, bool want_a, bool want_b, bool want_scalars, str group"
 _FOUND = "(Tensor, Tensor, Tensor, Tensor)"
 
 
@@ -48,11 +48,11 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: None) -> list[Tensor | None]:
 
 
 def _contrastive_gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-    return *_gradients(ctx, grad), *[None] * 6
+    return *_gradients(ctx, grad), *[None] * 7
 
 
 def _sigmoid_gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-    return *_gradients(ctx, grad), *[None] * 4
+    return *_gradients(ctx, grad), *[None] * 5
 
 
 def _define(
@@ -91,7 +91,8 @@ sigmoid_loss, sigmoid_loss_reference = _define(
 )
 hard_negatives, hard_negatives_reference = (
     define_op(
-        f"hard_negatives{suffix}(Tensor a, Tensor b, Tensor scale, int seed, int step, Tensor? groups, str group)"
+        f"hard_negatives{suffix}(Tensor a, Tensor b, Tensor scale, int seed, int step, Tensor? groups, bool split,"
+        " str group)"
         " -> (Tensor, Tensor)",
         launch=launch,
         reference=chunked.hard_negatives,

@@ -1,7 +1,7 @@
 """Triton kernels of the masked pixel loss, and their launchers.
 
-Shape legend: M = B * Km masked tokens, P = pt * ph * pw * C values a token. The target lives in registers. What backward
-needs is written in the same pass.
+Shape legend: M = B * Km masked tokens, P = pt * ph * pw * C values a token. The target lives in registers. What
+backward needs is written in the same pass.
 """
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 # (The body of a @triton.jit function is Triton's language, which looks like Python.)
@@ -240,7 +240,7 @@ def masked_pixel_loss(
     }
     tensors = prediction, video, masked, residual, partial
     rest = eps, residual_scale(prediction), masked.numel(), strides(video, masked, tubelet)
-    lines = triton.next_power_of_2(tubelet[0] * tubelet[1])
+    lines = 1 << (tubelet[0] * tubelet[1] - 1).bit_length()
     tile = _byte_tile(video, lines, constants["SEGMENT"])
     if tile is not None:
         launch(_byte_loss, (masked.numel(),), *tensors, *rest, LINES=lines, tile=tile, **constants)

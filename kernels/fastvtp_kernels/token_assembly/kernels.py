@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import tuning
 from ..launching import blocks, launch
-from ..segments import sum_segments
+from ..segments.kernels import sum_by_key
 
 
 @triton.jit
@@ -180,4 +180,4 @@ def assemble_tokens_backward(
     if permutation is not None:
         return visible_grad, token_grad, grad.sum(0, dtype=torch.float32).to(position.dtype)
     key = torch.cat([visible_index, masked_index], dim=1).flatten()
-    return visible_grad, token_grad, sum_segments(grad.flatten(0, 1), key, position.shape[0], position.dtype)
+    return visible_grad, token_grad, sum_by_key(grad.flatten(0, 1), key, position.shape[0], position.dtype)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import tuning
 from ..launching import blocks, dot_precision, launch
-from ..segments import sum_segments
+from ..segments.kernels import sum_by_key
 from .frames import centered, layout, load_values, strides, token_origin, value_offset
 
 # Programs that the split of the weight gradient aims at: two waves of the largest GPUs. Fixed, so that the order of
@@ -327,7 +327,7 @@ def tubelet_embed_backward(
     )
     if position is None:
         return weight_grad, bias_grad, grad.new_empty(0)
-    return weight_grad, bias_grad, sum_segments(grad, index.flatten(), position.shape[0], position.dtype)
+    return weight_grad, bias_grad, sum_by_key(grad, index.flatten(), position.shape[0], position.dtype)
 
 
 def gather_tubelets(

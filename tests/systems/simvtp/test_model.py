@@ -119,7 +119,7 @@ def test_words_predicted_are_the_masked_ones():
     assert (masked_ids[hidden] == 4).all()
     assert torch.equal(plan.word_labels, input_ids[hidden])
     # the packed row of a masked word holds exactly its embedding from the pool
-    pool_rows = plan.sources[plan.word_rows] - plan.visible.numel()
+    pool_rows = plan.sources.rows[plan.word_rows] - plan.visible.numel()
     assert torch.equal(pool_rows, hidden.nonzero().squeeze(1))
     assert not hidden[(input_ids == 2) | (input_ids == 3)].any()
 
