@@ -193,7 +193,8 @@ class _TakeListed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return sum_rows(gradients[0].contiguous(), *ctx.saved_tensors, ctx.ignored), None, None, None, None
+        rows, places, starts = ctx.saved_tensors
+        return sum_rows(gradients[0].contiguous(), rows, places, starts, ctx.ignored), None, None, None, None
 
 
 def segment_mean(x_ND: Tensor, cu_seqlens: Tensor) -> Tensor:

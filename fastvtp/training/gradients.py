@@ -27,7 +27,6 @@ from torch import Tensor
 from fastvtp import processes
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.errors import ConfigError
-from fastvtp.modules.losses import video_text_contrast
 from fastvtp.modules.packing import on_device, pack_lengths, span_rows, to_device
 from fastvtp.modules.rest_of_step import (
     ALONE,
@@ -219,8 +218,7 @@ class WholeBatch:
             raise ConfigError(_NO_FEATURES)
         leaves = [x.detach().requires_grad_() for x in (compared.text, compared.video, compared.logit_scale)]
         text, video, scale = leaves
-        options = {"directions": compared.directions, "precision": compared.precision}
-        loss = video_text_contrast(text, video, scale, sample_ids=self._ids, **options)
+        loss = ALONE.contrast(replace(compared, text=text, video=video, logit_scale=scale), self._ids)
         of_text, of_video, of_scale = torch.autograd.grad(loss, leaves)
         texts, videos = (self._own_parts(self.micro_batches * gradient) for gradient in (of_text, of_video))
         return [ContrastOfAll(loss.detach(), *pair, of_scale) for pair in zip(texts, videos, strict=True)]

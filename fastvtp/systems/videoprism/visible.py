@@ -50,17 +50,16 @@ def lay_out_visible(index: Tensor, grid: tuple[int, int, int]) -> VisibleTokens:
     batch, count = listed.shape
     clip = np.repeat(np.arange(batch), count)
     frame, place = np.divmod(listed.ravel(), places)
-    takers = {
-        "of_token": Takers.of(torch.from_numpy(listed.ravel()), frames * places),
-        "of_frame": Takers.of(torch.from_numpy(frame), frames),
-    }
+    of_token = Takers.of(torch.from_numpy(listed.ravel()), frames * places)
+    of_frame = Takers.of(torch.from_numpy(frame), frames)
     in_frame = np.bincount(clip * frames + frame, minlength=batch * frames)
     spatial = Packing(offsets(in_frame), int(in_frame.max()))
     if count % frames == 0 and (place.reshape(batch, frames, -1) == place.reshape(batch, frames, -1)[:, :1]).all():
-        return VisibleTokens(index, spatial, TimeAxis(batch, frames), **takers)
+        return VisibleTokens(index, spatial, TimeAxis(batch, frames), of_token=of_token, of_frame=of_frame)
     by_place = np.lexsort((frame, place, clip))
     at_place = np.bincount(clip * places + place, minlength=batch * places)
     by_frame = np.empty_like(by_place)
     by_frame[by_place] = np.arange(len(by_place))
     temporal = Packing(offsets(at_place), int(at_place.max()))
-    return VisibleTokens(index, spatial, temporal, torch.from_numpy(by_place), torch.from_numpy(by_frame), **takers)
+    orders = torch.from_numpy(by_place), torch.from_numpy(by_frame)
+    return VisibleTokens(index, spatial, temporal, *orders, of_token, of_frame)

@@ -6,6 +6,7 @@ Shape legend: M rows and N columns of a block of logits, D feature width. Logits
 import importlib
 import math
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -197,13 +198,15 @@ def hard_negatives(
     own, own_ids = batch.own, None if batch.groups is None else batch.groups[batch.own]
     every_a, every_b = prepare(batch.a), prepare(batch.b)
     a, b = every_a[own], every_b[own]
-    products = _splitting().wide if split else lambda x, y: (x, y)
+    products: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _splitting().wide if split else lambda x, y: (x, y)
     targets = Targets(own.start, row_ids=own_ids, column_ids=batch.groups)
-    rows, columns, _ = _sweep(*products(a, every_b), scale, targets, None)
+    x, y = products(a, every_b)
+    rows, columns, _ = _sweep(x, y, scale, targets, None)
     if len(a) < len(every_a):
         # Not of b's rows with all columns of a: these tiles are those of one process, and so are their sums' bits.
         targets = Targets(-own.start, row_ids=batch.groups, column_ids=own_ids)
-        _, columns, _ = _sweep(*products(every_a, b), scale, targets, None)
+        x, y = products(every_a, b)
+        _, columns, _ = _sweep(x, y, scale, targets, None)
     tile = tuning.tile("contrastive_statistics", torch.bfloat16 if split else a.dtype, a.device)
     key = philox.signed((seed ^ philox.HARD_NEGATIVES) & 0xFFFFFFFFFFFFFFFF)
     chosen = []
