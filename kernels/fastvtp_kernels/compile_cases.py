@@ -13,7 +13,7 @@ from .attention import kernels as attention
 from .attention.call import Call, Options
 from .attention.problem import of_packed
 from .contrastive import kernels as contrastive
-from .contrastive import split
+from .contrastive import split, tiles
 from .contrastive.targets import LogSums, Shifts, Targets
 from .masking import kernels as masking
 from .pixel_loss import kernels as pixel_loss
@@ -201,15 +201,15 @@ def _contrastive_cases(label: str, dtype: torch.dtype) -> Iterator[Case]:
     scale, ids, weights = _empty(), _empty(PAIRS, dtype=torch.int64), _empty(PAIRS)
     a, b = (_empty(PAIRS, FEATURES, dtype=dtype) for _ in range(2))
     shifts, log_sums = Shifts(weights, weights), LogSums(weights, weights, weights)
-    yield Case(f"contrastive_loss own pairs {label}", lambda: contrastive.shift(a, b, scale))
+    yield Case(f"contrastive_loss own pairs {label}", lambda: tiles.shift(a, b, scale))
     for kind, targets in (("", Targets()), (" ids", Targets(0, 0.9, 0.1, ids, ids, weights))):
         yield Case(
             f"contrastive_loss{kind} {label}",
-            lambda targets=targets: contrastive.statistics(a, b, scale, targets, shifts),
+            lambda targets=targets: tiles.statistics(a, b, scale, targets, shifts),
         )
         yield Case(
             f"contrastive_loss gradient{kind} {label}",
-            lambda targets=targets: contrastive.logit_gradient(a, b, scale, log_sums, targets, shifts),
+            lambda targets=targets: tiles.logit_gradient(a, b, scale, log_sums, targets, shifts),
         )
         yield Case(
             f"hard_negatives{kind} {label}",
@@ -218,7 +218,7 @@ def _contrastive_cases(label: str, dtype: torch.dtype) -> Iterator[Case]:
     for kind, with_gradient in ((" loss alone", False), ("", True)):
         yield Case(
             f"sigmoid_loss{kind} {label}",
-            lambda with_gradient=with_gradient: contrastive.sigmoid(a, b, scale, scale, 0, with_gradient),
+            lambda with_gradient=with_gradient: tiles.sigmoid(a, b, scale, scale, 0, with_gradient),
         )
     if dtype == torch.float32:
         yield Case(

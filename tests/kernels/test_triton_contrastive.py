@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 import torch
 
 from fastvtp_kernels import contrastive_loss, hard_negatives, sigmoid_loss, tuning
-from fastvtp_kernels.contrastive import kernels, op
+from fastvtp_kernels.contrastive import op, tiles
 from tests.kernels import contrastive_cases
 from tests.kernels.contrastive_cases import (
     CONTRASTIVE,
@@ -239,7 +239,7 @@ def test_many_strips_of_gradients(dtype, loss, monkeypatch):
         heights.append(columns)
         return 7
 
-    monkeypatch.setattr(kernels, "strip_rows", strip_rows)
+    monkeypatch.setattr(tiles, "strip_rows", strip_rows)
     inputs = batches(loss, 20, 24, dtype=dtype)
     assert_meets_the_law(partial(of_batches, LOSSES[loss]), inputs)
     assert set(heights) == {20}
@@ -293,7 +293,7 @@ def test_hard_negatives_by_three_products_of_bfloat16():
 
 
 def test_strips_are_whole_tiles():
-    assert [kernels.strip_rows(columns) for columns in (20_000, 32_768, 1 << 20)] == [6656, 4096, 1024]
+    assert [tiles.strip_rows(columns) for columns in (20_000, 32_768, 1 << 20)] == [6656, 4096, 1024]
 
 
 def test_large_batches_on_a_gpu_take_three_products(monkeypatch):

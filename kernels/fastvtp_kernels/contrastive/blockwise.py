@@ -86,7 +86,7 @@ def contrastive_loss(
 ) -> LossAndGradients:
     """Return the symmetric InfoNCE of a [B, D] with every rank's b [B, D], and the gradients that are wanted.
 
-    `tiles` computes blocks of logits: the module `kernels`, `split` or `chunked`. scale [] is in the dtype of the
+    `tiles` computes blocks of logits: the module `tiles`, `split` or `chunked`. scale [] is in the dtype of the
     computation.
     """
     others = {

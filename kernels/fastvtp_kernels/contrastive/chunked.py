@@ -1,4 +1,4 @@
-"""The tiles of `kernels.py` in plain PyTorch: a strip of rows at a time, never all logits. Logits in natural units."""
+"""The tiles of `tiles.py` in plain PyTorch: a strip of rows at a time, never all logits. Logits in natural units."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The tiles of `kernels.py` for float32 features: each product as three of bfloat16, on tensor cores.
+"""The tiles of `tiles.py` for float32 features: each product as three of bfloat16, on tensor cores.
 
 A feature x is the sum of high = bfloat16(x) and low = bfloat16(x - high), to 2^-17 of its size. The product of two is
 high high' + high low' + low high'; low low' is left out, which is 2^-18 of it. As the sums run over the width, that is
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..precision import accumulate_product
-from . import kernels
+from . import tiles
 from .targets import LogSums, Shifts, Statistics, Targets
 
-UNIT, join, join_parts, prepare, gain = kernels.UNIT, kernels.join, kernels.join_parts, kernels.prepare, kernels.gain
-strip_rows = kernels.strip_rows
+UNIT, join, join_parts, prepare, gain = tiles.UNIT, tiles.join, tiles.join_parts, tiles.prepare, tiles.gain
+strip_rows = tiles.strip_rows
 
 
 def parts(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,27 +30,27 @@ def wide(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shift(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """As `kernels.shift`."""
-    return kernels.shift(*wide(a, b), scale)
+    """As `tiles.shift`."""
+    return tiles.shift(*wide(a, b), scale)
 
 
 def statistics(a: Tensor, b: Tensor, scale: Tensor, targets: Targets, shifts: Shifts) -> Statistics:
-    """As `kernels.statistics`."""
-    return kernels.statistics(*wide(a, b), scale, targets, shifts)
+    """As `tiles.statistics`."""
+    return tiles.statistics(*wide(a, b), scale, targets, shifts)
 
 
 def logit_gradient(
     a: Tensor, b: Tensor, scale: Tensor, sums: LogSums, targets: Targets, shifts: Shifts
 ) -> tuple[Tensor, Tensor]:
-    """As `kernels.logit_gradient`, the gradient as high and low: [2, M, N]."""
-    return kernels.logit_gradient(*wide(a, b), scale, sums, targets, shifts, parts=2)
+    """As `tiles.logit_gradient`, the gradient as high and low: [2, M, N]."""
+    return tiles.logit_gradient(*wide(a, b), scale, sums, targets, shifts, parts=2)
 
 
 def sigmoid(
     a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, offset: int, with_gradient: bool
 ) -> tuple[Tensor | None, Tensor]:
-    """As `kernels.sigmoid`, the gradient as high and low: [2, M, N]."""
-    return kernels.sigmoid(*wide(a, b), scale, bias, offset, with_gradient, parts=2)
+    """As `tiles.sigmoid`, the gradient as high and low: [2, M, N]."""
+    return tiles.sigmoid(*wide(a, b), scale, bias, offset, with_gradient, parts=2)
 
 
 def accumulate(total: Tensor, gradient: Tensor, x: Tensor) -> None:
