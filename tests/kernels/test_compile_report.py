@@ -20,7 +20,7 @@ from fastvtp_kernels.compile_workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[2]
 PAGE, README = ROOT / "docs" / "kernels_compiled.md", ROOT / "kernels" / "README.md"
-READS_FRAMES = ("embed", "weight_gradient", "gather", "pixel_loss")
+READS_FRAMES = ("embed", "weight_gradient", "gather", "pixel_loss", "byte_loss")
 
 
 @pytest.fixture(scope="module")

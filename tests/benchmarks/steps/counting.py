@@ -78,11 +78,12 @@ def axial_attention_packed(qkv: Tensor, *, softcap: float = 0.0, causal: bool = 
 
 
 def tubelet_embed(
-    video: Tensor, index: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, **options: Any
+    video: Tensor, index: Tensor, weight: Tensor, bias: Tensor, positions: Tensor | None = None, **options: Any
 ) -> Tensor:
     values = gather_tubelets(video, index, dtype=weight.dtype, **options)
     weight = weight.permute(0, 2, 3, 4, 1).flatten(1)
-    return torch.nn.functional.linear(values, weight, bias) + positions[index.long()]
+    embedded = torch.nn.functional.linear(values, weight, bias)
+    return embedded if positions is None else embedded + positions[index.long()]
 
 
 def masked_word_loss(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> WordLoss:
