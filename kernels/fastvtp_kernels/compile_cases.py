@@ -213,7 +213,7 @@ def _contrastive_cases(label: str, dtype: torch.dtype) -> Iterator[Case]:
         )
         yield Case(
             f"hard_negatives{kind} {label}",
-            lambda targets=targets: contrastive.hard_negatives(a, b, scale, 0, 0, targets.row_ids, False, ""),
+            lambda targets=targets: contrastive.hard_negatives(a, b, scale, (0, 0), None, targets.row_ids, False, ""),
         )
     for kind, with_gradient in ((" loss alone", False), ("", True)):
         yield Case(
@@ -233,7 +233,7 @@ def cases() -> Iterator[Case]:
     """Return every case, once per dtype that changes the code; "tf32": float32 under
     set_float32_matmul_precision("high")."""
     ids = _empty(BATCH, dtype=torch.int64)
-    yield Case("tube_mask", lambda: masking.tube_mask(ids, GRID[0], GRID[1] * GRID[2], 176, 0, 0))
+    yield Case("tube_mask", lambda: masking.tube_mask(ids, GRID[0], GRID[1] * GRID[2], 176, (0, 0), None))
     for label, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         yield from _tubelet_cases(label, dtype)
         yield from _memory_bound_cases(label, dtype)

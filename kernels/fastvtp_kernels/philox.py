@@ -4,6 +4,7 @@ Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Random123
 ints, that hold values in [0, 2^32). Nothing is drawn from, or changes, torch's own generators.
 """
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
@@ -34,6 +35,24 @@ def split_words(value: Word) -> tuple[Word, Word]:
 def signed(value: int, bits: int = 64) -> int:
     """Return the integer whose two's complement has the bits of `value` in [0, 2^bits)."""
     return value - 2**bits if value >= 2 ** (bits - 1) else value
+
+
+def for_kernels(seed: Word, step: Word, device: torch.device) -> tuple[tuple[int, int], Tensor | None]:
+    """Return a seed and a step as kernels take them: (seed in two's complement, step) and None; or, where one of them
+    is a tensor, zeros and both as int64 [2] on the device. There they are data, which captured graphs read anew.
+    """
+    if not isinstance(seed, Tensor) and not isinstance(step, Tensor):
+        return (signed(seed), step), None
+    words = (
+        word if isinstance(word, Tensor) else torch.full((1,), signed(word), dtype=torch.int64, device=device)
+        for word in (seed, step)
+    )
+    return (0, 0), torch.cat([word.reshape(1) for word in words])
+
+
+def from_kernels(draw: Sequence[int], on_device: Tensor | None) -> tuple[Word, Word]:
+    """Return the seed and the step that `for_kernels` made into these, as words."""
+    return (draw[0], draw[1]) if on_device is None else (on_device[0], on_device[1] & _LOW_32)
 
 
 def _multiply(word: Word, multiplier: int) -> tuple[Word, Word]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .derivatives import is_wrapped, transforming
+from .philox import Word
 
 DEBUG_VARIABLE = "FASTVTP_DEBUG"
 INDEX_DTYPES = (torch.int32, torch.int64)
@@ -34,12 +35,27 @@ def check_devices(op: str, **tensors: Tensor | None) -> None:
         raise ValueError(f"{op}: {found}, expected one device")
 
 
-def check_seed(op: str, seed: int, step: int = 0) -> None:
-    """Raise ValueError unless 0 <= seed < 2^64 and 0 <= step < 2^32."""
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"{op}: seed is {seed}, expected 0 <= seed < 2**64")
-    if not 0 <= step < 2**32:
-        raise ValueError(f"{op}: step is {step}, expected 0 <= step < 2**32")
+def check_seed(
+    op: str, seed: int | Tensor, step: int | Tensor = 0, *, device: torch.device | None = None
+) -> tuple[Word, Word]:
+    """Return the seed and the step, tensors as int64 [1].
+
+    Raises:
+        ValueError: not 0 <= seed < 2^64 or not 0 <= step < 2^32, or a tensor is not on the device that is given.
+        TypeError: a tensor is not one int64.
+    """
+    given = {"seed": seed, "step": step}
+    for (name, value), bits in zip(given.items(), (64, 32), strict=True):
+        if isinstance(value, Tensor):
+            if value.dtype != torch.int64 or value.numel() != 1:
+                found = f"{value.dtype} {list(value.shape)}"
+                raise TypeError(f"{op}: {name} is {found}, expected an integer or one int64 in a tensor")
+            if device is not None and value.device != device:
+                raise ValueError(f"{op}: {name} on {value.device}, expected one device, {device}")
+            given[name] = value.reshape(1)
+        elif not 0 <= value < 2**bits:
+            raise ValueError(f"{op}: {name} is {value}, expected 0 <= {name} < 2**{bits}")
+    return given["seed"], given["step"]
 
 
 def check_floating(op: str, **tensors: Tensor) -> None:

@@ -42,8 +42,9 @@ def op_cases(device: torch.device) -> dict[str, list[tuple[Any, ...]]]:
         (low, other, scale.detach(), bias.detach(), *nothing),
     ]
     negatives = [
-        (a.detach(), b.detach(), scale.detach(), -(2**63), 2**32 - 1, positives, False, ""),
-        (low, other, scale.detach(), 7, 0, None, False, ""),
+        (a.detach(), b.detach(), scale.detach(), [-(2**63), 2**32 - 1], None, positives, False, ""),
+        (low, other, scale.detach(), [7, 0], None, None, False, ""),
+        (low, other, scale.detach(), [0, 0], torch.tensor([7, 2**31]), None, False, ""),
     ]
     return {
         "contrastive_loss": contrastive,

@@ -61,7 +61,11 @@ def op_cases(device: torch.device) -> dict[str, list[tuple[Any, ...]]]:
     # Only a loss that will not be differentiated goes without its residual.
     scored = (x["prediction"].detach(), *loss[1:])
     return {
-        "tube_mask": [(x["ids"], 2, 6, 3, 5, 7), (x["ids"], 1, 6, 0, -1, 2**32 - 1)],
+        "tube_mask": [
+            (x["ids"], 2, 6, 3, [5, 7], None),
+            (x["ids"], 1, 6, 0, [-1, 2**32 - 1], None),
+            (x["ids"], 2, 6, 3, [0, 0], torch.tensor([5, 7])),
+        ],
         "gather_tubelets": [(*embed, *options, dtype) for dtype in (torch.float32, torch.bfloat16)],
         "tubelet_embed": [
             (*embed, x["weight"], x["bias"], x["position"], *options, torch.float32),

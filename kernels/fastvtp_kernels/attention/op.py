@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..derivatives import beyond_reverse, refusing
@@ -339,18 +338,9 @@ def _options(
         raise ValueError(f"{op}: softcap is {softcap}, expected 0 (off) or a positive cap")
     if not 0 <= dropout_p < 1:
         raise ValueError(f"{op}: dropout_p is {dropout_p}, expected 0 <= dropout_p < 1")
-    _check_seed(op, seed, query)
+    check_seed(op, seed, device=query.device)
     scale = query.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     return Options(float(scale), float(softcap), causal, float(dropout_p), seed)
-
-
-def _check_seed(op: str, seed: int | Tensor, query: Tensor) -> None:
-    if not isinstance(seed, Tensor):
-        check_seed(op, seed)
-        return
-    if seed.dtype != torch.int64 or seed.numel() != 1:
-        raise TypeError(f"{op}: seed is {seed.dtype} {list(seed.shape)}, expected an integer or one int64 in a tensor")
-    check_devices(op, query=query, seed=seed)
 
 
 def _is_dense(cu_seqlens: Tensor, rows: int, max_seqlen: int) -> bool:

@@ -1,5 +1,7 @@
 """The tiles of `tiles.py` in plain PyTorch: a strip of rows at a time, never all logits. Logits in natural units."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -116,12 +118,20 @@ def sigmoid(
 
 
 def hard_negatives(
-    a: Tensor, b: Tensor, scale: Tensor, seed: int, step: int, groups: Tensor | None, split: bool, group: str
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor,
+    draw: Sequence[int],
+    on_device: Tensor | None,
+    groups: Tensor | None,
+    split: bool,
+    group: str,
 ) -> tuple[Tensor, Tensor]:
     """Return b_for_a and a_for_b, int64 [B] each; the arguments are the registered op's. Nothing is split here."""
-    batch = gather_batch(a, b, seed, step, groups, group)
+    batch = gather_batch(a, b, draw, on_device, groups, group)
     a, b = prepare(batch.a), prepare(batch.b)
     row = torch.arange(batch.own.start, batch.own.stop, device=a.device)
+    seed, step = philox.from_kernels(draw, on_device)
     words = philox.random_words(philox.HARD_NEGATIVES, seed, (row, step, 0, 0))
     targets = Targets(row_ids=batch.groups, column_ids=batch.groups)
     chosen = []

@@ -1,6 +1,6 @@
 """Launchers of the registered ops: the losses of tiles, and hard negatives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,13 +27,21 @@ def sigmoid_loss(*inputs: Any) -> LossAndGradients:
 
 
 def hard_negatives(
-    a: Tensor, b: Tensor, scale: Tensor, seed: int, step: int, groups: Tensor | None, splits: bool, group: str
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor,
+    draw: Sequence[int],
+    on_device: Tensor | None,
+    groups: Tensor | None,
+    splits: bool,
+    group: str,
 ) -> tuple[Tensor, Tensor]:
-    """Return b_for_a and a_for_b, int64 [B] each; `seed` is in two's complement, scale float32 [].
+    """Return b_for_a and a_for_b, int64 [B] each; `draw` and `on_device` are what `philox.for_kernels` returns,
+    scale float32 [].
 
     With `splits` tiles are drawn by products as `split.py` makes them, and columns of a tile by float32 products.
     """
-    batch = gather_batch(a, b, seed, step, groups, group)
+    batch = gather_batch(a, b, draw, on_device, groups, group)
     own, own_ids = batch.own, None if batch.groups is None else batch.groups[batch.own]
     every_a, every_b = tiles.prepare(batch.a), tiles.prepare(batch.b)
     a, b = every_a[own], every_b[own]
@@ -47,6 +55,7 @@ def hard_negatives(
         x, y = products(every_a, b)
         _, columns, _ = tiles.sweep(x, y, scale, targets, None)
     tile = tuning.tile("contrastive_statistics", torch.bfloat16 if splits else a.dtype, a.device)
+    seed, step = draw
     key = philox.signed((seed ^ philox.HARD_NEGATIVES) & 0xFFFFFFFFFFFFFFFF)
     chosen = []
     for word, (x, y, parts, width) in enumerate(
@@ -64,6 +73,7 @@ def hard_negatives(
             batch.groups,
             parts,
             chosen[-1],
+            on_device,
             key,
             philox.signed(step, 32),
             own.start,
@@ -72,6 +82,7 @@ def hard_negatives(
             len(y),
             x.shape[1],
             WORD=word,
+            ON_DEVICE=on_device is not None,
             IDS=groups is not None,
             BLOCK_PARTS=triton.next_power_of_2(len(parts)),
             BLOCK_N=width,

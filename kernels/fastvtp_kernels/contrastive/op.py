@@ -190,8 +190,8 @@ def hard_negatives(
     b: Tensor,
     logit_scale: Tensor | float,
     *,
-    seed: int,
-    step: int = 0,
+    seed: int | Tensor,
+    step: int | Tensor = 0,
     groups: Tensor | None = None,
     group: Any = None,
     precision: Precision | None = None,
@@ -208,8 +208,8 @@ def hard_negatives(
         a: [B, D], used as given (normalise first). No gradient flows.
         b: [B, D].
         logit_scale: number or scalar tensor.
-        seed: 0 <= seed < 2^64.
-        step: training step, 0 <= step < 2^32.
+        seed: 0 <= seed < 2^64, or one int64 in a tensor on the device, which captured graphs read anew.
+        step: training step, 0 <= step < 2^32, or a tensor like seed.
         groups: int [B]; rows with equal ids are never negatives of one another. Default: no row of itself.
         group: a torch.distributed group whose ranks hold B rows each of one global batch, in the order of the ranks.
             Each rank draws for its own B rows among the rows of all ranks, and gets what one process with the whole
@@ -237,14 +237,15 @@ def hard_negatives(
     """
     op = "hard_negatives"
     _check_pair(op, a, b, group, logit_scale=logit_scale)
-    check_seed(op, seed, step)
+    seed, step = check_seed(op, seed, step, device=a.device)
     groups = _checked_ids(op, "groups", groups, a)
     group_name, split = name_of(op, group), _splits(op, precision, a, group)
     run = implementation(op, backend, a.device, a.dtype)
     with without_autocast(a.device):
         # The dispatcher's integers are signed.
         scale = _scalar(logit_scale, a)
-        return HardNegatives(*run(a, b, scale, philox.signed(seed), step, groups, split, group_name))
+        draw = philox.for_kernels(seed, step, a.device)
+        return HardNegatives(*run(a, b, scale, *draw, groups, split, group_name))
 
 
 def _check_pair(op: str, a: Tensor, b: Tensor, group: Any, **scalars: Tensor | float) -> None:

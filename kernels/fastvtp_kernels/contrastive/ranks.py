@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..validation import values_readable
+
 # As functional collectives do: ops take names, not objects.
 _resolve: Callable[[str], dist.ProcessGroup] = getattr(dist.distributed_c10d, "_resolve_process_group")  # noqa: B009
 # Renamed in torch 2.13, which warns of the name before.
@@ -163,15 +165,19 @@ class GlobalBatch(NamedTuple):
     own: slice
 
 
-def gather_batch(a: Tensor, b: Tensor, seed: int, step: int, groups: Tensor | None, group_name: str) -> GlobalBatch:
+def gather_batch(
+    a: Tensor, b: Tensor, draw: Sequence[int], on_device: Tensor | None, groups: Tensor | None, group_name: str
+) -> GlobalBatch:
     """Return the batch that `hard_negatives` draws from; the arguments are the op's.
 
-    Raises on every rank what `Ring.check_alike` does; draws of ranks whose seeds or steps differ would be nobody's.
+    Raises on every rank what `Ring.check_alike` does; draws of ranks whose seeds or steps differ would be nobody's. On
+    a GPU they are not compared where they are tensors, for which the host would have to wait.
     """
     ring = Ring(group_name)
+    seed, step = draw if on_device is None or not values_readable(on_device) else on_device.tolist()
     others = {
         "bytes of an id of groups (0: none)": 0 if groups is None else groups.dtype.itemsize,
-        "step": step,
+        "step": step & 0xFFFFFFFF,
         "upper half of the seed": seed >> 32 & 0xFFFFFFFF,
         "lower half of the seed": seed & 0xFFFFFFFF,
     }

@@ -3,6 +3,8 @@
 These hold the B x B logits in memory, which a fused kernel need not.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,17 +62,24 @@ def sample_rows(logits: Tensor, excluded: Tensor, uniform: Tensor) -> Tensor:
 
 
 def hard_negatives(
-    a: Tensor, b: Tensor, logit_scale: Tensor | float, seed: int, step: int, groups: Tensor | None
+    a: Tensor,
+    b: Tensor,
+    logit_scale: Tensor | float,
+    draw: Sequence[int],
+    on_device: Tensor | None,
+    groups: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return b_for_a and a_for_b, int64 [B]: a wrong partner for each row, drawn from the softmax of its logits.
 
-    Rows with equal `groups` int [B] are never drawn for one another; None: no row for itself.
+    Rows with equal `groups` int [B] are never drawn for one another; None: no row for itself. `draw` and `on_device`
+    are what `philox.for_kernels` returns.
     """
+    key, time = philox.from_kernels(draw, on_device)
     logits = logit_scale * similarity(a, b)
     row = torch.arange(len(a), device=a.device)
     identity = row if groups is None else groups
     excluded = identity[:, None] == identity
-    words = philox.random_words(philox.HARD_NEGATIVES, seed, (row, step, 0, 0))
+    words = philox.random_words(philox.HARD_NEGATIVES, key, (row, time, 0, 0))
     b_for_a = sample_rows(logits, excluded, philox.uniform(words[0], words[2]))
     a_for_b = sample_rows(logits.T.contiguous(), excluded, philox.uniform(words[1], words[3]))
     return b_for_a, a_for_b

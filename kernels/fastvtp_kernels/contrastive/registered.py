@@ -91,9 +91,8 @@ sigmoid_loss, sigmoid_loss_reference = _define(
 )
 hard_negatives, hard_negatives_reference = (
     define_op(
-        f"hard_negatives{suffix}(Tensor a, Tensor b, Tensor scale, int seed, int step, Tensor? groups, bool split,"
-        " str group)"
-        " -> (Tensor, Tensor)",
+        f"hard_negatives{suffix}(Tensor a, Tensor b, Tensor scale, SymInt[] draw, Tensor? on_device,"
+        " Tensor? groups, bool split, str group) -> (Tensor, Tensor)",
         launch=launch,
         reference=chunked.hard_negatives,
         fake=lambda a, b, *rest: tuple(x.new_empty(len(x), dtype=torch.int64) for x in (a, b)),

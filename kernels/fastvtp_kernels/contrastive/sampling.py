@@ -8,7 +8,10 @@ Shape legend as in `logits`.
 import triton
 import triton.language as tl
 
+from .. import philox
 from .logits import LOG2E, positive_pairs
+
+STREAM = tl.constexpr(philox.signed(philox.HARD_NEGATIVES))
 
 
 @triton.jit
@@ -28,6 +31,7 @@ def sample(
     column_ids_ptr,
     parts_ptr,
     chosen_ptr,
+    draw_ptr,
     key,
     step,
     offset,
@@ -36,6 +40,7 @@ def sample(
     N,
     D,
     WORD: tl.constexpr,
+    ON_DEVICE: tl.constexpr,
     IDS: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -46,6 +51,9 @@ def sample(
     The rows are those from `offset` on of a batch whose columns are all here; the random word is of the row's place in
     that.
     """
+    if ON_DEVICE:
+        key = tl.load(draw_ptr) ^ STREAM
+        step = tl.load(draw_ptr + 1).to(tl.int32)
     row = tl.program_id(0)
     part = tl.arange(0, BLOCK_PARTS)
     lse = tl.load(parts_ptr + part.to(tl.int64) * M + row, mask=part < parts, other=float("-inf"))

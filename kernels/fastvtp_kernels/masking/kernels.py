@@ -3,6 +3,7 @@
 # (The body of a @triton.jit function is Triton's language, which looks like Python.)
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -12,6 +13,7 @@ from torch import Tensor
 from .. import philox, tuning
 from ..launching import launch
 
+STREAM = tl.constexpr(philox.signed(philox.TUBE_MASK))
 LARGEST_FRAME = 16384
 """Cells of a frame that one program ranks."""
 
@@ -31,14 +33,19 @@ def _tube_mask(
     sample_ids_ptr,
     visible_ptr,
     masked_ptr,
+    draw_ptr,
     key,
     step,
     slots,
     cells,
     hidden_cells,
+    ON_DEVICE: tl.constexpr,
     BLOCK_CELLS: tl.constexpr,
     BLOCK_OTHERS: tl.constexpr,
 ):
+    if ON_DEVICE:
+        key = tl.load(draw_ptr) ^ STREAM
+        step = tl.load(draw_ptr + 1).to(tl.int32)
     row = tl.program_id(0).to(tl.int64)
     sample = tl.load(sample_ids_ptr + row)
     cell = tl.arange(0, BLOCK_CELLS)
@@ -64,11 +71,11 @@ def _tube_mask(
 
 
 def tube_mask(
-    sample_ids: Tensor, slots: int, cells: int, hidden_cells: int, seed: int, step: int
+    sample_ids: Tensor, slots: int, cells: int, hidden_cells: int, draw: Sequence[int], on_device: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return visible and masked tokens, int32 [B, slots * cells] each in part, for sample_ids int64 [B].
 
-    `seed` is in two's complement.
+    `draw` and `on_device` are what `philox.for_kernels` returns.
 
     Raises:
         ValueError: a frame has more than LARGEST_FRAME cells.
@@ -83,6 +90,7 @@ def tube_mask(
     tile = tuning.tile("tube_mask", torch.float32, sample_ids.device)
     others = min(tile.blocks["BLOCK_OTHERS"], max(1, 16384 // block_cells))
     tile = dataclasses.replace(tile, blocks={"BLOCK_OTHERS": others})
+    seed, step = draw
     key = (seed ^ philox.TUBE_MASK) & 0xFFFFFFFFFFFFFFFF
     launch(
         _tube_mask,
@@ -90,11 +98,13 @@ def tube_mask(
         sample_ids.contiguous(),
         visible,
         masked,
+        on_device,
         philox.signed(key),
         philox.signed(step, 32),
         slots,
         cells,
         hidden_cells,
+        ON_DEVICE=on_device is not None,
         BLOCK_CELLS=block_cells,
         tile=tile,
     )

@@ -13,10 +13,11 @@ from ..validation import INDEX_DTYPES, check_cu_seqlens, check_devices, check_se
 from . import reference
 
 _tube_mask = define_op(
-    "tube_mask(Tensor sample_ids, int slots, int cells, int hidden_cells, int seed, SymInt step) -> (Tensor, Tensor)",
+    "tube_mask(Tensor sample_ids, int slots, int cells, int hidden_cells, SymInt[] draw, Tensor? on_device)"
+    " -> (Tensor, Tensor)",
     launch=launcher(__name__, "tube_mask"),
     reference=reference.tube_mask,
-    fake=lambda ids, slots, cells, hidden, seed, step: (
+    fake=lambda ids, slots, cells, hidden, *_: (
         ids.new_empty(ids.shape[0], slots * (cells - hidden), dtype=torch.int32),
         ids.new_empty(ids.shape[0], slots * hidden, dtype=torch.int32),
     ),
@@ -37,8 +38,8 @@ def tube_mask(
     grid: tuple[int, int, int],
     mask_ratio: float,
     *,
-    seed: int,
-    step: int = 0,
+    seed: int | Tensor,
+    step: int | Tensor = 0,
     sample_ids: Tensor | Sequence[int] | None = None,
     device: torch.device | str | None = None,
     backend: str | None = None,
@@ -51,8 +52,8 @@ def tube_mask(
         batch_size: number of clips B.
         grid: tubelet grid (t, h, w); token index = (t * h + y) * w + x.
         mask_ratio: int(mask_ratio * h * w) of the h * w cells are hidden; 0 <= mask_ratio < 1.
-        seed: 0 <= seed < 2^64.
-        step: training step, 0 <= step < 2^32; a new step gives new masks.
+        seed: 0 <= seed < 2^64, or one int64 in a tensor on the device, which captured graphs read anew.
+        step: training step, 0 <= step < 2^32, or a tensor like seed; a new step gives new masks.
         sample_ids: int [B], the identity of each clip, in [0, 2^63); default arange(B).
         device: where the result lives; default: the device of `sample_ids`, else the CPU.
         backend: see `fastvtp_kernels.dispatch`.
@@ -65,12 +66,12 @@ def tube_mask(
         TypeError: `sample_ids` is neither int32 nor int64.
     """
     check_grid("tube_mask", batch_size, grid, mask_ratio)
-    check_seed("tube_mask", seed, step)
     sample_ids = resolve_sample_ids("tube_mask", sample_ids, batch_size, device)
+    seed, step = check_seed("tube_mask", seed, step, device=sample_ids.device)
     hidden_cells = int(mask_ratio * (grid[1] * grid[2]))
     run = implementation("tube_mask", backend, sample_ids.device)
-    # The dispatcher's integers are signed.
-    return TubeMask(*run(sample_ids, grid[0], grid[1] * grid[2], hidden_cells, philox.signed(seed), step))
+    draw = philox.for_kernels(seed, step, sample_ids.device)
+    return TubeMask(*run(sample_ids, grid[0], grid[1] * grid[2], hidden_cells, *draw))
 
 
 def text_mask(
@@ -79,8 +80,8 @@ def text_mask(
     mask_ratio: float,
     *,
     special_ids: Sequence[int],
-    seed: int,
-    step: int = 0,
+    seed: int | Tensor,
+    step: int | Tensor = 0,
     sample_ids: Tensor | Sequence[int] | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -93,8 +94,8 @@ def text_mask(
         cu_seqlens: int32 [S+1], offsets of the captions.
         mask_ratio: probability in [0, 1].
         special_ids: ids that are never masked ([CLS], [SEP], [PAD], ...).
-        seed: 0 <= seed < 2^64.
-        step: training step, 0 <= step < 2^32.
+        seed: 0 <= seed < 2^64, or one int64 in a tensor on the device, which captured graphs read anew.
+        step: training step, 0 <= step < 2^32, or a tensor like seed.
         sample_ids: int [S], the identity of each caption's sample; default arange(S).
         backend: see `fastvtp_kernels.dispatch`.
 
@@ -110,7 +111,7 @@ def text_mask(
     check_devices("text_mask", input_ids=input_ids, cu_seqlens=cu_seqlens)
     if not 0 <= mask_ratio <= 1:
         raise ValueError(f"text_mask: mask_ratio is {mask_ratio}, expected 0 <= mask_ratio <= 1")
-    check_seed("text_mask", seed, step)
+    seed, step = check_seed("text_mask", seed, step, device=input_ids.device)
     sample_ids = resolve_sample_ids("text_mask", sample_ids, cu_seqlens.shape[0] - 1, input_ids.device)
     run = implementation("text_mask", backend, input_ids.device)
     return run(input_ids, cu_seqlens, mask_ratio, tuple(special_ids), seed, step, sample_ids)

@@ -52,8 +52,8 @@ def block_tube_mask(
     grid: tuple[int, int, int],
     mask_ratio: float,
     *,
-    seed: int,
-    step: int = 0,
+    seed: int | Tensor,
+    step: int | Tensor = 0,
     sample_ids: Tensor | Sequence[int] | None = None,
     shapes: BlockShapes = _BEVT,
     device: torch.device | str | None = None,
@@ -74,8 +74,8 @@ def block_tube_mask(
         batch_size: number of clips B.
         grid: tubelet grid (t, h, w); token index = (t * h + y) * w + x.
         mask_ratio: round(mask_ratio * t * h * w) tokens are masked; 0 <= mask_ratio < 1.
-        seed: 0 <= seed < 2^64.
-        step: training step, 0 <= step < 2^32; a new step gives new masks.
+        seed: 0 <= seed < 2^64, or one int64 in a tensor on the device, which captured graphs read anew.
+        step: training step, 0 <= step < 2^32, or a tensor like seed; a new step gives new masks.
         sample_ids: int [B], the identity of each clip, in [0, 2^63); default arange(B).
         shapes: areas, aspects and lengths of the blocks.
         device: where the result lives; default: the device of `sample_ids`, else the CPU.
@@ -90,7 +90,7 @@ def block_tube_mask(
     """
     op = "block_tube_mask"
     check_grid(op, batch_size, grid, mask_ratio)
-    check_seed(op, seed, step)
+    seed, step = check_seed(op, seed, step)
     min_cells, aspect, tube_length = shapes.min_cells, shapes.aspect, shapes.tube_length
     if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1]:
         raise ValueError(f"{op}: aspect is {tuple(aspect)}, expected 0 < least <= greatest")
@@ -114,8 +114,8 @@ def running_cell_mask(
     grid: tuple[int, int, int],
     mask_ratio: float = 0.5,
     *,
-    seed: int,
-    step: int = 0,
+    seed: int | Tensor,
+    step: int | Tensor = 0,
     sample_ids: Tensor | Sequence[int] | None = None,
     cell: tuple[int, int] = (2, 2),
     among: Tensor | None = None,
@@ -139,8 +139,8 @@ def running_cell_mask(
         batch_size: number of clips B.
         grid: tubelet grid (t, h, w); token index = (t * h + y) * w + x.
         mask_ratio: int(mask_ratio * K) tokens are hidden; 0 <= mask_ratio < 1.
-        seed: 0 <= seed < 2^64.
-        step: training step, 0 <= step < 2^32; a new step gives new phases.
+        seed: 0 <= seed < 2^64, or one int64 in a tensor on the device, which captured graphs read anew.
+        step: training step, 0 <= step < 2^32, or a tensor like seed; a new step gives new phases.
         sample_ids: int [B], the identity of each clip, in [0, 2^63); default arange(B).
         cell: height and width of the cell.
         among: int [B, K], distinct token indices to divide; default: all K = t * h * w tokens.
@@ -156,7 +156,7 @@ def running_cell_mask(
     """
     op = "running_cell_mask"
     check_grid(op, batch_size, grid, mask_ratio)
-    check_seed(op, seed, step)
+    seed, step = check_seed(op, seed, step)
     if len(cell) != 2 or min(cell) < 1:
         raise ValueError(f"{op}: cell is {tuple(cell)}, expected two sizes >= 1")
     slots, height, width = grid
@@ -209,8 +209,8 @@ def draw_blocks(
     grid: tuple[int, int, int],
     shapes: list[tuple[int, int]],
     lengths: tuple[int, int],
-    seed: int,
-    step: int,
+    seed: philox.Word,
+    step: philox.Word,
     sample_ids: Tensor,
 ) -> Blocks:
     """Draw the first `MAX_BLOCKS` blocks of each sample: one of `shapes`, over one of `lengths` (first to last)

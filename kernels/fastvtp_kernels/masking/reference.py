@@ -10,15 +10,17 @@ from ..packing import locate_rows
 
 
 def tube_mask(
-    sample_ids: Tensor, slots: int, cells: int, hidden_cells: int, seed: int, step: int
+    sample_ids: Tensor, slots: int, cells: int, hidden_cells: int, draw: Sequence[int], on_device: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return visible and masked tokens, int32 [B, slots * shown] and [B, slots * hidden], of sample_ids int64 [B].
 
-    Cells are ranked by (32 random bits, cell index); the first `hidden_cells` are hidden in every time slot.
+    Cells are ranked by (32 random bits, cell index); the first `hidden_cells` are hidden in every time slot. `draw`
+    and `on_device` are what `philox.for_kernels` returns.
     """
+    key, time = philox.from_kernels(draw, on_device)
     cell = torch.arange(cells, device=sample_ids.device)
     sample = philox.split_words(sample_ids[:, None])
-    bits = philox.random_words(philox.TUBE_MASK, seed, (*sample, step, cell))[0]
+    bits = philox.random_words(philox.TUBE_MASK, key, (*sample, time, cell))[0]
     order = bits.argsort(dim=1, stable=True)
     slot_start = torch.arange(slots, device=cell.device)[:, None] * cells
 
@@ -34,8 +36,8 @@ def text_mask(
     cu_seqlens: Tensor,
     mask_ratio: float,
     special_ids: Sequence[int],
-    seed: int,
-    step: int,
+    seed: philox.Word,
+    step: philox.Word,
     sample_ids: Tensor,
 ) -> Tensor:
     """Return bool [N]: a token is masked when its random number, keyed by (sample, position), is below the ratio."""

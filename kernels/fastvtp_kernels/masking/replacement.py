@@ -36,8 +36,8 @@ def replace_masked_tokens(
     cu_seqlens: Tensor,
     replacement: Replacement,
     *,
-    seed: int,
-    step: int = 0,
+    seed: int | Tensor,
+    step: int | Tensor = 0,
     sample_ids: Tensor | Sequence[int] | None = None,
 ) -> Tensor:
     """Replace masked words as BERT does (Devlin et al. 2019, §3.1).
@@ -54,8 +54,8 @@ def replace_masked_tokens(
         masked: bool [N], True where masked, as `text_mask` returns it.
         cu_seqlens: int32 [S+1], offsets of the captions.
         replacement: the words that may stand there, and how often.
-        seed: 0 <= seed < 2^64.
-        step: training step, 0 <= step < 2^32.
+        seed: 0 <= seed < 2^64, or one int64 in a tensor on the device, which captured graphs read anew.
+        step: training step, 0 <= step < 2^32, or a tensor like seed.
         sample_ids: int [S], the identity of each caption's sample; default arange(S).
 
     Returns:
@@ -77,7 +77,7 @@ def replace_masked_tokens(
         raise TypeError(f"{op}: input_ids is {input_ids.dtype}, expected int32 or int64")
     if masked.dtype != torch.bool:
         raise TypeError(f"{op}: masked is {masked.dtype}, expected bool")
-    check_seed(op, seed, step)
+    seed, step = check_seed(op, seed, step, device=input_ids.device)
     if not (random_fraction >= 0 and keep_fraction >= 0 and random_fraction + keep_fraction <= 1):
         raise ValueError(
             f"{op}: random_fraction {random_fraction}, keep_fraction {keep_fraction}: expected both >= 0, sum <= 1"
