@@ -137,13 +137,16 @@ def _resident_forward(sequences: _Sequences, launch: Launch) -> tuple[float, flo
     return launch["TILES"] * _tile(launch), blocks(sequences.length, launch["BLOCK_M"])
 
 
-def _resident_backward(sequences: _Sequences, launch: Launch) -> tuple[float, float]:
-    return _tile(launch), blocks(sequences.length_k, launch["BLOCK_N"])
-
-
-def _row_dots(launch: Launch) -> dict[str, Any]:
-    per_pass = launch["BLOCK_M"] * launch["BLOCK_D"]
-    return {"element": "feature", "per_pass": per_pass, "elements": launch["output_ptr"].numel()}
+def _resident_backward(launch: Launch) -> dict[str, Any]:
+    """Both programs of a sequence and head compute all logits, one for keys and values, the other for queries."""
+    sequences, block = _sequences(launch), launch["BLOCK"]
+    sides = (sequences.length, sequences.length_k)
+    return {
+        "element": "logit",
+        "per_pass": launch["TILES"] * launch["BLOCK_STAYING"] * block,
+        "passes": sum(blocks(side, block) for side in sides) / 2,
+        "elements": 2 * sequences.logits,
+    }
 
 
 def _rank_by_length(launch: Launch) -> dict[str, Any]:
@@ -200,6 +203,16 @@ def _pixel_loss(launch: Launch) -> dict[str, Any]:
     }
 
 
+def _byte_loss(launch: Launch) -> dict[str, Any]:
+    columns = blocks(launch["SEGMENT"], launch["BLOCK_COLUMNS"]) * launch["BLOCK_COLUMNS"]
+    return {
+        "element": "pixel",
+        "per_pass": launch["LINES"] * columns,
+        "elements": _pixels_of_tokens(launch),
+        "bytes": launch.bytes(video_ptr=_frames(launch)),
+    }
+
+
 def _fold(launch: Launch) -> dict[str, Any]:
     values = launch["C"] * launch["VALUES"]
     return {
@@ -226,6 +239,16 @@ def _sum_segments(launch: Launch) -> dict[str, Any]:
         "per_pass": launch["BLOCK_ROWS"] * launch["BLOCK_D"],
         "passes": blocks(blocks(rows, segments), launch["BLOCK_ROWS"]),
         "elements": launch["rows_ptr"].numel(),
+    }
+
+
+def _spread_segments(launch: Launch) -> dict[str, Any]:
+    rows, segments = launch["M"], launch["S"]
+    return {
+        "element": "feature",
+        "per_pass": launch["BLOCK_ROWS"] * launch["BLOCK_D"],
+        "passes": blocks(blocks(rows, segments), launch["BLOCK_ROWS"]),
+        "elements": launch["output_ptr"].numel(),
     }
 
 
@@ -296,11 +319,10 @@ WORK: dict[str, Callable[[Launch], dict[str, Any]]] = {
     "tiny_forward": _attention(lambda sequences, launch: (_tile(launch), 1)),
     "tiny_backward": _attention(lambda sequences, launch: (_tile(launch), 1)),
     "resident_forward": _attention(_resident_forward),
-    "resident_backward": _attention(_resident_backward),
+    "resident_backward": _resident_backward,
     "stream_forward": _attention(_over_keys),
     "stream_backward_keys": _attention(_over_queries),
     "stream_backward_queries": _attention(_over_keys),
-    "row_dots": _row_dots,
     "rank_by_length": _rank_by_length,
     "embed": _embed,
     "weight_gradient": _weight_gradient,
@@ -308,10 +330,12 @@ WORK: dict[str, Callable[[Launch], dict[str, Any]]] = {
     "unfold_gradient": _unfold_gradient,
     "gather": _gather,
     "pixel_loss": _pixel_loss,
+    "byte_loss": _byte_loss,
     "scale": _scale,
     "assemble": _assemble,
     "assemble_backward": _assemble_backward,
     "sum_segments": _sum_segments,
+    "spread_segments": _spread_segments,
     "tube_mask": _tube_mask,
     "statistics": _logits,
     "logit_gradient": _logits,
