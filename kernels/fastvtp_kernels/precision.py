@@ -15,6 +15,8 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+# torch.compile cannot trace the question.
+@torch.compiler.assume_constant_result
 def allows_tf32() -> bool:
     """Tell whether the user lets torch multiply float32 matrices in TF32, by either of its interfaces."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"

@@ -317,3 +317,8 @@ def test_large_batches_on_a_gpu_take_three_products(monkeypatch):
     assert not op._splits("x", None, Features(4096), None)
     with pytest.raises(ValueError, match="precision is 'half', expected 'float32', 'bf16x3' or None"):
         contrastive_loss(*pair(3, 4), 1.0, precision="half")
+
+
+def test_the_choice_of_products_does_not_break_a_compiled_graph():
+    choose = torch.compile(lambda x: x + 1 if op.allows_tf32() else x, backend="eager", fullgraph=True)
+    assert choose(torch.zeros(())).item() == op.allows_tf32()
