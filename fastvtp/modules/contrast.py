@@ -26,9 +26,9 @@ class ContrastConfig:
     contrastive_directions: str = "sum"
     """The loss is the "sum" or the "mean" of those from text to video and from video to text."""
     contrast_precision: str = "auto"
-    """How kernels multiply the features, which are float32: "float32" without tensor cores, "bf16x3" with them as three
-    products of bfloat16, by which a logit at a temperature of 0.01 is wrong by up to 2e-4; "auto": the latter for more
-    than 2048 pairs."""
+    """How kernels multiply the features, which are float32, also where hard negatives are drawn: "float32" without
+    tensor cores, "bf16x3" with them as three products of bfloat16, by which a logit at a temperature of 0.01 is wrong
+    by up to 2e-4; "auto": the latter for more than 2048 pairs."""
     gather_negatives: bool = False
     """Contrast each text with the clips of the whole batch of a step, and the other way round, or with those of its
     micro-batch alone; `contrast_scope` of a run has the last word."""

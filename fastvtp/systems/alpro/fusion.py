@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastvtp.modules.bert import BertEncoder, TextTakers
 from fastvtp.modules.layers import init_linear_normal
-from fastvtp.modules.losses import matching_accuracy, matching_loss
+from fastvtp.modules.losses import CONTRAST_PRECISIONS, matching_accuracy, matching_loss
 from fastvtp.modules.packing import (
     Packing,
     join_packings,
@@ -289,6 +289,7 @@ class AlproFusion(AlproTowers):
             seed=seed,
             step=step,
             groups=sample_ids,
+            precision=CONTRAST_PRECISIONS[compared.precision],
         )
         return drawn.b_for_a, drawn.a_for_b
 

@@ -24,6 +24,7 @@ from fastvtp.modules.checks import (
     check_share,
 )
 from fastvtp.modules.layers import init_linear_normal
+from fastvtp.modules.losses import CONTRAST_PRECISIONS
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.precision import in_float32, wide
 from fastvtp.modules.rest_of_step import ALONE, Collected, Compared, RestOfStep, Wanted
@@ -56,6 +57,8 @@ class AlproConfig(TimeSformerConfig, TextConfig):
     projection_dim: int = 256
     temperature: float = 0.07
     """Initial value, from 0.001 to 0.5; it is learned, and brought back within these bounds after each step."""
+    contrast_precision: str = "auto"
+    """How kernels multiply the features, as `ContrastConfig` has it."""
     gather_negatives: bool = True
     """Contrast each text with the clips of the whole batch of a step, and the other way round, or with those of its
     micro-batch alone; `contrast_scope` of a run has the last word."""
@@ -89,6 +92,7 @@ class AlproConfig(TimeSformerConfig, TextConfig):
         check_heads(self, "width", "text_num_heads")
         check_share(self, "word_mask_ratio")
         check_choice(self, "ignore_rule", IGNORE_RULES)
+        check_choice(self, "contrast_precision", tuple(CONTRAST_PRECISIONS))
         if self.pad_text:
             raise ValueError("pad_text must be false: no feature or loss of ALPRO sees its padding")
         if self.text_depth < 1:
@@ -199,7 +203,7 @@ class AlproTowers(nn.Module):
     def compared(self, text: Tensor, video: Tensor) -> Compared:
         """Return features of unit length, [B, projection_dim] each, of which rows i belong together, with the
         temperature that they are compared with."""
-        return Compared(text, video, self.logit_scale())
+        return Compared(text, video, self.logit_scale(), precision=self.config.contrast_precision)
 
     def contrast(self, text: Tensor, video: Tensor, sample_ids: Tensor | None, rest: RestOfStep = ALONE) -> Tensor:
         """Compute InfoNCE, mean of both directions, of features [B, projection_dim] each, of which rows i belong

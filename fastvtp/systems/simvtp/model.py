@@ -24,6 +24,7 @@ from fastvtp.modules.bert import TextEmbeddings
 from fastvtp.modules.contrast import Contrast
 from fastvtp.modules.layers import init_linear_xavier
 from fastvtp.modules.losses import (
+    CONTRAST_PRECISIONS,
     masked_word_loss,
     matching_accuracy,
     matching_labels,
@@ -174,6 +175,7 @@ class SimVTP(nn.Module):
             seed=seed,
             step=step,
             groups=sample_ids,
+            precision=CONTRAST_PRECISIONS[compared.precision],
         )
         return clips, None
 
