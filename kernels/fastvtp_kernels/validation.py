@@ -35,13 +35,12 @@ def check_devices(op: str, **tensors: Tensor | None) -> None:
         raise ValueError(f"{op}: {found}, expected one device")
 
 
-def check_seed(
-    op: str, seed: int | Tensor, step: int | Tensor = 0, *, device: torch.device | None = None
-) -> tuple[Word, Word]:
+def check_seed(op: str, seed: int | Tensor, step: int | Tensor = 0, *, device: torch.device) -> tuple[Word, Word]:
     """Return the seed and the step, tensors as int64 [1].
 
     Raises:
-        ValueError: not 0 <= seed < 2^64 or not 0 <= step < 2^32, or a tensor is not on the device that is given.
+        ValueError: not 0 <= seed < 2^64 or not 0 <= step < 2^32 (of a tensor where `values_readable`), or a tensor is
+            not on the device.
         TypeError: a tensor is not one int64.
     """
     given = {"seed": seed, "step": step}
@@ -50,10 +49,14 @@ def check_seed(
             if value.dtype != torch.int64 or value.numel() != 1:
                 found = f"{value.dtype} {list(value.shape)}"
                 raise TypeError(f"{op}: {name} is {found}, expected an integer or one int64 in a tensor")
-            if device is not None and value.device != device:
+            if value.device != device:
                 raise ValueError(f"{op}: {name} on {value.device}, expected one device, {device}")
             given[name] = value.reshape(1)
-        elif not 0 <= value < 2**bits:
+            # All values of 64 bits are seeds, in two's complement.
+            if name == "seed" or not values_readable(value):
+                continue
+            value = int(value)
+        if not 0 <= value < 2**bits:
             raise ValueError(f"{op}: {name} is {value}, expected 0 <= {name} < 2**{bits}")
     return given["seed"], given["step"]
 

@@ -94,3 +94,18 @@ def test_what_is_no_seed_is_refused_by_name(name):
         tube_mask(1, (1, 2, 2), 0.5, **(given | {name: torch.zeros(2, dtype=torch.int64)}))
     with pytest.raises(ValueError, match=f"tube_mask: {name} on meta, expected one device, cpu"):
         tube_mask(1, (1, 2, 2), 0.5, **(given | {name: torch.zeros(1, dtype=torch.int64, device="meta")}))
+
+
+@pytest.mark.parametrize("draw", [tube_mask, block_tube_mask, running_cell_mask])
+def test_a_seed_on_another_device_than_the_masks_is_refused_by_name(draw):
+    for name in ("seed", "step"):
+        given: dict[str, Any] = {"seed": 0, "step": 0} | {name: torch.zeros(1, dtype=torch.int64, device="meta")}
+        with pytest.raises(ValueError, match=f"{draw.__name__}: {name} on meta, expected one device, cpu"):
+            draw(1, (1, 8, 8), 0.5, **given)
+
+
+@pytest.mark.parametrize("step", [-1, 2**32])
+@pytest.mark.parametrize("draw", [tube_mask, block_tube_mask, running_cell_mask])
+def test_a_step_out_of_range_is_refused_where_it_can_be_read(draw, step):
+    with pytest.raises(ValueError, match=f"{draw.__name__}: step is {step}, expected 0 <= step < 2..32"):
+        draw(1, (1, 8, 8), 0.5, seed=0, step=torch.tensor([step]))

@@ -90,7 +90,6 @@ def block_tube_mask(
     """
     op = "block_tube_mask"
     check_grid(op, batch_size, grid, mask_ratio)
-    seed, step = check_seed(op, seed, step)
     min_cells, aspect, tube_length = shapes.min_cells, shapes.aspect, shapes.tube_length
     if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1]:
         raise ValueError(f"{op}: aspect is {tuple(aspect)}, expected 0 < least <= greatest")
@@ -102,6 +101,7 @@ def block_tube_mask(
     allowed = block_shapes(height, width, min_cells, int(mask_ratio * (height * width)), aspect)
     lengths = [max(int(part * slots), 1) for part in tube_length]
     sample_ids = resolve_sample_ids(op, sample_ids, batch_size, device)
+    seed, step = check_seed(op, seed, step, device=sample_ids.device)
     blocks = draw_blocks(grid, allowed, (lengths[0], lengths[1]), seed, step, sample_ids)
     counter = (*philox.split_words(sample_ids[:, None]), step, MAX_BLOCKS)
     from_bottom = philox.below(philox.random_words(philox.BLOCK_MASK, seed, counter)[0], 2) == 1
@@ -156,7 +156,6 @@ def running_cell_mask(
     """
     op = "running_cell_mask"
     check_grid(op, batch_size, grid, mask_ratio)
-    seed, step = check_seed(op, seed, step)
     if len(cell) != 2 or min(cell) < 1:
         raise ValueError(f"{op}: cell is {tuple(cell)}, expected two sizes >= 1")
     slots, height, width = grid
@@ -164,6 +163,7 @@ def running_cell_mask(
         check_index(op, "among", among, slots * height * width, batch_size, "K")
         device = among.device
     sample_ids = resolve_sample_ids(op, sample_ids, batch_size, device)
+    seed, step = check_seed(op, seed, step, device=sample_ids.device)
     if among is None:
         tokens = torch.arange(slots * height * width, device=sample_ids.device).expand(batch_size, -1)
     else:
