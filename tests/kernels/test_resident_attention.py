@@ -33,6 +33,33 @@ def test_the_weight_of_a_key_that_does_not_exist_stays_finite():
         assert_meets_the_law(varlen_attention, inputs)
 
 
+@pytest.mark.parametrize("lengths", [[20], [20, 40, 16]], ids=str)
+def test_what_a_key_that_does_not_exist_would_add_may_be_too_large_for_float16(lengths):
+    """Its weight would be 1, its value 0, and output . grad is 8e4; those that exist hardly differ."""
+    inputs = packed(lengths, heads=1, dtype=torch.float16, tail=0, backend="triton")
+    with torch.no_grad():
+        inputs["query"].div_(50).add_(2)
+        inputs["key"].div_(50).sub_(2)
+        inputs["value"].div_(500).add_(1)
+    with forced("resident"):
+        output = varlen_attention(**inputs)
+        found = torch.autograd.grad(output, inputs["query"], torch.full_like(output, 5000.0))[0]
+    expected = varlen_attention(**inputs | {"backend": "specification"})
+    expected = torch.autograd.grad(expected, inputs["query"], torch.full_like(output, 5000.0))[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=40.0)
+
+
+def test_queries_without_keys_have_no_gradient_whatever_comes_back_for_them():
+    inputs = packed([5, 33], [0, 35], heads=1, tail=0, backend="triton")
+    with forced("resident"):
+        output = varlen_attention(**inputs)
+        grad = torch.ones_like(output)
+        grad[2] = float("inf")
+        found = torch.autograd.grad(output, inputs["query"], grad)[0]
+    assert not found[:5].any()
+    assert found[5:].isfinite().all()
+
+
 @pytest.mark.parametrize("source", ["key", "value"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 def test_keys_without_queries_have_no_gradient_whatever_they_hold(source, value):

@@ -319,19 +319,15 @@ def logit_gradient(
     SOFTCAP: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
-    BOUNDED: tl.constexpr = False,
 ):
     """Run `backward_tile` for a tile of logits either way up.
 
     Of (query, key, grad, value) and of vectors [M, 1] of the queries and [1, N] of the keys it returns [M, N]; of (key,
     query, value, grad), [1, M] and [N, 1] it returns the transpose [N, M], which the gradients of keys and values take
-    from registers as their left operand. No mask (None) is a mask of ones. BOUNDED: weights are 1 at most, which
-    they are but for keys that do not exist.
+    from registers as their left operand. No mask (None) is a mask of ones.
     """
     logits, ratio = capped(tl.dot(first, tl.trans(second), input_precision=PRECISION), scale, softcap, SOFTCAP)
     logits -= lse
-    if BOUNDED:
-        logits = tl.minimum(logits, 0.0, propagate_nan=tl.PropagateNan.ALL)
     weights = tl.exp2(logits)
     weight_grad = tl.dot(first_value, tl.trans(second_value), input_precision=PRECISION)
     used = weights

@@ -162,10 +162,15 @@ def _backward_of_queries(
     TILES tiles."""
     d = tl.arange(0, BLOCK_D)
     lane = tl.arange(0, BLOCK_STAYING)
+    # As in forward; a causal mask, which all tiles have, clears those that are not there.
+    last = (TILES - 1) * BLOCK_STAYING
+    if not CAUSAL:
+        last = tl.minimum(len_k // BLOCK_STAYING, TILES - 1) * BLOCK_STAYING
     keys, values = (), ()
     for tile in tl.static_range(TILES):
-        keys = keys + (load_rows(key_ptr, tile * BLOCK_STAYING + lane, k_row, len_k, d, D),)
-        values = values + (load_rows(value_ptr, tile * BLOCK_STAYING + lane, v_row, len_k, d, D),)
+        position = (last if tile == TILES - 1 else tile * BLOCK_STAYING) + lane
+        keys = keys + (load_rows(key_ptr, position, k_row, len_k, d, D),)
+        values = values + (load_rows(value_ptr, position, v_row, len_k, d, D),)
     for first in tl.range(0, len_q, BLOCK):
         row = first + tl.arange(0, BLOCK)
         query = load_rows(query_ptr, row, q_row, len_q, d, D)
@@ -175,28 +180,27 @@ def _backward_of_queries(
         lse = tl.load(lse_ptr + row, mask=row < len_q, other=float("inf"))
         dq = tl.zeros([BLOCK, BLOCK_D], tl.float32)
         for tile in tl.static_range(TILES):
-            position = tile * BLOCK_STAYING + lane
-            logit_grad = logit_gradient(
-                query,
-                keys[tile],
-                grad,
-                values[tile],
-                lse[:, None],
-                delta[:, None],
-                # Keys that do not exist are zeros and add nothing, as long as their weights are finite.
-                seen(row, position, aligned, len_k, CAUSAL) if CAUSAL else None,
-                row[:, None],
-                position[None, :],
-                0,
-                scale,
-                softcap,
-                0,
-                SOFTCAP,
-                False,
-                PRECISION,
-                BOUNDED=True,
-            )[1]
-            dq = tl.dot(logit_grad, keys[tile], dq, input_precision=PRECISION)
+            position = (last if tile == TILES - 1 else tile * BLOCK_STAYING) + lane
+            if tile * BLOCK_STAYING < (last if tile < TILES - 1 else TILES * BLOCK_STAYING):
+                logit_grad = logit_gradient(
+                    query,
+                    keys[tile],
+                    grad,
+                    values[tile],
+                    lse[:, None],
+                    delta[:, None],
+                    seen(row, position, aligned, len_k, CAUSAL) if CAUSAL or tile == TILES - 1 else None,
+                    row[:, None],
+                    position[None, :],
+                    0,
+                    scale,
+                    softcap,
+                    0,
+                    SOFTCAP,
+                    False,
+                    PRECISION,
+                )[1]
+                dq = tl.dot(logit_grad, keys[tile], dq, input_precision=PRECISION)
         store_rows(dq_ptr, row, dq_row, len_q, d, D, dq * scale)
 
 
