@@ -138,7 +138,7 @@ def check_lengths(op: str, name: str, lengths: Tensor, cu_seqlens: Tensor) -> No
 
     Values are looked at where `values_readable`.
     """
-    check_shape(op, name, lengths, max(cu_seqlens.shape[0] - 1, 0))
+    check_shape(op, name, lengths, cu_seqlens.shape[0] - 1)
     if lengths.dtype != torch.int32:
         raise TypeError(f"{op}: {name} is {lengths.dtype}, expected int32")
     if not values_readable(lengths) or not values_readable(cu_seqlens):

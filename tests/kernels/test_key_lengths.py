@@ -129,6 +129,14 @@ def test_lengths_that_do_not_fit(key_lengths, error, message):
         varlen_attention_packed(**side_by_side([2, 3]), key_lengths=lengths.to(DEVICE))
 
 
+@pytest.mark.parametrize("cu_seqlens", [3, [], [[0, 2], [2, 5]]], ids=str)
+def test_offsets_that_are_none_are_said_first(cu_seqlens):
+    inputs = side_by_side([2, 3]) | {"cu_seqlens": torch.tensor(cu_seqlens, dtype=torch.int32, device=DEVICE)}
+    lengths = torch.ones(2, dtype=torch.int32, device=DEVICE)
+    with pytest.raises((ValueError, TypeError), match=r"^varlen_attention_packed: cu_seqlens "):
+        varlen_attention_packed(**inputs, key_lengths=lengths)
+
+
 @pytest.mark.parametrize("backend", ["triton", "reference"])
 def test_no_sequence_at_all(backend):
     qkv = pattern(torch.empty(4, 3, 2, 16, device=DEVICE))

@@ -217,10 +217,10 @@ def varlen_attention_packed(
     op = "varlen_attention_packed"
     check_shape(op, "qkv", qkv, "N", 3, "H", "Dh")
     check_floating(op, qkv=qkv)
+    given, cu_seqlens = cu_seqlens, _offsets(op, "cu_seqlens", cu_seqlens, qkv.shape[0], max_seqlen)
     if key_lengths is not None:
-        check_lengths(op, "key_lengths", key_lengths, cu_seqlens)
+        check_lengths(op, "key_lengths", key_lengths, given)
         key_lengths = key_lengths.contiguous() if key_lengths.shape[0] else key_lengths.new_zeros(1)
-    cu_seqlens = _offsets(op, "cu_seqlens", cu_seqlens, qkv.shape[0], max_seqlen)
     check_devices(op, qkv=qkv, cu_seqlens=cu_seqlens, key_lengths=key_lengths)
     options = _options(op, qkv, softmax_scale, softcap, causal, dropout_p, seed)
     (qkv,) = follow_autocast(qkv)
