@@ -61,9 +61,8 @@ class CappedAttention(nn.Module):
         if isinstance(layout, TimeAxis):
             grid = qkv_N3HK.view(layout.num_clips, layout.num_frames, -1, *qkv_N3HK.shape[1:])
             out = axial_attention_packed(grid, **options)
-        elif even is None and (layout.key_rows is None or layout.key_lengths is not None):
-            offsets, longest = layout.cu_seqlens, layout.max_seqlen
-            out = varlen_attention_packed(qkv_N3HK, offsets, longest, key_lengths=layout.key_lengths, **options)
+        elif layout.key_rows is None and even is None:
+            out = varlen_attention_packed(qkv_N3HK, layout.cu_seqlens, layout.max_seqlen, **options)
         else:
             query, key, value = qkv_N3HK.unbind(1)
             if even is not None:
