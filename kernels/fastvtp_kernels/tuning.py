@@ -202,7 +202,7 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
     "contrastive_sample": {"single": {ANY: Tile({"BLOCK_D": 32}, num_warps=8)}},
     # Of a table's row: taken by some hundred; of a pool's: by a few; of a sequence: a hundred and more, side by side.
     "sum_segments": {"single": {ANY: Tile({"BLOCK_ROWS": 8, "BLOCK_D": 256}, num_warps=4)}},
-    "sum_rows": {"single": {ANY: Tile({"BLOCK_ROWS": 4, "BLOCK_D": 512}, num_warps=4)}},
+    "sum_rows": {"single": {ANY: Tile({"BLOCK_ROWS": 16, "BLOCK_D": 256}, num_warps=4)}},
     "sum_sequences": {"single": {ANY: Tile({"BLOCK_ROWS": 32, "BLOCK_D": 128}, num_warps=4)}},
     "spread_sequences": {"single": {ANY: Tile({"BLOCK_ROWS": 32, "BLOCK_D": 128}, num_warps=4)}},
 }
