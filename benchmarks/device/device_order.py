@@ -19,6 +19,7 @@ WORDS = {
     "token_assembly": ("token_assembly", "assemble_tokens"),
     "pixel_loss": ("pixel_loss",),
     "tubelets": ("tubelet",),
+    "segments": ("segments",),
     "masking": ("mask",),
 }
 COMMON = "common"

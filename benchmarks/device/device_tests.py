@@ -30,7 +30,10 @@ from ..harness.record import write_json_rows
 TESTS = ROOT / "tests" / "kernels"
 # Family (folder of fastvtp_kernels) -> the ops that benchmark rows name, and its share of the processes.
 FAMILIES = {folder.name: folder.dispatched for folder in OPS.values()}
-PROCESSES = {"attention": 5, "contrastive": 4, "pixel_loss": 2, "tubelets": 2, "token_assembly": 1, "masking": 1}
+PROCESSES = {
+    **{"attention": 5, "contrastive": 4, "pixel_loss": 2, "tubelets": 2},
+    **{"token_assembly": 1, "segments": 1, "masking": 1},
+}
 COUNTS = ("passed", "failed", "skipped", "left_out")
 SAVE_EVERY_S, POLL_S, GRACE_S = 5.0, 0.5, 3.0
 MOST_MESSAGES = 20

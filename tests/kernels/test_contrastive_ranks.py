@@ -182,7 +182,9 @@ def test_draws_are_those_of_one_process_with_the_whole_batch(name, processes):
     assert found.dtype == torch.int64
     with small_tiles():
         assert torch.equal(found, case.run(inputs, backend=case.backend))
-    assert torch.equal(found, torch.stack(naive(inputs["a"], inputs["b"], 6.0, signed(SEED), STEP, inputs["groups"])))
+    assert torch.equal(
+        found, torch.stack(naive(inputs["a"], inputs["b"], 6.0, (signed(SEED), STEP), None, inputs["groups"]))
+    )
     place = torch.arange(found.shape[1])
     groups = place if inputs["groups"] is None else inputs["groups"]
     has_candidate = (groups[:, None] != groups).any(1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fastvtp_kernels as kernels
+from fastvtp_kernels.segments.op import sum_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -97,11 +98,19 @@ def hard_negatives_case() -> Case:
     return partial(kernels.hard_negatives, a, b, 20.0, seed=3, step=1, groups=groups), []
 
 
+def sum_rows_case() -> Case:
+    rows = torch.randint(0, 300, (5000,), generator=torch.Generator().manual_seed(2))
+    starts = torch.nn.functional.pad(rows.bincount(minlength=301).cumsum(0), (1, 0)).int()
+    lists = (rows.cuda(), rows.argsort(stable=True).cuda(), starts.cuda())
+    return lambda gradient: sum_rows(gradient, *lists), [values(5000, 768)]
+
+
 # Made when a test asks, for collecting tests must not touch the GPU.
 CASES: dict[str, Callable[[], Case]] = {
     "tube_mask": tube_mask_case,
     "gather_tubelets": gather_case,
     "hard_negatives": hard_negatives_case,
+    "segments sum_rows": sum_rows_case,
     "tubelet_embed": tubelet_embed_case,
     "masked_pixel_loss": pixel_loss_case,
     "assemble_tokens": assembly_case,

@@ -44,7 +44,7 @@ def draw(
     triton, reference = (
         hard_negatives(a, b, scale, seed=seed, step=step, groups=groups, backend=backend) for backend in BACKENDS
     )
-    expected = naive(a.detach(), b.detach(), scale, philox.signed(seed), step, groups)
+    expected = naive(a.detach(), b.detach(), scale, (philox.signed(seed), step), None, groups)
     for of_triton, of_reference, right in zip(triton, reference, expected, strict=True):
         assert of_triton.dtype == of_reference.dtype == torch.int64
         assert torch.equal(of_triton, right)
