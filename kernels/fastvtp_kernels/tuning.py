@@ -96,7 +96,8 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
         "half": {
             ANY: _rows_by_keys(128, 64, 8),
             "sm_80": _rows_by_keys(128, 32, 8),
-            **_smaller(_rows_by_keys(128, 32, 8)),
+            "sm_89": _rows_by_keys(128, 32, 8),
+            "sm_120": _rows_by_keys(64, 32, 4),
         },
         "single": {ANY: _rows_by_keys(32, 16, 8, 1)},
     },
