@@ -15,7 +15,7 @@ from fastvtp.errors import ConfigError
 from fastvtp.model_folder import RUN_CONFIG_NAME
 from fastvtp.systems.recipes import get_recipe
 from fastvtp.training import launching
-from fastvtp.training.config import apply_overrides
+from fastvtp.training.config import apply_overrides, save_config
 from fastvtp.training.launching import Launch, Nodes, check_run, run_id_of, stopped_by, threads_of
 
 ARGUMENTS = [
@@ -156,7 +156,7 @@ def test_a_run_is_refused_for_any_of_its_numbers_of_processes(settings, worlds, 
 
 def test_a_folder_that_is_taken_is_refused_before_it_costs_anything(tmp_path):
     config = apply_overrides(get_recipe("simvtp_tiny"), [f"output_dir={tmp_path}"])
-    (tmp_path / RUN_CONFIG_NAME).write_text("{}")
+    save_config(config, tmp_path / RUN_CONFIG_NAME)
     with pytest.raises(ConfigError, match="already holds a run: add --resume"):
         check_run(config, [1])
     check_run(config, [1], resume=True)
