@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -22,6 +23,8 @@ from fastvtp.data.video.decoding import Video, VideoDecodeError
 from fastvtp.data.workers.child_processes import cores
 from fastvtp.data.workers.helper_process import Helper
 from fastvtp.errors import UserError
+
+_T = TypeVar("_T")
 
 CLIP = FrameSampling("strided", 16, 4)
 """The clip whose decoding is timed: the middle 16 frames, 4 apart."""
@@ -103,6 +106,12 @@ def fingerprints(sizes: Mapping[str, int], *, progress: bool = False) -> dict[st
             continue  # it is named where it is probed
         found[video] = digest.hexdigest()
     return found
+
+
+def evenly_spread(values: Sequence[_T], number: int) -> list[_T]:
+    """Return so many of some values, evenly spread over them, or all of fewer."""
+    number = min(number, len(values))
+    return [values[place * len(values) // number] for place in range(number)]
 
 
 def probe_files(

@@ -64,6 +64,11 @@ def is_remote(location: str) -> bool:
     return _SCHEME.match(location) is not None
 
 
+def without_query(location: str) -> str:
+    """Return a URL without the "?" and what follows it, as in those that are signed; a path as it is."""
+    return location.partition("?")[0] if is_remote(location) else location
+
+
 def spelled(location: str | os.PathLike[str]) -> str:
     """Return a location as it was written: a path keeps one slash of the two of a URL that it was made of."""
     text = os.fspath(location)
@@ -73,16 +78,13 @@ def spelled(location: str | os.PathLike[str]) -> str:
 def is_pattern(location: str | os.PathLike[str]) -> bool:
     """Tell whether a text stands for several files: "shards/{000..017}.tar", "shards/*.tar", "shards/[0-9].tar". What
     follows the "?" of a URL does not count."""
-    text = os.fspath(location)
-    path = text.partition("?")[0] if is_remote(text) else text
+    path = without_query(os.fspath(location))
     return "{" in path or glob.has_magic(path)
 
 
 def to_be_unpacked(location: str | os.PathLike[str]) -> str:
     """Say of a compressed file or archive by its name, "films.tar.gz", how it can be read; "" for any other name."""
-    text = os.fspath(location)
-    path = text.partition("?")[0] if is_remote(text) else text
-    if not path.lower().endswith(_PACKED):
+    if not without_query(os.fspath(location)).lower().endswith(_PACKED):
         return ""
     return "what is compressed or in such an archive is not read: unpack it into a folder, or make a plain .tar of it"
 

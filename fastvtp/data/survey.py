@@ -12,7 +12,7 @@ import numpy as np
 
 from fastvtp.data.annotations import VideoRecord, load_annotations, load_videos, mentions_direction
 from fastvtp.data.classes import load_targets
-from fastvtp.data.file_survey import FileProbe, fingerprints, probe_files, sizes_of
+from fastvtp.data.file_survey import FileProbe, evenly_spread, fingerprints, probe_files, sizes_of
 from fastvtp.data.formats.listing import Listing, left_out_of
 from fastvtp.data.formats.source import ListSource
 from fastvtp.data.locations import is_remote, normal
@@ -97,7 +97,8 @@ def survey(
     for each in against:
         known |= sizes_of(locations[each.path], progress=progress)[0]
     alike = fingerprints(known, progress=progress) if probe else None
-    wanted = _spread([video for video in own if video not in kept], probe)
+    there = [video for video in own if video not in kept]
+    wanted = evenly_spread(there, len(there) if probe == ALL else probe)
     spans = defaultdict(list)
     for record in listed.records:
         spans[normal(record.video)].append(record.span)
@@ -177,12 +178,6 @@ def quantiles(values: Iterable[float]) -> dict[str, float] | None:
 def _videos(records: Sequence[VideoRecord]) -> list[str]:
     """Return the locations of the videos of records, each once."""
     return list(dict.fromkeys(normal(record.video) for record in records))
-
-
-def _spread(videos: Sequence[str], number: int) -> list[str]:
-    if number == ALL or number >= len(videos):
-        return list(videos)
-    return [videos[place * len(videos) // number] for place in range(number)]
 
 
 def _captions(listed: ListedSet, tokenizer: Tokenizer | None) -> dict[str, Any]:

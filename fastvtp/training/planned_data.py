@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.file_survey import FileProbe, probe_files
+from fastvtp.data.file_survey import FileProbe, evenly_spread, probe_files
 from fastvtp.data.formats.listing import describe_list
 from fastvtp.data.locations import is_remote, normal, without_secrets
 from fastvtp.data.storage.finding import UnreadableError, size_of
@@ -17,8 +17,6 @@ from fastvtp.errors import UserError, counted
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.initialization import prepare_tokenizer
 from fastvtp.training.task import Task, build_task
-
-T = TypeVar("T")
 
 _TEXTS = 1000
 _NAMED = 3
@@ -70,7 +68,7 @@ def look_at_data(config: TrainConfig, *, files: int, progress: bool = False) -> 
     records = [record for each in (task.records, *task.more) for record in each]
     tokenizer, vocabulary = _tokenizer(config, task)
     videos = len({normal(record.video) for record in records})
-    sample = _spread(records, files) if config.data.features is None else []
+    sample = evenly_spread(records, files) if config.data.features is None else []
     found = probe_files({normal(record.video): () for record in sample}, progress=progress)
     sizes = {video: _bytes(video, probe) for video, probe in found.items()}
     clips = [_clip(record, found, sizes) for record in sample if found[normal(record.video)].reason is None]
@@ -124,7 +122,7 @@ def _lengths(task: Task, tokenizer: Tokenizer | None) -> list[int]:
     """Return the tokens of some texts, evenly spread, cut as the run cuts them."""
     if tokenizer is None:
         return []
-    return [len(ids) for ids in tokenizer.encode(_spread(task.texts, _TEXTS), task.max_text_length)]
+    return [len(ids) for ids in tokenizer.encode(evenly_spread(task.texts, _TEXTS), task.max_text_length)]
 
 
 def _bytes(video: str, probe: FileProbe) -> float | None:
@@ -161,12 +159,6 @@ def _decoded(config: TrainConfig, clip: _Clip) -> float:
     if reading.sampling != "strided" or reading.fps is None:
         return clip.frames
     return min(clip.frames, (config.model.num_frames - 1) / reading.fps * clip.fps + 1)
-
-
-def _spread(values: Sequence[T], number: int) -> list[T]:
-    """Return so many of some values, evenly spread, or all of fewer."""
-    number = min(number, len(values))
-    return [values[place * len(values) // number] for place in range(number)]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastvtp.data.formats.registry import CAPTIONS, LABEL, QUESTIONS, Row, list_format
 from fastvtp.data.formats.source import ListSource
-from fastvtp.data.locations import is_pattern, is_remote
+from fastvtp.data.locations import is_pattern, is_remote, without_query
 from fastvtp.data.storage.shard_names import ENERGON, energon_fields
 from fastvtp.data.storage.tar_samples import CAPTION_FIELDS, VIDEO_FIELDS, tar_samples
 from fastvtp.errors import counted
@@ -23,8 +23,7 @@ _SAID = ("question", "answer", "options", "type", "start", "end", "start_frame",
 def are_tars(source: ListSource) -> bool:
     """Tell whether a list is a tar, a pattern or URL of several, or a folder of them, with no videos beside them."""
     path = source.listed.path
-    name = path.partition("?")[0] if is_remote(path) else path
-    pattern = is_pattern(path)
+    name, pattern = without_query(path), is_pattern(path)
     if name.endswith(".tar"):
         return is_remote(path) or pattern or os.path.isfile(path)
     if is_remote(path):

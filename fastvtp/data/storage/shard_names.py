@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fastvtp.data.locations import is_pattern, is_remote, located, to_be_unpacked, without_secrets
+from fastvtp.data.locations import is_pattern, is_remote, located, to_be_unpacked, without_query, without_secrets
 from fastvtp.data.storage.finding import read_file
 from fastvtp.data.storage.remote import matching
 from fastvtp.data.storage.stored_file import UnreadableError
@@ -95,7 +95,7 @@ def _choices(inner: str) -> list[str] | None:
 
 def _tars_at(place: str, split: str) -> list[str]:
     remote = is_remote(place)
-    name = place.partition("?")[0] if remote else place
+    name = without_query(place)
     if glob.has_magic(name) and _is_no_name(place):
         return _expect_some([found for found in _matching(place) if found.partition("?")[0].endswith(".tar")], place)
     if name.endswith(".tar"):
