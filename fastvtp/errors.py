@@ -37,6 +37,14 @@ def counted(number: int, name: str, verb: str = "") -> str:
     return f"{said} {_OF_ONE[verb] if one else verb}" if verb else said
 
 
+def few(names: Iterable[str], most: int = 5, between: str = ", ") -> str:
+    """Return names as an enumeration: all of them, or the first `most` and how many more there are, "a, b, and 7
+    more"."""
+    every = list(names)
+    more = [f"and {len(every) - most:,} more"] if len(every) > most else []
+    return between.join([*every[:most], *more])
+
+
 def few_of(problems: Iterable[str]) -> str:
     """Return problems of the entries of a checkpoint as an enumeration: all of them where they are few, else the first
     of each kind ("missing ...", "unexpected ...", or a shape that differs) and how many there are more of it."""

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from fastvtp.data.locations import spelled, without_secrets
+from fastvtp.data.locations import refused_url
 from fastvtp.errors import UserError
 
 
@@ -14,7 +14,7 @@ def check_output_file(path: Path | None, option: str = "--output") -> None:
     """
     if path is None:
         return
-    _check_here(path, option, "file")
+    _check_here(path, f"{option} ", "file")
     if path.is_dir():
         raise UserError(f"{option} {path}: is a folder, expected the name of a file")
     if path.is_file() or not path.exists():
@@ -25,16 +25,15 @@ def check_output_folder(path: Path | None, option: str = "--output") -> None:
     """Raise UserError, which names the option, where a folder cannot be written to for what lies there already."""
     if path is None:
         return
-    _check_here(path, option, "folder")
+    _check_here(path, f"{option} ", "folder")
     if path.exists() and not path.is_dir():
         raise UserError(f"{option} {path}: is a file, expected a folder")
     _check_around(path, path.absolute(), option)
 
 
-def _check_here(path: Path, option: str, kind: str) -> None:
-    """Raise UserError for a URL: a path of that name would be a folder "s3:" of the one that the command runs in."""
-    if "://" in (text := spelled(path)):
-        raise UserError(f"{option} {without_secrets(text)}: is a URL, expected a {kind} of this machine")
+def _check_here(path: Path, named: str, kind: str) -> None:
+    if refused := refused_url(path, named, kind):
+        raise UserError(refused)
 
 
 def _check_around(path: Path, around: Path, option: str) -> None:

@@ -85,6 +85,7 @@ def evaluate(
     """Score a model and print the report: text-video retrieval both ways, question answering, or classification."""
     from fastvtp import processes
     from fastvtp.architecture import architecture_of
+    from fastvtp.data.formats.listing import Listing
     from fastvtp.evaluation.protocol import EvaluationProtocol
     from fastvtp.evaluation.scoring import evaluate as score
     from fastvtp.systems.catalogue import open_model
@@ -101,7 +102,13 @@ def evaluate(
         ):
             if value is not None and way not in ways:
                 raise UserError(f"{option} {value}: is for models that {who}, {model} is none")
-        return protocol, opened, lists.of(data), training
+        listed = lists.of(data)
+        if train_data is not None and way == "captions" and "question" not in Listing(listed).first():
+            raise UserError(f"--train-data {train_data}: is for questions, {data} lists none: its captions are scored")
+        if train_data is not None and way == "questions" and opened.answers is None:
+            expected = "is for open-ended questions"
+            raise UserError(f"--train-data {train_data}: {expected}, {model} chooses among the options of each")
+        return protocol, opened, listed, training
 
     with together(run.device) as device:
         protocol, opened, listed, training = processes.all_or_none(prepare)

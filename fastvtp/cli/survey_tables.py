@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastvtp.data.formats.lists import WHAT_BECOMES
-from fastvtp.errors import counted
+from fastvtp.errors import counted, few
 
 _SHOWN, _COUNTED = 5, 6
 
@@ -52,19 +52,19 @@ def _of_list(report: Mapping[str, Any]) -> Iterable[Sequence[str]]:
         yield "name a direction", f"{directions}; {captions['not_mirrored']:.1%} of the records are never mirrored"
     if (classes := report["classes"]) is not None:
         absent = classes["without_a_video"]
-        yield "classes", f"{classes['count']:,}" + (f", without a video: {_few(absent)}" if absent else "")
+        yield "classes", f"{classes['count']:,}" + (f", without a video: {few(absent)}" if absent else "")
         yield "videos a class", _spread(classes["videos_a_class"])
         for which in ("largest", "smallest"):
             yield f"{which} classes", ", ".join(f"{name} {number:,}" for name, number in classes[which].items())
     if twice := report["same_clip"]:
-        yield "the same clip", f"{len(twice):,} times in several records: {_few(map('='.join, twice))}"
+        yield "the same clip", f"{len(twice):,} times in several records: {few(map('='.join, twice))}"
     if ids := report["same_id"]:
-        yield "the same id", f"{len(ids):,} ids, each of several records: {_few(ids)}"
+        yield "the same id", f"{len(ids):,} ids, each of several records: {few(ids)}"
     if report["same_bytes"] is not None:
         groups = report["same_bytes"]
         yield (
             "the same bytes",
-            f"in {len(groups):,} groups of files" + (f": {_few(map('='.join, groups))}" if groups else ""),
+            f"in {len(groups):,} groups of files" + (f": {few(map('='.join, groups))}" if groups else ""),
         )
 
 
@@ -91,10 +91,10 @@ def _of_files(probe: Mapping[str, Any]) -> Iterable[Sequence[str]]:
 def _of_others(others: Iterable[Mapping[str, Any]]) -> Iterable[Sequence[str]]:
     for other in others:
         same = other["same_video"]
-        said = f"{len(same):,} of {other['videos']:,} videos" + (f": {_few(same)}" if same else "")
+        said = f"{len(same):,} of {other['videos']:,} videos" + (f": {few(same)}" if same else "")
         if other["same_bytes"] is not None:
             pairs = ["=".join(pair) for pair in other["same_bytes"]]
-            said += f"; the same bytes under another name: {len(pairs):,}" + (f", {_few(pairs)}" if pairs else "")
+            said += f"; the same bytes under another name: {len(pairs):,}" + (f", {few(pairs)}" if pairs else "")
         if "same_captions" in other:
             said += f"; {other['same_captions']:,} texts"
         yield other["data"], said
@@ -114,8 +114,3 @@ def _spread(numbers: Mapping[str, float] | None, unit: str = "") -> str:
         return "none"
     shown = ", ".join(f"{name} {value:,.4g}" for name, value in numbers.items())
     return f"{shown} {unit}".rstrip()
-
-
-def _few(names: Iterable[str]) -> str:
-    every = list(names)
-    return ", ".join(every[:_SHOWN]) + (f", and {len(every) - _SHOWN:,} more" if len(every) > _SHOWN else "")

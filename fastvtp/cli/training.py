@@ -10,7 +10,7 @@ import typer
 from fastvtp.cli.options import ListOptions, Quiet, add_commands
 from fastvtp.cli.outputs import check_output_file, check_output_folder
 from fastvtp.cli.together import alike, by_first, say, together
-from fastvtp.errors import UserError, counted
+from fastvtp.errors import UserError, counted, few
 
 if TYPE_CHECKING:
     from fastvtp.training.config import TrainConfig
@@ -210,9 +210,8 @@ def entities(
     texts = [caption for record in load_annotations(lists.of(captions)) for caption in record.captions]
     found = build_entities(texts, size, words=None if words is None else read_entities(words))
     write_entities(output, found)
-    first = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")
     number = "1 entity" if len(found) == 1 else f"{len(found)} entities"
-    typer.echo(f"{number} of {counted(len(texts), 'caption')} in {output}: {first}")
+    typer.echo(f"{number} of {counted(len(texts), 'caption')} in {output}: {few(found, 10)}")
 
 
 def register(app: typer.Typer) -> None:

@@ -75,6 +75,14 @@ def spelled(location: str | os.PathLike[str]) -> str:
     return _URL_AS_PATH.sub(r"\1://", text) if isinstance(location, os.PathLike) else text
 
 
+def refused_url(location: str | os.PathLike[str], named: str = "", kind: str = "folder") -> str:
+    """Say that a URL is no place to write to, since a path of that name would be a folder "s3:" of the present one; ""
+    for a path. named: what stands before it, such as "--output "; kind: what is expected, "file" or "folder"."""
+    if "://" not in (text := spelled(location)):
+        return ""
+    return f"{named}{without_secrets(text)}: is a URL, expected a {kind} of this machine"
+
+
 def is_pattern(location: str | os.PathLike[str]) -> bool:
     """Tell whether a text stands for several files: "shards/{000..017}.tar", "shards/*.tar", "shards/[0-9].tar". What
     follows the "?" of a URL does not count."""

@@ -11,9 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fastvtp.data.locations import is_remote, located, spelled, without_secrets
+from fastvtp.data.locations import located, refused_url, spelled
 from fastvtp.data.workers.helper_process import end_idle_helpers
-from fastvtp.errors import UserError, counted
+from fastvtp.errors import UserError, counted, few
 from fastvtp.preparation.decisions import decide, undecided, undo_decisions
 from fastvtp.preparation.encoding import check_codec
 from fastvtp.preparation.engines import Engine, share_of
@@ -29,7 +29,6 @@ from fastvtp.preparation.staleness import staleness_of
 
 logger = logging.getLogger(__name__)
 
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def _prepare_shards(
     with _bar(todo, "preparing", running) as bar:
         running.engine.run([(work, decided.get(work.name)) for work in todo], write_shard, bar.update)
     if missing := [work.name for work in _unfinished(works, decided, manifests)]:
-        return _wait(output, f"shards {_some(missing)} are up to other jobs; the last one writes dataset.json")
+        return _wait(output, f"shards {few(missing)} are up to other jobs; the last one writes dataset.json")
     return _finish(given, works, output, folder, manifests)
 
 
@@ -130,7 +129,7 @@ def conclude(source: str | os.PathLike[str], output: str | os.PathLike[str], set
     given = read_source(source)
     works, manifests = _works(given, output, settings), Manifests()
     if missing := [work.name for work in works if manifests.of(work) is None]:
-        raise UserError(f"{output}: shards {_some(missing)} of {len(works)} are not finished")
+        raise UserError(f"{output}: shards {few(missing)} of {len(works)} are not finished")
     with SharedFolder(output) as folder:
         return _finish(given, works, output, folder, manifests)
 
@@ -138,11 +137,9 @@ def conclude(source: str | os.PathLike[str], output: str | os.PathLike[str], set
 def local_folder(output: str | os.PathLike[str]) -> Path:
     """Return the absolute path of the folder of the shards. Raises UserError for a URL."""
     place = located(spelled(output), os.getcwd())
-    if is_remote(place):
-        raise UserError(
-            f"{without_secrets(place)}: shards are written to a folder of this machine: prepare to one, then copy it "
-            "there; training reads them from there (data.train=URL of the copy)"
-        )
+    if refused := refused_url(place):
+        cure = "prepare to one, then copy it there; training reads them from there (data.train=URL of the copy)"
+        raise UserError(f"{refused}: {cure}")
     return Path(place)
 
 
@@ -199,7 +196,7 @@ def _look_at_stale(own: Sequence[ShardWork], manifests: Manifests, settings: Pre
             )  # fmt: skip
         if changed:
             logger.warning("%s: %s changed since the shards were made: %s; --retry makes them anew",
-                           output, counted(len(changed), "video"), _some(changed))  # fmt: skip
+                           output, counted(len(changed), "video"), few(changed))  # fmt: skip
         return
     logger.info("%s: %s made anew: %s could not be read, %s changed", output, counted(len(stale), "shard"),
                 counted(unreadable, "clip"), counted(len(changed), "video"))  # fmt: skip
@@ -240,15 +237,11 @@ def _unsurveyed(works: Sequence[ShardWork]) -> str:
     if not undecided(works[0].output):
         return ""
     missing = [work.name for work in works if not is_surveyed(work)]
-    return f"shards {_some(missing)}" if missing else ""
+    return f"shards {few(missing)}" if missing else ""
 
 
 def _wait(output: Path, what: str) -> None:
     logger.info("%s: this job is done; %s", output, what)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _bar(works: Sequence[ShardWork], what: str, running: Running) -> tqdm:

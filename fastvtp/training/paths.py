@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fastvtp.architecture import of_all_runs
-from fastvtp.data.locations import is_pattern, is_remote, without_secrets
+from fastvtp.data.locations import is_pattern, is_remote, refused_url
 from fastvtp.errors import ConfigError
 from fastvtp.model_folder import list_checkpoints
 from fastvtp.settings import settings_with
@@ -24,10 +24,8 @@ def check_paths(config: TrainConfig, *, resume: bool = False) -> None:
         if setting != _SCORED_ON and not (resuming and only_at_first):
             missing[setting] = said
     folder = Path(config.output_dir)
-    if "://" in config.output_dir:
-        missing["output_dir"] = (
-            f"output_dir={without_secrets(config.output_dir)} is a URL; give a folder of this machine"
-        )
+    if refused := refused_url(config.output_dir, "output_dir="):
+        missing["output_dir"] = refused
     elif folder.exists() and not folder.is_dir():
         missing["output_dir"] = f"output_dir={folder} is a file; give a folder"
     if missing:

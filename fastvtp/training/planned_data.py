@@ -13,7 +13,7 @@ from fastvtp.data.locations import is_remote, normal, without_secrets
 from fastvtp.data.storage.finding import UnreadableError, size_of
 from fastvtp.data.text import Tokenizer
 from fastvtp.data.timespans import FrameSpan
-from fastvtp.errors import UserError, counted
+from fastvtp.errors import UserError, counted, few
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.initialization import prepare_tokenizer
 from fastvtp.training.task import Task, build_task
@@ -186,7 +186,7 @@ def data_lines(said: Mapping[str, Any]) -> list[tuple[str, str]]:
     parts = [f"{files[name]:.3g} {unit}" for name, unit in _OF_FILES.items() if files[name] is not None]
     rows.append((f"{counted(files['opened'], 'file')} opened, on average", ", ".join(parts) or "none can be decoded"))
     if bad := files["undecodable"]:
-        named = "; ".join(f"{video}: {reason}" for video, reason in list(bad.items())[:_NAMED])
+        named = few((f"{video}: {reason}" for video, reason in bad.items()), _NAMED, "; ")
         rows.append(("cannot be decoded", f"{len(bad)} of {files['opened']}: {named}"))
     return rows
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fastvtp.errors import ConfigError, counted
+from fastvtp.errors import ConfigError, counted, few
 from fastvtp.model_folder import RUN_CONFIG_NAME, step_folders
 from fastvtp.training.config import TrainConfig, differing_settings, saved_steps
 from fastvtp.training.metrics import records_in
@@ -96,8 +96,7 @@ def say_where_none(run_dir: Path) -> None:
 def _in_words(changed: Mapping[str, tuple[Any, Any]]) -> str:
     """Return what settings were and are, those of the first names alone where they are many."""
     said = [f"{name}: was {shown(before)}, is {shown(now)}" for name, (before, now) in sorted(changed.items())]
-    more = f"; and {len(said) - _MOST_NAMED} more" if len(said) > _MOST_NAMED else ""
-    return "; ".join(said[:_MOST_NAMED]) + more
+    return few(said, _MOST_NAMED, "; ")
 
 
 def restore_progress(checkpoint: Path | None, state: TrainingState, run_dir: Path, steps: int) -> None:

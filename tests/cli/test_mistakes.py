@@ -60,7 +60,7 @@ OUTPUTS = [
         ),
         (
             "pretrain simvtp_tiny data.train=list.jsonl data.test=none output_dir=s3://bucket/run",
-            "output_dir=s3://bucket/run is a URL; give a folder of this machine",
+            "output_dir=s3://bucket/run: is a URL, expected a folder of this machine",
         ),
     ],
 )
@@ -84,8 +84,9 @@ def test_a_negative_seed_of_pictures_is_refused(capsys, monkeypatch, here):
     assert "'--seed'" in err
 
 
-def _opens(monkeypatch, scored_by):
-    monkeypatch.setattr("fastvtp.systems.catalogue.open_model", lambda *_: type("Opened", (), {"model": None}))
+def _opens(monkeypatch, scored_by, answers="all"):
+    opened = type("Opened", (), {"model": None, "answers": answers})
+    monkeypatch.setattr("fastvtp.systems.catalogue.open_model", lambda *_: opened)
     monkeypatch.setattr("fastvtp.architecture.architecture_of", lambda _: type("Known", (), {"scored_by": scored_by}))
 
 
@@ -108,11 +109,29 @@ def test_an_option_of_other_models_is_refused(capsys, monkeypatch, here, option)
 )
 def test_an_option_of_a_model_reaches_its_scores(capsys, monkeypatch, here, architecture, options):
     _opens(monkeypatch, architectures()[architecture].scored_by)
+    Path("list.jsonl").write_text('{"video": "a.mp4", "question": "what?", "answer": "that"}\n')
     asked = []
     monkeypatch.setattr("fastvtp.evaluation.scoring.evaluate", lambda *_, **given: asked.append(given) or {})
     status, _, err = run(capsys, monkeypatch, "evaluate", "mine", "list.jsonl", "--device", "cpu", *options)
     assert (status, err) == (0, "")
     assert str(asked[0]["train_data"] or asked[0]["protocol"].top_k) == options[1]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "answers", "said"),
+    [
+        ("video_captioner", None, "is for questions, list.jsonl lists none: its captions are scored"),
+        ("alpro_qa", None, "is for open-ended questions, mine chooses among the options of each"),
+    ],
+)
+def test_training_questions_that_nothing_would_look_at_are_refused(
+    capsys, monkeypatch, here, architecture, answers, said
+):
+    _opens(monkeypatch, architectures()[architecture].scored_by, answers)
+    Path("list.jsonl").write_text('{"video": "a.mp4", "caption": "a dog"}\n')
+    monkeypatch.setattr("fastvtp.evaluation.scoring.evaluate", lambda *_, **given: {})
+    status, _, err = run(capsys, monkeypatch, "evaluate", "mine", "list.jsonl", "--train-data", "train.jsonl")
+    assert (status, err) == (2, f"fastvtp: --train-data train.jsonl: {said}\n")
 
 
 def test_a_folder_that_cannot_be_written_to_is_named_as_it_was_given(monkeypatch, here):

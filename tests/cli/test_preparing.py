@@ -67,7 +67,7 @@ def test_shards_are_not_written_to_a_store(tmp_path, monkeypatch):
     """A path has one slash of the two of a URL, and would be a folder of that name here."""
     monkeypatch.chdir(tmp_path)
     source = captioned(tmp_path / "in", 1)
-    said = r"^s3://bucket/out: shards are written to a folder of this machine: prepare to one, then copy it"
+    said = r"^s3://bucket/out: is a URL, expected a folder of this machine: prepare to one, then copy it there"
     call(source, "s3://user:secret@bucket/out", fails=said)
     call(source, "s3://bucket/out", "--finish", fails=said)
     with pytest.raises(UserError, match=said):

@@ -186,6 +186,14 @@ def energon(tmp_path) -> Path:
     return root
 
 
+def test_a_question_mark_is_a_letter_of_a_local_name(tmp_path):
+    for name in ("a?.tar", "b.tar", "c.tar?copy"):
+        write_tar(tmp_path / name, [])
+    expected = [str(tmp_path / "a?.tar"), str(tmp_path / "b.tar")]
+    assert tars_of(f"{tmp_path}/*") == tars_of(f"{tmp_path}/*.tar") == tars_of(str(tmp_path)) == expected
+    assert tars_of(f"{tmp_path}/a?.tar") == expected[:1]
+
+
 def test_an_energon_data_set_says_its_splits_and_fields(energon):
     records = load_annotations(energon)
     assert [record.captions for record in records] == [("caption 0",), ("caption 2",)]

@@ -10,11 +10,10 @@ from fastvtp.data.formats import general
 from fastvtp.data.formats.registry import CAPTIONS, LABEL, LABELS, QUESTIONS, TELLINGS, ListFormat, Row
 from fastvtp.data.formats.source import ListSource
 from fastvtp.data.locations import to_be_unpacked
-from fastvtp.errors import UserError, counted
+from fastvtp.errors import UserError, counted, few
 
 logger = logging.getLogger(__name__)
 
-_NAMED = 5
 _LIKE_A_SPAN = re.compile(
     r"(?:^|_)(?:start|end|begin|stop|timestamps?)(?:_|$)|^(?:start|end|begin|stop)[A-Z]", re.ASCII
 )
@@ -87,8 +86,3 @@ def say_unread(path: str, source: ListSource, entry: ListFormat) -> None:
         if top and entry is general.class_folders:
             number = counted(len(top), "video", "are")
             logger.warning("%s: %s in no folder of a class and passed over: %s", path, number, few(top))
-
-
-def few(names: list[str]) -> str:
-    """Return some names for a log line, and dots for the others."""
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

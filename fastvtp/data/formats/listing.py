@@ -11,14 +11,14 @@ from functools import cached_property
 from typing import Any
 
 from fastvtp.data.formats.catalogue import EXPECTED, find_format, recognise
-from fastvtp.data.formats.complaints import few, no_field, nothing_listed, say_unread, several_splits
+from fastvtp.data.formats.complaints import no_field, nothing_listed, say_unread, several_splits
 from fastvtp.data.formats.lists import WHAT_BECOMES, VideoList
 from fastvtp.data.formats.registry import LABEL, LABELS, TELLINGS, Row, split_name
 from fastvtp.data.formats.source import CLASS_NAMES, FOLDER_METADATA, ListSource
 from fastvtp.data.locations import is_remote, located, member_of, to_be_unpacked, without_secrets
 from fastvtp.data.storage.shard_names import ENERGON
 from fastvtp.data.video_files import FolderContent, content_of, content_of_url, known_suffix, without_suffix
-from fastvtp.errors import UserError, counted
+from fastvtp.errors import UserError, counted, few
 from fastvtp.files import lines_of, read_text
 
 logger = logging.getLogger(__name__)

@@ -97,7 +97,7 @@ def _tars_at(place: str, split: str) -> list[str]:
     remote = is_remote(place)
     name = without_query(place)
     if glob.has_magic(name) and _is_no_name(place):
-        return _expect_some([found for found in _matching(place) if found.partition("?")[0].endswith(".tar")], place)
+        return _expect_some([found for found in _matching(place) if without_query(found).endswith(".tar")], place)
     if name.endswith(".tar"):
         return [place if remote else os.path.normpath(place)]
     if remote:
