@@ -71,7 +71,7 @@ def pretrain(config: TrainConfig, *, resume: bool = False, progress_bar: bool = 
     """Pretrain or fine-tune, score on `data.test` where given, draw the curves, all in `config.output_dir`: on one
     process, or on all that torchrun started, each of which must call this.
 
-    Returns the report; of a run that a signal ended it has "stopped_by", and no scores.
+    Returns the report; of a run that a signal ended, or the first Ctrl-C, it has "stopped_by", and no scores.
     """
     with run_group(config):
         return _pretrain(config, resume=resume, progress_bar=progress_bar and processes.is_first())
@@ -83,7 +83,9 @@ def _pretrain(config: TrainConfig, *, resume: bool, progress_bar: bool) -> dict[
         find_task(config.task).check_test_settings(config)
 
     processes.all_or_none(check)
-    result = train(config, resume=resume, progress_bar=progress_bar, check=Task.check_test_data)
+    result = train(
+        config, resume=resume, progress_bar=progress_bar, check=Task.check_test_data, heed_interrupts=True
+    )
     run_dir = Path(config.output_dir)
     report = _train_report(config, result)
     if processes.is_first():

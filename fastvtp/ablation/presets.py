@@ -10,6 +10,7 @@ from typing import Any
 
 from fastvtp import processes
 from fastvtp.data.synthetic import SyntheticDataset
+from fastvtp.errors import UserError
 from fastvtp.evaluation.report import REPORT_NAME, write_report
 from fastvtp.model_folder import RUN_CONFIG_NAME
 from fastvtp.runs import pretrain
@@ -50,6 +51,8 @@ def _compared(
     second = pretrain(
         dataclasses.replace(other, steps=steps, output_dir=str(folder)), resume=True, progress_bar=progress_bar
     )
+    if (signal := second.get("stopped_by")) is not None:
+        raise UserError(f"{folder}: stopped by {signal} after step {second['steps']}: the same command goes on")
     found = dict(zip(names, (report, second), strict=True))
     presets = {name: {key: scored[key] for key in _KEPT} for name, scored in found.items()}
     processes.first_decides(lambda: write_report(report_path, {**report, "presets": presets}))

@@ -100,7 +100,7 @@ def launch(
         return
     started = time.time()
     status = line.run()
-    if status and launching.stopped_by(config, started) is not None:
+    if status and launching.stopped_by(config, started) not in (None, "SIGINT"):
         status = config.parallel.stop_exit_code
     raise typer.Exit(status)
 

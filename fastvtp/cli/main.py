@@ -36,6 +36,8 @@ FORMER_NAMES = {"fit": "framing"}
 # seconds that a process holds its message back, so that the one that says why comes first
 _FIRST_FIRST, _OTHERS_FIRST = 1.0, 5.0
 
+_INTERRUPTED = "interrupted; what was written so far is kept"
+
 app = typer.Typer(
     help="Pretrain, fine-tune, probe and score masked video-text models.",
     context_settings={"token_normalize_func": lambda name: FORMER_NAMES.get(name, name)},
@@ -98,7 +100,11 @@ def main() -> None:
             raise
         _stop(error, 2)
     except KeyboardInterrupt:
-        _stop("interrupted; checkpoints written so far are kept", 130)
+        _stop(_INTERRUPTED, 130)
+    except SystemExit as ended:
+        if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):  # which typer makes an exit of
+            _stop(_INTERRUPTED, 130)
+        raise
 
 
 def _stop(message: object, status: int) -> NoReturn:

@@ -38,6 +38,10 @@ Resume = Annotated[
 ]
 
 
+_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells count: what is to follow on success does not follow."""
+
+
 def demo(
     overrides: Overrides = None,
     preset: Preset = "fastvtp",
@@ -126,10 +130,19 @@ def _train(command: str, recipe: str, overrides: list[str] | None, *, resume: bo
 
 
 def _end_if_stopped(report: dict[str, Any], config: "TrainConfig", with_option: str = "") -> None:
-    """End the command where a signal ended its run, with the exit code that the settings say."""
-    if (signal := report.get("stopped_by")) is not None:
-        say(f"stopped by {signal} after step {report['steps']}: the same command{with_option} goes on")
-        raise typer.Exit(config.parallel.stop_exit_code)
+    """End the command where a signal ended its run, with the exit code that the settings say, or 130 after Ctrl-C."""
+    from fastvtp import processes
+    from fastvtp.model_folder import list_checkpoints
+
+    if (signal := report.get("stopped_by")) is None:
+        return
+    interrupted = signal == "SIGINT"
+    saved = list_checkpoints(Path(config.output_dir))
+    where = f"{saved[-1]} is its checkpoint" if saved else "it has no checkpoint yet"
+    who = "Ctrl-C" if interrupted else signal
+    say(f"stopped by {who} after step {report['steps']}; {where}: the same command{with_option} goes on")
+    alone = processes.launched()[1] == 1  # torchrun takes another code of one of its processes for a failure
+    raise typer.Exit(_INTERRUPTED if interrupted and alone else config.parallel.stop_exit_code)
 
 
 def ablate(

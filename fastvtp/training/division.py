@@ -42,7 +42,7 @@ class ParallelConfig:
     hsdp keep torch's own: 10 minutes of NCCL."""
     stop_exit_code: int = 0
     """Exit code of a run that SIGTERM or SIGUSR1 ended, with a checkpoint to go on from; a scheduler may start it anew
-    at one that it knows."""
+    at one that it knows. After Ctrl-C it is 130."""
 
     def __post_init__(self) -> None:
         check_types(self)

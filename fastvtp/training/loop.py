@@ -82,6 +82,7 @@ def train(
     resume: bool = False,
     progress_bar: bool = True,
     check: Callable[[Task], None] | None = None,
+    heed_interrupts: bool = False,
 ) -> TrainResult:
     """Train as `config` says; everything lands in `config.output_dir`.
 
@@ -92,9 +93,11 @@ def train(
     an uninterrupted run on the same machine, and equal but for rounding on another number of processes. `steps` may be
     another than the run began with: the schedule is then that of the new number from there on, which is logged. check:
     raises what speaks against the run once its data are read and before anything is written, such as
-    `Task.check_test_data`. Raises ConfigError, or FloatingPointError for a loss that is not finite.
+    `Task.check_test_data`. heed_interrupts: end after the step, with a checkpoint, at the first Ctrl-C as at the
+    signals of a scheduler, and at once at the second; else KeyboardInterrupt is raised at the first. Raises
+    ConfigError, or FloatingPointError for a loss that is not finite.
     """
-    with run_group(config) as device, StopSignals() as signals:
+    with run_group(config) as device, StopSignals(interrupts=heed_interrupts) as signals:
         begun = _begin(config, device, resume=resume, check=check)
         return _train(config, begun, device, signals, progress_bar=progress_bar and processes.is_first())
 
@@ -179,6 +182,7 @@ def _train(
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, run_dir / RUN_CONFIG_NAME)
         clear_partial_folders(run_dir)
+    signals.heed_interrupts()
     seconds_before, stopped_by = progress.train_seconds, signals.asked()
     with contextlib.ExitStack() as stack:
         writer: Any = None

@@ -1,10 +1,12 @@
-"""Why a run ends early: a scheduler that asks for it, or a loss that is no number."""
+"""Why a run ends early: a scheduler or a person asks for it, or a loss is no number."""
 
 import json
 import logging
 import math
+import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +26,26 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send to all processes of a job before they take its machine away."""
 
 
+_ONE_PRESS = 0.5
+"""Seconds in which signals behind a Ctrl-C belong to it: the terminal sends it to a launcher and to its processes, and
+the launcher passes it on."""
+_HEARD = b"\nCtrl-C: the run ends after this step, with a checkpoint; press it again to end at once\n"
+
+
 class StopSignals:
     """A context in which `STOP_SIGNALS` are noted in place of ending the process, so that a run can save itself first.
+
+    interrupts: whether Ctrl-C (SIGINT) is to be so from `heed_interrupts` on. The first one is then noted, and said;
+    whatever signal comes after it, of `STOP_SIGNALS` or once more Ctrl-C, raises KeyboardInterrupt at once. Until then,
+    and without it, Ctrl-C does what it always does.
 
     Only in the main thread can a program look out for signals; elsewhere they do what they always do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, interrupts: bool = False) -> None:
+        self._interrupts = interrupts
         self._received: signal.Signals | None = None
+        self._interrupted: float | None = None  # when, by time.monotonic
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -39,12 +53,28 @@ class StopSignals:
             self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
+    def heed_interrupts(self) -> None:
+        """Note Ctrl-C from here on, where that is wanted: there is something to save now.
+
+        A process that ignores it, as those do that a shell starts in the background, goes on to ignore it.
+        """
+        if self._interrupts and self._before and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._note)
+
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._interrupted is not None and now - self._interrupted > _ONE_PRESS:
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])
+            raise KeyboardInterrupt
         self._received = signal.Signals(number)
+        if number == signal.SIGINT and self._interrupted is None:
+            self._interrupted = now
+            if processes.is_first():
+                os.write(2, _HEARD)  # a log may be in the middle of a line here, and takes no other one then
 
     def asked(self) -> str | None:
         """Return the name of a signal that any process of the run has received, or None; all of them must ask."""

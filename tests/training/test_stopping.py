@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastvtp.data.loader import VideoTextBatch
+from fastvtp.training import stopping
 from fastvtp.training.stopping import Seen, StopSignals, check_finite
 from tests.ranks import run_ranks
 
@@ -79,3 +80,53 @@ def test_signals_are_noted_and_handlers_given_back(number):
         os.kill(os.getpid(), number)
         assert signals.asked() == number.name
     assert signal.getsignal(number) is before
+
+
+@pytest.fixture
+def of_a_terminal():
+    """SIGINT as Python has it in the foreground, however the tests were started."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_first_interrupt_is_noted_and_said_once_there_is_something_to_save(of_a_terminal, capfd):
+    with StopSignals(interrupts=True) as signals:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signals.asked() is None
+        signals.heed_interrupts()
+        for _ in range(2):  # the terminal's, and the same one passed on by a launcher
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signals.asked() == "SIGINT"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    said = capfd.readouterr().err
+    assert said.strip().splitlines() == [
+        "Ctrl-C: the run ends after this step, with a checkpoint; press it again to end at once"
+    ]
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])  # what torchrun makes of a second Ctrl-C
+def test_whatever_comes_after_an_interrupt_ends_at_once(of_a_terminal, monkeypatch, second):
+    monkeypatch.setattr(stopping, "_ONE_PRESS", -1.0)
+    with StopSignals(interrupts=True) as signals:
+        signals.heed_interrupts()
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), second)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_interrupts_are_the_callers_unless_it_asks(of_a_terminal):
+    with StopSignals() as signals:
+        signals.heed_interrupts()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_process_in_the_background_goes_on_to_ignore_interrupts(of_a_terminal):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopSignals(interrupts=True) as signals:
+        signals.heed_interrupts()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.asked() is None
