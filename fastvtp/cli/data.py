@@ -79,7 +79,7 @@ def check(
     """Count what is in a data set and name what is missing, damaged or there twice, before a run meets it.
 
     The list is read as a run reads it: what becomes of missing videos, by --missing as by data.missing, is said. Ends
-    with the exit code 1 where a file or a span of it cannot be used.
+    with the exit code 1 where a line, a file or a span of it cannot be used.
     """
     from fastvtp.data.survey import read_any, survey
     from fastvtp.data.tokenizers import load_tokenizer
@@ -91,7 +91,7 @@ def check(
     others = replace(lists, split=None)
     named = [lists.of(data), *map(others.of, against or ())]
     named += [replace(lists, split=name).of(data) for name in against_split or ()]
-    sets = [read_any(listed) for listed in named]
+    sets = [read_any(named[0], forgiving=True), *map(read_any, named[1:])]
     report = survey(
         sets[0],
         against=sets[1:],

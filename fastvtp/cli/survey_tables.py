@@ -17,6 +17,8 @@ def tables(report: Mapping[str, Any]) -> list[Any]:
         made.append(_table(f"{counted(probe['files'], 'file')} opened", _of_files(probe)))
     if report["against"]:
         made.append(_table("shared with other data sets", _of_others(report["against"])))
+    if report["malformed"]:
+        made.append(_table(f"{_number_malformed(report)}: a run ends at the first", _malformed(report["malformed"])))
     if wrong := [*_unusable(report)]:
         made.append(_table("cannot be used", wrong))
     return made
@@ -27,10 +29,11 @@ def _table(title: str, rows: Iterable[Sequence[str]]) -> Any:
     from rich.text import Text
 
     # folded: a path that is cut names no file
-    columns = [Column(overflow="fold") for _ in range(2)]
+    rows = list(rows)
+    columns = [Column(overflow="fold") for _ in rows[0]]
     table = Table(*columns, title=Text(title), title_justify="left", show_header=False)
-    for name, value in rows:
-        table.add_row(Text(name), Text(value))  # as it is: paths in brackets are no markup
+    for row in rows:
+        table.add_row(*map(Text, row))  # as it is: paths in brackets are no markup
     return table
 
 
@@ -38,6 +41,8 @@ def _of_list(report: Mapping[str, Any]) -> Iterable[Sequence[str]]:
     spans = f", {report['spans']:,} spans" if report["spans"] else ""
     yield "records", f"{report['records']:,} of {report['videos']:,} videos{spans}"
     yield "files", f"{report['bytes'] / 1e6:,.1f} MB, {len(report['missing']):,} missing{_becomes(report)}"
+    if report["probe"] is None:
+        yield "opened", "none, so damage and the ends of spans are not told: --probe N opens some, --probe all every one"
     if report["not_looked_at"]:
         yield "not looked at", f"{report['not_looked_at']:,} behind URLs: --probe opens them"
     if (captions := report["captions"]) is not None:
@@ -54,8 +59,12 @@ def _of_list(report: Mapping[str, Any]) -> Iterable[Sequence[str]]:
         absent = classes["without_a_video"]
         yield "classes", f"{classes['count']:,}" + (f", without a video: {few(absent)}" if absent else "")
         yield "videos a class", _spread(classes["videos_a_class"])
-        for which in ("largest", "smallest"):
+        spread = classes["videos_a_class"]
+        for which in ("largest", "smallest") if spread and spread["min"] < spread["max"] else ():
             yield f"{which} classes", ", ".join(f"{name} {number:,}" for name, number in classes[which].items())
+    if (repeated := report["repeated_lines"]) is not None:
+        lines = f"{counted(repeated['count'], 'line')} of the same video, span and text as an earlier one"
+        yield "repeated", f"{lines}, the first {repeated['first']}"
     if twice := report["same_clip"]:
         yield "the same clip", f"{len(twice):,} times in several records: {few(map('='.join, twice))}"
     if ids := report["same_id"]:
@@ -84,6 +93,8 @@ def _of_files(probe: Mapping[str, Any]) -> Iterable[Sequence[str]]:
         found = list(probe[name].items())
         more = f", {len(found) - _COUNTED} others" if len(found) > _COUNTED else ""
         yield name, ", ".join(f"{value}: {number:,}" for value, number in found[:_COUNTED]) + more
+    if late := [f"{video} {span}" for video, spans in probe["spans_past_the_end"].items() for span in spans]:
+        yield "past the end", f"{counted(len(late), 'span', 'end')} after the video, whose end counts: {few(late, 1)}"
     odd = ("variable_rate", "interlaced", "mirrored", "pixels_not_square")
     yield "of these", ", ".join(f"{name.replace('_', ' ')} {probe[name]:,}" for name in odd)
 
@@ -100,9 +111,20 @@ def _of_others(others: Iterable[Mapping[str, Any]]) -> Iterable[Sequence[str]]:
         yield other["data"], said
 
 
+def _number_malformed(report: Mapping[str, Any]) -> str:
+    least = "at least " if report["more_malformed"] else ""
+    return f"{least}{counted(len(report['malformed']), 'malformed line')}"
+
+
+def _malformed(lines: Sequence[str]) -> Iterable[Sequence[str]]:
+    yield from ((line,) for line in lines[:_SHOWN])
+    if len(lines) > _SHOWN:
+        yield (f"and {len(lines) - _SHOWN:,} more: --json names all",)
+
+
 def _unusable(report: Mapping[str, Any]) -> Iterable[Sequence[str]]:
     probe = report["probe"] or {"undecodable": {}, "spans_without_a_frame": {}}
-    spans = {video: f"no frame in {', '.join(spans)}" for video, spans in probe["spans_without_a_frame"].items()}
+    spans = {video: f"spans without a frame: {few(told)}" for video, told in probe["spans_without_a_frame"].items()}
     reasons = {**report["missing"], **probe["undecodable"], **spans}
     yield from list(reasons.items())[:_SHOWN]
     if len(reasons) > _SHOWN:
@@ -112,5 +134,7 @@ def _unusable(report: Mapping[str, Any]) -> Iterable[Sequence[str]]:
 def _spread(numbers: Mapping[str, float] | None, unit: str = "") -> str:
     if numbers is None:
         return "none"
+    if numbers["min"] == numbers["max"]:
+        return f"{numbers['min']:,.4g} {unit}".rstrip() + " each"
     shown = ", ".join(f"{name} {value:,.4g}" for name, value in numbers.items())
     return f"{shown} {unit}".rstrip()

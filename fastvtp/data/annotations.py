@@ -124,20 +124,21 @@ def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
     records: dict[Any, VideoRecord] = {}
     captions_of: dict[Any, list[str]] = {}
     for row, location in listing:
-        if "caption" not in row.fields:
-            raise listing.lacks("caption", row)
-        captions, empty = _captions(row.fields, row.place)
-        if not captions and listing.entry.name == "folder":
-            uncaptioned.append(row.fields["video"])
-            continue
-        listing.empty += empty
-        if not captions:
-            continue
-        record = record_of(row.fields, folder, row.place, captions, location=location)
-        clip = _key_of(record)
-        first = records.setdefault(clip, record)
-        if first is not record or len(captions) > 1:
-            captions_of.setdefault(clip, [*first.captions]).extend(captions)
+        with listing.faults:
+            if "caption" not in row.fields:
+                raise listing.lacks("caption", row)
+            captions, empty = _captions(row.fields, row.place)
+            if not captions and listing.entry.name == "folder":
+                uncaptioned.append(row.fields["video"])
+                continue
+            listing.empty += empty
+            if not captions:
+                continue
+            record = record_of(row.fields, folder, row.place, captions, location=location)
+            clip = _key_of(record)
+            first = records.setdefault(clip, record)
+            if first is not record or len(captions) > 1:
+                captions_of.setdefault(clip, [*first.captions]).extend(captions)
     for clip, captions in captions_of.items():
         records[clip] = replace(records[clip], captions=tuple(dict.fromkeys(captions)))
     if uncaptioned:
@@ -162,8 +163,9 @@ def load_videos(path: str | os.PathLike[str]) -> list[VideoRecord]:
         listing = Listing(listing.source, read_as="folder")
     records: dict[Any, VideoRecord] = {}
     for row, location in listing:
-        record = record_of(row.fields, listing.source.folder, row.place, mirrorable=True, location=location)
-        records.setdefault(record.clip, record)
+        with listing.faults:
+            record = record_of(row.fields, listing.source.folder, row.place, mirrorable=True, location=location)
+            records.setdefault(record.clip, record)
     listing.close(len(records))
     if not records:
         raise listing.nothing()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fastvtp.data.annotations import VideoRecord, record_of
+from fastvtp.data.formats.faults import Faults
 from fastvtp.data.formats.listing import Listing
 from fastvtp.data.formats.registry import LABEL, LABELS, Row, text_of
 from fastvtp.data.formats.source import ListSource
@@ -109,26 +110,30 @@ def load_classes(
         class_names = read_class_names(names_file)
     listing = Listing(path, LABEL)
     folder = listing.source.folder
-    rows = [
-        (row.place, record_of(row.fields, folder, row.place, location=location), _label(listing, row))
-        for row, location in listing
-    ]
+    rows: list[_Row] = []
+    for row, location in listing:
+        with listing.faults:
+            record = record_of(row.fields, folder, row.place, location=location)
+            rows.append((row.place, record, _label(listing, row)))
     listing.close(len(rows))
     if not rows:
         raise listing.nothing()
     listing.say_repeated_ids([record.id for _, record, _ in rows])
     if class_names is None:
         class_names = listing.class_names()
+    if class_names is None:
+        rows = _of_one_kind(rows, listing.faults)
     names = _names_of(rows) if class_names is None else tuple(class_names)
     places = {name: number for number, name in enumerate(names)}
-    labels = []
-    for place, _, label in rows:
+    labels, records = [], []
+    for place, record, label in rows:
         known = label in places if isinstance(label, str) else label < len(names)
         if not known:
             whose = "the training set" if names_file is None else names_file
-            raise UserError(f"{place}: no class {label!r} among the {len(names)} classes of {whose}")
+            listing.faults.note(UserError(f"{place}: no class {label!r} among the {len(names)} classes of {whose}"))
+            continue
         labels.append(places[label] if isinstance(label, str) else label)
-    records = (replace(record, captions=(names[i],)) for (_, record, _), i in zip(rows, labels, strict=True))
+        records.append(replace(record, captions=(names[labels[-1]],)))
     return ClassificationSet(tuple(records), tuple(labels), names)
 
 
@@ -155,7 +160,10 @@ def load_targets(
         found = load_classes(source, class_names, names_file=names_file)
         return TargetSet(found.records, tuple((label,) for label in found.labels), found.class_names, False)
     listing = Listing(source, LABELS)
-    rows = [_several(row, listing.source.folder, location) for row, location in listing]
+    rows: list[tuple[str, VideoRecord, list[str]]] = []
+    for row, location in listing:
+        with listing.faults:
+            rows.append(_several(row, listing.source.folder, location))
     listing.close(len(rows))
     if names_file is not None:
         class_names = read_class_names(names_file)
@@ -167,7 +175,9 @@ def load_targets(
     places = {name: number for number, name in enumerate(names)}
     for place, _, shown in rows:
         if unknown := [name for name in shown if name not in places]:
-            raise UserError(f"{place}: no class {unknown[0]!r} among the {len(names)} classes of the training set")
+            among = f"among the {len(names)} classes of the training set"
+            listing.faults.note(UserError(f"{place}: no class {unknown[0]!r} {among}"))
+    rows = [row for row in rows if places.keys() >= {*row[2]}]
     records = tuple(replace(record, captions=(", ".join(shown) or "none",)) for _, record, shown in rows)
     return TargetSet(records, tuple(tuple(places[name] for name in row[2]) for row in rows), names, True)
 
@@ -214,14 +224,19 @@ def _label(listing: Listing, row: Row) -> str | int:
     return label
 
 
-def _names_of(rows: Sequence[_Row]) -> tuple[str, ...]:
-    numbers = [label for *_, label in rows if isinstance(label, int)]
-    if not numbers:
-        return tuple(sorted({str(label) for *_, label in rows}))
+def _of_one_kind(rows: list[_Row], faults: Faults) -> list[_Row]:
+    """Return the rows, without those whose class is a text where others have numbers: these are faults."""
+    if not any(isinstance(label, int) for *_, label in rows):
+        return rows
     for place, _, label in rows:
         if isinstance(label, str):
-            raise UserError(f"{place}: field 'label': expected a number as in other lines, got {label!r}")
-    return tuple(map(str, range(max(numbers) + 1)))
+            faults.note(UserError(f"{place}: field 'label': expected a number as in other lines, got {label!r}"))
+    return [row for row in rows if isinstance(row[2], int)]
+
+
+def _names_of(rows: Sequence[_Row]) -> tuple[str, ...]:
+    numbers = [label for *_, label in rows if isinstance(label, int)]
+    return tuple(map(str, range(max(numbers) + 1))) if numbers else tuple(sorted({str(label) for *_, label in rows}))
 
 
 def _lists_several(source: ListSource) -> bool:

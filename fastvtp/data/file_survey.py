@@ -52,7 +52,8 @@ class FileProbe:
         variable: whether its frames stand at uneven distances in time.
         gop: mean number of frames from one that decoding can start from to the next.
         decode_ms: milliseconds of one thread to open it and to decode the frames of `CLIP`, not scaled.
-        empty_spans: those of its spans in the list that hold no frame.
+        empty_spans: those of its spans in the list that hold no frame, each with the reason.
+        late_ends: those that hold some, and end after it, by which a run has them end; each with by how much.
     """
 
     reason: str | None = None
@@ -71,13 +72,14 @@ class FileProbe:
     gop: float = 0.0
     decode_ms: float = 0.0
     empty_spans: tuple[str, ...] = ()
+    late_ends: tuple[str, ...] = ()
 
 
 def sizes_of(videos: Sequence[str], *, progress: bool = False) -> tuple[dict[str, int], dict[str, str]]:
     """Return the bytes of each local file among these locations, and why others cannot be read; URLs and folders of
     frames are in neither."""
     sizes, missing = {}, {}
-    for video in tqdm(videos, desc="files", unit="file", disable=not progress):
+    for video in tqdm(videos, desc="files", unit="file", disable=not progress or not videos):
         if is_remote(video) or os.path.isdir(video):
             continue
         try:
@@ -95,7 +97,7 @@ def fingerprints(sizes: Mapping[str, int], *, progress: bool = False) -> dict[st
         by_size[size].append(video)
     doubtful = [video for group in by_size.values() if len(group) > 1 for video in group]
     found = {}
-    for video in tqdm(doubtful, desc="equal sizes", unit="file", disable=not progress):
+    for video in tqdm(doubtful, desc="equal sizes", unit="file", disable=not progress or not doubtful):
         digest = hashlib.sha256(str(sizes[video]).encode())
         try:
             with find_file(video).open() as file:
@@ -173,7 +175,7 @@ def probe_file(location: str, spans: Iterable[Span | None] = ()) -> FileProbe:
             took = time.thread_time() - began
             info, times, keyframes = video.info(), video.frame_times(), len(video.keyframes)
             duration = video.duration
-            empty = tuple(span.said for span in spans if span is not None and not span.frames_of(video))
+            told = [_about_span(span, video) for span in spans if span is not None]
         size = None if is_remote(location) or os.path.isdir(location) else size_of(location)
     except (UnreadableError, VideoDecodeError) as error:
         return FileProbe(error.reason)
@@ -192,5 +194,17 @@ def probe_file(location: str, spans: Iterable[Span | None] = ()) -> FileProbe:
         variable=times.rate is None,
         gop=info.frames / max(1, keyframes),
         decode_ms=1000 * took,
-        empty_spans=empty,
+        empty_spans=tuple(empty for empty, _ in told if empty),
+        late_ends=tuple(late for _, late in told if late),
     )
+
+
+def _about_span(span: Span, video: Video) -> tuple[str, str]:
+    """Return what is wrong with a span that holds no frame of its video, and with one that ends after it; else ""."""
+    if not span.frames_of(video):
+        length = span.begins_after(video)
+        return (f"{span.said} holds none" if length is None else f"{span.said} begins after its {length}"), ""
+    # as the loader of a run counts: by milliseconds
+    beyond = round(span.seconds_beyond(video), 3)
+    return "", f"{span.said}, by {beyond:g} s" if beyond else ""
+

@@ -62,13 +62,14 @@ def load_questions(path: str | os.PathLike[str]) -> QuestionSet:
     listing, rows, named = Listing(path, QUESTIONS), [], []
     for row, location in listing:
         said = row.fields
-        if "question" not in said:
-            raise listing.lacks("question", row)
-        if listing.entry.searched and said.get("options", ()).count(said["answer"]) > 1:
-            listing.dropped_questions += 1
-            continue
-        named += [said["id"]] if isinstance(said.get("id"), str) else []  # others are called by their videos
-        rows.append(_question(said, listing.source.folder, row.place, location))
+        with listing.faults:
+            if "question" not in said:
+                raise listing.lacks("question", row)
+            if listing.entry.searched and said.get("options", ()).count(said["answer"]) > 1:
+                listing.dropped_questions += 1
+                continue
+            rows.append(_question(said, listing.source.folder, row.place, location))
+            named += [said["id"]] if isinstance(said.get("id"), str) else []  # others are called by their videos
     if listing.dropped_questions:
         number = counted(listing.dropped_questions, "question", "have")
         logger.warning("%s: %s the right answer twice among the options: left out", listing.path, number)

@@ -13,12 +13,14 @@ import numpy as np
 from fastvtp.data.annotations import VideoRecord, load_annotations, load_videos, mentions_direction
 from fastvtp.data.classes import load_targets
 from fastvtp.data.file_survey import FileProbe, evenly_spread, fingerprints, probe_files, sizes_of
+from fastvtp.data.formats.faults import Faults
 from fastvtp.data.formats.listing import Listing, left_out_of
+from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.source import ListSource
 from fastvtp.data.locations import is_remote, normal
 from fastvtp.data.questions import load_questions
 from fastvtp.data.text import Tokenizer
-from fastvtp.errors import UserError
+from fastvtp.errors import UserError, counted
 
 ALL = -1
 """As a number of files to probe: every one."""
@@ -35,6 +37,11 @@ class ListedSet:
         records: with the texts that belong to that kind as captions.
         classes: the number of records of each class by its name; empty for other kinds.
         left_out: videos, as the list names them, that are not there and that a run leaves out: no record has them.
+        malformed: what is wrong with lines that cannot be read, with file, line and field, a text each; no record has
+            them, and a run refuses the list.
+        more_malformed: whether there may be further ones, since reading ended before the list did.
+        repeated: lines that say what an earlier one says of the same video and span.
+        first_repeated: the place of the first of these.
     """
 
     path: str
@@ -42,22 +49,37 @@ class ListedSet:
     records: Sequence[VideoRecord]
     classes: Mapping[str, int]
     left_out: Sequence[str] = ()
+    malformed: Sequence[str] = ()
+    more_malformed: bool = False
+    repeated: int = 0
+    first_repeated: str = ""
 
 
-def read_any(path: str | os.PathLike[str]) -> ListedSet:
+def read_any(path: str | os.PathLike[str], *, forgiving: bool = False) -> ListedSet:
     """Read a list or a folder of videos, a path or a `VideoList`, of whichever kind it is.
+
+    forgiving: malformed lines are left out and told, and repeated ones counted; else the first malformed one raises.
 
     Raises:
         FileNotFoundError: nothing there.
         UserError: it cannot be read as any kind; the message is of the likeliest.
     """
-    source = ListSource.of(path)
+    faults = Faults(collects=forgiving)
+    source = ListSource(VideoList.of(path), faults=faults)
     first: UserError | None = None
     for kind in _kinds_of(source):
+        faults.begin()
         try:
-            return replace(_READERS[kind](source), left_out=left_out_of(source))
+            listed = _READERS[kind](source)
         except UserError as error:
             first = first or error
+            continue
+        told = {"malformed": tuple(faults.found), "more_malformed": faults.more}
+        repeated = {"repeated": faults.repeated, "first_repeated": faults.first_repeated}
+        return replace(listed, left_out=left_out_of(source), **told, **repeated)
+    if faults.found:
+        lines = counted(len(faults.found), "malformed line")
+        raise UserError(f"{next(iter(faults.found))}; {lines}, and no other")
     raise first or UserError(f"{source}: lists no videos")
 
 
@@ -83,8 +105,10 @@ def survey(
         progress: show bars.
 
     Returns:
-        A report that JSON holds. "unusable" is the number of files that are missing or cannot be decoded and of spans
-        that hold no frame; each is named with its reason in "missing" or in "probe". Of the missing, "left_out" counts
+        A report that JSON holds. "unusable" is the number of malformed lines, of files that are missing or cannot be
+        decoded and of videos with spans that hold no frame; each is named with its reason in "malformed", in "missing"
+        or in "probe", where "spans_past_the_end" names those that end after their videos. Of the missing, "left_out"
+        counts
         those that a run of the same list leaves out, as `VideoList.missing` says; it keeps the others, and meets bad
         files. Files behind a URL are looked at only where they are probed; "not_looked_at" counts them.
     """
@@ -113,6 +137,9 @@ def survey(
         "bytes": sum(sizes.values()),
         "captions": _captions(listed, tokenizer) if listed.kind in ("captions", "questions") else None,
         "classes": _classes(listed.classes) if listed.classes else None,
+        "malformed": list(listed.malformed),
+        "more_malformed": listed.more_malformed,
+        "repeated_lines": {"count": listed.repeated, "first": listed.first_repeated} if listed.repeated else None,
         "missing": missing,
         "left_out": len(listed.left_out),
         "not_looked_at": sum(is_remote(video) and video not in found for video in own),
@@ -123,7 +150,7 @@ def survey(
         "probe": _summary(found) if probe else None,
     }
     bad = sum(probe.reason is not None or bool(probe.empty_spans) for probe in found.values())
-    return {**report, "unusable": len(missing) + bad}
+    return {**report, "unusable": len(listed.malformed) + len(missing) + bad}
 
 
 # --- Reading
@@ -143,7 +170,10 @@ def _kinds_of(source: ListSource) -> Iterable[str]:
 
 def _name_of(source: ListSource) -> str:
     split = source.listed.split
-    return str(source) if split is None else f"{source}, split {split}"
+    path = str(source)
+    if ".." in path.split("/") and not is_remote(path):
+        path = os.path.realpath(path)
+    return path if split is None else f"{path}, split {split}"
 
 
 def _of_classes(source: ListSource) -> ListedSet:
@@ -254,6 +284,7 @@ def _summary(found: Mapping[str, FileProbe]) -> dict[str, Any]:
         "files": len(found),
         "undecodable": {video: probe.reason for video, probe in found.items() if probe.reason is not None},
         "spans_without_a_frame": {video: probe.empty_spans for video, probe in found.items() if probe.empty_spans},
+        "spans_past_the_end": {video: probe.late_ends for video, probe in found.items() if probe.late_ends},
         "seconds": quantiles(probe.seconds for probe in good),
         "frames": quantiles(probe.frames for probe in good),
         "megabytes": quantiles(probe.bytes / 1e6 for probe in good if probe.bytes is not None),

@@ -141,8 +141,18 @@ def test_what_cannot_be_used_is_named_with_its_reason(folder):
     probe = report["probe"]
     assert list(probe["undecodable"]) == [f"{folder}/cut.mp4"]
     assert probe["undecodable"][f"{folder}/cut.mp4"].startswith("truncated")
-    assert probe["spans_without_a_frame"] == {f"{folder}/plain.mp4": ("60-end s", "frames 500-end")}
+    said = ("60-end s begins after its 5 s", "frames 500-end begins after its 120 frames")
+    assert probe["spans_without_a_frame"] == {f"{folder}/plain.mp4": said}
     assert report["unusable"] == 3
+
+
+def test_spans_that_end_after_their_videos_are_told_and_can_be_used(folder):
+    spans = ({"start": 4, "end": 5}, {"start": 4, "end": 6.25}, {"start_frame": 100, "end_frame": 132}, {"end": 5.0001})
+    write_lines(folder / "ends.jsonl", *({"video": "plain.mp4", "caption": "x", **span} for span in spans))
+    report = found(folder, "ends.jsonl", probe=ALL)
+    late = ("4-6.25 s, by 1.25 s", "frames 100-132, by 0.5 s")  # of 120 frames at 24 a second
+    assert report["probe"]["spans_past_the_end"] == {f"{folder}/plain.mp4": late}
+    assert (report["probe"]["spans_without_a_frame"], report["unusable"]) == ({}, 0)
 
 
 def test_the_same_bytes_are_found_within_and_between_sets_whatever_is_opened(folder, monkeypatch):

@@ -132,8 +132,8 @@ def _entries(source: ListSource, name: str) -> Iterator[tuple[str, dict[str, Any
     entries = document(source, name)
     if not isinstance(entries, list):
         raise UserError(f"{source.path}: field '{name}': expected a list")
-    for count, entry in enumerate(entries, start=1):
-        place = f"{source.path}, {name}, entry {count}"
+    placed = ((f"{source.path}, {name}, entry {count}", entry) for count, entry in enumerate(entries, start=1))
+    for place, entry in source.faults.entries(placed):
         yield place, object_of(entry, place)
 
 
@@ -148,8 +148,8 @@ def msvd(source: ListSource) -> Iterator[Row]:
     for split in ("train", "val", "test"):
         if (path := source.beside(f"{split}_list.txt")) is not None:
             split_of |= dict.fromkeys(map(str.strip, lines_of(read_text(path))), split)
-    for name, said in _read_pickle(source).items():
-        place = f"{source.path}, {name!r}"
+    videos = ((f"{source.path}, {name!r}", (name, said)) for name, said in _read_pickle(source).items())
+    for place, (name, said) in source.faults.entries(videos):
         if not isinstance(said, list) or not all(isinstance(each, list) for each in said):
             raise UserError(f"{place}: field 'captions': expected a list of them, each a list of words")
         words = [texts({"words": each}, "words", place) for each in said]

@@ -216,16 +216,21 @@ def parquet(source: ListSource) -> Iterator[Row]:
         except (arrow.ArrowException, OSError) as error:
             raise UserError(f"{path}: no parquet file: {str(error).splitlines()[0]}") from None
         columns = _columns(source, file.schema_arrow.names)
-        count = 0
-        for group in range(file.num_row_groups):
-            for row in _rows_of(file, group, columns):
-                place = f"{path}, row {count}"
-                if row[columns["video"]] is None:  # its bytes are in the row
-                    row[columns["video"]] = in_archive(str(path), str(count))
-                    row.setdefault(columns.get("id", "id"), f"{path.name}::{count}")
-                fields = _named(row, {"id": "id", **columns}, place)
-                yield Row(place, ({"split": split} if split else {}) | fields)
-                count += 1
+        for place, (count, row) in source.faults.entries(_numbered(path, file, columns)):
+            if row[columns["video"]] is None:  # its bytes are in the row
+                row[columns["video"]] = in_archive(str(path), str(count))
+                row.setdefault(columns.get("id", "id"), f"{path.name}::{count}")
+            fields = _named(row, {"id": "id", **columns}, place)
+            yield Row(place, ({"split": split} if split else {}) | fields)
+
+
+def _numbered(
+    path: Path, file: Any, columns: Mapping[str, str]
+) -> Iterator[tuple[str, tuple[int, dict[str, Any]]]]:
+    """Return the rows of a parquet file behind their places and numbers."""
+    groups = range(file.num_row_groups)
+    for count, row in enumerate(row for group in groups for row in _rows_of(file, group, columns)):
+        yield f"{path}, row {count}", (count, row)
 
 
 def _rows_of(file: Any, group: int, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from fastvtp.data.formats.complaints import no_field, nothing_listed, say_unread
 from fastvtp.data.formats.lists import WHAT_BECOMES, VideoList
 from fastvtp.data.formats.registry import LABEL, LABELS, TELLINGS, Row, split_name
 from fastvtp.data.formats.source import CLASS_NAMES, FOLDER_METADATA, ListSource
-from fastvtp.data.locations import is_remote, located, member_of, to_be_unpacked, without_secrets
+from fastvtp.data.locations import is_remote, located, member_of, normal, to_be_unpacked, without_secrets
 from fastvtp.data.storage.shard_names import ENERGON
 from fastvtp.data.video_files import FolderContent, content_of, content_of_url, known_suffix, without_suffix
 from fastvtp.errors import UserError, counted, few
@@ -24,6 +24,7 @@ from fastvtp.files import lines_of, read_text
 logger = logging.getLogger(__name__)
 
 _NAMED = 5
+_SAID = ("start", "end", "start_frame", "end_frame", "caption", "label", "labels", "question", "answer", "options")
 ALL = "all"
 
 
@@ -33,6 +34,7 @@ class Listing:
     Attributes:
         listed: what was asked for.
         entry: the format that the list has.
+        faults: what becomes of malformed rows: `with` it a reader makes something of a row.
         empty: captions that were empty and left out; readers of captions count them.
         dropped_questions: questions that were left out; readers of questions count them.
     """
@@ -46,7 +48,7 @@ class Listing:
             UserError: no format fits, several do, or the one that does says nothing of what is wanted.
         """
         self.source = _source(ListSource.of(path), wanted)
-        self.listed = self.source.listed
+        self.listed, self.faults = self.source.listed, self.source.faults
         self.entry = recognise(self.source, wanted) if read_as is None else find_format(read_as)
         if wanted is not None and wanted not in self.entry.tells:
             said = " and ".join(TELLINGS[each] for each in self.entry.tells) or "paths alone"
@@ -133,8 +135,11 @@ class Listing:
                 self._bad_spans += 1
                 continue
             row, location = self._located(row)
-            if location is not None:
-                yield row, location
+            if location is None:
+                continue
+            if self.faults.collects:
+                self.faults.compare(row.place, (normal(location), [row.fields.get(name) for name in _SAID]))
+            yield row, location
 
     def close(self, videos: int, **counts: int) -> None:
         """Say what was read, in one line, and what was left out, in one line each; counts: of what else, by its name.
@@ -349,10 +354,10 @@ def _source(given: ListSource, wanted: str | None) -> ListSource:
     if wanted not in (LABEL, LABELS) or str(given.path) == os.path.abspath(listed):
         return given
     other = not given.prepared and given.path.name not in FOLDER_METADATA
-    source = ListSource(listed, FOLDER_METADATA) if other else given
+    source = ListSource(listed, FOLDER_METADATA, given.faults) if other else given
     named = {wanted, listed.columns.label} & {*source.first, *source.cells}
     in_folder = str(source.path) != os.path.abspath(listed)
-    return ListSource(listed, ()) if in_folder and not named else source
+    return ListSource(listed, (), given.faults) if in_folder and not named else source
 
 
 def _place_of(folder: str) -> str:

@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from fastvtp.data.formats.faults import Faults
 from fastvtp.data.formats.fetched import folder_of, local_copy
 from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.video_files import FolderContent, content_of
@@ -47,12 +48,15 @@ class ListSource:
         home: what its relative paths start from: its folder, or the URL that a list was fetched from.
         names: the fields of all objects that were read of it, in the order of their first lines.
         fitting: the formats that it looks like, once `fastvtp.data.formats.catalogue.recognise` has asked all of them.
+        faults: what becomes of malformed lines; the first one raises its error, unless others are given.
     """
 
-    def __init__(self, listed: VideoList, inner: tuple[str, ...] = FOLDER_LISTS):
-        self.listed = listed
+    def __init__(self, listed: VideoList, inner: tuple[str, ...] = FOLDER_LISTS, faults: Faults | None = None):
+        self.listed, self.faults = listed, faults or Faults()
         copy = local_copy(listed.path)
         self.path = Path(listed.path).absolute() if copy is None else copy
+        if ".." in self.path.parts:  # one spelling, where it is linked, too
+            self.path = self.path.resolve()
         self.prepared = False
         if inner and (listed_there := _prepared_list(self.path)) is not None:
             self.path, self.prepared = listed_there, True
@@ -82,16 +86,32 @@ class ListSource:
     def first_row(self, read: Callable[[ListSource], Iterator[_Row]]) -> _Row | None:
         """Return the first row that a format's `read` gives, which `all_rows` gives again; None: there is none."""
         if read not in self._begun:
-            rows = read(self)
+            rows = self._rows_of(read)
             self._begun[read] = (next(rows, None), rows)
         return self._begun[read][0]
 
     def all_rows(self, read: Callable[[ListSource], Iterator[_Row]]) -> Iterator[_Row]:
         """Return the rows that a format's `read` gives, going on behind the first where `first_row` asked for it."""
         if (begun := self._begun.pop(read, None)) is None:
-            return read(self)
+            return self._rows_of(read)
         first, rows = begun
         return rows if first is None else chain((first,), rows)
+
+    def _rows_of(self, read: Callable[[ListSource], Iterator[_Row]]) -> Iterator[_Row]:
+        return self._rows_but_malformed(read) if self.faults.collects else read(self)
+
+    def _rows_but_malformed(self, read: Callable[[ListSource], Iterator[_Row]]) -> Iterator[_Row]:
+        """Return all rows but those of malformed entries, at each of which reading begins anew without it."""
+        given, goes_on = 0, True
+        while goes_on:
+            try:
+                for number, row in enumerate(read(self)):
+                    if number >= given:
+                        given = number + 1
+                        yield row
+                return
+            except UserError as error:
+                goes_on = self.faults.leave_out(error)
 
     def place(self, line: int) -> str:
         """Return "file, line number"."""
@@ -108,7 +128,7 @@ class ListSource:
 
     def other(self, path: Path) -> ListSource:
         """Return the source of another file of the same publication."""
-        return ListSource(VideoList(str(path)))
+        return ListSource(VideoList(str(path)), faults=self.faults)
 
     @cached_property
     def content(self) -> FolderContent:
@@ -153,9 +173,8 @@ class ListSource:
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Return the lines that are not blank, each behind its place."""
-        for number, line in enumerate(lines_of(self.text), start=1):
-            if line.strip():
-                yield self.place(number), line
+        lines = enumerate(lines_of(self.text), start=1)
+        yield from self.faults.entries((self.place(number), line) for number, line in lines if line.strip())
 
     # --- Tables
 
@@ -188,6 +207,9 @@ class ListSource:
         Raises:
             UserError: a row with another number of cells; quotes that do not end.
         """
+        return self.faults.entries(self._rows(columns, quoted=quoted))
+
+    def _rows(self, columns: tuple[str, ...], *, quoted: bool) -> Iterator[tuple[str, dict[str, str]]]:
         quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
         reader = csv.reader(io.StringIO(self.text, newline=""), delimiter=self.delimiter, quoting=quoting, strict=True)
         header = list(columns)
@@ -196,7 +218,8 @@ class ListSource:
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                raise UserError(f"{self.place(start)}: no row of a table: {error}") from None
+                self.faults.note(UserError(f"{self.place(start)}: no row of a table: {error}"))
+                continue
             if cells is None:
                 return
             if not any(cell.strip() for cell in cells):
@@ -207,7 +230,7 @@ class ListSource:
                 field = header[min(len(cells), len(header) - 1)]
                 what = "missing" if len(cells) < len(header) else "not the last"
                 counts = f"expected {len(header)} columns, got {len(cells)}"
-                raise UserError(f"{self.place(start)}: field '{field}': is {what}, {counts}")
+                self.faults.note(UserError(f"{self.place(start)}: field '{field}': is {what}, {counts}"))
             else:
                 yield self.place(start), dict(zip(header, cells, strict=True))
 
@@ -255,7 +278,7 @@ class ListSource:
             FileNotFoundError: nothing there.
             UserError: what is no JSON, or no object.
         """
-        for place, fields in self._objects():
+        for place, fields in self.faults.entries(self._objects()):
             if not fields.keys() <= self.names.keys():
                 self.names |= dict.fromkeys(fields)
             yield place, fields
@@ -263,17 +286,19 @@ class ListSource:
     def _objects(self) -> Iterator[tuple[str, dict[str, Any]]]:
         if self._layout[0] != "values":
             with self.open() as file:
-                yield from _objects_in(file, self.path)
+                yield from _objects_in(file, self.path, self.faults)
             return
         try:
             for number, value in values_of(self.text):
-                if not isinstance(value, dict):
-                    raise UserError(f"{self.path}, {number}: expected an object, got {type(value).__name__}")
-                yield f"{self.path}, {number}", value
+                if isinstance(value, dict):
+                    yield f"{self.path}, {number}", value
+                    continue
+                self.faults.note(
+                    UserError(f"{self.path}, {number}: expected an object, got {type(value).__name__}")
+                )
         except json.JSONDecodeError as error:
-            raise UserError(
-                f"{self.place(error.lineno)}: not JSON: {_fault_of(error)} at column {error.colno}"
-            ) from None
+            found = f"{_fault_of(error)} at column {error.colno}"
+            self.faults.note(UserError(f"{self.place(error.lineno)}: not JSON: {found}"))
 
 
 def values_of(text: str) -> Iterator[tuple[str, Any]]:
@@ -309,23 +334,28 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, An
         UserError: a line that is not a JSON object.
     """
     with existing_file(path).open("rb") as file:
-        yield from _objects_in(file, path)
+        yield from _objects_in(file, path, Faults())
 
 
-def _objects_in(file: BinaryIO, path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _objects_in(
+    file: BinaryIO, path: str | os.PathLike[str], faults: Faults
+) -> Iterator[tuple[str, dict[str, Any]]]:
     named = f"{path}, line "
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
         try:
-            fields = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            fields = json.loads(line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8"))
         except json.JSONDecodeError as error:
-            raise UserError(f"{named}{number}: not JSON: {_fault_of(error)} at column {error.colno}") from None
+            wrong = f"not JSON: {_fault_of(error)} at column {error.colno}"
         except UnicodeDecodeError as error:
-            raise UserError(f"{named}{number}: expected UTF-8 text: {error}") from None
-        if not isinstance(fields, dict):
-            raise UserError(f"{named}{number}: expected an object, got {type(fields).__name__}")
-        yield f"{named}{number}", fields
+            wrong = f"expected UTF-8 text: {error}"
+        else:
+            if isinstance(fields, dict):
+                yield f"{named}{number}", fields
+                continue
+            wrong = f"expected an object, got {type(fields).__name__}"
+        faults.note(UserError(f"{named}{number}: {wrong}"))
 
 
 def _fault_of(error: json.JSONDecodeError) -> str:
