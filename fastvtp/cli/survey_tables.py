@@ -51,7 +51,7 @@ def _of_list(report: Mapping[str, Any]) -> Iterable[Sequence[str]]:
         yield "words a text", _spread(captions["words"])
         if captions["tokens"] is not None:
             yield "tokens a text", _spread(captions["tokens"])
-        yield "of several records", f"{captions['of_several_records']:,} texts"
+        yield "of several records", counted(captions["of_several_records"], "text")
         yield "not ASCII", f"{captions['not_ascii']:.1%} of the texts"
         directions = f"{captions['name_a_direction']:.1%} of the texts"
         yield "name a direction", f"{directions}; {captions['not_mirrored']:.1%} of the records are never mirrored"
@@ -66,14 +66,14 @@ def _of_list(report: Mapping[str, Any]) -> Iterable[Sequence[str]]:
         lines = f"{counted(repeated['count'], 'line')} of the same video, span and text as an earlier one"
         yield "repeated", f"{lines}, the first {repeated['first']}"
     if twice := report["same_clip"]:
-        yield "the same clip", f"{len(twice):,} times in several records: {few(map('='.join, twice))}"
+        yield "the same clip", f"{counted(len(twice), 'time')} in several records: {few(map('='.join, twice))}"
     if ids := report["same_id"]:
-        yield "the same id", f"{len(ids):,} ids, each of several records: {few(ids)}"
+        yield "the same id", f"{counted(len(ids), 'id')}, each of several records: {few(ids)}"
     if report["same_bytes"] is not None:
         groups = report["same_bytes"]
         yield (
             "the same bytes",
-            f"in {len(groups):,} groups of files" + (f": {few(map('='.join, groups))}" if groups else ""),
+            f"in {counted(len(groups), 'group')} of files" + (f": {few(map('='.join, groups))}" if groups else ""),
         )
 
 

@@ -67,6 +67,62 @@ def test_what_cannot_be_used_ends_with_the_code_1(command, folder, monkeypatch):
     assert set(json.loads(out)["probe"]["undecodable"].values()) == {"took longer than 7.5 s, 2 at a time"}
 
 
+def test_all_that_is_wrong_with_lines_is_told_and_ends_with_the_code_1(command, folder):
+    rows = [json.dumps({"video": "a.mp4", "caption": "x"})] * 2
+    (folder / "lines.jsonl").write_text("\n".join([*rows, *['{"video": 1, "caption": "y"}'] * 7, rows[0], '{"a']))
+    status, out, _ = command("check", "lines.jsonl", "--quiet")
+    assert status == 1
+    assert "8 malformed lines: a run ends at the first" in out
+    named = [line for line in out.splitlines() if "field 'video': expected non-empty text, got 1" in line]
+    assert [f"lines.jsonl, line {number}:" in line for number, line in enumerate(named, start=3)] == [True] * 5
+    assert "and 3 more: --json names all" in out
+    assert "2 lines of the same video, span and text as an earlier one, the first" in out
+    assert "opened" in out
+    assert "none, so damage and the ends of spans are not told: --probe N opens some, --probe all every one" in out
+    status, out, _ = command("check", "lines.jsonl", "--json", "--quiet")
+    report = json.loads(out)
+    assert (status, report["unusable"], len(report["malformed"]), report["more_malformed"]) == (1, 8, 8, False)
+    assert report["malformed"][-1].endswith("lines.jsonl, line 11: not JSON: Unterminated string starting at column 2")
+    assert "of the same video" not in command("check", "list.jsonl", "--quiet")[1]
+
+
+def test_spans_are_told_where_files_are_opened(command, folder):
+    spans = ({"start": 9}, {"start": 2, "end": 4})  # of 2.5 s
+    write_lines(folder / "spans.jsonl", *({"video": "a.mp4", "caption": "x", **span} for span in spans))
+    assert command("check", "spans.jsonl", "--quiet")[0] == 0
+    status, out, _ = command("check", "spans.jsonl", "--quiet", "--probe", "all")
+    assert status == 1
+    assert "none, so damage" not in out
+    assert "spans without a frame: 9-end s begins after its 2.5 s" in out
+    assert f"1 span ends after the video, whose end counts: {folder}/a.mp4 2-4 s, by 1.5 s" in out
+
+
+def test_a_file_has_one_spelling(command, folder, monkeypatch):
+    (folder / "deep").mkdir()
+    write_lines(folder / "deep/list.jsonl", {"video": "../gone.mp4", "caption": "x"}, {"video": "../a.mp4"})
+    monkeypatch.chdir(folder / "deep")
+    status, out, err = command("check", "../deep/../deep/list.jsonl", "--quiet")
+    assert status == 1
+    assert ".." not in out + err
+    assert f"{folder}/gone.mp4" in out
+    assert f"{folder}/deep/list.jsonl, line 2: field 'caption'" in out
+
+
+def test_equal_values_make_one_row_and_no_empty_bar(command, folder):
+    status, out, err = command("check", "list.jsonl", "--probe", "all")
+    assert status == 0
+    assert "2.5 s each" in out
+    assert "60 each" in out
+    assert ", max 60" not in out
+    write_lines(folder / "one.jsonl", {"video": "a.mp4", "label": "x"}, {"video": "b.mp4", "label": "y"})
+    (folder / "b.mp4").write_bytes((folder / "b.mp4").read_bytes() + b"\0")  # no two files are as large as each other
+    status, out, err = command("check", "one.jsonl", "--probe", "1")
+    assert "equal sizes" not in err
+    assert "probing" in err
+    assert "1 each" in out
+    assert "largest" not in out
+
+
 def test_names_are_folded_and_never_cut(command, folder, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     name = f"{'a_long_name' * 15}.mp4"

@@ -137,9 +137,10 @@ class Listing:
             row, location = self._located(row)
             if location is None:
                 continue
-            if self.faults.collects:
-                self.faults.compare(row.place, (normal(location), [row.fields.get(name) for name in _SAID]))
+            before = len(self.faults.found)
             yield row, location
+            if self.faults.collects and len(self.faults.found) == before:
+                self.faults.compare(row.place, (normal(location), [row.fields.get(name) for name in _SAID]))
 
     def close(self, videos: int, **counts: int) -> None:
         """Say what was read, in one line, and what was left out, in one line each; counts: of what else, by its name.
