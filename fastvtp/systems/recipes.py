@@ -7,6 +7,7 @@ do without it is the same for both, but for what "fastvtp" recommends of each mo
 
 import inspect
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
@@ -21,6 +22,8 @@ from fastvtp.training.paths import check_paths
 from fastvtp.training.published import published_of, shown, sourced_settings
 
 logger = logging.getLogger(__name__)
+
+_SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[A-Z`])")
 
 
 def recipes() -> dict[str, Callable[[str], TrainConfig]]:
@@ -74,7 +77,6 @@ def describe_recipe(name: str, preset: str = "fastvtp") -> dict[str, Any]:
 
 
 def _summary(name: str, config: TrainConfig) -> dict[str, Any]:
-    about = inspect.cleandoc(recipes()[name].__doc__ or "").partition("\n\n")[0].replace("\n", " ")
     return {
         "name": name,
         "command": config.command,
@@ -82,8 +84,17 @@ def _summary(name: str, config: TrainConfig) -> dict[str, Any]:
         "clips_a_step": config.batch_size,
         "steps": config.steps,
         "clips": config.batch_size * config.steps,
-        "what": about.partition(". ")[0].rstrip("."),
+        "what": first_sentence(inspect.cleandoc(recipes()[name].__doc__ or "")),
     }
+
+
+def first_sentence(about: str) -> str:
+    """Return the first sentence of a docstring on one line, with the command that ends it where it leads up to one."""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in about.split("\n\n")]
+    text = paragraphs[0]
+    if not text.endswith(".") and len(paragraphs) > 1:
+        return f"{text} `{paragraphs[1]}`"
+    return _SENTENCE_END.split(text, maxsplit=1)[0]
 
 
 def recipe_config(
