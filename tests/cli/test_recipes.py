@@ -41,7 +41,7 @@ def test_the_preset_and_json(capsys):
     assert [entry["name"] for entry in json.loads(shown(capsys, "--json"))] == list(recipes())
 
 
-@pytest.mark.parametrize("width", [70, 100])
+@pytest.mark.parametrize("width", [80, 120])
 def test_what_is_shown_is_wrapped_to_the_terminal_and_whole(capsys, monkeypatch, width):
     """Whole sentences: what every recipe says of itself is there, word by word."""
     monkeypatch.setenv("COLUMNS", f"{width}")
