@@ -1,6 +1,7 @@
 """The command that computes what a run of many processes would take."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from fastvtp.cli.launching import AnyRecipe
 from fastvtp.cli.options import Quiet, add_commands
 from fastvtp.cli.outputs import check_output_file
 from fastvtp.cli.training import Overrides, Preset
+from fastvtp.errors import counted
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,23 @@ class MachineOptions:
     storage: Annotated[float, typer.Option(help="What all machines together write, in GB a second.")] = 5.0
     failures: Annotated[float, typer.Option(help="How often a machine fails in a month.")] = 1.0
     restart_minutes: Annotated[float, typer.Option(help="Minutes from a failure to the next step.")] = 10.0
+
+
+@dataclass(frozen=True)
+class LookOptions:
+    """How much of the data is looked at."""
+
+    probe: Annotated[
+        int, typer.Option(min=0, help="How many videos of data.train to open, evenly spread over the list.")
+    ] = 20
+    reading_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds for which the run's loader is tried on data.train here, to count the clips that it makes; "
+            "0: it is not tried.",
+        ),
+    ] = 10.0
 
 
 @dataclass(frozen=True)
@@ -77,11 +96,9 @@ def plan(
     output: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="A .json file to write the plan to, too.")
     ] = None,
-    probe: Annotated[
-        int, typer.Option(min=0, help="How many videos of data.train to open, evenly spread over the list.")
-    ] = 20,
     quiet: Quiet = False,
     *,
+    look: LookOptions,
     machines: MachineOptions,
     data: DataOptions,
 ) -> None:
@@ -89,7 +106,7 @@ def plan(
 
     Parameters and state are counted exactly; all else is a model of stated assumptions, each of which an option
     changes. Where data.train is there, its clips, its vocabulary, some of its texts and some of its videos are looked
-    at in place of what is assumed of them. Nothing is run.
+    at in place of what is assumed of them, and the loader is tried for some seconds. Nothing is trained.
     """
     from fastvtp.errors import ConfigError, UserError
     from fastvtp.files import write_atomically
@@ -113,7 +130,7 @@ def plan(
     if not missing.keys() & {"data.train", "data.more", "data.images", "data.class_names", "data.features"}:
         config.data.use_storage()
         try:
-            seen = look_at_data(config, files=probe, progress=not quiet)
+            seen = look_at_data(config, files=look.probe, seconds=look.reading_seconds, progress=not quiet)
         except (UserError, OSError) as error:
             if missing.keys() <= _NOT_NEEDED:
                 raise
@@ -144,7 +161,8 @@ def _print(found: dict[str, Any]) -> None:
     from fastvtp.training.planned_data import data_lines
 
     console, data = Console(), found["data"]
-    end = "Nothing is measured." if data is None else "Measured are the data, and the assumptions that say so."
+    end = "Measured are the data, the loader here, and the assumptions that say so."
+    end = "Nothing is measured." if data is None else end
     console.print(f"All figures are models, of the configuration and of the assumptions below. {end}")
     for setting, said in found["missing"].items():
         is_assumed = data is None and setting.startswith("data.") and setting not in _NOT_NEEDED
@@ -239,6 +257,7 @@ def _pace(found: dict[str, Any]) -> Iterable[Sequence[str]]:
         yield "read", f"{_bytes(reading['bytes_a_second'])} a second"
         if reading["frames_a_second"]:
             yield "frames decoded", f"{reading['frames_a_second']:,.0f} a second"
+    yield "reading here", _keeps_up(reading.get("loader"))
     yield "checkpoint", f"{_bytes(checkpoints['bytes'])}, {_bytes(checkpoints['bytes_a_process'])} a process"
     yield "is written in", _time(checkpoints["write_seconds"])
     if timed:
@@ -247,6 +266,23 @@ def _pace(found: dict[str, Any]) -> Iterable[Sequence[str]]:
         yield "between two failures", _time(failures["between_seconds"])
     if failures["expected"] is not None:
         yield "failures of the run", f"{failures['expected']:.1f}, which lose {failures['lost_share']:.1%} of the time"
+
+
+def _keeps_up(loader: dict[str, Any] | None) -> str:
+    """Say how many clips the loader makes on this machine, and whether they suffice."""
+    if loader is None or "why_not" in loader:
+        why = "data.train was not looked at" if loader is None else loader["why_not"]
+        return f"not known whether it keeps up: {why}"
+    made, needed, workers = loader["clips_a_second"], loader["needed"], loader["workers"]
+    by = counted(workers, "worker") if workers else "no worker"
+    said = f"{made:,.1f} clips a second of a process with {by}, on {counted(loader['cores'], 'core')}"
+    if needed is None:
+        return f"{said}; not known whether it keeps up: give --step-seconds or --clips-per-second-per-gpu"
+    if made >= needed:
+        return f"{said}; it keeps up with the {needed:,.1f} that are trained on"
+    enough = math.ceil(max(1, workers) * needed / made)
+    cure = f"data.num_workers={enough} may suffice where there are as many cores, or `fastvtp prepare` makes clips cheap"
+    return f"{said}; {needed:,.1f} are trained on: training would wait {1 - made / needed:.0%} of the time; {cure}"
 
 
 def _assumed(assumptions: dict[str, Any]) -> Iterable[Sequence[str]]:

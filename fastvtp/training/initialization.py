@@ -34,6 +34,15 @@ def prepare_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) 
     """
     if not task.reads_text:
         return None
+    if (tokenizer := given_tokenizer(config, task, checkpoint)) is not None:
+        return tokenizer
+    tokenizer = CaptionTokenizer.train(task.texts, vocab_size=config.data.vocab_size)
+    logger.info("trained a tokenizer of %d entries on %d texts", tokenizer.vocab_size, len(task.texts))
+    return tokenizer
+
+
+def given_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) -> Tokenizer | None:
+    """Return the tokenizer of `prepare_tokenizer` where there is one already; None where one is to be trained."""
     if checkpoint is not None:
         return load_tokenizer(checkpoint)
     if config.data.tokenizer is not None:
@@ -50,9 +59,7 @@ def prepare_tokenizer(config: TrainConfig, task: Task, checkpoint: Path | None) 
                 "give data.tokenizer=FILE (for released weights the vocab.txt of bert-base-uncased, "
                 "of VideoPrism the SentencePiece .model)"
             )
-    tokenizer = CaptionTokenizer.train(task.texts, vocab_size=config.data.vocab_size)
-    logger.info("trained a tokenizer of %d entries on %d texts", tokenizer.vocab_size, len(task.texts))
-    return tokenizer
+    return None
 
 
 def load_initial_weights(model: Any, config: TrainConfig, task: Task) -> None:

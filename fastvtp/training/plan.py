@@ -110,6 +110,8 @@ def describe(
     found = plan(data.config, assumed)
     if data.stored_bytes is not None and {"clips", "clip_mb"} <= set(sources or ()):
         found["reading"]["stored_bytes"] = data.stored_bytes
+    needed = found["reading"]["clips_a_second"]
+    found["reading"]["loader"] = {**data.said["loader"], "needed": _over(needed, assumed.gpus)}
     models = MODELS | {"parameters, state": "counted, of the vocabulary and the classes of the data; float32"}
     return {**found, "data": dict(data.said), "assumptions": stated, "models": models}
 

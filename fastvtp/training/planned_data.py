@@ -1,7 +1,7 @@
 """What a plan finds in the data of a run: its list, its vocabulary, and a small sample of its files and texts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ from fastvtp.data.locations import is_remote, normal, without_secrets
 from fastvtp.data.storage.finding import UnreadableError, size_of
 from fastvtp.data.text import Tokenizer
 from fastvtp.data.timespans import FrameSpan
+from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError, counted, few
 from fastvtp.training.config import TrainConfig
-from fastvtp.training.initialization import prepare_tokenizer
+from fastvtp.training.initialization import given_tokenizer
+from fastvtp.training.loader_rate import loader_rate
 from fastvtp.training.task import Task, build_task
 
-_TEXTS = 1000
+_TEXTS, _TRAINED_ON = 1000, 20_000  # texts whose lengths are counted, and that a tokenizer is trained on, at most
 _NAMED = 3
 
 
@@ -52,12 +54,13 @@ class _Clip:
     fps: float
 
 
-def look_at_data(config: TrainConfig, *, files: int, progress: bool = False) -> PlannedData:
-    """Read the lists of a run as it reads them, make or load its tokenizer, and open some of its videos.
+def look_at_data(config: TrainConfig, *, files: int, seconds: float = 0.0, progress: bool = False) -> PlannedData:
+    """Read the lists of a run as it reads them, make or load its tokenizer, open some of its videos, and try its loader.
 
     Args:
         config: the settings of the run.
         files: how many videos to open, evenly spread over the list, in processes of their own; 0: none.
+        seconds: that the trial of the loader takes; 0: none is made.
         progress: show a bar.
 
     Raises:
@@ -101,6 +104,7 @@ def look_at_data(config: TrainConfig, *, files: int, progress: bool = False) -> 
             "undecodable": {without_secrets(video): probe.reason for video, probe in found.items() if probe.reason},
         },
     }
+    said["loader"] = _tried(config, task, tokenizer, seconds)
     completed = config if tokenizer is None and task.reads_text else replace(config, model=task.complete(tokenizer))
     stored = _mean(known) * videos if known else None
     return PlannedData(completed, measured, sources, stored, said)
@@ -111,11 +115,29 @@ def _tokenizer(config: TrainConfig, task: Task) -> tuple[Tokenizer | None, str]:
     if not task.reads_text:
         return None, "none: the model reads no text"
     try:
-        tokenizer = prepare_tokenizer(config, task, None)
+        if (tokenizer := given_tokenizer(config, task, None)) is not None:
+            return tokenizer, f"of {tokenizer.vocab_size:,} entries, counted"
+        texts = task.texts
+        some = evenly_spread(texts, _TRAINED_ON)
+        tokenizer = CaptionTokenizer.train(some, vocab_size=config.data.vocab_size)
     except (UserError, OSError) as error:
         return None, f"of {config.model.vocab_size:,} entries, as configured: {error}"
-    assert tokenizer is not None  # a task that reads text has one
-    return tokenizer, f"of {tokenizer.vocab_size:,} entries, counted"
+    of = "" if len(some) == len(texts) else f" of a tokenizer trained on {len(some):,} of the {len(texts):,} texts"
+    return tokenizer, f"of {tokenizer.vocab_size:,} entries, counted{of}"
+
+
+def _tried(config: TrainConfig, task: Task, tokenizer: Tokenizer | None, seconds: float) -> dict[str, Any]:
+    """Return what the loader of the run makes on this machine, or "why_not": the reason why that is not known."""
+    if not seconds:
+        return {"why_not": "--reading-seconds 0"}
+    if config.data.features is not None:
+        return {"why_not": "the run reads features, and no clips"}
+    if tokenizer is None and task.reads_text:
+        return {"why_not": "the run's tokenizer is not known here"}
+    try:
+        return asdict(loader_rate(config, task, tokenizer, seconds=seconds))
+    except (UserError, OSError) as error:
+        return {"why_not": f"{error}"}
 
 
 def _lengths(task: Task, tokenizer: Tokenizer | None) -> list[int]:

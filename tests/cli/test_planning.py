@@ -12,7 +12,9 @@ from fastvtp.cli import main as cli
 from fastvtp.cli.planning import DataOptions, MachineOptions
 from fastvtp.systems.recipes import get_recipe
 from fastvtp.training.config import apply_overrides
+from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.training.initialization import prepare_tokenizer
+from fastvtp.training.loader_rate import LoaderRate
 from fastvtp.training.plan import Assumptions, plan
 from fastvtp.training.task import build_task
 from tests.cli.test_main import run
@@ -77,9 +79,10 @@ def test_the_default_is_a_number_of_gpus_that_can_share_a_step():
         assert f"{gpus}, on 1 machine" in result.output
 
 
-def planned(capsys, monkeypatch, tmp_path, *arguments):
+def planned(capsys, monkeypatch, tmp_path, *arguments, seconds=0.0):
     monkeypatch.setenv("COLUMNS", "200")
-    status, out, err = run(capsys, monkeypatch, "plan", *arguments, "--json", str(tmp_path / "plan.json"))
+    look = ("--reading-seconds", f"{seconds}", "--json", str(tmp_path / "plan.json"))
+    status, out, err = run(capsys, monkeypatch, "plan", *arguments, *look)
     assert status == 0, err
     return json.loads((tmp_path / "plan.json").read_text()), " ".join(out.replace("│", " ").split())
 
@@ -183,3 +186,46 @@ def test_the_opening_of_videos_is_shown_unless_it_is_to_be_quiet(capsys, monkeyp
         status, _, err = run(capsys, monkeypatch, "plan", "simvtp_demo", *tiny_settings, "--probe", "1", *quiet)
         assert status == 0, err
         assert ("probing" in err) is not bool(quiet)
+
+
+def test_the_loader_is_tried_and_compared_with_what_is_trained_on(capsys, monkeypatch, tmp_path, tiny_settings):
+    def tried(*options):
+        given = (*tiny_settings, "data.num_workers=1", "--gpus", "2", "--probe", "0", *options)
+        return planned(capsys, monkeypatch, tmp_path, "simvtp_demo", "micro_batch=2", *given, seconds=1)
+
+    found, text = tried()
+    loader = found["reading"]["loader"]
+    assert (loader["workers"], loader["needed"]) == (1, None)
+    assert loader["clips"] > 0
+    assert loader["clips_a_second"] > 1
+    assert "clips a second of a process with 1 worker, on " in text
+    assert "not known whether it keeps up: give --step-seconds or --clips-per-second-per-gpu" in text
+
+    monkeypatch.setattr("fastvtp.training.planned_data.loader_rate", lambda *_, **how: LoaderRate(50.0, 99, 2, 8))
+    found, text = tried("--step-seconds", "0.02")  # 4 clips a step, 2 a process
+    assert found["reading"]["loader"]["needed"] == pytest.approx(100)
+    assert "reading here 50.0 clips a second of a process with 2 workers, on 8 cores; 100.0 are trained on: training w" in text
+    assert "training would wait 50% of the time; data.num_workers=4 may suffice" in text
+    assert "it keeps up with the 40.0 that are trained on" in tried("--clips-per-second-per-gpu", "40")[1]
+
+
+def test_why_it_is_not_known_how_reading_keeps_up_is_said(capsys, monkeypatch, tmp_path, tiny_settings):
+    _, text = planned(capsys, monkeypatch, tmp_path, "simvtp_demo", *tiny_settings, "--probe", "0")
+    assert "not known whether it keeps up: --reading-seconds 0" in text
+    assert "not known whether it keeps up: data.train was not looked at" in planned(
+        capsys, monkeypatch, tmp_path, "simvtp_base"
+    )[1]
+    write_lines(tmp_path / "list.jsonl", {"video": "gone.mp4", "caption": "x"}, {"video": "lost.mp4", "caption": "y"})
+    settings = (f"data.train={tmp_path / 'list.jsonl'}", "data.num_workers=0", "batch_size=2")
+    _, text = planned(capsys, monkeypatch, tmp_path, "simvtp_tiny", *settings, seconds=1)
+    assert "not known whether it keeps up: 2 videos in a row cannot be decoded" in text
+
+
+def test_of_many_texts_a_tokenizer_is_trained_on_some(capsys, monkeypatch, tmp_path, tiny_settings):
+    monkeypatch.setattr("fastvtp.training.planned_data._TRAINED_ON", 5)
+    seen = []
+    train = CaptionTokenizer.train
+    monkeypatch.setattr(CaptionTokenizer, "train", lambda texts, vocab_size: seen.append(texts) or train(texts, vocab_size))
+    _, text = planned(capsys, monkeypatch, tmp_path, "simvtp_demo", *tiny_settings, "--probe", "0")
+    assert [len(texts) for texts in seen] == [5]
+    assert "entries, counted of a tokenizer trained on 5 of the 20 texts" in text
