@@ -61,8 +61,11 @@ def test_the_section_on_installing_has_every_extra_and_the_versions_of_the_packa
 
 
 def commands_of(page: Path) -> Iterator[str]:
-    """What follows `fastvtp` in the indented lines of a page."""
-    for line in re.findall(r"^    (fastvtp .*)$", page.read_text(), flags=re.MULTILINE):
+    """What follows `fastvtp` in the indented lines of a page, and in its blocks of commands."""
+    text = page.read_text()
+    blocks = "".join(re.findall(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)).replace("\\\n", "")
+    lines = re.findall(r"^    (fastvtp .*)$", text, flags=re.MULTILINE)
+    for line in [*lines, *re.findall(r"^(fastvtp .*)$", blocks, flags=re.MULTILINE)]:
         for command in re.split(r"\s&&\s", line.partition(" #")[0]):
             program, _, rest = command.partition(" ")
             assert program == "fastvtp", line
