@@ -83,9 +83,7 @@ def _pretrain(config: TrainConfig, *, resume: bool, progress_bar: bool) -> dict[
         find_task(config.task).check_test_settings(config)
 
     processes.all_or_none(check)
-    result = train(
-        config, resume=resume, progress_bar=progress_bar, check=Task.check_test_data, heed_interrupts=True
-    )
+    result = train(config, resume=resume, progress_bar=progress_bar, check=Task.check_test_data, heed_interrupts=True)
     run_dir = Path(config.output_dir)
     report = _train_report(config, result)
     if processes.is_first():

@@ -281,7 +281,7 @@ def _keeps_up(loader: dict[str, Any] | None) -> str:
     if made >= needed:
         return f"{said}; it keeps up with the {needed:,.1f} that are trained on"
     enough = math.ceil(max(1, workers) * needed / made)
-    cure = f"data.num_workers={enough} may suffice where there are as many cores, or `fastvtp prepare` makes clips cheap"
+    cure = f"data.num_workers={enough} may suffice, with as many cores, or `fastvtp prepare` makes clips cheap"
     return f"{said}; {needed:,.1f} are trained on: training would wait {1 - made / needed:.0%} of the time; {cure}"
 
 

@@ -74,7 +74,7 @@ def _page(recipe: dict[str, Any]) -> list[str]:
 
 
 def _about(lines: list[str], width: int | None) -> list[str]:
-    """Return the lines of a docstring, whose paragraphs fill the terminal; commands in it stay on lines of their own."""
+    """Return the lines of a docstring, whose paragraphs fill the terminal; commands stay on lines of their own."""
     if width is None:
         return lines
     text = re.sub(r"(?<=\S)\n(?=\S)", " ", "\n".join(lines))

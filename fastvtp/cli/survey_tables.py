@@ -42,7 +42,7 @@ def _of_list(report: Mapping[str, Any]) -> Iterable[Sequence[str]]:
     yield "records", f"{report['records']:,} of {report['videos']:,} videos{spans}"
     yield "files", f"{report['bytes'] / 1e6:,.1f} MB, {len(report['missing']):,} missing{_becomes(report)}"
     if report["probe"] is None:
-        yield "opened", "none, so damage and the ends of spans are not told: --probe N opens some, --probe all every one"
+        yield "opened", "none, so damage and ends of spans are not told: --probe N opens some, --probe all every one"
     if report["not_looked_at"]:
         yield "not looked at", f"{report['not_looked_at']:,} behind URLs: --probe opens them"
     if (captions := report["captions"]) is not None:

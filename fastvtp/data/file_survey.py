@@ -207,4 +207,3 @@ def _about_span(span: Span, video: Video) -> tuple[str, str]:
     # as the loader of a run counts: by milliseconds
     beyond = round(span.seconds_beyond(video), 3)
     return "", f"{span.said}, by {beyond:g} s" if beyond else ""
-

@@ -30,7 +30,6 @@ from fastvtp.preparation.staleness import staleness_of
 logger = logging.getLogger(__name__)
 
 
-
 @dataclass(frozen=True)
 class Running:
     """How a preparation runs, of which nothing is seen in the shards.

@@ -13,7 +13,8 @@ from fastvtp.training.loading import training_loader
 from fastvtp.training.state import Progress
 from fastvtp.training.task import Task
 
-_CLIPS, _WARM_UP = 8, 3  # of a batch; batches that are made while workers start, or were ready before they were asked for
+_CLIPS = 8  # of a batch
+_WARM_UP = 3  # batches that are made while workers start, or were ready before they were asked for
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class _Clip:
 
 
 def look_at_data(config: TrainConfig, *, files: int, seconds: float = 0.0, progress: bool = False) -> PlannedData:
-    """Read the lists of a run as it reads them, make or load its tokenizer, open some of its videos, and try its loader.
+    """Read the lists of a run as it reads them, make or load its tokenizer, open some of its videos, try its loader.
 
     Args:
         config: the settings of the run.

@@ -78,7 +78,7 @@ def test_all_that_is_wrong_with_lines_is_told_and_ends_with_the_code_1(command, 
     assert "and 3 more: --json names all" in out
     assert "2 lines of the same video, span and text as an earlier one, the first" in out
     assert "opened" in out
-    assert "none, so damage and the ends of spans are not told: --probe N opens some, --probe all every one" in out
+    assert "none, so damage and ends of spans are not told: --probe N opens some, --probe all every one" in out
     status, out, _ = command("check", "lines.jsonl", "--json", "--quiet")
     report = json.loads(out)
     assert (status, report["unusable"], len(report["malformed"]), report["more_malformed"]) == (1, 8, 8, False)

@@ -64,7 +64,8 @@ def test_the_commands_of_the_page_lead_from_videos_to_a_model(capsys, monkeypatc
         elif name == "pretrain":
             assert out.splitlines()[-1].startswith(f"{2 * pretrained} steps, 0 undecodable files; see runs/first/rep")
     assert walked == ["data", "prepare", "plan", "data", "pretrain", "pretrain", "evaluate", "visualize"]
-    report, again = (json.loads((here / name).read_text()) for name in ("runs/first/report.json", "runs/first/eval/report.json"))
+    reports = ("runs/first/report.json", "runs/first/eval/report.json")
+    report, again = (json.loads((here / name).read_text()) for name in reports)
     assert report["retrieval"] == again["retrieval"]
     assert (report["steps"], report["num_test"]) == (4, 4)
     assert len(json.loads((here / "draws.json").read_text())) == 8

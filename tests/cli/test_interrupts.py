@@ -31,13 +31,13 @@ def begin(captioned_videos, tmp_path):
     """Starts a run of `fastvtp pretrain` with two workers, and returns it once it has done some steps."""
     begun = []
 
-    def start(how: str = "", *more: str) -> subprocess.Popen[str]:
+    def start(how: str = "", *more: str, command: tuple[str, ...] = ("pretrain",)) -> subprocess.Popen[str]:
         (script := tmp_path / "run.py").write_text(_COMMAND)
         folder = tmp_path / "run"
         before = steps_in(folder)
         given = settings(captioned_videos / "train.jsonl", folder, "steps=100000", "data.num_workers=2")
         run = subprocess.Popen(
-            [sys.executable, str(script), how, "pretrain", "simvtp_tiny", *given, "checkpoint_every=100000", *more],
+            [sys.executable, str(script), how, *command, "simvtp_tiny", *given, "checkpoint_every=100000", *more],
             env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
@@ -72,7 +72,7 @@ def none_is_left(group: int) -> bool:
     return False
 
 
-def test_the_first_ends_the_run_with_a_checkpoint_from_which_it_goes_on(begin, tmp_path):
+def test_the_first_ends_the_run_with_a_checkpoint_and_says_where(begin, tmp_path):
     run = begin()
     os.killpg(run.pid, signal.SIGINT)
     out, err = run.communicate(timeout=60)
@@ -87,12 +87,6 @@ def test_the_first_ends_the_run_with_a_checkpoint_from_which_it_goes_on(begin, t
     assert json.loads((tmp_path / "run/report.json").read_text())["stopped_by"] == "SIGINT"
     assert none_is_left(run.pid)
 
-    again = begin("", "--resume")
-    os.killpg(again.pid, signal.SIGINT)
-    _, err = again.communicate(timeout=60)
-    assert again.returncode == 130
-    assert f"resuming {tmp_path / 'run'} after step {step}" in err
-
 
 def test_the_second_ends_it_at_once(begin, tmp_path):
     run = begin("slow")
@@ -105,3 +99,17 @@ def test_the_second_ends_it_at_once(begin, tmp_path):
     assert "fastvtp: interrupted; what was written so far is kept" in err
     assert "Traceback" not in err
     assert none_is_left(run.pid)
+
+
+@pytest.mark.long
+def test_all_processes_of_a_run_end_together(begin, tmp_path):
+    """The terminal's Ctrl-C reaches torchrun, which passes it on to processes in sessions of their own."""
+    run = begin("", "micro_batch=4", "--gpus", "2", "--run", command=("launch",))
+    os.killpg(run.pid, signal.SIGINT)
+    out, err = run.communicate(timeout=100)
+    assert run.returncode == 130, err
+    (saved,) = (tmp_path / "run/checkpoints").iterdir()
+    step = int(saved.name.removeprefix("step_"))
+    assert f"stopped by Ctrl-C after step {step}; {saved} is its checkpoint" in out
+    assert [line for line in err.splitlines() if "Ctrl-C" in line] == [HEARD]
+    assert json.loads((tmp_path / "run/report.json").read_text())["stopped_by"] == "SIGINT"

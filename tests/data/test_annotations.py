@@ -108,7 +108,8 @@ def test_videos_without_a_caption_are_left_out_with_one_warning(tmp_path, caplog
     assert [record.id for record in load_annotations(tmp_path)] == ["6"]
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warning == (
-        f"{tmp_path}: no caption file beside 6 of 8 videos: 1.mp4 (expected 1.txt), 2.mp4, 3.mp4, 4.mp4, 5.mp4, and 1 more; "
+        f"{tmp_path}: no caption file beside 6 of 8 videos: 1.mp4 (expected 1.txt), 2.mp4, 3.mp4, 4.mp4, 5.mp4, "
+        "and 1 more; "
         "1 caption file without a text: 0.txt; left out"
     )
 

@@ -1,4 +1,4 @@
-"""Lists with malformed and repeated lines: all of them told where a list is checked, the first refused where it is not."""
+"""Lists with malformed and repeated lines: all are told where a list is checked, elsewhere the first is refused."""
 
 import json
 import pickle
@@ -48,7 +48,7 @@ def test_all_malformed_lines_of_a_list_are_told_and_the_first_is_refused(tmp_pat
     assert wrong[4] == "line 6: field 'end': expected more than its start 7, got 3"
     assert wrong[5] == "line 7: field 'video': expected non-empty text, got ''"
     report = survey(read_any(path, forgiving=True))
-    assert (report["records"], len(report["malformed"]), report["unusable"]) == (2, 6, 6 + 2)  # the videos are not there
+    assert (report["records"], len(report["malformed"]), report["unusable"]) == (2, 6, 6 + 2)  # two videos
     with pytest.raises(UserError, match=r"line 2: not JSON: Expecting value at column 31$"):
         load_annotations(path)
     with pytest.raises(UserError, match="line 2: not JSON"):

@@ -224,9 +224,7 @@ def parquet(source: ListSource) -> Iterator[Row]:
             yield Row(place, ({"split": split} if split else {}) | fields)
 
 
-def _numbered(
-    path: Path, file: Any, columns: Mapping[str, str]
-) -> Iterator[tuple[str, tuple[int, dict[str, Any]]]]:
+def _numbered(path: Path, file: Any, columns: Mapping[str, str]) -> Iterator[tuple[str, tuple[int, dict[str, Any]]]]:
     """Return the rows of a parquet file behind their places and numbers."""
     groups = range(file.num_row_groups)
     for count, row in enumerate(row for group in groups for row in _rows_of(file, group, columns)):

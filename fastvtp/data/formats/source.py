@@ -293,9 +293,7 @@ class ListSource:
                 if isinstance(value, dict):
                     yield f"{self.path}, {number}", value
                     continue
-                self.faults.note(
-                    UserError(f"{self.path}, {number}: expected an object, got {type(value).__name__}")
-                )
+                self.faults.note(UserError(f"{self.path}, {number}: expected an object, got {type(value).__name__}"))
         except json.JSONDecodeError as error:
             found = f"{_fault_of(error)} at column {error.colno}"
             self.faults.note(UserError(f"{self.place(error.lineno)}: not JSON: {found}"))
@@ -337,9 +335,7 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, An
         yield from _objects_in(file, path, Faults())
 
 
-def _objects_in(
-    file: BinaryIO, path: str | os.PathLike[str], faults: Faults
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _objects_in(file: BinaryIO, path: str | os.PathLike[str], faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
     named = f"{path}, line "
     for number, line in enumerate(file, start=1):
         if not line.strip():
