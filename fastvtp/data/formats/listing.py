@@ -137,9 +137,12 @@ class Listing:
             row, location = self._located(row)
             if location is None:
                 continue
+            if not self.faults.collects:
+                yield row, location
+                continue
             before = len(self.faults.found)
             yield row, location
-            if self.faults.collects and len(self.faults.found) == before:
+            if len(self.faults.found) == before:
                 self.faults.compare(row.place, (normal(location), [row.fields.get(name) for name in _SAID]))
 
     def close(self, videos: int, **counts: int) -> None:
