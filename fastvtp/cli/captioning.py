@@ -9,7 +9,7 @@ import typer
 from fastvtp.cli.options import ListOptions, Model, Only, ReadingOptions, RunOptions, add_commands, protocol_settings
 from fastvtp.cli.outputs import check_output_file
 from fastvtp.cli.together import alike, say, show, together
-from fastvtp.errors import counted
+from fastvtp.errors import UserError, counted
 
 Framed = Annotated[ReadingOptions, Only("framing")]
 Run = Annotated[RunOptions, Only("num_workers", "batch_size", "device", "quiet")]
@@ -140,8 +140,17 @@ def answer(
     """
     from fastvtp.systems import captioning
 
-    alike(lambda: check_output_file(output))
-    listed = alike(lambda: lists.of(questions))
+    def read_options() -> Any:
+        from fastvtp.data.formats.listing import Listing
+
+        check_output_file(output)
+        given = lists.of(questions)
+        if candidates.train_data is not None and not candidates.shots and "options" in Listing(given).first():
+            why = f"{questions} gives each question its options; --shots N takes examples"
+            raise UserError(f"--train-data {candidates.train_data}: nothing is taken from it: {why}")
+        return given
+
+    listed = alike(read_options)
     training = None if candidates.train_data is None else replace(lists, split=None).of(candidates.train_data)
     answering = captioning.Answering(
         shots=candidates.shots, length=candidates.length, num_candidates=candidates.candidates

@@ -103,8 +103,12 @@ def evaluate(
             if value is not None and way not in ways:
                 raise UserError(f"{option} {value}: is for models that {who}, {model} is none")
         listed = lists.of(data)
-        if train_data is not None and way == "captions" and "question" not in Listing(listed).first():
+        first = Listing(listed).first() if train_data is not None and way == "captions" else None
+        if first is not None and "question" not in first:
             raise UserError(f"--train-data {train_data}: is for questions, {data} lists none: its captions are scored")
+        if first is not None and "options" in first:
+            expected = "is for open-ended questions"
+            raise UserError(f"--train-data {train_data}: {expected}, {data} gives each question its options")
         if train_data is not None and way == "questions" and opened.answers is None:
             expected = "is for open-ended questions"
             raise UserError(f"--train-data {train_data}: {expected}, {model} chooses among the options of each")

@@ -134,6 +134,19 @@ def test_training_questions_that_nothing_would_look_at_are_refused(
     assert (status, err) == (2, f"fastvtp: --train-data train.jsonl: {said}\n")
 
 
+def test_training_questions_beside_options_are_refused(capsys, monkeypatch, here):
+    _opens(monkeypatch, architectures()["video_captioner"].scored_by)
+    line = {"video": "a.mp4", "question": "what?", "answer": "x", "options": ["x", "y"]}
+    write_lines(Path("list.jsonl"), line)
+    given = ("mine", "list.jsonl", "--train-data", "train.jsonl")
+    status, _, err = run(capsys, monkeypatch, "evaluate", *given)
+    said = "is for open-ended questions, list.jsonl gives each question its options"
+    assert (status, err) == (2, f"fastvtp: --train-data train.jsonl: {said}\n")
+    status, _, err = run(capsys, monkeypatch, "answer", *given)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--train-data train.jsonl: nothing is taken from it: list.jsonl gives each question its options" in err
+
+
 def test_a_folder_that_cannot_be_written_to_is_named_as_it_was_given(monkeypatch, here):
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(UserError) as raised:
