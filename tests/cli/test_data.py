@@ -209,3 +209,17 @@ def test_a_recipe_is_shown_at_its_size_by_its_reading(command, folder, captioned
     seeded = (*outputs[:2], "--json", str(tmp_path / "seeded.json"), *outputs[4:], "--seed", "5")
     command("show", "simvtp_tiny", *(text for text in given if text != "seed=5"), *seeded)
     assert json.loads((tmp_path / "seeded.json").read_text()) == draws
+
+
+def test_a_list_behind_a_url_is_called_by_it(command, folder):
+    fsspec = pytest.importorskip("fsspec")
+    memory, row = fsspec.filesystem("memory"), {"video": f"{folder}/a.mp4", "caption": "a"}
+    memory.pipe_file("/check/list.jsonl", json.dumps(row).encode())
+    memory.pipe_file("/check/bad.jsonl", json.dumps(row).encode() + b"\n{}\n")
+    status, out, err = command("check", "memory://check/list.jsonl", "--quiet")
+    assert (status, "memory://check/list.jsonl: captions" in out) == (0, True)
+    assert "fastvtp-lists-" not in out + err
+    status, out, err = command("check", "memory://check/bad.jsonl", "--quiet")
+    assert status == 2
+    assert "memory://check/bad.jsonl, line 2: field 'caption'" in err
+    assert "fastvtp-lists-" not in out + err

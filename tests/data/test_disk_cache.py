@@ -127,15 +127,20 @@ class Disk:
     def __init__(self, folder: Path, size: int):
         self.folder, self.size = folder, size
 
-    def allocate(self, descriptor: int, start: int, size: int) -> None:
+    def allocate(self, descriptor: int, size: int) -> None:
         if used(self.folder) + size > self.size:
             raise OSError(errno.ENOSPC, "No space left on device")
-        os.truncate(descriptor, start + size)
+        os.truncate(descriptor, size)
+
+    def use(self, monkeypatch) -> None:
+        """Let the cache find this disk."""
+        monkeypatch.setattr(disk_cache, "_fallocate", lambda: self.allocate)
+        monkeypatch.setattr(disk_cache, "_free", lambda place: self.size - used(self.folder))
 
 
 def test_where_the_disk_is_full_the_oldest_copies_make_room(tmp_path, monkeypatch):
     cache = DiskCache(tmp_path, 10_000)
-    monkeypatch.setattr(os, "posix_fallocate", Disk(tmp_path, 1050).allocate)
+    Disk(tmp_path, 1050).use(monkeypatch)
     for i in range(10):
         held = add(cache, f"{i}")
         assert held is not None
@@ -147,11 +152,60 @@ def test_where_the_disk_is_full_the_oldest_copies_make_room(tmp_path, monkeypatc
     assert int((tmp_path / ".bytes").read_text()) == 900
 
 
+def test_where_others_filled_the_disk_nothing_goes_for_what_cannot_fit(tmp_path, monkeypatch):
+    cache = DiskCache(tmp_path, 10_000)
+    Disk(tmp_path, 1050).use(monkeypatch)
+    for i in range(10):
+        held = add(cache, f"{i}")
+        assert held is not None
+        held.close()
+    with pytest.raises(OSError, match="No space left"):
+        add(cache, "b", 1100)
+    assert names(tmp_path) == [*"0123456789"]
+
+
+def test_what_cannot_fit_beside_held_copies_sends_none_of_the_others_away(tmp_path):
+    cache = DiskCache(tmp_path, 1000)
+    held = add(cache, "held", 500)
+    assert held is not None
+    for i in range(4):
+        made = add(cache, f"{i}")
+        assert made is not None
+        made.close()
+    assert add(cache, "b", 600) is None
+    assert names(tmp_path) == [*"0123", "held"]
+    held.close()
+    os.utime(tmp_path / "held", (1, 1))
+    assert add(cache, "b", 600) is not None
+    assert names(tmp_path) == [*"123", "b"]  # 90 % of the 400 that may stay
+
+
+def test_an_object_larger_than_the_bound_is_read_and_said_once(tmp_path, monkeypatch, caplog):
+    fsspec = pytest.importorskip("fsspec")
+    patch_storage(monkeypatch, cache_dir=tmp_path, cache_gb=1e-6)
+    fsspec.filesystem("memory").pipe_file("/small.mp4", b"s" * 500)
+    fsspec.filesystem("memory").pipe_file("/large.mp4", b"l" * 2000)
+    assert read_file("memory://small.mp4") == b"s" * 500
+    for _ in range(2):
+        assert read_file("memory://large.mp4") == b"l" * 2000
+    assert len(names(tmp_path / "objects")) == 1
+    assert caplog.text.count("cache_gb=1e-06: too little for some objects") == 1
+
+
+def test_a_copy_that_came_short_is_none(tmp_path):
+    """A file has its size from the start: nobody could tell the zeros at its end from content."""
+    cache = DiskCache(tmp_path, 1000)
+    with pytest.raises(OSError, match="99 bytes came of 100"):
+        cache.add("a", 100, lambda file: file.write(bytes(99)) and None)
+    assert names(tmp_path) == []
+    assert add(cache, "b", 1000) is not None
+
+
 def test_an_object_comes_once_where_the_disk_keeps_no_copy(tmp_path, monkeypatch, caplog):
     fsspec = pytest.importorskip("fsspec")
     patch_storage(monkeypatch, cache_dir=tmp_path / "cache")
     fsspec.filesystem("memory").pipe_file("/full.mp4", b"content")
-    monkeypatch.setattr(os, "posix_fallocate", Disk(tmp_path / "cache" / "objects", 6).allocate)
+    Disk(tmp_path / "cache" / "objects", 6).use(monkeypatch)
     fetched = []
     read = remote_files.read_range
     monkeypatch.setattr(remote_files, "read_range", lambda *given: fetched.append(given) or read(*given))
@@ -161,14 +215,39 @@ def test_an_object_comes_once_where_the_disk_keeps_no_copy(tmp_path, monkeypatch
     assert "no copies of objects can be kept (No space left on device)" in caplog.text
 
 
-def test_where_room_cannot_be_kept_a_copy_is_written_all_the_same(tmp_path, monkeypatch):
-    def refuse(descriptor: int, start: int, size: int) -> None:
+def test_where_room_cannot_be_set_aside_a_copy_is_written_all_the_same(tmp_path, monkeypatch):
+    """As on NFS; and nothing is written before the content is."""
+
+    def refuse(descriptor: int, size: int) -> None:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    monkeypatch.setattr(os, "posix_fallocate", refuse)
-    made = add(DiskCache(tmp_path, 1000), "a")
+    monkeypatch.setattr(disk_cache, "_fallocate", lambda: refuse)
+    blocks = []
+
+    def write(file: BinaryIO) -> None:
+        blocks.append((os.fstat(file.fileno()).st_size, os.fstat(file.fileno()).st_blocks))
+        file.write(b"a" * 100_000)
+
+    made = DiskCache(tmp_path, 1_000_000).add("a", 100_000, write)
     assert made is not None
-    assert made.path.read_bytes() == b"a" * 100
+    assert made.path.read_bytes() == b"a" * 100_000
+    assert blocks == [(100_000, 0)]
+    monkeypatch.setattr(disk_cache, "_free", lambda place: 99)
+    with pytest.raises(OSError, match="No space left"):
+        add(DiskCache(tmp_path, 1_000_000), "b")
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone has the call")
+def test_room_is_set_aside_before_the_content_comes(tmp_path):
+    with open(tmp_path / "file", "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, 1)
+        except OSError:
+            pytest.skip("this filesystem cannot")
+        disk_cache._allocate(file, 100_000)
+        status = os.fstat(file.fileno())
+    assert (status.st_size, status.st_blocks * 512 >= 100_000) == (100_000, True)
 
 
 def test_after_the_clock_was_set_back_what_is_used_stays(tmp_path):

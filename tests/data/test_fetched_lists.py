@@ -37,7 +37,7 @@ def test_a_list_over_http_is_read_once_and_its_videos_are_beside_it(store, caplo
     base = url.rpartition("/")[0]
     assert [record.video for record in records] == [f"{base}/clips/a.mp4", f"{base}/b.mp4"]  # none above the host
     assert [(record.captions, record.start) for record in records] == [(("x",), None), (("y",), 1.0)]
-    assert f"{url}: read as " in caplog.text
+    assert f"{url}: fetched; files beside it are not looked for" in caplog.text
     assert "secret" not in caplog.text
     assert describe_list(f"{url}?signature=secret")["list"] == url
     sent = dict(store.sent)
@@ -108,3 +108,44 @@ def test_a_list_of_which_no_copy_can_be_written_is_one_line():
     for _ in range(2):
         with pytest.raises(UserError, match=r"a\.jsonl: no copy of it can be written: File name too long"):
             load_annotations(f"memory://sets/{name}")
+
+
+DAMAGED = {
+    "line.jsonl": (lines(ROWS[0]) + b"{broken\n", load_annotations, "line.jsonl, line 2: not JSON"),
+    "utf8.jsonl": (lines(ROWS[0]) + b'{"video": "\xff"}\n', load_annotations, "utf8.jsonl, line 2: expected UTF-8"),
+    "utf8.csv": (b"path,title\na.mp4,\xff\n", load_annotations, "utf8.csv, line 2: expected UTF-8"),
+    "entry.json": (b'[{"video": "a.mp4", "caption": "x"}, 3]', load_annotations, "entry.json, line 1, entry 2: exp"),
+    "array.json": (b'[{"video": "a.mp4", "caption": "x"}, {]', load_annotations, "array.json, line 1: not JSON"),
+    "row.tsv": (b"path\ttitle\na.mp4\n", load_annotations, "row.tsv, line 2: field 'title': is missing"),
+    "label.csv": (b"a.mp4 1\nb.mp4 x\n", load_classes, "label.csv, line 2: field 'label'"),
+    "question.jsonl": (lines({"video": "a.mp4", "question": "q"}), load_questions, "question.jsonl, line 1: field 'an"),
+    "span.jsonl": (lines({**ROWS[1], "end": 0.5}), load_annotations, "span.jsonl, line 1: field 'end'"),
+    "strange.json": (b'{"a": 1}', load_annotations, "strange.json: expected a .jsonl file"),
+    "hmdb_test_split1.txt": (b"a.avi 1\nb.avi 7\n", load_classes, "hmdb_test_split1.txt, line 2: field 'flag'"),
+    "empty.jsonl": (b"\n", load_annotations, "empty.jsonl: lists no videos"),
+    "nul.json": (b"\0\0\n", load_annotations, "nul.json: expected a .jsonl file"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_is_wrong_with_a_fetched_list_is_said_of_its_url(name, store, caplog):
+    """Not of the copy, which nobody made and which goes with the process; and without its signature."""
+    content, load, said = DAMAGED[name]
+    url = store.put(name, content)
+    with caplog.at_level(logging.INFO), pytest.raises(UserError) as refused:
+        load(f"{url}?signature=secret")
+    assert f"{url.removesuffix(name)}{said}" in str(refused.value)
+    for shown in (str(refused.value), caplog.text):
+        assert "fastvtp-lists-" not in shown
+        assert "secret" not in shown
+
+
+def test_what_is_left_out_of_a_fetched_list_is_said_of_its_url(store, caplog):
+    url = store.put("t.jsonl", lines(*ROWS, {"video": "c.mp4", "caption": "", "id": "x"}, {**ROWS[0], "begin_time": 3}))
+    listed = VideoList(f"{url}?signature=secret")
+    with caplog.at_level(logging.INFO):
+        assert len(load_annotations(listed)) == 2
+    assert f"{url}: no span is read from begin_time" in caplog.text
+    assert f"{url}: 1 empty caption is left out" in caplog.text
+    assert "fastvtp-lists-" not in caplog.text
+    assert "secret" not in caplog.text

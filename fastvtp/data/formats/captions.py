@@ -53,7 +53,7 @@ def msrvtt(source: ListSource) -> Iterator[Row]:
         name, split = text(video, "video_id", place), split_name(text(video, "split", place))
         own[name] = asked if asked == "full" or (asked == "7k" and split in ("train", "val")) else split
     if asked == "full":
-        logger.warning("%s: split 'full' is all of train, val and test, each of which has its own name", source.path)
+        logger.warning("%s: split 'full' is all of train, val and test, each of which has its own name", source.shown)
     if asked in ("1k-a", "1ka", "jsfusion"):
         for place, row in _csv_beside(source, "MSRVTT_JSFUSION_test.csv"):
             yield Row(place, {**_sentence(row, place), "split": asked})
@@ -83,7 +83,7 @@ def msrvtt_ids(source: ListSource) -> Iterator[Row]:
     """MSRVTT_train.7k.csv and .9k.csv of CLIP4Clip: ids, whose sentences are in MSRVTT_data.json beside the list."""
     beside = source.beside("MSRVTT_data.json")
     if beside is None:
-        raise UserError(f"{source.path}: lists ids alone: expected MSRVTT_data.json, with their sentences, beside it")
+        raise UserError(f"{source.shown}: lists ids alone: expected MSRVTT_data.json, with their sentences, beside it")
     said: dict[str, list[Any]] = {}
     for place, sentence in _entries(source.other(beside), "sentences"):
         said.setdefault(text(sentence, "video_id", place), []).append(caption(sentence, "caption", place))
@@ -110,7 +110,7 @@ def msrvtt_frozen(source: ListSource) -> Iterator[Row]:
     if asked in lists:
         names = set(lines_of(read_text(lists[asked])))
     elif asked not in ("all", "none"):
-        raise UserError(f"{source.path}: no split {asked!r}; {folder} has {', '.join(lists) or 'none'}")
+        raise UserError(f"{source.shown}: no split {asked!r}; {folder} has {', '.join(lists) or 'none'}")
     for place, said in _entries(source, "annotations"):
         name = text(said, "image_id", place)
         if names is None or name in names:
@@ -123,7 +123,7 @@ def _sentence(row: dict[str, str], place: str) -> dict[str, Any]:
 
 def _csv_beside(source: ListSource, name: str) -> Iterator[tuple[str, dict[str, str]]]:
     if (path := source.beside(name)) is None:
-        raise UserError(f"{source.path}: the split {source.listed.split!r} needs {name} beside the list")
+        raise UserError(f"{source.shown}: the split {source.listed.split!r} needs {name} beside the list")
     return source.other(path).rows()
 
 
@@ -131,8 +131,8 @@ def _entries(source: ListSource, name: str) -> Iterator[tuple[str, dict[str, Any
     """Return the objects of a list within a document, each behind its place."""
     entries = document(source, name)
     if not isinstance(entries, list):
-        raise UserError(f"{source.path}: field '{name}': expected a list")
-    placed = ((f"{source.path}, {name}, entry {count}", entry) for count, entry in enumerate(entries, start=1))
+        raise UserError(f"{source.shown}: field '{name}': expected a list")
+    placed = ((f"{source.shown}, {name}, entry {count}", entry) for count, entry in enumerate(entries, start=1))
     for place, entry in source.faults.entries(placed):
         yield place, object_of(entry, place)
 
@@ -148,7 +148,7 @@ def msvd(source: ListSource) -> Iterator[Row]:
     for split in ("train", "val", "test"):
         if (path := source.beside(f"{split}_list.txt")) is not None:
             split_of |= dict.fromkeys(map(str.strip, lines_of(read_text(path))), split)
-    videos = ((f"{source.path}, {name!r}", (name, said)) for name, said in _read_pickle(source).items())
+    videos = ((f"{source.shown}, {name!r}", (name, said)) for name, said in _read_pickle(source).items())
     for place, (name, said) in source.faults.entries(videos):
         if not isinstance(said, list) or not all(isinstance(each, list) for each in said):
             raise UserError(f"{place}: field 'captions': expected a list of them, each a list of words")
@@ -170,7 +170,7 @@ def msvd_ids(source: ListSource) -> Iterator[Row]:
     """train_list.txt and others: an id a line, whose captions are in raw-captions.pkl beside it."""
     beside = source.beside("raw-captions.pkl")
     if beside is None:
-        raise UserError(f"{source.path}: lists ids alone: expected raw-captions.pkl, with their captions, beside it")
+        raise UserError(f"{source.shown}: lists ids alone: expected raw-captions.pkl, with their captions, beside it")
     said = {row.fields["video"]: row.fields["caption"] for row in msvd.read(source.other(beside))}
     for place, line in source.lines():
         if line.strip() not in said:
@@ -187,9 +187,9 @@ def _read_pickle(source: ListSource) -> dict[Any, Any]:
     try:
         value = plain_pickle(content)
     except Exception as error:  # a damaged pickle may raise any
-        raise UserError(f"{source.path}: {error or type(error).__name__}: {cure}") from None
+        raise UserError(f"{source.shown}: {error or type(error).__name__}: {cure}") from None
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise UserError(f"{source.path}: {cure}")
+        raise UserError(f"{source.shown}: {cure}")
     return value
 
 

@@ -56,7 +56,7 @@ def recognise(source: ListSource, wanted: str | None = None) -> ListFormat:
             raise UserError(
                 f"{source}: expected tars, or a list ({lists}); others are read from this machine: copy it here"
             )
-        raise FileNotFoundError(f"{source.path}: no such file or folder")
+        raise FileNotFoundError(f"{source.shown}: no such file or folder")
     if source.listed.format not in (None, AUTO):
         return find_format(source.listed.format)
     if source.fitting is None:
@@ -75,12 +75,12 @@ def recognise(source: ListSource, wanted: str | None = None) -> ListFormat:
         fits = [general.class_folders if deep else general.folder]
     if len(fits) > 1:
         names = " or ".join(f"{entry.title} (format={entry.name})" for entry in fits)
-        raise UserError(f"{source.path}: may be {names}: say which")
+        raise UserError(f"{source.shown}: may be {names}: say which")
     if fits:
         return fits[0]
     if source.suffix in JSON_LINES:
         return general.jsonl  # whose reader says what is wrong with its lines
-    raise UserError(f"{source.path}: expected {EXPECTED[wanted]}{_seen(source)}")
+    raise UserError(f"{source.shown}: expected {EXPECTED[wanted]}{_seen(source)}")
 
 
 def _has_own_columns(entry: ListFormat, source: ListSource, named: Mapping[str, str]) -> bool:

@@ -187,7 +187,7 @@ def _ssv2_names(source: ListSource) -> tuple[str, ...] | None:
 def _object(source: ListSource) -> dict[str, Any]:
     first = source.first
     if not first:
-        raise UserError(f"{source.path}: expected an object {{class: number}}")
+        raise UserError(f"{source.shown}: expected an object {{class: number}}")
     return first
 
 

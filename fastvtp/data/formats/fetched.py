@@ -38,7 +38,7 @@ def local_copy(location: str) -> Path | None:
                 _copies[location] = _written(shown, content)
             except OSError as error:
                 raise UnreadableError(location, f"no copy of it can be written: {error.strerror or error}") from None
-            logger.info("%s: read as %s; files beside it are not looked for", shown, _copies[location])
+            logger.info("%s: fetched; files beside it are not looked for", shown)
         return _copies[location]
 
 

@@ -166,18 +166,18 @@ def _columns(source: ListSource, names: list[str], *, strict: bool = True) -> di
     for holds, column in found.items():
         if strict and column not in names:
             has = ", ".join(map(repr, names)) or "none"
-            raise UserError(f"{source.path}: no column {column!r} (columns.{holds}) among {has}")
+            raise UserError(f"{source.shown}: no column {column!r} (columns.{holds}) among {has}")
     for holds, usual in USUAL.items():
         if holds in found:
             continue
         candidates = [name for name in usual if name in names and name not in found.values()]
         if strict and len(candidates) > 1 and candidates[0] != usual[0]:
             several = " or ".join(map(repr, candidates))
-            raise UserError(f"{source.path}: the {holds} may be in the column {several}: say columns.{holds}=NAME")
+            raise UserError(f"{source.shown}: the {holds} may be in the column {several}: say columns.{holds}=NAME")
         found |= {holds: candidates[0]} if candidates else {}
     if strict and "video" not in found:
         has = ", ".join(map(repr, names)) or "none"
-        raise UserError(f"{source.path}: no column for the video among {has}: say columns.video=NAME")
+        raise UserError(f"{source.shown}: no column for the video among {has}: say columns.video=NAME")
     return found
 
 
@@ -208,7 +208,7 @@ def parquet(source: ListSource) -> Iterator[Row]:
         import pyarrow as arrow
         from pyarrow import parquet as arrow_parquet
     except ImportError:
-        raise UserError(f"{source.path}: parquet needs pyarrow: pip install 'fastvtp[shards]'") from None
+        raise UserError(f"{source.shown}: parquet needs pyarrow: pip install 'fastvtp[shards]'") from None
     for path in _parquet_files(source):
         split = match[1] if (match := _SHARD.fullmatch(path.name)) is not None else None
         try:

@@ -69,7 +69,7 @@ class Listing:
     @property
     def path(self) -> str:
         """The list as messages name it."""
-        return str(self.source.path) if self.source.path.exists() else str(self.listed)
+        return self.source.shown if self.source.path.exists() else str(self.listed)
 
     def class_names(self) -> tuple[str, ...] | None:
         """Return the names of all classes where a file beside the list has them."""

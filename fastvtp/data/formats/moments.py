@@ -89,8 +89,8 @@ def activitynet_moments(source: ListSource) -> Iterator[Row]:
 )
 def youcook2(source: ListSource) -> Iterator[Row]:
     """youcookii_annotations_trainval.json: each sentence with its segment."""
-    database = object_of(document(source, "database"), f"{source.path}, database")
-    videos = ((f"{source.path}, {name!r}", (name, video)) for name, video in database.items())
+    database = object_of(document(source, "database"), f"{source.shown}, database")
+    videos = ((f"{source.shown}, {name!r}", (name, video)) for name, video in database.items())
     for place, (name, video) in source.faults.entries(videos):
         split = text(object_of(video, place), "subset", place)
         annotations = video.get("annotations", [])
@@ -159,6 +159,6 @@ def _by_video(source: ListSource) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Return the videos of one object {name: what is said of it}, each behind its place."""
     if not source.first:
         document(source, "v_...")
-    videos = ((f"{source.path}, {name!r}", (name, video)) for name, video in source.first.items())
+    videos = ((f"{source.shown}, {name!r}", (name, video)) for name, video in source.first.items())
     for place, (name, video) in source.faults.entries(videos):
         yield place, name, object_of(video, place)

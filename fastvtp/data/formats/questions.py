@@ -63,7 +63,7 @@ def activitynet_qa(source: ListSource) -> Iterator[Row]:
     match = _QUESTION_FILE.fullmatch(source.path.name)
     answers = None if match is None else source.beside(f"{match[1]}_a{match[2]}")
     if answers is None:
-        raise UserError(f"{source.path}: expected its answers beside it, <split>_a.json for <split>_q.json")
+        raise UserError(f"{source.shown}: expected its answers beside it, <split>_a.json for <split>_q.json")
     known = {text(row, "question_id", place): (place, row) for place, row in source.other(answers).objects()}
     for place, row in source.objects():
         name = text(row, "question_id", place)

@@ -165,7 +165,7 @@ def pairs(row: Mapping[str, Any], name: str, place: str) -> list[tuple[float, fl
 def document(source: ListSource, name: str) -> Any:
     """Return a field of the one object that a list is."""
     if name not in source.first:
-        raise UserError(f"{source.path}: expected one JSON object with a field '{name}'{_because(source)}")
+        raise UserError(f"{source.shown}: expected one JSON object with a field '{name}'{_because(source)}")
     return source.first[name]
 
 

@@ -45,6 +45,7 @@ class ListSource:
         path: where it lies, absolute, or the copy of one behind a URL; of a folder that holds a list of one of the
             names `inner`, that list; of a folder of prepared shards their list.
         prepared: whether it is the list of prepared shards, given by their folder.
+        shown: the list as messages name it: its path, or the URL that it was fetched from without its secrets.
         home: what its relative paths start from: its folder, or the URL that a list was fetched from.
         names: the fields of all objects that were read of it, in the order of their first lines.
         fitting: the formats that it looks like, once `fastvtp.data.formats.catalogue.recognise` has asked all of them.
@@ -67,6 +68,7 @@ class ListSource:
         self.suffix = "" if self.is_folder else self.path.suffix.lower()
         self.folder = self.path if self.is_folder else self.path.parent
         self.home = str(self.folder) if copy is None else folder_of(listed.path)
+        self.shown = str(self.path) if copy is None else str(listed)
         self.names: dict[str, None] = {}
         self.fitting: list[Any] | None = None
         self._begun: dict[Callable[[ListSource], Iterator[Any]], tuple[Any, Iterator[Any]]] = {}
@@ -115,7 +117,7 @@ class ListSource:
 
     def place(self, line: int) -> str:
         """Return "file, line number"."""
-        return f"{self.path}, line {line}"
+        return f"{self.shown}, line {line}"
 
     def beside(self, *names: str) -> Path | None:
         """Find the first of files by their names in the folder of the list or the one around it; None: there is
@@ -128,7 +130,9 @@ class ListSource:
 
     def other(self, path: Path) -> ListSource:
         """Return the source of another file of the same publication."""
-        return ListSource(VideoList(str(path)), faults=self.faults)
+        other = ListSource(VideoList(str(path)), faults=self.faults)
+        other.shown = self.shown if other.path == self.path else other.shown
+        return other
 
     @cached_property
     def content(self) -> FolderContent:
@@ -155,7 +159,7 @@ class ListSource:
         """
         with self.open() as file:
             content = file.read()
-        return decoded(content, self.path, "utf-16" if content.startswith(_UTF16) else "utf-8-sig")
+        return decoded(content, self.shown, "utf-16" if content.startswith(_UTF16) else "utf-8-sig")
 
     @cached_property
     def head(self) -> str:
@@ -286,14 +290,14 @@ class ListSource:
     def _objects(self) -> Iterator[tuple[str, dict[str, Any]]]:
         if self._layout[0] != "values":
             with self.open() as file:
-                yield from _objects_in(file, self.path, self.faults)
+                yield from _objects_in(file, self.shown, self.faults)
             return
         try:
             for number, value in values_of(self.text):
                 if isinstance(value, dict):
-                    yield f"{self.path}, {number}", value
+                    yield f"{self.shown}, {number}", value
                     continue
-                self.faults.note(UserError(f"{self.path}, {number}: expected an object, got {type(value).__name__}"))
+                self.faults.note(UserError(f"{self.shown}, {number}: expected an object, got {type(value).__name__}"))
         except json.JSONDecodeError as error:
             found = f"{_fault_of(error)} at column {error.colno}"
             self.faults.note(UserError(f"{self.place(error.lineno)}: not JSON: {found}"))

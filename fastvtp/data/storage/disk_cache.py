@@ -7,6 +7,7 @@ the bound is reached and where the disk is full before that.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -14,10 +15,11 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-_KEPT = 0.9  # share of the bound that is left once something had to go, so that not every copy looks through all
+_KEPT = 0.9  # share of what may stay that does once something had to go, so that not every copy looks through all
 _LEDGER = ".bytes"
 _PARTIAL = ".partial-"
 _SWEEP_SECONDS = 300.0  # between two looks for what killed processes left
@@ -86,7 +88,7 @@ class DiskCache:
         """Let `write` fill a new copy of `size` bytes; returns None, and writes nothing, where there is no room.
 
         What `write` raises comes through, and nothing is left of the copy then. Raises OSError where the disk has no
-        room, as a rule before `write` is called.
+        room, as a rule before `write` is called, and where `write` gave another number of bytes.
         """
         partial = self._reserve(size)
         if partial is None:
@@ -94,6 +96,8 @@ class DiskCache:
         path, file = partial
         try:
             write(file)
+            if (written := file.tell()) != size:  # the file has its size already: what is missing would be zeros
+                raise OSError(errno.EIO, f"{written} bytes came of {size}")
             file.flush()
             return self._publish(path, file, name, size)
         except BaseException:
@@ -114,7 +118,7 @@ class DiskCache:
                 total -= self._sweep()
                 self._next_sweep = time.monotonic() + _SWEEP_SECONDS
             if total + size > self._most:
-                total = self._shrink(int(self._most * _KEPT) - size)
+                total = self._shrink(self._most - size)
                 if total + size > self._most:
                     self._write(ledger, total)
                     return None
@@ -123,11 +127,16 @@ class DiskCache:
             except OSError as error:
                 if error.errno not in _FULL:
                     raise
-                total = self._shrink(int(total * _KEPT) - size)
+                total = self._shrink(total - self._lacking(size, error))
                 self._write(ledger, total)
                 made = self._partial(size)
             self._write(ledger, total + size)
             return made
+
+    def _lacking(self, size: int, error: OSError) -> int:
+        """Return how many bytes have to go for a file of `size`, by what the disk says; of a quota nothing is known."""
+        free = _free(self._folder) if error.errno == errno.ENOSPC else 0
+        return size - free if free < size else size
 
     def _partial(self, size: int) -> tuple[Path, BinaryIO]:
         """Make a locked file that has at once the size that it counts with. Raises OSError where the disk is full."""
@@ -193,30 +202,84 @@ class DiskCache:
                         found.append((status.st_mtime, status.st_size, entry.path))
         return found
 
-    def _shrink(self, target: int) -> int:
-        """Remove copies until `target` bytes are left, if so many can go; returns the bytes that are left."""
+    def _shrink(self, most: int) -> int:
+        """Remove copies until no more than `most` bytes are left, those used longest ago first; none where so many
+        cannot go, be it that they are held. Returns the bytes that are left."""
         # what seems to be used later than now stems from before the clock was set back: nobody knows how long ago
         latest = time.time() + _CLOCKS_DIFFER
         copies = sorted(self._copies(), key=lambda copy: (copy[0] <= latest, copy))
-        total = sum(size for _, size, _ in copies)
-        for _, size, path in sorted(copies, key=lambda copy: not os.path.basename(copy[2]).startswith(_PARTIAL)):
-            is_partial = os.path.basename(path).startswith(_PARTIAL)
-            if (total > target or is_partial) and _removed_unless_held(path):
+        total, whole = sum(size for _, size, _ in copies), []
+        for _, size, path in copies:
+            if not os.path.basename(path).startswith(_PARTIAL):
+                whole.append((size, path))
+            elif _removed_unless_held(path):
                 total -= size
+        left, target, going = total, int(most * _KEPT), []
+        for size, path in whole:
+            if left <= target:
+                break
+            if not _is_held(path):
+                going.append((size, path))
+                left -= size
+        if left > most:
+            return total
+        for size, path in going:
+            total -= size if _removed_unless_held(path) else 0
         return total
 
 
 def _allocate(file: BinaryIO, size: int) -> None:
-    """Give an empty file its size, on the disk too, where its filesystem can do that."""
-    if hasattr(os, "posix_fallocate"):
+    """Give an empty file its size, and set its room on the disk aside where its filesystem can do that.
+
+    Raises OSError where the disk has no room.
+    """
+    # Not by posix_fallocate: where the filesystem cannot, the C library writes to every block of the file instead.
+    if (set_aside := _fallocate()) is not None:
         try:
-            os.posix_fallocate(file.fileno(), 0, size)
+            set_aside(file.fileno(), size)
         except OSError as error:
             if error.errno not in _CANNOT_ALLOCATE:
                 raise
         else:
             return
+    if size > _free(file.fileno()):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     file.truncate(size)
+
+
+@cache
+def _fallocate() -> Callable[[int, int], None] | None:
+    """Return Linux' call by which a file is given so many bytes on the disk; None of other systems."""
+    library = ctypes.CDLL(None, use_errno=True)
+    # the name without the number takes 32 bits on some machines
+    call: Any = getattr(library, "fallocate64", None) or getattr(library, "fallocate", None)
+    if call is None:
+        return None
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+    def set_aside(descriptor: int, size: int) -> None:
+        while call(descriptor, 0, 0, size):
+            if (number := ctypes.get_errno()) != errno.EINTR:
+                raise OSError(number, os.strerror(number))
+
+    return set_aside
+
+
+def _free(place: Path | int) -> int:
+    """Return the bytes that are free on the disk of a folder or an open file, as far as it says so."""
+    told = os.statvfs(place)
+    return told.f_bavail * told.f_frsize if told.f_blocks else 1 << 62
+
+
+def _is_held(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def _removed_unless_held(path: str) -> bool:

@@ -148,7 +148,10 @@ def _copy(key: tuple[Any, ...], suffix: str, read: Callable[[], Iterable[bytes]]
 
     name = _name(key, suffix)
     try:
-        return copies.hold(name) or copies.add(name, key[-1], write)
+        held = copies.hold(name) or copies.add(name, key[-1], write)
+        if held is None:
+            _say_no_room(storage_settings().cache_gb)
+        return held
     except OSError as error:  # the disk is full, say, however large the bound is
         _warn_of_disk(str(storage_settings().folder), error.strerror or str(error))
         return None
@@ -173,6 +176,11 @@ def _cache_in(folder: str, most_bytes: int) -> DiskCache | None:
 @cache
 def _warn_of_disk(folder: str, reason: str) -> None:
     logger.warning("%s: no copies of objects can be kept (%s); they are read anew each time", folder, reason)
+
+
+@cache
+def _say_no_room(cache_gb: float) -> None:
+    logger.warning("cache_gb=%g: too little for some objects, beside those in use: they are read anew each time", cache_gb)
 
 
 _blocks = LastUsed[tuple[Any, ...], bytes](_MOST_BLOCKS)
