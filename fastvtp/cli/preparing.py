@@ -16,14 +16,21 @@ class EncodingOptions:
     """How clips are written."""
 
     short_side: Annotated[
-        int, typer.Option(help="Pixels of the shorter side; smaller pictures are not enlarged, proportions stay.")
-    ] = 224
+        int | None,
+        typer.Option(help="Pixels of the shorter side, 224 by default; nothing is enlarged, proportions stay."),
+    ] = None
     fps: Annotated[
         float | None,
         typer.Option(help="Frames a second, at most. If it is not given, every frame is kept, with its time."),
     ] = None
-    gop: Annotated[int, typer.Option(help="Frames from one keyframe to the next.")] = 3
-    codec: Annotated[str, typer.Option(help='Codec of the mp4 files: "h264", "hevc", "vp9" or "av1".')] = "h264"
+    gop: Annotated[int | None, typer.Option(help="Frames from one keyframe to the next. By default 3.")] = None
+    codec: Annotated[
+        str,
+        typer.Option(
+            help='Codec of the mp4 files: "h264", "hevc", "vp9" or "av1"; or "copy", which cuts from keyframe on and '
+            "encodes nothing."
+        ),
+    ] = "h264"
     crf: Annotated[
         int | None,
         typer.Option(help="Constant quality of the encoder, smaller is better. By default 22, 26, 32 or 32."),
@@ -175,6 +182,11 @@ def _print(report: dict[str, Any], output: Path) -> None:
     if slower := report["slower_sources"]:
         typer.echo(f"sources with fewer than --fps frames a second: {counted(slower, 'clip')}, where none is repeated")
     typer.echo(f"sources {sizes['sources'] / 1e6:.1f} MB, clips {sizes['clips'] / 1e6:.1f} MB")
+    if copied := report.get("copied"):
+        typer.echo(
+            f"copied from keyframes on, not encoded: {copied['seconds'] / 3600:.2f} hours in the files, of which the "
+            "lists show what was asked for"
+        )
     if decoding["clips"]:
         before, after = decoding["cpu_ms_before"], decoding["cpu_ms_after"]
         typer.echo(f"16 frames take {before:.1f} CPU-ms to decode before, {after:.1f} after")

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from fastvtp.data.video.copying import CopiedClip, copy_frames
 from fastvtp.data.video.decoding import Video
 from fastvtp.errors import UserError
-from fastvtp.preparation.settings import ClipEncoding
+from fastvtp.preparation.settings import COPY, ClipEncoding
 
 _TICK = Fraction(1, 90_000)  # seconds; for a variable rate
 _SMPTE170M, _LIMITED = 6, 1  # BT.601 and its range, as libav numbers them
@@ -49,7 +50,8 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
 @dataclass(frozen=True)
 class WrittenClip:
     """What a clip is once it is written. fps: mean rate. seconds: to the end of its last frame. capped: whether the
-    source has fewer frames a second than were asked for."""
+    source has fewer frames a second than were asked for. copied: of one whose packets were copied, what it holds: all
+    else is of the frames that were asked for alone."""
 
     height: int
     width: int
@@ -58,12 +60,15 @@ class WrittenClip:
     frames: int
     codec: str
     capped: bool = False
+    copied: CopiedClip | None = None
 
 
 def check_codec(codec: str) -> None:
     """Raise UserError where the libav of this machine cannot encode `codec`."""
     import av
 
+    if codec == COPY:
+        return
     name, _ = ENCODERS[codec]
     try:
         av.Codec(name, "w")
@@ -106,19 +111,19 @@ def write_clip(
 
     seconds = video.seconds[frames.start : frames.stop]
     seconds, length = seconds - seconds[0], shown_until(video, frames) - float(seconds[0])
-    size = fitted(video.size, encoding.short_side)
+    size = fitted(video.size, encoding.side)
     own = _regular_rate(seconds, length)
     capped = encoding.fps is not None and encoding.fps > _fastest(seconds, own) * _SAME_RATE
     rate, ticks, tick = _timing(seconds, length, own, None if capped else encoding.fps)
     name, options = ENCODERS[encoding.codec]
     # the container is opened once more, to put the index in front, which needs a file of its own
     with av.open(str(path), "w", "mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
-        options = {key: value.replace("%d", str(encoding.gop)) for key, value in options.items()}
+        options = {key: value.replace("%d", str(encoding.key_distance)) for key, value in options.items()}
         options |= {"crf": str(encoding.quality), "threads": "1"}
         stream: Any = container.add_stream(name, rate=rate, options=options)
         context = stream.codec_context
         context.height, context.width, context.pix_fmt = *size, "yuv420p"
-        context.gop_size, context.time_base = encoding.gop, tick
+        context.gop_size, context.time_base = encoding.key_distance, tick
         context.flags |= Flags.bitexact
         context.colorspace, context.color_range = _SMPTE170M, _LIMITED
         if encoding.codec == "hevc":
@@ -133,6 +138,14 @@ def write_clip(
                 count += 1
         container.mux(stream.encode(None))
     return WrittenClip(*size, round(count / length, 3), round(length, 6), count, encoding.codec, capped)
+
+
+def copy_clip(video: Video, frames: range, path: Path, codec: str) -> WrittenClip:
+    """Write frames of a video as an mp4 of its own packets, see `copy_frames`, which raises. codec: of the video."""
+    copied = copy_frames(video, frames, path)
+    length = shown_until(video, frames) - float(video.seconds[frames.start])
+    rate = len(frames) / length if length else 0.0
+    return WrittenClip(*video.size, round(rate, 3), round(length, 6), len(frames), codec, copied=copied)
 
 
 def _frame(pixels: np.ndarray, converter: Any) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 from fastvtp.data.formats.source import CLASS_NAMES, SHARDS_NAME
 from fastvtp.data.locations import in_archive
 from fastvtp.data.storage.finding import UnreadableError, size_of
+from fastvtp.data.timespans import FrameSpan, TimeSpan
 from fastvtp.data.workers.helper_process import lent_helper
 from fastvtp.errors import UserError, counted
 from fastvtp.evaluation.report import REPORT_NAME, write_report
@@ -99,6 +100,7 @@ def _write_list(manifests: Sequence[tuple[ShardWork, dict[str, Any]]], output: P
                 kind = next(
                     (listed for field, listed in _LISTS.items() if line.get(field) not in _NOTHING), "videos.jsonl"
                 )
+                named |= clip.get("span", {})
                 rows.setdefault(kind, []).append(json.dumps({**line, **named}, ensure_ascii=False))
     if not rows:
         return "videos.jsonl"
@@ -115,6 +117,8 @@ def _report(
     clips = [clip for _, told in manifests for clip in told["clips"]]
     rejected = [each for _, told in manifests for each in told["rejected"]]
     sources = {each["video"] for each in clips}
+    copied = [clip["copied"] for clip in clips if "copied" in clip]
+    held = {"clips": len(copied), "seconds": round(sum(each["end"] - each["start"] for each in copied), 3)}
     return {
         "samples": len(clips),
         "shards": sum(told["tar"] is not None for _, told in manifests),
@@ -122,6 +126,7 @@ def _report(
         "videos": begun["inputs"]["videos"],
         "seconds": round(sum(clip["seconds"] for clip in clips), 3),
         "frames": sum(clip["frames"] for clip in clips),
+        **({"copied": held} if copied else {}),
         "slower_sources": sum("capped" in clip for clip in clips),
         "bytes": {
             "sources": sum(_size(video) for video in sources),
@@ -155,11 +160,12 @@ def _decoding(manifests: Sequence[tuple[ShardWork, dict[str, Any]]]) -> dict[str
         for work, clip in (every[place] for place in places):
             with work.tar.open("rb") as file:
                 encoded = os.pread(file.fileno(), clip["bytes"], clip["offset"])
-            side = work.settings.encoding.short_side
+            side, own = work.settings.encoding.side, clip.get("copied", {})
+            ours = FrameSpan(own["first"], own["stop"]) if own else TimeSpan(0.0, None)
             try:
                 pair = [
-                    helper.call(decode_ms, clip["video"], clip["start"], clip["end"], side),
-                    helper.call(decode_ms, encoded, 0.0, None, side),
+                    helper.call(decode_ms, clip["video"], TimeSpan(clip["start"], clip["end"]), side),
+                    helper.call(decode_ms, encoded, ours, side),
                 ]
             except UserError:  # the source is gone since, which the shards need not care about
                 continue

@@ -20,6 +20,11 @@ SETTINGS_NAME = "settings.json"
 DUPLICATES = ("", "hash", "embeddings")
 # the constant quality at which the codecs look alike to us at 224 pixels
 QUALITIES = {"h264": 22, "hevc": 26, "vp9": 32, "av1": 32}
+COPY = "copy"
+"""Stands in place of a codec where packets are copied as they are."""
+SHORT_SIDE = 224
+GOPS = {"h264": 3, "hevc": 3, "vp9": 3, "av1": 3}
+"""Frames from one keyframe to the next where nothing is said; measurements are in docs/preparation.md."""
 MOST_SAMPLES = 10_000  # of a shard: four digits of a key
 
 
@@ -28,32 +33,59 @@ class ClipEncoding:
     """How clips are written.
 
     Attributes:
-        short_side: pixels of the shorter side; smaller pictures stay as they are. Proportions stay, sizes become even.
+        short_side: pixels of the shorter side, None: 224; smaller pictures stay as they are. Proportions stay, sizes
+            become even.
         fps: frames a second, at most; None, or a source that has fewer: every frame, when it was shown in the source.
-        gop: frames from one keyframe to the next.
-        codec: "h264", "hevc", "vp9" or "av1".
+        gop: frames from one keyframe to the next; None: see `GOPS`.
+        codec: "h264", "hevc", "vp9" or "av1"; or "copy", which cuts packets out and leaves them as they are, see
+            `fastvtp.data.video.copying.copy_frames`: then none of the others can be set.
         crf: the encoder's constant quality, smaller is better; None: see `QUALITIES`.
     """
 
-    short_side: int = 224
+    short_side: int | None = None
     fps: float | None = None
-    gop: int = 3
+    gop: int | None = None
     codec: str = "h264"
     crf: int | None = None
 
     def __post_init__(self) -> None:
-        """Raise UserError for values out of range."""
-        if self.codec not in QUALITIES:
-            raise unknown_name("codec", self.codec, QUALITIES)
-        _check(self.short_side >= 16, "short_side", "at least 16 pixels", self.short_side)
+        """Raise UserError for values out of range, and for those that a copy has no use for."""
+        if self.codec not in (*QUALITIES, COPY):
+            raise unknown_name("codec", self.codec, (*QUALITIES, COPY))
+        for name in ("short_side", "fps", "gop", "crf") if self.copies else ():
+            if getattr(self, name) is not None:
+                raise UserError(f"codec=copy leaves pictures as they are encoded: leave {name} out, or choose a codec")
+        _check(self.side >= 16, "short_side", "at least 16 pixels", self.short_side)
         _check(self.fps is None or 0 < self.fps <= 240, "fps", "more than 0 and at most 240", self.fps)
-        _check(self.gop >= 1, "gop", "at least 1 frame", self.gop)
+        _check(self.gop is None or self.gop >= 1, "gop", "at least 1 frame", self.gop)
         _check(self.crf is None or 0 <= self.crf <= 63, "crf", "0 to 63", self.crf)
+
+    @property
+    def copies(self) -> bool:
+        """Whether packets are copied, and nothing is encoded."""
+        return self.codec == COPY
+
+    @property
+    def side(self) -> int:
+        """Pixels of the shorter side; of a copy those that it will be looked at with, to measure it."""
+        return SHORT_SIDE if self.short_side is None else self.short_side
+
+    @property
+    def key_distance(self) -> int:
+        """Frames from one keyframe to the next that the encoder is told."""
+        return GOPS[self.codec] if self.gop is None else self.gop
 
     @property
     def quality(self) -> int:
         """The constant quality that the encoder is given."""
         return QUALITIES[self.codec] if self.crf is None else self.crf
+
+    def described(self) -> dict[str, Any]:
+        """Return what is set, by name, in place of None what that comes to."""
+        said = dataclasses.asdict(self)
+        if self.copies:
+            return said
+        return said | {"short_side": self.side, "gop": self.key_distance, "crf": self.quality}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +180,8 @@ class Preparation:
 
     def described(self) -> dict[str, Any]:
         """Return all settings in one table, by their names."""
-        parts = [dataclasses.asdict(part) for part in (self.encoding, self.filters, self.cuts)]
+        parts = [self.encoding.described(), dataclasses.asdict(self.filters), dataclasses.asdict(self.cuts)]
         merged = {name: value for part in parts for name, value in part.items()}
-        merged["crf"] = self.encoding.quality
         for name in ("model", "similarity"):
             merged[name] = os.path.abspath(merged[name]) if merged[name] else ""
         return merged | {"samples_per_shard": self.samples_per_shard}

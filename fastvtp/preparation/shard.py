@@ -164,7 +164,7 @@ class _ShardWriter:
             clip, sample = helper.call(write_sample, item, sample, self._work.settings, path)
         except OF_THE_SOURCE as error:
             return dataclasses.replace(sample, rejected=_rejection(error))
-        if sample.rejected is not None:
+        if clip is None or sample.rejected is not None:
             return sample
         size, offset = path.stat().st_size, tar.offset + tarfile.BLOCKSIZE
         with path.open("rb") as file:
@@ -174,8 +174,10 @@ class _ShardWriter:
         _add_bytes(tar, f"{key}.json", json.dumps(_described(item, sample, clip), ensure_ascii=False).encode())
         where = {"offset": offset, "bytes": size}
         holds = {"seconds": clip.seconds, "frames": clip.frames, "source": sample.source, "scores": sample.scores}
-        capped = {"capped": True} if clip.capped else {}
-        self.clips.append({"key": key, "item": place, **_told(item, sample), **where, **holds, **capped})
+        told: dict[str, Any] = {"capped": True} if clip.capped else {}
+        if clip.copied is not None:
+            told |= {"copied": dataclasses.asdict(clip.copied), "span": clip.copied.span()}
+        self.clips.append({"key": key, "item": place, **_told(item, sample), **where, **holds, **told})
         return sample
 
 
@@ -211,12 +213,14 @@ def _described(item: Item, sample: Sample, clip: WrittenClip) -> dict[str, Any]:
     said = [{name: value for name, value in line.items() if name not in ("id", "caption")} for line in fields]
     several = any(line != said[0] for line in said)
     source = {"video": item.video, "start": sample.start, "end": sample.end, **sample.source}
+    about = {name: value for name, value in dataclasses.asdict(clip).items() if name != "capped" and value is not None}
     return {
         **({"lines": fields} if several else said[0] if said else {}),
         "id": sample.id,
         **({"caption": list(sample.captions)} if sample.captions else {}),
+        **({} if clip.copied is None else clip.copied.span()),
         "source": source,
-        "clip": {name: value for name, value in dataclasses.asdict(clip).items() if name != "capped"},
+        "clip": about,
         "scores": sample.scores,
     }
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from fastvtp.data.timespans import TimeSpan
+from fastvtp.data.timespans import Span, TimeSpan
+from fastvtp.data.video.copying import NotCopiedError
 from fastvtp.data.video.decoding import Video, VideoDecodeError, VideoInfo
 from fastvtp.errors import UserError
-from fastvtp.preparation.encoding import WrittenClip, fitted, shown_until, write_clip
+from fastvtp.preparation.encoding import WrittenClip, copy_clip, fitted, shown_until, write_clip
 from fastvtp.preparation.items import Item
 from fastvtp.preparation.looks import MotionMeter, hashed_frames, look_of
 from fastvtp.preparation.scenes import scenes_of
@@ -99,16 +100,29 @@ def survey(item: Item, settings: Preparation) -> list[Sample]:
     return samples
 
 
-def write_sample(item: Item, sample: Sample, settings: Preparation, path: Path) -> tuple[WrittenClip, Sample]:
-    """Write the clip of a sample at `path`; returns what it is, and the sample with its scores, which may reject it.
+def write_sample(item: Item, sample: Sample, settings: Preparation, path: Path) -> tuple[WrittenClip | None, Sample]:
+    """Write the clip of a sample at `path`; returns what it is, and the sample with its scores, which may reject it;
+    None where there is nothing to be written.
 
     Raises:
         VideoDecodeError: a frame of it cannot be decoded, or the encoder takes none of that size.
         OSError: there is no room to write, or no right to.
     """
-    meter, filters = MotionMeter(), settings.filters
+    meter, filters, encoding = MotionMeter(), settings.filters, settings.encoding
     with _writing(path), _of_the_source(item), Video(item.video) as video:
-        written = write_clip(video, sample.frames, path, settings.encoding, meter.see)
+        if not encoding.copies:
+            written = write_clip(video, sample.frames, path, encoding, meter.see)
+        else:
+            try:
+                written = copy_clip(video, sample.frames, path, sample.source["codec"])
+            except NotCopiedError as error:
+                return None, dataclasses.replace(sample, rejected=Rejection("copy", str(error)))
+            if filters.min_motion is None and filters.max_motion is None:
+                return written, sample  # nothing else is decoded of it
+            seconds = video.seconds[sample.first : sample.stop] - video.seconds[sample.first]
+            small = video.stream(sample.frames, fitted(video.size, encoding.side))
+            for second, frame in zip(seconds.tolist(), small, strict=True):
+                meter.see(second, frame)
     rejected, motion = sample.rejected, meter.motion
     if not _within(motion, filters.min_motion, filters.max_motion):
         rejected = Rejection("motion", f"motion {motion:g}, expected {_bounds(filters.min_motion, filters.max_motion)}")
@@ -137,8 +151,8 @@ def _writing(path: Path) -> Iterator[None]:
         raise OSError(error.errno or 0, error.strerror or str(error), str(path)) from error
 
 
-def decode_ms(source: str | bytes, start: float, end: float | None, short_side: int) -> float:
-    """Measure the CPU milliseconds that opening a clip and decoding 16 evenly spaced frames of it take, scaled to
+def decode_ms(source: str | bytes, span: Span, short_side: int) -> float:
+    """Measure the CPU milliseconds that opening a clip and decoding 16 evenly spaced frames of its span take, scaled to
     `short_side`. One reading before warms files and code.
 
     Raises:
@@ -148,7 +162,7 @@ def decode_ms(source: str | bytes, start: float, end: float | None, short_side: 
     for _ in range(2):
         began = time.process_time()
         with Video(source) as video:
-            shown = video.frames_within(start, end)
+            shown = span.frames_of(video)
             wanted = shown.start + np.linspace(0, len(shown) - 1, _TIMED_FRAMES).astype(int)
             video.read(wanted, size=fitted(video.size, short_side))
         spent = time.process_time() - began

@@ -180,7 +180,8 @@ def _warn_of_disk(folder: str, reason: str) -> None:
 
 @cache
 def _say_no_room(cache_gb: float) -> None:
-    logger.warning("cache_gb=%g: too little for some objects, beside those in use: they are read anew each time", cache_gb)
+    what = "too little for some objects, beside those in use: they are read anew each time"
+    logger.warning("cache_gb=%g: %s", cache_gb, what)
 
 
 _blocks = LastUsed[tuple[Any, ...], bytes](_MOST_BLOCKS)

@@ -160,6 +160,11 @@ class Video:
         return displayed_size(self._source.height, self._source.width, self._stretch, self._source.turn)
 
     @property
+    def frame_reader(self) -> FrameReader | None:
+        """What reads its packets and decodes them; None of a folder of pictures."""
+        return self._source if isinstance(self._source, FrameReader) else None
+
+    @property
     def keyframes(self) -> np.ndarray:
         """Indices of the frames that decoding can start from, ascending, int64; those at least that are known
         without decoding."""
