@@ -1,6 +1,7 @@
-"""Measures what choices of H.264 encoding make of the clips of `fastvtp prepare`: time to read them, size, fidelity.
+"""Measures what choices of encoding make of the clips of `fastvtp prepare`: time to read them, size, fidelity.
 
-Each video is prepared at a shorter side of 224 in every way of `CHOICES`. Reading a clip is opening the file, decoding
+Each video is prepared at a shorter side of 224 in every way of `CHOICES`, of H.264; or with `--codecs` by these codecs'
+own settings with a keyframe every so many frames (`--gops`). Reading a clip is opening the file, decoding
 16 frames and scaling a random crop of them to 224 x 224, in one thread: CPU time, the median of clips at which all
 choices take turns. "uniform" takes a frame from each 16th of the video, "strided" every fourth from a random place on.
 Fidelity is that of all frames to the unprepared ones scaled to the same size: PSNR of RGB, mean over the frames, and
@@ -12,8 +13,9 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,34 +31,46 @@ _WINDOW, _C1, _C2 = 7, (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _USUAL = {"preset": "medium"}
 _CAVLC = {**_USUAL, "coder": "vlc"}
 _FAST = {**_USUAL, "tune": "fastdecode", "bf": "0", "refs": "1"}
-CHOICES: dict[str, tuple[int, int, dict[str, str]]] = {
-    "GOP 8, usual, crf 23": (8, 23, _USUAL),
-    "GOP 4, usual, crf 23": (4, 23, _USUAL),
-    "GOP 4, no CABAC, crf 23": (4, 23, _CAVLC),
-    "GOP 4, fast, crf 22": (4, 22, _FAST),
-    "GOP 3, fast, crf 22": (3, 22, _FAST),
-    "GOP 2, fast, crf 22": (2, 22, _FAST),
-    "GOP 1, fast, crf 22": (1, 22, _FAST),
+
+
+class Choice(NamedTuple):
+    """One way to encode. options: of the encoder, those of libx264; None: those of a preparation. crf: None: its."""
+
+    gop: int
+    crf: int | None = None
+    options: dict[str, str] | None = None
+    codec: str = "h264"
+
+
+CHOICES: dict[str, Choice] = {
+    "GOP 8, usual, crf 23": Choice(8, 23, _USUAL),
+    "GOP 4, usual, crf 23": Choice(4, 23, _USUAL),
+    "GOP 4, no CABAC, crf 23": Choice(4, 23, _CAVLC),
+    "GOP 4, fast, crf 22": Choice(4, 22, _FAST),
+    "GOP 3, fast, crf 22": Choice(3, 22, _FAST),
+    "GOP 2, fast, crf 22": Choice(2, 22, _FAST),
+    "GOP 1, fast, crf 22": Choice(1, 22, _FAST),
 }
 
 
-def prepared(video: Path, folder: Path, choice: tuple[int, int, dict[str, str]]) -> Path:
+def prepared(video: Path, folder: Path, choice: Choice) -> Path:
     """Write a video as a preparation would, but for the encoder's settings."""
     from fastvtp.data.video.decoding import Video
     from fastvtp.preparation.encoding import ENCODERS, write_clip
     from fastvtp.preparation.settings import ClipEncoding
 
-    gop, crf, options = choice
-    before = ENCODERS["h264"]
-    same = {"keyint_min": "%d", "sc_threshold": "0", "x264-params": "cpu-independent=1"}
-    ENCODERS["h264"] = before[0], {**options, **same}
+    before = ENCODERS[choice.codec]
+    if choice.options is not None:
+        same = {"keyint_min": "%d", "sc_threshold": "0", "x264-params": "cpu-independent=1"}
+        ENCODERS[choice.codec] = before[0], {**choice.options, **same}
     try:
         path = folder / f"{video.stem}_{len(list(folder.iterdir()))}.mp4"
+        encoding = ClipEncoding(short_side=SHORT_SIDE, gop=choice.gop, crf=choice.crf, codec=choice.codec)
         with Video(video) as opened:
             frames = range(opened.num_frames)
-            write_clip(opened, frames, path, ClipEncoding(short_side=SHORT_SIDE, gop=gop, crf=crf))
+            write_clip(opened, frames, path, encoding)
     finally:
-        ENCODERS["h264"] = before
+        ENCODERS[choice.codec] = before
     return path
 
 
@@ -102,9 +116,9 @@ def _means(x: np.ndarray) -> np.ndarray:
     return (sums[n:, n:] - sums[:-n, n:] - sums[n:, :-n] + sums[:-n, :-n]) / n**2
 
 
-def table(video: Path, folder: Path, clips: int = CLIPS) -> str:
+def table(video: Path, folder: Path, clips: int = CLIPS, choices: Mapping[str, Choice] = CHOICES) -> str:
     """Measure all choices on a video; a table in Markdown."""
-    paths = {name: prepared(video, folder, choice) for name, choice in CHOICES.items()}
+    paths = {name: prepared(video, folder, choice) for name, choice in choices.items()}
     paths = {"unprepared": video, **paths}
     spent: dict[str, dict[str, list[float]]] = {name: {each: [] for each in SAMPLINGS} for name in paths}
     for number in range(WARM_UP + clips):
@@ -118,7 +132,7 @@ def table(video: Path, folder: Path, clips: int = CLIPS) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, path in paths.items():
-        near = "{:.2f} | {:.4f}".format(*fidelity(path, video)) if name in CHOICES else " | "
+        near = "{:.2f} | {:.4f}".format(*fidelity(path, video)) if name in choices else " | "
         uniform, strided = (statistics.median(spent[name][sampling]) for sampling in SAMPLINGS)
         lines.append(f"| {name} | {uniform:.1f} | {strided:.1f} | {path.stat().st_size / 1000:.0f} | {near} |")
     return "\n".join(lines)
@@ -129,12 +143,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", type=Path, nargs="*", help="video files of a few seconds")
     parser.add_argument("--clips", type=int, default=CLIPS, help="clips that are timed of each video and choice")
+    parser.add_argument("--codecs", nargs="+", default=(), help='compare these instead, such as "h264 hevc vp9 av1"')
+    parser.add_argument("--gops", type=int, nargs="+", default=(3, 8, 12), help="at these distances of keyframes")
     given = parser.parse_args(arguments)
+    of_codecs = {f"{codec}, GOP {gop}": Choice(gop, codec=codec) for codec in given.codecs for gop in given.gops}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder) / "prepared"
         work.mkdir()
         for video in given.videos or [encode(Path(folder) / "340x256.mp4", height=256, width=340, gop=12, seconds=10)]:
-            print(table(video, work, given.clips), end="\n\n", flush=True)
+            print(table(video, work, given.clips, of_codecs or CHOICES), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

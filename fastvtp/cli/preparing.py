@@ -23,7 +23,9 @@ class EncodingOptions:
         float | None,
         typer.Option(help="Frames a second, at most. If it is not given, every frame is kept, with its time."),
     ] = None
-    gop: Annotated[int | None, typer.Option(help="Frames from one keyframe to the next. By default 3.")] = None
+    gop: Annotated[
+        int | None, typer.Option(help="Frames from one keyframe to the next. By default 3 of h264, 8 of other codecs.")
+    ] = None
     codec: Annotated[
         str,
         typer.Option(

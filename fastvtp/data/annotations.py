@@ -5,98 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from fastvtp.data.formats.listing import Listing
 from fastvtp.data.formats.registry import CAPTIONS, text_of
-from fastvtp.data.locations import located, normal, suffix_of, without_secrets
-from fastvtp.data.timespans import MOST_SECONDS, FrameSpan, Span, TimeSpan, span_of_line
+from fastvtp.data.locations import located, normal, suffix_of
+from fastvtp.data.records import RecordTable, VideoRecord
+from fastvtp.data.timespans import span_of_line
 from fastvtp.data.video_files import PICTURE_SUFFIXES
 from fastvtp.errors import UserError
 
-_DIRECTION = re.compile(
-    r"\b(?:(?:left|right)(?:wards?|most|handed)?|lefty|(?:anti|counter)?clockwise)\b",
-    re.IGNORECASE,
-)
 
-
-@dataclass(frozen=True, slots=True)
-class VideoRecord:
-    """One video, or a span of one, and its captions; `video` is a location (see `fastvtp.data.locations`), `captions`
-    holds at least one.
-
-    Training draws among the captions; retrieval scores them all. `mirrorable` says whether all
-    that is said of the video, answers included, stays true of its mirror image; None: the captions decide.
-    `start` and `end`, seconds from the first frame, bound what is shown of the video: frames from `start` to before
-    `end` alone, see `Video.frames_within`. None: from the first frame on, to the last. `frames` bounds it by frames
-    instead.
-    """
-
-    id: str
-    video: str
-    captions: tuple[str, ...]
-    mirrorable: bool | None = None
-    start: float | None = None
-    end: float | None = None
-    frames: FrameSpan | None = None
-
-    def __post_init__(self) -> None:
-        """Raise UserError where `start` and `end`, or `frames`, bound no span."""
-        if self.frames is not None:
-            first, last = self.frames.start, self.frames.end
-            if first < 0 or (last is not None and last <= first) or not (self.start is None and self.end is None):
-                name, bounds = without_secrets(self.video), f"{self.frames} and {self.start}-{self.end} s"
-                raise UserError(f"{name}: expected a span by frames, 0 <= start < end, or by seconds, got {bounds}")
-        first, last = (self.start or 0.0), (MOST_SECONDS if self.end is None else self.end)
-        if not 0 <= first < last <= MOST_SECONDS:
-            name, bounds = without_secrets(self.video), f"{self.start} and {self.end}"
-            raise UserError(f"{name}: expected 0 <= start < end, in seconds, got {bounds}")
-
-    @property
-    def span(self) -> Span | None:
-        """What is shown of the video; None: all of it."""
-        if self.frames is not None:
-            return self.frames
-        whole = not self.start and self.end is None
-        return None if whole else TimeSpan(self.start or 0.0, self.end)
-
-    def within(self, span: Span | None) -> VideoRecord:
-        """Return the record of that span of the video, None: of all of it."""
-        if isinstance(span, FrameSpan):
-            return replace(self, start=None, end=None, frames=span)
-        start, end = span or (None, None)
-        return replace(self, start=start, end=end, frames=None)
-
-    @property
-    def clip(self) -> tuple[str, Span | None]:
-        """What is shown, as a key: equal for records of the same span of the same video, whatever their ids."""
-        return normal(self.video), self.span
-
-    @property
-    def source(self) -> str:
-        """The path of the video and, where it is a span of it, the span: "/films/a.mp4 60-70 s"."""
-        return self.video if self.span is None else f"{self.video} {self.span.said}"
-
-    def named(self) -> dict[str, Any]:
-        """Return the fields of a line that names the record: id, video and, where it is a span of it, its bounds."""
-        bounds = {} if self.span is None else self.span.fields()
-        return {"id": self.id, "video": self.video, **bounds}
-
-    @property
-    def may_be_mirrored(self) -> bool:
-        """Whether clips of it may be mirrored: `mirrorable`, or where that is None whether no caption names a
-        direction."""
-        if self.mirrorable is not None:
-            return self.mirrorable
-        return not any(map(mentions_direction, self.captions))
-
-
-def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
+def load_annotations(path: str | os.PathLike[str]) -> RecordTable:
     """Read the captioned videos that `path` lists.
 
     Args:
@@ -120,37 +44,34 @@ def load_annotations(path: str | os.PathLike[str]) -> list[VideoRecord]:
         UserError: a malformed list, with file, line number and field; no videos, or none with a caption.
     """
     listing = Listing(path, CAPTIONS)
-    folder, uncaptioned = listing.source.folder, []
-    records: dict[Any, VideoRecord] = {}
-    captions_of: dict[Any, list[str]] = {}
-    for row, location in listing:
-        with listing.faults:
-            if "caption" not in row.fields:
-                raise listing.lacks("caption", row)
-            captions, empty = _captions(row.fields, row.place)
-            if not captions and listing.entry.name == "folder":
-                uncaptioned.append(row.fields["video"])
-                continue
-            listing.empty += empty
-            if not captions:
-                continue
-            record = record_of(row.fields, folder, row.place, captions, location=location)
-            clip = _key_of(record)
-            first = records.setdefault(clip, record)
-            if first is not record or len(captions) > 1:
-                captions_of.setdefault(clip, [*first.captions]).extend(captions)
-    for clip, captions in captions_of.items():
-        records[clip] = replace(records[clip], captions=tuple(dict.fromkeys(captions)))
+    folder, uncaptioned, clips = listing.source.folder, list[str](), array("q")
+
+    def captioned() -> Iterator[VideoRecord]:
+        for row, location in listing:
+            with listing.faults:
+                if "caption" not in row.fields:
+                    raise listing.lacks("caption", row)
+                captions, empty = _captions(row.fields, row.place)
+                if not captions and listing.entry.name == "folder":
+                    uncaptioned.append(row.fields["video"])
+                    continue
+                listing.empty += empty
+                if captions:
+                    record = record_of(row.fields, folder, row.place, captions, location=location)
+                    clips.append(hash(record.clip))
+                    yield record
+
+    records = RecordTable(captioned()).merged(clips)
     if uncaptioned:
         listing.say_uncaptioned(uncaptioned, len(records))
-    listing.close(len(records), captions=sum(len(record.captions) for record in records.values()))
+    listing.close(len(records), captions=records.num_captions)
     if not records:
         raise UserError(f"{listing.path}: all captions are empty") if listing.empty else listing.nothing()
-    listing.say_repeated_ids([record.id for record in records.values()])
-    return list(records.values())
+    listing.say_repeated_ids(records.ids)
+    return records
 
 
-def load_videos(path: str | os.PathLike[str]) -> list[VideoRecord]:
+def load_videos(path: str | os.PathLike[str]) -> RecordTable:
     """Read videos without what is said of them: any list that `load_annotations`, `load_questions` or `load_classes`
     reads, a `.jsonl` of {"video": path}, a list of paths, or a folder, with such a list or of videos. Each once.
 
@@ -161,16 +82,21 @@ def load_videos(path: str | os.PathLike[str]) -> list[VideoRecord]:
     listing = Listing(path)
     if listing.entry.name == "class_folders":  # videos at the top belong to no class, and are videos all the same
         listing = Listing(listing.source, read_as="folder")
-    records: dict[Any, VideoRecord] = {}
-    for row, location in listing:
-        with listing.faults:
-            record = record_of(row.fields, listing.source.folder, row.place, mirrorable=True, location=location)
-            records.setdefault(record.clip, record)
+    clips = array("q")
+
+    def listed() -> Iterator[VideoRecord]:
+        for row, location in listing:
+            with listing.faults:
+                record = record_of(row.fields, listing.source.folder, row.place, mirrorable=True, location=location)
+                clips.append(hash(record.clip))
+                yield record
+
+    records = RecordTable(listed()).merged(clips)
     listing.close(len(records))
     if not records:
         raise listing.nothing()
-    listing.say_repeated_ids([record.id for record in records.values()])
-    return list(records.values())
+    listing.say_repeated_ids(records.ids)
+    return records
 
 
 def annotations_digest(records: Sequence[VideoRecord]) -> str:
@@ -179,10 +105,10 @@ def annotations_digest(records: Sequence[VideoRecord]) -> str:
     It changes with any id, caption, video path, span or `mirrorable` that is set, but not when the folder that holds
     all the videos moves.
     """
-    videos = [normal(record.video) for record in records]
-    folder = _common_folder(videos)
+    folder = _common_folder(normal(record.video) for record in records)
     digest = hashlib.sha256()
-    for record, video in zip(records, videos, strict=True):
+    for record in records:
+        video = normal(record.video)
         said = record.captions if record.mirrorable is None else (*record.captions, record.mirrorable)
         # lists without spans, and those of spans in seconds, keep the digests that they had
         shown = () if record.span is None else (record.start or 0.0, record.end)
@@ -191,16 +117,17 @@ def annotations_digest(records: Sequence[VideoRecord]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _common_folder(videos: Sequence[str]) -> str:
+def _common_folder(videos: Iterable[str]) -> str:
     """Return the folder that all lie in, be it on disk, in a tar or in a store; "" where there is none."""
-    parts = zip(*(video.split("/")[:-1] for video in videos), strict=False)
-    return "/".join(same[0] for same in takewhile(lambda names: len(set(names)) == 1, parts))
-
-
-def mentions_direction(caption: str) -> bool:
-    """Tell whether `caption` names a direction (left, rightwards, clockwise, ...) that mirroring the video makes
-    untrue."""
-    return _DIRECTION.search(caption) is not None
+    common: list[str] | None = None
+    for video in videos:
+        parts = video.split("/")[:-1]
+        if common is None:
+            common = parts
+        elif parts[: len(common)] != common:
+            pairs = zip(common, parts, strict=False)
+            common = [mine for mine, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    return "/".join(common or ())
 
 
 def record_of(
@@ -242,10 +169,3 @@ def _captions(fields: Mapping[str, Any], place: str) -> tuple[tuple[str, ...], i
     written = [each for each in listed if not (isinstance(each, str) and not each.strip())]
     texts = tuple(text_of(each, f"{place}: field 'caption'") for each in written)
     return texts, max(1, len(listed)) - len(texts)
-
-
-def _key_of(record: VideoRecord) -> Any:
-    """Return what `VideoRecord.clip` says in little memory: for most records their own path."""
-    video, span = record.clip
-    video = record.video if video == record.video else video
-    return video if span is None else (video, span)

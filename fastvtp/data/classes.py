@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from fastvtp.data.annotations import VideoRecord, record_of
+from fastvtp.data.annotations import record_of
 from fastvtp.data.formats.faults import Faults
 from fastvtp.data.formats.listing import Listing
 from fastvtp.data.formats.registry import LABEL, LABELS, Row, text_of
 from fastvtp.data.formats.source import ListSource
+from fastvtp.data.records import RecordTable, VideoRecord
 from fastvtp.errors import UserError
 from fastvtp.files import lines_of, read_text, write_atomically
 
@@ -34,7 +35,7 @@ class ClassificationSet:
         class_names: all classes.
     """
 
-    records: tuple[VideoRecord, ...]
+    records: Sequence[VideoRecord]
     labels: tuple[int, ...]
     class_names: tuple[str, ...]
 
@@ -55,7 +56,7 @@ class TargetSet:
         multi_label: whether a video may show several or none.
     """
 
-    records: tuple[VideoRecord, ...]
+    records: Sequence[VideoRecord]
     labels: tuple[tuple[int, ...], ...]
     class_names: tuple[str, ...]
     multi_label: bool
@@ -118,7 +119,7 @@ def load_classes(
     listing.close(len(rows))
     if not rows:
         raise listing.nothing()
-    listing.say_repeated_ids([record.id for _, record, _ in rows])
+    listing.say_repeated_ids(lambda: (record.id for _, record, _ in rows))
     if class_names is None:
         class_names = listing.class_names()
     if class_names is None:
@@ -134,7 +135,7 @@ def load_classes(
             continue
         labels.append(places[label] if isinstance(label, str) else label)
         records.append(replace(record, captions=(names[labels[-1]],)))
-    return ClassificationSet(tuple(records), tuple(labels), names)
+    return ClassificationSet(RecordTable(records), tuple(labels), names)
 
 
 def load_targets(
@@ -178,7 +179,7 @@ def load_targets(
             among = f"among the {len(names)} classes of the training set"
             listing.faults.note(UserError(f"{place}: no class {unknown[0]!r} {among}"))
     rows = [row for row in rows if places.keys() >= {*row[2]}]
-    records = tuple(replace(record, captions=(", ".join(shown) or "none",)) for _, record, shown in rows)
+    records = RecordTable(replace(record, captions=(", ".join(shown) or "none",)) for _, record, shown in rows)
     return TargetSet(records, tuple(tuple(places[name] for name in row[2]) for row in rows), names, True)
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.loader import Decoding, VideoTextLoader
 from fastvtp.data.rand_augment import OPERATIONS
 from fastvtp.data.reading import ClipReading, ClipShape
+from fastvtp.data.records import VideoRecord
 from fastvtp.data.sampling import ClipAugmentation
 from fastvtp.data.source import Choice
 from fastvtp.data.stream import Batches

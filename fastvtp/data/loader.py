@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.dali_trial import why_not_alone
 from fastvtp.data.handing_over import GAVE_UP
 from fastvtp.data.notes import Notes
 from fastvtp.data.pipeline import Feed, build_pipeline, dali_formats, opener
 from fastvtp.data.reading import DEFAULT_FRAMING, ClipReading, ClipShape
+from fastvtp.data.records import VideoRecord
 from fastvtp.data.sampling import ClipAugmentation, check_framing
 from fastvtp.data.source import ClipSource, NoDecodableClipError
 from fastvtp.data.storage.shard_indexing import index_named

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fastvtp.data.annotations import VideoRecord, mentions_direction, record_of
+from fastvtp.data.annotations import record_of
 from fastvtp.data.formats.listing import Listing
 from fastvtp.data.formats.registry import QUESTIONS, text_of
+from fastvtp.data.records import RecordTable, VideoRecord, mentions_direction
 from fastvtp.data.text import Tokenizer
 from fastvtp.data.wordpiece import CaptionTokenizer
 from fastvtp.errors import UserError, counted
@@ -40,7 +41,7 @@ class QuestionSet:
         options: the answers to choose from, the right one among them; () for open-ended questions.
     """
 
-    records: tuple[VideoRecord, ...]
+    records: Sequence[VideoRecord]
     answers: tuple[str, ...]
     kinds: tuple[str, ...]
     options: tuple[tuple[str, ...], ...]
@@ -76,9 +77,9 @@ def load_questions(path: str | os.PathLike[str]) -> QuestionSet:
     listing.close(len({row[0].video for row in rows}), questions=len(rows))
     if not rows:
         raise listing.nothing("questions")
-    listing.say_repeated_ids(named)
+    listing.say_repeated_ids(lambda: named)
     records, answers, kinds, options = zip(*rows, strict=True)
-    return QuestionSet(records, answers, kinds, options)
+    return QuestionSet(RecordTable(records), answers, kinds, options)
 
 
 def lists_questions(path: str | os.PathLike[str]) -> bool:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.clip_table import ClipTable
 from fastvtp.data.handing_over import (
     GAVE_UP,
@@ -28,6 +27,7 @@ from fastvtp.data.handing_over import (
 )
 from fastvtp.data.locations import without_secrets
 from fastvtp.data.reading import ClipReading, ClipShape
+from fastvtp.data.records import VideoRecord
 from fastvtp.data.sampling import ClipAugmentation, CropWindow
 from fastvtp.data.storage.remote import one_opening
 from fastvtp.data.stream import SampleStream

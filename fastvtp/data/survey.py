@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastvtp.data.annotations import VideoRecord, load_annotations, load_videos, mentions_direction
+from fastvtp.data.annotations import load_annotations, load_videos
 from fastvtp.data.classes import load_targets
 from fastvtp.data.file_survey import FileProbe, evenly_spread, fingerprints, probe_files, sizes_of
 from fastvtp.data.formats.faults import Faults
@@ -19,6 +19,7 @@ from fastvtp.data.formats.lists import VideoList
 from fastvtp.data.formats.source import ListSource
 from fastvtp.data.locations import is_remote, normal
 from fastvtp.data.questions import load_questions
+from fastvtp.data.records import VideoRecord, mentions_direction
 from fastvtp.data.text import Tokenizer
 from fastvtp.errors import UserError, counted
 

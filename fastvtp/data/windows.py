@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
-from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.records import VideoRecord
 from fastvtp.data.timespans import TimeSpan
 from fastvtp.data.video.decoding import Video, VideoDecodeError
 from fastvtp.errors import UserError

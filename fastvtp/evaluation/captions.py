@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.records import VideoRecord
 from fastvtp.data.text import Tokenizer
 
 

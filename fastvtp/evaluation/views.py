@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.records import VideoRecord
 from fastvtp.errors import UserError
 from fastvtp.evaluation.dealing import over_batches
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.classes import TargetSet
+from fastvtp.data.records import VideoRecord
 from fastvtp.data.sampling import epoch_order, sample_rng
 from fastvtp.data.timespans import span_of_line
 from fastvtp.errors import UserError

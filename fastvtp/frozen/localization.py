@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.records import VideoRecord
 from fastvtp.errors import UserError
 from fastvtp.evaluation.inference import inference
 from fastvtp.frozen.detection import Detections, detection_map, finite_mean, suppress

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fastvtp.architecture import architecture_of
-from fastvtp.data.annotations import VideoRecord
+from fastvtp.data.records import VideoRecord
 from fastvtp.errors import UserError
 from fastvtp.evaluation.inference import inference
 from fastvtp.evaluation.protocol import EvaluationProtocol

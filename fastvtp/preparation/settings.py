@@ -23,7 +23,7 @@ QUALITIES = {"h264": 22, "hevc": 26, "vp9": 32, "av1": 32}
 COPY = "copy"
 """Stands in place of a codec where packets are copied as they are."""
 SHORT_SIDE = 224
-GOPS = {"h264": 3, "hevc": 3, "vp9": 3, "av1": 3}
+GOPS = {"h264": 3, "hevc": 8, "vp9": 8, "av1": 8}
 """Frames from one keyframe to the next where nothing is said; measurements are in docs/preparation.md."""
 MOST_SAMPLES = 10_000  # of a shard: four digits of a key
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 
 from fastvtp import processes
-from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.loader import Decoding, VideoTextLoader
 from fastvtp.data.mixing import BatchSource, MixedLoader
 from fastvtp.data.reading import ClipShape
+from fastvtp.data.records import VideoRecord
 from fastvtp.data.stream import Batches
 from fastvtp.data.text import Tokenizer
 from fastvtp.training.config import TrainConfig

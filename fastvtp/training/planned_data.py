@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.file_survey import FileProbe, evenly_spread, probe_files
 from fastvtp.data.formats.listing import describe_list
 from fastvtp.data.locations import is_remote, normal, without_secrets
+from fastvtp.data.records import VideoRecord
 from fastvtp.data.storage.finding import UnreadableError, size_of
 from fastvtp.data.text import Tokenizer
 from fastvtp.data.timespans import FrameSpan

@@ -4,12 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from fastvtp.data.annotations import (
-    VideoRecord,
-    annotations_digest,
-    load_annotations,
-    mentions_direction,
-)
+from fastvtp.data.annotations import VideoRecord, annotations_digest, load_annotations
+from fastvtp.data.records import mentions_direction
 from fastvtp.errors import UserError
 
 

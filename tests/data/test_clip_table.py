@@ -2,10 +2,8 @@
 
 import pickle
 
-import pytest
-
 from fastvtp.data.annotations import VideoRecord
-from fastvtp.data.clip_table import ClipTable, Texts
+from fastvtp.data.clip_table import ClipTable
 from fastvtp.data.reading import ClipReading, ClipShape
 from fastvtp.data.source import ClipSource
 from fastvtp.data.stream import Batches, SampleStream
@@ -35,15 +33,6 @@ def test_a_table_says_what_the_records_say():
         assert table.num_captions(index) == len(record.captions)
         assert table.may_be_mirrored(index) is record.may_be_mirrored
     assert [table.span(index) for index in (0, 3, 6)] == [None, TimeSpan(0.1, 60.25), None]
-
-
-def test_texts_come_back_and_no_others():
-    texts = ["", "a", "", "日本", "\0"]
-    found = Texts(texts)
-    assert [found[i] for i in range(len(found))] == texts
-    assert len(Texts([])) == 0
-    with pytest.raises((IndexError, ValueError)):
-        found[5]
 
 
 def test_a_source_is_a_few_arrays_however_many_records_it_has():

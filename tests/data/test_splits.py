@@ -25,7 +25,7 @@ SAID = {
 
 
 def names_of(made):
-    return [record.id for record in (made if isinstance(made, list) else made.records)]
+    return [record.id for record in getattr(made, "records", made)]
 
 
 @pytest.mark.parametrize("load", SAID)

@@ -6,9 +6,11 @@ import contextlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from fastvtp.data.formats.catalogue import EXPECTED, find_format, recognise
 from fastvtp.data.formats.complaints import no_field, nothing_listed, say_unread, several_splits
@@ -189,10 +191,12 @@ class Listing:
             numbers = "".join(f", {counted(count, name.removesuffix('s'))}" for name, count in held)
             logger.info("%s: %s%s%s%s", self.source.path.name, self.entry.title, remark, split, numbers)
 
-    def say_repeated_ids(self, ids: Sequence[str]) -> None:
-        """Warn where several records bear one id: reports and features call them by it."""
-        if len(set(ids)) < len(ids):
-            repeated = [name for name, count in Counter(ids).items() if count > 1]
+    def say_repeated_ids(self, ids: Callable[[], Iterable[str]]) -> None:
+        """Warn where several records bear one id: reports and features call them by it. ids: returns them, and once
+        more the second time."""
+        hashes = np.fromiter(map(hash, ids()), np.int64)  # of millions of lines the ids themselves are not kept
+        if len(np.unique(hashes)) < len(hashes):
+            repeated = [name for name, count in Counter(ids()).items() if count > 1]
             number = counted(len(repeated), "id", "are")
             logger.warning("%s: %s of several records: %s", self.path, number, few(repeated))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.loader import VideoTextBatch
+from fastvtp.data.records import VideoRecord
 from fastvtp.data.stream import Batches, SampleStream
 from fastvtp.errors import UserError
 from fastvtp.frozen.feature_sets import FeatureSet

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fastvtp import processes
-from fastvtp.data.annotations import VideoRecord
 from fastvtp.data.questions import AnswerVocabulary, QuestionSet
+from fastvtp.data.records import VideoRecord
 from fastvtp.errors import UserError
 from fastvtp.evaluation.accuracy import percent
 from fastvtp.evaluation.dealing import over_batches, over_shares, progress_bar
