@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastvtp.data.formats.source import CLASS_NAMES, SHARDS_NAME
-from fastvtp.data.locations import in_archive
+from fastvtp.data.locations import in_archive, is_remote, member_of
 from fastvtp.data.storage.finding import UnreadableError, size_of
 from fastvtp.data.timespans import FrameSpan, TimeSpan
 from fastvtp.data.workers.helper_process import lent_helper
@@ -129,7 +129,7 @@ def _report(
         **({"copied": held} if copied else {}),
         "slower_sources": sum("capped" in clip for clip in clips),
         "bytes": {
-            "sources": sum(_size(video) for video in sources),
+            "sources": _sizes(manifests, sources),
             "clips": sum(clip["bytes"] for clip in clips),
             "shards": sum(told["bytes"] for _, told in manifests),
         },
@@ -142,6 +142,18 @@ def _report(
         "histograms": _histograms(clips),
         "settings": begun["settings"],
     }
+
+
+def _sizes(manifests: Sequence[tuple[ShardWork, dict[str, Any]]], sources: Collection[str]) -> int:
+    """Return the bytes of these videos, as they were when the shards were made: of a store, asking for each would take
+    a request."""
+    known = {
+        item.video: stamp[0]
+        for work, told in manifests
+        for item, stamp in zip(work.items, told["sources"], strict=True)
+        if stamp is not None and is_remote(item.video) and member_of(item.video) is None
+    }
+    return sum(known[video] if video in known else _size(video) for video in sources)
 
 
 def _size(video: str) -> int:

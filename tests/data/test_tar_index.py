@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fastvtp.data.storage import remote, tar_index
 from fastvtp.data.storage.finding import UnreadableError, find_file, read_file
 from fastvtp.data.storage.range_file import RangeFile, buffered
 from fastvtp.data.storage.tar_index import SUFFIX, index_tar, member_table, tar_listing
@@ -240,3 +241,21 @@ def _indexed_often(tar: str) -> list[int]:
         index_tar(tar)
         assert len(tar_listing(tar).names) == 200
     return member_table(tar).offset.tolist()
+
+
+def test_an_index_of_a_tar_without_a_version_is_not_kept_for_another_process(tmp_path, monkeypatch):
+    """Where a store tells neither ETag nor time, another tar of the same size would go by it, and give wrong bytes."""
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setattr(remote, "_version", lambda said: None)
+    memory = fsspec.filesystem("memory")
+    for names in (("a.mp4", "b.mp4"), ("b.mp4", "a.mp4")):
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            for name in names:
+                info = tarfile.TarInfo(name)
+                info.size = 5
+                tar.addfile(info, io.BytesIO(f"{name}".encode()))
+        memory.pipe_file("/versions/0.tar", packed.getvalue())
+        tar_index._tables.forget()  # as in another process
+        remote.forget("memory://versions/0.tar")
+        assert [read_file(f"memory://versions/0.tar::{name}") for name in ("a.mp4", "b.mp4")] == [b"a.mp4", b"b.mp4"]

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 SUFFIX = ".index.npz"
 TEXT_SUFFIXES = (".txt", ".json", ".cls")
 _VERSION = 1
+_NO_VERSION = "None"  # of a tar in a store that tells none
 _TABLE = ("hashes", "offset", "size")
 _LONGEST_TEXT = 1 << 16  # bytes of a member whose text is kept in the index
 _AT_ONCE = 8  # tars of a store
@@ -115,7 +116,7 @@ def stamp_of(archive: str) -> TarStamp:
     """Return what a tar is recognised by. Raises UnreadableError where it is not there, or is no regular file."""
     if is_remote(archive):
         found = look_up(archive)
-        return TarStamp(found.size, f"{found.version}")
+        return TarStamp(found.size, found.version or _NO_VERSION)
     status = regular_file(archive)
     return TarStamp(status.st_size, f"{status.st_mtime_ns}")
 
@@ -269,7 +270,9 @@ def _cached_place(archive: str) -> Path:
 def _stored(archive: str, stamp: TarStamp, *names: str) -> tuple[list[np.ndarray], str] | None:
     """Return arrays of the index of a tar, and where it lies; None where none fits the tar."""
     local = [] if is_remote(archive) else [Path(archive + SUFFIX)]
-    for path in (*local, _cached_place(archive)):
+    # of a tar without a version another one of the same size would go by what is kept here
+    kept = [] if stamp.changed == _NO_VERSION else [_cached_place(archive)]
+    for path in (*local, *kept):
         try:
             found = _loaded(path, stamp, names)
         except Exception:  # none, or a damaged one: the zip file, the arrays and the JSON in it fail in many ways
