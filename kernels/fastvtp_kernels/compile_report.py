@@ -167,13 +167,23 @@ def read_json(file: Path) -> list[Row]:
     return [Row.from_json(entry) for entry in json.loads(file.read_text())]
 
 
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    return text
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fastvtp_kernels.compile_report", description="What the compiler makes of the kernels."
     )
     everything = (*ARCHITECTURES, *SMALLER_ARCHITECTURES)
     parser.add_argument("--arch", nargs="+", default=list(everything), choices=sorted(SHARED_LIMIT), metavar="ARCH")
-    parser.add_argument("--only", default="", metavar="PATTERN", help="compile launches whose name this regex finds")
+    parser.add_argument(
+        "--only", type=_pattern, default="", metavar="PATTERN", help="compile launches whose name this regex finds"
+    )
     parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per processor)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row, with all counts")
     parser.add_argument("--page", type=Path, nargs="+", metavar="FILE", help="replace the tables between their markers")
@@ -187,6 +197,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.page and options.only:
         parser.error("--page holds all launches, --only compiles some")
     rows = report(options.arch, options.jobs, options.only)
+    if not rows:
+        print(
+            f"compile_report: no launch on {', '.join(options.arch)} has a name that {options.only!r} finds",
+            file=sys.stderr,
+        )
+        return 2
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     wrong = faults(rows)

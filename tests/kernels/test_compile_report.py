@@ -182,6 +182,21 @@ def test_the_digest_follows_code_and_not_what_is_said_of_it(tmp_path, monkeypatc
     assert compile_report.sources() != before
 
 
+def test_a_pattern_that_finds_nothing_fails_in_one_line(tmp_path, capsys):
+    file = tmp_path / "report.json"
+    assert compile_report.main(["--arch", "sm_90", "--only", "NOTHING_MATCHES", "--json", str(file)]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "compile_report: no launch on sm_90 has a name that 'NOTHING_MATCHES' finds\n"
+    assert not printed.out
+    assert not file.exists()
+
+
+def test_a_pattern_that_is_none_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        compile_report.main(["--only", "("])
+    assert "argument --only: '(' is no regular expression: " in capsys.readouterr().err
+
+
 def test_interpreter_is_refused(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET is set"):
