@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import dispatch
 from .interpreter import fix_interpreter_bf16
+from .unit_errors import Ran
 
 __all__ = ["assert_within_tolerance", "fix_interpreter_bf16", "poisoned_empty", "tiny", "truths"]
 
@@ -20,17 +21,25 @@ def tiny(dtype: torch.dtype, magnitude: float) -> float:
     return 2 * info.eps * max(magnitude, info.tiny)
 
 
-def assert_within_tolerance(name: str, actual: Tensor, reference_same_dtype: Tensor, reference_float64: Tensor) -> None:
-    """Check the tolerance law: max|actual - ref64| <= 2 * max|ref_same_dtype - ref64| + tiny(dtype, max|ref64|).
+def assert_within_tolerance(
+    name: str,
+    actual: Tensor,
+    reference_same_dtype: Tensor,
+    reference_float64: Tensor,
+    units: Tensor | float = 0.0,
+) -> None:
+    """Check the tolerance law: |actual - ref64| <= 2 * max|ref_same_dtype - ref64| + tiny(dtype, max|ref64|) + units.
 
-    A kernel may be at most twice as wrong as plain PyTorch in the kernel's own dtype, whatever the inputs: there is no
-    tolerance to choose. What is right is the specification in float64.
+    A kernel may be at most twice as wrong as plain PyTorch in the kernel's own dtype, whatever the inputs, and besides
+    by what the device's exponential, logarithm, division and square root may add to each element: there is no tolerance
+    to choose. What is right is the specification in float64.
 
     Args:
         name: of the tensor, for the message ("output", "grad of weight").
         actual: the result under test.
         reference_same_dtype: plain PyTorch's result in the dtype of `actual`, on the same inputs.
         reference_float64: the specification's result in float64 on the same inputs, converted exactly.
+        units: a bound on the errors of approximate units, from `unit_errors`; of each element, or of all.
 
     Raises:
         AssertionError: shape or dtype differ, a value is not finite, or the law is broken (naming the worst element).
@@ -53,24 +62,40 @@ def assert_within_tolerance(name: str, actual: Tensor, reference_same_dtype: Ten
         raise ValueError(f"{name}: a reference holds values that are not finite; the law cannot be applied")
     # A value that is not finite is worse than any error.
     error = error.nan_to_num(nan=float("inf"))
-    allowed = 2 * reference_error.max().item() + tiny(actual.dtype, exact.abs().max().item())
-    worst = int(error.argmax())
+    of_units = torch.as_tensor(units, dtype=torch.float64, device="cpu").detach().expand(exact.shape)
+    allowances = 2 * reference_error.max().item() + tiny(actual.dtype, exact.abs().max().item()) + of_units
+    worst = int((error - allowances).argmax())
+    allowed = allowances.flatten()[worst].item()
     if error.flatten()[worst] > allowed:
         index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), exact.shape))
         raise AssertionError(
             f"{name}: {actual.flatten()[worst].item():.9g} at {index}, expected {exact.flatten()[worst].item():.9g}: "
             f"error {error.flatten()[worst].item():.3g}, allowed {allowed:.3g} in {actual.dtype} "
-            f"(the reference's own error is {reference_error.max().item():.3g})"
+            f"(the reference's own error is {reference_error.max().item():.3g}, "
+            f"that of approximate units {of_units.flatten()[worst].item():.3g})"
         )
 
 
 @contextmanager
-def truths() -> Iterator[None]:
-    """Within the context backend="reference" runs each op's specification (reference.py) itself, however slow."""
+def truths() -> Iterator[list[Ran]]:
+    """Within the context backend="reference" runs each op's specification (reference.py) itself, however slow.
+
+    Yields a list that each run is appended to, for `unit_errors.carried`.
+    """
+    runs: list[Ran] = []
+
+    def recorded(op: str) -> Callable[..., Any]:
+        def run(*inputs: Any) -> Any:
+            result = dispatch._truths[op](*inputs)
+            runs.append(Ran(op, inputs, result if isinstance(result, Tensor) else result[0]))
+            return result
+
+        return run
+
     with ExitStack() as stack:
         for op in dispatch.ops():
-            stack.enter_context(patch.dict(dispatch._implementations[op], reference=dispatch._truths[op]))
-        yield
+            stack.enter_context(patch.dict(dispatch._implementations[op], reference=recorded(op)))
+        yield runs
 
 
 @contextmanager

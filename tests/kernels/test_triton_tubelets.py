@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from fastvtp_kernels import gather_tubelets, tubelet_embed, tuning
 from fastvtp_kernels.testing import assert_within_tolerance, poisoned_empty
 from fastvtp_kernels.tubelets import kernels
+from fastvtp_kernels.unit_errors import gathered
 from tests.kernels.triton_cases import (
     DEVICE,
     DTYPES,
@@ -76,7 +77,9 @@ def assert_gathers(inputs: dict[str, Any], dtype: torch.dtype) -> None:
     with poisoned_empty():
         actual = gather_tubelets(**inputs, dtype=dtype, backend="triton")
     same, exact = (gather_tubelets(**inputs, dtype=x, backend="reference") for x in (dtype, torch.float64))
-    assert_within_tolerance("values", actual, same, exact)
+    std, plain = inputs["std"], {"mean": [0.0] * len(inputs["std"]), "std": [1.0] * len(inputs["std"])}
+    pixels = gather_tubelets(**inputs | plain, dtype=torch.float64, backend="reference")
+    assert_within_tolerance("values", actual, same, exact, gathered(exact, std, pixels))
 
 
 @every_shape

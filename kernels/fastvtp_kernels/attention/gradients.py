@@ -15,16 +15,17 @@ from .call import Call, Options
 from .padded import attention_mask, dropout_keep
 
 
-def _logits(query: Tensor, key: Tensor, options: Options) -> Tensor:
+def logits_of(query: Tensor, key: Tensor, options: Options) -> Tensor:
+    """Return the logits [..., Lq, Lk] of query [..., Lq, Dh] and key [..., Lk, Dh], capped but not masked."""
     logits = query @ key.transpose(-1, -2) * options.scale
     return options.softcap * torch.tanh(logits / options.softcap) if options.softcap else logits
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     """Return the output [N, H, Dh] and the log-sum-exp [H, N] in units of log 2, +inf for a query without a key."""
-    packed = _Padded(query, key, call)
+    packed = Padded(query, key, call)
     q, k, v = packed.queries(query), packed.keys(key), packed.keys(value)
-    logits = _logits(q, k, call.options).masked_fill(~packed.mask, float("-inf"))
+    logits = logits_of(q, k, call.options).masked_fill(~packed.mask, float("-inf"))
     lse = logits.logsumexp(dim=-1, keepdim=True)
     weights = (logits - lse).exp().nan_to_num(0.0)
     output = packed.rows((weights * packed.keep) @ v).to(query.dtype)
@@ -36,10 +37,10 @@ def backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, call: Call
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value, given that of the output and what `forward` returned."""
-    packed, options = _Padded(query, key, call), call.options
+    packed, options = Padded(query, key, call), call.options
     q, k, v = packed.queries(query), packed.keys(key), packed.keys(value)
     g, o = packed.queries(grad), packed.queries(output)
-    logits = _logits(q, k, options)
+    logits = logits_of(q, k, options)
     weights = (logits - packed.queries(lse.mT[..., None]) * math.log(2)).exp().masked_fill(~packed.mask, 0.0)
     delta = (g * o).sum(dim=-1, keepdim=True)
     logit_grad = weights * (g @ v.mT * packed.keep - delta) * options.scale
@@ -50,7 +51,7 @@ def backward(
     return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype)
 
 
-class _Padded:
+class Padded:
     """The way between packed rows and [S, H, L, Dh], with the masks that belong to the padded form."""
 
     def __init__(self, query: Tensor, key: Tensor, call: Call) -> None:
