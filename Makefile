@@ -4,12 +4,13 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+MODES ?= worst uniform
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage lint gpu format clean
+.PHONY: help setup demo test coverage device-errors lint gpu format clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
 setup: $(VENV)/.complete  ## create .venv with everything that demo, test and lint need
 
@@ -38,6 +39,13 @@ coverage: setup  ## the test suite with line coverage
 	@echo "==> running the tests with coverage"
 	@rm -f .coverage .coverage.*
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+
+device-errors: setup  ## the kernels' tests with the errors of a GPU's units in Triton's interpreter: MODES="worst uniform"
+	@for mode in $(MODES); do \
+		echo "==> running the kernels' tests with errors: $$mode"; \
+		$(BIN)/python -m pytest -n 2 --dist loadfile -q -p tests.kernels.device_errors --device-errors $$mode \
+			tests/kernels --ignore-glob='*/test_compile_*' --ignore=tests/kernels/test_edges.py || exit 1; \
+	done
 
 lint: setup  ## ruff, formatting, types
 	@echo "==> ruff check"
