@@ -80,7 +80,7 @@ class Code:
     """One pass of the main loop: of the innermost loops the one with most products, then the shortest (a masked twin is
     longer); without products the longest. No instructions: there is no loop."""
     loops: Counts = field(default_factory=Counts)
-    """One pass of every innermost loop."""
+    """One pass of every innermost loop, of those with products where there are any."""
     spills_in_loops: int = 0
     """Loads and stores of spilled registers in any loop."""
     unrolled: int = 1
@@ -270,21 +270,22 @@ def read(text: str, ptx: str = "") -> Code:
     elif innermost:
         main = max(innermost, key=lambda loop: loop.instructions)
     spills = of(set().union(*loops)).local
-    together = of(set().union(*innermost_blocks))
+    counted = [block for block, loop in zip(innermost_blocks, innermost, strict=True) if loop.tensor]
+    together = of(set().union(*(counted or innermost_blocks)))
     return Code(of(flow.blocks), main, together, spills, _unrolled(main, ptx))
 
 
 _DOT = re.compile(r"tt\.dot .*: tensor<(\d+)x(\d+)x\w+> \* tensor<\d+x(\d+)x\w+>")
 
 
-def products(ttir: str) -> tuple[float, float]:
+def products(ttir: str, roles: int = 1) -> tuple[float, float]:
     """Return the FLOP of the products in one pass of the loop with most of them, and outside all loops.
 
-    From Triton's own form of the kernel, before any architecture.
+    From Triton's own form of the kernel, before any architecture. Of several roles: the mean of as many loops.
     """
     outside, depth = 0.0, 0
     open_loops: list[tuple[int, float]] = []
-    passes = [0.0]
+    passes = [0.0] * roles
     for line in ttir.splitlines():
         if re.search(r"\bscf\.(for|while)\b", line):
             open_loops.append((depth, 0.0))
@@ -297,4 +298,4 @@ def products(ttir: str) -> tuple[float, float]:
         depth += line.count("{") - line.count("}")
         while open_loops and depth <= open_loops[-1][0]:
             passes.append(open_loops.pop()[1])
-    return max(passes), outside
+    return sum(sorted(passes)[-roles:]) / roles, outside

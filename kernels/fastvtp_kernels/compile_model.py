@@ -65,10 +65,11 @@ def _product_rate(row: "Row") -> tuple[float, float]:
 
 
 def _executed(code: Code, work: Work) -> dict[str, float]:
-    """Return what a warp executes in one program, by the fields of `Counts`."""
+    """Return what a warp executes in one program, by the fields of `Counts`; of several roles on average."""
     # The program has one pass of each loop already.
     passes = max(work.passes / code.unrolled - 1, 0) if code.main.instructions else 0
-    return code.program.times(passes, code.loops if work.sweeps else code.main)
+    together = code.program.times(passes, code.loops if work.sweeps or work.roles > 1 else code.main)
+    return {name: value / work.roles for name, value in together.items()}
 
 
 def predict(row: "Row") -> Prediction | None:

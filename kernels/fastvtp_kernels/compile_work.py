@@ -30,6 +30,8 @@ class Work:
     """That memory must read and write at least."""
     sweeps: bool = False
     """Every innermost loop runs over all elements, one after another."""
+    roles: int = 1
+    """Ways through the kernel, each with a main loop of its own: a program goes one of them, as many each way."""
     flops_of_pass: float = 0
     """Of the products of one pass, tiles in full."""
     flops_outside: float = 0
@@ -146,6 +148,7 @@ def _resident_backward(launch: Launch) -> dict[str, Any]:
         "per_pass": launch["TILES"] * launch["BLOCK_STAYING"] * block,
         "passes": sum(blocks(side, block) for side in sides) / 2,
         "elements": 2 * sequences.logits,
+        "roles": 2,
     }
 
 
@@ -229,6 +232,17 @@ def _unfold_gradient(launch: Launch) -> dict[str, Any]:
         "per_pass": launch["BLOCK_VALUES"],
         "passes": launch["C"] * blocks(launch["VALUES"], launch["BLOCK_VALUES"]) * launch["SPLITS"],
         "elements": launch["partial_ptr"].numel(),
+    }
+
+
+def _sum_chunks(launch: Launch) -> dict[str, Any]:
+    """As if all rows were of one list."""
+    rows, width = launch["partial_ptr"].shape[0] * launch["CHUNK"], launch["D"]
+    return {
+        "element": "feature",
+        "per_pass": launch["BLOCK_ROWS"] * launch["BLOCK_D"],
+        "passes": launch["CHUNK"] // launch["BLOCK_ROWS"],
+        "elements": rows * width,
     }
 
 
@@ -334,6 +348,7 @@ WORK: dict[str, Callable[[Launch], dict[str, Any]]] = {
     "scale": _scale,
     "assemble": _assemble,
     "assemble_backward": _assemble_backward,
+    "sum_chunks": _sum_chunks,
     "sum_segments": _sum_segments,
     "spread_segments": _spread_segments,
     "tube_mask": _tube_mask,
@@ -352,6 +367,6 @@ def work_of(compiled: Compiled) -> Work | None:
     if line is None:
         return None
     launch = Launch(compiled)
-    of_pass, outside = products(compiled.binary.asm["ttir"])
     fields = {"passes": 1, "bytes": launch.bytes(), **line(launch)}
+    of_pass, outside = products(compiled.binary.asm["ttir"], fields.get("roles", 1))
     return Work(programs=compiled.programs, flops_of_pass=of_pass, flops_outside=outside, **fields)

@@ -50,6 +50,11 @@ def for_kernels(seed: Word, step: Word, device: torch.device) -> tuple[tuple[int
     return (0, 0), torch.cat([word.reshape(1) for word in words])
 
 
+def kernel_key(stream: int, seed: int) -> int:
+    """Return the key of a stream and a seed, as `for_kernels` gives that, in two's complement."""
+    return signed((seed ^ stream) & 0xFFFFFFFFFFFFFFFF)
+
+
 def from_kernels(draw: Sequence[int], on_device: Tensor | None) -> tuple[Word, Word]:
     """Return the seed and the step that `for_kernels` made into these, as words."""
     return (draw[0], draw[1]) if on_device is None else (on_device[0], on_device[1] & _LOW_32)

@@ -59,7 +59,10 @@ def _logits(rows: int, columns: int, depth: int, num_warps: int, num_stages: int
 # kernel -> precision -> architecture (ANY: all not named)
 TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
     "embed": {
-        "half": {ANY: Tile({"BLOCK_M": 128, "BLOCK_D": 128, "BLOCK_P": 64}, num_warps=8, num_stages=3)},
+        "half": {
+            ANY: Tile({"BLOCK_M": 128, "BLOCK_D": 128, "BLOCK_P": 64}, num_warps=8, num_stages=3),
+            "sm_90": Tile({"BLOCK_M": 128, "BLOCK_D": 128, "BLOCK_P": 32}, num_warps=4, num_stages=3),
+        },
         "single": {ANY: Tile({"BLOCK_M": 64, "BLOCK_D": 64, "BLOCK_P": 32}, num_warps=4, num_stages=2)},
     },
     "weight_gradient": {
@@ -139,7 +142,7 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
     "stream_backward_keys_128_masked": {
         "half": {
             ANY: _rows_by_keys(64, 64, 8),
-            "sm_90": _rows_by_keys(32, 64, 8),
+            "sm_90": _rows_by_keys(64, 64, 4),
             **_smaller(_rows_by_keys(64, 32, 8)),
         },
     },
@@ -191,8 +194,14 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
         "half": {ANY: _rows_by_keys(32, 32, 4, 1)},
         "single": {ANY: _rows_by_keys(16, 16, 4, 1)},
     },
-    "contrastive_statistics": {"half": {ANY: _logits(128, 128, 64, 8, 3)}, "single": {ANY: _logits(64, 64, 32, 4)}},
-    "contrastive_gradient": {"half": {ANY: _logits(128, 128, 64, 8, 3)}, "single": {ANY: _logits(64, 64, 32, 4)}},
+    "contrastive_statistics": {
+        "half": {ANY: _logits(128, 128, 64, 8, 3), "sm_90": _logits(128, 128, 64, 4, 3)},
+        "single": {ANY: _logits(64, 64, 32, 4)},
+    },
+    "contrastive_gradient": {
+        "half": {ANY: _logits(128, 128, 64, 8, 3), "sm_90": _logits(128, 128, 64, 4, 3)},
+        "single": {ANY: _logits(64, 64, 32, 4)},
+    },
     "contrastive_sigmoid": {"half": {ANY: _logits(128, 64, 64, 8, 3)}, "single": {ANY: _logits(64, 64, 32, 4)}},
     # The tiles of contrastive_statistics, so that products have the same bits.
     "contrastive_own_products": {
@@ -201,9 +210,11 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
     },
     "contrastive_join": {"single": {ANY: Tile({"BLOCK_PARTS": 16, "BLOCK": 128}, num_warps=4)}},
     "contrastive_sample": {"single": {ANY: Tile({"BLOCK_D": 32}, num_warps=8)}},
+    # Of lists, before the lists themselves: those of thousands, as of [MASK], are added up by many programs.
+    "sum_chunks": {"single": {ANY: Tile({"CHUNK": 64, "BLOCK_ROWS": 16, "BLOCK_D": 256}, num_warps=4)}},
     # Of a table's row: taken by some hundred; of a pool's: by a few; of a sequence: a hundred and more, side by side.
     "sum_segments": {"single": {ANY: Tile({"BLOCK_ROWS": 8, "BLOCK_D": 256}, num_warps=4)}},
-    "sum_rows": {"single": {ANY: Tile({"BLOCK_ROWS": 16, "BLOCK_D": 256}, num_warps=4)}},
+    "sum_rows": {"single": {ANY: Tile({"BLOCK_ROWS": 4, "BLOCK_D": 256}, num_warps=2)}},
     "sum_sequences": {"single": {ANY: Tile({"BLOCK_ROWS": 32, "BLOCK_D": 128}, num_warps=4)}},
     "spread_sequences": {"single": {ANY: Tile({"BLOCK_ROWS": 32, "BLOCK_D": 128}, num_warps=4)}},
 }

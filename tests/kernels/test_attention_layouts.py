@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastvtp_kernels import axial_attention, varlen_attention, varlen_attention_packed
+from fastvtp_kernels.attention import kernels
 from tests.kernels.attention_cases import (
     LENGTHS,
     forced,
@@ -71,18 +72,36 @@ def test_query_key_and_value_each_in_strides_of_their_own(regime, crossed):
     """Whoever takes the strides of one for those of another reads the wrong rows, or NaN."""
     inputs = packed(*LENGTHS[regime + crossed])
     inputs["key"] = laid_out(inputs["key"], 1, 0, 2)
-    inputs["value"] = laid_out(inputs["value"], 0, 1, 2, width=41)
+    inputs["value"] = laid_out(inputs["value"], 0, 1, 2, width=40)
     assert len({inputs[name].stride() for name in ("query", "key", "value")}) == 3
     assert all(inputs[name].stride(-1) == 1 for name in ("query", "key", "value"))
     with forced(regime):
         assert_meets_the_law(varlen_attention, inputs)
 
 
+@pytest.mark.parametrize(("width", "stride"), [(16, 41), (16, 40), (10, 13)])
+def test_heads_of_whole_vectors_begin_where_vectors_do(width, stride, monkeypatch):
+    """The kernels are compiled for that; other heads are read where they are."""
+    launched, launch = [], kernels.launch
+
+    def recorded(kernel, grid, *arguments, **options):
+        launched.append(arguments)
+        launch(kernel, grid, *arguments, **options)
+
+    monkeypatch.setattr(kernels, "launch", recorded)
+    inputs = packed([20, 3], width=width)
+    inputs["key"] = laid_out(inputs["key"], 0, 1, 2, width=stride)
+    with forced("streaming"):
+        assert_meets_the_law(varlen_attention, inputs)
+    found = {arguments[1].stride(1) for arguments in launched if len(arguments) > 9}
+    assert found == {16 if width == 16 and stride % 8 else stride}
+
+
 @every_regime
 def test_along_an_axis_in_strides_of_their_own(regime):
     inputs = grid(2, 8 if regime == "tiny" else 20, 3, 2, 16)
     inputs["key"] = laid_out(inputs["key"], 3, 2, 0, 1, 4)
-    inputs["value"] = laid_out(inputs["value"], 1, 0, 2, 3, 4, width=23)
+    inputs["value"] = laid_out(inputs["value"], 1, 0, 2, 3, 4, width=24)
     assert len({inputs[name].stride() for name in ("query", "key", "value")}) == 3
     with forced(regime):
         assert_meets_the_law(axial_attention, inputs)

@@ -173,7 +173,8 @@ PEELED = f"""
 def test_the_main_loop_multiplies_and_is_not_the_masked_one():
     code = read(sass(PEELED))
     assert (code.main.instructions, code.main.tensor, code.main.waits) == (3, 1, 1)
-    assert code.loops.instructions == 3 + 5 + 6
+    # The third loop multiplies nothing.
+    assert code.loops.instructions == 3 + 5
     assert code.program.tensor == 3
     assert code.main.tensor_flops == 2 * 64 * 64 * 16 // 4
 
@@ -251,3 +252,10 @@ TTIR = """
 def test_products_are_read_before_any_architecture():
     assert products(TTIR) == (2 * 2 * 64 * 32 * 16, 2 * 16 * 32 * 8)
     assert products("") == (0, 0)
+
+
+def test_products_of_several_roles_are_those_of_as_many_loops_on_average():
+    dot = "%4 = tt.dot %a, %b, %c : tensor<64x32xbf16> * tensor<32x16xbf16> -> tensor<64x16xf32>\n"
+    loops = [f"scf.for %i = %a to %b step %c : i32 {{\n{dot * count}}}\n" for count in (1, 4, 3)]
+    assert products("".join(loops), roles=2) == (3.5 * 2 * 64 * 32 * 16, 0)
+    assert products(loops[1], roles=2) == (2 * 2 * 64 * 32 * 16, 0)

@@ -110,6 +110,14 @@ def test_instructions_of_an_element():
     assert per_element(whole) == pytest.approx(500 * 8 * 32 / 8192)
 
 
+def test_a_program_goes_one_way_of_several():
+    """Both ways' loops stand in the code; a program runs one of them."""
+    both = with_counts(GOOD, "loops", instructions=700)
+    both = dataclasses.replace(both, work=dataclasses.replace(both.work, roles=2))
+    assert predict(both).issue == pytest.approx(10 * 8 * (500 + 24 * 700) / 2 / 4 / 1600)
+    assert per_useful_element(both) == pytest.approx((500 + 24 * 700) / 2 * 8 * 32 / (25 * 8192))
+
+
 def test_what_is_not_known_is_not_predicted():
     assert predict(dataclasses.replace(GOOD, work=None)) is None
     assert predict(dataclasses.replace(GOOD, code=None, arch="gfx942")) is None

@@ -49,6 +49,18 @@ def test_a_causal_launch_has_the_logits_that_are_seen():
     assert attend("stream_forward", 5, 7, causal=True).elements == 2 * 3 * seen
 
 
+def test_half_the_programs_of_the_short_backward_pass_have_the_keys_and_half_the_queries():
+    dot = "%4 = tt.dot %a, %b, %c : tensor<64x32xbf16> * tensor<32x16xbf16> -> tensor<64x16xf32>\n"
+    loops = "".join(f"scf.for %i = %a to %b step %c : i32 {{\n{dot * count}}}\n" for count in (4, 3))
+    query, key = (torch.empty(2 * rows, 3, 8, device="meta", dtype=torch.float16) for rows in (100, 200))
+    sizes = {"sequences": 2, "heads": 3, "D": 8, "CAUSAL": False, "BLOCK": 64, "BLOCK_STAYING": 64, "TILES": 2}
+    binary = SimpleNamespace(asm={"ttir": loops})
+    work = work_of(Compiled("resident_backward", Tile({}), binary, 12, {"query_ptr": query, "key_ptr": key, **sizes}))
+    # Two tiles of queries and four of keys pass by; both sides compute all logits.
+    assert (work.roles, work.passes, work.elements) == (2, 3, 2 * 2 * 3 * 100 * 200)
+    assert work.flops_of_pass == 3.5 * 2 * 64 * 32 * 16
+
+
 def test_pixels_of_listed_tokens_are_read_and_no_others():
     video, index = (torch.empty(shape, device="meta", dtype=torch.uint8) for shape in ((2, 1000), (2, 10)))
     sizes = {"P": 48, "BLOCK_M": 4, "BLOCK_P": 32}

@@ -37,6 +37,7 @@ SMALL_TILES = {
         kernel: Tile({"BLOCK_ROWS": 2, "BLOCK_D": 4})
         for kernel in ("sum_segments", "sum_rows", "sum_sequences", "spread_sequences")
     },
+    "sum_chunks": Tile({"CHUNK": 8, "BLOCK_ROWS": 2, "BLOCK_D": 4}),
     "contrastive_statistics": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),
     "contrastive_gradient": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),
     "contrastive_sigmoid": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),

@@ -13,6 +13,8 @@ from .. import philox
 
 LOG2E = tl.constexpr(1.4426950408889634)
 STREAM = tl.constexpr(philox.ATTENTION_DROPOUT)
+# Values that are read at once. Where heads are whole vectors, the launcher sees to it that all strides are.
+VECTOR = tl.constexpr(8)
 # The largest logit before the first: finite, so that no difference of two is inf - inf.
 LOWEST = tl.constexpr(-3.0e38)
 
@@ -39,13 +41,17 @@ def answering(key_lengths_ptr, sequence, length, length_k):
 
 
 @triton.jit
-def first_of(pointer, start, sequence, inner, head, strides, AXIAL: tl.constexpr):
-    """Return a pointer to the first value of a sequence and head."""
+def first_of(pointer, start, sequence, inner, head, strides, AXIAL: tl.constexpr, D: tl.constexpr):
+    """Return a pointer to the first value of a sequence and head of width D."""
     if AXIAL:
         offset = (sequence // inner).to(tl.int64) * strides[0] + (sequence % inner).to(tl.int64) * strides[2]
     else:
         offset = start.to(tl.int64) * strides[1]
-    return pointer + offset + head * strides[3]
+    offset += head * strides[3]
+    if D % VECTOR == 0:
+        # Of strides the compiler knows whether they are multiples of 16; those of heads 88 wide are not.
+        offset = tl.multiple_of(offset, VECTOR)
+    return pointer + offset
 
 
 @triton.jit
@@ -259,49 +265,6 @@ def finish(state, keyless, dropout, DROPOUT: tl.constexpr):
 
 
 @triton.jit
-def backward_tile(
-    query,
-    key,
-    value,
-    grad,
-    lse,
-    delta,
-    mask,
-    row,
-    position,
-    head,
-    scale,
-    softcap,
-    dropout,
-    SOFTCAP: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Return the weights that met the values, and the gradient of the logits: operands [M, N] of the next products.
-
-    The mask comes last: whatever stands outside it, NaN included, becomes zero.
-    """
-    return logit_gradient(
-        query,
-        key,
-        grad,
-        value,
-        lse[:, None],
-        delta[:, None],
-        mask,
-        row[:, None],
-        position[None, :],
-        head,
-        scale,
-        softcap,
-        dropout,
-        SOFTCAP,
-        DROPOUT,
-        PRECISION,
-    )
-
-
-@triton.jit
 def logit_gradient(
     first,
     second,
@@ -320,11 +283,12 @@ def logit_gradient(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Run `backward_tile` for a tile of logits either way up.
+    """Return the weights that met the values, and the gradient of the logits: operands of the next products.
 
-    Of (query, key, grad, value) and of vectors [M, 1] of the queries and [1, N] of the keys it returns [M, N]; of (key,
-    query, value, grad), [1, M] and [N, 1] it returns the transpose [N, M], which the gradients of keys and values take
-    from registers as their left operand. No mask (None) is a mask of ones.
+    Of (query, key, grad, value) and of vectors [M, 1] of the queries and [1, N] of the keys they are [M, N]; of (key,
+    query, value, grad), [1, M] and [N, 1] they are transposed, [N, M], and the gradients of keys and values take them
+    from registers as their left operand. No mask (None) is a mask of ones; it comes last: whatever stands outside it,
+    NaN included, becomes zero.
     """
     logits, ratio = capped(tl.dot(first, tl.trans(second), input_precision=PRECISION), scale, softcap, SOFTCAP)
     logits -= lse

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import tuning
 from ..launching import blocks, launch
-from . import resident, streaming, tiny
+from . import common, resident, streaming, tiny
 from .call import Call, Options, of_flat, of_flat_self_attention
 from .problem import LARGEST_HEAD, Problem, of_packed
 from .problem import of_axis as axial_problem
@@ -76,8 +76,13 @@ def packed_problem(query: Tensor, key: Tensor, call: Call) -> Problem:
     return of_packed(query, key, call._replace(order=order))
 
 
-def _unit_width_stride(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+def _in_vectors(tensor: Tensor) -> Tensor:
+    """Return the tensor as kernels read it: a head's values side by side, and heads of whole vectors begin with one."""
+    *strides, last = tensor.stride()
+    vector = common.VECTOR.value
+    if last == 1 and (tensor.shape[-1] % vector or not any(stride % vector for stride in strides)):
+        return tensor
+    return tensor.contiguous()
 
 
 def _group(problem: Problem, tile: tuning.Tile) -> dict[str, int]:
@@ -125,7 +130,7 @@ def _without_dropout(flags: dict[str, Any]) -> dict[str, Any]:
 
 def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
     """Return the output, contiguous in the shape of query, and the log-sum-exp float32 [H, N] in units of log 2."""
-    query, key, value = (_unit_width_stride(tensor) for tensor in (query, key, value))
+    query, key, value = (_in_vectors(tensor) for tensor in (query, key, value))
     options = problem.options
     if options.scale < 0:
         # The kernels take the largest product for the largest logit.
@@ -199,7 +204,7 @@ def backward(
     gradients: Sequence[Tensor],
 ) -> None:
     """Write the gradients of query, key and value into `gradients`, whose last two have equal strides."""
-    query, key, value = (_unit_width_stride(tensor) for tensor in (query, key, value))
+    query, key, value = (_in_vectors(tensor) for tensor in (query, key, value))
     grad = grad.contiguous()
     dq, dk, dv = gradients
     if problem.axial and problem.rows == 0:

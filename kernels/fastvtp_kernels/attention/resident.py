@@ -45,10 +45,10 @@ def resident_forward(
     start, len_q = extent(offsets_ptr, sequence, length, AXIAL)
     start_k, len_k = extent(offsets_k_ptr, sequence, length, AXIAL)
     len_k, aligned = answering(key_lengths_ptr, sequence, len_q, len_k)
-    key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL)
-    value_ptr = first_of(value_ptr, start_k, sequence, inner, head, v_strides, AXIAL)
-    query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL)
-    output_ptr = first_of(output_ptr, start, sequence, inner, head, o_strides, AXIAL)
+    key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL, D)
+    value_ptr = first_of(value_ptr, start_k, sequence, inner, head, v_strides, AXIAL, D)
+    query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL, D)
+    output_ptr = first_of(output_ptr, start, sequence, inner, head, o_strides, AXIAL, D)
     # The end of the sequence cuts the last tile alone; those before it are whole, or not there.
     last = tl.minimum(len_k // BLOCK_N, TILES - 1) * BLOCK_N
     lane = tl.arange(0, BLOCK_N)
@@ -226,19 +226,19 @@ def resident_backward(
     start, len_q = extent(offsets_ptr, sequence, length, AXIAL)
     start_k, rows_of_keys = extent(offsets_k_ptr, sequence, length, AXIAL)
     len_k, aligned = answering(key_lengths_ptr, sequence, len_q, rows_of_keys)
-    key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL)
-    value_ptr = first_of(value_ptr, start_k, sequence, inner, head, v_strides, AXIAL)
-    query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL)
-    output_ptr = first_of(output_ptr, start, sequence, inner, head, o_strides, AXIAL)
-    grad_ptr = first_of(grad_ptr, start, sequence, inner, head, o_strides, AXIAL)
+    key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL, D)
+    value_ptr = first_of(value_ptr, start_k, sequence, inner, head, v_strides, AXIAL, D)
+    query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL, D)
+    output_ptr = first_of(output_ptr, start, sequence, inner, head, o_strides, AXIAL, D)
+    grad_ptr = first_of(grad_ptr, start, sequence, inner, head, o_strides, AXIAL, D)
     lse_ptr += head * rows + start
     if tl.program_id(0) % 2 == 0:
         if not AXIAL:
             zero_tail(dk_ptr, offsets_k_ptr, head, slot, sequences, sequences, rows_k, dk_strides, d, D, BLOCK)
             zero_tail(dv_ptr, offsets_k_ptr, head, slot, sequences, sequences, rows_k, dk_strides, d, D, BLOCK)
         scratch_ptr += work.to(tl.int64) * (2 * TILES * BLOCK_STAYING)
-        dk_ptr = first_of(dk_ptr, start_k, sequence, inner, head, dk_strides, AXIAL)
-        dv_ptr = first_of(dv_ptr, start_k, sequence, inner, head, dk_strides, AXIAL)
+        dk_ptr = first_of(dk_ptr, start_k, sequence, inner, head, dk_strides, AXIAL, D)
+        dv_ptr = first_of(dv_ptr, start_k, sequence, inner, head, dk_strides, AXIAL, D)
         _backward_of_keys(
             query_ptr, key_ptr, value_ptr, output_ptr, grad_ptr, lse_ptr, scratch_ptr, dk_ptr, dv_ptr,
             q_strides[1], k_strides[1], v_strides[1], o_strides[1], dk_strides[1], len_q, len_k, rows_of_keys, aligned,
@@ -248,7 +248,7 @@ def resident_backward(
     else:
         if not AXIAL:
             zero_tail(dq_ptr, offsets_ptr, head, slot, sequences, sequences, rows, dq_strides, d, D, BLOCK)
-        dq_ptr = first_of(dq_ptr, start, sequence, inner, head, dq_strides, AXIAL)
+        dq_ptr = first_of(dq_ptr, start, sequence, inner, head, dq_strides, AXIAL, D)
         _backward_of_queries(
             query_ptr, key_ptr, value_ptr, output_ptr, grad_ptr, lse_ptr, dq_ptr,
             q_strides[1], k_strides[1], v_strides[1], o_strides[1], dq_strides[1], len_q, len_k, aligned, D, scale,

@@ -89,9 +89,9 @@ def stream_forward(
         return
     start_k, len_k = extent(offsets_k_ptr, sequence, length, AXIAL)
     len_k, aligned = answering(key_lengths_ptr, sequence, len_q, len_k)
-    key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL)
-    value_ptr = first_of(value_ptr, start_k, sequence, inner, head, v_strides, AXIAL)
-    query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL)
+    key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL, D)
+    value_ptr = first_of(value_ptr, start_k, sequence, inner, head, v_strides, AXIAL, D)
+    query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL, D)
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     query = load_rows(query_ptr, numbered(row, WIDE), q_strides[1], len_q, d, D)
     state = empty_state(BLOCK_M, BLOCK_D)
@@ -118,7 +118,7 @@ def stream_forward(
                 PRECISION,
             )
     output, lse = finish(state, keyless(row, aligned, len_k, CAUSAL), dropout, DROPOUT)
-    output_ptr = first_of(output_ptr, start, sequence, inner, head, o_strides, AXIAL)
+    output_ptr = first_of(output_ptr, start, sequence, inner, head, o_strides, AXIAL, D)
     store_rows(output_ptr, numbered(row, WIDE), o_strides[1], len_q, d, D, output)
     tl.store(lse_ptr + head * rows + start + row, lse, mask=row < len_q)
 
@@ -146,13 +146,13 @@ def stream_backward_queries(
         return
     start_k, len_k = extent(offsets_k_ptr, sequence, length, AXIAL)
     len_k, aligned = answering(key_lengths_ptr, sequence, len_q, len_k)
-    key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL)
-    value_ptr = first_of(value_ptr, start_k, sequence, inner, head, v_strides, AXIAL)
+    key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL, D)
+    value_ptr = first_of(value_ptr, start_k, sequence, inner, head, v_strides, AXIAL, D)
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL)
-    grad_ptr = first_of(grad_ptr, start, sequence, inner, head, o_strides, AXIAL)
+    query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL, D)
+    grad_ptr = first_of(grad_ptr, start, sequence, inner, head, o_strides, AXIAL, D)
     grad = load_rows(grad_ptr, numbered(row, WIDE), o_strides[1], len_q, d, D)
-    output_ptr = first_of(output_ptr, start, sequence, inner, head, o_strides, AXIAL)
+    output_ptr = first_of(output_ptr, start, sequence, inner, head, o_strides, AXIAL, D)
     output = load_rows(output_ptr, numbered(row, WIDE), o_strides[1], len_q, d, D)
     delta = tl.sum(output.to(tl.float32) * grad.to(tl.float32), axis=1)
     tl.store(delta_ptr + head * rows + start + row, delta, mask=row < len_q)
@@ -189,7 +189,7 @@ def stream_backward_queries(
                 PRECISION,
             )[1]
             dq = tl.dot(logit_grad, key, dq, input_precision=PRECISION)
-    dq_ptr = first_of(dq_ptr, start, sequence, inner, head, dq_strides, AXIAL)
+    dq_ptr = first_of(dq_ptr, start, sequence, inner, head, dq_strides, AXIAL, D)
     store_rows(dq_ptr, numbered(row, WIDE), dq_strides[1], len_q, d, D, dq * scale)
 
 
@@ -220,11 +220,11 @@ def stream_backward_keys(
         return
     start, len_q = extent(offsets_ptr, sequence, length, AXIAL)
     len_k, aligned = answering(key_lengths_ptr, sequence, len_q, rows_of_keys)
-    query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL)
-    grad_ptr = first_of(grad_ptr, start, sequence, inner, head, o_strides, AXIAL)
+    query_ptr = first_of(query_ptr, start, sequence, inner, head, q_strides, AXIAL, D)
+    grad_ptr = first_of(grad_ptr, start, sequence, inner, head, o_strides, AXIAL, D)
     position = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL)
-    value_ptr = first_of(value_ptr, start_k, sequence, inner, head, v_strides, AXIAL)
+    key_ptr = first_of(key_ptr, start_k, sequence, inner, head, k_strides, AXIAL, D)
+    value_ptr = first_of(value_ptr, start_k, sequence, inner, head, v_strides, AXIAL, D)
     key = load_rows(key_ptr, numbered(position, WIDE), k_strides[1], len_k, d, D)
     value = load_rows(value_ptr, numbered(position, WIDE), v_strides[1], len_k, d, D)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -276,7 +276,7 @@ def stream_backward_keys(
     if key_lengths_ptr is not None:
         dk = tl.where((position < len_k)[:, None], dk, 0.0)
         dv = tl.where((position < len_k)[:, None], dv, 0.0)
-    dk_ptr = first_of(dk_ptr, start_k, sequence, inner, head, dk_strides, AXIAL)
-    dv_ptr = first_of(dv_ptr, start_k, sequence, inner, head, dk_strides, AXIAL)
+    dk_ptr = first_of(dk_ptr, start_k, sequence, inner, head, dk_strides, AXIAL, D)
+    dv_ptr = first_of(dv_ptr, start_k, sequence, inner, head, dk_strides, AXIAL, D)
     store_rows(dk_ptr, numbered(position, WIDE), dk_strides[1], rows_of_keys, d, D, dk * scale)
     store_rows(dv_ptr, numbered(position, WIDE), dk_strides[1], rows_of_keys, d, D, dv)

@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 
 from .common import (
-    backward_tile,
     empty_state,
     finish,
     forward_tile,
+    logit_gradient,
     philox_key,
     zero_backward_tails,
     zero_forward_tail,
@@ -215,16 +215,16 @@ def tiny_backward(
     whole = _whole(_load(key_ptr, keys, k_strides, inner, head, d, D, AXIAL))
     key = _load(key_ptr, _only(keys, whole), k_strides, inner, head, d, D, AXIAL)
     value = _load(value_ptr, keys, v_strides, inner, head, d, D, AXIAL)
-    weights, logit_grad = backward_tile(
+    weights, logit_grad = logit_gradient(
         query,
         key,
-        value,
         grad,
-        lse,
-        delta,
+        value,
+        lse[:, None],
+        delta[:, None],
         _block_diagonal(queries, keys, CAUSAL),
-        queries[0],
-        keys[2],
+        queries[0][:, None],
+        keys[2][None, :],
         head,
         scale,
         softcap,

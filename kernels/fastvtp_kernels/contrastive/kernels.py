@@ -56,7 +56,6 @@ def hard_negatives(
         _, columns, _ = tiles.sweep(x, y, scale, targets, None)
     tile = tuning.tile("contrastive_statistics", torch.bfloat16 if splits else a.dtype, a.device)
     seed, step = draw
-    key = philox.signed((seed ^ philox.HARD_NEGATIVES) & 0xFFFFFFFFFFFFFFFF)
     chosen = []
     for word, (x, y, parts, width) in enumerate(
         ((a, every_b, rows, tile.blocks["BLOCK_N"]), (b, every_a, columns, tile.blocks["BLOCK_M"]))
@@ -74,7 +73,7 @@ def hard_negatives(
             parts,
             chosen[-1],
             on_device,
-            key,
+            philox.kernel_key(philox.HARD_NEGATIVES, seed),
             philox.signed(step, 32),
             own.start,
             len(parts),

@@ -54,7 +54,7 @@ def _tile(
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Return this program's tile: number of its rows, of its columns, m, n, a[m] . b[n], which of the pairs exist.
+    """Return this program's tile: number of its rows, of its columns, m, n, a[m] . b[n].
 
     GROUP row tiles run through all columns together, so that b is read from the cache.
     """
@@ -66,7 +66,21 @@ def _tile(
     row_tile, column_tile = first + within % height, within // height
     m, n = row_tile * BLOCK_M + tl.arange(0, BLOCK_M), column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     products = _products(a_ptr, b_ptr, m, n, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
-    return row_tile, column_tile, m, n, products, (m < M)[:, None] & (n < N)[None, :]
+    return row_tile, column_tile, m, n, products
+
+
+@triton.jit
+def _is_cut(row_tile, column_tile, M, N, offset, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Tell whether a tile has own pairs (column = row + offset) or pairs that do not exist: most tiles need no mask."""
+    m, n = row_tile * BLOCK_M, column_tile * BLOCK_N
+    outside = (m + BLOCK_M > M) | (n + BLOCK_N > N)
+    return outside | ((m + offset < n + BLOCK_N) & (n < m + offset + BLOCK_M))
+
+
+@triton.jit
+def _pairs(m, n, M, N, offset):
+    """bool [BLOCK_M, BLOCK_N] twice: which pairs exist, and which are own pairs."""
+    return (m < M)[:, None] & (n < N)[None, :], (m + offset)[:, None] == n[None, :]
 
 
 @triton.jit
@@ -81,20 +95,21 @@ def positive_pairs(row_ids_ptr, column_ids_ptr, m, n, M, N, offset, IDS: tl.cons
 
 
 @triton.jit
-def _target(positive, weights_ptr, m, M, positive_weight, even, IDS: tl.constexpr):
-    """Return the weight of each pair in the target distribution, label smoothing (`even`) included."""
+def _target(row_ids_ptr, column_ids_ptr, weights_ptr, m, n, M, N, offset, even, IDS: tl.constexpr):
+    """Return the weight of each pair but the own in the target distribution, label smoothing (`even`) included."""
     if IDS:
         weight = tl.load(weights_ptr + m, mask=m < M, other=0.0)
+        positive = positive_pairs(row_ids_ptr, column_ids_ptr, m, n, M, N, offset, IDS)
         return tl.where(positive, weight[:, None], 0.0) + even
     else:
-        return tl.where(positive, positive_weight, 0.0) + even
+        return even
 
 
 @triton.jit
 def _shifts(row_shifts_ptr, column_shifts_ptr, m, n, M, N):
-    """Load what the logits of each row [M, 1], and of each column [1, N], are measured from."""
+    """Load what the logits of each row [M], and of each column [N], are measured from."""
     row_shift = tl.load(row_shifts_ptr + m, mask=m < M, other=0.0)
-    return row_shift[:, None], tl.load(column_shifts_ptr + n, mask=n < N, other=0.0)[None, :]
+    return row_shift, tl.load(column_shifts_ptr + n, mask=n < N, other=0.0)
 
 
 @triton.jit
@@ -112,46 +127,52 @@ def own_products(
 
 
 @triton.jit
-def _log_sum(logits, AXIS: tl.constexpr):
-    """log2 of the sum of 2^logits along an axis; -inf where all logits are."""
+def _log_sum(logits, shift, AXIS: tl.constexpr):
+    """log2 of the sum of 2^(logits - shift) along an axis, of one shift for each sum; -inf where all logits are."""
     largest = tl.max(logits, axis=AXIS)
     finite = tl.where(largest == float("-inf"), 0.0, largest)
     total = tl.sum(tl.exp2(logits - tl.expand_dims(finite, AXIS)), axis=AXIS)
     # 0 has no logarithm; where the sum is 0, `largest` is -inf.
-    return largest + tl.log2(tl.where(total == 0.0, 1.0, total))
+    return (largest - shift) + tl.log2(tl.where(total == 0.0, 1.0, total))
 
 
 @triton.jit(do_not_specialize=["offset"])
 def statistics(
     a_ptr, b_ptr, scale_ptr, row_ids_ptr, column_ids_ptr, weights_ptr, row_shifts_ptr, column_shifts_ptr,
-    rows_ptr, columns_ptr, target_ptr, offset, positive_weight, even, M, N, D,
-    IDS: tl.constexpr, EXCLUDE: tl.constexpr, PRECISION: tl.constexpr,
+    rows_ptr, columns_ptr, target_ptr, offset, even, M, N, D,
+    IDS: tl.constexpr, TARGETS: tl.constexpr, EXCLUDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Write the log-sum-exp of each row [column tiles, M] and column [row tiles, N] over one tile, less its shift.
 
     Own pairs (column = row + offset) are left out. target[program] = sum over the others of the tile of target weight *
-    (twice the logit less both shifts). EXCLUDE: all positives are left out, and there are neither shifts nor a target.
+    (twice the logit less both shifts); without TARGETS these weights are zero. EXCLUDE: all positives are left out, and
+    there are neither shifts nor a target.
     """
     program = tl.program_id(0)
-    row_tile, column_tile, m, n, products, exists = _tile(
-        a_ptr, b_ptr, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUP, PRECISION
-    )
+    row_tile, column_tile, m, n, products = _tile(a_ptr, b_ptr, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUP, PRECISION)
+    cut = _is_cut(row_tile, column_tile, M, N, offset, BLOCK_M, BLOCK_N)
     logits = products * (tl.load(scale_ptr) * LOG2E)
-    positive = positive_pairs(row_ids_ptr, column_ids_ptr, m, n, M, N, offset, IDS)
-    if EXCLUDE:
-        exists = exists & (positive == 0)
-        row_shift, column_shift = 0.0, 0.0
-    else:
+    row_shift, column_shift = 0.0, 0.0
+    if not EXCLUDE:
         row_shift, column_shift = _shifts(row_shifts_ptr, column_shifts_ptr, m, n, M, N)
-        exists = exists & ((m + offset)[:, None] != n[None, :])
-        target = _target(positive, weights_ptr, m, M, positive_weight, even, IDS)
-        tl.store(
-            target_ptr + program, tl.sum(tl.where(exists, target * (2.0 * logits - row_shift - column_shift), 0.0))
-        )
-    logits = tl.where(exists, logits, float("-inf"))
-    tl.store(rows_ptr + column_tile.to(tl.int64) * M + m, _log_sum(logits - row_shift, 1), mask=m < M)
-    tl.store(columns_ptr + row_tile.to(tl.int64) * N + n, _log_sum(logits - column_shift, 0), mask=n < N)
+    if TARGETS:
+        target = _target(row_ids_ptr, column_ids_ptr, weights_ptr, m, n, M, N, offset, even, IDS)
+        weighted = target * (2.0 * logits - row_shift[:, None] - column_shift[None, :])
+        if cut:
+            exists, own = _pairs(m, n, M, N, offset)
+            weighted = tl.where(exists & (own == 0), weighted, 0.0)
+        tl.store(target_ptr + program, tl.sum(weighted))
+    elif not EXCLUDE:
+        tl.store(target_ptr + program, 0.0)
+    if EXCLUDE and IDS:
+        positive = positive_pairs(row_ids_ptr, column_ids_ptr, m, n, M, N, offset, IDS)
+        logits = tl.where(positive, float("-inf"), logits)
+    if cut:
+        exists, own = _pairs(m, n, M, N, offset)
+        logits = tl.where(exists & (own == 0), logits, float("-inf"))
+    tl.store(rows_ptr + column_tile.to(tl.int64) * M + m, _log_sum(logits, row_shift, 1), mask=m < M)
+    tl.store(columns_ptr + row_tile.to(tl.int64) * N + n, _log_sum(logits, column_shift, 0), mask=n < N)
 
 
 @triton.jit
@@ -174,8 +195,9 @@ def join(parts_ptr, joined_ptr, parts, count, BLOCK_PARTS: tl.constexpr, BLOCK: 
 
 
 @triton.jit
-def _store_parts(output_ptr, values, m, n, M, N, exists, PARTS: tl.constexpr):
+def _store_parts(output_ptr, values, m, n, M, N, PARTS: tl.constexpr):
     """Write values to output [PARTS, M, N]: rounded, and in a second part what that left of them."""
+    exists = (m < M)[:, None] & (n < N)[None, :]
     row = m.to(tl.int64)[:, None]
     rounded = values.to(output_ptr.dtype.element_ty)
     tl.store(output_ptr + row * N + n[None, :], rounded, mask=exists)
@@ -187,7 +209,7 @@ def _store_parts(output_ptr, values, m, n, M, N, exists, PARTS: tl.constexpr):
 @triton.jit(do_not_specialize=["offset"])
 def logit_gradient(
     a_ptr, b_ptr, scale_ptr, row_ids_ptr, column_ids_ptr, weights_ptr, row_shifts_ptr, column_shifts_ptr,
-    rows_ptr, columns_ptr, own_gradient_ptr, gradient_ptr, sum_ptr, offset, positive_weight, even, M, N, D,
+    rows_ptr, columns_ptr, own_gradient_ptr, gradient_ptr, sum_ptr, offset, even, M, N, D,
     IDS: tl.constexpr, GAIN: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
@@ -196,18 +218,20 @@ def logit_gradient(
     sum[program] = sum over the tile of g * product.
     """
     program = tl.program_id(0)
-    _, _, m, n, products, exists = _tile(a_ptr, b_ptr, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUP, PRECISION)
+    row_tile, column_tile, m, n, products = _tile(a_ptr, b_ptr, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUP, PRECISION)
     logits = products * (tl.load(scale_ptr) * LOG2E)
     row_lse = tl.load(rows_ptr + m, mask=m < M, other=float("inf"))
     column_lse = tl.load(columns_ptr + n, mask=n < N, other=float("inf"))
     row_shift, column_shift = _shifts(row_shifts_ptr, column_shifts_ptr, m, n, M, N)
-    softmaxes = tl.exp2(logits - row_shift - row_lse[:, None]) + tl.exp2(logits - column_shift - column_lse[None, :])
-    positive = positive_pairs(row_ids_ptr, column_ids_ptr, m, n, M, N, offset, IDS)
-    gradient = softmaxes - 2.0 * _target(positive, weights_ptr, m, M, positive_weight, even, IDS)
+    gradient = tl.exp2(logits - row_shift[:, None] - row_lse[:, None])
+    gradient += tl.exp2(logits - column_shift[None, :] - column_lse[None, :])
+    gradient -= 2.0 * _target(row_ids_ptr, column_ids_ptr, weights_ptr, m, n, M, N, offset, even, IDS)
+    # Masks cost less here than a branch around them, which would hold products and gradient in registers at once.
+    exists, own = _pairs(m, n, M, N, offset)
     own_gradient = tl.load(own_gradient_ptr + m, mask=m < M, other=0.0)
-    gradient = tl.where((m + offset)[:, None] == n[None, :], own_gradient[:, None], gradient)
+    gradient = tl.where(own, own_gradient[:, None], gradient)
     tl.store(sum_ptr + program, tl.sum(tl.where(exists, gradient * products, 0.0)))
-    _store_parts(gradient_ptr, gradient * GAIN, m, n, M, N, exists, PARTS)
+    _store_parts(gradient_ptr, gradient * GAIN, m, n, M, N, PARTS)
 
 
 @triton.jit
@@ -248,15 +272,24 @@ def sigmoid(
     sums [3, programs] are over each tile: of the loss, of g * product and of g.
     """
     program = tl.program_id(0)
-    _, _, m, n, products, exists = _tile(a_ptr, b_ptr, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUP, PRECISION)
-    sign = tl.where((m + offset)[:, None] == n[None, :], -1.0, 1.0)
+    row_tile, column_tile, m, n, products = _tile(a_ptr, b_ptr, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUP, PRECISION)
+    cut = _is_cut(row_tile, column_tile, M, N, offset, BLOCK_M, BLOCK_N)
     # The loss of a pair is log(1 + exp(z)) with z = -logit for positives, +logit for the others.
-    z = sign * (products * tl.load(scale_ptr) + tl.load(bias_ptr))
+    z = products * tl.load(scale_ptr) + tl.load(bias_ptr)
+    if cut:
+        exists, own = _pairs(m, n, M, N, offset)
+        z = tl.where(own, -z, z)
     small = tl.exp2(-tl.abs(z) * LOG2E)
-    loss = tl.where(exists, tl.maximum(z, 0.0) + _log1p(small), 0.0)
+    loss = tl.maximum(z, 0.0) + _log1p(small)
+    if cut:
+        exists, own = _pairs(m, n, M, N, offset)
+        loss = tl.where(exists, loss, 0.0)
     tl.store(sums_ptr + program, tl.sum(loss))
     if WITH_GRADIENT:
-        gradient = tl.where(exists, sign * tl.where(z > 0, 1.0, small) / (1.0 + small), 0.0)
+        gradient = tl.where(z > 0, 1.0, small) / (1.0 + small)
+        if cut:
+            exists, own = _pairs(m, n, M, N, offset)
+            gradient = tl.where(exists, tl.where(own, -gradient, gradient), 0.0)
         tl.store(sums_ptr + programs + program, tl.sum(gradient * products))
         tl.store(sums_ptr + 2 * programs + program, tl.sum(gradient))
-        _store_parts(gradient_ptr, gradient * GAIN, m, n, M, N, exists, PARTS)
+        _store_parts(gradient_ptr, gradient * GAIN, m, n, M, N, PARTS)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .. import philox
+from ..device_draw import key_and_step
 from .logits import LOG2E, positive_pairs
 
 STREAM = tl.constexpr(philox.signed(philox.HARD_NEGATIVES))
@@ -51,9 +52,7 @@ def sample(
     The rows are those from `offset` on of a batch whose columns are all here; the random word is of the row's place in
     that.
     """
-    if ON_DEVICE:
-        key = tl.load(draw_ptr) ^ STREAM
-        step = tl.load(draw_ptr + 1).to(tl.int32)
+    key, step = key_and_step(draw_ptr, key, step, STREAM, ON_DEVICE)
     row = tl.program_id(0)
     part = tl.arange(0, BLOCK_PARTS)
     lse = tl.load(parts_ptr + part.to(tl.int64) * M + row, mask=part < parts, other=float("-inf"))

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import philox, tuning
+from ..device_draw import key_and_step
 from ..launching import launch
 
 STREAM = tl.constexpr(philox.signed(philox.TUBE_MASK))
@@ -43,9 +44,7 @@ def _tube_mask(
     BLOCK_CELLS: tl.constexpr,
     BLOCK_OTHERS: tl.constexpr,
 ):
-    if ON_DEVICE:
-        key = tl.load(draw_ptr) ^ STREAM
-        step = tl.load(draw_ptr + 1).to(tl.int32)
+    key, step = key_and_step(draw_ptr, key, step, STREAM, ON_DEVICE)
     row = tl.program_id(0).to(tl.int64)
     sample = tl.load(sample_ids_ptr + row)
     cell = tl.arange(0, BLOCK_CELLS)
@@ -91,7 +90,6 @@ def tube_mask(
     others = min(tile.blocks["BLOCK_OTHERS"], max(1, 16384 // block_cells))
     tile = dataclasses.replace(tile, blocks={"BLOCK_OTHERS": others})
     seed, step = draw
-    key = (seed ^ philox.TUBE_MASK) & 0xFFFFFFFFFFFFFFFF
     launch(
         _tube_mask,
         (sample_ids.shape[0],),
@@ -99,7 +97,7 @@ def tube_mask(
         visible,
         masked,
         on_device,
-        philox.signed(key),
+        philox.kernel_key(philox.TUBE_MASK, seed),
         philox.signed(step, 32),
         slots,
         cells,

@@ -60,7 +60,7 @@ def sum_rows(gradient: Tensor, rows: Tensor, places: Tensor, starts: Tensor, ign
         gradient: [M, D].
         rows: int64 [M], which row each took.
         places: int64, the numbers in [0, M) of those who took row 0, then of those who took row 1, and so on; -1 is
-            nobody. The kernels read these lists, plain PyTorch reads `rows`.
+            nobody. The kernels read these lists, plain PyTorch reads `rows` alone.
         starts: int32 or int64 [S + 1], where the list of each row begins, and where that of the last ends.
         ignored: a row whose sum is left at zero, whoever took it; -1: there is none.
 
