@@ -158,9 +158,9 @@ ATTENTION = [
 ATTENTION_VARIED = [
     Attend(64, 168, CAUSAL), Attend(64, 168, SOFTCAP), Attend(64, 1568, CAUSAL), Attend(64, 1568, SOFTCAP),
     Attend(64, 168, axial=True), Attend(64, 512, axial=True), Attend(64, 168, dtype=FP16), Attend(64, 1568, dtype=FP16),
-    Attend(64, 1, length_k=168), Attend(64, 64), Attend(64, 100), Attend(16, 168), Attend(32, 168), Attend(80, 168),
-    Attend(96, 168), Attend(64, 16, key_lengths=True), Attend(64, 192, key_lengths=True),
-    Attend(64, 1568, key_lengths=True),
+    Attend(64, 1, length_k=168), Attend(64, 64), Attend(64, 100), Attend(64, 320), Attend(64, 320, SOFTCAP),
+    Attend(16, 168), Attend(32, 168), Attend(80, 168), Attend(96, 168), Attend(64, 16, key_lengths=True),
+    Attend(64, 192, key_lengths=True), Attend(64, 1568, key_lengths=True),
 ]  # fmt: skip
 
 

@@ -13,8 +13,6 @@ from .. import philox
 
 LOG2E = tl.constexpr(1.4426950408889634)
 STREAM = tl.constexpr(philox.ATTENTION_DROPOUT)
-# Values that are read at once. Where heads are whole vectors, the launcher sees to it that all strides are.
-VECTOR = tl.constexpr(8)
 # The largest logit before the first: finite, so that no difference of two is inf - inf.
 LOWEST = tl.constexpr(-3.0e38)
 
@@ -48,9 +46,10 @@ def first_of(pointer, start, sequence, inner, head, strides, AXIAL: tl.constexpr
     else:
         offset = start.to(tl.int64) * strides[1]
     offset += head * strides[3]
-    if D % VECTOR == 0:
-        # Of strides the compiler knows whether they are multiples of 16; those of heads 88 wide are not.
-        offset = tl.multiple_of(offset, VECTOR)
+    if D % 8 == 0:
+        # The launcher sees to it that all strides are whole vectors of 8 then. The compiler asks whether they are of
+        # 16, which heads 88 wide are not.
+        offset = tl.multiple_of(offset, 8)
     return pointer + offset
 
 

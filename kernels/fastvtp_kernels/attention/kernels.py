@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import tuning
 from ..launching import blocks, launch
-from . import common, resident, streaming, tiny
+from . import resident, streaming, tiny
 from .call import Call, Options, of_flat, of_flat_self_attention
 from .problem import LARGEST_HEAD, Problem, of_packed
 from .problem import of_axis as axial_problem
@@ -35,6 +35,8 @@ __all__ = [
 
 TINY_ROWS = 32
 """Sequences up to this length share tiles."""
+VECTOR = 8
+"""Values of a head that are read at once."""
 RANKED = 4096
 """Up to so many sequences every one is compared with every other; more are sorted."""
 
@@ -79,8 +81,7 @@ def packed_problem(query: Tensor, key: Tensor, call: Call) -> Problem:
 def _in_vectors(tensor: Tensor) -> Tensor:
     """Return the tensor as kernels read it: a head's values side by side, and heads of whole vectors begin with one."""
     *strides, last = tensor.stride()
-    vector = common.VECTOR.value
-    if last == 1 and (tensor.shape[-1] % vector or not any(stride % vector for stride in strides)):
+    if last == 1 and (tensor.shape[-1] % VECTOR or not any(stride % VECTOR for stride in strides)):
         return tensor
     return tensor.contiguous()
 
@@ -115,12 +116,14 @@ def _is_wide(problem: Problem, strides: Sequence[tuple[int, ...]]) -> bool:
     return max(problem.longest, problem.longest_k) * max((row for _, row, *_ in strides), default=0) >= 2**31
 
 
-def is_resident(problem: Problem, tensor: Tensor, strides: Sequence[tuple[int, ...]] = ()) -> bool:
+def is_resident(
+    problem: Problem, tensor: Tensor, strides: Sequence[tuple[int, ...]] = (), backward: bool = False
+) -> bool:
     """Tell whether one side of a sequence can stay on chip; dropout's numbers and 64-bit addresses need the
     registers."""
     if problem.options.dropout_p or _is_wide(problem, strides):
         return False
-    rows = tuning.resident_rows(problem.width, tensor.dtype, tensor.device, problem.options.causal)
+    rows = tuning.resident_rows(problem.width, tensor.dtype, tensor.device, problem.options.causal, backward)
     return max(problem.longest, problem.longest_k) <= rows
 
 
@@ -232,7 +235,7 @@ def backward(
             **shared,
             **flags,
         )
-    elif is_resident(problem, query, [*strides, *d_strides]):
+    elif is_resident(problem, query, [*strides, *d_strides], backward=True):
         tile = _tile("resident_backward", problem, query)
         staying = tile.blocks["BLOCK_STAYING"]
         tiles, tiles_k = blocks(problem.longest, staying), blocks(problem.longest_k, staying)

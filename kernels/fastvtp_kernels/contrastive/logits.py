@@ -218,7 +218,7 @@ def logit_gradient(
     sum[program] = sum over the tile of g * product.
     """
     program = tl.program_id(0)
-    row_tile, column_tile, m, n, products = _tile(a_ptr, b_ptr, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUP, PRECISION)
+    _, _, m, n, products = _tile(a_ptr, b_ptr, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUP, PRECISION)
     logits = products * (tl.load(scale_ptr) * LOG2E)
     row_lse = tl.load(rows_ptr + m, mask=m < M, other=float("inf"))
     column_lse = tl.load(columns_ptr + n, mask=n < N, other=float("inf"))
