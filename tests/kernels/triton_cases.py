@@ -40,6 +40,8 @@ SMALL_TILES = {
     "sum_chunks": Tile({"CHUNK": 8, "BLOCK_ROWS": 2, "BLOCK_D": 4}),
     "contrastive_statistics": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),
     "contrastive_gradient": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),
+    "contrastive_statistics_ids": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),
+    "contrastive_gradient_ids": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),
     "contrastive_sigmoid": Tile({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "GROUP": 2}),
     "contrastive_own_products": Tile({"BLOCK_M": 16, "BLOCK_D": 16}),
     "contrastive_join": Tile({"BLOCK_PARTS": 2, "BLOCK": 16}),

@@ -272,24 +272,16 @@ def sigmoid(
     sums [3, programs] are over each tile: of the loss, of g * product and of g.
     """
     program = tl.program_id(0)
-    row_tile, column_tile, m, n, products = _tile(a_ptr, b_ptr, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUP, PRECISION)
-    cut = _is_cut(row_tile, column_tile, M, N, offset, BLOCK_M, BLOCK_N)
+    _, _, m, n, products = _tile(a_ptr, b_ptr, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, GROUP, PRECISION)
+    exists, own = _pairs(m, n, M, N, offset)
+    sign = tl.where(own, -1.0, 1.0)
     # The loss of a pair is log(1 + exp(z)) with z = -logit for positives, +logit for the others.
-    z = products * tl.load(scale_ptr) + tl.load(bias_ptr)
-    if cut:
-        exists, own = _pairs(m, n, M, N, offset)
-        z = tl.where(own, -z, z)
+    z = sign * (products * tl.load(scale_ptr) + tl.load(bias_ptr))
     small = tl.exp2(-tl.abs(z) * LOG2E)
-    loss = tl.maximum(z, 0.0) + _log1p(small)
-    if cut:
-        exists, own = _pairs(m, n, M, N, offset)
-        loss = tl.where(exists, loss, 0.0)
+    loss = tl.where(exists, tl.maximum(z, 0.0) + _log1p(small), 0.0)
     tl.store(sums_ptr + program, tl.sum(loss))
     if WITH_GRADIENT:
-        gradient = tl.where(z > 0, 1.0, small) / (1.0 + small)
-        if cut:
-            exists, own = _pairs(m, n, M, N, offset)
-            gradient = tl.where(exists, tl.where(own, -gradient, gradient), 0.0)
+        gradient = tl.where(exists, sign * tl.where(z > 0, 1.0, small) / (1.0 + small), 0.0)
         tl.store(sums_ptr + programs + program, tl.sum(gradient * products))
         tl.store(sums_ptr + 2 * programs + program, tl.sum(gradient))
         _store_parts(gradient_ptr, gradient * GAIN, m, n, M, N, PARTS)

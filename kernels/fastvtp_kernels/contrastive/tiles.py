@@ -30,7 +30,8 @@ def sweep(
 
     Returns log-sum-exps of rows [column tiles, M] and of columns [row tiles, N], and each tile's part of the target.
     """
-    tile = tuning.tile("contrastive_statistics", a.dtype, a.device)
+    ids = shifts is not None and targets.row_ids is not None
+    tile = tuning.tile("contrastive_statistics", a.dtype, a.device, "_ids" if ids else "")
     row_tiles, column_tiles = blocks(len(a), tile.blocks["BLOCK_M"]), blocks(len(b), tile.blocks["BLOCK_N"])
     rows, columns, target = (
         scale.new_empty(shape) for shape in ((column_tiles, len(a)), (row_tiles, len(b)), row_tiles * column_tiles)
@@ -113,7 +114,8 @@ def logit_gradient(
     The sum is without the gain; the other arguments are those of `statistics`. With two parts the gradient is [2, M,
     N]: rounded, and what that left of it.
     """
-    tile = tuning.tile("contrastive_gradient", a.dtype, a.device)
+    wide = parts > 1 or targets.row_ids is not None
+    tile = tuning.tile("contrastive_gradient", a.dtype, a.device, "_ids" if wide else "")
     grid = blocks(len(a), tile.blocks["BLOCK_M"]) * blocks(len(b), tile.blocks["BLOCK_N"])
     gradient, product_sums = _gradient(a, b, parts), scale.new_empty(grid)
     launch(
