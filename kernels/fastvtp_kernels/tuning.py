@@ -203,8 +203,14 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
         "single": {ANY: _logits(64, 64, 32, 4)},
     },
     # Ids, and gradients in two parts, cost the registers of half a tile.
-    "contrastive_statistics_ids": {"half": {ANY: _logits(128, 128, 64, 8, 3)}},
-    "contrastive_gradient_ids": {"half": {ANY: _logits(128, 128, 64, 8, 3)}},
+    "contrastive_statistics_ids": {
+        "half": {ANY: _logits(128, 128, 64, 8, 3)},
+        "single": {ANY: _logits(64, 64, 32, 4)},
+    },
+    "contrastive_gradient_ids": {
+        "half": {ANY: _logits(128, 128, 64, 8, 3)},
+        "single": {ANY: _logits(64, 64, 32, 4)},
+    },
     "contrastive_sigmoid": {"half": {ANY: _logits(128, 64, 64, 8, 3)}, "single": {ANY: _logits(64, 64, 32, 4)}},
     # The tiles of contrastive_statistics, so that products have the same bits.
     "contrastive_own_products": {
