@@ -36,14 +36,16 @@ KERNELS_MAY_IMPORT = {"torch", "triton"}
 # Triton's interpreter computes with numpy arrays, which the repair of its bfloat16 has to handle.
 KERNELS_MAY_ALSO = {
     "fastvtp_kernels.interpreter": {"numpy"},
-    "fastvtp_kernels.attention.libraries": {"flash_attn", "xformers"},  # backends for those who have them
+    # Backends for those who have them.
+    "fastvtp_kernels.attention.flash": {"flash_attn", "flash_attn_interface"},
+    "fastvtp_kernels.attention.memory_efficient": {"xformers"},
 }
 
 # What imports by a text that no check can read, and from where.
 READS_FOLDERS = {
     "fastvtp_kernels.ops": "all folders of the package",
     "fastvtp_kernels.registration": "`kernels` beside a module: `launcher`, whose calls are arrows",
-    "fastvtp_kernels.attention.libraries": "libraries from elsewhere",
+    "fastvtp_kernels.attention.limits": "libraries from elsewhere",
     "benchmarks.device.tune": "the benchmark that the command line names",
     "benchmarks.test_benchmarks": "all of benchmarks/ops",
 }

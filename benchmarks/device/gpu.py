@@ -30,9 +30,15 @@ from .gpu_results import Outcome, distrusted, pack, summary, withhold, write_out
 BUDGET_S, SMOKE_BUDGET_S = 520.0, 170.0
 # Between asking a part to stop and killing it; and what the tests keep for their counts.
 GRACE_S, TESTS_MARGIN_S = 5.0, 10.0
+# In which part of its slice agreement starts cases.
+AGREEMENT_SHARE = 0.7
 SMOKE_SHARE = 60.0
 # Parts that measure no op and no step.
-MODULES = {"tests": "benchmarks.device.device_tests", "ceilings": "benchmarks.harness.ceilings"}
+MODULES = {
+    "tests": "benchmarks.device.device_tests",
+    "ceilings": "benchmarks.harness.ceilings",
+    "agreement": "benchmarks.device.agreement",
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ WITHOUT_COMPILED, WITH_COMPILED = ("--without", "compiled"), ("--with", "compile
 PARTS = (
     Part("ceilings", 15),
     Part("tests", 165),
+    Part("agreement", 30),
     Part("train_step", 75, ("--seconds", "3"), WITHOUT_COMPILED),
     Part("attention", 75, ("--lengths", "168", "16", "1568", "400", *HALF_A_SECOND), (*WITHOUT_COMPILED, "flex")),
     Part("tubelets", 35, ("--seconds", "1")),
@@ -67,6 +74,7 @@ PARTS = (
     Part("contrastive", 35, ("--batches", "32768", "4096", "--seconds", "1"), WITHOUT_COMPILED),
     Part("token_assembly", 20, HALF_A_SECOND),
     Part("masking", 12, HALF_A_SECOND),
+    Part("host_time", 12),
     Part("data_loading", 40),
     Part("decoding", 45),
     Part(
@@ -101,6 +109,9 @@ def run_part(part: Part, out: Path, limit: float, smoke: bool) -> Outcome:
     command += [*(["--smoke", *part.smoke] if smoke else part.arguments), *part.selection]
     if part.name == "tests":
         command += ["--seconds", str(max(1.0, limit - TESTS_MARGIN_S))]
+    if part.name == "agreement":
+        # It ends by itself, between two cases.
+        command += ["--seconds", str(AGREEMENT_SHARE * limit)]
     search_path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
     # A smoke run is the CPU's also where there is a GPU, which the interpreter would not use.
     more = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if smoke else {}

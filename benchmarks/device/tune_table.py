@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -62,17 +61,9 @@ class Pair:
 
 def entries_used(function: Function) -> dict[str, Tile]:
     """Call the function; return the tiles that it asks for by their entries in the table, like "embed half"."""
-    found: dict[str, Tile] = {}
-    original = tuning.tile
-
-    def spy(*arguments: Any, **named: Any) -> Tile:
-        tile = original(*arguments, **named)
-        found[tile.entry] = tile
-        return tile
-
-    with patch.object(tuning, "tile", spy):
+    with tuning.asked() as tiles:
         function()
-    return found
+    return {tile.entry: tile for tile in tiles}
 
 
 class Workbench:

@@ -13,7 +13,11 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("torch", "triton", "numpy", "transformers")
+PACKAGES = (
+    *("torch", "triton", "numpy", "transformers"),
+    # Peers of attention, by the names of their distributions.
+    *("flash-attn", "flash-attn-3", "flash-attn-4", "nvidia-cutlass-dsl", "xformers"),
+)
 # What decides what is measured. Results are written among the benchmarks, and are no change to them.
 SOURCES = ("kernels", "fastvtp", "benchmarks")
 NO_SOURCES = ":(exclude)benchmarks/results"
@@ -40,6 +44,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "packages": {name: _version(name) for name in PACKAGES},
+        "cudnn": torch.backends.cudnn.version(),
         "commit": _git("rev-parse", "HEAD") or os.environ.get(COMMIT_VARIABLE),
         "dirty": _dirty(),
         "sources": source_digest(ROOT),

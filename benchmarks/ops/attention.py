@@ -5,9 +5,12 @@ padded sdpa                     the usual code: pad query, key and value, SDPA u
 padded sdpa, padded input given the same for a model that keeps everything padded: no padding is timed, but the
                                 attention over it is
 sdpa flash, cudnn, efficient    padded sdpa through that kernel alone
-torch varlen, flash_attn, xformers, flex attention    kernels for packed rows, as each comes
+torch varlen, flash_attn, flash_attn_3, flash_attn_4, xformers cutlass, flex attention
+                                kernels for packed rows, as each comes; what is named after a kernel fails where torch
+                                runs another one
 naive                           the formula
 backend flash_attn, ...         varlen_attention through that library, on CUDA: with what the adapter adds
+backend flash_attn, any order   the same where a backward pass need not repeat bit for bit
 
 A case has sequences of L tokens each, or of L video tokens with 10 to 32 text tokens after them, and is measured
 forward, and forward and backward. The backward pass alone is the difference of the two, in the second table. On CUDA a
@@ -51,7 +54,9 @@ ACCEPTED_SEQUENCES = 12
 CPU_SECONDS = 5.0
 INDEX_BYTES, LSE_BYTES = 4, 4
 DIRECTIONS = ("forward", "backward", "forward+backward")
-BACKEND = "backend "
+BACKEND, ANY_ORDER = "backend ", ", any order"
+# Libraries whose backward pass repeats only if it is asked to.
+REPEAT_IF_ASKED = ("flash_attn", "flash_attn_3", "flash_attn_4")
 # By the longest sequence, as the kernels are divided.
 REGIMES = {"tiny": 32, "short": 512, "long": float("inf")}
 
@@ -121,8 +126,9 @@ def attention_case(name: str, lengths: tuple[int, ...], options: Options, direct
     padded = [batch.pad(tensor).contiguous() for tensor in rows]
     backward = direction == "forward+backward"
 
-    def call(query: Tensor, key: Tensor, value: Tensor, backend: str) -> Tensor:
-        return varlen_attention(query, key, value, batch.offsets, batch.longest, backend=backend)
+    def call(query: Tensor, key: Tensor, value: Tensor, backend: str, deterministic: bool = True) -> Tensor:
+        options: dict[str, Any] = {"backend": backend, "deterministic": deterministic}
+        return varlen_attention(query, key, value, batch.offsets, batch.longest, **options)
 
     functions: dict[str, Callable[..., Tensor] | Missing] = {
         **peers(batch, options, backward),
@@ -131,6 +137,9 @@ def attention_case(name: str, lengths: tuple[int, ...], options: Options, direct
     if device.type == "cuda":
         # The libraries as the op calls them: what benchmarks.device.attention_choice compares.
         functions |= {BACKEND + name: partial(call, backend=name) for name in ATTENTION_BACKENDS}
+        if backward:
+            waived = {name: partial(call, backend=name, deterministic=False) for name in REPEAT_IF_ASKED}
+            functions |= {BACKEND + name + ANY_ORDER: run for name, run in waived.items()}
     variants, packed_error = bind(functions, exact(batch), rows, direction)
     given: dict[str, Callable[..., Tensor] | Missing] = {"padded sdpa, padded input given": padded_input_sdpa(batch)}
     padded_variants, padded_error = bind(given, exact_padded(batch), padded, direction)

@@ -4,7 +4,6 @@ Each function takes a `Batch` and returns a function of query, key and value, [N
 computes once for all its layers (places in the padding, masks, block masks) is made beforehand and is not timed.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,12 +16,21 @@ from torch.utils.checkpoint import checkpoint
 
 from ..harness.case import Missing, Options
 from ..harness.variants import compiled
+from .flex import flex_attention_of
+from .pinned import pinned
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 LARGEST_LOOP = 64
 # Softmax weights that the float64 truth holds at a time, 1 GiB of them.
 EXACT_WEIGHTS = 1 << 27
 HALF = (torch.float16, torch.bfloat16)
+OPERATORS = {
+    SDPBackend.MATH: "aten::_scaled_dot_product_attention_math",
+    SDPBackend.FLASH_ATTENTION: "aten::_scaled_dot_product_flash_attention",
+    SDPBackend.CUDNN_ATTENTION: "aten::_scaled_dot_product_cudnn_attention",
+    SDPBackend.EFFICIENT_ATTENTION: "aten::_scaled_dot_product_efficient_attention",
+}
+"""What torch calls when SDPA runs by a kernel, on CUDA."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ def padded_sdpa(batch: Batch) -> Attention:
 
 
 def kernel_sdpa(kernel: SDPBackend, batch: Batch) -> Attention:
-    """Return `padded_sdpa` through one of SDPA's kernels and no other."""
+    """Return `padded_sdpa` through one of SDPA's kernels and no other, which its first call makes sure of."""
     if kernel == SDPBackend.FLASH_ATTENTION and not batch.equal:
         raise ValueError("SDPA's flash kernel takes no mask; its form for packed rows is torch varlen")
 
@@ -105,7 +113,7 @@ def kernel_sdpa(kernel: SDPBackend, batch: Batch) -> Attention:
         with sdpa_kernel(kernel):
             return padded_sdpa(batch)(*rows)
 
-    return run
+    return pinned(f"sdpa {kernel.name.lower()}", OPERATORS[kernel], run)
 
 
 def exact_padded(batch: Batch) -> Attention:
@@ -150,15 +158,20 @@ def naive(batch: Batch) -> Attention:
 
 
 def torch_varlen(batch: Batch) -> Attention:
-    """Return torch's own kernel for packed rows."""
+    """Return torch's own flash kernel for packed rows; releases that prefer cuDNN's, or another package's, are told."""
     from torch.nn.attention.varlen import varlen_attn
+
+    # Other packages may have been put in the place of torch's kernels, since torch 2.11.
+    current = getattr(torch.nn.attention, "current_flash_attention_impl", lambda: None)()
+    if current is not None:
+        raise ValueError(f"torch's flash kernels have been replaced by {current}")
 
     def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         output = varlen_attn(query, key, value, batch.offsets, batch.offsets, batch.longest, batch.longest)
         assert isinstance(output, Tensor)
         return output
 
-    return run
+    return pinned("torch varlen", "aten::_flash_attention_forward", run)
 
 
 def flash_attn(batch: Batch) -> Attention:
@@ -168,32 +181,51 @@ def flash_attn(batch: Batch) -> Attention:
     return lambda *rows: flash_attn_varlen_func(*rows, batch.offsets, batch.offsets, batch.longest, batch.longest)
 
 
+def flash_attn_3(batch: Batch) -> Attention:
+    """Return FlashAttention-3 as it comes, with a backward pass in no fixed order."""
+    from flash_attn_interface import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
+
+    def run(*rows: Tensor) -> Tensor:
+        found = flash_attn_varlen_func(*rows, batch.offsets, batch.offsets, batch.longest, batch.longest)
+        # Early releases return the log-sum-exp too.
+        return found[0] if isinstance(found, tuple) else found
+
+    return run
+
+
+def flash_attn_4(batch: Batch) -> Attention:
+    """Return FlashAttention-4 as it comes, with a backward pass in no fixed order."""
+    from flash_attn.cute import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
+
+    def run(*rows: Tensor) -> Tensor:
+        found = flash_attn_varlen_func(
+            *rows,
+            cu_seqlens_q=batch.offsets,
+            cu_seqlens_k=batch.offsets,
+            max_seqlen_q=batch.longest,
+            max_seqlen_k=batch.longest,
+        )
+        return found[0] if isinstance(found, tuple) else found
+
+    return run
+
+
 def xformers(batch: Batch) -> Attention:
-    """Return xFormers' memory-efficient attention under its mask for packed rows."""
+    """Return xFormers' own kernels (CUTLASS) under its mask for packed rows: it would choose a flash-attn by itself."""
     from xformers.ops import fmha, memory_efficient_attention  # pyright: ignore[reportMissingImports]
 
     bias = fmha.attn_bias.BlockDiagonalMask.from_seqlens(batch.lengths, device=batch.device)
-    return lambda *rows: memory_efficient_attention(*(tensor[None] for tensor in rows), attn_bias=bias)[0]
+    kernels = fmha.MemoryEfficientAttentionCutlassOp
+    return lambda *rows: memory_efficient_attention(*(x[None] for x in rows), attn_bias=bias, op=kernels)[0]
 
 
 def flex(batch: Batch, options: Options) -> Attention:
     """Return FlexAttention, compiled, under a mask that keeps each sequence to itself."""
-    from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import flex_attention
 
-    lengths = batch.offsets.diff().long()
-    document = torch.arange(len(batch.lengths), device=batch.device).repeat_interleave(lengths)
-
-    def same_document(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return document[query] == document[key]
-
-    @functools.cache
-    def block_mask() -> BlockMask:
-        # Only the compiled form never holds the N x N mask.
-        sizes = None, None, batch.tokens, batch.tokens
-        return create_block_mask(same_document, *sizes, device=batch.device, _compile=not options.smoke)
-
-    run = compiled(flex_attention, options)
-    return lambda *rows: run(*(row.transpose(0, 1)[None] for row in rows), block_mask=block_mask())[0].transpose(0, 1)
+    offsets, rows = (batch.offsets, batch.offsets), (batch.tokens, batch.tokens)
+    # Compiling the mask takes minutes, which a smoke run does not have.
+    return flex_attention_of(offsets, rows, run=compiled(flex_attention, options), compile_mask=not options.smoke)
 
 
 def peers(batch: Batch, options: Options, backward: bool) -> dict[str, Attention | Missing]:
@@ -225,7 +257,9 @@ def peers(batch: Batch, options: Options, backward: bool) -> dict[str, Attention
         "sdpa efficient": offer(partial(kernel_sdpa, SDPBackend.EFFICIENT_ATTENTION)),
         "torch varlen": offer(torch_varlen, only_half=True),
         "flash_attn": offer(flash_attn, only_half=True),
-        "xformers": offer(xformers),
+        "flash_attn_3": offer(flash_attn_3, only_half=True),
+        "flash_attn_4": offer(flash_attn_4, only_half=True),
+        "xformers cutlass": offer(xformers),
         "flex attention": flex_attention,
         "naive": offer(naive, only_cuda=False),
     }

@@ -30,7 +30,11 @@ OPS = {
     },
     "train_step": ("train_step",),
 }
-PARTS = (*OPS, "data_loading", "clip_reading", "decoding", "scaling", "tests", "ceilings", "environment")
+PARTS = (
+    *OPS,
+    *("data_loading", "clip_reading", "decoding", "scaling", "host_time", "agreement", "tests"),
+    *("ceilings", "environment"),
+)
 # Benchmarks of training steps, of their loader, of reading clips, and on several processes; the others are of ops.
 STEPS = ("train_step", "data_loading", "clip_reading", "decoding", "scaling")
 # A part of its own for the variants that compile, which come last in a run: its rows belong to the part before.

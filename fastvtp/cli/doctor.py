@@ -22,8 +22,9 @@ from fastvtp.errors import ConfigError, UserError
 from fastvtp.training.division import BYTES_A_PARAMETER, LARGEST_SHARE, ParallelConfig, strategy_of
 from fastvtp.version import __version__
 from fastvtp_kernels import dispatch, tuning
-from fastvtp_kernels.attention import choice, libraries
+from fastvtp_kernels.attention import choice, limits, plans
 from fastvtp_kernels.attention.call import Call, Options
+from fastvtp_kernels.attention.problem import of_packed
 
 PACKAGES = (
     "torch",
@@ -33,6 +34,8 @@ PACKAGES = (
     "av",
     "tokenizers",
     "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
     "xformers",
     "tensorboard",
     "numpy",
@@ -262,6 +265,13 @@ def _attention(shape: AttentionShape, dtype: torch.dtype, device: torch.device) 
         return backend, _regime(backend, query, options, device)
 
 
+_REGIMES = {
+    "tiny": "tiny: several sequences share a tile",
+    "resident": "resident: one side of a sequence on chip",
+    "stream": "streaming",
+}
+
+
 def _regime(backend: str, query: Tensor, options: Options, device: torch.device) -> str:
     if backend == "reference" and device.type == "cpu":
         return "padded in buckets of similar length"
@@ -269,14 +279,8 @@ def _regime(backend: str, query: Tensor, options: Options, device: torch.device)
         return "padded to the longest"
     length, _, width = query.shape
     if backend != "triton":
-        refused = libraries.refusal(backend, width, query.dtype, options)
+        refused = limits.refusal(backend, width, query.dtype, options)
         return f"refuses: {refused}" if refused else "padded to the longest" if backend == "sdpa" else "packed rows"
-    # Not above: it needs Triton.
-    from fastvtp_kernels.attention.kernels import is_resident, is_tiny
-    from fastvtp_kernels.attention.problem import of_packed
-
     offsets = torch.empty(2, dtype=torch.int32, device="meta")
     problem = of_packed(query, query, Call(offsets, length, offsets, length, options))
-    if is_tiny(problem, query):
-        return "tiny: several sequences share a tile"
-    return "resident: one side of a sequence on chip" if is_resident(problem, query) else "streaming"
+    return _REGIMES[plans.regime(plans.kind_of(problem, query))]

@@ -157,6 +157,33 @@ def _through_gate(error: DerivativeError, inputs: Sequence[Any]) -> list[Any]:
     return passed
 
 
+def eager_function(
+    op: str,
+    forward: Callable[..., Any],
+    setup_context: Callable[..., Any],
+    backward: Callable[..., Any],
+    instead: str = _INSTEAD,
+) -> Callable[..., Any]:
+    """Return `forward` with its gradient for eager code without transforms of torch.func; arguments as of `function`.
+
+    It has no `setup_context` of its own: torch would bind the arguments of every call to a signature.
+    """
+    once = first_alone(op, backward, instead)
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = forward(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return once(ctx, *grads)
+
+    return Eager.apply
+
+
 def function(
     op: str,
     forward: Callable[..., Any],
@@ -174,6 +201,9 @@ def function(
         instead: what to do where more is asked for, for messages.
     """
 
+    once = first_alone(op, backward, instead)
+    eager = eager_function(op, forward, setup_context, backward, instead)
+
     class Ordinary(torch.autograd.Function):
         @staticmethod
         def forward(*inputs: Any) -> Any:
@@ -185,7 +215,7 @@ def function(
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            return first_alone(op, backward, instead)(ctx, *grads)
+            return once(ctx, *grads)
 
     class Transformed(Ordinary):
         @staticmethod
@@ -211,7 +241,7 @@ def function(
             return Ordinary.apply(*inputs)
         refuse_forward_mode(op, inputs, instead)
         if not transforming():
-            return Ordinary.apply(*inputs)
+            return eager(*inputs)
         return Transformed.apply(*_through_gate(_refusal(op, _SECOND, instead), inputs))
 
     return call

@@ -24,10 +24,11 @@ from torch import Tensor
 from .derivatives import refusing
 from .interpreter import interpreting
 
-ATTENTION_BACKENDS = ("flash_attn", "torch_varlen", "xformers", "sdpa")
+ATTENTION_BACKENDS = ("flash_attn", "flash_attn_3", "flash_attn_4", "torch_varlen", "xformers", "sdpa")
 SPECIFICATION = "specification"
 BACKENDS = ("reference", "triton", *ATTENTION_BACKENDS, SPECIFICATION)
 ENVIRONMENT_VARIABLE = "FASTVTP_BACKEND"
+DETERMINISM_VARIABLE = "FASTVTP_DETERMINISTIC"
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _logger = logging.getLogger("fastvtp_kernels")
@@ -140,15 +141,21 @@ def _triton_is_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@functools.cache
+def _cuda_lacks(device: torch.device) -> str | None:
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no CUDA device"
+    if not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0):
+        return "the kernels need compute capability 8.0 or newer"
+    return None
+
+
 def _triton_cannot_run_on(device: torch.device) -> str | None:
     if not _triton_is_installed():
         return "the package triton is not installed (pip install 'fastvtp[gpu]')"
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            return f"torch {torch.__version__} sees no CUDA device"
-        if not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0):
-            return "the kernels need compute capability 8.0 or newer"
-        return None
+        # A device without a number is whichever is the current one.
+        return _cuda_lacks(device) if device.index is not None else _cuda_lacks.__wrapped__(device)
     if device.type == "cpu" and interpreting():
         return None
     return f"Triton kernels need a CUDA device, not {device.type} (TRITON_INTERPRET=1 runs them, slowly, on the CPU)"
@@ -210,6 +217,18 @@ def resolve_backend(
     return _logged_once(op, Choice("reference", f"{device.type} tensors, but {missing}"), logging.WARNING)
 
 
+@torch.compiler.assume_constant_result
+def must_repeat(requested: bool | None) -> bool:
+    """Tell whether a backward pass has to repeat bit for bit.
+
+    It has, unless the caller waives it (False), or says nothing (None) while FASTVTP_DETERMINISTIC=0 does; not, then,
+    where torch.use_deterministic_algorithms is on.
+    """
+    if requested is not None:
+        return requested
+    return os.environ.get(DETERMINISM_VARIABLE) != "0" or torch.are_deterministic_algorithms_enabled()
+
+
 def _logged_once(op: str, choice: Choice, level: int) -> Choice:
     if (op, choice) not in _logged:
         _logged.add((op, choice))
@@ -225,4 +244,9 @@ def implementation(
     ranked: tuple[str, ...] = (),
 ) -> Callable[..., Any]:
     """Return the function that `resolve_backend` chooses."""
+    if requested is None and not ranked and device.type == "cuda" and not torch.compiler.is_compiling():
+        # What nearly every call on a GPU comes to, without a reason in words.
+        triton = _implementations[op].get("triton") if dtype in TRITON_DTYPES else None
+        if triton is not None and _requested(op, None) is None and _triton_cannot_run_on(device) is None:
+            return triton
     return _implementations[op][resolve_backend(op, requested, device, dtype, ranked).name]

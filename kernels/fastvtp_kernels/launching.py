@@ -45,9 +45,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, tile: Tile, **constan
     """
     if 0 in grid:
         return
-    options = {**tile.blocks, **constants, "num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    if tile.max_registers is not None:
-        options["maxnreg"] = tile.max_registers
+    options = {**tile.options, **constants}
     if _compiled is not None:
         arguments = {**dict(zip(kernel.arg_names, args, strict=False)), **options}
         binary = kernel.warmup(*args, grid=grid, **options)
@@ -55,14 +53,15 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, tile: Tile, **constan
         return
     if args[0].device.type == "cpu":
         fix_interpreter_bf16()
-    with _on_device_of(args[0]):
+    if _is_current(args[0]):
+        kernel[grid](*args, **options)
+        return
+    with torch.cuda.device(args[0].device):
         kernel[grid](*args, **options)
 
 
-def _on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
-        return contextlib.nullcontext()
-    return torch.cuda.device(tensor.device)
+def _is_current(tensor: Tensor) -> bool:
+    return tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device()
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Which dtype an op computes in."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -48,6 +49,15 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     if not _autocasting(device):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def outside_autocast(run: Callable[..., Any], *inputs: Any) -> Any:
+    """Return run(*inputs), `without_autocast` on the device of the first input."""
+    device = inputs[0].device
+    if not _autocasting(device):
+        return run(*inputs)
+    with without_autocast(device):
+        return run(*inputs)
 
 
 def accumulate_product(total: Tensor, x: Tensor, y: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from .derivatives import first_alone, for_every_caller, function, transforming
+from .derivatives import eager_function, first_alone, for_every_caller, transforming
 from .interpreter import interpreting
 
 _LIBRARY = torch.library.Library("fastvtp", "DEF")
@@ -95,7 +95,14 @@ def _is_plain(values: tuple[Any, ...]) -> bool:
         return False
     if forward_ad._current_level >= 0:
         return False
-    return all(value.is_cuda and type(value) in _PLAIN for value in values if isinstance(value, torch.Tensor))
+    # A loop: this is asked of every call, and a generator takes as long as ten values.
+    for value in values:
+        if type(value) in _PLAIN:
+            if not value.is_cuda:
+                return False
+        elif isinstance(value, torch.Tensor):
+            return False
+    return True
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -116,13 +123,15 @@ def shortcut(
     if setup_context is None or backward is None:
         return lambda *inputs: launch(*inputs) if _is_plain(inputs) else op(*inputs)
     otherwise = define_gradient(op, setup_context, backward, public)
-    eager = function(public or _name(op), launch, setup_context, backward)
+    eager = eager_function(public or _name(op), launch, setup_context, backward)
 
     def call(*inputs: Any) -> Any:
         if not _is_plain(inputs):
             return otherwise(*inputs)
-        if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs):
-            return eager(*inputs)
+        if torch.is_grad_enabled():
+            for value in inputs:
+                if isinstance(value, torch.Tensor) and value.requires_grad:
+                    return eager(*inputs)
         return launch(*inputs)
 
     return call

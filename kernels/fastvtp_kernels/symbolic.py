@@ -5,6 +5,11 @@ from typing import Any
 import torch
 
 
+def _is_plain(length: int) -> bool:
+    """Tell whether a length is a number whatever compiler may be looking."""
+    return type(length) is int and not torch.compiler.is_compiling()
+
+
 def holds(condition: bool) -> bool:
     """Tell whether a comparison of lengths holds; one that a compiler can neither prove nor guard does not."""
     if not torch.compiler.is_compiling():
@@ -16,6 +21,8 @@ def holds(condition: bool) -> bool:
 
 def is_unknown(length: int) -> bool:
     """Tell whether a length is read from a tensor inside compiled code."""
+    if _is_plain(length):
+        return False
     return not (holds(length > 1) or holds(length <= 1))
 
 
@@ -29,5 +36,7 @@ def bound(length: int) -> int:
 
 def longer(first: int, second: int) -> int:
     """Return the larger of two lengths, without asking which it is."""
+    if _is_plain(first) and _is_plain(second):
+        return max(first, second)
     found: Any = torch.sym_max(first, second)
     return found

@@ -28,6 +28,12 @@ class Tile:
     entry: str = field(default="", compare=False)
     """Line and column of the table that it stands in: "embed half"."""
 
+    @functools.cached_property
+    def options(self) -> dict[str, int]:
+        """The block sizes and launch options by Triton's names; not to be changed."""
+        limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages, **limit}
+
     def __str__(self) -> str:
         sizes = " ".join(f"{name}={size}" for name, size in self.blocks.items())
         limit = f" registers<={self.max_registers}" if self.max_registers else ""
@@ -232,6 +238,9 @@ for _kernel, _columns in TABLE.items():
         for _name, _tile in _entries.items():
             _entries[_name] = replace(_tile, entry=f"{_kernel} {_column}")
 
+TINY_ROWS = 32
+"""Sequences of attention up to this length share tiles."""
+
 # Architectures without tiles of their own take those of one with the same instructions and no more shared memory.
 # An NVIDIA architecture that nobody has heard of takes those that need least.
 ALIKE = {"sm_86": "sm_89", "sm_87": "sm_80", "sm_103": "sm_100", "sm_110": "sm_100", "sm_121": "sm_120"}
@@ -239,6 +248,22 @@ KNOWN = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
 
 _target = "sm_90"
 _overrides: dict[str, Tile] = {}
+_limits: dict[str, int] = {}
+_listening: list[list[Tile]] = []
+_tables = 0
+
+
+def tables() -> int:
+    """Return a number for the tiles and limits in force: another one whenever a context of this module begins or ends.
+
+    What was chosen by them is remembered under this number.
+    """
+    return _tables
+
+
+def _changed() -> None:
+    global _tables
+    _tables += 1
 
 
 def precision(dtype: torch.dtype) -> Precision:
@@ -273,10 +298,14 @@ def tile(kernel: str, dtype: torch.dtype, device: torch.device, variant: str = "
     if column in TABLE.get(kernel + variant, ()):
         kernel += variant
     if kernel in _overrides:
-        return _overrides[kernel]
-    by_architecture = TABLE[kernel][column]
-    name = architecture(device)
-    return by_architecture[name if name in by_architecture else ANY]
+        found = _overrides[kernel]
+    else:
+        by_architecture = TABLE[kernel][column]
+        name = architecture(device)
+        found = by_architecture[name if name in by_architecture else ANY]
+    for heard in _listening:
+        heard.append(found)
+    return found
 
 
 def tiles(kernel: str, column: Precision) -> list[Tile]:
@@ -286,6 +315,11 @@ def tiles(kernel: str, column: Precision) -> list[Tile]:
         if entry not in found:
             found.append(entry)
     return found
+
+
+def tiny_rows() -> int:
+    """Tell up to which length sequences of attention share tiles."""
+    return _limits.get("tiny", TINY_ROWS)
 
 
 def resident_rows(width: int, dtype: torch.dtype, device: torch.device, causal: bool, backward: bool) -> int:
@@ -299,6 +333,8 @@ def resident_rows(width: int, dtype: torch.dtype, device: torch.device, causal: 
         288    58    91     152   215   backward spills in its loop
         392   145   148     374   360   one block on a multiprocessor, whose waits nothing hides
     """
+    if "resident" in _limits:
+        return _limits["resident"]
     half = precision(dtype) == "half" and width <= 64
     if not half or architecture(device) not in TABLE["resident_forward_64"]["half"]:
         return 0
@@ -312,12 +348,42 @@ def override(kernel: str, entry: Tile) -> Iterator[None]:
     """Within the context `kernel` runs with this tile: for tests and for searching better ones."""
     before = _overrides.get(kernel)
     _overrides[kernel] = entry
+    _changed()
     try:
         yield
     finally:
         del _overrides[kernel]
         if before is not None:
             _overrides[kernel] = before
+        _changed()
+
+
+@contextlib.contextmanager
+def limits(**rows: int) -> Iterator[None]:
+    """Within the context `tiny_rows` and `resident_rows` answer with these numbers, `tiny` and `resident`."""
+    before = dict(_limits)
+    _limits.update(rows)
+    _changed()
+    try:
+        yield
+    finally:
+        _limits.clear()
+        _limits.update(before)
+        _changed()
+
+
+@contextlib.contextmanager
+def asked() -> Iterator[list[Tile]]:
+    """Within the context nothing chosen before it is remembered; yield the tiles that are asked for."""
+    found: list[Tile] = []
+    _listening.append(found)
+    _changed()
+    try:
+        yield found
+    finally:
+        # By identity: lists that hold the same are equal.
+        _listening[:] = [one for one in _listening if one is not found]
+        _changed()
 
 
 @contextlib.contextmanager
@@ -325,7 +391,9 @@ def targeting(name: str) -> Iterator[None]:
     """Within the context tensors of the CPU and of the meta device take the tiles of this architecture."""
     global _target
     before, _target = _target, known_architecture(name)
+    _changed()
     try:
         yield
     finally:
         _target = before
+        _changed()

@@ -23,14 +23,21 @@ def values_readable(tensor: Tensor) -> bool:
     synchronisation; those that torch.func.vmap works on are no values of one sample."""
     if torch.compiler.is_compiling() or type(tensor) is not Tensor or (transforming() and is_wrapped(tensor)):
         return False
-    debug = os.environ.get(DEBUG_VARIABLE) == "1" and tensor.device.type == "cuda"
-    return tensor.device.type == "cpu" or (debug and not torch.cuda.is_current_stream_capturing())
+    device = tensor.device.type
+    if device != "cuda":
+        return device == "cpu"
+    return os.environ.get(DEBUG_VARIABLE) == "1" and not torch.cuda.is_current_stream_capturing()
 
 
 def check_devices(op: str, **tensors: Tensor | None) -> None:
     """Raise ValueError unless all tensors are on one device; None is no tensor."""
-    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
-    if len(set(devices.values())) > 1:
+    first, same = None, True
+    for tensor in tensors.values():
+        if tensor is not None:
+            first = tensor.device if first is None else first
+            same = same and tensor.device == first
+    if not same:
+        devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
         found = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"{op}: {found}, expected one device")
 
@@ -43,6 +50,8 @@ def check_seed(op: str, seed: int | Tensor, step: int | Tensor = 0, *, device: t
             not on the device.
         TypeError: a tensor is not one int64.
     """
+    if type(seed) is int and type(step) is int and 0 <= seed < 2**64 and 0 <= step < 2**32:
+        return seed, step
     given = {"seed": seed, "step": step}
     for (name, value), bits in zip(given.items(), (64, 32), strict=True):
         if isinstance(value, Tensor):
@@ -70,10 +79,12 @@ def check_floating(op: str, **tensors: Tensor) -> None:
 
 def check_shape(op: str, name: str, tensor: Tensor, *expected: int | str) -> None:
     """Raise ValueError unless the shape is the expected one: numbers must match, letters stand for any size."""
-    shape = tuple(tensor.shape)
-    fits = len(shape) == len(expected) and all(
-        isinstance(want, str) or size == want for size, want in zip(shape, expected, strict=True)
-    )
+    shape = tensor.shape
+    fits = len(shape) == len(expected)
+    if fits:
+        for size, want in zip(shape, expected, strict=True):
+            if not isinstance(want, str) and size != want:
+                fits = False
     if not fits:
         raise ValueError(f"{op}: {name} has shape {list(shape)}, expected [{', '.join(map(str, expected))}]")
 
@@ -119,7 +130,8 @@ def check_cu_seqlens(op: str, name: str, cu_seqlens: Tensor, rows: int, max_seql
 
     No sequence may be longer than max_seqlen. Values are looked at where `values_readable`.
     """
-    check_shape(op, name, cu_seqlens, "S+1")
+    if cu_seqlens.ndim != 1:
+        check_shape(op, name, cu_seqlens, "S+1")
     if cu_seqlens.dtype != torch.int32 or cu_seqlens.shape[0] == 0:
         raise TypeError(f"{op}: {name} is {cu_seqlens.dtype} {list(cu_seqlens.shape)}, expected int32 [S+1]")
     if not values_readable(cu_seqlens):

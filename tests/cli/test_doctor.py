@@ -9,7 +9,7 @@ import torch
 
 from fastvtp.cli import doctor
 from fastvtp_kernels import dispatch
-from fastvtp_kernels.attention import choice, libraries
+from fastvtp_kernels.attention import choice, limits
 
 with contextlib.suppress(ImportError):
     # Before a test clears TRITON_INTERPRET: it is read when the kernels are imported.
@@ -84,7 +84,7 @@ def test_a_library_named_for_the_process_is_shown_with_what_it_refuses(monkeypat
 
 def test_what_cannot_run_in_a_dtype_says_why(monkeypatch):
     monkeypatch.setattr(doctor.tuning, "architecture", lambda device: "sm_90")
-    monkeypatch.setattr(libraries, "_import", lambda *_: (types.SimpleNamespace(flash_attn_varlen_func=_flash), None))
+    monkeypatch.setattr(limits, "imported", lambda *_: (types.SimpleNamespace(flash_attn_varlen_func=_flash), None))
     monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "flash_attn")
     value, reason = attention_rows("cuda", monkeypatch)["168 x 64"]
     assert value == "flash_attn, none"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastvtp_kernels import tuning, varlen_attention
-from fastvtp_kernels.attention import kernels, ordering
+from fastvtp_kernels.attention import ordering
 from fastvtp_kernels.tuning import Tile
 from tests.kernels.triton_cases import DEVICE, random_values
 
@@ -108,8 +108,7 @@ def only(regime: str) -> Iterator[None]:
     """Within the context every call takes one regime ("tiny", "resident", "streaming") that its options allow."""
     limit = 10**6 if regime == "resident" else 0
     with (
-        patch.object(kernels, "TINY_ROWS", 32 if regime == "tiny" else 0),
-        patch.object(tuning, "resident_rows", lambda *_: limit),
+        tuning.limits(tiny=32 if regime == "tiny" else 0, resident=limit),
         patch.object(ordering, "ONE_WAVE", 0),
     ):
         yield

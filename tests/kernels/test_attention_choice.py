@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastvtp_kernels import dispatch
-from fastvtp_kernels.attention import choice, libraries
+from fastvtp_kernels.attention import choice, libraries, limits
 from fastvtp_kernels.attention.call import Options
 from fastvtp_kernels.attention.choice import Situation
 
@@ -40,9 +40,9 @@ def measured(monkeypatch, *backends, length=2048, backward=False, **options):
     monkeypatch.setattr(choice, "MEASURED", {situation: backends})
 
 
-def ranked(longest=1568, options=PLAIN, width=64, dtype=torch.bfloat16, requires_grad=False, same=True):
+def ranked(longest=1568, options=PLAIN, width=64, dtype=torch.bfloat16, requires_grad=False, **more):
     query = torch.empty(4, 2, width, dtype=dtype, requires_grad=requires_grad)
-    return choice.ranked(query, query, query, longest, options, same)
+    return choice.ranked(query, query, query, longest, options, **{"same": True, **more})
 
 
 def test_nothing_is_claimed_without_a_measurement():
@@ -68,6 +68,25 @@ def test_only_the_measured_situation_is_answered(monkeypatch):
         assert ranked(**other) == (), other
     with torch.no_grad():
         assert ranked(requires_grad=True) == ("flash_attn", "triton")
+
+
+@pytest.mark.parametrize("length", [16, 64, 512, 2048])
+def test_training_is_delegated_in_any_regime_where_order_is_waived(monkeypatch, length):
+    """Two lines for one situation: what repeats, and what need not."""
+    plain = {"softcap": False, "causal": False, "backward": True}
+    repeating, waived = (Situation("sm_90", "half", 64, length, **plain, repeats=repeats) for repeats in (True, False))
+    measured = {repeating: ("flash_attn", "triton"), waived: ("flash_attn_3", "torch_varlen", "triton")}
+    monkeypatch.setattr(choice, "MEASURED", measured)
+    monkeypatch.delenv(dispatch.DETERMINISM_VARIABLE, raising=False)
+    train = {"longest": length, "requires_grad": True}
+    assert ranked(**train) == ranked(**train, deterministic=True) == measured[repeating]
+    assert ranked(**train, deterministic=False) == measured[waived]
+    monkeypatch.setenv(dispatch.DETERMINISM_VARIABLE, "0")
+    assert ranked(**train) == measured[waived]
+    assert ranked(**train, deterministic=True) == measured[repeating]
+    # Forward passes all repeat: there is one line for them, whatever is waived.
+    monkeypatch.setattr(choice, "MEASURED", {Situation("sm_90", "half", 64, length, False, False, False): ("sdpa",)})
+    assert ranked(length) == ranked(length, deterministic=True) == ("sdpa",)
 
 
 def test_a_library_that_cannot_do_the_call_is_passed_over(monkeypatch):
@@ -112,11 +131,11 @@ def test_what_the_user_asks_for_wins(monkeypatch, flash_attn):
 def test_every_line_names_known_backends_and_training_repeats():
     for situation, backends in choice.MEASURED.items():
         assert set(backends) <= {"triton", *dispatch.ATTENTION_BACKENDS}
-        assert not situation.backward or set(backends) <= set(choice.DETERMINISTIC)
+        assert not (situation.backward and situation.repeats) or set(backends) <= set(choice.DETERMINISTIC)
 
 
 def test_every_library_has_limits():
-    assert set(libraries._LIMITS) == set(libraries.libraries()) == set(dispatch.ATTENTION_BACKENDS)
+    assert set(limits.LIMITS) == set(libraries.libraries()) == set(dispatch.ATTENTION_BACKENDS)
 
 
 def test_a_compiled_caller_is_guarded_by_the_bucket_not_the_length(monkeypatch):

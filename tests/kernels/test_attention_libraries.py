@@ -1,28 +1,29 @@
 """The adapters of attention's libraries, against stand-ins that record their arguments: the real ones need CUDA."""
 
+import contextlib
 import sys
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastvtp_kernels import (
     BackendUnavailableError,
     axial_attention,
     dispatch,
+    validation,
     varlen_attention,
     varlen_attention_packed,
 )
-from fastvtp_kernels.attention import libraries
+from fastvtp_kernels.attention import flash, libraries, limits, memory_efficient
+from fastvtp_kernels.attention import op as attention_op
+from tests.kernels import attention_stand_ins as stand_ins
+from tests.kernels.attention_stand_ins import CPU, offsets
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CUDA = torch.device("cuda")
 LENGTHS, TAIL = [3, 0, 5, 1], 2
-
-
-def offsets(lengths):
-    return torch.tensor([0, *lengths]).cumsum(0).int()
-
-
 CU = offsets(LENGTHS)
 
 
@@ -54,115 +55,73 @@ def assert_equals_reference(op, inputs, *arguments, backend, **options):
 @pytest.fixture
 def on_any_device(monkeypatch):
     """The stand-ins compute on the CPU, in float64."""
-    monkeypatch.setattr(libraries, "_needs_cuda", lambda *_: None)
-
-
-class Unwritten(torch.autograd.Function):
-    """flash-attn's memory: rows after the last sequence are NaN, in the output and in the gradients."""
-
-    @staticmethod
-    def forward(ctx, rows, offsets):
-        ctx.offsets = offsets
-        rows = rows.clone()
-        rows[int(offsets[-1]) :] = float("nan")
-        return rows
-
-    @staticmethod
-    def backward(ctx, *grads):
-        return Unwritten.apply(grads[0], ctx.offsets), None
+    monkeypatch.setattr(limits, "needs_cuda", lambda *_: None)
 
 
 @pytest.fixture
 def flash_attn_calls(monkeypatch, on_any_device):
     calls = []
+    stand_ins.module(monkeypatch, "flash_attn", flash_attn_varlen_func=stand_ins.flash("flash_attn", calls))
+    return calls
 
-    def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, *longest, softcap=0.0, **options):
-        """The package's parameters by name; `softcap` tells its version."""
-        max_seqlen_q, max_seqlen_k = longest
-        calls.append({"longest": longest, "softcap": softcap, **options})
-        assert options.pop("deterministic")
-        q, k, v = Unwritten.apply(q, cu_seqlens_q), Unwritten.apply(k, cu_seqlens_k), Unwritten.apply(v, cu_seqlens_k)
-        keys = {"cu_seqlens_k": cu_seqlens_k, "max_seqlen_k": max_seqlen_k}
-        output = attention(
-            (q, k, v), cu_seqlens_q, max_seqlen_q, **keys, softcap=softcap, **options, backend="reference"
-        )
-        return Unwritten.apply(output, cu_seqlens_q)
 
-    module = ModuleType("flash_attn")
-    module.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "flash_attn", module)
+@pytest.fixture(params=[False, True], ids=["output", "output and lse"])
+def flash_attn_3_calls(request, monkeypatch, on_any_device):
+    calls = []
+    stand_ins.module(
+        monkeypatch,
+        "flash_attn_interface",
+        flash_attn_varlen_func=stand_ins.flash("flash_attn_3", calls, request.param),
+    )
+    return calls
+
+
+@pytest.fixture(params=[False, True], ids=["output", "output and lse"])
+def flash_attn_4_calls(request, monkeypatch, on_any_device):
+    """Without flash-attn 2, `flash_attn` is a folder of `flash_attn.cute` alone."""
+    calls = []
+    stand_ins.module(monkeypatch, "flash_attn")
+    stand_ins.module(
+        monkeypatch, "flash_attn.cute", flash_attn_varlen_func=stand_ins.flash("flash_attn_4", calls, request.param)
+    )
     return calls
 
 
 @pytest.fixture
 def torch_varlen_calls(monkeypatch, on_any_device):
     calls = []
-
-    def varlen_attn(query, key, value, *layout, scale=None, window_size=(-1, -1)):
-        cu_seq_q, cu_seq_k, max_q, max_k = layout
-        assert all(x.stride(-1) == 1 for x in (query, key, value))
-        calls.append((max_q, max_k, scale, window_size))
-        qkv = Unwritten.apply(query, cu_seq_q), Unwritten.apply(key, cu_seq_k), Unwritten.apply(value, cu_seq_k)
-        options = {"softmax_scale": scale, "causal": window_size == (-1, 0)}
-        keys = {"cu_seqlens_k": cu_seq_k, "max_seqlen_k": max_k}
-        output = attention(qkv, cu_seq_q, max_q, **keys, **options, backend="reference")
-        return Unwritten.apply(output, cu_seq_q)
-
-    module = ModuleType("torch.nn.attention.varlen")
-    module.varlen_attn = varlen_attn  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", module)
+    stand_ins.module(monkeypatch, "torch.nn.attention.varlen", varlen_attn=stand_ins.torch_varlen(calls))
     return calls
-
-
-class BlockDiagonalMask:
-    def __init__(self, lengths, lengths_k, causal=""):
-        self.lengths, self.lengths_k, self.causal = lengths, lengths_k, causal
-
-    @classmethod
-    def from_seqlens(cls, q_seqlen, kv_seqlen, *, device):
-        assert device == CPU
-        assert all(type(length) is int and length > 0 for length in q_seqlen + kv_seqlen)
-        return cls(q_seqlen, kv_seqlen)
-
-    def make_causal(self):
-        return BlockDiagonalMask(self.lengths, self.lengths_k, "top left")
-
-    def make_causal_from_bottomright(self):
-        return BlockDiagonalMask(self.lengths, self.lengths_k, "bottom right")
 
 
 @pytest.fixture
 def xformers_calls(monkeypatch, on_any_device):
     calls = []
+    stand_ins.xformers(monkeypatch, calls)
+    return calls
 
-    def memory_efficient_attention(query, key, value, attn_bias, p, scale):
-        calls.append((attn_bias.lengths, attn_bias.lengths_k, attn_bias.causal))
-        assert p == 0.0
-        assert query.shape[:2] == (1, sum(attn_bias.lengths))
-        assert key.shape[:2] == (1, sum(attn_bias.lengths_k))
-        keys = {"cu_seqlens_k": offsets(attn_bias.lengths_k), "max_seqlen_k": max(attn_bias.lengths_k)}
-        options = {"softmax_scale": scale, "causal": bool(attn_bias.causal), "backend": "reference"}
-        rows = query[0], key[0], value[0]
-        return attention(rows, offsets(attn_bias.lengths), max(attn_bias.lengths), **keys, **options)[None]
 
-    ops = ModuleType("xformers.ops")
-    ops.memory_efficient_attention = memory_efficient_attention  # type: ignore[attr-defined]
-    ops.fmha = SimpleNamespace(attn_bias=SimpleNamespace(BlockDiagonalMask=BlockDiagonalMask))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "xformers", ModuleType("xformers"))
-    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+@pytest.fixture
+def all_calls(monkeypatch, on_any_device):
+    """Every library, each with a list of its calls."""
+    calls = {name: [] for name in dispatch.ATTENTION_BACKENDS}
+    places = {"flash_attn": "flash_attn", "flash_attn_3": "flash_attn_interface", "flash_attn_4": "flash_attn.cute"}
+    for name, place in places.items():
+        stand_ins.module(monkeypatch, place, flash_attn_varlen_func=stand_ins.flash(name, calls[name]))
+    varlen = stand_ins.torch_varlen(calls["torch_varlen"])
+    stand_ins.module(monkeypatch, "torch.nn.attention.varlen", varlen_attn=varlen)
+    stand_ins.xformers(monkeypatch, calls["xformers"])
     return calls
 
 
 EVERYTHING = {"softmax_scale": 0.3, "causal": True}
-each_library = pytest.mark.parametrize("backend", ["flash_attn", "torch_varlen", "xformers", "sdpa"])
+each_library = pytest.mark.parametrize("backend", dispatch.ATTENTION_BACKENDS)
 
 
 @each_library
 @pytest.mark.parametrize("options", [{}, {"softmax_scale": 0.3}, {"causal": True}])
 @pytest.mark.parametrize("lengths_k", [None, [4, 0, 5, 6], [3, 2, 0, 1], [7, 2, 5, 1]])
-def test_rows_options_and_gradients_arrive(
-    backend, options, lengths_k, flash_attn_calls, torch_varlen_calls, xformers_calls
-):
+def test_rows_options_and_gradients_arrive(backend, options, lengths_k, all_calls):
     """Tail rows, sequences without queries, without keys and without both."""
     keys = {"cu_seqlens_k": offsets(lengths_k), "max_seqlen_k": 7} if lengths_k else {}
     rows_k = sum(lengths_k or LENGTHS) + TAIL
@@ -172,7 +131,7 @@ def test_rows_options_and_gradients_arrive(
 
 
 @each_library
-def test_packed_and_axial_forms(backend, flash_attn_calls, torch_varlen_calls, xformers_calls):
+def test_packed_and_axial_forms(backend, all_calls):
     packed = torch.randn(sum(LENGTHS) + TAIL, 3, 2, 8, dtype=torch.float64, requires_grad=True)
     assert_equals_reference(varlen_attention_packed, [packed], CU, 6, backend=backend, **EVERYTHING)
     grid = torch.randn(2, 4, 3, 3, 2, 8, dtype=torch.float64, requires_grad=True)
@@ -186,7 +145,7 @@ def test_packed_and_axial_forms(backend, flash_attn_calls, torch_varlen_calls, x
 
 @each_library
 @pytest.mark.parametrize("lengths", [[], [0, 0]])
-def test_nothing_to_attend_to(backend, lengths, flash_attn_calls, torch_varlen_calls, xformers_calls):
+def test_nothing_to_attend_to(backend, lengths, all_calls):
     assert_equals_reference(varlen_attention, leaves(2, 2, 2), offsets(lengths), 0, backend=backend)
     empty = torch.zeros(2, 0, 3, 2, 8, dtype=torch.float64)
     assert axial_attention(empty, empty, empty, backend=backend).shape == empty.shape
@@ -195,7 +154,41 @@ def test_nothing_to_attend_to(backend, lengths, flash_attn_calls, torch_varlen_c
 def test_flash_attn_is_called_for_its_deterministic_form(flash_attn_calls):
     qkv = leaves(9, 9, 9)
     assert_equals_reference(varlen_attention, qkv, CU, 6, backend="flash_attn", softcap=2.0, **EVERYTHING)
-    assert flash_attn_calls == [{"longest": (6, 6), "softcap": 2.0, "deterministic": True, **EVERYTHING}]
+    assert flash_attn_calls == [(6, 6, 0.3, True, 2.0, True)]
+
+
+def test_flash_attn_3_gets_everything_and_its_output_alone_is_taken(flash_attn_3_calls):
+    qkv = leaves(9, 9, 9)
+    assert_equals_reference(varlen_attention, qkv, CU, 6, backend="flash_attn_3", softcap=2.0, **EVERYTHING)
+    assert flash_attn_3_calls == [(6, 6, 0.3, True, 2.0, True)]
+
+
+def test_flash_attn_4_is_called_by_names_and_without_flash_attn_2(flash_attn_4_calls):
+    qkv = leaves(9, 9, 9)
+    assert_equals_reference(varlen_attention, qkv, CU, 6, backend="flash_attn_4", **EVERYTHING)
+    assert flash_attn_4_calls == [(6, 6, 0.3, True, 0.0, True)]
+    with pytest.raises(BackendUnavailableError, match=r"has flash_attn\.cute alone, of FlashAttention-4"):
+        dispatch.resolve_backend("varlen_attention", "flash_attn", CUDA)
+
+
+@pytest.mark.parametrize("backend", ["flash_attn", "flash_attn_3", "flash_attn_4"])
+def test_order_is_waived_by_the_caller_or_the_environment_alone(backend, all_calls, monkeypatch):
+    def asked(**options):
+        attention(leaves(9, 9, 9), CU, 6, backend=backend, **options)
+        packed = torch.zeros(9, 3, 2, 8, dtype=torch.float64)
+        varlen_attention_packed(packed, CU, 6, backend=backend, **options)
+        found = {call[-1] for call in all_calls[backend]}
+        all_calls[backend].clear()
+        return found
+
+    assert asked() == asked(deterministic=True) == {True}
+    assert asked(deterministic=False) == {False}
+    monkeypatch.setenv(dispatch.DETERMINISM_VARIABLE, "0")
+    assert asked() == {False}
+    assert asked(deterministic=True) == {True}
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert asked() == {True}
+    assert asked(deterministic=False) == {False}
 
 
 def test_torch_varlen_is_called_with_scale_and_the_window_of_causal(torch_varlen_calls):
@@ -218,9 +211,9 @@ def test_a_torch_without_varlen_attention_or_with_an_older_one(monkeypatch):
 
 def test_the_installed_torch_has_the_varlen_attention_that_is_called():
     pytest.importorskip("torch.nn.attention.varlen")
-    reason = libraries._torch_varlen_missing(CPU, torch.bfloat16)
+    reason = flash.torch_varlen_missing(CPU, torch.bfloat16)
     assert reason == "torch_varlen needs a CUDA device, not cpu"
-    reason = libraries._torch_varlen_missing(CUDA, torch.float32)
+    reason = flash.torch_varlen_missing(CUDA, torch.float32)
     assert reason == "torch_varlen computes in float16, bfloat16, not in torch.float32"
 
 
@@ -231,24 +224,62 @@ def test_xformers_gets_live_sequences_and_the_right_corner(xformers_calls):
     attention(qkv, CU, 6, causal=True, backend="xformers", **keys)
     attention(qkv, CU, 6, backend="xformers", **keys)
     assert xformers_calls == [
-        ([3, 5, 1], [3, 5, 1], "top left"),
-        ([3, 5, 1], [4, 5, 6], "bottom right"),
-        ([3, 5, 1], [4, 5, 6], ""),
+        ([3, 5, 1], [3, 5, 1], "top left", None),
+        ([3, 5, 1], [4, 5, 6], "bottom right", None),
+        ([3, 5, 1], [4, 5, 6], "", None),
     ]
 
 
-def test_xformers_reads_the_lengths_once_and_again_when_they_changed(xformers_calls, monkeypatch):
-    cu, reads = offsets([3, 2]), []
-    monkeypatch.setattr(torch.Tensor, "diff", lambda self, d=torch.Tensor.diff: reads.append(0) or d(self))
-    assert [libraries._host_lengths(cu) for _ in range(2)] == [[3, 2]] * 2
-    assert len(reads) == 1
+def test_xformers_reads_the_lengths_once_and_again_when_they_changed():
+    cu = offsets([3, 2])
+    with only_reads(1):
+        assert [memory_efficient.host_values(cu) for _ in range(2)] == [[0, 3, 5]] * 2
     cu[1] = 1
-    assert libraries._host_lengths(cu) == [1, 4]
+    assert memory_efficient.host_values(cu) == [0, 1, 5]
     with torch.inference_mode():
         frozen = offsets([3, 2])
-        assert libraries._host_lengths(frozen) == [3, 2]
+        assert memory_efficient.host_values(frozen) == [0, 3, 5]
         frozen[1] = 1
-        assert libraries._host_lengths(frozen) == [1, 4]
+        assert memory_efficient.host_values(frozen) == [0, 1, 5]
+
+
+@contextlib.contextmanager
+def only_reads(count):
+    """Within the context the values of so many tensors are brought to the host."""
+    seen = []
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name = func._schema.name
+            if "local_scalar" in name or name in ("aten::nonzero", "aten::repeat_interleave"):
+                seen.append(name)
+            return func(*args, **(kwargs or {}))
+
+    tolist = torch.Tensor.tolist
+    with mock.patch.object(torch.Tensor, "tolist", lambda self: seen.append("tolist") or tolist(self)), Reads():
+        yield
+    assert len(seen) == count, seen
+
+
+def test_xformers_with_key_lengths_waits_for_the_device_but_once(xformers_calls, monkeypatch):
+    """In the second layer of a step no operator brings values to the host; rows are counted on the host."""
+    monkeypatch.setattr(validation, "values_readable", lambda tensor: False)
+    monkeypatch.setattr(attention_op, "values_readable", lambda tensor: False)
+    packed = torch.randn(9, 3, 2, 8, dtype=torch.float64, requires_grad=True)
+    key_lengths = torch.tensor([2, 0, 4, 1], dtype=torch.int32)
+
+    def run(backend):
+        return varlen_attention_packed(packed, CU, 6, key_lengths=key_lengths, backend=backend)
+
+    torch.testing.assert_close(run("xformers"), run("reference"), rtol=1e-12, atol=1e-12)
+    assert [call[:2] for call in xformers_calls] == [([3, 5, 1], [2, 4, 1])]
+    # The stand-in computes on the host, and reads there.
+    monkeypatch.setattr(sys.modules["xformers.ops"], "memory_efficient_attention", lambda query, *_, **__: query)
+    with only_reads(0):
+        run("xformers")
+    key_lengths[0] = 1
+    with only_reads(1):
+        run("xformers")
 
 
 @pytest.mark.parametrize(
@@ -257,19 +288,15 @@ def test_xformers_reads_the_lengths_once_and_again_when_they_changed(xformers_ca
         ("sdpa", {"softcap": 5.0}, 8, r"no softcap \(softcap=5\.0\); use backend='triton' or backend='reference'"),
         ("xformers", {"softcap": 5.0}, 8, r"no softcap"),
         ("torch_varlen", {"softcap": 5.0}, 8, r"no softcap"),
-        *(
-            (name, {"dropout_p": 0.1}, 8, r"dropout_p=0\.1")
-            for name in ("sdpa", "xformers", "flash_attn", "torch_varlen")
-        ),
+        ("flash_attn_4", {"softcap": 5.0}, 8, r"no softcap"),
+        *((name, {"dropout_p": 0.1}, 8, r"dropout_p=0\.1") for name in dispatch.ATTENTION_BACKENDS),
         ("torch_varlen", {}, 264, "264 wide, it takes up to 256; use backend='sdpa'"),
         ("flash_attn", {}, 264, "264 wide, it takes up to 256; use backend='sdpa'"),
         ("xformers", {}, 6, "6 wide, it takes multiples of 4"),
         ("xformers", {"causal": True, "cu_seqlens_k": offsets([3, 0, 4, 1]), "max_seqlen_k": 4}, 8, "more queries"),
     ],
 )
-def test_what_a_library_cannot_do_is_named(
-    backend, options, width, message, flash_attn_calls, torch_varlen_calls, xformers_calls
-):
+def test_what_a_library_cannot_do_is_named(backend, options, width, message, all_calls):
     with pytest.raises(BackendUnavailableError, match=message) as error:
         attention(leaves(9, 9, 9, width=width), CU, 5, backend=backend, **options)
     assert "\n" not in str(error.value)
@@ -312,7 +339,7 @@ def test_an_old_or_broken_installation_is_told_apart(monkeypatch):
     def broken(name):
         raise ImportError("libcudart.so.12: cannot open shared object file\nmore")
 
-    monkeypatch.setattr(libraries.importlib, "import_module", broken)
+    monkeypatch.setattr(limits.importlib, "import_module", broken)
     with pytest.raises(
         BackendUnavailableError, match=r"import flash_attn failed: libcudart.*object file; use"
     ) as error:

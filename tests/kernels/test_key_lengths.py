@@ -6,7 +6,7 @@ pytest.importorskip("triton")
 import torch
 
 from fastvtp_kernels import varlen_attention, varlen_attention_packed
-from fastvtp_kernels.attention import libraries
+from fastvtp_kernels.attention import limits
 from fastvtp_kernels.attention.call import Call, Options
 from fastvtp_kernels.dispatch import BackendUnavailableError
 from tests.kernels.attention_cases import OPTIONS, TAIL, forced, offsets, options_of, side_by_side
@@ -91,7 +91,7 @@ def test_under_torch_compile(backend, name):
         torch.testing.assert_close(found[name], value)
 
 
-@pytest.mark.parametrize("library", ["flash_attn", "torch_varlen", "xformers"])
+@pytest.mark.parametrize("library", ["flash_attn", "flash_attn_3", "flash_attn_4", "torch_varlen", "xformers"])
 def test_libraries_get_the_rows_that_answer_first(library):
     inputs = inputs_of("resident")
     cu, length, key_lengths = inputs["cu_seqlens"], inputs["max_seqlen"], inputs["key_lengths"]
@@ -99,7 +99,7 @@ def test_libraries_get_the_rows_that_answer_first(library):
 
     def split(qkv, **_):
         query, key, value = qkv.unbind(1)
-        key, value, apart = libraries._answering_rows(library, key, value, call)
+        key, value, apart = limits.answering_rows(library, key, value, call)
         assert apart.key_lengths is None
         keys = {"cu_seqlens_k": apart.cu_seqlens_k, "max_seqlen_k": apart.max_seqlen_k}
         return varlen_attention(query, key, value, cu, length, **keys)
@@ -110,7 +110,7 @@ def test_libraries_get_the_rows_that_answer_first(library):
     _, key, value = inputs["qkv"].unbind(1)
     causal = call._replace(options=Options(0.25, causal=True))
     with pytest.raises(BackendUnavailableError, match=f"'{library}' cannot run: causal with key_lengths"):
-        libraries._answering_rows(library, key, value, causal)
+        limits.answering_rows(library, key, value, causal)
 
 
 @pytest.mark.parametrize(

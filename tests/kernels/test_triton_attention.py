@@ -28,11 +28,9 @@ from tests.kernels.attention_cases import (
     grid_side_by_side,
     of_views,
     offsets,
-    only,
     options_of,
     packed,
     side_by_side,
-    small_tile,
 )
 from tests.kernels.triton_cases import (
     DEVICE,
@@ -153,7 +151,7 @@ TILES = {
 
 
 @pytest.mark.parametrize(("kernel", "dtype", "tile"), TILES.values(), ids=TILES)
-def test_every_tile_of_the_table(kernel, dtype, tile, monkeypatch):
+def test_every_tile_of_the_table(kernel, dtype, tile):
     """Two tiles in every dimension, the second not full; other kernels of the call run in small ones."""
     regime = next((name for name in ("tiny", "resident") if kernel.startswith(name)), "streaming")
     options = OPTIONS["dropout" if "dropout" in kernel else "softcap" if "capped" in kernel else "plain"]
@@ -162,15 +160,7 @@ def test_every_tile_of_the_table(kernel, dtype, tile, monkeypatch):
     width = next((size - unfilled for size in (64, 128, 256) if str(size) in kernel), 8)
     rows, keys = (tile.blocks.get(name, tile.blocks.get("BLOCK", 16)) for name in ("BLOCK_M", "BLOCK_N"))
     lengths = ([7, 32, 9, 1], None) if regime == "tiny" else ([rows + 3], [keys + 3])
-    taken, tile_of = [], tuning.tile
-
-    def tile_or_small(name, *args):
-        found = tile_of(name, *args)
-        taken.append(found)
-        return found if found is tile else small_tile(name)
-
-    monkeypatch.setattr(tuning, "tile", tile_or_small)
-    with only(regime), tuning.override(kernel, tile):
+    with forced(regime), tuning.override(kernel, tile), tuning.asked() as taken:
         assert_meets_the_law(varlen_attention, packed(*lengths, heads=1, width=width, dtype=dtype, **options))
     assert any(x is tile for x in taken)
 

@@ -42,6 +42,8 @@ class Call(NamedTuple):
     key_lengths: Tensor | None = None
     """int32 [S], in self-attention: the first so many keys of each sequence answer, the others are as if they were not
     there; None: all do."""
+    deterministic: bool | None = None
+    """Whether the backward pass has to repeat bit for bit, as `dispatch.must_repeat` takes it; our own always does."""
 
     def flat(self) -> tuple[Any, ...]:
         """Return the arguments of FLAT; `dense` is not among them, the kernels have no use for it."""
@@ -72,12 +74,13 @@ FLAT_AXIAL = _AXIAL
 def of_flat(*values: Any) -> Call:
     """Build the call whose `flat` these are."""
     cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, *options, order = values
-    return Call(cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, Options(*options), order=order)
+    return Call(cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, Options(*options), False, order)
 
 
 def of_flat_self_attention(cu_seqlens: Tensor, max_seqlen: int, key_lengths: Tensor | None, *rest: Any) -> Call:
     """Build the call whose `flat_self_attention` these are."""
-    return of_flat(cu_seqlens, max_seqlen, cu_seqlens, max_seqlen, *rest)._replace(key_lengths=key_lengths)
+    *options, order = rest
+    return Call(cu_seqlens, max_seqlen, cu_seqlens, max_seqlen, Options(*options), False, order, key_lengths)
 
 
 def axial_call(query: Tensor, options: Options) -> Call:

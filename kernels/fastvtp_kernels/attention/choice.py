@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from .. import tuning
+from ..dispatch import must_repeat
 from ..symbolic import is_unknown
 from .call import Options
-from .libraries import refusal
+from .limits import refusal
 
 DETERMINISTIC = ("triton", "flash_attn")
-"""Backends whose backward pass repeats bit for bit, as the op promises: no other is chosen for training."""
+"""Backends whose backward pass repeats bit for bit, as the op promises: no other is chosen for training unless the
+caller waives it. FlashAttention 3 and 4 promise it as well; their early releases took the flag and did not keep to it,
+and do not tell themselves apart."""
 
 
 class Situation(NamedTuple):
@@ -28,6 +31,7 @@ class Situation(NamedTuple):
 
     architecture: of `tuning.architecture`. width: 64, 128, 256: heads up to that width and wider than the one before.
     length: the longest sequence, of queries or keys, rounded up to a power of two. backward: a gradient is wanted.
+    repeats: and it must be the same bit for bit, or there is none.
     """
 
     architecture: str
@@ -37,6 +41,7 @@ class Situation(NamedTuple):
     softcap: bool
     causal: bool
     backward: bool
+    repeats: bool = True
 
 
 MEASURED: dict[Situation, tuple[str, ...]] = {}
@@ -62,13 +67,22 @@ def width_bucket(width: int) -> int:
     return next((bucket for bucket in (64, 128, 256) if width <= bucket), width)
 
 
-def ranked(query: Tensor, key: Tensor, value: Tensor, longest: int, options: Options, same: bool) -> tuple[str, ...]:
+def ranked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    longest: int,
+    options: Options,
+    same: bool,
+    deterministic: bool | None = None,
+) -> tuple[str, ...]:
     """Return backends for `dispatch.resolve_backend` to try, fastest first; empty where nothing was measured.
 
     Args:
         query: [..., H, Dh], as key and value.
         longest: at least the longest sequence of queries or keys.
         same: queries and keys have the same offsets.
+        deterministic: as `dispatch.must_repeat` takes it.
     """
     if not MEASURED or is_unknown(longest):
         return ()
@@ -82,6 +96,7 @@ def ranked(query: Tensor, key: Tensor, value: Tensor, longest: int, options: Opt
         softcap=options.softcap > 0,
         causal=options.causal,
         backward=backward,
+        repeats=not backward or must_repeat(deterministic),
     )
     return tuple(
         name

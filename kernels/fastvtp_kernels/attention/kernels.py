@@ -16,25 +16,20 @@ from torch import Tensor
 
 from .. import tuning
 from ..launching import blocks, launch
-from . import resident, streaming, tiny
+from . import plans, resident, streaming, tiny
 from .call import Call, Options, of_flat, of_flat_self_attention
 from .problem import LARGEST_HEAD, Problem, of_packed
 from .problem import of_axis as axial_problem
 
 __all__ = [
     "LARGEST_HEAD",
-    "TINY_ROWS",
     "Problem",
     "axial_problem",
     "backward",
     "forward",
-    "is_resident",
-    "is_tiny",
     "packed_problem",
 ]
 
-TINY_ROWS = 32
-"""Sequences up to this length share tiles."""
 VECTOR = 8
 """Values of a head that are read at once."""
 RANKED = 4096
@@ -74,7 +69,7 @@ def attention_order(offsets: Tensor) -> Tensor:
 
 def packed_problem(query: Tensor, key: Tensor, call: Call) -> Problem:
     """Return `problem.of_packed`, with the sequences in the order in which long ones run best."""
-    order = attention_order(call.cu_seqlens) if call.max_seqlen > TINY_ROWS else None
+    order = attention_order(call.cu_seqlens) if call.max_seqlen > tuning.tiny_rows() else None
     return of_packed(query, key, call._replace(order=order))
 
 
@@ -86,84 +81,33 @@ def _in_vectors(tensor: Tensor) -> Tensor:
     return tensor.contiguous()
 
 
-def _group(problem: Problem, tile: tuning.Tile) -> dict[str, int]:
-    """Say how many sequences share a tile, and which power of two holds their number."""
-    group = min(tile.blocks["BLOCK_M"] // max(problem.longest, 1), tile.blocks["BLOCK_N"] // max(problem.longest_k, 1))
-    return {"group": group, "GROUP_BLOCK": 1 << (group - 1).bit_length()}
-
-
-def _tile(kernel: str, problem: Problem, tensor: Tensor) -> tuning.Tile:
-    """Return the tile of one regime's kernel: its variant by the options that cost registers, by falling cost."""
-    options, variant = problem.options, ""
-    if options.dropout_p:
-        variant = "_dropout"
-    elif options.softcap or options.causal:
-        variant = "_capped"
-    elif problem.block_d > 64 and problem.width < problem.block_d:
-        variant = "_masked"
-    return tuning.tile(f"{kernel}_{max(problem.block_d, 64)}", tensor.dtype, tensor.device, variant)
-
-
-def is_tiny(problem: Problem, tensor: Tensor) -> bool:
-    """Tell whether at least one whole sequence fits into a tile of the tiny regime, forward and backward."""
-    tiles = (_tile(kernel, problem, tensor).blocks for kernel in ("tiny_forward", "tiny_backward"))
-    room = [TINY_ROWS, *(min(blocks["BLOCK_M"], blocks["BLOCK_N"]) for blocks in tiles)]
-    return max(problem.longest, problem.longest_k) <= min(room)
-
-
-def _is_wide(problem: Problem, strides: Sequence[tuple[int, ...]]) -> bool:
-    """Tell whether 32 bits are too few for the way through one sequence."""
-    return max(problem.longest, problem.longest_k) * max((row for _, row, *_ in strides), default=0) >= 2**31
-
-
-def is_resident(
-    problem: Problem, tensor: Tensor, strides: Sequence[tuple[int, ...]] = (), backward: bool = False
-) -> bool:
-    """Tell whether one side of a sequence can stay on chip; dropout's numbers and 64-bit addresses need the
-    registers."""
-    if problem.options.dropout_p or _is_wide(problem, strides):
-        return False
-    rows = tuning.resident_rows(problem.width, tensor.dtype, tensor.device, problem.options.causal, backward)
-    return max(problem.longest, problem.longest_k) <= rows
-
-
-def _without_dropout(flags: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if name != "DROPOUT"}
-
-
 def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
     """Return the output, contiguous in the shape of query, and the log-sum-exp float32 [H, N] in units of log 2."""
-    query, key, value = (_in_vectors(tensor) for tensor in (query, key, value))
+    query, key, value = _in_vectors(query), _in_vectors(key), _in_vectors(value)
     options = problem.options
     if options.scale < 0:
         # The kernels take the largest product for the largest logit.
         query, problem = -query, problem._replace(options=options._replace(scale=-options.scale))
     output = query.new_empty(query.shape)
-    lse = query.new_empty(problem.heads, problem.rows, dtype=torch.float32)
+    lse = query.new_empty((problem.heads, problem.rows), dtype=torch.float32)
     if problem.axial and problem.rows == 0:
         return output, lse
     strides = [problem.strides(tensor) for tensor in (query, key, value, output)]
     tensors = [query, key, value, output, lse, problem.offsets, problem.offsets_k, problem.key_lengths]
-    flags, numbers = problem.flags(query.dtype), problem.numbers(query.device)
-    wide = _is_wide(problem, strides)
-    if is_tiny(problem, query):
-        tile = _tile("tiny_forward", problem, query)
-        shared = _group(problem, tile)
-        group = shared.pop("group")
+    numbers = problem.numbers(query.device)
+    regime, size, constants = plans.forward(plans.kind_of(problem, query, strides))
+    if regime == "tiny":
         launch(
             tiny.tiny_forward,
-            (blocks(problem.sequences, group) * problem.heads,),
+            (blocks(problem.sequences, size) * problem.heads,),
             *tensors,
             *strides,
-            *(problem.sequences, problem.heads, group, problem.rows),
+            *(problem.sequences, problem.heads, size, problem.rows),
             *problem.sizes,
             *numbers,
-            tile=tile,
-            **shared,
-            **flags,
+            **constants,
         )
-    elif is_resident(problem, query, strides):
-        tile = _tile("resident_forward", problem, query)
+    elif regime == "resident":
         launch(
             resident.resident_forward,
             (problem.sequences * problem.heads,),
@@ -173,25 +117,19 @@ def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tupl
             *(problem.sequences, problem.heads, problem.rows),
             *problem.sizes,
             *numbers[:2],
-            TILES=blocks(problem.longest_k, tile.blocks["BLOCK_N"]),
-            tile=tile,
-            **_without_dropout(flags),
+            **constants,
         )
     else:
-        tile = _tile("stream_forward", problem, query)
-        tiles = blocks(problem.longest, tile.blocks["BLOCK_M"])
         launch(
             streaming.stream_forward,
-            (problem.sequences * problem.heads * tiles,),
+            (problem.sequences * problem.heads * size,),
             *tensors,
             problem.order,
             *strides,
-            *(problem.sequences, problem.heads, tiles, problem.rows),
+            *(problem.sequences, problem.heads, size, problem.rows),
             *problem.sizes,
             *numbers,
-            WIDE=wide,
-            tile=tile,
-            **flags,
+            **constants,
         )
     return output, lse
 
@@ -207,40 +145,32 @@ def backward(
     gradients: Sequence[Tensor],
 ) -> None:
     """Write the gradients of query, key and value into `gradients`, whose last two have equal strides."""
-    query, key, value = (_in_vectors(tensor) for tensor in (query, key, value))
+    query, key, value = _in_vectors(query), _in_vectors(key), _in_vectors(value)
     grad = grad.contiguous()
     dq, dk, dv = gradients
     if problem.axial and problem.rows == 0:
         return
     strides = [problem.strides(tensor) for tensor in (query, key, value, output)]
     d_strides = [problem.strides(tensor) for tensor in (dq, dk)]
-    flags, numbers = problem.flags(query.dtype), problem.numbers(query.device)
-    wide = _is_wide(problem, [*strides, *d_strides])
+    numbers = problem.numbers(query.device)
     tensors = [query, key, value, output, grad, lse]
     places = [problem.offsets, problem.offsets_k, problem.key_lengths]
-    if is_tiny(problem, query):
-        tile = _tile("tiny_backward", problem, query)
-        shared = _group(problem, tile)
-        group = shared.pop("group")
+    first, *others = plans.backward(plans.kind_of(problem, query, [*strides, *d_strides]))
+    if first.regime == "tiny":
         launch(
             tiny.tiny_backward,
-            (blocks(problem.sequences, group) * problem.heads,),
+            (blocks(problem.sequences, first.size) * problem.heads,),
             *(*tensors, *gradients, *places),
             *strides,
             *d_strides,
-            *(problem.sequences, problem.heads, group, problem.rows, problem.rows_k),
+            *(problem.sequences, problem.heads, first.size, problem.rows, problem.rows_k),
             *problem.sizes,
             *numbers,
-            tile=tile,
-            **shared,
-            **flags,
+            **first.constants,
         )
-    elif is_resident(problem, query, [*strides, *d_strides], backward=True):
-        tile = _tile("resident_backward", problem, query)
-        staying = tile.blocks["BLOCK_STAYING"]
-        tiles, tiles_k = blocks(problem.longest, staying), blocks(problem.longest_k, staying)
+    elif first.regime == "resident":
         pairs = problem.sequences * problem.heads
-        scratch = query.new_empty(pairs * 2 * tiles * staying, dtype=torch.float32)
+        scratch = query.new_empty(pairs * first.size, dtype=torch.float32)
         launch(
             resident.resident_backward,
             (2 * pairs,),
@@ -250,31 +180,24 @@ def backward(
             *(problem.sequences, problem.heads, problem.rows, problem.rows_k),
             *problem.sizes,
             *numbers[:2],
-            TILES=tiles,
-            TILES_K=tiles_k,
-            tile=tile,
-            **_without_dropout(flags),
+            **first.constants,
         )
     else:
         # The first pass computes the row dots of output and gradient, which the second reads.
-        delta = query.new_empty(problem.heads, problem.rows, dtype=torch.float32)
-        shared = {"WIDE": wide, **flags}
+        delta = query.new_empty((problem.heads, problem.rows), dtype=torch.float32)
         rest = [*problem.sizes, *numbers]
 
-        tile = _tile("stream_backward_queries", problem, query)
-        tiles = blocks(problem.longest, tile.blocks["BLOCK_M"])
-        counts = problem.sequences, problem.heads, tiles, problem.rows
-        grid = (problem.sequences * problem.heads * tiles,)
+        counts = problem.sequences, problem.heads, first.size, problem.rows
+        grid = (problem.sequences * problem.heads * first.size,)
         arguments = [*tensors, delta, dq, *places, problem.order, *strides, d_strides[0], *counts, *rest]
-        launch(streaming.stream_backward_queries, grid, *arguments, tile=tile, **shared)
+        launch(streaming.stream_backward_queries, grid, *arguments, **first.constants)
 
-        tile = _tile("stream_backward_keys", problem, query)
-        tiles = blocks(problem.longest_k, tile.blocks["BLOCK_N"])
-        counts = problem.sequences, problem.heads, tiles, problem.rows, problem.rows_k
-        grid = (problem.sequences * problem.heads * tiles,)
+        (second,) = others
+        counts = problem.sequences, problem.heads, second.size, problem.rows, problem.rows_k
+        grid = (problem.sequences * problem.heads * second.size,)
         tensors = [query, key, value, grad, lse, delta, dk, dv]
         arguments = [*tensors, *places, problem.order, *strides, d_strides[1], *counts, *rest]
-        launch(streaming.stream_backward_keys, grid, *arguments, tile=tile, **shared)
+        launch(streaming.stream_backward_keys, grid, *arguments, **second.constants)
 
 
 # What the registered ops launch, with their flat arguments.

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..derivatives import beyond_reverse, refusing
 from ..dispatch import implementation, register
-from ..precision import follow_autocast, without_autocast
+from ..precision import follow_autocast, outside_autocast
 from ..symbolic import bound, longer
 from ..validation import (
     check_cu_seqlens,
@@ -35,11 +36,13 @@ def _triton_packed(qkv: Tensor, call: Call) -> Tensor:
 def _for_kernels(query: Tensor, call: Call) -> Call:
     """Return the call with dropout's seed in a tensor on the device and, where it matters, the order of the
     sequences."""
-    options = call.options
-    seed = seed_tensor(options.seed, query.device) if options.dropout_p else None
-    longest = longer(call.max_seqlen, call.max_seqlen_k)
-    order = None if call.dense else longest_first(call.cu_seqlens, query.shape[-2], longest)
-    return call._replace(options=options._replace(seed=seed), order=order)
+    if call.options.dropout_p:
+        options = call.options
+        call = call._replace(options=options._replace(seed=seed_tensor(options.seed, query.device)))
+    if call.dense:
+        return call
+    order = longest_first(call.cu_seqlens, query.shape[-2], longer(call.max_seqlen, call.max_seqlen_k))
+    return call if order is None else Call(*call[:6], order, *call[7:])
 
 
 def _triton_axial(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
@@ -113,6 +116,7 @@ def varlen_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
+    deterministic: bool | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Compute softmax attention within each of S packed sequences (the layout of flash_attn_varlen_func).
@@ -137,6 +141,10 @@ def varlen_attention(
             equal seeds drop equal weights: pass a new seed for each layer and step. Or an int64 tensor of one element
             with these 64 bits, on the device of query, left as it is until the backward pass: a captured CUDA graph
             keeps an integer for ever, but reads a tensor anew at each replay.
+        deterministic: False waives a backward pass that repeats bit for bit: an automatic choice may then train with
+            any library that was measured to be faster, and flash-attn may add in any order. None: True, unless
+            FASTVTP_DETERMINISTIC=0 is set and torch.use_deterministic_algorithms is off. The Triton kernels and the
+            reference always repeat.
         backend: see `fastvtp_kernels.dispatch`.
 
     Returns:
@@ -166,12 +174,12 @@ def varlen_attention(
     options = _options(op, query, softmax_scale, softcap, causal, dropout_p, seed)
     query, key, value = follow_autocast(query, key, value)
     longest = longer(max_seqlen, max_seqlen_k)
-    ranked = choice.ranked(query, key, value, longest, options, cu_seqlens_k is cu_seqlens)
+    ranked = choice.ranked(query, key, value, longest, options, cu_seqlens_k is cu_seqlens, deterministic)
     run = implementation(op, backend, query.device, query.dtype, ranked)
     dense = _is_dense(cu_seqlens, query.shape[0], max_seqlen) and _is_dense(cu_seqlens_k, key.shape[0], max_seqlen_k)
-    call = Call(cu_seqlens, bound(max_seqlen), cu_seqlens_k, bound(max_seqlen_k), options, dense)
-    with without_autocast(query.device):
-        return run(query, key, value, call)
+    layout = cu_seqlens, bound(max_seqlen), cu_seqlens_k, bound(max_seqlen_k)
+    call = Call(*layout, options, dense, deterministic=deterministic)
+    return outside_autocast(run, query, key, value, call)
 
 
 def varlen_attention_packed(
@@ -185,6 +193,7 @@ def varlen_attention_packed(
     causal: bool = False,
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
+    deterministic: bool | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Compute `varlen_attention` of query, key and value that stand side by side, as one linear layer makes them.
@@ -197,14 +206,15 @@ def varlen_attention_packed(
         max_seqlen: at least the longest sequence.
         key_lengths: int32 [S], for padding that asks but does not answer: only the first key_lengths[s] rows of a
             sequence s are looked at; keys and values of its other rows count for nothing and have a gradient of zero.
-            Its queries are all its rows, a query that sees no key gets zero. None: all rows are looked at. flash_attn,
-            torch_varlen and xformers work on a copy of keys and values in which those that answer come first, and
-            refuse `causal` with it.
+            Its queries are all its rows, a query that sees no key gets zero. None: all rows are looked at. Libraries
+            work on a copy of keys and values in which those that answer come first, and but for sdpa refuse `causal`
+            with it; xformers waits for the device when it first sees a tensor of lengths.
         softmax_scale: default Dh ** -0.5.
         softcap: c > 0 replaces logits by c * tanh(logits / c), before masking.
         causal: position i looks at positions j <= i.
         dropout_p: probability of dropping a softmax weight.
         seed: of the dropout, an integer or an int64 tensor of one element.
+        deterministic: as for `varlen_attention`.
         backend: see `fastvtp_kernels.dispatch`. Libraries get views of qkv and return gradients that are then stacked.
 
     Returns:
@@ -225,13 +235,12 @@ def varlen_attention_packed(
     options = _options(op, qkv, softmax_scale, softcap, causal, dropout_p, seed)
     (qkv,) = follow_autocast(qkv)
     # Nothing was measured with key lengths, for which libraries copy keys and values.
-    ranked = choice.ranked(qkv, qkv, qkv, max_seqlen, options, True) if key_lengths is None else ()
+    ranked = choice.ranked(qkv, qkv, qkv, max_seqlen, options, True, deterministic) if key_lengths is None else ()
     run = implementation(op, backend, qkv.device, qkv.dtype, ranked)
     length = bound(max_seqlen)
     dense = key_lengths is None and _is_dense(cu_seqlens, qkv.shape[0], max_seqlen)
-    call = Call(cu_seqlens, length, cu_seqlens, length, options, dense, key_lengths=key_lengths)
-    with without_autocast(qkv.device):
-        return run(qkv, call)
+    call = Call(cu_seqlens, length, cu_seqlens, length, options, dense, None, key_lengths, deterministic)
+    return outside_autocast(run, qkv, call)
 
 
 def axial_attention(
@@ -274,8 +283,7 @@ def axial_attention(
     options = _options(op, query, softmax_scale, softcap, causal)
     query, key, value = follow_autocast(query, key, value)
     run = implementation(op, backend, query.device, query.dtype)
-    with without_autocast(query.device):
-        return run(query, key, value, options)
+    return outside_autocast(run, query, key, value, options)
 
 
 def axial_attention_packed(
@@ -309,8 +317,7 @@ def axial_attention_packed(
     options = _options(op, qkv, softmax_scale, softcap, causal)
     (qkv,) = follow_autocast(qkv)
     run = implementation(op, backend, qkv.device, qkv.dtype)
-    with without_autocast(qkv.device):
-        return run(qkv, options)
+    return outside_autocast(run, qkv, options)
 
 
 def _offsets(op: str, name: str, cu_seqlens: Tensor, rows: int, max_seqlen: int) -> Tensor:
@@ -340,11 +347,14 @@ def _options(
         raise ValueError(f"{op}: dropout_p is {dropout_p}, expected 0 <= dropout_p < 1")
     check_seed(op, seed, device=query.device)
     scale = query.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    return Options(float(scale), float(softcap), causal, float(dropout_p), seed)
+    return Options(float(scale), float(softcap), causal, float(dropout_p), seed if dropout_p else None)
 
 
 def _is_dense(cu_seqlens: Tensor, rows: int, max_seqlen: int) -> bool:
     """Tell whether all sequences are known to have max_seqlen rows; only asked where values may be read."""
+    # In eager code the host's own numbers come first: most often they say no.
+    if not torch.compiler.is_compiling() and rows != (cu_seqlens.shape[0] - 1) * max_seqlen:
+        return False
     if not values_readable(cu_seqlens) or rows == 0:
         return False
     return rows == (cu_seqlens.shape[0] - 1) * max_seqlen == int(cu_seqlens[-1])

@@ -21,10 +21,12 @@ def longest_first(offsets: Tensor, heads: int, longest: int) -> Tensor | None:
     for the stream that computed it. If they are changed in place later, the order is merely no longer the best one:
     any order is right. Compiled code computes it once for all layers, a captured graph in each forward pass.
     """
-    if holds(longest <= SHORT) or holds((offsets.shape[0] - 1) * heads * blocks(longest, 64) <= ONE_WAVE):
-        return None
     if torch.compiler.is_compiling() or type(offsets) is not Tensor:
+        if holds(longest <= SHORT) or holds((offsets.shape[0] - 1) * heads * blocks(longest, 64) <= ONE_WAVE):
+            return None
         return registered.attention_order(offsets)
+    if longest <= SHORT or (offsets.shape[0] - 1) * heads * blocks(longest, 64) <= ONE_WAVE:
+        return None
     stream = 0
     if offsets.is_cuda:
         # What a capture computes has no values before its first replay, and what it reads must outlive it.

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..launching import dot_precision
 from .call import Call, Options, seed_tensor
 
 LARGEST_HEAD = 256
@@ -42,27 +41,13 @@ class Problem(NamedTuple):
         """The width of a head, and length and inner of a grid, in the kernels' order."""
         return self.width, self.length, self.inner
 
-    @property
-    def block_d(self) -> int:
-        """The power of two that holds a head's width, 16 at least: the narrowest operand of a tensor core."""
-        return max(16, 1 << (self.width - 1).bit_length())
-
-    def flags(self, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the constants by which every regime's kernels are compiled."""
-        return {
-            "AXIAL": self.axial,
-            "CAUSAL": self.options.causal,
-            "SOFTCAP": self.options.softcap > 0,
-            "DROPOUT": self.options.dropout_p > 0,
-            "PRECISION": dot_precision(dtype),
-            "BLOCK_D": self.block_d,
-        }
-
     def numbers(self, device: torch.device) -> tuple[Any, ...]:
         """Scale and cap, and dropout's seed, threshold of the kept words and factor of the kept weights."""
         scale, softcap, _, dropout_p, seed = self.options
+        if not dropout_p:
+            return scale, softcap, None, 2**32, 1.0
         kept = 1 - dropout_p
-        return scale, softcap, seed_tensor(seed, device) if dropout_p else None, round(kept * 2**32), 1 / kept
+        return scale, softcap, seed_tensor(seed, device), round(kept * 2**32), 1 / kept
 
     def strides(self, tensor: Tensor) -> tuple[int, int, int, int]:
         """Return a tensor's strides of (outer, row, inner, head), in elements; packed rows have no outer and no
@@ -70,7 +55,8 @@ class Problem(NamedTuple):
         if self.axial:
             outer, row, inner, head, _ = tensor.stride()
             return outer, row, inner, head
-        return 0, tensor.stride(0), 0, tensor.stride(1)
+        row, head, _ = tensor.stride()
+        return 0, row, 0, head
 
 
 def of_packed(query: Tensor, key: Tensor, call: Call) -> Problem:

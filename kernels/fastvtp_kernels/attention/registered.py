@@ -46,10 +46,13 @@ def _define(name: str, names: tuple[str, ...], flat: str, forward: tuple[Run, Ru
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.set_materialize_grads(False)
-        rest = inputs[len(names) :]
         # Autograd keeps the tensors, ctx the numbers; each list has None where the other has the value.
-        ctx.numbers = [None if isinstance(x, Tensor) else x for x in rest]
-        kept = [x if isinstance(x, Tensor) else None for x in rest]
+        numbers: list[Any] = list(inputs[len(names) :])
+        kept: list[Tensor | None] = [None] * len(numbers)
+        for place, value in enumerate(numbers):
+            if isinstance(value, Tensor):
+                numbers[place], kept[place] = None, value
+        ctx.numbers = numbers
         ctx.save_for_backward(*inputs[: len(names)], *output, *kept)
 
     def gradient(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:

@@ -52,11 +52,21 @@ def test_a_library_must_win_every_case_of_its_situation():
     assert found(*rows, row("backend flash_attn", 0.9, 1600, ragged)) == {situation(): ("flash_attn", "triton")}
 
 
-def test_training_takes_only_what_repeats():
+def test_training_takes_what_repeats_and_has_a_line_for_the_rest():
     rows = [row("triton", 1.0), row("backend torch_varlen", 0.5), row("backend flash_attn", 0.9)]
     for one in rows:
         one.direction = "forward+backward"
-    assert found(*rows) == {situation(backward=True): ("flash_attn", "triton")}
+    assert found(*rows) == {
+        situation(backward=True): ("flash_attn", "triton"),
+        situation(backward=True, repeats=False): ("torch_varlen", "flash_attn", "triton"),
+    }
+
+
+def test_a_library_in_any_order_is_for_those_who_waive_the_order():
+    variants = {"triton": 1.0, "backend flash_attn": 1.2, "backend flash_attn, any order": 0.7}
+    more = {"backend flash_attn_3": 0.6, "backend flash_attn_3, any order": 0.5}
+    rows = [row(name, seconds, direction="forward+backward") for name, seconds in (variants | more).items()]
+    assert found(*rows) == {situation(backward=True, repeats=False): ("flash_attn_3", "flash_attn", "triton")}
 
 
 def test_without_a_time_of_the_kernels_or_of_the_library_nothing_follows():

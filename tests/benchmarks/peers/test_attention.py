@@ -2,8 +2,8 @@
 
 import sys
 from functools import partial
-from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,11 +13,17 @@ from torch.nn.attention import SDPBackend
 from benchmarks.harness.case import Missing, Options
 from benchmarks.peers import attention
 from benchmarks.peers.attention import Batch, exact, peers
+from benchmarks.peers.pinned import OtherKernelError, pinned
 from fastvtp_kernels import varlen_attention
+from tests.kernels import attention_stand_ins as stand_ins
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 RAGGED, EQUAL = Batch((3, 1, 6), 2, 8, CPU), Batch((4, 4), 2, 8, CPU)
-ON_CUDA = {"sdpa flash", "sdpa cudnn", "sdpa efficient", "torch varlen", "flash_attn", "xformers"}
+PLACES = {"flash_attn": "flash_attn", "flash_attn_3": "flash_attn_interface", "flash_attn_4": "flash_attn.cute"}
+ON_CUDA = {
+    *("sdpa flash", "sdpa cudnn", "sdpa efficient", "torch varlen"),
+    *("flash_attn", "flash_attn_3", "flash_attn_4", "xformers cutlass"),
+}
 
 
 def rows_of(batch: Batch, count: int = 3) -> list[Tensor]:
@@ -54,61 +60,69 @@ def test_truth_in_parts_is_the_truth(batch, monkeypatch):
         torch.testing.assert_close(one, other)
 
 
-def packages(monkeypatch, **contents: Any) -> None:
-    for name, content in contents.items():
-        module = ModuleType(name)
-        module.__dict__.update(content)
-        monkeypatch.setitem(sys.modules, name.replace("__", "."), module)
-
-
-def flash_call(q, k, v, cu_q, cu_k, longest_q, longest_k) -> Tensor:
-    assert torch.equal(cu_q, cu_k)
-    assert longest_q == longest_k
-    return varlen_attention(q, k, v, cu_q, longest_q, backend="reference")
-
-
-class BlockDiagonalMask:
-    @staticmethod
-    def from_seqlens(lengths, *, device) -> list[int]:
-        assert device == CPU
-        return list(lengths)
-
-
-def xformers_call(q, k, v, attn_bias) -> Tensor:
-    parts = [[tensor[0] for tensor in x.split(attn_bias, dim=1)] for x in (q, k, v)]
-    return torch.cat([attended(Batch((len(part[0]),), 2, 8, CPU), *part) for part in zip(*parts, strict=True)])[None]
-
-
 @pytest.fixture
 def libraries(monkeypatch):
-    """Stand-ins with the libraries' signatures that compute with the reference."""
-    packages(
-        monkeypatch,
-        flash_attn={"flash_attn_varlen_func": flash_call},
-        xformers={},
-        xformers__ops={
-            "fmha": SimpleNamespace(attn_bias=SimpleNamespace(BlockDiagonalMask=BlockDiagonalMask)),
-            "memory_efficient_attention": xformers_call,
-        },
-    )
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", flash_call)
+    """Stand-ins with the libraries' signatures that compute with the reference, by name with their calls."""
+    calls: dict[str, list[Any]] = {name: [] for name in (*PLACES, "xformers")}
+    for name, place in PLACES.items():
+        function = stand_ins.flash(name, calls[name], with_lse=name != "flash_attn")
+        stand_ins.module(monkeypatch, place, flash_attn_varlen_func=function)
+    stand_ins.xformers(monkeypatch, calls["xformers"])
+    return calls
 
 
 @pytest.mark.parametrize("batch", [RAGGED, EQUAL], ids=["ragged", "equal"])
 @pytest.mark.parametrize(
     "make",
     [
-        attention.torch_varlen,
         attention.flash_attn,
+        attention.flash_attn_3,
+        attention.flash_attn_4,
         attention.xformers,
         attention.naive,
         partial(attention.kernel_sdpa, SDPBackend.MATH),
+        partial(attention.flex, options=Options(CPU, torch.float32, smoke=True)),
     ],
-    ids=["torch varlen", "flash_attn", "xformers", "naive", "sdpa kernel"],
+    ids=["flash_attn", "flash_attn_3", "flash_attn_4", "xformers", "naive", "sdpa kernel", "flex"],
 )
 def test_peers_compute_attention(make, batch, libraries):
     rows = rows_of(batch)
     torch.testing.assert_close(make(batch)(*rows), attended(batch, *rows))
+
+
+def test_xformers_runs_its_own_kernels(libraries):
+    attention.xformers(EQUAL)(*rows_of(EQUAL))
+    assert libraries["xformers"] == [([4, 4], [4, 4], "", stand_ins.CUTLASS)]
+
+
+def test_torch_varlen_needs_cuda_and_says_so_itself():
+    rows = [row.bfloat16() for row in rows_of(EQUAL)]
+    with pytest.raises(NotImplementedError, match="_flash_attention_forward"):
+        attention.torch_varlen(EQUAL)(*rows)
+
+
+def test_torch_varlen_by_other_kernels_than_flash_is_an_error(monkeypatch):
+    """A release that prefers cuDNN's, or flash kernels of another package."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda q, k, v, *_: q * 1)
+    with pytest.raises(OtherKernelError, match="torch varlen: aten::_flash_attention_forward did not run"):
+        attention.torch_varlen(EQUAL)(*rows_of(EQUAL))
+    monkeypatch.setattr(torch.nn.attention, "current_flash_attention_impl", lambda: "FA4", raising=False)
+    assert reasons(EQUAL, torch.bfloat16)["torch varlen"] == "torch's flash kernels have been replaced by FA4"
+
+
+def test_a_pin_is_asked_once_and_lets_only_its_kernel_pass():
+    rows = [row[None] for row in rows_of(EQUAL)]
+    sdpa, math = torch.nn.functional.scaled_dot_product_attention, attention.OPERATORS[SDPBackend.MATH]
+    # On the CPU it takes its own flash kernel.
+    with pytest.raises(OtherKernelError, match=r"sdpa: aten::_scaled_dot_product_attention_math did not run, but aten"):
+        pinned("sdpa", math, sdpa)(*rows)
+    held = attention.kernel_sdpa(SDPBackend.MATH, EQUAL)
+    profiles = []
+    real = torch.profiler.profile
+    with mock.patch.object(torch.profiler, "profile", lambda **options: profiles.append(0) or real(**options)):
+        first, second = (held(*rows_of(EQUAL)) for _ in range(2))
+    assert first.shape == second.shape
+    assert len(profiles) == 1
 
 
 def test_an_sdpa_kernel_is_the_only_one_allowed():
@@ -127,14 +141,15 @@ def test_on_cuda_all_are_offered(libraries):
 
 
 def test_what_cannot_run_says_why(monkeypatch):
-    for name in ("flash_attn", "xformers", "torch.nn.attention.varlen"):
+    modules = ("flash_attn", "flash_attn_interface", "flash_attn.cute", "xformers", "torch.nn.attention.varlen")
+    for name in modules:
         monkeypatch.setitem(sys.modules, name, None)
     found = reasons(EQUAL, torch.bfloat16)
-    assert set(found) == {"flash_attn", "xformers", "torch varlen"}
+    assert set(found) == {"flash_attn", "flash_attn_3", "flash_attn_4", "xformers cutlass", "torch varlen"}
     assert all(reason.startswith("cannot be imported: ") for reason in found.values())
     full = reasons(EQUAL, torch.float32)
     half_only = {name for name, reason in full.items() if reason == "takes float16 and bfloat16, not float32"}
-    assert half_only == {"sdpa flash", "sdpa cudnn", "torch varlen", "flash_attn"}
+    assert half_only == {"sdpa flash", "sdpa cudnn", "torch varlen", "flash_attn", "flash_attn_3", "flash_attn_4"}
     assert set(reasons(EQUAL, torch.bfloat16, device=CPU)) == ON_CUDA | {"flex attention"}
 
 
