@@ -56,8 +56,8 @@ def load_annotations(path: str | os.PathLike[str]) -> RecordTable:
                     uncaptioned.append(row.fields["video"])
                     continue
                 listing.empty += empty
-                if captions:
-                    record = record_of(row.fields, folder, row.place, captions, location=location)
+                if unique := tuple(dict.fromkeys(captions)):
+                    record = record_of(row.fields, folder, row.place, unique, location=location)
                     clips.append(hash(record.clip))
                     yield record
 
