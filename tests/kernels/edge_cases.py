@@ -165,12 +165,17 @@ def _frame_cases() -> Iterator[Case]:
 
 
 def _row_cases() -> Iterator[Case]:
+    chunk = _empty(tuning.tile("sum_chunks", torch.float32, torch.device("meta")).blocks["CHUNK"], dtype=torch.int64)
     for size in SIZES:
         rows, places, values = _empty(size, size), _empty(size, dtype=torch.int64), _empty(size, size)
         starts = _empty(size + 1, dtype=torch.int32)
         yield (
             f"sum_rows {size}",
             lambda r=rows, p=places, s=starts, n=size: segments.sum_rows(r, p, p, s, n),
+        )
+        yield (
+            f"sum_rows of a long list {size}",
+            lambda r=rows, p=chunk, s=starts, n=size: segments.sum_rows(r, p, p, s, n),
         )
         yield f"sum_sequences {size}", lambda r=rows, s=starts: segments.sum_sequences(r, s)
         yield (
