@@ -5,9 +5,14 @@ from typing import Any
 import torch
 
 
-def _is_plain(length: int) -> bool:
-    """Tell whether a length is a number whatever compiler may be looking."""
-    return type(length) is int and not torch.compiler.is_compiling()
+def _are_plain(*lengths: int) -> bool:
+    """Tell whether lengths are numbers whatever compiler may be looking."""
+    if torch.compiler.is_compiling():
+        return False
+    for length in lengths:
+        if type(length) is not int:
+            return False
+    return True
 
 
 def holds(condition: bool) -> bool:
@@ -21,7 +26,7 @@ def holds(condition: bool) -> bool:
 
 def is_unknown(length: int) -> bool:
     """Tell whether a length is read from a tensor inside compiled code."""
-    if _is_plain(length):
+    if _are_plain(length):
         return False
     return not (holds(length > 1) or holds(length <= 1))
 
@@ -36,7 +41,7 @@ def bound(length: int) -> int:
 
 def longer(first: int, second: int) -> int:
     """Return the larger of two lengths, without asking which it is."""
-    if _is_plain(first) and _is_plain(second):
+    if _are_plain(first, second):
         return max(first, second)
     found: Any = torch.sym_max(first, second)
     return found

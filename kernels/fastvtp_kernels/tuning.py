@@ -148,7 +148,7 @@ TABLE: dict[str, dict[Precision, dict[str, Tile]]] = {
     "stream_backward_keys_128_masked": {
         "half": {
             ANY: _rows_by_keys(64, 64, 8),
-            "sm_90": _rows_by_keys(64, 64, 4),
+            "sm_90": _rows_by_keys(32, 64, 4),
             **_smaller(_rows_by_keys(64, 32, 8)),
         },
     },

@@ -6,6 +6,7 @@ of L rows.
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 # (The body of a @triton.jit function is Triton's language, which looks like Python.)
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,12 +74,14 @@ def packed_problem(query: Tensor, key: Tensor, call: Call) -> Problem:
     return of_packed(query, key, call._replace(order=order))
 
 
+@functools.lru_cache(1024)
+def _reads_in_vectors(strides: tuple[int, ...], width: int) -> bool:
+    return strides[-1] == 1 and (width % VECTOR > 0 or not any(stride % VECTOR for stride in strides[:-1]))
+
+
 def _in_vectors(tensor: Tensor) -> Tensor:
     """Return the tensor as kernels read it: a head's values side by side, and heads of whole vectors begin with one."""
-    *strides, last = tensor.stride()
-    if last == 1 and (tensor.shape[-1] % VECTOR or not any(stride % VECTOR for stride in strides)):
-        return tensor
-    return tensor.contiguous()
+    return tensor if _reads_in_vectors(tensor.stride(), tensor.shape[-1]) else tensor.contiguous()
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
