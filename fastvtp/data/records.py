@@ -19,6 +19,7 @@ from fastvtp.errors import UserError
 _WHOLE, _SECONDS, _FRAMES = range(3)
 _NONE = float("nan")
 _AT_ONCE = 1024
+_SHOWN = 3
 
 _DIRECTION = re.compile(
     r"\b(?:(?:left|right)(?:wards?|most|handed)?|lefty|(?:anti|counter)?clockwise)\b",
@@ -191,7 +192,8 @@ class RecordTable(Sequence[VideoRecord]):
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({list(self)!r})"
+        more = [f"and {len(self) - _SHOWN:,} more"] if len(self) > _SHOWN else []
+        return f"{type(self).__name__}([{', '.join([*map(repr, self[:_SHOWN]), *more])}])"
 
     @property
     def num_captions(self) -> int:

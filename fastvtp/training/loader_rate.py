@@ -14,6 +14,7 @@ from fastvtp.training.state import Progress
 from fastvtp.training.task import Task
 
 _CLIPS = 8  # of a batch
+_STEPS = 1_000_000
 _WARM_UP = 3  # batches that are made while workers start, or were ready before they were asked for
 
 
@@ -47,7 +48,8 @@ def loader_rate(config: TrainConfig, task: Task, tokenizer: Tokenizer | None, *,
     limit = config.data.file_seconds
     data = replace(config.data, file_seconds=max(1.0, seconds if limit is None else min(limit, seconds)))
     batch = max(2, min(_CLIPS, config.clips_at_a_time))
-    small = replace(config, data=data, batch_size=batch, micro_batch=None)
+    steps = max(config.steps, _STEPS)  # the trial ends by its time, not with a run of few steps
+    small = replace(config, data=data, batch_size=batch, micro_batch=None, steps=steps)
     progress = Progress(annotations="", device="cpu")
     began = since = time.perf_counter()
     clips = 0

@@ -222,6 +222,13 @@ def test_why_it_is_not_known_how_reading_keeps_up_is_said(capsys, monkeypatch, t
     assert "not known whether it keeps up: 2 videos in a row cannot be decoded" in text
 
 
+def test_the_loader_of_a_run_of_few_steps_is_tried_as_any_other(capsys, monkeypatch, tmp_path, tiny_settings):
+    given = (*tiny_settings, "steps=2", "optimizer.warmup_steps=0", "data.num_workers=0", "--probe", "0")
+    found, text = planned(capsys, monkeypatch, tmp_path, "simvtp_demo", *given, "--step-seconds", "1e-6", seconds=0.5)
+    assert found["reading"]["loader"]["clips"] > 0
+    assert "training would wait " in text
+
+
 def test_of_many_texts_a_tokenizer_is_trained_on_some(capsys, monkeypatch, tmp_path, tiny_settings):
     monkeypatch.setattr("fastvtp.training.planned_data._TRAINED_ON", 5)
     seen = []

@@ -61,6 +61,18 @@ def test_a_malformed_first_line_hides_no_other(tmp_path):
     assert ids == ["a.mp4", "b.mp4"]
 
 
+def test_an_entry_of_several_rows_is_left_out_whole_and_takes_none_of_the_next(tmp_path):
+    def said(*segments):
+        parts = [{"segment": segment, "sentence": "x"} for segment in segments]
+        return {"subset": "training", "annotations": parts}
+
+    videos = {"a": said([0, 1]), "b": said([0, 1], [1, 2], "end"), "c": said([0, 1], [1, 2]), "d": said([5, 6])}
+    (path := tmp_path / "youcookii_annotations_trainval.json").write_text(json.dumps({"database": videos}))
+    wrong, ids = told(path)
+    assert wrong == ["'b': field 'segment': expected a list of [start, end], got ['end']"]
+    assert ids == ["a 0-1", "c 0-1", "c 1-2", "d 5-6"]
+
+
 def test_a_list_of_malformed_lines_alone_is_refused_with_their_number(tmp_path):
     path = lines(tmp_path / "list.jsonl", '{"a', "x", "[")
     with pytest.raises(UserError, match=rf"^{path}, line 1: not JSON: .*; 3 malformed lines, and no other$"):

@@ -80,6 +80,14 @@ def test_a_table_is_the_list_that_it_was_made_of(records):
             table[outside]
 
 
+def test_a_table_shows_as_its_first_records_and_their_number():
+    assert repr(RecordTable([])) == "RecordTable([])"
+    assert repr(RecordTable(RECORDS[:3])) == f"RecordTable({RECORDS[:3]!r})"
+    first = ", ".join(map(repr, RECORDS[:3]))
+    assert repr(RecordTable(RECORDS)) == f"RecordTable([{first}, and {len(RECORDS) - 3} more])"
+    assert repr(RecordTable(many(2000))).endswith(", and 1,997 more])")
+
+
 def test_what_workers_know_is_the_same_of_a_table_and_of_a_list():
     of_list, of_table = ClipTable(RECORDS), ClipTable(RecordTable(RECORDS))
     for place in range(len(RECORDS)):

@@ -96,10 +96,12 @@ def youcook2(source: ListSource) -> Iterator[Row]:
         annotations = video.get("annotations", [])
         if not isinstance(annotations, list):
             raise UserError(f"{place}: field 'annotations': expected a list of objects, got {annotations!r}")
+        rows: list[Row] = []  # given all at once: where one of them is malformed, the video is
         for said in annotations:
             ((start, end),) = pairs({"segment": [object_of(said, place).get("segment")]}, "segment", place)
             fields = {"video": name, "caption": caption(said, "sentence", place), "split": split}
-            yield Row(place, fields | {"start": start, "end": end})
+            rows.append(Row(place, fields | {"start": start, "end": end}))
+        yield from rows
 
 
 @list_format(
