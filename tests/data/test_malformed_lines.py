@@ -73,6 +73,18 @@ def test_an_entry_of_several_rows_is_left_out_whole_and_takes_none_of_the_next(t
     assert ids == ["a 0-1", "c 0-1", "c 1-2", "d 5-6"]
 
 
+def test_all_malformed_lines_of_the_splits_of_a_folder_are_told(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        rows = ({"file_name": "a.mp4", "caption": "a"}, '{"file_name": ', {"file_name": "b.mp4", "caption": "b"}, "3")
+        lines(tmp_path / split / "metadata.jsonl", *rows)
+    wrong, ids = told(tmp_path, split="all")
+    assert [line.removeprefix(f"{tmp_path}/").partition(":")[0] for line in wrong] == [
+        f"{split}/metadata.jsonl, line {number}" for split in ("train", "validation") for number in (2, 4)
+    ]
+    assert ids == ["train/a.mp4", "train/b.mp4", "validation/a.mp4", "validation/b.mp4"]
+
+
 def test_a_list_of_malformed_lines_alone_is_refused_with_their_number(tmp_path):
     path = lines(tmp_path / "list.jsonl", '{"a', "x", "[")
     with pytest.raises(UserError, match=rf"^{path}, line 1: not JSON: .*; 3 malformed lines, and no other$"):

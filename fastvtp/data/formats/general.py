@@ -108,7 +108,7 @@ def huggingface(source: ListSource) -> Iterator[Row]:
     inner = _metadata_of(source)
     for path in inner:
         folder = path.parent.relative_to(source.path)
-        for row in table.read(ListSource(replace(source.listed, path=str(path)))):
+        for row in table.read(ListSource(replace(source.listed, path=str(path)), faults=source.faults)):
             moved = {"video": str(folder / row.fields["video"]), "split": folder.name}
             yield row._replace(fields=row.fields | moved)
     if not inner:
