@@ -73,14 +73,14 @@ def read_any(path: str | os.PathLike[str], *, forgiving: bool = False) -> Listed
         try:
             listed = _READERS[kind](source)
         except UserError as error:
-            first = first or error
+            first = first or _error_of(error, faults)
+            if faults.found:  # since the list is not of that kind
+                faults = Faults(collects=forgiving)
+                source = ListSource(source.listed, faults=faults)
             continue
         told = {"malformed": tuple(faults.found), "more_malformed": faults.more}
         repeated = {"repeated": faults.repeated, "first_repeated": faults.first_repeated}
         return replace(listed, left_out=left_out_of(source), **told, **repeated)
-    if faults.found:
-        lines = counted(len(faults.found), "malformed line")
-        raise UserError(f"{next(iter(faults.found))}; {lines}, and no other")
     raise first or UserError(f"{source}: lists no videos")
 
 
@@ -167,6 +167,14 @@ def _kinds_of(source: ListSource) -> Iterable[str]:
         if names & fields:
             return (kind,)
     return ("videos",)
+
+
+def _error_of(error: UserError, faults: Faults) -> UserError:
+    """Return why a list cannot be read: the first of its malformed lines, where it has no other."""
+    if not faults.found:
+        return error
+    lines = counted(len(faults.found), "malformed line")
+    return UserError(f"{next(iter(faults.found))}; {lines}, and no other")
 
 
 def _name_of(source: ListSource) -> str:

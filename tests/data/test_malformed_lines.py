@@ -85,6 +85,20 @@ def test_all_malformed_lines_of_the_splits_of_a_folder_are_told(tmp_path):
     assert ids == ["train/a.mp4", "train/b.mp4", "validation/a.mp4", "validation/b.mp4"]
 
 
+def test_what_a_list_is_not_makes_none_of_its_lines_malformed(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        rows = ({"file_name": "a.mp4", "label": "x"}, {"file_name": "b.mp4", "label": "y"})
+        lines(tmp_path / split / "metadata.jsonl", *rows)
+    listed = read_any(VideoList(str(tmp_path), split="all", missing="keep"), forgiving=True)
+    assert (listed.kind, len(listed.records), listed.malformed) == ("classes", 4, ())
+    lines(tmp_path / "train" / "metadata.jsonl", "3", {"file_name": "b.mp4", "label": "y"})
+    listed = read_any(VideoList(str(tmp_path), split="all", missing="keep"), forgiving=True)
+    assert [line.partition(": ")[2] for line in listed.malformed] == ["expected an object, got int"]
+    with pytest.raises(UserError, match=r"train/metadata.jsonl, line 1: expected an object, got int$"):
+        load_classes(VideoList(str(tmp_path), split="all", missing="keep"))
+
+
 def test_a_list_of_malformed_lines_alone_is_refused_with_their_number(tmp_path):
     path = lines(tmp_path / "list.jsonl", '{"a', "x", "[")
     with pytest.raises(UserError, match=rf"^{path}, line 1: not JSON: .*; 3 malformed lines, and no other$"):

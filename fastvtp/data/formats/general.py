@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +109,11 @@ def huggingface(source: ListSource) -> Iterator[Row]:
     inner = _metadata_of(source)
     for path in inner:
         folder = path.parent.relative_to(source.path)
-        for row in table.read(ListSource(replace(source.listed, path=str(path)), faults=source.faults)):
+        listed = ListSource(replace(source.listed, path=str(path)), faults=source.faults)
+        if _begins_malformed(listed):
+            deque(listed.objects(), 0)  # which says what is wrong
+            continue
+        for row in table.read(listed):
             moved = {"video": str(folder / row.fields["video"]), "split": folder.name}
             yield row._replace(fields=row.fields | moved)
     if not inner:
@@ -119,8 +124,14 @@ def _metadata_of(source: ListSource) -> list[Path]:
     if not source.is_folder:
         return []
     found = (source.path.glob(f"{folders}/{name}") for folders in ("*", "data/*") for name in FOLDER_METADATA)
-    listed = (ListSource(replace(source.listed, path=str(path))) for paths in found for path in paths)
-    return sorted(each.path for each in listed if "file_name" in each.first or "file_name" in each.cells)
+    listed = [ListSource(replace(source.listed, path=str(path))) for paths in found for path in paths]
+    known = {each.path for each in listed if "file_name" in each.first or "file_name" in each.cells}
+    # beside these, one whose first line cannot be read belongs to them, and the reader says what is wrong with it
+    return sorted(each.path for each in listed if each.path in known or (known and _begins_malformed(each)))
+
+
+def _begins_malformed(source: ListSource) -> bool:
+    return source.suffix in JSON_LINES and not source.first
 
 
 @list_format(
