@@ -95,7 +95,7 @@ class Locations:
 
     def _look(self) -> None:
         self._place = self._places.data
-        self._named: dict[int, str] = {}  # folders that were asked for
+        self._named: dict[int, str] = {}  # some of the folders that were asked for
 
     def __getstate__(self) -> Any:
         return self._folders, self._names, self._places
@@ -123,6 +123,8 @@ class Locations:
 
     def _folder(self, place: int) -> str:
         if (known := self._named.get(place)) is None:
+            if len(self._named) >= _AT_ONCE:  # of millions of folders not all are kept
+                self._named.clear()
             known = self._named[place] = self._folders[place]
         return known
 

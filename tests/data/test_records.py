@@ -110,6 +110,18 @@ def test_texts_and_locations_come_back_and_no_others():
     assert len(texts_of([])) == 0
 
 
+def test_reading_all_locations_of_many_folders_keeps_few_of_them():
+    """A worker that saw all videos of a list of millions, each in a folder of its own clips, would grow with it."""
+    locations = Locations(texts_of(f"/data/{number // 8:08d}/{number % 8}.mp4" for number in range(40_000)))
+    tracemalloc.start()
+    try:
+        assert [locations[place] for place in (0, 39_999)] == ["/data/00000000/0.mp4", "/data/00004999/7.mp4"]
+        assert all(locations[place] for place in range(0, 40_000, 8))
+        assert tracemalloc.get_traced_memory()[0] < 250_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_lines_about_one_clip_are_one_record_wherever_they_stand(tmp_path):
     rows = [{"video": f"{n % 7}.mp4", "caption": [f"c{n}", "same"], "id": f"line {n}"} for n in range(30)]
     rows += [{"video": "./3.mp4", "caption": "again"}, {"video": "3.mp4", "caption": "of a part", "start": 1}]
