@@ -11,6 +11,7 @@ from fastvtp.data.formats.lists import ListColumns, VideoList
 from fastvtp.data.questions import load_questions
 from fastvtp.data.survey import read_any, survey
 from fastvtp.errors import UserError
+from tests.data.tars import write_tar
 
 GOOD = {"video": "a.mp4", "caption": "a dog"}
 
@@ -95,8 +96,22 @@ def test_what_a_list_is_not_makes_none_of_its_lines_malformed(tmp_path):
     lines(tmp_path / "train" / "metadata.jsonl", "3", {"file_name": "b.mp4", "label": "y"})
     listed = read_any(VideoList(str(tmp_path), split="all", missing="keep"), forgiving=True)
     assert [line.partition(": ")[2] for line in listed.malformed] == ["expected an object, got int"]
-    with pytest.raises(UserError, match=r"train/metadata.jsonl, line 1: expected an object, got int$"):
+    with pytest.raises(UserError, match=r"train/metadata\.jsonl, line 1: expected an object, got int$"):
         load_classes(VideoList(str(tmp_path), split="all", missing="keep"))
+
+
+def test_all_malformed_descriptions_in_tars_are_told(tmp_path):
+    members = [(f"{n}.mp4", b"") for n in range(4)] + [
+        ("0.json", b'{"caption": "a"}'),
+        ("1.json", b"{"),
+        ("2.json", b"3"),
+    ]
+    path = write_tar(tmp_path / "00000.tar", sorted([*members, ("3.json", b'{"caption": "b"}')]))
+    listed = read_any(path, forgiving=True)
+    assert [line.partition(": ")[0] for line in listed.malformed] == [f"{path}::{n}.json" for n in (1, 2)]
+    assert [record.captions for record in listed.records] == [("a",), ("b",)]
+    with pytest.raises(UserError, match=r"1\.json: "):
+        load_annotations(path)
 
 
 def test_a_list_of_malformed_lines_alone_is_refused_with_their_number(tmp_path):

@@ -13,7 +13,7 @@ from fastvtp.data.formats.source import ListSource
 from fastvtp.data.locations import is_pattern, is_remote, without_query
 from fastvtp.data.storage.shard_names import ENERGON, energon_fields
 from fastvtp.data.storage.tar_samples import CAPTION_FIELDS, VIDEO_FIELDS, tar_samples
-from fastvtp.errors import counted
+from fastvtp.errors import UserError, counted
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +64,13 @@ def webdataset(source: ListSource) -> Iterator[Row]:
         if name in seen:
             name = f"{sample.archive.rpartition('/')[2].removesuffix('.tar')}/{name}"
         seen.add(name)
-        said = sample.fields()
+        try:
+            said, texts = sample.fields(), list(sample.captions(captions))
+        except UserError as error:
+            source.faults.note(error)
+            continue
         fields: dict[str, Any] = {each: said[each] for each in _SAID if said.get(each) is not None}
-        fields |= {"video": sample.video, "id": name, "caption": list(sample.captions(captions))}
+        fields |= {"video": sample.video, "id": name, "caption": texts}
         if sample.label is not None:
             fields["label"] = int(sample.label) if sample.label.isdecimal() else sample.label
         fields |= {"split": split} if has_splits else {}
