@@ -224,9 +224,10 @@ def claim(output: Path, settings: Preparation, inputs: dict[str, Any]) -> dict[s
             )
         if earlier.get(name) != value:
             before, now = (json.dumps(each) for each in (earlier.get(name), value))
-            raise UserError(
-                f"{output} was begun with {name} {before}, now it is {now}: choose another folder, or delete that one"
-            )
+            cure = "choose another folder, or delete that one"
+            if name in described["settings"] and type(earlier.get(name)) in (int, float):  # a default may have changed
+                cure += f", or go on with --{name.replace('_', '-')} {before}"
+            raise UserError(f"{output} was begun with {name} {before}, now it is {now}: {cure}")
     return described
 
 
