@@ -13,12 +13,18 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastvtp_kernels import derivatives, tuning, varlen_attention_packed
+from fastvtp_kernels import (
+    axial_attention_packed,
+    derivatives,
+    tuning,
+    varlen_attention,
+    varlen_attention_packed,
+)
 from fastvtp_kernels.attention import kernels, plans
 from fastvtp_kernels.attention.call import Call, Options
 from fastvtp_kernels.attention.problem import of_axis, of_packed
-from tests.kernels.attention_cases import forced, only, side_by_side
-from tests.kernels.triton_cases import DEVICE, results
+from tests.kernels.attention_cases import LENGTHS, OPTIONS, forced, grid_side_by_side, only, packed, side_by_side
+from tests.kernels.triton_cases import DEVICE, assert_meets_the_law, results
 
 LONGEST = 40
 
@@ -85,6 +91,36 @@ def test_contexts_of_the_tables_begin_and_end():
         with tuning.targeting("sm_80"):
             assert plans.forward(kind()).regime == "stream"
             assert [plan.regime for plan in plans.backward(kind())] == ["stream", "stream"]
+
+
+@pytest.mark.parametrize("name", ["plain", "causal", "softcap"])
+@pytest.mark.parametrize("case", ["resident", "resident crossed", "key lengths", "axial"])
+def test_a_streaming_backward_pass_follows_a_resident_forward_pass(case, name, monkeypatch):
+    """As between 257 and 320 rows: it reads the log-sum-exp that the other family of kernels wrote."""
+    monkeypatch.setattr(tuning, "resident_rows", lambda *of: 0 if of[-1] else 64)
+    launched: list[str] = []
+
+    def launch(kernel: Any, *arguments: Any, **constants: Any) -> None:
+        launched.append(kernel.fn.__name__)
+        real(kernel, *arguments, **constants)
+
+    real = kernels.launch
+    monkeypatch.setattr(kernels, "launch", launch)
+    options = OPTIONS[name]
+    with forced("resident"):
+        if case == "axial":
+            assert_meets_the_law(axial_attention_packed, grid_side_by_side(2, 33, 2, 3, 2, 16) | options)
+        elif case == "key lengths":
+            inputs = side_by_side([33, 1, 40, 20])
+            answering = torch.tensor([17, 0, 40, 2], dtype=torch.int32, device=DEVICE)
+            assert_meets_the_law(varlen_attention_packed, inputs | {"key_lengths": answering} | options)
+        else:
+            assert_meets_the_law(varlen_attention, packed(*LENGTHS[case]) | options)
+    assert {one for one in launched if one.startswith(("tiny", "resident", "stream"))} == {
+        "resident_forward",
+        "stream_backward_queries",
+        "stream_backward_keys",
+    }
 
 
 @pytest.mark.parametrize("regime", ["tiny", "resident", "streaming"])

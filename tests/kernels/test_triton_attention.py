@@ -111,6 +111,7 @@ def test_many_queries_of_few_keys(regime, causal):
 
 RESIDENT = [resident.resident_forward, resident.resident_backward]
 STREAMING = [streaming.stream_forward, streaming.stream_backward_queries, streaming.stream_backward_keys]
+MIXED = [resident.resident_forward, *STREAMING[1:]]
 DROPOUT = {"dropout_p": 0.5}
 # longest query, longest key, head width, dtype, options -> kernels of forward and backward
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -122,9 +123,11 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "256 rows": (256, 256, 64, torch.bfloat16, {}, RESIDENT),
     "192 causal rows": (192, 192, 64, torch.bfloat16, {"causal": True}, RESIDENT),
     "193 causal rows": (193, 193, 64, torch.bfloat16, {"causal": True}, STREAMING),
-    "257 keys": (1, 257, 64, torch.bfloat16, {}, STREAMING),
-    "257 queries": (257, 1, 64, torch.bfloat16, {}, STREAMING),
-    "257 rows": (257, 257, 64, torch.bfloat16, {}, STREAMING),
+    "257 keys": (1, 257, 64, torch.bfloat16, {}, MIXED),
+    "257 queries": (257, 1, 64, torch.bfloat16, {}, MIXED),
+    "320 rows": (320, 320, 64, torch.bfloat16, {}, MIXED),
+    "321 keys": (1, 321, 64, torch.bfloat16, {}, STREAMING),
+    "321 queries": (321, 1, 64, torch.bfloat16, {}, STREAMING),
     "33 wide rows": (33, 33, 65, torch.bfloat16, {}, STREAMING),
     "33 exact rows": (33, 33, 64, torch.float32, {}, STREAMING),
     "33 rows with dropout": (33, 33, 64, torch.bfloat16, DROPOUT, STREAMING),
