@@ -9,10 +9,7 @@ def _are_plain(*lengths: int) -> bool:
     """Tell whether lengths are numbers whatever compiler may be looking."""
     if torch.compiler.is_compiling():
         return False
-    for length in lengths:
-        if type(length) is not int:
-            return False
-    return True
+    return all(type(length) is int for length in lengths)
 
 
 def holds(condition: bool) -> bool:

@@ -261,6 +261,16 @@ def only_reads(count):
     assert len(seen) == count, seen
 
 
+def test_xformers_refuses_a_captured_graph_which_would_keep_the_lengths_of_its_capture(xformers_calls, monkeypatch):
+    """Lengths that were read before are there without waiting, so that no error of CUDA's would tell."""
+    qkv, offsets_ = [torch.randn(9, 2, 8) for _ in range(3)], CU.clone()
+    attention(qkv, offsets_, 6, backend="xformers")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(BackendUnavailableError, match="while a CUDA graph is captured the lengths cannot be read"):
+        attention(qkv, offsets_, 6, backend="xformers")
+
+
 def test_xformers_with_key_lengths_waits_for_the_device_but_once(xformers_calls, monkeypatch):
     """In the second layer of a step no operator brings values to the host; rows are counted on the host."""
     monkeypatch.setattr(validation, "values_readable", lambda tensor: False)

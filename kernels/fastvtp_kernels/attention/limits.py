@@ -56,6 +56,9 @@ def refusal(backend: str, width: int, dtype: torch.dtype, options: Options, same
         return f"heads are {width} wide, it takes multiples of {multiple}"
     if backend == "xformers" and torch.compiler.is_compiling():
         return "under torch.compile the lengths cannot be read"
+    if backend == "xformers" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        # Those read before are at hand, and every replay of the graph would go by them.
+        return "while a CUDA graph is captured the lengths cannot be read"
     if backend == "xformers" and options.causal and not same:
         return "causal with more queries than keys in a sequence"
     return ""
