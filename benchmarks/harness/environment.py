@@ -17,6 +17,8 @@ PACKAGES = (
     *("torch", "triton", "numpy", "transformers"),
     # Peers of attention, by the names of their distributions.
     *("flash-attn", "flash-attn-3", "flash-attn-4", "nvidia-cutlass-dsl", "xformers"),
+    # Readers of videos.
+    *("av", "decord", "opencv-python-headless", "torchcodec"),
 )
 # What decides what is measured. Results are written among the benchmarks, and are no change to them.
 SOURCES = ("kernels", "fastvtp", "benchmarks")

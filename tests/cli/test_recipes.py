@@ -9,6 +9,12 @@ from fastvtp.settings import setting_names
 from fastvtp.systems.recipes import first_sentence, get_recipe, recipes
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch):
+    """Some runners of tests tell a width, by which lines would be wrapped."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def shown(capsys, *arguments: str) -> str:
     with pytest.raises(SystemExit) as stopped:
         cli.app(["recipes", *arguments])

