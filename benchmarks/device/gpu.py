@@ -33,6 +33,8 @@ GRACE_S, TESTS_MARGIN_S = 5.0, 10.0
 # In which part of its slice agreement starts cases.
 AGREEMENT_SHARE = 0.7
 SMOKE_SHARE = 60.0
+# What each part of a smoke run may take at least, while there is time.
+SMOKE_PART_S = 25.0
 # Parts that measure no op and no step.
 MODULES = {
     "tests": "benchmarks.device.device_tests",
@@ -162,6 +164,8 @@ def run_parts(parts: Sequence[Part], out: Path, budget: float, smoke: bool) -> I
         write_json_rows(out / f"{part.name}.json", [], about)
         left = end - time.monotonic()
         limit = max(0.0, left * _share(part, smoke) / sum(_share(other, smoke) for other in parts[number:]))
+        if smoke:
+            limit = max(limit, min(left, SMOKE_PART_S))
         print(f"{part.name}: up to {limit:.0f} s", file=sys.stderr, flush=True)
         outcomes.append(run_part(part, out, limit, smoke))
         tested = tested or part.name == "tests"
