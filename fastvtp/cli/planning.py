@@ -161,8 +161,8 @@ def _print(found: dict[str, Any]) -> None:
     from fastvtp.training.planned_data import data_lines
 
     console, data = Console(), found["data"]
-    end = "Measured are the data, the loader here, and the assumptions that say so."
-    end = "Nothing is measured." if data is None else end
+    measured = "Measured are the data, the loader here, and the assumptions that say so."
+    end = "Nothing is measured." if data is None else measured
     console.print(f"All figures are models, of the configuration and of the assumptions below. {end}")
     for setting, said in found["missing"].items():
         is_assumed = data is None and setting.startswith("data.") and setting not in _NOT_NEEDED

@@ -109,9 +109,8 @@ def survey(
         A report that JSON holds. "unusable" is the number of malformed lines, of files that are missing or cannot be
         decoded and of videos with spans that hold no frame; each is named with its reason in "malformed", in "missing"
         or in "probe", where "spans_past_the_end" names those that end after their videos. Of the missing, "left_out"
-        counts
-        those that a run of the same list leaves out, as `VideoList.missing` says; it keeps the others, and meets bad
-        files. Files behind a URL are looked at only where they are probed; "not_looked_at" counts them.
+        counts those that a run of the same list leaves out, as `VideoList.missing` says; it keeps the others, and meets
+        bad files. Files behind a URL are looked at only where they are probed; "not_looked_at" counts them.
     """
     sets = (listed, *against)
     locations = {each.path: _videos(each.records) for each in sets}

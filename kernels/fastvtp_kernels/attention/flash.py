@@ -60,33 +60,24 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
     return set(inspect.signature(function).parameters)
 
 
-def _run_2(rows: list[Tensor], call: Call) -> Tensor:
-    return importlib.import_module("flash_attn").flash_attn_varlen_func(
-        *rows,
-        call.cu_seqlens,
-        call.cu_seqlens_k,
-        call.max_seqlen,
-        call.max_seqlen_k,
-        softmax_scale=call.options.scale,
-        softcap=call.options.softcap,
-        causal=call.options.causal,
-        deterministic=must_repeat(call.deterministic),
-    )
+def _run_by(package: Callable[[], Any]) -> Run:
+    """Return attention by generation 2 or 3, whose parameters have the same names and order; `package` imports it."""
 
+    def run(rows: list[Tensor], call: Call) -> Tensor:
+        found = package().flash_attn_varlen_func(
+            *rows,
+            call.cu_seqlens,
+            call.cu_seqlens_k,
+            call.max_seqlen,
+            call.max_seqlen_k,
+            softmax_scale=call.options.scale,
+            softcap=call.options.softcap,
+            causal=call.options.causal,
+            deterministic=must_repeat(call.deterministic),
+        )
+        return _output(found)
 
-def _run_3(rows: list[Tensor], call: Call) -> Tensor:
-    found = importlib.import_module("flash_attn_interface").flash_attn_varlen_func(
-        *rows,
-        call.cu_seqlens,
-        call.cu_seqlens_k,
-        call.max_seqlen,
-        call.max_seqlen_k,
-        softmax_scale=call.options.scale,
-        softcap=call.options.softcap,
-        causal=call.options.causal,
-        deterministic=must_repeat(call.deterministic),
-    )
-    return _output(found)
+    return run
 
 
 def _run_4(rows: list[Tensor], call: Call) -> Tensor:
@@ -117,8 +108,8 @@ def _run_torch(rows: list[Tensor], call: Call) -> Tensor:
     )
 
 
-flash_attn = _within_sequences("flash_attn", _run_2)
-flash_attn_3 = _within_sequences("flash_attn_3", _run_3)
+flash_attn = _within_sequences("flash_attn", _run_by(lambda: importlib.import_module("flash_attn")))
+flash_attn_3 = _within_sequences("flash_attn_3", _run_by(lambda: importlib.import_module("flash_attn_interface")))
 flash_attn_4 = _within_sequences("flash_attn_4", _run_4)
 torch_varlen = _within_sequences("torch_varlen", _run_torch)
 
