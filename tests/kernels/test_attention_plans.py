@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("triton")
 import torch
+import torch._functorch.config
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -195,10 +196,10 @@ def test_fake_tensors_plan_nothing():
     assert plans.forward.cache_info().misses == 0
 
 
-def test_compiled_code_plans_when_it_runs_and_anew_for_another_length(monkeypatch):
+# `results` goes back through the same graph several times
+@torch._functorch.config.patch(donated_buffer=False)
+def test_compiled_code_plans_when_it_runs_and_anew_for_another_length():
     torch._dynamo.reset()
-    # `results` goes back through the same graph several times
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", False)
     compiled = torch.compile(varlen_attention_packed, fullgraph=True, dynamic=True, backend="aot_eager")
     plans.forward.cache_clear()
     for lengths in ([3, 2], [5, 4], [3, 2]):
