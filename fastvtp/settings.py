@@ -162,9 +162,13 @@ def settings_with(config: Any, key: str) -> dict[str, tuple[Any, Any]]:
 
 
 def split_pairs(overrides: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Split texts such as "data.flip=false" into names and values. Raises ConfigError for a text without "="."""
+    """Split texts such as "data.flip=false" into names and values. Raises ConfigError for a text without "=", or one
+    that is written as an option."""
     for override in overrides:
         name, separator, text = override.partition("=")
+        if name.startswith("-"):
+            setting = f"{name.lstrip('-').replace('-', '_')}={text or 'VALUE'}"
+            raise ConfigError(f"no option {name} (see --help); a setting is given without dashes: {setting}")
         if not separator:
             raise ConfigError(f"expected key=value, got {override!r}")
         yield name, text

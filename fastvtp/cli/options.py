@@ -262,7 +262,9 @@ def add_commands(app: typer.Typer, panel: str, *commands: Callable[..., None]) -
     for command in commands:
         paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
         description = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
-        app.command(rich_help_panel=panel, help=description)(spread_bundles(command))
+        # what looks like an option and is none comes to the settings, which say how one is written
+        passed = {"ignore_unknown_options": "overrides" in inspect.signature(command).parameters}
+        app.command(rich_help_panel=panel, help=description, context_settings=passed)(spread_bundles(command))
 
 
 def spread_bundles(command: Callable[..., None]) -> Callable[..., None]:

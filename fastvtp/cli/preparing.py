@@ -10,6 +10,8 @@ from fastvtp.cli.options import Device, ListOptions, Quiet, add_commands
 from fastvtp.cli.together import by_first
 from fastvtp.errors import UserError, counted
 
+_SHOWN = 5  # clips that were rejected
+
 
 @dataclass(frozen=True)
 class EncodingOptions:
@@ -181,6 +183,10 @@ def _print(report: dict[str, Any], output: Path) -> None:
     if rejected["count"]:
         rules = ", ".join(f"{rule} {count}" for rule, count in rejected["by_rule"].items())
         typer.echo(f"rejected {rejected['count']}: {rules}")
+        for each in rejected["clips"][:_SHOWN]:
+            typer.echo(f"  {each['id']}: {each['reason']}")
+        if (more := rejected["count"] - _SHOWN) > 0:
+            typer.echo(f"  and {more} more, in {output / 'report.html'}")
     if slower := report["slower_sources"]:
         typer.echo(f"sources with fewer than --fps frames a second: {counted(slower, 'clip')}, where none is repeated")
     typer.echo(f"sources {sizes['sources'] / 1e6:.1f} MB, clips {sizes['clips'] / 1e6:.1f} MB")

@@ -66,7 +66,7 @@ def demo(
     config = apply_overrides(get_recipe(DEMO_RECIPE, preset), overrides or [])
     report = runs.demo(config, SyntheticConfig(seed=config.seed), progress_bar=not quiet)
     _end_if_stopped(report, config)
-    done = f"chance R1 {report['chance_R1']:.2f}; report, pictures and gallery are in {config.output_dir}"
+    done = f"report, pictures and gallery are in {config.output_dir}"
     say(*score_lines(report), done)
     if compare_presets:
         from fastvtp.ablation import presets

@@ -150,6 +150,9 @@ def record_of(
     Raises:
         UserError: "video", "id", "start" or "end" is not what it should be, or a picture has a span; names the field.
     """
+    if "video" not in fields and "image" not in fields:
+        own = "a field of another name is given by data.columns.video=NAME or --column video=NAME"
+        raise UserError(f"{place}: field 'video': there is none among {', '.join(map(repr, fields))}; {own}")
     video = text_of(fields.get("video", fields.get("image")), f"{place}: field 'video'")
     span = span_of_line(fields, place)
     if span is not None and ("video" not in fields or suffix_of(video) in PICTURE_SUFFIXES):

@@ -39,6 +39,8 @@ def score_lines(report: dict[str, Any]) -> list[str]:
     lines = []
     for way, scores in report.get("retrieval", {}).items():
         lines.append(f"{way}: " + "  ".join(f"{name} {value:.1f}" for name, value in scores.items()))
+    if (chance := report.get("chance_R1")) is not None:
+        lines.append(f"by chance: R1 {chance:.1f}")
     for name, scores in report.get("captioning", {}).items():
         if isinstance(scores, dict):
             lines.append(f"{name}: " + "  ".join(f"{measure} {value:.1f}" for measure, value in scores.items()))

@@ -20,6 +20,7 @@ SETTINGS_NAME = "settings.json"
 DUPLICATES = ("", "hash", "embeddings")
 # the constant quality at which the codecs look alike to us at 224 pixels
 QUALITIES = {"h264": 22, "hevc": 26, "vp9": 32, "av1": 32}
+_OTHER_NAMES = {"h265": "hevc", "x265": "hevc", "h.265": "hevc", "x264": "h264", "h.264": "h264", "avc": "h264"}
 COPY = "copy"
 """Stands in place of a codec where packets are copied as they are."""
 SHORT_SIDE = 224
@@ -50,6 +51,8 @@ class ClipEncoding:
 
     def __post_init__(self) -> None:
         """Raise UserError for values out of range, and for those that a copy has no use for."""
+        if self.codec in _OTHER_NAMES:
+            raise UserError(f"no codec {self.codec!r}; did you mean {_OTHER_NAMES[self.codec]!r}?")
         if self.codec not in (*QUALITIES, COPY):
             raise unknown_name("codec", self.codec, (*QUALITIES, COPY))
         for name in ("short_side", "fps", "gop", "crf") if self.copies else ():

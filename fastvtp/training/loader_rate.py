@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
+from tqdm import tqdm
 
 from fastvtp.data.text import Tokenizer
 from fastvtp.data.workers.child_processes import cores
@@ -35,12 +36,15 @@ class LoaderRate:
     cores: int
 
 
-def loader_rate(config: TrainConfig, task: Task, tokenizer: Tokenizer | None, *, seconds: float) -> LoaderRate:
+def loader_rate(
+    config: TrainConfig, task: Task, tokenizer: Tokenizer | None, *, seconds: float, progress: bool = False
+) -> LoaderRate:
     """Let the loader of a run make its first batches, and count.
 
     Args:
         config, task, tokenizer: of the run; the batches are of a few clips.
         seconds: that the trial takes, about: a file that takes longer counts as bad.
+        progress: show a bar.
 
     Raises:
         UserError: what reading the clips raises.
@@ -50,12 +54,16 @@ def loader_rate(config: TrainConfig, task: Task, tokenizer: Tokenizer | None, *,
     batch = max(2, min(_CLIPS, config.clips_at_a_time))
     steps = max(config.steps, _STEPS)  # the trial ends by its time, not with a run of few steps
     small = replace(config, data=data, batch_size=batch, micro_batch=None, steps=steps)
-    progress = Progress(annotations="", device="cpu")
+    nothing = Progress(annotations="", device="cpu")
     began = since = time.perf_counter()
     clips = 0
-    with training_loader(small, task, tokenizer, _device(config), progress, 1) as loader:
+    with (
+        training_loader(small, task, tokenizer, _device(config), nothing, 1) as loader,
+        tqdm(total=round(seconds, 1), desc="trying the loader", unit="s", disable=not progress, leave=False) as bar,
+    ):
         for number, made in enumerate(loader, start=1):
             now = time.perf_counter()
+            bar.update(min(round(now - began, 1), bar.total) - bar.n)
             if number <= _WARM_UP:
                 since = now
             else:

@@ -104,7 +104,7 @@ def look_at_data(config: TrainConfig, *, files: int, seconds: float = 0.0, progr
             "undecodable": {without_secrets(video): probe.reason for video, probe in found.items() if probe.reason},
         },
     }
-    said["loader"] = _tried(config, task, tokenizer, seconds)
+    said["loader"] = _tried(config, task, tokenizer, seconds, progress=progress)
     completed = config if tokenizer is None and task.reads_text else replace(config, model=task.complete(tokenizer))
     stored = _mean(known) * videos if known else None
     return PlannedData(completed, measured, sources, stored, said)
@@ -126,7 +126,9 @@ def _tokenizer(config: TrainConfig, task: Task) -> tuple[Tokenizer | None, str]:
     return tokenizer, f"of {tokenizer.vocab_size:,} entries, counted{of}"
 
 
-def _tried(config: TrainConfig, task: Task, tokenizer: Tokenizer | None, seconds: float) -> dict[str, Any]:
+def _tried(
+    config: TrainConfig, task: Task, tokenizer: Tokenizer | None, seconds: float, *, progress: bool
+) -> dict[str, Any]:
     """Return what the loader of the run makes on this machine, or "why_not": the reason why that is not known."""
     if not seconds:
         return {"why_not": "--reading-seconds 0"}
@@ -135,7 +137,7 @@ def _tried(config: TrainConfig, task: Task, tokenizer: Tokenizer | None, seconds
     if tokenizer is None and task.reads_text:
         return {"why_not": "the run's tokenizer is not known here"}
     try:
-        return asdict(loader_rate(config, task, tokenizer, seconds=seconds))
+        return asdict(loader_rate(config, task, tokenizer, seconds=seconds, progress=progress))
     except (UserError, OSError) as error:
         return {"why_not": f"{error}"}
 

@@ -29,7 +29,7 @@ def test_from_a_list_to_the_next_command(tmp_path):
     output = tmp_path / "out"
     said = call(source, output, "--short-side", 32, "--samples-per-shard", 2, "--workers", 1)
     assert "2 clips in 1 shard, " in said
-    assert "rejected 1: unreadable 1" in said
+    assert "rejected 1: unreadable 1\n  v2: not a video" in said
     assert f"next: fastvtp plan RECIPE data.train={output}\n" in said
     report = json.loads((output / REPORT_NAME).read_bytes())
     assert report["bytes"]["sources"] == sum((tmp_path / "in" / f"{n}.mp4").stat().st_size for n in (0, 1))
@@ -57,7 +57,7 @@ def test_jobs_of_an_array(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(("--codec", "h265"), r"no codec 'h265'; did you mean 'h264'"), (("--engine", "dask"), r"engine must be one of")],
+    [(("--codec", "h265"), r"no codec 'h265'; did you mean 'hevc'"), (("--engine", "dask"), r"engine must be one of")],
 )
 def test_wrong_options_are_named(tmp_path, options, message):
     call(captioned(tmp_path / "in", 1), tmp_path / "out", *options, fails=message)

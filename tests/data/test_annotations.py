@@ -38,7 +38,7 @@ def test_relative_list_path_gives_absolute_video_paths(tmp_path, monkeypatch):
     [
         ("{not json", "line 2: not JSON"),
         ("[1]", "line 2: expected an object, got list"),
-        ({"caption": "x"}, "line 2: field 'video': expected non-empty text, got None"),
+        ({"caption": "x"}, "line 2: field 'video': there is none among 'caption'; a field of another name is given by"),
         ({"video": "a.mp4"}, "line 2: field 'caption': there is none among 'video'"),
         ({"video": "a.mp4", "caption": 7}, "line 2: field 'caption': expected non-empty text, got 7"),
         ({"video": "a.mp4", "caption": ["x", 7]}, "line 2: field 'caption': expected non-empty text, got 7"),

@@ -51,7 +51,7 @@ def test_the_synthetic_questions_are_read(captioned_videos):
     [
         ("{not json", "line 2: not JSON"),
         ("[1]", "line 2: expected an object, got list"),
-        ({"question": "x", "answer": "y"}, "line 2: field 'video': expected non-empty text, got None"),
+        ({"question": "x", "answer": "y"}, "line 2: field 'video': there is none among 'question', 'answer'; "),
         (question(question=""), "line 2: field 'question': expected non-empty text, got ''"),
         (question(answer=3), "line 2: field 'answer': expected non-empty text, got 3"),
         (question(type=3), "line 2: field 'type': expected text, got 3"),

@@ -70,6 +70,7 @@ def test_overrides(config, override, value):
         ("batch_size=0", "batch_size must be at least 1"),
         ("batch_size=1", "batch_size must be at least 2"),
         ("batch_size", "expected key=value, got 'batch_size'"),
+        ("--batch-size=3", "no option --batch-size (see --help); a setting is given without dashes: batch_size=3"),
         ("data.crop_scale=1", "data.crop_scale expects"),
         ("data.crop_ratio=2,1", "data.crop_ratio must be two shapes, 0 < narrowest <= widest, got (2.0, 1.0)"),
         ("data.test_sampling=start", "data.test_sampling must be one of strided, uniform"),
