@@ -38,6 +38,13 @@ _FOLLOWS = {
 
 
 COMMANDS = ("pretrain", "finetune")
+COMPILE = ("auto", "none", "blocks", "step", "graphs")
+RECOMPUTE = ("none", "blocks", "selective")
+# what both were when they were true or false
+_EARLIER_VALUES = {
+    "compile": {"true": "step", "false": "none"},
+    "recompute": {"true": "blocks", "false": "none"},
+}
 
 
 def tasks() -> dict[str, Any]:
@@ -159,9 +166,11 @@ class TrainConfig:
     matching_scope: str | None = None
     """Clips among which a matching loss finds its wrong pairs, likewise; clips of other processes are sent over. None:
     as `contrast_scope`."""
-    recompute: bool = False
-    """Compute the insides of transformer blocks again in the backward pass rather than keep them: less memory, about a
-    third more time, and the same numbers."""
+    recompute: str = "none"
+    """What the backward pass computes again rather than keep, for less memory and the same numbers: "none"; "blocks",
+    all insides of transformer blocks, whose inputs alone are kept, for about a third more time; "selective", their
+    insides but for the results of matrix products and of attention, which are kept, so that what is cheap is computed
+    again. true and false stand for "blocks" and "none"."""
     ema_decay: float | None = None
     """Average the weights over the steps with this decay; the average is what is evaluated and kept, by checkpoints
     too. None: no."""
@@ -170,9 +179,12 @@ class TrainConfig:
     """"auto": cuda where there is one, else cpu."""
     precision: str = "float32"
     """"float32" or "bfloat16" (autocast; weights and optimizer stay float32)."""
-    compile: bool = False
-    """torch.compile the model; block by block where it is sharded, or where a step computes features twice, and then
-    without the blocks that draw random numbers, which are named."""
+    compile: str = "auto"
+    """What torch.compile makes of the model: "none"; "blocks", each transformer block by itself; "step", the whole
+    forward pass, but blocks where the model is sharded or a step computes features twice; "graphs", the same and as
+    CUDA graphs, for one process and one micro-batch a step; "auto", blocks on CUDA and none on a CPU. Where features
+    are computed twice blocks that draw random numbers are left as they are, which is said. true and false stand for
+    "step" and "none"."""
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
@@ -185,7 +197,13 @@ class TrainConfig:
     """Write TensorBoard events where it is installed."""
 
     def __post_init__(self) -> None:
+        for name, values in _EARLIER_VALUES.items():
+            object.__setattr__(self, name, values.get(str(getattr(self, name)).lower(), getattr(self, name)))
         check_types(self)
+        for name, choices in (("compile", COMPILE), ("recompute", RECOMPUTE)):
+            if getattr(self, name) not in choices:
+                expected = ", ".join(map(repr, choices))
+                raise ConfigError(f"{name} must be one of {expected}, got {getattr(self, name)!r}")
         task = find_task(self.task)
         if type(self.model) is not task.model_config:
             raise ConfigError(
@@ -289,6 +307,10 @@ def differing_settings(config: TrainConfig, path: Path) -> dict[str, tuple[Any, 
         if not task.contrasts or set(config.scopes if task.matches else config.scopes[:1]) == {"micro_batch"}:
             # said in another way, or of no meaning: nothing is compared across micro-batches
             saved |= {"contrast_scope": config.contrast_scope, "matching_scope": config.matching_scope}
+    # false was the default, as "auto" is now
+    for name, values in (("compile", {True: "step", False: "auto"}), ("recompute", {True: "blocks", False: "none"})):
+        if isinstance(saved.get(name), bool):
+            saved[name] = values[saved[name]]
     absent = object()
 
     def leaf(values: Any, name: str) -> Any:

@@ -104,9 +104,13 @@ class Gradients:
         for place, (batch, rest) in enumerate(self._with_rests(islice(batches, self._each), step)):
             with self._parallel.accumulating(last=place + 1 == self._each):
                 seed_micro_batch(self._config.seed, batch.step)
+                if self._parallel.replays:
+                    torch.compiler.cudagraph_mark_step_begin()
                 with self._autocast():
                     loss, terms = self._loss(batch, rest)
                 (loss / self._each).backward()
+                if self._parallel.replays:  # which writes over its results the next time
+                    loss, terms = loss.detach().clone(), {name: value.clone() for name, value in terms.items()}
             sums.add(batch, loss, terms)
         if len(sums.seen) != self._each:
             raise RuntimeError(

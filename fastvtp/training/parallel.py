@@ -4,7 +4,6 @@ Models know nothing of it. What is wrapped and where follows from their structur
 is how transformers hold their blocks, is a unit of its own, and the rest is another.
 """
 
-import functools
 import inspect
 import logging
 import warnings
@@ -16,10 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 from fastvtp import processes
 from fastvtp.errors import ConfigError
+from fastvtp.training.compiling import (
+    blocks_of,
+    check_graphs,
+    compile_blocks,
+    compile_mode,
+    compile_step,
+    draws,
+    recompute_blocks,
+)
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.division import SHARDED, strategy_of
 from fastvtp.training.exchange import means_of_processes
@@ -44,48 +51,6 @@ def choose_strategy(config: TrainConfig, model: nn.Module, device: torch.device)
     return strategy
 
 
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Return the members of all `ModuleList`s that have parameters, inner ones before those that hold them."""
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    found = (member for members in lists for member in members if any(True for _ in member.parameters()))
-    return list(dict.fromkeys(found))[::-1]
-
-
-def recompute_blocks(model: nn.Module) -> None:
-    """Make every block compute its insides again in the backward pass; names of parameters stay what they are."""
-    for block in blocks_of(model):
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-
-
-def _draws(block: nn.Module) -> bool:
-    """Tell whether a forward pass of this block draws random numbers: dropout, or branches that are skipped."""
-
-    def share(module: nn.Module) -> float:
-        of_layer = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0.0)
-        return max(value for value in (of_layer, getattr(module, "drop_path", 0.0), 0.0) if isinstance(value, float))
-
-    return any(module.training and share(module) > 0 for module in block.modules())
-
-
-def compile_blocks(model: nn.Module, *, drawing: bool) -> None:
-    """Compile each block by itself. drawing: also those that draw random numbers; compiled code draws others, and not
-    always the same ones with gradients and without."""
-    # blocks of a kind share their code, and are compiled for each way they are called: by whether there are gradients,
-    # queries or sources, and padding; torch gives up at 8
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    blocks = blocks_of(model)
-    fitting = [block for block in blocks if drawing or not _draws(block)]
-    for block in fitting:
-        block.compile()
-    if len(fitting) < len(blocks):
-        logger.warning(
-            "compile=true: %d of %d blocks are not compiled, for their dropout or drop_path must draw the same twice: "
-            "the features of a step are computed beforehand",
-            len(blocks) - len(fitting),
-            len(blocks),
-        )
-
-
 class Parallel:
     """A model as the processes of a run share it.
 
@@ -97,6 +62,7 @@ class Parallel:
         compute: what computes a loss: the model, or DDP around it.
         strategy: "none", "ddp", "fsdp2" or "hsdp".
         compiled: whether all of it is compiled as one; else blocks may be.
+        replays: whether it is replayed as a CUDA graph, which writes its results where it wrote those of the last time.
     """
 
     def __init__(
@@ -105,11 +71,14 @@ class Parallel:
         self.strategy, self.model = choose_strategy(config, model, device), model
         self.compute: Callable[..., Any] = model
         self._scalars: list[nn.Parameter] = []
-        if config.recompute:
-            recompute_blocks(model)
+        if config.recompute != "none":
+            recompute_blocks(model, config.recompute)
+        mode = compile_mode(config, device)
         # the whole of a sharded model takes a minute a step to compile
-        by_block = self.strategy in SHARDED or (twice and _draws(model))
-        if config.compile and by_block:
+        by_block = mode == "blocks" or (mode == "step" and (self.strategy in SHARDED or (twice and draws(model))))
+        if mode == "graphs":
+            check_graphs(self.strategy, config.batch_size // config.clips_at_a_time)
+        if by_block:
             compile_blocks(model, drawing=not twice)
         if self.strategy == "ddp":
             # buffers are constants here; 2.13 of torch renamed the argument that keeps them from being sent
@@ -119,9 +88,9 @@ class Parallel:
             self.compute = self._ddp = DistributedDataParallel(model, find_unused_parameters=leaves_out, **options)
         elif self.strategy != "none":
             self._shard(config, device)
-        self.compiled = config.compile and not by_block
+        self.compiled, self.replays = mode in ("step", "graphs") and not by_block, mode == "graphs"
         if self.compiled:
-            self.compute = torch.compile(self.compute)
+            self.compute = compile_step(self.compute, mode)
         if processes.size() > 1:
             logger.info("%d processes, %s", processes.size(), self.strategy)
 

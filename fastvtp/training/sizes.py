@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from fastvtp.architecture import architecture_of
+from fastvtp.training.compiling import blocks_of
 from fastvtp.training.config import OptimizerConfig
-from fastvtp.training.parallel import blocks_of
 
 FLOAT32 = 4
 ACTIVATIONS_KEPT = (
@@ -140,21 +140,32 @@ def kept_of(module: nn.Module) -> Kept:
     return total
 
 
+def kept_recomputed(module: nn.Module, recompute: str) -> Kept:
+    """Return what a block keeps of a row where its insides are computed again: its input in float32, and where
+    `recompute` is "selective" the results of its linear layers and of attention."""
+    if recompute == "blocks":
+        return Kept(wide=_width(module))
+    products = sum(layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear))
+    return Kept(wide=_width(module), narrow=_width(module) + products)
+
+
 def activation_bytes(
-    model: nn.Module, rows: Mapping[str, float], *, clips: int, precision: str, recompute: bool = False
+    model: nn.Module, rows: Mapping[str, float], *, clips: int, precision: str, recompute: str = "none"
 ) -> float:
     """Return what the blocks of a model keep of a micro-batch for the backward pass: a model, see `ACTIVATIONS_KEPT`.
 
     rows: rows of one clip that pass all blocks of the list of modules at each path, as `Architecture.rows` gives them.
-    clips: of a micro-batch. precision: "float32" or "bfloat16". recompute: blocks keep their inputs alone, and one
-    block at a time is computed again.
+    clips: of a micro-batch. precision: "float32" or "bfloat16". recompute: "none"; "blocks": blocks keep their inputs
+    alone, "selective": and the results of products and attention; one block at a time is computed again.
     """
     blocks = {path: list(model.get_submodule(path).children()) for path in rows}
     of_clip = {path: [rows[path] * kept_of(block).bytes(precision) for block in blocks[path]] for path in rows}
-    if not recompute:
+    if recompute == "none":
         return clips * sum(map(sum, of_clip.values()))
-    inputs = sum(rows[path] * FLOAT32 * _width(block) for path in rows for block in blocks[path])
-    return clips * (inputs + max((size for sizes in of_clip.values() for size in sizes), default=0.0))
+    held = sum(
+        rows[path] * kept_recomputed(block, recompute).bytes(precision) for path in rows for block in blocks[path]
+    )
+    return clips * (held + max((size for sizes in of_clip.values() for size in sizes), default=0.0))
 
 
 def _width(block: nn.Module) -> int:

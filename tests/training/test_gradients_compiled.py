@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from fastvtp.training.compiling import blocks_of
 from fastvtp.training.gradients import computes_twice
-from fastvtp.training.parallel import Parallel, blocks_of
+from fastvtp.training.parallel import Parallel
 from tests.training.steps import (
     CASES,
     CPU,
@@ -50,7 +51,7 @@ def test_compiled_micro_batches_give_the_same_gradients(name, changes, traced):
     graphs = []
     for whole, micro_batches in ((batch, 2), (batch, 4), (other, 4)):
         batches = parts(whole, micro_batches, numbered=True)
-        found = in_micro_batches(case, model, batches, compile=True)
+        found = in_micro_batches(case, model, batches, compile="step")
         assert largest_difference(found, in_micro_batches(case, model, batches)) < 1e-6
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert 0 < graphs[1] == graphs[2]
@@ -65,7 +66,7 @@ def test_what_draws_twice_is_not_compiled(monkeypatch, caplog):
     def compiled(micro_batches: int, **changes: Any) -> list[bool] | None:
         """Which blocks are compiled; None: all of the model is."""
         model = case.model(depth=3, **changes)
-        config = make_config(case, model, micro_batches, compile=True)
+        config = make_config(case, model, micro_batches, compile="step")
         twice = computes_twice(config, make_task(config), micro_batches)
         Parallel(model, config, CPU, leaves_out=False, twice=twice)
         by_block = [block._compiled_call_impl is not None for block in blocks_of(model)]

@@ -8,8 +8,10 @@ from torch import nn
 
 from fastvtp import processes
 from fastvtp.errors import ConfigError
+from fastvtp.training.compiling import blocks_of, recompute_blocks
+from fastvtp.training.config import RECOMPUTE
 from fastvtp.training.loop import train
-from fastvtp.training.parallel import blocks_of, choose_strategy, recompute_blocks
+from fastvtp.training.parallel import choose_strategy
 from tests.ranks import run_ranks
 from tests.training.test_many_processes import records_of
 from tests.training.tiny_runs import RUNS, prepare
@@ -98,12 +100,13 @@ def test_recomputed_blocks_keep_their_inputs_alone():
 @pytest.mark.parametrize("name", ["simvtp-hard", "prism-1", "alpro"])
 def test_recomputing_changes_no_bit(name, data, tmp_path):
     """With dropout and skipped branches, which are drawn alike again."""
-    for value in ("true", "false"):
+    for value in RECOMPUTE:
         config = RUNS[name].config(data, tmp_path / value, "steps=2", f"recompute={value}")
         train(config, progress_bar=False)
-    first, second = (tmp_path / value for value in ("true", "false"))
-    assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
-    assert (first / "model/model.safetensors").read_bytes() == (second / "model/model.safetensors").read_bytes()
+    first, *others = (tmp_path / value for value in RECOMPUTE)
+    for other in others:
+        for file in ("metrics.jsonl", "model/model.safetensors"):
+            assert (first / file).read_bytes() == (other / file).read_bytes()
 
 
 def _half(rank: int, root: str, output: str, names: tuple[str, ...]) -> None:

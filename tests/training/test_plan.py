@@ -56,7 +56,7 @@ def test_memory_follows_from_the_settings():
     half = plan(videomae("parallel.strategy=fsdp2", "parallel.param_dtype=bfloat16"), Assumptions(gpus=16))
     assert half["strategies"]["fsdp2"]["memory"]["gathered"] == 2 * 2 * BLOCK + 4 * ROOT
     assert half["strategies"]["fsdp2"]["memory"]["casts"] == 0
-    kept = plan(videomae("recompute=true"), Assumptions(gpus=16))["strategies"]["ddp"]["memory"]["activations"]
+    kept = plan(videomae("recompute=blocks"), Assumptions(gpus=16))["strategies"]["ddp"]["memory"]["activations"]
     assert kept == 64 * (4 * (160 * 12 * 768 + 1568 * 4 * 384) + 36 * 1568 * 384)
 
 

@@ -139,7 +139,7 @@ def test_recomputed_blocks_keep_their_inputs_and_one_of_them_all():
     rows = {"a.blocks": 10, "b.blocks": 100}
     whole = activation_bytes(model, rows, clips=5, precision="float32")
     assert whole == 5 * 64 * (3 * 10 * 64 + 2 * 100 * 32)
-    kept = activation_bytes(model, rows, clips=5, precision="float32", recompute=True)
+    kept = activation_bytes(model, rows, clips=5, precision="float32", recompute="blocks")
     assert kept == 5 * (4 * (3 * 10 * 64 + 2 * 100 * 32) + 64 * 100 * 32)
 
 

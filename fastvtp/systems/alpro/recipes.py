@@ -93,7 +93,7 @@ def alpro_prompter(preset: str = "fastvtp") -> TrainConfig:
     """10 epochs of WebVid-2M and CC3M (`data.images`), 256 a step, each of which is contrasted with all others.
 
     Preset "official" contrasts 128 clips twice, as the release does: so many at a time are for one or two GPUs, with
-    `recompute=true` where they fill one.
+    `recompute=blocks` where they fill one.
 
     Give `init=` a ViT-B/16 of ImageNet and `text_init=` a folder of bert-base-uncased."""
     released = preset == "official"
