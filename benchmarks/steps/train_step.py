@@ -107,7 +107,8 @@ def step_flops(config: VideoMAEConfig, batch: Batch) -> int:
             keys = packing.key_lengths.cpu().long()
         words = len(plan.text_ids)
         heads = 2 * config.width * (len(plan.word_labels) * config.vocab_size + 2 * len(plan.match_labels))
-    rows = int(lengths.sum())
+    # tail rows, which are in no sequence, pass all layers but attention
+    rows = len(plan.sources) if isinstance(plan, SimVTPPlan) else int(lengths.sum())
     encoder = config.depth * block_flops(rows, rows, int((lengths * keys).sum()), config.width, ratio)
     encoder -= sharing_flops(clips * seen + words, rows, rows, rows, config.width)
     predicted, width, values = plan.predicted.numel(), config.decoder_width, batch.clip[0].numel() // config.num_tokens

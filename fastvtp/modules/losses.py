@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from fastvtp.modules.capacity import NO_LABEL
 from fastvtp.modules.precision import wide
 from fastvtp_kernels import contrastive_loss
 from fastvtp_kernels.derivatives import first_alone, for_every_caller, wants_gradient
@@ -45,7 +46,8 @@ def masked_word_loss(
     The M x V logits are never in memory at once, nor are their gradients: those of the inputs are computed with the
     loss, some rows at a time (cf. arXiv:2410.10989, section 3.2).
 
-    features: [M, D] tokens at the masked words. weight: [V, D]. bias: [V]. labels: int64 [M] in [0, V).
+    features: [M, D] tokens at the masked words. weight: [V, D]. bias: [V]. labels: int64 [M] in [0, V), or
+        -100, which no loss counts.
     backend: "chunked" is PyTorch on any device; "liger" is liger-kernel's fused linear cross-entropy on CUDA, which
         reads the number of words back from the device. None: "liger" for CUDA tensors if it is installed, but not
         under torch.compile, whose graph it would break.
@@ -70,7 +72,7 @@ def masked_word_loss(
             inputs = (features, weight) if bias is None else (features, weight, bias)
             differentiate = any(wants_gradient(x) for x in inputs)
             total, predicted, *_ = _differentiable(features, weight, bias, labels, differentiate)
-    return WordLoss(total / max(words, 1), predicted)
+    return WordLoss(total / (labels != NO_LABEL).sum().clamp(min=1), predicted)
 
 
 def _uses_liger(features: Tensor, backend: str | None) -> bool:
@@ -115,12 +117,13 @@ def _chunked(
         logits = F.linear(features[rows], weight, bias)
         torch.argmax(logits, dim=1, out=predicted[rows])
         logits = logits.to(dtype)
-        label = labels[rows, None]
+        counted = labels[rows, None] != NO_LABEL
         total += cross_entropy(logits, labels[rows], reduction="sum")
         if not differentiate:
             continue
         of_logits = logits.softmax(dim=1)
-        of_logits.scatter_add_(1, label, of_logits.new_full(label.shape, -1.0))
+        label = labels[rows, None].clamp(min=0)
+        of_logits.scatter_add_(1, label, of_logits.new_full(label.shape, -1.0)).masked_fill_(~counted, 0.0)
         of_bias += of_logits.sum(dim=0)
         of_logits = of_logits.to(features.dtype)
         of_features[rows] = of_logits @ weight

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from fastvtp.modules.bert import TextEmbeddings
+from fastvtp.modules.capacity import NO_LABEL
 from fastvtp.modules.contrast import Contrast
 from fastvtp.modules.layers import init_linear_xavier
 from fastvtp.modules.losses import (
@@ -47,8 +48,9 @@ class SimVTPOutput:
     """What `SimVTP.forward` gives; all but `terms` keeps its graph.
 
     loss: [], the weighted sum of the losses. terms: unweighted losses and accuracies by name, [] each, detached.
-    pixel_prediction: [B, Kp, P]. word_features: [M, D], what the word head sees of the masked words.
-    encoded: [N, D], the encoder's output in the plan's packing.
+    pixel_prediction: [B, Kp, P]. word_features: [M, D], what the word head sees of the masked words; of those that are
+        labelled -100 in the plan, anything.
+    encoded: [N, D], the encoder's output in the plan's packing; of tail rows, anything finite.
     text_features, video_features: [B, D or projection_dim], what the contrast compares, not scaled to unit length.
     match_logits: [2B, 2], (no, yes) of the matched and then the mismatched pairs. match_labels: int64 [2B], see
         `matching_labels`.
@@ -139,6 +141,7 @@ class SimVTP(nn.Module):
             sample_ids=sample_ids,
             seed=seed,
             step=step,
+            roomy=True,
         ).to(self.device)
 
     def collect(self, video: Tensor, plan: SimVTPPlan, wanted: Wanted) -> Collected:
@@ -153,17 +156,18 @@ class SimVTP(nn.Module):
             pairs = (plan.match_labels != -100).sum()
         elif not wanted.pairs:  # among its own clips all captions have a wrong one, or none has
             pairs = len(plan.sample_ids) * (1 + (plan.sample_ids != plan.sample_ids[0]).any())
-        return Collected({"words": len(plan.word_labels), "pairs": pairs}, compared, {"visible": plan.visible}, plan)
+        words = (plan.word_labels != NO_LABEL).sum()
+        return Collected({"words": words, "pairs": pairs}, compared, {"visible": plan.visible}, plan)
 
     def draw_wrong(
-        self, compared: Compared | None, sample_ids: Tensor, *, seed: int, step: int
+        self, compared: Compared | None, sample_ids: Tensor, *, seed: int, step: int | Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Draw for each of the texts of a whole batch the row of a wrong clip, int64 [B], -1 where there is none; no
         wrong texts. compared: the features of the batch; sample_ids: int64 [B], equal where a clip stands there twice.
         Raises ValueError where hard negatives are to be drawn without features.
         """
         if self.config.matching_negatives != "hard":
-            other = torch.from_numpy(random_mismatch(sample_ids.cpu().numpy(), seed=seed, step=step))
+            other = torch.from_numpy(random_mismatch(sample_ids.cpu().numpy(), seed=seed, step=int(step)))
             other = other.to(sample_ids.device)
             return torch.where(sample_ids[other] != sample_ids, other, -1), None
         if compared is None:
@@ -218,8 +222,9 @@ class SimVTP(nn.Module):
         word_features = take_rows(x_ND, plan.word_rows)
         labels = plan.word_labels
         word_loss, words = masked_word_loss(word_features, self.word_head.weight, self.word_head.bias, labels)
-        right_words = (words == labels).sum() / max(len(labels), 1)
-        word_loss, right_words = rest.means("words", len(labels), word_loss, right_words)
+        num_words = (labels != NO_LABEL).sum()
+        right_words = (words == labels).sum() / num_words.clamp(min=1)
+        word_loss, right_words = rest.means("words", num_words, word_loss, right_words)
 
         means = self._means(x_ND, plan)
         text, video_only = self._features(means)

@@ -12,6 +12,7 @@ from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.text import Tokenizer
 from fastvtp.evaluation.inference import inference
 from fastvtp.model_folder import OpenedModel
+from fastvtp.modules.capacity import NO_LABEL
 from fastvtp.systems.simvtp.model import SimVTP
 from fastvtp.visualization.reconstruction import (
     ReconstructionExample,
@@ -32,11 +33,12 @@ def reconstruct(
     with inference(model):
         plan = model.plan(input_ids, batch.text_lengths, batch.sample_ids.cpu(), seed=seed, step=0)
         output = model(batch.video.to(model.device), plan)
-        words = model.word_head(output.word_features).argmax(-1)
+        hidden = plan.word_labels != NO_LABEL
+        words = model.word_head(output.word_features[hidden]).argmax(-1)
 
     masked_ids = plan.text_ids[: len(input_ids)].cpu()
     # the pool that `gather` reads holds the visible tubelets of all clips, then the masked captions
-    hidden_words = (plan.sources.rows[plan.word_rows] - plan.visible.numel()).cpu()
+    hidden_words = (plan.sources.rows[plan.word_rows[hidden]] - plan.visible.numel()).cpu()
     predicted_ids = masked_ids.index_copy(0, hidden_words, words.cpu())
     captions = [ids.split(list(batch.text_lengths)) for ids in (input_ids, masked_ids, predicted_ids)]
 

@@ -3,15 +3,20 @@
 Shape legend: B = clips, Kv / Kp = visible / predicted tubelets of a clip, N = packed tokens, N2 = those of the wrong
 pairs, Nt = caption tokens of the batch, M = masked words. The pool holds the visible tubelets of all clips and, behind
 them, the text tokens, each embedded once.
+
+What changes with the captions, Nt, N, N2 and M, is rounded up, see `fastvtp.modules.capacity`: behind the real rows of
+a plan are tail rows, which are in no sequence, and words labelled -100, which the loss leaves out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastvtp.modules.bert import TextTakers
+from fastvtp.modules.capacity import NO_LABEL, bucket, length_bound, pad_rows
 from fastvtp.modules.losses import matching_labels
 from fastvtp.modules.packing import (
     Packing,
@@ -37,6 +42,15 @@ class Mismatched:
     clip_of_row: Tensor
     packing: Packing
 
+    def with_tail(self, tail: int, batch_size: int, longest: int) -> "Mismatched":
+        """Return this with `tail` rows behind it that are in no sequence, and a bound on the longest sequence."""
+        num_rows = len(self.clip_of_row) + tail
+        return Mismatched(
+            pad_rows(self.clip_0_sources, num_rows, 0),
+            pad_rows(self.clip_of_row, num_rows, batch_size),
+            _with_room(self.packing, num_rows, longest),
+        )
+
     def sources(self, clips: Tensor, num_visible: int) -> Tensor:
         """Return the pool row of every packed row, int64 [N2], where caption i is shown with clip `clips[i]`, int64
         [B], of which the pool holds `num_visible` tubelets."""
@@ -58,9 +72,10 @@ class SimVTPPlan:
         mismatched ones unless they are hard negatives.
     joint_video_rows: int64 [B*Kv], the packed rows of the tubelets in the joint sequences.
     match_labels: int64 [2B], of the matched and the mismatched pairs; hard negatives make labels of their own.
-    word_rows, word_labels: int64 [M], the packed rows of the masked words and the words that stood there.
+    word_rows, word_labels: int64 [M], the packed rows of the masked words and the words that stood there; where the
+        label is -100, any rows.
     mismatched: the layout of the hard negatives; None where the negatives are known beforehand.
-    seed, step: the key of the hard negatives' draw.
+    seed, step: the key of the hard negatives' draw; step is int64 [], so that code compiled for a plan fits the next.
     """
 
     sample_ids: Tensor
@@ -76,8 +91,8 @@ class SimVTPPlan:
     word_rows: Tensor
     word_labels: Tensor
     mismatched: Mismatched | None
-    seed: int = 0
-    step: int = 0
+    seed: int
+    step: Tensor
 
     def to(self, device: torch.device | str) -> "SimVTPPlan":
         """Return the plan with its tensors on `device`, in copies that the host does not wait for."""
@@ -110,6 +125,40 @@ class CaptionTokens:
     padded_length: int | None = None
 
 
+class Capacity(NamedTuple):
+    """The sizes of a plan, see `fastvtp.modules.capacity`: text tokens of the pool, tail rows of the packed rows and of
+    those of the wrong pairs, masked words, and a bound on the longest sequence."""
+
+    text: int
+    tail: int
+    wrong_tail: int
+    words: int
+    longest: int
+
+    @staticmethod
+    def of(config: SimVTPConfig, masks: StepMasks, captions: CaptionTokens, *, hard: bool) -> "Capacity":
+        """Return the capacity for these captions; hard: wrong pairs are encoded by a call of their own."""
+        tokens, copies = len(captions.input_ids), 1 + (config.contrastive_text == "clean")
+        room = bucket(tokens)
+        text, of_sequences, room_of_sequences = copies * room, tokens, room
+        longest = int(captions.lengths.max(initial=0))
+        if config.pad_text:
+            padded = longest if captions.padded_length is None else captions.padded_length
+            of_sequences = padded * len(captions.lengths)
+            room_of_sequences = bucket(of_sequences)
+            # the captions, and of one copy as many rows as they are padded to
+            text, longest = (copies - 1) * room + max(room_of_sequences, room), padded
+        spare = room_of_sequences - of_sequences
+        num_visible = masks.visible.shape[1]
+        return Capacity(
+            text=text,
+            tail=(2 if hard else 3) * spare,
+            wrong_tail=spare,
+            words=bucket(int(masks.hidden.sum()), bits=3),
+            longest=length_bound(num_visible + longest, num_visible + config.max_text_length),
+        )
+
+
 def lay_out(
     config: SimVTPConfig,
     masks: StepMasks,
@@ -119,12 +168,13 @@ def lay_out(
     sample_ids: Tensor,
     seed: int = 0,
     step: int = 0,
+    roomy: bool = False,
 ) -> SimVTPPlan:
     """Return the plan of given masks and negatives; everything is on the host, and so is the result.
 
-    mismatch: int64 [B], the wrong clip that each caption is shown with; None: the plan is for hard negatives, which are
-    drawn by similarity later, keyed by (seed, step). sample_ids: int64 [B], equal where a clip stands in the batch
-    twice.
+    roomy: round what changes with the captions up, as `SimVTP.plan` does. mismatch: int64 [B], the wrong clip that each
+    caption is shown with; None: the plan is for hard negatives, which are drawn by similarity later, keyed by (seed,
+    step). sample_ids: int64 [B], equal where a clip stands in the batch twice.
 
     Raises ValueError where a caption is longer than `padded_length`.
     """
@@ -162,6 +212,17 @@ def lay_out(
 
     joint_text_rows = torch.from_numpy(span_rows(joint_rows + num_visible, lengths))
     text_ids, text_positions, sources = torch.cat(ids), torch.cat(positions), sequences.sources()
+    word_rows, word_labels, packing = joint_text_rows[hidden], input_ids[hidden], sequences.packing()
+    if roomy:
+        room = Capacity.of(config, masks, captions, hard=mismatch is None)
+        text_ids = pad_rows(text_ids, room.text, config.pad_token_id)
+        text_positions = pad_rows(text_positions, room.text, 0)
+        sources = _with_tail(sources, room.tail, masks.visible.numel() + len(text_ids))
+        word_rows = _with_others(word_rows, room.words, len(sources))
+        word_labels = pad_rows(word_labels, room.words, NO_LABEL)
+        packing = _with_room(packing, len(sources), room.longest)
+        if mismatched is not None:
+            mismatched = mismatched.with_tail(room.wrong_tail, batch_size, room.longest)
     return SimVTPPlan(
         sample_ids=sample_ids,
         visible=masks.visible,
@@ -170,15 +231,34 @@ def lay_out(
         text_positions=text_positions,
         text_takers=TextTakers.of(config, text_ids, text_positions),
         sources=Pick(sources, Takers.of(sources, masks.visible.numel() + len(text_ids))),
-        packing=sequences.packing(),
+        packing=packing,
         joint_video_rows=torch.from_numpy(span_rows(joint_rows, video[1])),
         match_labels=labels,
-        word_rows=joint_text_rows[hidden],
-        word_labels=input_ids[hidden],
+        word_rows=word_rows,
+        word_labels=word_labels,
         mismatched=mismatched,
         seed=seed,
-        step=step,
+        step=torch.tensor(step),
     )
+
+
+def _with_tail(sources: Tensor, tail: int, pool_rows: int) -> Tensor:
+    """Return the pool rows that packed rows are taken from, with those of `tail` rows behind them: the last of the
+    pool, each as rarely as can be, so that no pool row has many takers."""
+    return torch.cat([sources, pool_rows - 1 - torch.arange(tail) % pool_rows])
+
+
+def _with_others(word_rows: Tensor, words: int, num_rows: int) -> Tensor:
+    """Return the rows of the masked words with others behind them, up to `words`: no row twice, as gradients are copied
+    back to them."""
+    free = torch.ones(num_rows, dtype=torch.bool).index_fill_(0, word_rows, False)
+    return torch.cat([word_rows, free.nonzero()[: words - len(word_rows), 0]])
+
+
+def _with_room(packing: Packing, num_rows: int, longest: int) -> Packing:
+    """Return a packing of `num_rows` rows, of which the last may be in no sequence."""
+    keys = None if packing.key_rows is None else pad_rows(packing.key_rows, num_rows, 0)
+    return replace(packing, max_seqlen=longest, key_rows=keys)
 
 
 def _hard_layout(

@@ -65,7 +65,7 @@ def varlen_attention_packed(
     if key_lengths is not None:
         sizes = zip(cu_seqlens.diff().tolist(), key_lengths.tolist(), strict=True)
         answers = torch.cat([torch.arange(rows) < keys for rows, keys in sizes])
-        key, value = key[answers], value[answers]
+        key, value = key[: len(answers)][answers], value[: len(answers)][answers]
         options["cu_seqlens_k"] = torch.nn.functional.pad(key_lengths.cumsum(0), (1, 0))
     return varlen_attention(query, key, value, cu_seqlens, max_seqlen, **options)
 

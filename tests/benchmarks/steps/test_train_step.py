@@ -58,8 +58,8 @@ def test_step_flops_are_the_products_that_our_model_computes(name, depth):
 
 def test_both_sides_are_given_the_same_batch(batch):
     _, labels, other = batch.captions
-    assert (labels >= 0).sum() == len(batch.plan.word_labels)
-    assert torch.equal(labels[labels >= 0], batch.plan.word_labels)
+    words = batch.plan.word_labels
+    assert torch.equal(labels[labels >= 0], words[words >= 0])
     assert not (other == torch.arange(len(other))).any()
     assert torch.equal(batch.hidden.nonzero()[:, 1].view(len(batch.video), -1), batch.plan.predicted.long())
 
