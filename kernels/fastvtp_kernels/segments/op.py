@@ -15,7 +15,7 @@ _sum_rows, _sum_rows_reference = (
         f"sum_rows{suffix}(Tensor gradient, Tensor rows, Tensor places, Tensor starts, int ignored) -> Tensor",
         launch=launch,
         reference=reference.sum_rows,
-        fake=lambda gradient, rows, places, starts, ignored: gradient.new_empty(len(starts) - 1, gradient.shape[1]),
+        fake=lambda gradient, rows, places, starts, ignored: gradient.new_empty(starts.shape[0] - 1, gradient.shape[1]),
     )
     for suffix, launch in (("", launcher(__name__, "sum_rows")), ("_reference", reference.sum_rows))
 )
@@ -23,10 +23,10 @@ _sum_sequences = define_op(
     "sum_sequences(Tensor x, Tensor offsets) -> Tensor",
     launch=launcher(__name__, "sum_sequences"),
     reference=reference.sum_sequences,
-    fake=lambda x, offsets: x.new_empty(len(offsets) - 1, x.shape[1], dtype=compute_dtype(x.dtype)),
+    fake=lambda x, offsets: x.new_empty(offsets.shape[0] - 1, x.shape[1], dtype=compute_dtype(x.dtype)),
 )
 _spread_sequences = define_op(
-    "spread_sequences(Tensor values, Tensor offsets, int num_rows, ScalarType dtype) -> Tensor",
+    "spread_sequences(Tensor values, Tensor offsets, SymInt num_rows, ScalarType dtype) -> Tensor",
     launch=launcher(__name__, "spread_sequences"),
     reference=reference.spread_sequences,
     fake=lambda values, offsets, num_rows, dtype: values.new_empty(num_rows, values.shape[1], dtype=dtype),
@@ -74,7 +74,7 @@ def sum_rows(gradient: Tensor, rows: Tensor, places: Tensor, starts: Tensor, ign
 def _keep_offsets(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
     x, offsets = inputs
     ctx.save_for_backward(offsets)
-    ctx.num_rows, ctx.dtype = len(x), x.dtype
+    ctx.num_rows, ctx.dtype = x.shape[0], x.dtype
 
 
 def _gradient_of_sequences(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
