@@ -53,6 +53,7 @@ class VideoTextBatch:
             from it.
         kind: "video", or "image" where the clips are pictures: of one frame, or of one that is repeated.
         sources: which video, or span of one, each clip is of, see `VideoRecord.source`; empty where nobody decoded one.
+        plan: the model's plan of this batch, on the host, where it was made ahead.
     """
 
     video: torch.Tensor
@@ -65,6 +66,7 @@ class VideoTextBatch:
     step: int
     kind: str = "video"
     sources: tuple[str, ...] = ()
+    plan: Any = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> VideoTextBatch:
         """Copy the batch with its tensors on `device`."""

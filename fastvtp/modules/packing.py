@@ -3,16 +3,13 @@
 Shape legend: S = sequences, N = packed rows of all sequences, Nk = those that may be attended to, B = samples.
 """
 
-from dataclasses import dataclass, is_dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastvtp_kernels.packing import locate_rows
-
-Record = TypeVar("Record", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -209,22 +206,3 @@ def pair_sequences(
     clip_rows = text_cu_seqlens[-1] + video_index[sequence] * video_rows + position - lengths[sequence]
     rows = torch.where(of_text, starts[sequence] + position, clip_rows)
     return torch.where(within, rows, 0), cu_seqlens
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to `device` without the host's waiting for it, for which it must lie in pinned memory."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
-
-
-def on_device(record: Record, device: torch.device) -> Record:
-    """Return a copy of a dataclass whose tensors, and those of the dataclasses in it, are on `device`, see
-    `to_device`."""
-    changes = {}
-    for name, value in vars(record).items():
-        if isinstance(value, Tensor):
-            changes[name] = to_device(value, device)
-        elif is_dataclass(value):
-            changes[name] = on_device(value, device)
-    return replace(record, **changes)

@@ -14,6 +14,7 @@ at other micro-batches are given what they need by a `RestOfStep`, in one of thr
 Shape legend: A = micro-batches of a step on this process, W = processes, M = A * W, B = clips of a micro-batch.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -27,7 +28,8 @@ from torch import Tensor
 from fastvtp import processes
 from fastvtp.data.loader import VideoTextBatch
 from fastvtp.errors import ConfigError
-from fastvtp.modules.packing import on_device, pack_lengths, span_rows, to_device
+from fastvtp.modules.one_buffer import on_device, to_device
+from fastvtp.modules.packing import pack_lengths, span_rows
 from fastvtp.modules.rest_of_step import (
     ALONE,
     AcrossProcesses,
@@ -39,6 +41,7 @@ from fastvtp.modules.rest_of_step import (
     Wanted,
     WrongPairs,
 )
+from fastvtp.training.ahead import with_plans
 from fastvtp.training.config import TrainConfig
 from fastvtp.training.exchange import exchange_rows, gather_rows
 from fastvtp.training.parallel import Parallel
@@ -66,7 +69,7 @@ class StepSums:
         """Add what a micro-batch gave."""
         found = {"loss": loss.detach(), **terms}
         self.totals = {name: self.totals[name] + value for name, value in found.items()} if self.totals else found
-        self.seen.append((replace(batch, video=batch.video[:0].clone()), found["loss"]))
+        self.seen.append((replace(batch, video=batch.video[:0].clone(), plan=None), found["loss"]))
 
 
 def wanted_of(config: TrainConfig, task: Task) -> Wanted:
@@ -97,6 +100,15 @@ class Gradients:
         self._looks_around = type(task).collect is not Task.collect
         if self._wanted.compared and not self._looks_around and micro_batches * processes.size() > 1:
             raise ConfigError(_NO_FEATURES)
+
+    def planned(self, batches: Iterator[VideoTextBatch], number: int) -> Iterator[VideoTextBatch]:
+        """Give the micro-batches that `of_step` will be given their plans, made ahead in a thread, where the task plans
+        any. number: how many there will be."""
+        if type(self._task).plan is Task.plan:
+            return batches
+        together = self._each * processes.size() > 1 and self._looks_around and self._wanted.pairs
+        make = functools.partial(self._task.plan, self._parallel.model, own_pairs=not together, device="cpu")
+        return with_plans(batches, make, most=number)
 
     def of_step(self, batches: Iterator[VideoTextBatch], step: int) -> StepSums:
         """Compute and add up the gradients of a step, whose A micro-batches `batches` gives. step: its number."""

@@ -201,7 +201,8 @@ def _train(
             )
         )
         bar = stack.enter_context(_bar(config, progress.step, disable=not progress_bar))
-        batches: Iterator[Any] = iter(loader) if progress.step < config.steps else iter(())
+        left = (config.steps - progress.step) * each
+        batches: Iterator[Any] = gradients.planned(iter(loader), left) if left else iter(())
         started = interval_start = time.perf_counter()
         interval_wait = interval_steps = 0
         seen: list[Seen] = []

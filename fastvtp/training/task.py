@@ -17,6 +17,7 @@ from fastvtp.data.loader import VideoTextBatch
 from fastvtp.data.stream import Batches
 from fastvtp.data.text import MIN_TEXT_LENGTH, Tokenizer
 from fastvtp.errors import ConfigError
+from fastvtp.modules.one_buffer import on_device
 from fastvtp.modules.rest_of_step import ALONE, Collected, RestOfStep, Wanted
 from fastvtp.training.config import NoOptions, TrainConfig, find_task, names_of_tasks, tasks
 from fastvtp.training.paths import missing_test_data
@@ -174,6 +175,18 @@ class Task(ABC):
         """Return a loader of these batches that decodes nothing, in place of the usual one; None: clips are decoded."""
         return None
 
+    def plan(self, model: Any, batch: VideoTextBatch, *, own_pairs: bool = True, device: str | None = None) -> Any:
+        """Return the plan of a micro-batch, made of its captions and numbers and the model's configuration alone; None,
+        where its model plans nothing. own_pairs: False leaves the wrong pairs to the whole batch, where a plan would
+        make them. device: where its tensors are; None: the model's."""
+        return None
+
+    def planned(self, model: Any, batch: VideoTextBatch, *, own_pairs: bool = True) -> Any:
+        """Return the plan of a micro-batch on the model's device: the one that was made ahead, or else a new one."""
+        if batch.plan is None:
+            return self.plan(model, batch, own_pairs=own_pairs)
+        return on_device(batch.plan, model.device)
+
     def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected | None:
         """Tell beforehand what the losses of the other micro-batches of the step need of this one, without gradients;
         None: nothing, as every loss is a mean over clips. The random choices are those of `loss`."""
@@ -208,16 +221,15 @@ class CaptionedTask(Task):
         on_device = batch.to(model.device, non_blocking=True)
         return on_device.video, on_device.input_ids, on_device.cu_seqlens, batch.max_text_length
 
-    def plan(self, model: Any, batch: VideoTextBatch, *, own_pairs: bool = True) -> Any:
-        """Return the plan of a micro-batch. own_pairs: False leaves the wrong pairs to the whole batch, where a plan
-        would make them."""
-        return model.plan(batch.input_ids, batch.text_lengths, batch.sample_ids, seed=self.config.seed, step=batch.step)
+    def plan(self, model: Any, batch: VideoTextBatch, *, own_pairs: bool = True, device: str | None = None) -> Any:
+        draw = {"seed": self.config.seed, "step": batch.step}
+        return model.plan(batch.input_ids, batch.text_lengths, batch.sample_ids, **draw, device=device)
 
     def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected | None:
-        return model.collect(batch.video, self.plan(model, batch, own_pairs=not wanted.pairs), wanted)
+        return model.collect(batch.video, self.planned(model, batch, own_pairs=not wanted.pairs), wanted)
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
-        plan = self.plan(model, batch) if rest.kept is None else rest.kept
+        plan = self.planned(model, batch) if rest.kept is None else rest.kept
         output = compute(batch.video, plan, rest=rest)
         return output.loss, output.terms
 

@@ -13,13 +13,8 @@ from torch import Tensor, nn
 from fastvtp.modules.bert import TextTakers
 from fastvtp.modules.checks import check_positive
 from fastvtp.modules.layers import init_linear_normal
-from fastvtp.modules.packing import (
-    Packing,
-    check_texts,
-    on_device,
-    pack_lengths,
-    span_rows,
-)
+from fastvtp.modules.one_buffer import on_device
+from fastvtp.modules.packing import Packing, check_texts, pack_lengths, span_rows
 from fastvtp.modules.precision import in_float32
 from fastvtp.modules.rest_of_step import ALONE, Collected, RestOfStep, Wanted
 from fastvtp.modules.rows import take_rows
@@ -60,13 +55,20 @@ class AlproRetrieval(AlproFusion):
     """Retrieval, fine-tuned by contrast and by matching with hard negatives, as ALPRO is."""
 
     def plan(
-        self, input_ids: Tensor, text_lengths: Sequence[int], sample_ids: Tensor, *, seed: int, step: int
+        self,
+        input_ids: Tensor,
+        text_lengths: Sequence[int],
+        sample_ids: Tensor,
+        *,
+        seed: int,
+        step: int,
+        device: torch.device | str | None = None,
     ) -> AlproPlan:
         """Lay out the captions of a batch; the hard negatives will follow (seed, step). Arguments as `Alpro.plan`."""
         lengths = np.asarray(text_lengths, dtype=np.int64)
         check_texts(input_ids, lengths, self.config.max_text_length)
         plan = self.lay_out(input_ids=input_ids, lengths=lengths, sample_ids=sample_ids, seed=seed, step=step)
-        return plan.to(self.device)
+        return plan.to(device or self.device)
 
     @torch.no_grad()
     def collect(self, video: Tensor, plan: AlproPlan, wanted: Wanted) -> Collected:

@@ -14,14 +14,8 @@ from torch import Tensor, nn
 from fastvtp.modules.bert import BertEncoder, TextTakers
 from fastvtp.modules.layers import init_linear_normal
 from fastvtp.modules.losses import CONTRAST_PRECISIONS, matching_accuracy, matching_loss
-from fastvtp.modules.packing import (
-    Packing,
-    join_packings,
-    on_device,
-    pack_lengths,
-    pair_sequences,
-    span_rows,
-)
+from fastvtp.modules.one_buffer import on_device
+from fastvtp.modules.packing import Packing, join_packings, pack_lengths, pair_sequences, span_rows
 from fastvtp.modules.precision import in_float32
 from fastvtp.modules.rest_of_step import ALONE, Collected, Compared, RestOfStep, Wanted
 from fastvtp.modules.rows import Pick, QueryRows, Rows, take_rows

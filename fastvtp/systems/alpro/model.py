@@ -81,7 +81,14 @@ class Alpro(AlproFusion):
         return self
 
     def plan(
-        self, input_ids: Tensor, text_lengths: Sequence[int], sample_ids: Tensor, *, seed: int, step: int
+        self,
+        input_ids: Tensor,
+        text_lengths: Sequence[int],
+        sample_ids: Tensor,
+        *,
+        seed: int,
+        step: int,
+        device: torch.device | str | None = None,
     ) -> AlproPlan:
         """Draw masked words and crops from (seed, step, sample id); arguments as `SimVTP.plan`.
 
@@ -106,7 +113,7 @@ class Alpro(AlproFusion):
             crop=crop,
             seed=seed,
             step=step,
-        ).to(self.device)
+        ).to(device or self.device)
 
     def forward(
         self,

@@ -118,10 +118,10 @@ class PretrainAlpro(CaptionedTask):
             encode_prompts(model, reader, self.entities)
 
     def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected:
-        return model.collect(batch.video, self.plan(model, batch), wanted, kind=batch.kind)
+        return model.collect(batch.video, self.planned(model, batch), wanted, kind=batch.kind)
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
-        plan = self.plan(model, batch) if rest.kept is None else rest.kept
+        plan = self.planned(model, batch) if rest.kept is None else rest.kept
         output = compute(batch.video, plan, kind=batch.kind, rest=rest)
         return output.loss, output.terms
 

@@ -111,13 +111,14 @@ class SimVTP(nn.Module):
         seed: int,
         step: int,
         own_pairs: bool = True,
+        device: torch.device | str | None = None,
     ) -> SimVTPPlan:
         """Draw the masks of a micro-batch and lay out its sequences, all of it from (seed, step, sample id).
 
         input_ids: int64 [Nt] packed captions, on the CPU. text_lengths: tokens of each caption, B host integers.
         sample_ids: int64 [B] keys of the masks, on the CPU. step: number of the micro-batch in the run. own_pairs:
-        False leaves the wrong pairs open, for `RestOfStep.wrong`. Returns the plan on the model's device. Raises
-        ValueError where the captions do not fit their lengths or the model's positions.
+        False leaves the wrong pairs open, for `RestOfStep.wrong`. Returns the plan on `device`, the model's unless
+        another is given. Raises ValueError where the captions do not fit their lengths or the model's positions.
         """
         config = self.config
         lengths = np.asarray(text_lengths, dtype=np.int64)
@@ -142,7 +143,7 @@ class SimVTP(nn.Module):
             seed=seed,
             step=step,
             roomy=True,
-        ).to(self.device)
+        ).to(device or self.device)
 
     def collect(self, video: Tensor, plan: SimVTPPlan, wanted: Wanted) -> Collected:
         """Tell beforehand what the losses of a step need of this micro-batch: its masked words, and the features that

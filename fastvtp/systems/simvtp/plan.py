@@ -18,13 +18,8 @@ from torch import Tensor
 from fastvtp.modules.bert import TextTakers
 from fastvtp.modules.capacity import NO_LABEL, bucket, length_bound, pad_rows
 from fastvtp.modules.losses import matching_labels
-from fastvtp.modules.packing import (
-    Packing,
-    SequenceBuilder,
-    exclusive_cumsum,
-    on_device,
-    span_rows,
-)
+from fastvtp.modules.one_buffer import on_device
+from fastvtp.modules.packing import Packing, SequenceBuilder, exclusive_cumsum, span_rows
 from fastvtp.modules.rows import Pick, Takers
 from fastvtp.systems.simvtp.config import SimVTPConfig
 

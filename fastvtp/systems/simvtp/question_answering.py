@@ -19,14 +19,8 @@ from fastvtp.modules.checks import (
     check_share,
 )
 from fastvtp.modules.layers import init_linear_xavier
-from fastvtp.modules.packing import (
-    Packing,
-    SequenceBuilder,
-    exclusive_cumsum,
-    offsets,
-    on_device,
-    span_rows,
-)
+from fastvtp.modules.one_buffer import on_device
+from fastvtp.modules.packing import Packing, SequenceBuilder, exclusive_cumsum, offsets, span_rows
 from fastvtp.modules.precision import in_float32
 from fastvtp.modules.rows import Pick, QueryRows, Rows, Takers, segment_mean, take_rows
 from fastvtp.modules.stacks import Stack

@@ -28,7 +28,7 @@ class PretrainSimVTP(CaptionedTask):
     model_config = SimVTPConfig
     contrasts = matches = True
 
-    def plan(self, model: Any, batch: VideoTextBatch, *, own_pairs: bool = True) -> Any:
+    def plan(self, model: Any, batch: VideoTextBatch, *, own_pairs: bool = True, device: str | None = None) -> Any:
         return model.plan(
             batch.input_ids,
             batch.text_lengths,
@@ -36,6 +36,7 @@ class PretrainSimVTP(CaptionedTask):
             seed=self.config.seed,
             step=batch.step,
             own_pairs=own_pairs,
+            device=device,
         )
 
 

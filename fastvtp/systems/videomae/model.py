@@ -23,7 +23,8 @@ from fastvtp.modules.layers import (
     init_linear_xavier,
     set_norm_eps,
 )
-from fastvtp.modules.packing import Packing, on_device
+from fastvtp.modules.one_buffer import on_device
+from fastvtp.modules.packing import Packing
 from fastvtp.modules.pixels import IMAGENET_MEAN, IMAGENET_STD
 from fastvtp.modules.positions import Grid, GridPositionsConfig, OnGrid
 from fastvtp.modules.stacks import Stack
@@ -277,10 +278,13 @@ class VideoMAE(nn.Module):
         """Tell how deep the parameters stand, see `Stack`."""
         return [Stack(("video_embeddings",)).under("encoder.blocks", len(self.encoder.blocks))]
 
-    def plan(self, sample_ids: Tensor, *, seed: int, step: int) -> VideoMAEPlan:
-        """Draw the masks of a step from (seed, step, sample id). sample_ids: int64 [B], on the CPU."""
+    def plan(
+        self, sample_ids: Tensor, *, seed: int, step: int, device: torch.device | str | None = None
+    ) -> VideoMAEPlan:
+        """Draw the masks of a step from (seed, step, sample id). sample_ids: int64 [B], on the CPU. Returns the plan on
+        `device`, the model's unless another is given."""
         visible, predicted = self.config.draw_masks(sample_ids, seed=seed, step=step)
-        return on_device(VideoMAEPlan(visible, predicted), self.device)
+        return on_device(VideoMAEPlan(visible, predicted), device or self.device)
 
     def forward(self, video: Tensor, plan: VideoMAEPlan) -> VideoMAEOutput:
         """Compute the reconstruction loss of a batch of clips, uint8 [B, T, H, W, 3], with what `plan` drew for it."""

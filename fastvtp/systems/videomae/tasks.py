@@ -36,8 +36,11 @@ class PretrainVideoMAE(Task):
         super().__init__(config, checkpoint)
         self.records = load_videos(config.data.train_list)
 
+    def plan(self, model: Any, batch: VideoTextBatch, *, own_pairs: bool = True, device: str | None = None) -> Any:
+        return model.plan(batch.sample_ids, seed=self.config.seed, step=batch.step, device=device)
+
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
-        output = compute(batch.video, model.plan(batch.sample_ids, seed=self.config.seed, step=batch.step))
+        output = compute(batch.video, self.planned(model, batch))
         return output.loss, output.terms
 
 

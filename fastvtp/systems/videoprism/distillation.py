@@ -25,7 +25,8 @@ from fastvtp.modules.checks import (
     check_share,
 )
 from fastvtp.modules.layers import init_linear_normal
-from fastvtp.modules.packing import Packing, on_device
+from fastvtp.modules.one_buffer import on_device
+from fastvtp.modules.packing import Packing
 from fastvtp.modules.pooler import AttentionPooler
 from fastvtp.modules.positions import GridPositionsConfig, OnGrid
 from fastvtp.modules.stacks import Stack
@@ -282,11 +283,13 @@ class PrismStudent(nn.Module):
         """Copy the teacher's encoder into the student."""
         self.encoder.load_state_dict(self.teacher.video_encoder.state_dict())
 
-    def plan(self, sample_ids: Tensor, *, seed: int, step: int) -> PrismStudentPlan:
+    def plan(
+        self, sample_ids: Tensor, *, seed: int, step: int, device: torch.device | str | None = None
+    ) -> PrismStudentPlan:
         """Draw the masks and orders of a step on the host, from (seed, step, sample id). sample_ids: int64 [B] on the
         CPU.
 
-        Returns the plan on the model's device.
+        Returns the plan on `device`, the model's unless another is given.
         """
         config, draw = self.config, {"seed": seed, "step": step}
         settings = {"sample_ids": sample_ids, **draw}
@@ -303,7 +306,7 @@ class PrismStudent(nn.Module):
         else:
             order = shuffled_order(torch.zeros(1, dtype=torch.int64), length, **draw)[0]
         plan = PrismStudentPlan(lay_out_visible(mask.visible, config.grid), mask.masked, order)
-        return on_device(plan, self.device)
+        return on_device(plan, device or self.device)
 
     def forward(self, video: Tensor, plan: PrismStudentPlan) -> PrismStudentOutput:
         """Compute the losses of a batch of clips, uint8 [B, T, H, W, 3] of the config's size, with what `plan` drew for

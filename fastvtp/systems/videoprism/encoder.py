@@ -25,11 +25,8 @@ from fastvtp.modules.checks import (
     check_share,
 )
 from fastvtp.modules.layers import init_linear_normal
-from fastvtp.modules.packing import (
-    Packing,
-    offsets,
-    on_device,
-)
+from fastvtp.modules.one_buffer import on_device
+from fastvtp.modules.packing import Packing, offsets
 from fastvtp.modules.pooler import AttentionPooler
 from fastvtp.modules.positions import resize_positions
 from fastvtp.modules.precision import in_float32

@@ -52,17 +52,17 @@ class PretrainPrismContrast(CaptionedTask):
         yield from super().initial_weights(model)
         yield self.config.options.video_init, None, model.video_encoder
 
-    def plan(self, model: Any, batch: VideoTextBatch, *, own_pairs: bool = True) -> Any:
-        return model.plan(batch.video, batch.sample_ids, seed=self.config.seed, step=batch.step)
+    def plan(self, model: Any, batch: VideoTextBatch, *, own_pairs: bool = True, device: str | None = None) -> Any:
+        return model.plan(batch.video, batch.sample_ids, seed=self.config.seed, step=batch.step, device=device)
 
     def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected:
-        visible = self.plan(model, batch)
+        visible = self.planned(model, batch)
         found = model.collect(*self.whole(model, batch), wanted=wanted, visible=visible)
         return replace(found, kept=visible)
 
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
         sample_ids = batch.sample_ids.to(model.device, non_blocking=True)
-        visible = self.plan(model, batch) if rest.kept is None else rest.kept
+        visible = self.planned(model, batch) if rest.kept is None else rest.kept
         output = compute(*self.whole(model, batch), sample_ids=sample_ids, visible=visible, rest=rest)
         return output.loss, output.terms
 
@@ -99,9 +99,11 @@ class PretrainPrismDistillation(Task):
             if self.config.init is None:
                 model.start_from_teacher()
 
+    def plan(self, model: Any, batch: VideoTextBatch, *, own_pairs: bool = True, device: str | None = None) -> Any:
+        return model.plan(batch.sample_ids, seed=self.config.seed, step=batch.step, device=device)
+
     def loss(self, compute: Callable[..., Any], model: Any, batch: VideoTextBatch, rest: RestOfStep = ALONE) -> Loss:
-        plan = model.plan(batch.sample_ids, seed=self.config.seed, step=batch.step)
-        output = compute(batch.video.to(model.device, non_blocking=True), plan)
+        output = compute(batch.video.to(model.device, non_blocking=True), self.planned(model, batch))
         return output.loss, output.terms
 
 

@@ -15,6 +15,7 @@ from fastvtp.modules.checks import (
 )
 from fastvtp.modules.contrast import Contrast, ContrastConfig
 from fastvtp.modules.layers import init_linear_normal
+from fastvtp.modules.one_buffer import on_device
 from fastvtp.modules.packing import Packing
 from fastvtp.modules.pooler import AttentionPooler
 from fastvtp.modules.positions import sinusoid_positions
@@ -27,7 +28,7 @@ from fastvtp.systems.videoprism.layers import (
     PrismTransformer,
     unit_length,
 )
-from fastvtp.systems.videoprism.visible import VisibleTokens
+from fastvtp.systems.videoprism.visible import VisibleTokens, lay_out_visible
 from fastvtp_kernels import tube_mask
 from fastvtp_kernels.packing import locate_rows
 from fastvtp_kernels.symbolic import holds
@@ -182,7 +183,9 @@ class VideoTextPrism(nn.Module):
             self.auxiliary.eval()
         return self
 
-    def plan(self, video: Tensor, sample_ids: Tensor, *, seed: int, step: int) -> VisibleTokens | None:
+    def plan(
+        self, video: Tensor, sample_ids: Tensor, *, seed: int, step: int, device: torch.device | str | None = None
+    ) -> VisibleTokens | None:
         """Return the tokens that a step of pretraining keeps, drawn on the host from (seed, step, sample id); None:
         all.
 
@@ -192,7 +195,7 @@ class VideoTextPrism(nn.Module):
             return None
         grid = self.config.grid_of(video)
         mask = tube_mask(len(video), grid, self.config.token_drop, seed=seed, step=step, sample_ids=sample_ids)
-        return self.video_encoder.plan(mask.visible, grid)
+        return on_device(lay_out_visible(mask.visible, grid), device or self.device)
 
     def video_tokens(
         self, video: Tensor, frame_paddings: Tensor | None = None, *, visible: VisibleTokens | None = None
