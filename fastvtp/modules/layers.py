@@ -49,8 +49,10 @@ class Residual(nn.Module):
         if self.gamma is not None:
             branch_ND = branch_ND * self.gamma
         if self.training and self.drop_path:
-            kept = torch.rand(len(packing.cu_seqlens) - 1, 1, device=branch_ND.device) >= self.drop_path
-            sequence, _ = locate_rows(packing.cu_seqlens, len(branch_ND))
+            sequences = packing.cu_seqlens.shape[0] - 1
+            kept = torch.rand(sequences, 1, device=branch_ND.device) >= self.drop_path
+            # rows behind the last sequence, which nobody reads, do as it does
+            sequence = locate_rows(packing.cu_seqlens, len(branch_ND))[0].clamp(max=sequences - 1)
             branch_ND = branch_ND * (kept.to(branch_ND.dtype) / (1 - self.drop_path)).index_select(0, sequence)
         return branch_ND
 

@@ -104,7 +104,7 @@ class Gradients:
     def planned(self, batches: Iterator[VideoTextBatch], number: int) -> Iterator[VideoTextBatch]:
         """Give the micro-batches that `of_step` will be given their plans, made ahead in a thread, where the task plans
         any. number: how many there will be."""
-        if type(self._task).plan is Task.plan:
+        if not self._task.plans:
             return batches
         together = self._each * processes.size() > 1 and self._looks_around and self._wanted.pairs
         make = functools.partial(self._task.plan, self._parallel.model, own_pairs=not together, device="cpu")

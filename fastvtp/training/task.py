@@ -42,6 +42,7 @@ class Task(ABC):
         matches: whether its loss tells right pairs of texts and clips from wrong ones; its model then has `draw_wrong`.
         data_settings: which of "images", "class_names", "features" and "more" of `DataConfig` it follows.
         follows: settings that nobody gives, since they follow from something else: dotted name -> from what.
+        plans: whether the model plans its steps, so that `plan` gives something.
         reads_text: whether the model takes a tokenizer.
         fresh: parts of the model that start at random even where `init` is of its own architecture.
 
@@ -62,6 +63,7 @@ class Task(ABC):
     matches: ClassVar[bool] = False
     data_settings: ClassVar[Sequence[str]] = ()
     follows: ClassVar[Mapping[str, str]] = {}
+    plans: ClassVar[bool] = False
     reads_text: ClassVar[bool] = True
     fresh: ClassVar[tuple[str, ...]] = ()
 
@@ -176,9 +178,11 @@ class Task(ABC):
         return None
 
     def plan(self, model: Any, batch: VideoTextBatch, *, own_pairs: bool = True, device: str | None = None) -> Any:
-        """Return the plan of a micro-batch, made of its captions and numbers and the model's configuration alone; None,
-        where its model plans nothing. own_pairs: False leaves the wrong pairs to the whole batch, where a plan would
-        make them. device: where its tensors are; None: the model's."""
+        """Return the plan of a micro-batch, made of its captions and numbers and the model's configuration alone.
+
+        own_pairs: False leaves the wrong pairs to the whole batch, where a plan would make them. device: where its
+        tensors are; None: the model's.
+        """
         return None
 
     def planned(self, model: Any, batch: VideoTextBatch, *, own_pairs: bool = True) -> Any:
@@ -206,6 +210,8 @@ class Task(ABC):
 class CaptionedTask(Task):
     """Captioned videos of one or more data sets, and pictures where `data.images` lists some, for a model that plans
     its steps."""
+
+    plans = True
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)

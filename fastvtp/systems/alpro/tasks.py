@@ -38,6 +38,7 @@ class PretrainPrompter(CaptionedTask):
     name = "pretrain_prompter"
     model_config = AlproPrompterConfig
     contrasts = True
+    plans = False
     data_settings = ("images",)
 
     def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected:

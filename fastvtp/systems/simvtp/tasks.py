@@ -46,6 +46,7 @@ class FinetuneRetrieval(CaptionedTask):
     name = "finetune_retrieval"
     model_config = DualEncoderConfig
     contrasts = True
+    plans = False
 
     def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected:
         return model.collect(*self.whole(model, batch), wanted=wanted)

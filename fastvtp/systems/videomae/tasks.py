@@ -30,6 +30,7 @@ class PretrainVideoMAE(Task):
 
     name = "pretrain_videomae"
     model_config = VideoMAEConfig
+    plans = True
     reads_text = False
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):

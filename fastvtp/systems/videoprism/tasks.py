@@ -82,6 +82,7 @@ class PretrainPrismDistillation(Task):
     model_config = PrismStudentConfig
     options = DistillationOptions
     data_settings = ("more",)
+    plans = True
     reads_text = False
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
