@@ -42,7 +42,7 @@ class Task(ABC):
         matches: whether its loss tells right pairs of texts and clips from wrong ones; its model then has `draw_wrong`.
         data_settings: which of "images", "class_names", "features" and "more" of `DataConfig` it follows.
         follows: settings that nobody gives, since they follow from something else: dotted name -> from what.
-        plans: whether the model plans its steps, so that `plan` gives something.
+        plans: whether `plan` may be asked ahead of the step, in another thread.
         reads_text: whether the model takes a tokenizer.
         fresh: parts of the model that start at random even where `init` is of its own architecture.
 
@@ -210,8 +210,6 @@ class Task(ABC):
 class CaptionedTask(Task):
     """Captioned videos of one or more data sets, and pictures where `data.images` lists some, for a model that plans
     its steps."""
-
-    plans = True
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
         super().__init__(config, checkpoint)

@@ -104,7 +104,7 @@ def test_a_folder_of_folders_is_read_in_sorted_order(tmp_path):
 @pytest.mark.parametrize(
     ("name", "line", "complaint"),
     [
-        ("list.jsonl", '{"label": 1}', ", line 2: field 'video': expected non-empty text"),
+        ("list.jsonl", '{"label": 1}', ", line 2: field 'video': there is none among 'label'; a field of another name"),
         ("list.jsonl", '{"video": "a"}', ", line 2: field 'label': there is none among 'video'"),
         ("list.jsonl", '{"video": "a", "label": true}', ", line 2: field 'label': expected non-empty text, got True"),
         ("list.jsonl", '{"video": "a", "label": -1}', ", line 2: field 'label': expected a number from 0 to 999999"),

@@ -38,7 +38,6 @@ class PretrainPrompter(CaptionedTask):
     name = "pretrain_prompter"
     model_config = AlproPrompterConfig
     contrasts = True
-    plans = False
     data_settings = ("images",)
 
     def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected:
@@ -66,7 +65,7 @@ class PretrainAlpro(CaptionedTask):
     name = "pretrain_alpro"
     model_config = AlproConfig
     options = PrompterOptions
-    contrasts = matches = True
+    contrasts = matches = plans = True
     data_settings = ("images",)
 
     def __init__(self, config: TrainConfig, checkpoint: Path | None = None):
@@ -136,7 +135,7 @@ class FinetuneAlproRetrieval(CaptionedTask):
 
     name = "finetune_alpro_retrieval"
     model_config = AlproRetrievalConfig
-    contrasts = matches = True
+    contrasts = matches = plans = True
 
 
 class FinetuneAlproQA(QuestionTask):

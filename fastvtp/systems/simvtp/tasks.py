@@ -26,7 +26,7 @@ class PretrainSimVTP(CaptionedTask):
 
     name = "pretrain_simvtp"
     model_config = SimVTPConfig
-    contrasts = matches = True
+    contrasts = matches = plans = True
 
     def plan(self, model: Any, batch: VideoTextBatch, *, own_pairs: bool = True, device: str | None = None) -> Any:
         return model.plan(
@@ -46,7 +46,6 @@ class FinetuneRetrieval(CaptionedTask):
     name = "finetune_retrieval"
     model_config = DualEncoderConfig
     contrasts = True
-    plans = False
 
     def collect(self, model: Any, batch: VideoTextBatch, wanted: Wanted) -> Collected:
         return model.collect(*self.whole(model, batch), wanted=wanted)

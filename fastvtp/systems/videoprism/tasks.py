@@ -45,7 +45,7 @@ class PretrainPrismContrast(CaptionedTask):
     name = "pretrain_videoprism_contrastive"
     model_config = VideoTextPrismConfig
     options = ContrastOptions
-    contrasts = True
+    contrasts = plans = True
     data_settings = ("images", "more")
 
     def initial_weights(self, model: Any) -> Iterator[tuple[str | None, str | None, Any]]:
