@@ -116,6 +116,23 @@ def test_constant_patch_has_a_finite_target():
     assert loss.item() < 1e-12
 
 
+@pytest.mark.parametrize("normalize", ["patch_channel", "patch"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_pixels_that_are_all_equal_have_no_target(normalize, compiled):
+    """Of every grey level, whichever way a mean is rounded: the loss is that of zeros."""
+    grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 1, 256, 1).expand(1, 2, 4, 256, 3)
+    video = grey.repeat_interleave(4, dim=3)
+    masked = torch.arange(256, dtype=torch.int32)[None]
+
+    def loss(prediction: torch.Tensor) -> torch.Tensor:
+        return masked_pixel_loss(prediction, video, masked, tubelet=(2, 4, 4), normalize=normalize, **IMAGENET)
+
+    if compiled:
+        torch._dynamo.reset()
+        loss = torch.compile(loss, backend="aot_eager")
+    assert loss(torch.zeros(1, 256, 96)).item() < 1e-12
+
+
 def test_normalisation_of_the_encoder_input_does_not_enter():
     prediction, video, masked = example()
     bare = masked_pixel_loss(prediction, video, masked, tubelet=TUBELET)

@@ -15,6 +15,8 @@ def normalize_target(pixels: Tensor, channels: int, normalize: str | None, eps: 
         return pixels
     groups = pixels.unflatten(-1, (-1, channels if normalize == "patch_channel" else 1))
     centered = groups - groups.mean(dim=-2, keepdim=True)
+    # once more: the mean of equal pixels may be off by a rounding, which the division by eps would make a target
+    centered = centered - centered.mean(dim=-2, keepdim=True)
     variance = centered.square().sum(dim=-2, keepdim=True) / (groups.shape[-2] - 1)
     return (centered / (variance.sqrt() + eps)).flatten(-2)
 
