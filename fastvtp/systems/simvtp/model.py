@@ -12,6 +12,7 @@ Notable choices:
   the device.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,8 @@ from fastvtp.modules.stacks import Stack
 from fastvtp.systems.simvtp.config import SimVTPConfig
 from fastvtp.systems.simvtp.plan import CaptionTokens, SimVTPPlan, StepMasks, lay_out
 from fastvtp_kernels import hard_negatives, masked_pixel_loss, text_mask
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class SimVTP(nn.Module):
         self.word_head = nn.Linear(config.width, config.vocab_size)
         self.match_head = nn.Linear(config.width, 2)
         self.contrast = Contrast(config, config.width)
+        self._sizes: set[tuple[int, ...]] = set()
 
     def init_weights(self) -> None:
         """Initialise the weights as VideoMAE's, from torch's global generator."""
@@ -118,7 +122,8 @@ class SimVTP(nn.Module):
         input_ids: int64 [Nt] packed captions, on the CPU. text_lengths: tokens of each caption, B host integers.
         sample_ids: int64 [B] keys of the masks, on the CPU. step: number of the micro-batch in the run. own_pairs:
         False leaves the wrong pairs open, for `RestOfStep.wrong`. Returns the plan on `device`, the model's unless
-        another is given. Raises ValueError where the captions do not fit their lengths or the model's positions.
+        another is given, and says at level DEBUG where its size is the model's first of that kind. Raises ValueError
+        where the captions do not fit their lengths or the model's positions.
         """
         config = self.config
         lengths = np.asarray(text_lengths, dtype=np.int64)
@@ -134,7 +139,7 @@ class SimVTP(nn.Module):
         )
         visible, predicted = config.draw_masks(sample_ids, seed=seed, step=step)
         apart = config.matching_negatives == "hard" or not own_pairs
-        return lay_out(
+        plan = lay_out(
             config,
             StepMasks(visible, predicted, hidden),
             CaptionTokens(input_ids, lengths),
@@ -143,7 +148,20 @@ class SimVTP(nn.Module):
             seed=seed,
             step=step,
             roomy=True,
-        ).to(device or self.device)
+        )
+        self._tell_of_new_size(plan, len(input_ids))
+        return plan.to(device or self.device)
+
+    def _tell_of_new_size(self, plan: SimVTPPlan, tokens: int) -> None:
+        clips, words, rows = len(plan.sample_ids), len(plan.word_labels), len(plan.sources)
+        size = clips, words, rows, plan.packing.max_seqlen
+        if size not in self._sizes:
+            self._sizes.add(size)
+            logger.debug(
+                "%d clips with %d tokens of text: a plan of a new size, %d packed rows, %d masked words, sequences of "
+                "up to %d; %.1f %% of rows are nobody's",
+                *(clips, tokens, rows, words, plan.packing.max_seqlen, 100 * plan.capacity_waste()),
+            )
 
     def collect(self, video: Tensor, plan: SimVTPPlan, wanted: Wanted) -> Collected:
         """Tell beforehand what the losses of a step need of this micro-batch: its masked words, and the features that

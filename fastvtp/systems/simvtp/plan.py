@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastvtp.modules.bert import TextTakers
-from fastvtp.modules.capacity import NO_LABEL, bucket, length_bound, pad_rows
+from fastvtp.modules.capacity import NO_LABEL, bucket, length_bound, pad_rows, waste
 from fastvtp.modules.losses import matching_labels
 from fastvtp.modules.one_buffer import on_device
 from fastvtp.modules.packing import Packing, SequenceBuilder, exclusive_cumsum, span_rows
@@ -37,11 +37,11 @@ class Mismatched:
     clip_of_row: Tensor
     packing: Packing
 
-    def with_tail(self, tail: int, batch_size: int, longest: int) -> "Mismatched":
+    def with_tail(self, tail: int, batch_size: int, longest: int, pool_rows: int) -> "Mismatched":
         """Return this with `tail` rows behind it that are in no sequence, and a bound on the longest sequence."""
         num_rows = len(self.clip_of_row) + tail
         return Mismatched(
-            pad_rows(self.clip_0_sources, num_rows, 0),
+            _with_tail(self.clip_0_sources, tail, pool_rows),
             pad_rows(self.clip_of_row, num_rows, batch_size),
             _with_room(self.packing, num_rows, longest),
         )
@@ -93,6 +93,15 @@ class SimVTPPlan:
         """Return the plan with its tensors on `device`, in copies that the host does not wait for."""
         return on_device(self, torch.device(device))
 
+    def capacity_waste(self) -> float:
+        """Return the share of the packed rows that is in no sequence: what rounding up costs. Of a plan that is on a
+        device it waits for it."""
+        real, capacity = int(self.packing.cu_seqlens[-1]), len(self.sources)
+        if self.mismatched is not None:
+            real += int(self.mismatched.packing.cu_seqlens[-1])
+            capacity += len(self.mismatched.clip_of_row)
+        return waste(real, capacity)
+
 
 @dataclass(frozen=True)
 class StepMasks:
@@ -134,6 +143,7 @@ class Capacity(NamedTuple):
     def of(config: SimVTPConfig, masks: StepMasks, captions: CaptionTokens, *, hard: bool) -> "Capacity":
         """Return the capacity for these captions; hard: wrong pairs are encoded by a call of their own."""
         tokens, copies = len(captions.input_ids), 1 + (config.contrastive_text == "clean")
+        num_visible = masks.visible.shape[1]
         room = bucket(tokens)
         text, of_sequences, room_of_sequences = copies * room, tokens, room
         longest = int(captions.lengths.max(initial=0))
@@ -144,7 +154,6 @@ class Capacity(NamedTuple):
             # the captions, and of one copy as many rows as they are padded to
             text, longest = (copies - 1) * room + max(room_of_sequences, room), padded
         spare = room_of_sequences - of_sequences
-        num_visible = masks.visible.shape[1]
         return Capacity(
             text=text,
             tail=(2 if hard else 3) * spare,
@@ -212,12 +221,13 @@ def lay_out(
         room = Capacity.of(config, masks, captions, hard=mismatch is None)
         text_ids = pad_rows(text_ids, room.text, config.pad_token_id)
         text_positions = pad_rows(text_positions, room.text, 0)
-        sources = _with_tail(sources, room.tail, masks.visible.numel() + len(text_ids))
+        pool_rows = masks.visible.numel() + len(text_ids)
+        sources = _with_tail(sources, room.tail, pool_rows)
         word_rows = _with_others(word_rows, room.words, len(sources))
         word_labels = pad_rows(word_labels, room.words, NO_LABEL)
         packing = _with_room(packing, len(sources), room.longest)
         if mismatched is not None:
-            mismatched = mismatched.with_tail(room.wrong_tail, batch_size, room.longest)
+            mismatched = mismatched.with_tail(room.wrong_tail, batch_size, room.longest, pool_rows)
     return SimVTPPlan(
         sample_ids=sample_ids,
         visible=masks.visible,
@@ -243,16 +253,17 @@ def _with_tail(sources: Tensor, tail: int, pool_rows: int) -> Tensor:
     return torch.cat([sources, pool_rows - 1 - torch.arange(tail) % pool_rows])
 
 
-def _with_others(word_rows: Tensor, words: int, num_rows: int) -> Tensor:
-    """Return the rows of the masked words with others behind them, up to `words`: no row twice, as gradients are copied
+def _with_others(rows: Tensor, capacity: int, num_rows: int) -> Tensor:
+    """Return some of `num_rows` rows with others behind them, up to `capacity`: no row twice, as gradients are copied
     back to them."""
-    free = torch.ones(num_rows, dtype=torch.bool).index_fill_(0, word_rows, False)
-    return torch.cat([word_rows, free.nonzero()[: words - len(word_rows), 0]])
+    free = torch.ones(num_rows, dtype=torch.bool).index_fill_(0, rows, False)
+    return torch.cat([rows, free.nonzero()[: capacity - len(rows), 0]])
 
 
 def _with_room(packing: Packing, num_rows: int, longest: int) -> Packing:
-    """Return a packing of `num_rows` rows, of which the last may be in no sequence."""
-    keys = None if packing.key_rows is None else pad_rows(packing.key_rows, num_rows, 0)
+    """Return a packing of `num_rows` rows, of which the last may be in no sequence. Key rows behind the last sequence's
+    are those that nobody attends to."""
+    keys = None if packing.key_rows is None else _with_others(packing.key_rows, num_rows, num_rows)
     return replace(packing, max_seqlen=longest, key_rows=keys)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from fastvtp.modules.capacity import NO_LABEL, waste
+from fastvtp.modules.capacity import NO_LABEL
 from fastvtp.modules.losses import random_mismatch
 from fastvtp.systems.simvtp.model import SimVTP
 from fastvtp.systems.simvtp.plan import CaptionTokens, SimVTPPlan, StepMasks, lay_out
@@ -134,10 +134,39 @@ def test_a_run_sees_few_shapes_and_wastes_few_rows(preset, negatives, clips):
         if plan.mismatched is not None:
             rows.append((plan.mismatched.packing, len(plan.mismatched.clip_of_row)))
         real = sum(int(packing.cu_seqlens[-1]) for packing, _ in rows)
-        shares.append(waste(real, sum(capacity for _, capacity in rows)))
+        shares.append(1 - real / sum(capacity for _, capacity in rows))
+        assert plan.capacity_waste() == pytest.approx(shares[-1])
     assert len(shapes) <= (6 if clips == 64 else 10), shapes
     assert np.mean(shares) < 0.02
     assert max(shares) < 0.03
+
+
+def test_no_row_is_named_twice_where_gradients_are_copied_and_few_takers_share_one():
+    """Rows behind the real ones included, of padded captions, too."""
+    official, lengths = make_model("official"), (9, 2, 5, 3, 3)
+    bare, plan = plans_of(official, lengths, 0.5)
+    keys, last = plan.packing.key_rows, plan.packing.cu_seqlens_k
+    assert keys is not None
+    assert last is not None
+    assert keys.sort().values.tolist() == list(range(len(plan.sources)))
+    assert bare.packing.key_rows is not None
+    assert torch.equal(keys[: last[-1]], bare.packing.key_rows)
+    model = make_model("fastvtp", matching_negatives="hard")
+    plan = plans_of(model, (60,) * 8 + (61,), 0.5)[1]
+    assert plan.mismatched is not None
+    tail = plan.mismatched.clip_0_sources[int(plan.mismatched.packing.cu_seqlens[-1]) :]
+    assert len(tail) == len(tail.unique()) > 1
+
+
+def test_a_plan_of_a_new_size_is_told_once(caplog):
+    model = make_model("fastvtp")
+    with caplog.at_level("DEBUG", logger="fastvtp.systems.simvtp.model"):
+        for lengths in ((6, 4, 9), (6, 5, 8), (30, 20, 40)):
+            model.plan(captions_of(lengths), lengths, torch.arange(3), seed=1, step=0)
+    assert [line.split(":")[0] for line in caplog.messages] == [
+        "3 clips with 19 tokens of text",
+        "3 clips with 90 tokens of text",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -159,5 +188,24 @@ def test_one_graph_serves_all_captions(preset, negatives):
         if step in (0, 9, 19):
             torch.testing.assert_close(loss, model(video, plan).loss, rtol=1e-5, atol=1e-5)
             loss.backward()
+        compilations.append(counter.frame_count)
+    assert compilations[-1] == compilations[5] <= 3, compilations
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("clips", [4, 16])
+@pytest.mark.parametrize(("preset", "negatives"), VARIANTS)
+def test_sixty_batches_need_at_most_three_graphs(preset, negatives, clips):
+    """Of 3 to 32 tokens, backward passes included."""
+    torch._dynamo.reset()
+    model = make_model(preset, matching_negatives=negatives, **{"depth": 1, "decoder_depth": 1})
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    video = torch.zeros(clips, 4, 32, 32, 3, dtype=torch.uint8)
+    compilations = []
+    for step in range(60):
+        lengths = np.random.default_rng(step).integers(3, 33, clips).tolist()
+        plan = model.plan(captions_of(lengths, step), lengths, torch.arange(clips) + step, seed=1, step=step)
+        compiled(video, plan).loss.backward()
         compilations.append(counter.frame_count)
     assert compilations[-1] == compilations[5] <= 3, compilations

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastvtp
 from fastvtp.modules.layers import Residual
@@ -131,3 +132,17 @@ def test_layer_scale_and_drop_path():
 def test_bad_settings_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         VideoMAEConfig(**change)
+
+
+@pytest.mark.parametrize("prediction", ["all", "running_cell", "random"])
+def test_one_graph_serves_all_steps(prediction):
+    torch._dynamo.reset()
+    model = make_model(prediction=prediction, depth=1, decoder_depth=1)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for step in range(6):
+        plan = model.plan(torch.arange(3) + step, seed=3, step=step)
+        loss = compiled(VIDEO, plan).loss
+        loss.backward()
+        torch.testing.assert_close(loss, model(VIDEO, plan).loss)
+    assert counter.frame_count == 1
