@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
-from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -121,9 +120,10 @@ def count(config: SimVTPConfig, batch: int) -> Operations:
     longest = min(32, config.max_text_length)
     lengths = torch.randint(min(10, longest), longest + 1, (batch,), generator=generator).tolist()
     ids = torch.randint(150, config.vocab_size, (sum(lengths),), generator=generator)
-    # The plan is the host's, and no model is needed for it.
-    host: Any = SimpleNamespace(config=config, device=torch.device("cpu"))
-    plan = SimVTP.plan(host, ids, lengths, torch.arange(batch), seed=0, step=0)
+    # The plan is the host's, and a model without memory makes it.
+    with torch.device("meta"):
+        host = SimVTP(config)
+    plan = host.plan(ids, lengths, torch.arange(batch), seed=0, step=0, device="cpu")
     mode, forward, backward = FakeTensorMode(allow_non_fake_inputs=True), _Counter(), _Counter()
     with _environment(TRITON_INTERPRET="1", FASTVTP_BACKEND="triton"), mode:
         model = SimVTP(config).train()
